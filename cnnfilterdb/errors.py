@@ -1,0 +1,112 @@
+"""The errors of cnnfilterdb: one root, so that one ``except`` catches them all.
+
+::
+
+    CnnFilterDbError
+    ├── DatabaseError             the folder on disk is not what it should be
+    │   ├── NotADatabaseError     no database at this path (also FileNotFoundError)
+    │   ├── LockedError           another process writes this model
+    │   └── CorruptError          a count or a hash does not match
+    ├── SelectionError            a `by`, `where` or argument that cannot be answered (also ValueError)
+    ├── UnknownModelError         no model of that name, with the nearest names (also KeyError)
+    ├── IngestError               a model that could not be taken in
+    │   ├── WeightFileError       a file that is not a readable weight file
+    │   │   └── UnsafeFileError   a file that asks for code to be executed
+    │   ├── NoConvolutionError    a readable file without a two-dimensional convolution
+    │   ├── BadWeightsError       weights that are NaN, infinite or otherwise unusable
+    │   ├── HashMismatchError     a download whose hash is not the expected one
+    │   └── DownloadError         a file that could not be brought
+    ├── CatalogError              a catalog file that breaks its schema
+    └── MissingExtraError         an optional dependency is absent (also ImportError)
+
+Every message is one line that says what was expected, what was found and what to do.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BadWeightsError",
+    "CatalogError",
+    "CnnFilterDbError",
+    "CorruptError",
+    "DatabaseError",
+    "DownloadError",
+    "HashMismatchError",
+    "IngestError",
+    "LockedError",
+    "MissingExtraError",
+    "NoConvolutionError",
+    "NotADatabaseError",
+    "SelectionError",
+    "UnknownModelError",
+    "UnsafeFileError",
+    "WeightFileError",
+]
+
+
+class CnnFilterDbError(Exception):
+    """Root of every error that this package raises on purpose."""
+
+    def __str__(self) -> str:
+        # KeyError quotes its argument; one line of plain text serves people better.
+        return " ".join(str(arg) for arg in self.args)
+
+
+class DatabaseError(CnnFilterDbError):
+    """The database folder is not what it should be."""
+
+
+class NotADatabaseError(DatabaseError, FileNotFoundError):
+    """There is no database at the given path."""
+
+
+class LockedError(DatabaseError):
+    """Another process is writing the same model."""
+
+
+class CorruptError(DatabaseError):
+    """A count or a hash of stored data does not match."""
+
+
+class SelectionError(CnnFilterDbError, ValueError):
+    """A grouping, a condition or an argument that cannot be answered."""
+
+
+class UnknownModelError(CnnFilterDbError, KeyError):
+    """A name that no model has; the message gives the nearest names."""
+
+
+class IngestError(CnnFilterDbError):
+    """A model could not be taken into the database."""
+
+
+class WeightFileError(IngestError):
+    """A file is not a weight file that can be read."""
+
+
+class UnsafeFileError(WeightFileError):
+    """A file asks for code to be executed; it was not."""
+
+
+class NoConvolutionError(IngestError):
+    """A readable file holds no two-dimensional convolution."""
+
+
+class BadWeightsError(IngestError):
+    """Weights are NaN, infinite or otherwise unusable."""
+
+
+class HashMismatchError(IngestError):
+    """The bytes of a file are not the expected ones."""
+
+
+class DownloadError(IngestError):
+    """A file could not be brought."""
+
+
+class CatalogError(CnnFilterDbError):
+    """A catalog file breaks its schema."""
+
+
+class MissingExtraError(CnnFilterDbError, ImportError):
+    """An optional dependency is absent; the message gives the install line."""

@@ -1,0 +1,251 @@
+"""The tables of a database, as Arrow schemas, and the records that fill them.
+
+This module has no I/O. Every column is described where it is declared; the description travels in the Parquet files as
+field metadata, and the documentation is made from it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+__all__ = [
+    "FORMAT_VERSION",
+    "MAX_KERNEL_WEIGHTS",
+    "BASES",
+    "HISTOGRAMS",
+    "LAYERS",
+    "MODELS",
+    "ModelFacts",
+    "describe",
+    "filter_schema",
+    "kernel_shape",
+    "kernel_name",
+    "weight_columns",
+]
+
+#: Version of the folder layout; a reader refuses a folder with a higher one.
+FORMAT_VERSION = 1
+
+#: Kernels with more weights than this (32 x 32) are counted, not stored: they are patch embeddings, not filters.
+MAX_KERNEL_WEIGHTS = 1024
+
+
+def kernel_name(height: int, width: int) -> str:
+    """Spell a kernel size as the database does.
+
+    >>> kernel_name(1, 7)
+    '1x7'
+    """
+    return f"{height}x{width}"
+
+
+def kernel_shape(kernel: str) -> tuple[int, int]:
+    """Read a kernel size as the database spells it.
+
+    Raises:
+        ValueError: Not of the form ``3x3``.
+
+    >>> kernel_shape("1x7")
+    (1, 7)
+    """
+    height, separator, width = kernel.partition("x")
+    if not (separator and height.isdecimal() and width.isdecimal() and int(height) > 0 and int(width) > 0):
+        raise ValueError(f"not a kernel size: {kernel!r}; expected height x width, such as 3x3")
+    return int(height), int(width)
+
+
+def weight_columns(kernel: str) -> list[str]:
+    """Names of the weight columns of a kernel size, row-major.
+
+    >>> weight_columns("1x3")
+    ['w0', 'w1', 'w2']
+    """
+    height, width = kernel_shape(kernel)
+    return [f"w{i}" for i in range(height * width)]
+
+
+def _field(name: str, kind: pa.DataType, description: str, nullable: bool = True) -> pa.Field:
+    return pa.field(name, kind, nullable=nullable, metadata={"description": description})
+
+
+MODELS = pa.schema(
+    [
+        _field("model_id", pa.string(), "source/name, the key of a model", nullable=False),
+        _field("source", pa.string(), "where it came from: pypi, files, custom, timm, ...", nullable=False),
+        _field("name", pa.string(), "its name in that source", nullable=False),
+        _field("architecture", pa.string(), "architecture, such as ResNet-18"),
+        _field("family", pa.string(), "family of architectures, such as ResNet"),
+        _field("task", pa.string(), "what it was trained to do; a term of the catalog"),
+        _field("domain", pa.string(), "image domain of its training data (the papers' visual category)"),
+        _field("training_dataset", pa.string(), "data set of the last training"),
+        _field("pretraining_dataset", pa.string(), "data set of the training before that"),
+        _field("framework", pa.string(), "framework that wrote the file"),
+        _field("file_format", pa.string(), "format of the weight file"),
+        _field("weights_sha256", pa.string(), "SHA-256 of the weight file"),
+        _field("revision", pa.string(), "version or commit of the source"),
+        _field("url", pa.string(), "where to get it: a URL or a package URL (purl)"),
+        _field("license", pa.string(), "licence of the weights, an SPDX identifier where there is one"),
+        _field("paper", pa.string(), "paper to cite: a DOI, an arXiv number or a URL"),
+        _field("parameters", pa.int64(), "floating-point parameters of the file"),
+        _field("conv_layers", pa.int32(), "two-dimensional convolution layers, 1x1 included", nullable=False),
+        _field("filters", pa.int64(), "stored filters, of all kernel sizes", nullable=False),
+        _field("untrained", pa.bool_(), "true when the kernels look like random initialisation"),
+        _field("metrics", pa.map_(pa.string(), pa.float64()), "published metrics by name, such as top1"),
+        _field("skipped", pa.list_(pa.string()), "what looked like a convolution and was left out, with the reason"),
+        _field(
+            "files",
+            pa.list_(
+                pa.struct([("path", pa.string()), ("rows", pa.int64()), ("bytes", pa.int64()), ("sha256", pa.string())])
+            ),
+            "the Parquet files that hold its layers and filters, relative to the database",
+        ),
+        _field("cnnfilterdb_version", pa.string(), "version of the package that wrote it"),
+        _field("ingested_at", pa.timestamp("us", tz="UTC"), "when it was committed", nullable=False),
+    ]
+)
+
+LAYERS = pa.schema(
+    [
+        _field("model_id", pa.string(), "key of the model", nullable=False),
+        _field("layer", pa.int32(), "order of the layer in its model, from 0", nullable=False),
+        _field("name", pa.string(), "name of the layer in its file", nullable=False),
+        _field("kind", pa.string(), "conv, depthwise, grouped or transposed; NULL where it cannot be known"),
+        _field("kernel", pa.string(), "kernel size as text, such as 3x3", nullable=False),
+        _field("kernel_h", pa.int32(), "kernel height", nullable=False),
+        _field("kernel_w", pa.int32(), "kernel width", nullable=False),
+        _field("in_channels", pa.int32(), "input channels over all groups"),
+        _field("out_channels", pa.int32(), "output channels", nullable=False),
+        _field("groups", pa.int32(), "groups of channels"),
+        _field("stride_h", pa.int32(), "vertical stride"),
+        _field("stride_w", pa.int32(), "horizontal stride"),
+        _field("dilation_h", pa.int32(), "vertical dilation"),
+        _field("dilation_w", pa.int32(), "horizontal dilation"),
+        _field("conv_depth", pa.int32(), "rank of its depth among the depths that hold a convolution, from 0"),
+        _field("conv_depth_norm", pa.float64(), "conv_depth scaled to 0..1"),
+        _field("depth_source", pa.string(), "graph (longest path) or order (rank in execution order)"),
+        _field("dead", pa.bool_(), "true when the layer is known to be never executed"),
+        _field("bn_folded", pa.bool_(), "true when a batch normalisation is folded into the weight"),
+        _field("weight_norm", pa.string(), "how the weight was composed, or is normalised before use"),
+        _field("dtype", pa.string(), "element type in the weight file", nullable=False),
+        _field("stored", pa.bool_(), "true when its filters are stored (not for 1x1)", nullable=False),
+        _field("filters", pa.int64(), "kernels of the layer: out_channels x in_channels / groups", nullable=False),
+        _field("tensor_sha256", pa.string(), "SHA-256 of the float32 weight (out, in / groups, kh, kw), little-endian"),
+        _field("sparsity", pa.float64(), "share of kernels with all weights below 1 % of the layer's largest"),
+        _field("variance_entropy", pa.float64(), "entropy, base 10, of the explained variance of the raw kernels"),
+        _field("randomness_threshold", pa.float64(), "entropy expected of as many random 3x3 kernels; 3x3 only"),
+        _field("variance_entropy_clean", pa.float64(), "variance entropy without the sparse kernels"),
+        _field("orthogonality", pa.float64(), "1 = all output filters orthogonal, 0 = all parallel"),
+        _field("norm_l1", pa.float64(), "sum of absolute weights"),
+        _field("norm_l2", pa.float64(), "root of the sum of squared weights"),
+        _field("scaled_mean", pa.list_(pa.float64()), "mean of the scaled kernels, one value per weight"),
+        _field(
+            "scaled_scatter",
+            pa.list_(pa.float64()),
+            "centred second moment of the scaled kernels, sum over kernels of (x - mean)(x - mean)', "
+            "upper triangle row by row",
+        ),
+    ]
+)
+
+BASES = pa.schema(
+    [
+        _field("basis_id", pa.string(), "key of the basis", nullable=False),
+        _field("kernel", pa.string(), "kernel size", nullable=False),
+        _field("created_at", pa.timestamp("us", tz="UTC"), "when it was fitted; the newest of a size is the default"),
+        _field("variant", pa.string(), "which filters it was fitted on: all, or nonsparse"),
+        _field("models", pa.list_(pa.string()), "models that it was fitted on"),
+        _field("layers", pa.int64(), "number of layers that it was fitted on"),
+        _field("filters", pa.int64(), "number of filters that it was fitted on"),
+        _field("mean", pa.list_(pa.float64()), "mean of the scaled filters"),
+        _field("components", pa.list_(pa.list_(pa.float64())), "one row per component, by falling variance"),
+        _field("explained_variance", pa.list_(pa.float64()), "variance along each component"),
+        _field("explained_variance_ratio", pa.list_(pa.float64()), "its share of the total"),
+        _field("bins", pa.int32(), "bins of each histogram"),
+        _field("low", pa.float64(), "smallest coefficient of the filters that it was fitted on"),
+        _field("high", pa.float64(), "largest coefficient"),
+    ]
+)
+
+HISTOGRAMS = pa.schema(
+    [
+        _field("basis_id", pa.string(), "key of the basis", nullable=False),
+        _field("model_id", pa.string(), "key of the model", nullable=False),
+        _field("layer", pa.int32(), "layer of the model", nullable=False),
+        _field("recipe", pa.string(), "recipe that sets the range", nullable=False),
+        _field("low", pa.float64(), "left edge of the first bin", nullable=False),
+        _field("high", pa.float64(), "right edge of the last bin", nullable=False),
+        _field("filters", pa.int64(), "filters counted", nullable=False),
+        _field("counts", pa.list_(pa.int64()), "counts, component by component, bins values each", nullable=False),
+        _field("below", pa.list_(pa.int64()), "per component, coefficients left of the range", nullable=False),
+        _field("above", pa.list_(pa.int64()), "per component, coefficients right of the range", nullable=False),
+    ]
+)
+
+
+def filter_schema(kernel: str) -> pa.Schema:
+    """Schema of the filters of one kernel size: one row per kernel.
+
+    The kernel size and the source stand in the path of the file only.
+
+    >>> filter_schema("1x2").names
+    ['model_id', 'layer', 'out_channel', 'in_channel', 'w0', 'w1']
+    """
+    return pa.schema(
+        [
+            _field("model_id", pa.string(), "key of the model", nullable=False),
+            _field("layer", pa.int32(), "layer of the model", nullable=False),
+            _field("out_channel", pa.int32(), "output channel, slowest", nullable=False),
+            _field("in_channel", pa.int32(), "input channel within its group", nullable=False),
+            *(
+                _field(column, pa.float32(), "weight, row-major", nullable=False)
+                for column in weight_columns(kernel)
+            ),
+        ]
+    )
+
+
+def describe(schema: pa.Schema) -> dict[str, str]:
+    """Column descriptions of a schema by column name.
+
+    >>> describe(BASES)["kernel"]
+    'kernel size'
+    """
+    return {field.name: (field.metadata or {}).get(b"description", b"").decode() for field in schema}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What is known about a model besides its weights. What is unknown is None, never a guess.
+
+    The fields are columns of the models table, where they are described.
+    """
+
+    architecture: str | None = None
+    family: str | None = None
+    task: str | None = None
+    domain: str | None = None
+    training_dataset: str | None = None
+    pretraining_dataset: str | None = None
+    framework: str | None = None
+    file_format: str | None = None
+    weights_sha256: str | None = None
+    revision: str | None = None
+    url: str | None = None
+    license: str | None = None
+    paper: str | None = None
+    metrics: dict[str, float] | None = None
+
+    def updated(self, **facts: Any) -> ModelFacts:
+        """A copy with some facts replaced.
+
+        Raises:
+            TypeError: Not the name of a fact.
+
+        >>> ModelFacts(task="Classification").updated(domain="natural").domain
+        'natural'
+        """
+        return dataclasses.replace(self, **facts)

@@ -1,0 +1,91 @@
+"""Weight file formats: tensors out of files, safely.
+
+A format is one module with one small class, registered by :func:`register`. :func:`read` looks at the first bytes of a
+file, never at its name alone, and hands it to the format that knows them. No format executes code of a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Protocol
+
+from cnnfilterdb.errors import WeightFileError
+from cnnfilterdb.ingest.layers import Weights
+
+__all__ = ["Format", "read", "register", "registered"]
+
+
+class Format(Protocol):
+    """How one family of weight files is recognised and read."""
+
+    name: str
+
+    def matches(self, path: Path, head: bytes) -> bool:
+        """Tell from the first bytes (up to 4 KiB) and the name whether the file is of this format."""
+
+    def read(self, path: Path) -> Weights:
+        """Read the file.
+
+        Raises:
+            WeightFileError: The file is damaged or not of this format after all.
+            UnsafeFileError: The file asks for code to be executed.
+        """
+
+
+_formats: dict[str, Format] = {}
+
+# Imported on first use: reading a safetensors file should not import the ONNX library. The order is the order in which
+# they are asked.
+_modules = ("safetensors", "keras", "torch", "onnx")
+
+
+def register(cls: Callable[[], Format]) -> Callable[[], Format]:
+    """Class decorator: add a format to the registry under its ``name``."""
+    fmt = cls()
+    _formats[fmt.name] = fmt
+    return cls
+
+
+def registered() -> dict[str, Format]:
+    """All formats by name, in the order in which they are asked."""
+    for module in _modules:
+        import_module(f"{__name__}.{module}")
+    return dict(_formats)
+
+
+def read(path: str | Path) -> Weights:
+    """Read a weight file of any known format.
+
+    Args:
+        path: The file.
+
+    Raises:
+        WeightFileError: Not a weight file; the message says what it is instead and what to do.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            head = file.read(4096)
+    except OSError as error:
+        raise WeightFileError(f"{path}: cannot be opened: {error.strerror}") from error
+    reject(path, head)
+    for fmt in registered().values():
+        if fmt.matches(path, head):
+            return fmt.read(path)
+    raise WeightFileError(
+        f"{path}: not a known weight format (begins with {head[:8].hex(' ')}); "
+        "expected PyTorch, TorchScript, safetensors, ONNX, Keras HDF5 or .keras"
+    )
+
+
+def reject(path: Path, head: bytes) -> None:
+    """Refuse what is often saved in the place of weights: nothing, an HTML page, a Git LFS pointer."""
+    if not head:
+        raise WeightFileError(f"{path}: the file is empty; download it again")
+    if head.startswith(b"version https://git-lfs"):
+        raise WeightFileError(f"{path}: a Git LFS pointer, not the weights; run `git lfs pull` or download the file itself")
+    text = head[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        raise WeightFileError(f"{path}: an HTML page, not weights; the download was refused or the address is wrong")

@@ -1,0 +1,116 @@
+"""What a weight file holds, as data: tensors, convolution layers, and what was left out.
+
+Nothing here reads a file. A tensor or a layer carries a function that does, so that a file of any size is taken in one
+layer at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["ConvLayer", "Kind", "Skipped", "Tensor", "Weights"]
+
+Kind = Literal["conv", "depthwise", "grouped", "transposed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A named array of a weight file, read when it is asked for.
+
+    Attributes:
+        name: The key under which the file stores it.
+        shape: Its shape as stored.
+        dtype: Its element type as stored: a NumPy name, or ``bfloat16``, ``float8_e4m3fn``, ...
+        read: Returns the array as stored, but floating types narrower or wider than float32 as float32.
+        parameter: False for what the file marks as a buffer (a fixed blur kernel), None where that is not known.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    read: Callable[[], npt.NDArray[np.generic]]
+    parameter: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ConvLayer:
+    """One two-dimensional convolution layer. What cannot be known from the file is None, never a guess.
+
+    Attributes:
+        name: Name of the layer in its file, without the trailing ``.weight``.
+        shape: (out_channels, in_channels / groups, kernel height, kernel width), of whatever :attr:`read` returns.
+        read: Returns the weight: float32, C-contiguous, of :attr:`shape`. Transposed layers are turned to this layout
+            too; their kernels are not flipped.
+        dtype: Element type as stored in the file.
+        kind: conv, depthwise (one input channel per group and as many groups as input channels), grouped, or transposed.
+        in_channels: Input channels of the layer, over all groups.
+        groups: Number of groups.
+        stride: (vertical, horizontal).
+        dilation: (vertical, horizontal).
+        conv_depth: Rank, from 0, of the layer's depth among the distinct depths that hold a convolution
+            (papers' definition: depth is the longest path from an input).
+        conv_depth_norm: conv_depth / (number of distinct depths - 1), from 0 to 1; 0 when there is one depth only.
+        depth_source: ``graph`` (longest path in a known graph) or ``order`` (rank in execution order); None without depth.
+        dead: True when the layer is known to be never executed.
+        bn_folded: True when a batch normalisation was folded into the weight.
+        weight_norm: ``weight_norm`` or ``spectral_norm`` when the stored weight had to be composed from its parts;
+            ``std`` or ``scaled_std`` when the network standardises the stored weight before use.
+    """
+
+    name: str
+    shape: tuple[int, int, int, int]
+    read: Callable[[], npt.NDArray[np.float32]]
+    dtype: str = "float32"
+    kind: Kind | None = None
+    in_channels: int | None = None
+    groups: int | None = None
+    stride: tuple[int, int] | None = None
+    dilation: tuple[int, int] | None = None
+    conv_depth: int | None = None
+    conv_depth_norm: float | None = None
+    depth_source: str | None = None
+    dead: bool | None = None
+    bn_folded: bool | None = None
+    weight_norm: str | None = None
+
+    @property
+    def kernel(self) -> str:
+        """Kernel size as the database spells it.
+
+        >>> ConvLayer("stem", (64, 3, 7, 7), read=lambda: ...).kernel
+        '7x7'
+        """
+        return f"{self.shape[2]}x{self.shape[3]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A tensor or node that looks like a convolution but was left out, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """What a weight file holds.
+
+    Attributes:
+        format: ``torch-zip``, ``torch-legacy``, ``torchscript``, ``safetensors``, ``onnx``, ``keras-h5``, ``keras-v3``,
+            or ``module`` / ``state_dict`` for objects in memory.
+        framework: ``pytorch``, ``onnx``, ``keras`` or ``tensorflow``; None where the file does not tell.
+        layers: The convolution layers, in order of execution where a graph is known, else in file order.
+        parameters: Number of floating-point parameters in the file, all layers counted, buffers left out where known.
+        skipped: What looked like a convolution and was left out.
+    """
+
+    format: str
+    framework: str | None
+    layers: tuple[ConvLayer, ...]
+    parameters: int | None = None
+    skipped: tuple[Skipped, ...] = ()

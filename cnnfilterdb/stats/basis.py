@@ -1,0 +1,133 @@
+"""SVD bases of scaled filters: centred principal components, as the papers fit them."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.schema import kernel_shape
+from cnnfilterdb.stats import kernels
+from cnnfilterdb.stats.kernels import Columns
+from cnnfilterdb.stats.moments import Moments
+
+__all__ = ["BINS", "Basis"]
+
+#: Bins of a histogram of coefficients (papers' notebook).
+BINS = 70
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Basis:
+    """An orthonormal basis of filters of one kernel size.
+
+    The papers call it the SVD basis: principal components of the scaled filters f' = f / max |f|, centred by their mean
+    (CNN Filter DB, arXiv 2203.15331; ``sklearn.decomposition.PCA`` in its notebook). The coefficients of a filter are
+    c = V (f' - mean).
+
+    Attributes:
+        kernel: Kernel size, such as ``3x3``.
+        mean: Mean of the scaled filters, (k,) float64.
+        components: V, one component per row by falling variance, (k, k) float64. Signs carry no meaning; each
+            component's loading of largest magnitude is made positive, the first of them on a tie.
+        explained_variance: Variance along each component, (k,), with n - 1 in the denominator.
+        explained_variance_ratio: Its share of the total, (k,); zeros when the filters do not vary at all.
+        filters: Number of filters that it was fitted on.
+        low: Smallest coefficient over all components of the filters it was fitted on; None where it is not known.
+        high: Largest coefficient.
+        bins: Bins of the histograms made in it.
+        variant: ``all``, or ``nonsparse`` when it was fitted without sparse filters (arXiv 2204.02481).
+
+    >>> rng = np.random.default_rng(0)
+    >>> basis = Basis.fit(Moments.of(rng.normal(size=(500, 9)).astype(np.float32)), "3x3")
+    >>> basis.components.shape, bool(np.isclose(basis.explained_variance_ratio.sum(), 1))
+    ((9, 9), True)
+    """
+
+    kernel: str
+    mean: npt.NDArray[np.float64]
+    components: npt.NDArray[np.float64]
+    explained_variance: npt.NDArray[np.float64]
+    explained_variance_ratio: npt.NDArray[np.float64]
+    filters: int
+    low: float | None = None
+    high: float | None = None
+    bins: int = BINS
+    variant: str = "all"
+
+    @classmethod
+    def fit(cls, moments: Moments, kernel: str, *, variant: str = "all") -> Basis:
+        """Fit a basis to moments; no filter is looked at again.
+
+        Args:
+            moments: Of the scaled filters.
+            kernel: Their kernel size.
+            variant: Which filters the moments are of, ``all`` or ``nonsparse``; noted in the basis.
+
+        Raises:
+            SelectionError: Fewer than two filters, moments of another kernel size, or moments that are not finite.
+        """
+        height, width = kernel_shape(kernel)
+        if len(moments.mean) != height * width:
+            raise SelectionError(f"moments of {len(moments.mean)} weights do not fit {kernel} kernels")
+        if moments.count < 2:
+            raise SelectionError(f"a basis needs at least 2 filters; there is {moments.count or 'none'} of {kernel}")
+        if not (np.isfinite(moments.mean).all() and np.isfinite(moments.scatter).all()):
+            raise SelectionError(f"the moments of the {kernel} filters are not finite; run `cnnfilterdb verify`")
+        values, vectors = np.linalg.eigh(moments.scatter / (moments.count - 1))
+        # Rounding may leave a variance of zero slightly negative.
+        variance = np.maximum(values[::-1], 0)
+        total = variance.sum()
+        return cls(
+            kernel=kernel,
+            mean=moments.mean.copy(),
+            components=_signed(np.ascontiguousarray(vectors.T[::-1])),
+            explained_variance=variance,
+            explained_variance_ratio=variance / total if total > 0 else variance,
+            filters=moments.count,
+            variant=variant,
+        )
+
+    def with_range(self, low: float, high: float) -> Basis:
+        """The same basis with the range of its coefficients."""
+        return dataclasses.replace(self, low=low, high=high)
+
+    @property
+    def offsets(self) -> npt.NDArray[np.float64]:
+        """V mean, (k,): what is subtracted from V f'."""
+        return self.components @ self.mean
+
+    def project(self, filters: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+        """Coefficients (n, k) of filters (n, k), which are scaled first.
+
+        Raises:
+            SelectionError: Filters of another size.
+        """
+        if filters.ndim != 2 or filters.shape[1] != len(self.mean):
+            raise SelectionError(
+                f"filters of shape {filters.shape} were given; this basis is of {self.kernel}: (n, {len(self.mean)})"
+            )
+        return kernels.project(filters, self.components, self.offsets)
+
+    def coefficient_range(self, columns: Columns) -> tuple[float, float]:
+        """Smallest and largest coefficient, over all components, of filters given as k arrays (n,).
+
+        Without filters it is (inf, -inf), which any other range absorbs.
+        """
+        return kernels.coefficient_bounds(columns, self.components, self.offsets)
+
+
+def _signed(components: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Give each component the sign that makes its largest loading positive.
+
+    Loadings that are equal but for rounding, as those of symmetric kernels are, count as a tie: the first one decides.
+    """
+    magnitude = np.abs(components)
+    largest = magnitude.max(axis=1, keepdims=True)
+    first = (magnitude >= largest * (1 - 1e-6)).argmax(axis=1)
+    signs = np.sign(components[np.arange(len(components)), first])
+    signed: npt.NDArray[np.float64] = components * signs[:, None]
+    return signed

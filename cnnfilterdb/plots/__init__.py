@@ -1,1 +1,34 @@
-"""..."""
+"""Figures of the papers, and the report.
+
+Each function takes arrays and frames and returns a matplotlib figure, or draws on a panel that it is given. None
+touches pyplot: no display is needed, and no figure outlives its last reference.
+"""
+
+from __future__ import annotations
+
+from cnnfilterdb.plots.heatmap import density2d, heatmap, ordered_groups
+from cnnfilterdb.plots.kernels import BasisLike, eigenfilters, filter_grid
+from cnnfilterdb.plots.quality import depth_deciles, quality
+from cnnfilterdb.plots.report import Coefficients, Method, ReportData, report
+from cnnfilterdb.plots.ridge import binned_density, ridge, silverman_bandwidth
+from cnnfilterdb.plots.style import Figure, to_png
+
+__all__ = [
+    "BasisLike",
+    "Coefficients",
+    "Figure",
+    "Method",
+    "ReportData",
+    "binned_density",
+    "density2d",
+    "depth_deciles",
+    "eigenfilters",
+    "filter_grid",
+    "heatmap",
+    "ordered_groups",
+    "quality",
+    "report",
+    "ridge",
+    "silverman_bandwidth",
+    "to_png",
+]

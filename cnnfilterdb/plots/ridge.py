@@ -1,0 +1,287 @@
+"""Ridge plot of coefficient distributions: a row per group, a column per component."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import ndtr
+
+from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.plots.style import (
+    BODY,
+    INK,
+    MUTED,
+    RULE,
+    SMALL,
+    TEXT_WIDTH,
+    TITLE,
+    Figure,
+    bare,
+    compact,
+    distinct_labels,
+    finite_array,
+    place_title,
+    ramp,
+    row_label_width,
+    row_labels,
+)
+
+__all__ = ["binned_density", "ridge", "silverman_bandwidth"]
+
+#: How far a curve reaches up, in rows: above 1 it overlaps the row above.
+_REACH = 1.55
+
+#: Share of the filters of any curve that each end of an automatic x range may cut off.
+_TRIM = 0.005
+
+_POINTS = 320
+
+
+def silverman_bandwidth(counts: npt.ArrayLike, low: float, high: float) -> float:
+    """Silverman's bandwidth of binned data, from the moments of the histogram.
+
+    h = s (3 n / 4)^(-1/5), where n is the number of values and s their standard deviation (n - 1 in the denominator),
+    each value taken to lie in the middle of its bin (Silverman 1986, as in ``scipy.stats.gaussian_kde``).
+
+    Args:
+        counts: Values per bin, shape (bins,).
+        low: Left edge of the first bin.
+        high: Right edge of the last bin.
+
+    Returns:
+        The bandwidth, in the unit of the edges; 0 where all values lie in one bin.
+
+    Raises:
+        SelectionError: Nothing was counted, or the range is empty.
+    """
+    weights = _histogram(counts, low, high)
+    centres = low + (high - low) * (np.arange(weights.size) + 0.5) / weights.size
+    total = weights.sum()
+    mean = weights @ centres / total
+    variance = weights @ (centres - mean) ** 2 / max(total - 1.0, 1.0)
+    return float(np.sqrt(variance) * (0.75 * total) ** -0.2)
+
+
+def binned_density(
+    counts: npt.ArrayLike,
+    low: float,
+    high: float,
+    x: npt.ArrayLike,
+    *,
+    bandwidth: float | Literal["silverman"] = "silverman",
+) -> npt.NDArray[np.float64]:
+    """Smooth density of binned data: the histogram, as a density, convolved with a normal distribution.
+
+    Within a bin the values are taken as evenly spread. Silverman's bandwidth falls with the number of filters, and for
+    millions of them it is far narrower than a bin, where it would draw the steps of the histogram; so half a bin is
+    the least that is used. The density integrates to 1 over the real line.
+
+    Args:
+        counts: Values per bin, shape (bins,).
+        low: Left edge of the first bin.
+        high: Right edge of the last bin.
+        x: Where to evaluate, shape (points,).
+        bandwidth: Standard deviation of the normal distribution, or ``silverman``.
+
+    Returns:
+        The density at x, shape (points,), float64.
+
+    Raises:
+        SelectionError: Nothing was counted, the range is empty, or the bandwidth is not positive.
+
+    >>> binned_density([0, 10, 0], -1.5, 1.5, [0.0], bandwidth=0.01).round(3).tolist()
+    [1.0]
+    """
+    weights = _histogram(counts, low, high)
+    bin_width = (high - low) / weights.size
+    if bandwidth == "silverman":
+        width = max(silverman_bandwidth(weights, low, high), 0.5 * bin_width)
+    elif isinstance(bandwidth, (int, float)) and np.isfinite(bandwidth) and bandwidth > 0:
+        width = float(bandwidth)
+    else:
+        raise SelectionError(f"bandwidth: expected 'silverman' or a positive number, found {bandwidth!r}")
+    edges = np.linspace(low, high, weights.size + 1)
+    steps = ndtr((np.asarray(x, dtype=np.float64)[:, None] - edges) / width)
+    density: npt.NDArray[np.float64] = -np.diff(steps, axis=1) @ (weights / (weights.sum() * bin_width))
+    return density
+
+
+def ridge(
+    counts: npt.ArrayLike,
+    low: float,
+    high: float,
+    labels: Sequence[object],
+    *,
+    filters: Sequence[float] | npt.NDArray[Any] | None = None,
+    explained_variance_ratio: Sequence[float] | npt.NDArray[Any] | None = None,
+    components: Sequence[int] | None = None,
+    bandwidth: float | Literal["silverman"] = "silverman",
+    xlim: tuple[float, float] | Literal["auto", "full"] = "auto",
+    scale: Literal["curve", "column"] = "curve",
+    title: str | None = None,
+) -> Figure:
+    """Draw coefficient distributions as ridges: one row per group, one column per component.
+
+    The curves are those of :func:`binned_density`. The x axis is the same in all columns.
+
+    Args:
+        counts: Histograms of the coefficients, shape (groups, components, bins).
+        low: Left edge of the first bin, the same for all.
+        high: Right edge of the last bin.
+        labels: Names of the groups, from the top row down.
+        filters: Number of filters per group, written behind its name; without it, the number that was counted.
+        explained_variance_ratio: Share of the variance per component of the basis, written over its column.
+        components: Which components to draw; without it the first nine.
+        bandwidth: Standard deviation of the smoothing, or ``silverman``.
+        xlim: Range of the x axis; ``full`` for low to high, ``auto`` for the narrowest range that keeps 99 % of the
+            filters of every curve.
+        scale: ``curve`` draws every curve to the same height, as the papers do, and compares shapes; ``column``
+            draws the curves of a column to the same area.
+        title: Line over the figure.
+
+    Returns:
+        The figure: one Axes per component, from left to right.
+
+    Raises:
+        SelectionError: Nothing to draw, or arguments that do not fit together.
+    """
+    array = finite_array(counts, "counts", 3)
+    groups, width, _ = array.shape
+    if len(labels) != groups:
+        raise SelectionError(f"labels: expected one for each of {groups} groups, found {len(labels)}")
+    names = distinct_labels(labels)
+    for name, total in zip(names, array.sum(axis=(1, 2)), strict=True):
+        if not total > 0:
+            raise SelectionError(f"counts: group {name!r} has no filters in the range; leave it out")
+    shown = list(range(min(width, 9))) if components is None else [int(component) for component in components]
+    if not shown or not all(0 <= component < width for component in shown):
+        raise SelectionError(f"components: expected some of 0 to {width - 1}, found {shown}")
+    array = array[:, shown, :]
+    sizes = array.sum(axis=2).max(axis=1) if filters is None else finite_array(filters, "filters", 1)
+    if sizes.size != groups:
+        raise SelectionError(f"filters: expected one number for each of {groups} groups, found {sizes.size}")
+    ratios = None
+    if explained_variance_ratio is not None:
+        ratios = finite_array(explained_variance_ratio, "explained_variance_ratio", 1)
+        if ratios.size < width:
+            raise SelectionError(f"explained_variance_ratio: expected {width} values, found {ratios.size}")
+    left_x, right_x = _x_range(array, low, high, xlim)
+    x = np.linspace(left_x, right_x, _POINTS)
+    ticks = _ticks(left_x, right_x)
+
+    label_size = BODY if groups <= 24 else SMALL
+    pitch = float(np.clip(5.6 / groups, 0.19, 0.42))
+    notes = [compact(size) for size in sizes]
+    # The room for the names is measured first: the columns share what is left of the page.
+    left = 0.06 + row_label_width(names, notes, label_size, "filters")
+    column = float(np.clip((TEXT_WIDTH - left - 0.08) / len(shown), 0.50, 1.30))
+    top = 0.24 + (0.15 if ratios is not None else 0.0) + (0.26 if title else 0.0)
+    bottom = 0.38
+    height = (groups - 1 + _REACH + 0.22) * pitch
+    figure = Figure(left + column * len(shown) + 0.08, top + height + bottom)
+    total_width, total_height = figure.get_size_inches()
+
+    colours = ramp(groups)
+    baselines = np.arange(groups - 1, -1, -1, dtype=np.float64)
+    for position, component in enumerate(shown):
+        axes = figure.add_axes(
+            (
+                (left + column * (position + 0.03)) / total_width,
+                bottom / total_height,
+                0.94 * column / total_width,
+                height / total_height,
+            )
+        )
+        bare(axes)
+        axes.set_xlim(left_x, right_x)
+        axes.set_ylim(-0.12, groups - 1 + _REACH + 0.10)
+        axes.axvline(0.0, color=RULE, linewidth=0.6, zorder=0)
+        curves = [
+            binned_density(histogram, low, high, x, bandwidth=bandwidth) if histogram.any() else np.zeros_like(x)
+            for histogram in array[:, position]
+        ]
+        highest = max(float(curve.max()) for curve in curves) or 1.0
+        for row, curve in enumerate(curves):
+            peak = highest if scale == "column" else float(curve.max()) or 1.0
+            outline = baselines[row] + _REACH * curve / peak
+            axes.fill_between(
+                x, baselines[row], outline, color=colours[row], alpha=0.72, linewidth=0, zorder=2 * row + 1
+            )
+            axes.plot(x, outline, color="white", linewidth=1.5, zorder=2 * row + 2, solid_capstyle="butt")
+            axes.plot(x, outline, color=colours[row], linewidth=0.7, zorder=2 * row + 2, solid_capstyle="butt")
+        if position == 0:
+            row_labels(axes, list(baselines + 0.14), names, notes, label_size, heading="filters")
+        else:
+            axes.set_yticks([])
+        axes.set_xticks(ticks, labels=[f"{tick:g}".replace("-", "−") for tick in ticks])
+        axes.tick_params(axis="x", length=2, pad=1.5, labelsize=SMALL if column > 0.6 else SMALL - 0.5)
+        head = axes.get_xaxis_transform()
+        middle = 0.5 * (left_x + right_x)
+        points_up = 72.0 * height
+        offset = 1.0 + (11.5 if ratios is not None else 1.5) / points_up
+        axes.text(
+            middle, offset, f"$c_{{{component}}}$", transform=head, ha="center", va="bottom", fontsize=TITLE, color=INK
+        )
+        if ratios is not None:
+            share = f"{100 * ratios[component]:.1f} %"
+            axes.text(
+                middle,
+                1.0 + 1.5 / points_up,
+                share,
+                transform=head,
+                ha="center",
+                va="bottom",
+                fontsize=SMALL,
+                color=MUTED,
+            )
+    centre = (left + 0.5 * column * len(shown)) / total_width
+    figure.text(centre, 0.07 / total_height, "coefficient", ha="center", va="bottom", fontsize=BODY, color=INK)
+    place_title(figure, title)
+    return figure
+
+
+def _histogram(counts: npt.ArrayLike, low: float, high: float) -> npt.NDArray[np.float64]:
+    weights = finite_array(counts, "counts", 1)
+    if not (np.isfinite(low) and np.isfinite(high) and low < high):
+        raise SelectionError(f"low, high: expected the edges of a range, found {low!r} and {high!r}")
+    if (weights < 0).any() or not weights.sum() > 0:
+        raise SelectionError("counts: expected numbers of filters, not all zero and none negative")
+    return weights
+
+
+def _x_range(
+    counts: npt.NDArray[np.float64],
+    low: float,
+    high: float,
+    xlim: tuple[float, float] | Literal["auto", "full"],
+) -> tuple[float, float]:
+    """Range of the x axis; counts are (groups, components, bins)."""
+    if not (np.isfinite(low) and np.isfinite(high) and low < high):
+        raise SelectionError(f"low, high: expected the edges of a range, found {low!r} and {high!r}")
+    if xlim == "full":
+        return low, high
+    if xlim != "auto":
+        left, right = float(xlim[0]), float(xlim[1])
+        if not (np.isfinite(left) and np.isfinite(right) and left < right):
+            raise SelectionError(f"xlim: expected 'auto', 'full' or (left, right), found {xlim!r}")
+        return left, right
+    histograms = counts.reshape(-1, counts.shape[-1])
+    histograms = histograms[histograms.sum(axis=1) > 0]
+    cumulative = np.cumsum(histograms, axis=1) / histograms.sum(axis=1, keepdims=True)
+    first = int((cumulative > _TRIM).argmax(axis=1).min())
+    last = int((cumulative >= 1.0 - _TRIM).argmax(axis=1).max())
+    edges = np.linspace(low, high, counts.shape[-1] + 1)
+    # Two more bins on either side, so that the foot of the widest curve is seen.
+    return float(edges[max(first - 2, 0)]), float(edges[min(last + 3, counts.shape[-1])])
+
+
+def _ticks(left: float, right: float) -> list[float]:
+    """Three ticks about the middle of a range, far enough from its ends to keep clear of the next column's."""
+    middle = 0.0 if left < 0 < right else 0.5 * (left + right)
+    reach = 0.8 * min(middle - left, right - middle)
+    power = 10.0 ** np.floor(np.log10(reach))
+    step = max(float(nice * power) for nice in (1, 2, 5) if nice * power <= reach * (1 + 1e-9))
+    return [middle - step, middle, middle + step]

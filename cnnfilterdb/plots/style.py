@@ -1,0 +1,335 @@
+"""What the figures share: colours, sizes, labels, and a figure that needs no display.
+
+Nothing here touches pyplot, so no backend is chosen and no figure is kept alive by a global register.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure as MatplotlibFigure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
+
+from cnnfilterdb.errors import SelectionError
+
+__all__ = [
+    "BODY",
+    "CURVES",
+    "DIVERGING",
+    "INK",
+    "LABEL_WIDTH",
+    "MUTED",
+    "RULE",
+    "SEQUENTIAL",
+    "SMALL",
+    "TEXT_WIDTH",
+    "TITLE",
+    "Figure",
+    "bare",
+    "compact",
+    "contrast",
+    "distinct_labels",
+    "finite_array",
+    "is_unknown",
+    "label_text",
+    "place_title",
+    "ramp",
+    "row_label_width",
+    "row_labels",
+    "shorten",
+    "text_width",
+    "to_png",
+]
+
+#: Colours of text, of what stands back, and of hairlines.
+INK = "#1b1f24"
+MUTED = "#6a7079"
+RULE = "#d5d8dd"
+
+#: Colour maps. The first runs evenly from dark to bright, the second is symmetric about white, and the third is cut
+#: before it gets too pale for a curve on white. All three keep their order for the common kinds of colour blindness.
+SEQUENTIAL = "inferno"
+DIVERGING = "RdBu_r"
+CURVES = "viridis"
+
+#: Text sizes in points: legible at the width of a paper's page, and in a browser.
+TITLE = 9.0
+BODY = 7.5
+SMALL = 6.5
+
+#: Width of the text block of a two-column paper, in inches.
+TEXT_WIDTH = 7.16
+
+#: Longest label, in characters; longer ones lose their middle.
+LABEL_WIDTH = 35
+
+_ELLIPSIS = "…"
+
+#: Room between a panel, the notes and the names of its rows, in inches.
+_GAP = 5.0 / 72.0
+
+
+class Figure(MatplotlibFigure):
+    """A matplotlib figure that is independent of pyplot and still shows itself in a notebook.
+
+    Args:
+        width: Width in inches.
+        height: Height in inches.
+    """
+
+    def __init__(self, width: float, height: float) -> None:
+        super().__init__(figsize=(width, height), facecolor="white")
+        FigureCanvasAgg(self)
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
+        width, height = self.get_size_inches()
+        return to_png(self), {"width": round(96 * width), "height": round(96 * height)}
+
+
+def to_png(figure: MatplotlibFigure, *, dpi: float = 192.0) -> bytes:
+    """Draw a figure as PNG: equal bytes for equal figures.
+
+    Args:
+        figure: What to draw.
+        dpi: Pixels per inch; the default is twice the density of a common screen.
+
+    Returns:
+        The file's content.
+    """
+    target = io.BytesIO()
+    figure.savefig(target, format="png", dpi=dpi, metadata={"Software": None})
+    return target.getvalue()
+
+
+def is_unknown(value: object) -> bool:
+    """Whether a value of a frame stands for something that is not known: None, NaN, NaT or NA."""
+    return value is None or value is pd.NaT or value is pd.NA or (isinstance(value, float) and math.isnan(value))
+
+
+def label_text(value: object) -> str:
+    r"""Spell the name of a group: one line of printable text, whatever the group is named by.
+
+    >>> [label_text(value) for value in ("faces", None, 0.5, 3.0, ("thermal", "Detection"), "two\nlines")]
+    ['faces', 'unknown', '0.5', '3', 'thermal · Detection', 'two lines']
+    """
+    if isinstance(value, tuple):
+        return " · ".join(label_text(part) for part in value)
+    if is_unknown(value):
+        return "unknown"
+    if isinstance(value, float):
+        return f"{value:g}"
+    text = "".join(char if char.isprintable() else " " for char in str(value))
+    return " ".join(text.split()) or "(empty)"
+
+
+def shorten(text: str, width: int = LABEL_WIDTH, *, head: int | None = None) -> str:
+    """Cut a long text in its middle, where names differ least.
+
+    Args:
+        text: Any text.
+        width: Longest result, in characters, at least 1.
+        head: How many characters to keep before the cut; half of them without it.
+
+    Returns:
+        The text itself where it is short enough.
+
+    >>> shorten("compnet_weights_axial_improvement_08_NITRC", 20)
+    'compnet_we…_08_NITRC'
+    """
+    if len(text) <= width:
+        return text
+    kept = width - 1
+    head = (kept + 1) // 2 if head is None else min(head, kept)
+    return text[:head] + _ELLIPSIS + text[len(text) - (kept - head) :]
+
+
+def distinct_labels(values: Iterable[object], width: int = LABEL_WIDTH) -> list[str]:
+    """Spell the names of groups so that each fits and no two long ones look alike.
+
+    The cut of :func:`shorten` is moved away from the middle where that tells names apart; what is alike even then is
+    numbered.
+
+    Args:
+        values: Names of groups.
+        width: Longest label, in characters.
+
+    Returns:
+        One label per value, in the same order.
+
+    >>> distinct_labels(["model_of_type_a_trained_long", "model_of_type_b_trained_long"], 17)
+    ['mo…a_trained_long', 'mo…b_trained_long']
+    """
+    texts = [label_text(value) for value in values]
+    wanted = len(set(texts))
+    half = width // 2
+    for head in sorted(range(width), key=lambda head: (abs(head - half), head)):
+        labels = [shorten(text, width, head=head) for text in texts]
+        if len(set(labels)) == wanted:
+            return labels
+    labels, seen = [], dict[str, int]()
+    for text in texts:
+        label = shorten(text, width)
+        seen[label] = seen.get(label, 0) + 1
+        if seen[label] > 1:
+            number = f" ({seen[label]})"
+            label = shorten(text, width - len(number)) + number
+        labels.append(label)
+    return labels
+
+
+def compact(count: float) -> str:
+    """Spell a count in three significant digits.
+
+    >>> [compact(count) for count in (0, 999, 12_900, 999_999, 1_464_797_156)]
+    ['0', '999', '12.9 k', '1 M', '1.46 B']
+    """
+    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= 0.9995 * size:
+            return f"{float(f'{count / size:.3g}'):g} {unit}"
+    return f"{count:.0f}"
+
+
+def text_width(text: str, size: float) -> float:
+    """Width of a line of text in inches, in the font that figures use by default.
+
+    Args:
+        text: One line; dollar signs mean themselves.
+        size: Font size in points.
+    """
+    width, _, _ = text_to_path.get_text_width_height_descent(text, FontProperties(size=size), ismath=False)
+    # Hinting to whole pixels makes a drawn line a little longer than its outlines.
+    return 1.03 * float(width) / 72.0
+
+
+def contrast(colour: tuple[float, float, float, float] | str) -> str:
+    """Black or white, whichever reads better on a colour, by the contrast ratio of WCAG 2.
+
+    >>> contrast("yellow"), contrast("navy")
+    ('black', 'white')
+    """
+    linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in to_rgb(colour)]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return "black" if (luminance + 0.05) / 0.05 > 1.05 / (luminance + 0.05) else "white"
+
+
+def ramp(count: int) -> list[tuple[float, float, float, float]]:
+    """Colours of a series of groups, evenly spaced and dark enough for a white page.
+
+    Args:
+        count: Number of groups.
+
+    Returns:
+        One (red, green, blue, alpha) per group.
+    """
+    positions = np.linspace(0.12, 0.80, count) if count > 1 else np.array([0.35])
+    return [matplotlib.colormaps[CURVES](float(position)) for position in positions]
+
+
+def place_title(figure: MatplotlibFigure, title: str | None) -> None:
+    """Write a line at the top left of a figure, shortened in its middle where the figure is too narrow for it."""
+    if not title:
+        return
+    width, height = (float(inches) for inches in figure.get_size_inches())
+    text = label_text(title)
+    room = width - 0.12
+    while len(text) > 1 and text_width(text, TITLE) > room:
+        text = shorten(label_text(title), min(len(text) - 1, int(len(text) * room / text_width(text, TITLE)) + 1))
+    figure.text(0.06 / width, 1 - 0.07 / height, text, va="top", fontsize=TITLE, color=INK, parse_math=False)
+
+
+def bare(axes: Axes, *, keep: Sequence[str] = ()) -> None:
+    """Take away the frame and the tick marks of a panel, apart from the named sides.
+
+    Colours are set in full, so that a dark style sheet of the user's does not leave white text on white.
+    """
+    axes.set_facecolor("none")
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in keep)
+        spine.set_color(RULE)
+        spine.set_linewidth(0.6)
+    axes.tick_params(length=0, labelsize=SMALL, labelcolor=INK, color=RULE, width=0.6)
+    axes.grid(False)
+
+
+def row_labels(
+    axes: Axes, rows: Sequence[float], labels: Sequence[str], notes: Sequence[str], size: float, *, heading: str = ""
+) -> None:
+    """Write the names of rows at the left of a panel, and a small grey note behind each.
+
+    Args:
+        axes: The panel.
+        rows: Vertical position of each row, in data units.
+        labels: Names, which become the tick labels.
+        notes: Notes of equal number, or none at all.
+        size: Font size of the names in points.
+        heading: What the notes are, written over them.
+    """
+    notes_width = _notes_width(notes, size, heading)
+    small = size - 1.0
+    pad = _GAP + (notes_width + _GAP if notes_width else 0.0)
+    axes.set_yticks(list(rows), labels=list(labels), fontsize=size, color=INK, parse_math=False)
+    axes.tick_params(axis="y", pad=72.0 * pad, length=0)
+    for row, note in zip(rows, notes, strict=False):
+        axes.annotate(
+            note,
+            (0.0, row),
+            xycoords=("axes fraction", "data"),
+            xytext=(-72.0 * _GAP, 0.0),
+            textcoords="offset points",
+            ha="right",
+            va="center_baseline",
+            fontsize=small,
+            color=MUTED,
+            annotation_clip=False,
+            parse_math=False,
+        )
+    if notes and heading:
+        axes.annotate(
+            heading,
+            (0.0, 1.0),
+            xycoords="axes fraction",
+            xytext=(-72.0 * _GAP, 3.0),
+            textcoords="offset points",
+            ha="right",
+            va="bottom",
+            fontsize=small,
+            color=MUTED,
+            annotation_clip=False,
+        )
+
+
+def row_label_width(labels: Sequence[str], notes: Sequence[str], size: float, heading: str = "") -> float:
+    """Width in inches that :func:`row_labels` needs at the left of a panel."""
+    note_width = _notes_width(notes, size, heading)
+    return max(text_width(label, size) for label in labels) + note_width + (2 if note_width else 1) * _GAP
+
+
+def _notes_width(notes: Sequence[str], size: float, heading: str) -> float:
+    return max((text_width(note, size - 1.0) for note in [*notes, heading]), default=0.0) if notes else 0.0
+
+
+def finite_array(values: Any, name: str, dimensions: int) -> npt.NDArray[np.float64]:
+    """Take an argument as an array of finite numbers.
+
+    Raises:
+        SelectionError: Empty, of another number of dimensions, or with NaN or infinity.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != dimensions:
+        raise SelectionError(f"{name}: expected {dimensions} dimensions, found an array of shape {array.shape}")
+    if array.size == 0:
+        raise SelectionError(f"{name}: nothing to draw, found an array of shape {array.shape}; widen the selection")
+    if not np.isfinite(array).all():
+        raise SelectionError(f"{name}: expected finite numbers, found NaN or infinity; leave those rows out")
+    return array

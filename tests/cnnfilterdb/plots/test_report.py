@@ -1,0 +1,250 @@
+import base64
+import dataclasses
+import datetime
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.plots import Coefficients, Method, ReportData, report
+
+HOSTILE = "<script>alert('x')</script><img src=http://evil.example/x onerror=alert(1)>\"&\u0000$title${tiles}"
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """Checks that tags are balanced, and collects what the page holds."""
+
+    def __init__(self, text):
+        super().__init__(convert_charrefs=True)
+        self.open, self.tags, self.text, self.ids, self.rows = [], [], [], [], []
+        self.feed(text)
+        self.close()
+        assert not self.open, f"left open: {self.open}"
+
+    def handle_starttag(self, tag, attributes):
+        names = [name for name, _ in attributes]
+        assert len(names) == len(set(names)), f"an attribute twice in {tag}"
+        self.tags.append((tag, dict(attributes)))
+        if "id" in names:
+            self.ids.append(dict(attributes)["id"])
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th") and self.rows:
+            self.rows[-1].append("")
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag, f"</{tag}> closes another tag"
+
+    def handle_data(self, data):
+        self.text.append(data)
+        if {"td", "th"} & set(self.open) and self.rows:
+            self.rows[-1][-1] += data
+
+    def attributes(self, name):
+        return [attributes[name] for _, attributes in self.tags if name in attributes]
+
+
+@pytest.fixture
+def data(histograms, make_basis):
+    rng = np.random.default_rng(0)
+    domains = ["faces", "natural", "natural", "thermal", None]
+    models = pd.DataFrame(
+        {
+            "model_id": [f"custom/m{i}" for i in range(5)],
+            "name": ["first", HOSTILE, "third", "fourth", "fifth"],
+            "architecture": ["ResNet-18", None, HOSTILE, "U-Net", "U-Net"],
+            "domain": domains,
+            "task": "Classification",
+            "training_dataset": [None, "ImageNet", None, None, None],
+            "conv_layers": pd.array([10, 20, 30, 40, None], dtype="Int64"),
+            "filters": [1000, 2000, 3000, 4000, 5_000_000],
+            "sparsity": [0.0, 0.125, np.nan, 0.001, 1.0],
+            "license": ["MIT", None, "Apache-2.0", HOSTILE, "MIT"],
+            "untrained": pd.array([False, None, True, False, False], dtype="boolean"),
+        }
+    )
+    groups = ["faces", "natural", "thermal"]
+    shift = pd.DataFrame([[0, 0.1, 0.9], [0.1, 0, 0.5], [0.9, 0.5, 0]], index=groups, columns=groups)
+    layers = pd.DataFrame(
+        {
+            "domain": rng.choice(groups, 60),
+            "sparsity": rng.beta(0.3, 4, 60),
+            "normalised_entropy": rng.uniform(0.3, 1, 60),
+            "orthogonality": rng.uniform(0.5, 1, 60),
+        }
+    )
+    return ReportData(
+        title="Kernels " + HOSTILE,
+        models=models,
+        shift=shift,
+        coefficients=Coefficients(counts=histograms(3), low=-4, high=4, labels=groups),
+        bases={group: make_basis(seed=i) for i, group in enumerate(groups)},
+        layers=layers,
+        method=Method(
+            recipe="cvpr2022",
+            basis_id="3x3-0123abcd",
+            basis_models=4,
+            basis_filters=9000,
+            bins=70,
+            low=-4.0,
+            high=4.0,
+            weights="the explained variance ratio",
+            filters=10000,
+            outside=45,
+            versions={"cnnfilterdb": "0.1.0", "numpy": "2.0"},
+        ),
+        created_at=datetime.datetime(2030, 1, 2, 3, 4, tzinfo=datetime.UTC),
+    )
+
+
+@pytest.fixture
+def page(data):
+    return Page(report(data))
+
+
+def test_page_is_well_formed(page):
+    assert page.tags[0][0] == "html"
+    assert len(page.ids) == len(set(page.ids))
+    targets = [link[1:] for link in page.attributes("href") if link.startswith("#")]
+    assert targets == page.ids == ["groups", "shift", "coefficients", "bases", "quality", "models", "method", "cite"]
+
+
+def test_hostile_names_stay_text(page):
+    tags = {tag for tag, _ in page.tags}
+    assert not tags & {"script", "iframe", "object", "embed", "link", "base", "form"}
+    assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
+    readable = HOSTILE.replace("\u0000", " ")
+    assert any(row[0] == readable for row in page.rows)
+    assert "".join(page.text).count(readable) >= 4
+    assert "\u0000" not in "".join(page.text)
+
+
+def test_nothing_is_loaded_from_elsewhere(data):
+    text = report(data)
+    page = Page(text)
+    assert all(source.startswith("data:image/png;base64,") for source in page.attributes("src"))
+    outward = {link for link in page.attributes("href") if not link.startswith("#")}
+    assert outward == {"https://arxiv.org/abs/2203.15331", "https://arxiv.org/abs/2210.13799"}
+    style = re.search(r"<style>(.*?)</style>", text, re.S).group(1)
+    assert "url(" not in style
+    assert "@import" not in style
+
+
+def test_pictures_are_png_with_a_description(page):
+    pictures = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert len(pictures) == 4
+    for picture in pictures:
+        content = base64.b64decode(picture["src"].partition(",")[2], validate=True)
+        assert content.startswith(b"\x89PNG")
+        assert len(picture["alt"]) > 20
+        assert int(picture["width"]) > 100
+
+
+def test_same_data_same_page(data):
+    assert report(data) == report(data)
+
+
+def test_numbers_of_the_database(page):
+    text = " ".join(page.text)
+    for number, noun in (("5", "models"), ("100", "convolution layers"), ("5,010,000", "filters"), ("3", "domains")):
+        assert f"{number} {noun}" in text
+
+
+def test_groups_are_counted_from_the_models(page):
+    assert ["natural", "2", "50", "5,000", "Apache-2.0, not recorded"] in page.rows
+    assert ["faces", "1", "10", "1,000", "MIT"] in page.rows
+    assert any(row[:4] == ["unknown", "1", "0", "5,000,000"] for row in page.rows)
+
+
+def test_given_groups_win(data):
+    given = pd.DataFrame({"models": [7], "filters": [12345]}, index=["faces · Detection"])
+    rows = Page(report(dataclasses.replace(data, groups=given, by="domain || task", layers=None))).rows
+    assert ["faces · Detection", "7", "12,345"] in rows
+
+
+def test_models_table_tells_what_is_known(page):
+    assert [
+        "Name",
+        "Architecture",
+        "Domain",
+        "Task",
+        "Training data",
+        "Layers",
+        "Filters",
+        "Sparsity",
+        "Licence",
+    ] in page.rows
+    assert ["first", "ResNet-18", "faces", "Classification", "–", "10", "1,000", "0.00 %", "MIT"] in page.rows
+    assert [row[0] for row in page.rows if "untrained" in row[0]] == ["third untrained"]
+    assert ["fifth", "U-Net", "–", "Classification", "–", "–", "5,000,000", "100.00 %", "MIT"] in page.rows
+
+
+def test_pairs_ascend(page):
+    pairs = [row for row in page.rows if len(row) == 2 and " – " in row[0]]
+    assert pairs == [["faces – natural", "0.100"], ["natural – thermal", "0.500"], ["faces – thermal", "0.900"]]
+
+
+def test_closest_and_most_distant_pairs_of_many_groups(data):
+    rng = np.random.default_rng(0)
+    values = rng.uniform(0.1, 1, (9, 9))
+    values = values + values.T
+    np.fill_diagonal(values, 0)
+    names = [f"g{i}" for i in range(9)]
+    many = dataclasses.replace(data, shift=pd.DataFrame(values, index=names, columns=names))
+    found = [float(row[1]) for row in Page(report(many)).rows if len(row) == 2 and " – " in row[0]]
+    upper = np.sort(values[np.triu_indices(9, 1)])
+    assert found == pytest.approx([*upper[:8], *upper[::-1][:8]], abs=6e-4)
+
+
+def test_method_tells_basis_range_and_what_fell_outside(page):
+    text = " ".join(" ".join(page.text).split())
+    for part in ("cvpr2022", "3x3-0123abcd", "4 models, 9,000 filters", "45 of 90,000 coefficient values (0.05 %)"):
+        assert part in text
+    assert "70 bins from −4 to 4" in text
+    assert "cnnfilterdb 0.1.0, numpy 2.0" in text
+    assert "2030-01-02 03:04 UTC" in text
+    assert "For 1 model no licence is recorded" in text
+
+
+def test_a_basis_that_is_not_stored_is_told_as_such(data):
+    method = dataclasses.replace(data.method, basis_id="", basis_models=0)
+    text = " ".join(" ".join(Page(report(dataclasses.replace(data, method=method))).text).split())
+    assert "Basis fitted for this report Fitted on 9,000 filters" in text
+
+
+def test_sections_without_data_are_left_out(data):
+    page = Page(report(ReportData(title="Bare", models=data.models[["model_id", "filters"]])))
+    assert page.ids == ["models", "cite"]
+    assert not page.attributes("src")
+    assert ["custom/m0", "1,000"] in page.rows
+    one = dataclasses.replace(
+        data, shift=pd.DataFrame([[0.0]], index=["a"], columns=["a"]), bases={}, coefficients=None
+    )
+    assert Page(report(one)).ids == ["groups", "quality", "models", "method", "cite"]
+
+
+def test_pictures_of_many_groups_are_cut_and_say_so(data, histograms):
+    names = [f"group {i}" for i in range(45)]
+    many = dataclasses.replace(
+        data,
+        coefficients=Coefficients(counts=histograms(45, 50), low=-4, high=4, labels=names),
+        shift=pd.DataFrame(1.0 - np.eye(45), index=names, columns=names),
+        bases={},
+    )
+    text = report(many)
+    assert "The 40 largest groups are drawn, 5 are not." in text
+    assert "The 40 groups nearest to the others are drawn, 5 are not." in text
+
+
+def test_a_report_needs_models(data):
+    with pytest.raises(SelectionError, match="ingest or add one first"):
+        report(dataclasses.replace(data, models=data.models.iloc[:0]))
+    with pytest.raises(SelectionError, match="name or model_id"):
+        report(ReportData(title="t", models=data.models[["filters"]]))

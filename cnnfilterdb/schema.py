@@ -13,17 +13,17 @@ from typing import Any
 import pyarrow as pa
 
 __all__ = [
-    "FORMAT_VERSION",
-    "MAX_KERNEL_WEIGHTS",
     "BASES",
+    "FORMAT_VERSION",
     "HISTOGRAMS",
     "LAYERS",
+    "MAX_KERNEL_WEIGHTS",
     "MODELS",
     "ModelFacts",
     "describe",
     "filter_schema",
-    "kernel_shape",
     "kernel_name",
+    "kernel_shape",
     "weight_columns",
 ]
 
@@ -95,6 +95,11 @@ MODELS = pa.schema(
         _field("filters", pa.int64(), "stored filters, of all kernel sizes", nullable=False),
         _field("untrained", pa.bool_(), "true when the kernels look like random initialisation"),
         _field("metrics", pa.map_(pa.string(), pa.float64()), "published metrics by name, such as top1"),
+        _field(
+            "original",
+            pa.map_(pa.string(), pa.string()),
+            "what the source states, by its own names and before corrections, where it states more than this table",
+        ),
         _field("skipped", pa.list_(pa.string()), "what looked like a convolution and was left out, with the reason"),
         _field(
             "files",
@@ -118,7 +123,7 @@ LAYERS = pa.schema(
         _field("kernel_h", pa.int32(), "kernel height", nullable=False),
         _field("kernel_w", pa.int32(), "kernel width", nullable=False),
         _field("in_channels", pa.int32(), "input channels over all groups"),
-        _field("out_channels", pa.int32(), "output channels", nullable=False),
+        _field("out_channels", pa.int32(), "output channels; NULL where the source gives the kernels in a row only"),
         _field("groups", pa.int32(), "groups of channels"),
         _field("stride_h", pa.int32(), "vertical stride"),
         _field("stride_w", pa.int32(), "horizontal stride"),
@@ -148,6 +153,9 @@ LAYERS = pa.schema(
             "centred second moment of the scaled kernels, sum over kernels of (x - mean)(x - mean)', "
             "upper triangle row by row",
         ),
+        _field("nonsparse_filters", pa.int64(), "kernels that are not sparse; NULL when none is sparse"),
+        _field("nonsparse_mean", pa.list_(pa.float64()), "scaled_mean without the sparse kernels; NULL when none is"),
+        _field("nonsparse_scatter", pa.list_(pa.float64()), "scaled_scatter without the sparse kernels; NULL likewise"),
     ]
 )
 
@@ -199,11 +207,13 @@ def filter_schema(kernel: str) -> pa.Schema:
             _field("model_id", pa.string(), "key of the model", nullable=False),
             _field("layer", pa.int32(), "layer of the model", nullable=False),
             _field("out_channel", pa.int32(), "output channel, slowest", nullable=False),
-            _field("in_channel", pa.int32(), "input channel within its group", nullable=False),
-            *(
-                _field(column, pa.float32(), "weight, row-major", nullable=False)
-                for column in weight_columns(kernel)
+            _field(
+                "in_channel",
+                pa.int32(),
+                "input channel within its group; number of the kernel in its layer where out_channels is NULL",
+                nullable=False,
             ),
+            *(_field(column, pa.float32(), "weight, row-major", nullable=False) for column in weight_columns(kernel)),
         ]
     )
 
@@ -238,6 +248,7 @@ class ModelFacts:
     license: str | None = None
     paper: str | None = None
     metrics: dict[str, float] | None = None
+    original: dict[str, str] | None = None
 
     def updated(self, **facts: Any) -> ModelFacts:
         """A copy with some facts replaced.

@@ -1,1 +1,108 @@
-"""..."""
+"""The SQL face of a database: views and macros in plain DuckDB SQL, no Python in the query plan.
+
+:func:`render` makes the text of ``init.sql``. A Python connection runs it, and so can any other DuckDB client::
+
+    duckdb -init mydb/init.sql -c "FROM kl_shift(domain)"
+
+Three kinds of text are joined: ``views.sql`` and ``macros.sql``, which are the same for every database, and one block
+per kernel size, in which the columns and the current basis stand as constants, because that is what lets DuckDB project
+filters as fast as it reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import cache
+from importlib.resources import files
+from string import Template
+
+from cnnfilterdb.schema import weight_columns
+from cnnfilterdb.stats import Basis
+
+__all__ = ["NEEDS_INDEX", "identifier", "literal", "render"]
+
+#: Names whose answers come from the index; a connection that sees one of them in a query builds a missing index first.
+NEEDS_INDEX = frozenset(
+    {"kl_shift", "kl_shift_components", "group_histograms", "histograms", "bases", "coefficients", "svd_coefficients"}
+)
+
+
+def literal(text: str) -> str:
+    """Quote a text as a SQL literal.
+
+    >>> literal("it's")
+    "'it''s'"
+    """
+    return "'" + text.replace("'", "''") + "'"
+
+
+def identifier(name: str) -> str:
+    """Quote a name as a SQL identifier.
+
+    >>> identifier('a"b')
+    '"a""b"'
+    """
+    return '"' + name.replace('"', '""') + '"'
+
+
+@cache
+def _template(name: str) -> Template:
+    return Template(files(__package__).joinpath(name).read_text(encoding="utf-8"))
+
+
+def _sum(terms: Iterable[str]) -> str:
+    return " + ".join(terms)
+
+
+def _coefficients(basis: Basis, scaled: list[str]) -> list[str]:
+    """Expressions of the coefficients c = V (s - mean) = V s - V mean, in double precision."""
+    offsets = basis.components @ basis.mean
+    return [
+        _sum(f"{value!r} * {name}" for value, name in zip(row.tolist(), scaled, strict=True)) + f" - {offset!r}"
+        for row, offset in zip(basis.components, offsets.tolist(), strict=True)
+    ]
+
+
+def _kernel_block(kernel: str, basis: tuple[str, Basis] | None) -> str:
+    columns = weight_columns(kernel)
+    text = _template("kernel.sql").substitute(
+        kernel=kernel,
+        columns=", ".join(columns),
+        size=len(columns),
+    )
+    if basis is None:
+        return text
+    basis_id, fitted = basis
+    greatest = ", ".join(f"abs({column})" for column in columns)
+    # Divided as REAL, as every other part of the package scales; summed as DOUBLE.
+    scaled = ", ".join(f"CAST({column} / peak AS DOUBLE) AS s{i}" for i, column in enumerate(columns))
+    names = [f"s{i}" for i in range(len(columns))]
+    coefficients = _coefficients(fitted, names)
+    text += _template("coefficients.sql").substitute(
+        kernel=kernel,
+        basis_id=basis_id,
+        peak=f"greatest({greatest})" if len(columns) > 1 else greatest,
+        scaled=scaled,
+        coefficients=",\n       ".join(f"{expression} AS c{i}" for i, expression in enumerate(coefficients)),
+    )
+    if kernel == "3x3":
+        elements = [f"CAST(scale_filter(w)[{i + 1}] AS DOUBLE)" for i in range(len(columns))]
+        text += _template("svd.sql").substitute(
+            basis_id=basis_id, coefficients=",\n    ".join(_coefficients(fitted, elements))
+        )
+    return text
+
+
+def render(path: str, kernels: Iterable[str], bases: Mapping[str, tuple[str, Basis]]) -> str:
+    """The text of ``init.sql``.
+
+    Args:
+        path: Folder of the database. A client may set the variable ``cnnfilterdb_path`` beforehand to override it, for
+            instance when the folder has moved.
+        kernels: Kernel sizes that are stored; 3x3 is always there.
+        bases: The current basis of each kernel size that has one: kernel -> (basis id, basis).
+    """
+    sizes = list(dict.fromkeys(["3x3", *kernels]))
+    parts = [_template("views.sql").substitute(path=literal(path)), _template("macros.sql").template]
+    parts += [_kernel_block(kernel, bases.get(kernel)) for kernel in sizes]
+    return "\n".join(parts)

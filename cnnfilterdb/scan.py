@@ -1,0 +1,122 @@
+"""Scans over the stored filters: Parquet row groups in threads, columns as they lie in memory.
+
+Everything that must look at each filter again (a new basis, other bins, another range) goes through :func:`scan`.
+Memory is bounded by the row groups in flight, whatever the size of the database.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+
+from cnnfilterdb.errors import CorruptError
+from cnnfilterdb.schema import weight_columns
+
+__all__ = ["Run", "scan", "threads"]
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+def threads() -> int:
+    """Number of worker threads: the processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Filters of one layer that follow one another in a row group.
+
+    A layer that spans several row groups comes as several runs.
+
+    Attributes:
+        model_id: Key of the model.
+        layer: Order of the layer in its model.
+        columns: One float32 array per kernel weight, each of length n, without copies.
+    """
+
+    model_id: str
+    layer: int
+    columns: list[npt.NDArray[np.float32]]
+
+    @property
+    def filters(self) -> int:
+        """Number of filters in the run."""
+        return len(self.columns[0])
+
+
+def _runs(path: Path, group: int, columns: Sequence[str]) -> list[Run]:
+    try:
+        table = pq.ParquetFile(path, memory_map=True).read_row_group(
+            group, columns=["model_id", "layer", *columns], use_threads=False
+        )
+    except OSError as error:
+        raise CorruptError(f"{path}: row group {group} cannot be read ({error}); run `cnnfilterdb verify`") from error
+    table = table.combine_chunks()
+    layers = table["layer"].to_numpy()
+    starts = np.flatnonzero(np.diff(layers, prepend=layers[0] - 1)) if len(layers) else np.empty(0, int)
+    bounds = [*starts.tolist(), len(layers)]
+    weights = [table[column].to_numpy() for column in columns]
+    # A file belongs to one model, so its first row tells the model of all.
+    model_id = table["model_id"][0].as_py() if len(layers) else ""
+    return [
+        Run(model_id, int(layers[start]), [column[start:stop] for column in weights])
+        for start, stop in pairwise(bounds)
+    ]
+
+
+def scan(
+    files: Iterable[Path], kernel: str, work: Callable[[list[Run]], T], *, progress: Callable[[int], None] | None = None
+) -> Iterator[T]:
+    """Apply a function to the runs of every row group, in threads, and yield its results in order.
+
+    Args:
+        files: Parquet files of filters.
+        kernel: Their kernel size.
+        work: Called with the runs of one row group, in a worker thread; it should release the interpreter lock, as
+            the compiled functions of :mod:`cnnfilterdb.stats` do.
+        progress: Called with the number of filters done since the last call.
+    """
+    columns = weight_columns(kernel)
+
+    def task(path: Path, group: int) -> tuple[T, int]:
+        runs = _runs(path, group, columns)
+        return work(runs), sum(run.filters for run in runs)
+
+    def row_groups() -> Iterator[tuple[Path, int]]:
+        for path in files:
+            for group in range(pq.read_metadata(path).num_row_groups):
+                yield path, group
+
+    workers = threads()
+    with ThreadPoolExecutor(workers, thread_name_prefix="scan") as pool:
+        for result, filters in _in_order(pool, task, row_groups(), 2 * workers):
+            if progress:
+                progress(filters)
+            yield result
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, function: Callable[..., U], arguments: Iterator[tuple[Path, int]], ahead: int
+) -> Iterator[U]:
+    """Like ``pool.map``, but with a bounded number of tasks in flight, so that results never pile up."""
+    pending: deque[Future[U]] = deque(pool.submit(function, *args) for args in islice(arguments, ahead))
+    try:
+        while pending:
+            result = pending.popleft().result()
+            for args in islice(arguments, 1):
+                pending.append(pool.submit(function, *args))
+            yield result
+    finally:
+        for future in pending:
+            future.cancel()

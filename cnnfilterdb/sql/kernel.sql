@@ -1,0 +1,9 @@
+
+-- ---------------------------------------------------------------------------------------------------- $kernel
+-- One row per $kernel filter; w is the kernel row by row.
+CREATE OR REPLACE VIEW filters_$kernel AS
+SELECT model_id, layer, out_channel, in_channel, $columns,
+       CAST([$columns] AS FLOAT[$size]) AS w
+FROM read_parquet(
+    getvariable('cnnfilterdb_path') || '/filters/kernel=$kernel/*/*.parquet', hive_partitioning = false
+) SEMI JOIN models USING (model_id);

@@ -1,0 +1,45 @@
+# make demo   real trained models in, shifts by domain out, a report to look at
+# make test   the test suite
+# make check  linters and types
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := demo.db
+
+.PHONY: demo test check bench clean
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+# What a user needs, without PyTorch; and what a developer needs. Each is redone when the packaging changes.
+$(VENV)/installed: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/installed-dev: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@ $(VENV)/installed
+
+demo: $(VENV)/installed
+	$(BIN)/cnnfilterdb demo --db $(DEMO)
+
+test: $(VENV)/installed-dev
+	$(BIN)/pytest
+
+# mypy does not follow the import hook of an editable install; a folder of links shows it the layout of the package.
+.PHONY: .types
+.types:
+	rm -rf $@ && mkdir -p $@/cnnfilterdb
+	cd $@/cnnfilterdb && ln -s ../../cnnfilterdb/* ../../ingest ../../catalog .
+
+check: $(VENV)/installed-dev .types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	MYPYPATH=.types $(BIN)/mypy -p cnnfilterdb
+
+bench: $(VENV)/installed-dev
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) .types build dist *.egg-info $(DEMO)

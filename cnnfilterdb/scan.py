@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -43,11 +43,15 @@ class Run:
         model_id: Key of the model.
         layer: Order of the layer in its model.
         columns: One float32 array per kernel weight, each of length n, without copies.
+        path: The file that they are in.
+        row: Row of the first of them in that file.
     """
 
     model_id: str
     layer: int
     columns: list[npt.NDArray[np.float32]]
+    path: Path
+    row: int
 
     @property
     def filters(self) -> int:
@@ -55,7 +59,7 @@ class Run:
         return len(self.columns[0])
 
 
-def _runs(path: Path, group: int, columns: Sequence[str]) -> list[Run]:
+def _runs(path: Path, group: int, first: int, columns: Sequence[str]) -> list[Run]:
     try:
         table = pq.ParquetFile(path, memory_map=True).read_row_group(
             group, columns=["model_id", "layer", *columns], use_threads=False
@@ -70,7 +74,7 @@ def _runs(path: Path, group: int, columns: Sequence[str]) -> list[Run]:
     # A file belongs to one model, so its first row tells the model of all.
     model_id = table["model_id"][0].as_py() if len(layers) else ""
     return [
-        Run(model_id, int(layers[start]), [column[start:stop] for column in weights])
+        Run(model_id, int(layers[start]), [column[start:stop] for column in weights], path, first + start)
         for start, stop in pairwise(bounds)
     ]
 
@@ -89,14 +93,16 @@ def scan(
     """
     columns = weight_columns(kernel)
 
-    def task(path: Path, group: int) -> tuple[T, int]:
-        runs = _runs(path, group, columns)
+    def task(path: Path, group: int, first: int) -> tuple[T, int]:
+        runs = _runs(path, group, first, columns)
         return work(runs), sum(run.filters for run in runs)
 
-    def row_groups() -> Iterator[tuple[Path, int]]:
+    def row_groups() -> Iterator[tuple[Path, int, int]]:
         for path in files:
-            for group in range(pq.read_metadata(path).num_row_groups):
-                yield path, group
+            metadata, first = pq.read_metadata(path), 0
+            for group in range(metadata.num_row_groups):
+                yield path, group, first
+                first += metadata.row_group(group).num_rows
 
     workers = threads()
     with ThreadPoolExecutor(workers, thread_name_prefix="scan") as pool:
@@ -107,7 +113,7 @@ def scan(
 
 
 def _in_order(
-    pool: ThreadPoolExecutor, function: Callable[..., U], arguments: Iterator[tuple[Path, int]], ahead: int
+    pool: ThreadPoolExecutor, function: Callable[..., U], arguments: Iterator[tuple[Any, ...]], ahead: int
 ) -> Iterator[U]:
     """Like ``pool.map``, but with a bounded number of tasks in flight, so that results never pile up."""
     pending: deque[Future[U]] = deque(pool.submit(function, *args) for args in islice(arguments, ahead))

@@ -70,6 +70,7 @@ def _kernel_block(kernel: str, basis: tuple[str, Basis] | None) -> str:
         columns=", ".join(columns),
         size=len(columns),
     )
+    text += _template("nearest.sql").substitute(kernel=kernel, size=len(columns))
     if basis is None:
         return text
     basis_id, fitted = basis
@@ -103,6 +104,7 @@ def render(path: str, kernels: Iterable[str], bases: Mapping[str, tuple[str, Bas
         bases: The current basis of each kernel size that has one: kernel -> (basis id, basis).
     """
     sizes = list(dict.fromkeys(["3x3", *kernels]))
-    parts = [_template("views.sql").substitute(path=literal(path)), _template("macros.sql").template]
+    parts = [_template("views.sql").substitute(path=literal(path))]
+    parts += [_template(name).template for name in ("macros.sql", "search.sql")]
     parts += [_kernel_block(kernel, bases.get(kernel)) for kernel in sizes]
     return "\n".join(parts)

@@ -30,6 +30,7 @@ from cnnfilterdb.stats.shift import (
     kl_shift_components,
     probabilities,
 )
+from cnnfilterdb.stats.similarity import Nearest, Pattern, symmetries
 
 __all__ = [
     "BINS",
@@ -40,6 +41,8 @@ __all__ = [
     "Histogram",
     "LayerStatistics",
     "Moments",
+    "Nearest",
+    "Pattern",
     "Recipe",
     "balance_weights",
     "histograms",
@@ -53,6 +56,7 @@ __all__ = [
     "randomness_threshold",
     "sparse_kernels",
     "sparsity",
+    "symmetries",
     "unpacked",
     "variance_entropy",
 ]

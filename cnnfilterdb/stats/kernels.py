@@ -16,7 +16,7 @@ import numpy.typing as npt
 from numba import carray, njit, types
 from numba.extending import intrinsic
 
-__all__ = ["Columns", "bin_coefficients", "coefficient_bounds", "extremes", "project", "sums"]
+__all__ = ["Columns", "bin_coefficients", "coefficient_bounds", "extremes", "project", "similarities", "sums"]
 
 #: One float32 array per kernel weight, all of one length.
 Columns = Sequence[npt.NDArray[np.float32]]
@@ -206,6 +206,53 @@ def _extremes(filters: Any, low: Any, high: Any) -> None:  # pragma: no cover (c
         low[row], high[row] = smallest, largest
 
 
+@njit(cache=True, nogil=True)
+def _similarities(
+    addresses: Any, count: int, variants: Any, sign: bool, offset: bool, best: Any, which: Any
+) -> None:  # pragma: no cover (compiled)
+    k = addresses.shape[0]
+    block = np.empty((k, _BLOCK), np.float32)
+    scaled = np.empty((k, _BLOCK))
+    peak = np.empty(_BLOCK, np.float32)
+    length = np.empty(_BLOCK)
+    part = np.empty(_BLOCK)
+    for start in range(0, count, _BLOCK):
+        size = min(_BLOCK, count - start)
+        _gather(addresses, count, start, size, block)
+        # Scaled by the largest weight, so that squares of tiny weights do not vanish.
+        _scale_block(block, scaled, peak, size)
+        if offset:
+            part[:size] = 0
+            for j in range(k):
+                for b in range(size):
+                    part[b] += scaled[j, b]
+            for j in range(k):
+                for b in range(size):
+                    scaled[j, b] -= part[b] / k
+        length[:size] = 0
+        for j in range(k):
+            for b in range(size):
+                length[b] += scaled[j, b] * scaled[j, b]
+        for b in range(size):
+            best[start + b] = -np.inf
+            which[start + b] = 0
+        for v in range(variants.shape[0]):
+            part[:size] = 0
+            for j in range(k):
+                for b in range(size):
+                    part[b] += variants[v, j] * scaled[j, b]
+            for b in range(size):
+                # What centring leaves of a constant kernel is rounding, not direction.
+                if length[b] > 1e-24:
+                    value = part[b] / np.sqrt(length[b])
+                    if value > best[start + b]:
+                        best[start + b] = value
+                        which[start + b] = v
+                    if sign and -value > best[start + b]:
+                        best[start + b] = -value
+                        which[start + b] = -1 - v
+
+
 def _addresses(columns: Columns) -> npt.NDArray[np.uint64]:
     count = len(columns[0])
     for column in columns:
@@ -283,3 +330,13 @@ def extremes(filters: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32],
     low, high = np.empty(len(rows), np.float32), np.empty(len(rows), np.float32)
     _extremes(rows, low, high)
     return low, high
+
+
+def similarities(
+    columns: Columns, variants: npt.NDArray[np.float64], sign: bool, offset: bool
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """Largest cosine of each filter with any of some unit vectors (v, k), and which of them."""
+    count = len(columns[0])
+    best, which = np.empty(count), np.empty(count, np.int64)
+    _similarities(_addresses(columns), count, variants, sign, offset, best, which)
+    return best, which

@@ -47,7 +47,8 @@ class ConvLayer:
         read: Returns the weight: float32, C-contiguous, of :attr:`shape`. Transposed layers are turned to this layout
             too; their kernels are not flipped.
         dtype: Element type as stored in the file.
-        kind: conv, depthwise (one input channel per group and as many groups as input channels), grouped, or transposed.
+        kind: conv, depthwise (one input channel per group and as many groups as input channels), grouped, or
+            transposed.
         in_channels: Input channels of the layer, over all groups.
         groups: Number of groups.
         stride: (vertical, horizontal).
@@ -55,11 +56,14 @@ class ConvLayer:
         conv_depth: Rank, from 0, of the layer's depth among the distinct depths that hold a convolution
             (papers' definition: depth is the longest path from an input).
         conv_depth_norm: conv_depth / (number of distinct depths - 1), from 0 to 1; 0 when there is one depth only.
-        depth_source: ``graph`` (longest path in a known graph) or ``order`` (rank in execution order); None without depth.
+        depth_source: ``graph`` (longest path in a known graph) or ``order`` (rank in execution order); None without
+            depth.
         dead: True when the layer is known to be never executed.
         bn_folded: True when a batch normalisation was folded into the weight.
         weight_norm: ``weight_norm`` or ``spectral_norm`` when the stored weight had to be composed from its parts;
             ``std`` or ``scaled_std`` when the network standardises the stored weight before use.
+        channels: False when the file lists the kernels of the layer in a row, without telling how many of them belong
+            to one output channel. The shape is then (1, kernels, kernel height, kernel width).
     """
 
     name: str
@@ -77,6 +81,7 @@ class ConvLayer:
     dead: bool | None = None
     bn_folded: bool | None = None
     weight_norm: str | None = None
+    channels: bool = True
 
     @property
     def kernel(self) -> str:
@@ -101,8 +106,9 @@ class Weights:
     """What a weight file holds.
 
     Attributes:
-        format: ``torch-zip``, ``torch-legacy``, ``torchscript``, ``safetensors``, ``onnx``, ``keras-h5``, ``keras-v3``,
-            or ``module`` / ``state_dict`` for objects in memory.
+        format: ``torch-zip``, ``torch-legacy``, ``torchscript``, ``pickle``, ``safetensors``, ``onnx``, ``keras-h5``,
+            ``keras-v3``, ``tf-saved-model``, ``tf-checkpoint``, ``tf-graph``, ``tflite``, ``tfjs``, ``npz``, or
+            ``module`` / ``state_dict`` for objects in memory.
         framework: ``pytorch``, ``onnx``, ``keras`` or ``tensorflow``; None where the file does not tell.
         layers: The convolution layers, in order of execution where a graph is known, else in file order.
         parameters: Number of floating-point parameters in the file, all layers counted, buffers left out where known.

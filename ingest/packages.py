@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx2
 from packaging.version import InvalidVersion, Version
 from unearth import Link, PackageFinder
 from unearth.collector import is_secure_origin
@@ -109,7 +108,8 @@ class PackageIndex:
             shown = Link(url).redacted if "://" in url else url
             try:
                 found = list(self._ask_one(package, url, is_links))
-            except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
+            # A broken page breaks the parser in more ways than can be listed; another index may still have the archive
+            except Exception as error:
                 _log.info("package index %s: %s", shown, explain(error))
                 notes.append(f"{shown}: {explain(error)}")
                 continue
@@ -133,12 +133,16 @@ class PackageIndex:
         finder = PackageFinder(session=self.session, ignore_compatibility=True, **locations)
         for found in finder.find_all_packages(package, allow_yanked=True):
             target: Link = found.link
+            path = target.file_path if target.is_file else None
+            if path is not None and not path.is_file():
+                continue
+            digest = ((target.hash_option or {}).get("sha256") or [""])[0]
             yield Offer(
                 name=target.filename,
                 version=found.version or "",
                 url=target.url_without_fragment,
-                sha256=((target.hash_option or {}).get("sha256") or [None])[0],
-                path=target.file_path if target.is_file else None,
+                sha256=digest.lower() or None,
+                path=path,
             )
 
     @staticmethod

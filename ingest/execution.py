@@ -1,0 +1,283 @@
+"""Runs a PyTorch module on shapes alone, to learn in which order and how deep its convolutions are.
+
+The run takes place on a copy on the ``meta`` device, where tensors have a shape and no data. PyTorch is imported here
+and nowhere else in the package; a module exists only where it is there.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import logging
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.jit import ScriptModule
+from torch.optim.swa_utils import AveragedModel
+from torch.overrides import TorchFunctionMode
+
+from cnnfilterdb.errors import BadWeightsError
+
+__all__ = ["Execution", "execute", "named_tensors", "unwrapped"]
+
+# Heights and widths of the images that networks are made for, the commonest first.
+_SIZES = (224, 256, 32, 512, 299, 128, 64, 28)
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """What a run on shapes told.
+
+    Attributes:
+        order: Layers in the order of their first use.
+        training: Layers that are used in training only, such as those of an auxiliary head.
+        dead: Layers that are used in neither.
+        depths: Longest path from an input to each layer, in nodes of the exported graph; empty without a graph.
+    """
+
+    order: tuple[str, ...]
+    training: frozenset[str]
+    dead: frozenset[str]
+    depths: Mapping[str, int]
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The network inside of what serves to train or to compile it (``DataParallel``, ``torch.compile``, ...)."""
+    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
+    while inner := dict(module.named_children()).get("module" if isinstance(module, wrappers) else "_orig_mod"):
+        module = inner
+    return module
+
+
+def named_tensors(module: nn.Module) -> tuple[list[tuple[str, Any, bool]], list[tuple[str, str]]]:
+    """Parameters and buffers of a module, each once, in the order of its modules.
+
+    Returns:
+        (name, tensor, is a parameter) of each, and (name, first name) of those that are there twice and have four
+        dimensions.
+
+    Raises:
+        BadWeightsError: The weights are not there: of a lazy module that has not been run, or on the ``meta`` device.
+    """
+    found: list[tuple[str, Any, bool]] = []
+    shared: list[tuple[str, str]] = []
+    first: dict[int, str] = {}
+    for path, part in module.named_modules(remove_duplicate=False):
+        for group, is_parameter in ((part._parameters, True), (part._buffers, False)):
+            for key, value in group.items():
+                if value is None:
+                    continue
+                name = f"{path}.{key}" if path else key
+                if isinstance(value, nn.parameter.UninitializedTensorMixin):
+                    raise BadWeightsError(f"{name}: a lazy module without weights; run the module once, then add it")
+                if value.is_meta and is_parameter:
+                    raise BadWeightsError(f"{name}: a shape on the meta device, without weights; load them first")
+                original = first.setdefault(id(value), name)
+                if original == name:
+                    found.append((name, value, is_parameter))
+                elif value.dim() == 4:
+                    shared.append((name, original))
+        # Quantised layers keep their weight in a form of their own, and hand it out
+        weight = getattr(part, "weight", None)
+        if inspect.ismethod(weight) and isinstance(value := weight(), torch.Tensor):
+            found.append((f"{path}.weight" if path else "weight", value, True))
+    return found, shared
+
+
+def execute(module: nn.Module, owners: Mapping[str, str], channels: int = 3, example: Any = None) -> Execution | None:
+    """Run a module on shapes.
+
+    Args:
+        module: The network. It is not changed.
+        owners: Layer that each parameter belongs to, for the parameters of convolutions, by name.
+        channels: Channels of the images that it takes, as far as known.
+        example: An input, or a tuple of inputs; without it images of common sizes are tried.
+
+    Returns:
+        What the run told, or None where the module cannot be run without data.
+    """
+    # Under the device, what a module makes while it runs (coordinates, masks) is a shape, too
+    with _quiet(), torch.no_grad(), torch.device("meta"):
+        try:
+            shadow = _shadow(module)
+        except Exception:  # a module may hold what cannot be copied: then nothing is learnt, and nothing is lost
+            return None
+        layers = {
+            id(value): owners[name] for name, value in shadow.named_parameters(remove_duplicate=False) if name in owners
+        }
+        # Of what a compiled or quantised part does nothing is seen
+        compiled = any(list(part.parameters()) for part in shadow.modules() if isinstance(part, ScriptModule))
+        if compiled or set(layers.values()) != set(owners.values()):
+            return None
+        shadow.eval()
+        for inputs in _inputs(shadow, channels, example):
+            order = _order(shadow, inputs, layers)
+            if order is not None:
+                break
+        else:
+            return None
+        used = set(order)
+        unused = set(layers.values()) - used
+        depths = _depths(shadow, inputs, layers)
+        training = None
+        if unused:
+            training = _order(shadow.train(), tuple(_batch_of_two(value) for value in inputs), layers)
+        return Execution(
+            tuple(order),
+            training=frozenset(unused.intersection(training or ())),
+            dead=frozenset(unused.difference(training) if training is not None else ()),
+            depths=depths,
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    # An export that fails is expected now and then, and its advice on how to change the model is not for our users
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logger = logging.getLogger("torch")
+        level = logger.level
+        logger.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+
+
+def _shadow(module: nn.Module) -> nn.Module:
+    """A copy without data on the meta device."""
+    # A tensor that the memo of deepcopy knows is not copied. All stay alive in the module, so their ids stay theirs.
+    memo: dict[int, Any] = {}
+    for part in module.modules():
+        for value in _tensors(vars(part)):
+            shape = value.detach().to("meta")
+            memo[id(value)] = nn.Parameter(shape, requires_grad=False) if isinstance(value, nn.Parameter) else shape
+    shadow: nn.Module = copy.deepcopy(module, memo)
+    for part in shadow.modules():
+        part._forward_hooks.clear()
+        part._backward_hooks.clear()
+        for key, hook in list(part._forward_pre_hooks.items()):
+            # Those of PyTorch compose weights (weight_norm, pruning); others belong to the user
+            if not type(hook).__module__.startswith("torch.nn.utils"):
+                del part._forward_pre_hooks[key]
+    return shadow
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(item)
+
+
+def _inputs(module: nn.Module, channels: int, example: Any) -> Iterator[tuple[Any, ...]]:
+    if example is not None:
+        yield _without_data(example if isinstance(example, tuple) else (example,))
+        return
+    dtype = next((value.dtype for value in module.parameters() if value.is_floating_point()), torch.float32)
+    # The network may add channels of its own, such as coordinates
+    for count in dict.fromkeys((channels, 3, 1)):
+        for size in _SIZES:
+            yield (torch.empty(1, count, size, size, dtype=dtype, device="meta"),)
+
+
+def _without_data(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("meta")
+    if isinstance(value, dict):
+        return {key: _without_data(item) for key, item in value.items()}
+    return type(value)(map(_without_data, value)) if type(value) in (list, tuple) else value
+
+
+def _batch_of_two(value: Any) -> Any:
+    # Batch normalisation cannot be trained on one sample
+    return torch.cat([value, value]) if isinstance(value, torch.Tensor) and value.dim() and len(value) == 1 else value
+
+
+class _Uses(TorchFunctionMode):
+    """Notes the order in which functions that make tensors are given the weights of layers."""
+
+    def __init__(self, layers: Mapping[int, str]) -> None:
+        super().__init__()
+        self.layers = layers
+        self.order: dict[str, None] = {}
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        # A question about a weight, such as its size or device, is not a use of it
+        if _holds_tensor(result):
+            for value in _flat((*args, *(kwargs or {}).values())):
+                if (layer := self.layers.get(id(value))) is not None:
+                    self.order.setdefault(layer)
+        return result
+
+
+def _flat(values: Iterable[Any]) -> Iterator[Any]:
+    for value in values:
+        if isinstance(value, list | tuple):
+            yield from _flat(value)
+        else:
+            yield value
+
+
+def _holds_tensor(value: Any) -> bool:
+    return any(isinstance(item, torch.Tensor) for item in _flat((value,)))
+
+
+def _order(module: nn.Module, inputs: tuple[Any, ...], layers: Mapping[int, str]) -> list[str] | None:
+    with _Uses(layers) as uses:
+        try:
+            module(*inputs)
+        except Exception:  # not the right size, or a forward pass that needs values: try another, or do without
+            return None
+    return list(uses.order)
+
+
+def _depths(module: nn.Module, inputs: tuple[Any, ...], layers: Mapping[int, str]) -> dict[str, int]:
+    """Longest path, in edges, from an input to the convolution of each layer (its first, where it has several)."""
+    try:
+        program = torch.export.export(module, inputs, strict=False)
+    except Exception:  # data-dependent control flow and the like
+        return {}
+    signature = program.graph_signature
+    values = dict(module.named_parameters(remove_duplicate=False))
+    weights = {
+        node: layers[id(values[name])]
+        for node, name in signature.inputs_to_parameters.items()
+        if name in values and id(values[name]) in layers
+    }
+    depth: dict[Any, int | None] = {}
+    found: dict[str, int] = {}
+    for node in program.graph_module.graph.nodes:
+        if node.op == "placeholder":
+            depth[node] = -1 if node.name in signature.user_inputs else None
+            continue
+        before = [known for source in node.all_input_nodes if (known := depth.get(source)) is not None]
+        depth[node] = here = max(before) + 1 if before else None
+        if here is not None and "conv" in str(node.target) and len(node.args) > 1:
+            layer = _layer_behind(node.args[1], weights, depth)
+            if layer is not None:
+                found[layer] = min(here, found.get(layer, here))
+    return found
+
+
+def _layer_behind(weight: Any, weights: Mapping[str, str], depth: Mapping[Any, int | None]) -> str | None:
+    """The layer that a weight is computed from (standardised, composed), itself a constant of the graph."""
+    stack, seen = [weight], set()
+    while stack:
+        node = stack.pop()
+        if node in seen or depth.get(node) is not None:
+            continue
+        seen.add(node)
+        if node.name in weights:
+            return weights[node.name]
+        stack += node.all_input_nodes
+    return None

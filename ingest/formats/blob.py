@@ -1,0 +1,103 @@
+"""Bytes that are read from anywhere: those of a file, of a part of one, or in memory."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, BinaryIO
+
+__all__ = ["Blob"]
+
+
+class _Window(io.BufferedReader):
+    """A stream that asks the system for no more than there is, whatever it is asked for."""
+
+    def __init__(self, file: io.RawIOBase, size: int) -> None:
+        super().__init__(file)
+        self._size = size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        left = max(self._size - self.tell(), 0)
+        return super().read(left if size is None or size < 0 else min(size, left))
+
+
+class _Part(io.RawIOBase):
+    """A part of a file as a file of its own."""
+
+    def __init__(self, file: BinaryIO, start: int, size: int) -> None:
+        self._file, self._start, self._size, self._place = file, start, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        place = offset + (0, self._place, self._size)[whence]
+        if place < 0:
+            raise ValueError("a place before the begin of the file")
+        self._place = place
+        return place
+
+    def readinto(self, buffer: Any, /) -> int:
+        self._file.seek(self._start + self._place)
+        data = self._file.read(max(min(len(buffer), self._size - self._place), 0))
+        buffer[: len(data)] = data
+        self._place += len(data)
+        return len(data)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """Bytes that are read from anywhere: those of a file, of a part of one, or in memory.
+
+    Attributes:
+        open: Opens the file.
+        start: Where the bytes begin in it.
+        size: Their number.
+    """
+
+    open: Callable[[], BinaryIO]
+    start: int
+    size: int
+
+    @classmethod
+    def of(cls, data: bytes) -> Blob:
+        """Bytes in memory."""
+        return cls(lambda: io.BytesIO(data), 0, len(data))
+
+    def part(self, start: int, size: int) -> Blob:
+        """Some of the bytes.
+
+        Raises:
+            ValueError: They end before.
+
+        >>> Blob.of(b"abcdef").part(1, 4).part(2, 2).read()
+        b'de'
+        """
+        if start < 0 or size < 0 or start + size > self.size:
+            raise ValueError(f"ends at byte {self.size:,} where bytes up to {start + size:,} are expected: truncated")
+        return replace(self, start=self.start + start, size=size)
+
+    def read(self) -> bytes:
+        """All of the bytes.
+
+        Raises:
+            ValueError: The file has become shorter.
+        """
+        with self.open() as file:
+            file.seek(self.start)
+            data = file.read(self.size)
+        if len(data) != self.size:
+            raise ValueError("has become shorter while it was read")
+        return data
+
+    def stream(self) -> BinaryIO:
+        """The bytes as a file of their own; close it after use."""
+        return _Window(_Part(self.open(), self.start, self.size), self.size)

@@ -1,0 +1,233 @@
+"""NumPy files of weights: ``.npz`` archives, and ``.npy`` files that hold a dictionary.
+
+``numpy.load(..., allow_pickle=True)`` would run what such a file asks for. Here arrays are read by their headers, one
+when its layer is, and objects as data by :mod:`~cnnfilterdb.ingest.formats.pickle`.
+
+The format has names and shapes and no convention for either, so the layout is decided by evidence: biases and the sizes
+of the axes must tell for all kernels whether they are (out, in, h, w), as in Chainer, Lasagne and PyTorch, or
+(h, w, in, out), as in Keras, JAX and what was converted from Caffe for TensorFlow. Otherwise they are left out.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+from numpy.lib import format as npy
+
+from cnnfilterdb.errors import WeightFileError
+from cnnfilterdb.ingest.checkpoint import networks
+from cnnfilterdb.ingest.composition import parameters
+from cnnfilterdb.ingest.extract import layers_from_tensors
+from cnnfilterdb.ingest.formats import pickle, register
+from cnnfilterdb.ingest.formats.damage import undamaged
+from cnnfilterdb.ingest.formats.graphdef import widened
+from cnnfilterdb.ingest.formats.variables import is_training_state, layers_from_variables, natural
+from cnnfilterdb.ingest.layers import ConvLayer, Skipped, Tensor, Weights
+
+__all__ = ["NpzFormat"]
+
+_WHAT = "NumPy file"
+_ZIP = b"PK\x03\x04"
+_NPY = b"\x93NUMPY"
+_MAX_MEMBERS = 1_000_000
+# A pickle within a zip file could expand without end
+_MAX_PICKLE = 1 << 32
+
+
+@register
+class NpzFormat:
+    """``.npz`` and ``.npy`` files."""
+
+    name = "npz"
+
+    def matches(self, path: Path, head: bytes) -> bool:
+        """A zip file whose first member is an array, or an array."""
+        if head.startswith(_NPY):
+            return True
+        # Name of the first member: 30 bytes after the beginning, as long as told 4 bytes before
+        length = int.from_bytes(head[26:28], "little")
+        return head.startswith(_ZIP) and head[30 : 30 + length].endswith(b".npy")
+
+    def read(self, path: Path) -> Weights:
+        """Read names and shapes; an array when its layer is read.
+
+        Raises:
+            WeightFileError: The file is damaged, or holds no named arrays.
+            UnsafeFileError: An object in it asks for code to be executed.
+        """
+        with undamaged(str(path), _WHAT):
+            return _weights(_root(path))
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """An array of a file.
+
+    Attributes:
+        dtype: Its element type.
+        shape: Its shape.
+        read: Reads it.
+    """
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    read: Callable[[], npt.NDArray[Any]]
+
+    def tensor(self, name: str) -> Tensor:
+        return Tensor(name, self.shape, self.dtype.name, lambda: widened(self.read()))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The container
+
+
+def _root(path: Path) -> Any:
+    """What a file holds: a dictionary of arrays, or what was pickled."""
+    with path.open("rb") as file:
+        if file.read(len(_NPY)) == _NPY:
+            file.seek(0)
+            return _member(path, None, file, path.stat().st_size)
+    found: dict[str, Any] = {}
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        if len(entries) > _MAX_MEMBERS:
+            raise WeightFileError(f"{path}: {len(entries):,} arrays; not a weight file")
+        for entry in entries:
+            with archive.open(entry) as member:
+                found[entry.filename.removesuffix(".npy")] = _member(path, entry, member, entry.file_size)
+    return found
+
+
+def _member(path: Path, entry: zipfile.ZipInfo | None, file: IO[bytes], size: int) -> Any:
+    """An array, to be read later, or the content of a pickle."""
+    shape, fortran, dtype, start = _header(file)
+    if dtype.hasobject:
+        if size > _MAX_PICKLE:
+            raise WeightFileError(f"{path}: a pickle of {size:,} bytes")
+        value = pickle.load(io.BytesIO(file.read(size)), str(path))
+        # One object is stored as an array without dimensions
+        objects = value.data if isinstance(value, pickle.Array) and isinstance(value.data, list) else value
+        return objects[0] if isinstance(objects, list) and len(objects) == 1 and shape in ((), (1,)) else objects
+    expected = math.prod(shape) * dtype.itemsize
+    if size - start != expected:
+        raise WeightFileError(
+            f"{path}: {entry.filename if entry else 'the array'} should have {expected:,} bytes for {dtype.name} "
+            f"{shape}, has {size - start:,}; bring it again"
+        )
+
+    def read() -> npt.NDArray[Any]:
+        with undamaged(str(path), _WHAT):
+            if entry is None:
+                with path.open("rb") as file:
+                    data = file.read(start + expected)[start:]
+            else:
+                with zipfile.ZipFile(path) as archive, archive.open(entry) as member:
+                    data = member.read(start + expected)[start:]
+            return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
+
+    return _Stored(dtype, shape, read)
+
+
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """Shape, order, element type and length of the header of an array."""
+    version = npy.read_magic(file)
+    length_bytes = 2 if version == (1, 0) else 4
+    length = file.read(length_bytes)
+    text = file.read(int.from_bytes(length, "little"))
+    # NumPy's own reader takes the header apart, as a literal
+    reader = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+    shape, fortran, dtype = reader(io.BytesIO(length + text))
+    return tuple(int(side) for side in shape), bool(fortran), dtype, 6 + 2 + length_bytes + len(text)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The layers
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, _Stored) or (isinstance(value, pickle.Array) and isinstance(value.data, bytes))
+
+
+def _weights(root: Any) -> Weights:
+    if _is_array(root):
+        raise WeightFileError("an array without a name; expected an .npz file or a pickled dictionary of arrays")
+    found, left_out = networks(root, _is_array)
+    layers: list[ConvLayer] = []
+    skipped = list(left_out)
+    count = 0
+    for network in found:
+        tensors = []
+        for entry in network.entries:
+            value = entry.value
+            if isinstance(value, pickle.Array):
+                value = _Stored(value.dtype, value.shape, value.read)
+            if not is_training_state(entry.name):
+                tensors.append(value.tensor(_spelt_out(entry.name, network.entries)))
+        more, reasons, number = _layers(tensors)
+        layers += more
+        skipped += reasons
+        count += number
+    return Weights("npz", None, tuple(layers), count, tuple(skipped))
+
+
+def _spelt_out(name: str, entries: Sequence[Any]) -> str:
+    """Name the arrays of a list [weight, bias], which is how Caffe's layers are often kept."""
+    match = re.fullmatch(r"(.*[./])([01])", name)
+    if match is None:
+        return name
+    shapes = {entry.name: entry.value.shape for entry in entries}
+    if len(shapes[name]) == 1 and match[2] == "1" and len(shapes.get(f"{match[1]}0", ())) in (2, 4):
+        return f"{match[1]}bias"
+    return f"{match[1]}weight" if match[2] == "0" and len(shapes[name]) in (2, 4) else name
+
+
+def _layers(tensors: list[Tensor]) -> tuple[Sequence[ConvLayer], Sequence[Skipped], int]:
+    kernels = [tensor for tensor in tensors if len(tensor.shape) == 4 and tensor.dtype.startswith(("float", "bfloat"))]
+    layout = _layout(kernels, tensors)
+    if layout is None and kernels:
+        reason = "its layout cannot be told: (out, in, h, w) and (h, w, in, out) are both possible"
+        return (), [Skipped(tensor.name, reason) for tensor in kernels], parameters(tensors)
+    if layout == "OIHW" and all(re.search(r"(?:^|\.)weight(?:_\w+)?$", kernel.name) for kernel in kernels):
+        layers, skipped = layers_from_tensors(tensors)
+        return layers, skipped, parameters(tensors)
+    # The order of a file is that of the alphabet, or of a hash; but layers that are numbered through stand in a row
+    numbered = len({re.sub(r"[\d_]+", "", kernel.name) for kernel in kernels}) == 1
+    if numbered:
+        tensors = sorted(tensors, key=lambda tensor: natural(tensor.name))
+    return layers_from_variables(tensors, ordered=numbered, layout=layout or "HWIO")
+
+
+def _layout(kernels: Sequence[Tensor], tensors: Sequence[Tensor]) -> str | None:
+    """The layout that all evidence agrees on."""
+    votes: set[str] = set()
+    vectors: dict[str, set[int]] = {}
+    for tensor in tensors:
+        if len(tensor.shape) == 1:
+            vectors.setdefault(_scope(tensor.name), set()).add(tensor.shape[0])
+    for kernel in kernels:
+        lengths = vectors.get(_scope(kernel.name), set())
+        if len(lengths) == 1:
+            length = next(iter(lengths))
+            first, second, third, last = kernel.shape
+            outer, inner = length in (first, second), length in (third, last)
+            if outer != inner:
+                votes.add("OIHW" if outer else "HWIO")
+    if not votes and kernels:
+        # Kernels are small and channels many
+        sizes = {"OIHW": [k.shape[2:] for k in kernels], "HWIO": [k.shape[:2] for k in kernels]}
+        votes = {layout for layout, pairs in sizes.items() if all(max(pair) <= 11 for pair in pairs)}
+    return votes.pop() if len(votes) == 1 else None
+
+
+def _scope(name: str) -> str:
+    separator = "/" if "/" in name else "." if "." in name else "_"
+    return name.rpartition(separator)[0]

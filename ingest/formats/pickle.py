@@ -1,0 +1,587 @@
+"""Pickles read as data: nothing in the file is ever imported or called.
+
+A pickle is a program for a small stack machine. :func:`load` runs that program on inert values only: a class or
+function that the file names becomes a :class:`Global` (two strings), an instance becomes an :class:`Object` (what the
+file stores in it), and a call is carried out only where the caller gives a function of its own for exactly that name.
+A whole pickled network so becomes a tree that can be walked without its source code.
+
+A file that names what serves to run code (``os.system``, ``builtins.eval``, ``subprocess.Popen``, ...) could do no harm
+here, but is refused: it is not a weight file, and other readers would run it.
+
+The machine follows the opcode table of :mod:`pickletools` (Python 3.11, protocols 0 to 5).
+"""
+
+from __future__ import annotations
+
+import math
+import pickletools
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NoReturn, Protocol
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from cnnfilterdb.errors import UnsafeFileError, WeightFileError
+from cnnfilterdb.ingest.formats.damage import undamaged
+
+__all__ = ["MAX_OPCODES", "Array", "Constructors", "Global", "Object", "Stream", "load"]
+
+#: A pickle with more opcodes is refused. A state dict takes about fifty per tensor.
+MAX_OPCODES = 10_000_000
+# Names of classes are shorter; looking into one takes time that grows with the square of its length
+_MAX_NAME = 1_000
+
+
+class Stream(Protocol):
+    """What a pickle is read from. ``read`` must not allocate more than the file holds, whatever is asked for."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Up to ``size`` bytes."""
+
+    def readline(self) -> bytes:
+        """Bytes up to and with the next newline."""
+
+
+@dataclass(frozen=True, slots=True)
+class Global:
+    """The name of a class or function, never the thing itself."""
+
+    module: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.module}.{self.name}"
+
+
+@dataclass(eq=False, slots=True)
+class Object:
+    """What a file stores in an instance of a class.
+
+    Attributes:
+        cls: Name of the class, or of the function that would have made the object.
+        args: Arguments of that call.
+        attributes: Instance attributes.
+        items: Content of a subclass of dict.
+        elements: Content of a subclass of list or set.
+        state: State of another kind than attributes, for a ``__setstate__`` that is not called.
+    """
+
+    cls: Global
+    args: tuple[Any, ...] = ()
+    attributes: dict[Any, Any] = field(default_factory=dict)
+    items: dict[Any, Any] = field(default_factory=dict)
+    elements: list[Any] = field(default_factory=list)
+    state: Any = None
+
+    def build(self, state: Any) -> None:
+        """Take the state of the BUILD opcode: attributes, or a pair (attributes, slots)."""
+        parts = state if isinstance(state, tuple) and len(state) == 2 else (state,)
+        if all(part is None or isinstance(part, dict) for part in parts):
+            for part in parts:
+                self.attributes.update(part or {})
+        else:
+            self.state = state
+
+
+@dataclass(eq=False, slots=True)
+class Array:
+    """A NumPy array of a pickle. One of records or dates stays empty, as it is of no use here.
+
+    Attributes:
+        shape: Its shape.
+        dtype: Its element type, byte order included.
+        order: ``C`` or ``F``.
+        data: Its bytes; for an array of Python objects the list of them, in C order.
+    """
+
+    shape: tuple[int, ...] = ()
+    dtype: np.dtype[Any] = np.dtype("V0")  # noqa: RUF009 (a dtype is immutable)
+    order: str = "C"
+    data: bytes | list[Any] = b""
+
+    def build(self, state: Any) -> None:
+        """Take the state that ``ndarray.__reduce__`` writes: ([version,] shape, dtype, is_fortran, bytes)."""
+        shape, dtype, fortran, data = state[-4:]
+        self.fill(data, dtype, shape, "F" if fortran else "C")
+
+    def fill(self, data: Any, dtype: Any, shape: Any, order: str) -> None:
+        """Take the content, after a check of its size.
+
+        Raises:
+            ValueError: The size does not match, or the elements are neither numbers nor listed.
+        """
+        if isinstance(data, str):
+            data = data.encode("latin-1")  # written by Python 2
+        if not isinstance(dtype, _DType):
+            raise ValueError("an array without an element type")
+        if dtype.dtype is None:
+            return
+        if not isinstance(data, list if dtype.dtype.hasobject else bytes | bytearray):
+            raise ValueError("an array whose elements are not in it")
+        if (
+            not isinstance(shape, tuple)
+            or len(shape) > 32
+            or not all(isinstance(n, int) and 0 <= n < 1 << 48 for n in shape)
+        ):
+            raise ValueError("an array of an impossible shape")
+        elements = math.prod(shape)
+        if isinstance(data, list):
+            if elements != len(data):
+                raise ValueError(f"an array of shape {shape} with {len(data)} objects")
+            self.shape, self.dtype, self.order, self.data = shape, dtype.dtype, "C", data
+            return
+        if elements * dtype.dtype.itemsize != len(data):
+            raise ValueError(f"an array of shape {shape} and {dtype.dtype} with {len(data)} bytes")
+        self.shape, self.dtype, self.order, self.data = shape, dtype.dtype, order, bytes(data)
+
+    def read(self) -> npt.NDArray[Any]:
+        """The array, read-only and without a copy unless it holds Python objects."""
+        if isinstance(self.data, list):
+            objects = np.empty(len(self.data), object)
+            for number, element in enumerate(self.data):  # at once, NumPy would look into lists among them
+                objects[number] = element
+            return objects.reshape(self.shape)
+        return np.frombuffer(self.data, self.dtype).reshape(self.shape, order="F" if self.order == "F" else "C")
+
+
+@dataclass(eq=False, slots=True)
+class _DType:
+    """An element type; None for one that is neither numbers, text nor objects."""
+
+    dtype: np.dtype[Any] | None
+
+    def build(self, state: Any) -> None:
+        # (version, byte order, subdtype, names, fields, ...): the last three are set for record types only
+        if len(state) > 4 and any(part is not None for part in state[2:5]):
+            self.dtype = None
+        elif self.dtype is not None and state[1] in ("<", ">"):
+            self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class _Opaque:
+    """Stands in for a dict key whose hash would have to be computed by content."""
+
+
+Constructors = Mapping[tuple[str, str], Callable[..., Any]]
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# Standard modules that serve to run code, to reach the system or the network, or to look up names at run time. Exact
+# names: a person's own package may be called `trace`, but `trace.models` cannot be the standard module.
+_REFUSED_MODULES = _words("""
+    _frozen_importlib _frozen_importlib_external _pickle _posixsubprocess _socket _thread antigravity atexit bdb cPickle
+    cProfile codeop commands distutils.file_util distutils.spawn ftplib gc imp linecache marshal nt pdb pickle
+    pickletools pipes pkgutil popen2 posix profile pty runpy shelve shutil signal smtplib socket socketserver ssl
+    subprocess sys telnetlib threading timeit trace webbrowser zipimport
+""")
+# The same, with all that lies below them.
+_REFUSED_PACKAGES = _words("""
+    _ctypes aiohttp asyncio cffi ctypes ensurepip http httplib httpx idlelib importlib multiprocessing numpy.distutils
+    numpy.f2py numpy.testing os pexpect pip pydoc requests torch.hub torch.utils.cpp_extension urllib urllib2 urllib3
+    venv
+""")
+_REFUSED_NAMES = _words("""
+    _io.FileIO _io.open _operator.attrgetter _operator.methodcaller cloudpickle.load cloudpickle.loads
+    code.InteractiveConsole code.InteractiveInterpreter code.interact codecs.open
+    dill.load dill.loads io.FileIO io.open joblib.load numpy.load operator.attrgetter operator.methodcaller
+    pandas.read_pickle torch.jit.load torch.load torch.serialization.load types.CodeType types.FunctionType
+""")
+# Of the built-ins only what holds or compares data; eval, exec, open, __import__ and what else there is or will be are
+# refused. getattr is how bound methods are written (`model.forward`); what it reaches is looked at.
+_HARMLESS_BUILTINS = _words("""
+    Ellipsis NotImplemented abs all any bool bytearray bytes complex dict enumerate float frozenset getattr int len list
+    long max min object print range reversed round set slice sorted staticmethod str sum tuple type unicode xrange zip
+""")
+_BUILTINS = ("builtins", "__builtin__", "__builtins__")
+
+
+def _refused(module: str, name: str) -> bool:
+    spellings = [(module, name)]
+    # A dotted name reaches through attributes: torch.serialization holds `os`, so `os.system` may be spelt by way of
+    # it, and every built-in function holds its module as `__self__`.
+    outer, _, attribute = name.rpartition(".")
+    if outer and any(part.startswith("__") for part in name.split(".")):
+        return True
+    while outer:
+        spellings += [(outer, attribute), (outer.rpartition(".")[2], attribute), (f"{module}.{outer}", attribute)]
+        outer, _, attribute = outer.rpartition(".")
+    return any(_refused_spelling(module, name) for module, name in spellings)
+
+
+def _refused_spelling(module: str, name: str) -> bool:
+    if module in _BUILTINS:
+        return name.partition(".")[0] not in _HARMLESS_BUILTINS and not name.endswith(("Error", "Exception", "Warning"))
+    parts = module.split(".")
+    return (
+        module in _REFUSED_MODULES
+        or f"{module}.{name}" in _REFUSED_NAMES
+        or any(".".join(parts[:end]) in _REFUSED_PACKAGES for end in range(1, len(parts) + 1))
+    )
+
+
+def _pairs(content: Any = ()) -> dict[Any, Any]:
+    content = content.items() if isinstance(content, dict) else content
+    return {_key(key): value for key, value in content}
+
+
+def _members(content: Iterable[Any] = ()) -> set[Any]:
+    return {_key(value) for value in content}
+
+
+def _default_dict(factory: Any = None, content: Any = ()) -> dict[Any, Any]:
+    return _pairs(content)
+
+
+def _new_object(cls: Any, *args: Any) -> Object:
+    return Object(cls if isinstance(cls, Global) else Global("", "?"), args)
+
+
+def _encode(text: str, encoding: str = "latin1") -> bytes:
+    # Protocol 2 has no bytes; Python writes them as `_codecs.encode(text, "latin1")`.
+    if encoding not in ("latin1", "latin-1"):
+        raise ValueError("bytes in an unknown encoding")
+    return text.encode("latin-1")
+
+
+def _bytes(data: Any = b"", encoding: str = "latin1") -> bytes:
+    # `bytes(n)` would make n zeros; of such a call nothing is kept
+    return (
+        _encode(data, encoding)
+        if isinstance(data, str)
+        else bytes(data)
+        if isinstance(data, bytes | bytearray)
+        else b""
+    )
+
+
+_DTYPE = re.compile(r"[<>=|]?(?:[?bBhHiIlLqQefdFD]|[biufcSUV]\d{1,4}|O[48]?)")
+_NUMBER_TYPES = _words("""
+    bool bool_ complex128 complex64 float16 float32 float64 int16 int32 int64 int8 object uint16 uint32 uint64 uint8
+""")
+_ADDED_TYPES = _words("bfloat16 float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz")
+
+
+def _dtype(name: Any, *_: Any) -> _DType:
+    if isinstance(name, Global):
+        # A type by its class: numpy.float32, or those that ml_dtypes adds to NumPy
+        name = name.name
+        if name in _ADDED_TYPES:
+            return _DType(np.dtype(getattr(ml_dtypes, name)))
+    if not isinstance(name, str):
+        raise ValueError("an array without an element type")
+    return _DType(np.dtype(name) if name in _NUMBER_TYPES or _DTYPE.fullmatch(name) else None)
+
+
+def _scalar(dtype: _DType, data: Any = b"") -> Any:
+    array = Array()
+    array.fill(data, dtype, (), "C")
+    return array.read()[()] if array.data else None
+
+
+def _frombuffer(data: Any, dtype: Any, shape: Any, order: str, *_: Any) -> Array:
+    array = Array()
+    array.fill(data, dtype, shape, order)
+    return array
+
+
+_CORES = ("numpy.core", "numpy._core")
+_CONSTRUCTORS: dict[tuple[str, str], Callable[..., Any]] = {
+    ("collections", "OrderedDict"): _pairs,
+    ("collections", "Counter"): _pairs,
+    ("collections", "defaultdict"): _default_dict,
+    ("collections", "deque"): lambda content=(), *_: list(content),
+    ("copyreg", "__newobj__"): _new_object,
+    ("copyreg", "_reconstructor"): _new_object,
+    ("copy_reg", "_reconstructor"): _new_object,
+    ("_codecs", "encode"): _encode,
+    ("numpy", "dtype"): _dtype,
+    **{(f"{core}.multiarray", "_reconstruct"): lambda *_: Array() for core in _CORES},
+    **{(f"{core}.multiarray", "scalar"): _scalar for core in _CORES},
+    **{(f"{core}.numeric", "_frombuffer"): _frombuffer for core in _CORES},
+}
+for _module in ("builtins", "__builtin__"):
+    _CONSTRUCTORS |= {
+        (_module, "bytearray"): _bytes,
+        (_module, "bytes"): _bytes,
+        (_module, "complex"): lambda real=0.0, imag=0.0: complex(float(real), float(imag)),
+        (_module, "dict"): _pairs,
+        (_module, "frozenset"): lambda content=(): frozenset(_members(content)),
+        (_module, "list"): lambda content=(): list(content),
+        (_module, "set"): _members,
+        (_module, "tuple"): lambda content=(): tuple(content),
+    }
+
+
+def load(
+    stream: Stream,
+    name: str,
+    constructors: Constructors | None = None,
+    persistent: Callable[[Any], Any] | None = None,
+) -> Any:
+    """Read one pickle, and leave the stream behind it.
+
+    Args:
+        stream: Where it begins.
+        name: What messages call the file.
+        constructors: Functions that stand in for the named ones, as (module, name); those for the containers of Python
+            and for NumPy arrays are built in. They are called with what the file gives, and so must check it.
+        persistent: Resolves a persistent id.
+
+    Returns:
+        Plain Python values, :class:`Global`, :class:`Object`, :class:`Array` and what ``constructors`` and
+        ``persistent`` return.
+
+    Raises:
+        UnsafeFileError: The file names what serves to run code.
+        WeightFileError: Not a pickle, or a damaged one.
+
+    >>> import io, pickle
+    >>> from fractions import Fraction
+    >>> load(io.BytesIO(pickle.dumps({"a": Fraction(1, 3)})), "example.pkl")["a"].cls
+    Global(module='fractions', name='Fraction')
+    """
+    machine = _Machine(name, {**_CONSTRUCTORS, **(constructors or {})}, persistent)
+    with undamaged(name, "pickle"):
+        return machine.run(stream)
+
+
+def _key(value: Any) -> Any:
+    # Hashing a tuple hashes what it holds, to any depth: a nested one would overflow the stack. Large integers and
+    # tuples of integers can be made to have one hash, with which a dict takes quadratic time.
+    if isinstance(value, str | float | bytes | None | Global) or (isinstance(value, int) and abs(value) < 1 << 60):
+        return value
+    if isinstance(value, tuple) and all(isinstance(part, str | bytes | None) for part in value):
+        return value
+    return _Opaque()
+
+
+class _Machine:
+    """The stack machine: one method per group of opcodes."""
+
+    def __init__(self, name: str, constructors: Constructors, persistent: Callable[[Any], Any] | None) -> None:
+        self.name = name
+        self.constructors = constructors
+        self.persistent = persistent
+        self.stack: list[Any] = []
+        self.marks: list[list[Any]] = []
+        self.memo: dict[int, Any] = {}
+        self.allowance = 1 << 16
+
+    def run(self, stream: Stream) -> Any:
+        # pickletools decodes opcodes and their arguments, with the lengths checked
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):  # type: ignore[arg-type]
+            if count > MAX_OPCODES:
+                raise WeightFileError(f"{self.name}: a pickle of more than {MAX_OPCODES:,} opcodes; not a weight file")
+            if opcode.name == "STOP":
+                break
+            self.allowance += 1
+            if opcode.name in _PUSHED:
+                self.stack.append(argument)
+                self.allowance += len(argument) if isinstance(argument, str | bytes | bytearray) else 0
+            else:
+                _ACTIONS[opcode.name](self, argument)
+        return self.stack.pop()
+
+    def push(self, value: Any) -> None:
+        # `self.stack.append(self.since_mark())` would append to the stack of before the call
+        self.stack.append(value)
+
+    def since_mark(self) -> list[Any]:
+        items, self.stack = self.stack, self.marks.pop()
+        return items
+
+    def mark(self, _: Any) -> None:
+        self.marks.append(self.stack)
+        self.stack = []
+
+    def pop(self, _: Any) -> None:
+        if self.stack:
+            self.stack.pop()
+        else:
+            self.since_mark()
+
+    def get(self, index: Any) -> None:
+        self.stack.append(self.memo[int(index)])
+
+    def put(self, index: Any) -> None:
+        self.memo[int(index)] = self.stack[-1]
+
+    def memoize(self, _: Any) -> None:
+        self.memo[len(self.memo)] = self.stack[-1]
+
+    def tuple_of(self, size: int) -> None:
+        items = tuple(self.stack[-size:])
+        if len(items) != size:
+            raise ValueError("the stack is empty")
+        self.stack[-size:] = [items]
+
+    def extend(self, items: list[Any]) -> None:
+        target = self.stack[-1]
+        if isinstance(target, Object):
+            target.elements.extend(items)
+        elif isinstance(target, list):
+            target.extend(items)
+        elif isinstance(target, set):
+            target.update(map(_key, items))
+        else:
+            raise ValueError(f"elements added to {type(target).__name__}")
+
+    def update(self, items: list[Any]) -> None:
+        target = self.stack[-1]
+        target = target.items if isinstance(target, Object) else target
+        if not isinstance(target, dict) or len(items) % 2:
+            raise ValueError(f"items set in {type(target).__name__}")
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            target[_key(key)] = value
+
+    def name_global(self, module: Any, name: Any) -> Global:
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise ValueError("a class without a name")
+        if len(module) + len(name) > _MAX_NAME:
+            raise ValueError("a class whose name does not end")
+        if _refused(module, name):
+            raise UnsafeFileError(
+                f"{self.name}: asks for {' '.join(f'{module}.{name}'.split())[:200]} to be called, which a weight file "
+                "never needs; nothing was executed; do not open it with other software"
+            )
+        return Global(module, name)
+
+    def call(self, function: Any, args: Any, keywords: Any = None) -> None:
+        if not isinstance(args, tuple):
+            raise ValueError("a call without arguments")
+        if not isinstance(function, Global):
+            self.stack.append(Object(function.cls if isinstance(function, Object) else Global("", "?"), args))
+        elif function.module in _BUILTINS and function.name == "getattr":
+            self.stack.append(self.attribute(*args))
+        elif constructor := self.constructors.get((function.module, function.name)):
+            self.pay(args, *args)
+            self.stack.append(constructor(*args))
+        else:
+            self.stack.append(Object(function, args))
+            if isinstance(keywords, dict):
+                self.pay(keywords)
+                self.stack[-1].attributes.update(keywords)
+
+    def pay(self, *copied: Any) -> None:
+        # One long list that is copied a million times would fill the memory: what is copied in all must not be more
+        # than what the file holds.
+        self.allowance -= sum(len(part) for part in copied if isinstance(part, Collection))
+        if self.allowance < 0:
+            raise ValueError("the same data is copied again and again")
+
+    def attribute(self, owner: Any, name: Any, *_: Any) -> Global:
+        """The name of what getattr would reach, after the same checks as if the file had named it."""
+        cls = owner.cls if isinstance(owner, Object) else owner
+        module, outer = (cls.module, cls.name) if isinstance(cls, Global) else ("", type(owner).__name__)
+        return self.name_global(module, f"{outer}.{name}")
+
+    def reduce(self, _: Any) -> None:
+        args = self.stack.pop()
+        self.call(self.stack.pop(), args)
+
+    def new_object_ex(self, _: Any) -> None:
+        keywords, args = self.stack.pop(), self.stack.pop()
+        self.call(self.stack.pop(), args, keywords)
+
+    def instance(self, argument: str) -> None:
+        args = tuple(self.since_mark())
+        self.call(self.name_global(*argument.split(" ", 1)), args)
+
+    def object(self, _: Any) -> None:
+        function, *args = self.since_mark()
+        self.call(function, tuple(args))
+
+    def stack_global(self, _: Any) -> None:
+        name, module = self.stack.pop(), self.stack.pop()
+        self.stack.append(self.name_global(module, name))
+
+    def build(self, _: Any) -> None:
+        state, target = self.stack.pop(), self.stack[-1]
+        # Attributes of containers (`_metadata` of a state dict) and of classes are of no use here
+        if isinstance(target, Object | Array | _DType):
+            self.pay(*(state if isinstance(state, tuple) else (state,)))
+            target.build(state)
+
+    def resolve(self, identifier: Any) -> None:
+        if self.persistent is None:
+            raise ValueError("a reference to data outside the pickle")
+        self.stack.append(self.persistent(identifier))
+
+    def unsupported(self, _: Any) -> NoReturn:
+        raise ValueError("an extension or out-of-band buffer, which weight files do not use")
+
+
+_PUSHED = _words("""
+    INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE
+    SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8
+""")
+_ACTIONS: dict[str, Callable[[_Machine, Any], None]] = {
+    "PROTO": lambda machine, _: None,
+    "FRAME": lambda machine, _: None,
+    "MARK": _Machine.mark,
+    "POP": _Machine.pop,
+    "POP_MARK": lambda machine, _: machine.since_mark().clear(),
+    "DUP": lambda machine, _: machine.stack.append(machine.stack[-1]),
+    "GET": _Machine.get,
+    "BINGET": _Machine.get,
+    "LONG_BINGET": _Machine.get,
+    "PUT": _Machine.put,
+    "BINPUT": _Machine.put,
+    "LONG_BINPUT": _Machine.put,
+    "MEMOIZE": _Machine.memoize,
+    "NONE": lambda machine, _: machine.stack.append(None),
+    "NEWTRUE": lambda machine, _: machine.stack.append(True),
+    "NEWFALSE": lambda machine, _: machine.stack.append(False),
+    "EMPTY_LIST": lambda machine, _: machine.stack.append([]),
+    "EMPTY_DICT": lambda machine, _: machine.stack.append({}),
+    "EMPTY_SET": lambda machine, _: machine.stack.append(set()),
+    "EMPTY_TUPLE": lambda machine, _: machine.stack.append(()),
+    "LIST": lambda machine, _: machine.push(machine.since_mark()),
+    "TUPLE": lambda machine, _: machine.push(tuple(machine.since_mark())),
+    "TUPLE1": lambda machine, _: machine.tuple_of(1),
+    "TUPLE2": lambda machine, _: machine.tuple_of(2),
+    "TUPLE3": lambda machine, _: machine.tuple_of(3),
+    "FROZENSET": lambda machine, _: machine.push(frozenset(map(_key, machine.since_mark()))),
+    "APPEND": lambda machine, _: machine.extend([machine.stack.pop()]),
+    "APPENDS": lambda machine, _: machine.extend(machine.since_mark()),
+    "ADDITEMS": lambda machine, _: machine.extend(machine.since_mark()),
+    "GLOBAL": lambda machine, name: machine.stack.append(machine.name_global(*name.split(" ", 1))),
+    "STACK_GLOBAL": _Machine.stack_global,
+    "REDUCE": _Machine.reduce,
+    "NEWOBJ": _Machine.reduce,
+    "NEWOBJ_EX": _Machine.new_object_ex,
+    "INST": _Machine.instance,
+    "OBJ": _Machine.object,
+    "BUILD": _Machine.build,
+    "PERSID": _Machine.resolve,
+    "BINPERSID": lambda machine, _: machine.resolve(machine.stack.pop()),
+    "EXT1": _Machine.unsupported,
+    "EXT2": _Machine.unsupported,
+    "EXT4": _Machine.unsupported,
+    "NEXT_BUFFER": _Machine.unsupported,
+    "READONLY_BUFFER": _Machine.unsupported,
+}
+
+
+def _set_item(machine: _Machine, _: Any) -> None:
+    value, key = machine.stack.pop(), machine.stack.pop()
+    machine.update([key, value])
+
+
+def _new_dict(machine: _Machine, _: Any) -> None:
+    items = machine.since_mark()
+    machine.stack.append({})
+    machine.update(items)
+
+
+_ACTIONS |= {
+    "SETITEM": _set_item,
+    "SETITEMS": lambda machine, _: machine.update(machine.since_mark()),
+    "DICT": _new_dict,
+}

@@ -1,0 +1,232 @@
+"""Weight files of safetensors: a JSON header of names, types, shapes and places, then the bytes.
+
+The header is read here, as the safetensors library hands out no bfloat16 or float8 without PyTorch. Layout: the length
+of the header as eight little-endian bytes, the header, the bytes of the tensors, C-contiguous and little-endian
+(https://github.com/safetensors/safetensors#format).
+
+A model in several files, or shards, is read as one: give its index (``model.safetensors.index.json``) or any of its
+shards (``model-00001-of-00003.safetensors``), whose siblings are then found beside it by their names.
+
+The file does not keep the order in which a network was built. Layers come in the order of their names, numbers in them
+compared as numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from cnnfilterdb.errors import WeightFileError
+from cnnfilterdb.ingest.checkpoint import networks
+from cnnfilterdb.ingest.composition import parameters
+from cnnfilterdb.ingest.extract import layers_from_tensors
+from cnnfilterdb.ingest.formats import register
+from cnnfilterdb.ingest.formats.damage import undamaged
+from cnnfilterdb.ingest.layers import ConvLayer, Skipped, Tensor, Weights
+
+__all__ = ["SafetensorsFormat"]
+
+_WHAT = "safetensors file"
+# The library refuses longer headers too
+_MAX_HEADER = 100_000_000
+
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "BOOL": np.dtype(bool),
+    "C64": np.dtype("<c8"),
+    "F16": np.dtype("<f2"),
+    "F32": np.dtype("<f4"),
+    "F64": np.dtype("<f8"),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E4M3FNUZ": np.dtype(ml_dtypes.float8_e4m3fnuz),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "F8_E5M2FNUZ": np.dtype(ml_dtypes.float8_e5m2fnuz),
+    "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),
+    "I16": np.dtype("<i2"),
+    "I32": np.dtype("<i4"),
+    "I64": np.dtype("<i8"),
+    "I8": np.dtype("i1"),
+    "U16": np.dtype("<u2"),
+    "U32": np.dtype("<u4"),
+    "U64": np.dtype("<u8"),
+    "U8": np.dtype("u1"),
+}
+# What the libraries that write such files call themselves in the header
+_FRAMEWORKS = {"pt": "pytorch", "tf": "tensorflow"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """A tensor of a file.
+
+    Attributes:
+        path: The file.
+        dtype: Element type, as safetensors names it.
+        shape: Its shape as stored.
+        start: Its first byte in the file.
+        stop: The byte behind its last.
+        channels_last: True for files of MLX, whose kernels are (out, height, width, in).
+    """
+
+    path: Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+    channels_last: bool
+
+    def tensor(self, name: str) -> Tensor:
+        dtype = _DTYPES[self.dtype].name if self.dtype in _DTYPES else self.dtype.lower()
+        shape = self.shape
+        if self.channels_last and len(shape) == 4:
+            shape = (shape[0], shape[3], shape[1], shape[2])
+        return Tensor(name, shape, dtype, partial(self.read, name))
+
+    def read(self, name: str) -> npt.NDArray[np.generic]:
+        with undamaged(f"{self.path}: {name}", _WHAT):
+            dtype = _DTYPES.get(self.dtype)
+            if dtype is None:
+                raise ValueError(f"elements of type {self.dtype} cannot be read")
+            with self.path.open("rb") as file:
+                file.seek(self.start)
+                data = file.read(self.stop - self.start)
+            array: npt.NDArray[Any] = np.frombuffer(data, dtype).reshape(self.shape)
+            if self.channels_last and array.ndim == 4:
+                array = array.transpose(0, 3, 1, 2)
+            if self.dtype.startswith(("F", "BF")):
+                with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and refused as such later
+                    return array.astype(np.float32)
+            return np.ascontiguousarray(array)
+
+
+def _read_file(path: Path) -> tuple[dict[str, _Stored], str | None]:
+    """The tensors of one file by name, and the library that wrote it."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= min(_MAX_HEADER, size - 8):
+            raise ValueError(f"a header of {length:,} bytes in a file of {size:,}: truncated")
+        header = json.loads(file.read(length))
+    if not isinstance(header, dict):
+        raise ValueError("a header that is no table")
+    metadata = header.pop("__metadata__", None)
+    library = metadata.get("format") if isinstance(metadata, dict) else None
+    tensors = {}
+    for name, entry in header.items():
+        dtype, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        numbers = [*shape, start, stop]
+        if not isinstance(dtype, str) or not all(type(n) is int and 0 <= n < 1 << 48 for n in numbers):
+            raise ValueError(f"tensor {name[:100]} has an impossible type, shape or place")
+        expected = math.prod(shape) * _DTYPES[dtype].itemsize if dtype in _DTYPES else stop - start
+        if stop - start != expected:
+            raise ValueError(f"tensor {name[:100]} has {stop - start:,} bytes where {expected:,} are expected")
+        if 8 + length + stop > size:
+            raise ValueError(f"tensor {name[:100]} ends behind the end of the file: truncated")
+        place = 8 + length
+        tensors[name] = _Stored(path, dtype, tuple(shape), place + start, place + stop, library == "mlx")
+    return tensors, library if isinstance(library, str) else None
+
+
+def _is_index(head: bytes) -> bool:
+    return head.lstrip().startswith(b"{") and b'"weight_map"' in head
+
+
+_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<count>\d+)(?P<suffix>\.safetensors)")
+
+
+def _shards(path: Path, head: bytes) -> list[Path]:
+    """The files of the model that a file belongs to."""
+    if _is_index(head):
+        with undamaged(str(path), _WHAT):
+            index = json.loads(path.read_bytes())["weight_map"]
+            names = sorted(set(index.values()))
+        for name in names:
+            if Path(name).name != name or "\\" in name:
+                raise WeightFileError(f"{path}: names the shard {name[:100]!r}, which is not a file beside it; refused")
+            if not name.endswith(".safetensors"):
+                raise WeightFileError(f"{path}: an index of {name[:100]}; expected shards that are safetensors files")
+    else:
+        match = _SHARD.fullmatch(path.name)
+        if match is None:
+            return [path]
+        stem, number, count, suffix = match.group("stem", "number", "count", "suffix")
+        if not 1 <= int(number) <= int(count) <= 10_000:
+            return [path]
+        width = len(number)
+        names = [f"{stem}-{i:0{width}}-of-{count}{suffix}" for i in range(1, int(count) + 1)]
+    shards = [path.parent / name for name in names]
+    missing = [shard.name for shard in shards if not shard.is_file()]
+    if missing:
+        raise WeightFileError(
+            f"{path}: {len(missing)} of the {len(shards)} shards of the model are missing, first {missing[0]}; "
+            "put them beside it"
+        )
+    return shards
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sorting key that compares the numbers in a name as numbers.
+
+    >>> sorted(["layer10.conv", "layer2.conv", "layer2.bn"], key=_natural)
+    ['layer2.bn', 'layer2.conv', 'layer10.conv']
+    """
+    # int() of long digit strings is slow, so that they are compared by length and value
+    parts = re.findall(r"[0-9]+|[^0-9]+", name)
+    return [(len(part.lstrip("0")), part.lstrip("0")) if part[0] in "0123456789" else (-1, part) for part in parts]
+
+
+def _layers(tensors: Mapping[str, _Stored]) -> tuple[tuple[ConvLayer, ...], int, tuple[Skipped, ...]]:
+    names = sorted(tensors, key=_natural)
+    found, left_out = networks({name: tensors[name] for name in names}, lambda value: isinstance(value, _Stored))
+    layers: list[ConvLayer] = []
+    skipped = list(left_out)
+    total = 0
+    for network in found:
+        named = [entry.value.tensor(entry.name) for entry in network.entries]
+        more, reasons = layers_from_tensors(named, ordered=False)
+        layers += more
+        skipped += reasons
+        total += parameters(named)
+    return tuple(layers), total, tuple(skipped)
+
+
+@register
+class SafetensorsFormat:
+    """Files of safetensors, and indexes of sharded ones."""
+
+    name = "safetensors"
+
+    def matches(self, path: Path, head: bytes) -> bool:
+        """A header length of possible size and a JSON object, or an index of shards."""
+        length = int.from_bytes(head[:8], "little")
+        return (head[8:9] == b"{" and length <= _MAX_HEADER) or _is_index(head)
+
+    def read(self, path: Path) -> Weights:
+        """Read the header, or those of all shards; the tensors when the layers are read.
+
+        Raises:
+            WeightFileError: The file is damaged, or shards are missing.
+        """
+        tensors: dict[str, _Stored] = {}
+        libraries = set()
+        with undamaged(str(path), _WHAT):
+            with path.open("rb") as file:
+                head = file.read(4096)
+            for shard in _shards(path, head):
+                with undamaged(str(shard), _WHAT):
+                    more, library = _read_file(shard)
+                tensors |= more
+                libraries.add(library)
+            layers, total, skipped = _layers(tensors)
+        framework = _FRAMEWORKS.get(libraries.pop() or "") if len(libraries) == 1 else None
+        return Weights("safetensors", framework, layers, total, skipped)

@@ -1,0 +1,165 @@
+"""Named variables of TensorFlow, Keras, JAX and their like, without a graph: which of them are convolutions.
+
+Names and shapes are brought to the form that PyTorch gives them, ``scope.weight`` of (out, in / groups, h, w), or for a
+transposed layer (in, out / groups, h, w). What they prove is then told by
+:func:`~cnnfilterdb.ingest.extract.layers_from_tensors`, as for any other file.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from cnnfilterdb.ingest.composition import parameters
+from cnnfilterdb.ingest.extract import ConvFacts, layers_from_tensors
+from cnnfilterdb.ingest.formats.layout import unique_names
+from cnnfilterdb.ingest.layers import ConvLayer, Skipped, Tensor
+
+__all__ = ["is_training_state", "layers_from_variables", "natural"]
+
+#: What programs call a kernel, and what they call the rest of a layer.
+_KERNELS = {"kernel", "kernels", "weight", "weights", "filter", "filters", "w", "W"} | {
+    "pointwise_kernel",
+    "pointwise_weights",
+}
+_DEPTHWISE = {"depthwise_kernel", "depthwise_weights"}
+_OTHERS = {
+    **dict.fromkeys(("bias", "biases", "b", "B"), "bias"),
+    **dict.fromkeys(("gamma", "scale"), "weight"),
+    **dict.fromkeys(("beta", "offset"), "bias"),
+    **dict.fromkeys(("moving_mean", "mean", "avg_mean", "pop_mean"), "running_mean"),
+    **dict.fromkeys(("moving_variance", "variance", "var", "avg_var", "pop_var"), "running_var"),
+}
+
+# State of the optimiser, which has the shape of the weights, and counters
+_TRAINING = re.compile(
+    r"(?:^|/)(?:\.OPTIMIZER_SLOT|_?optimizer|training|Adam(?:_\d+)?|AdamW(?:_\d+)?|Momentum|RMSProp(?:_\d+)?|"
+    r"Adagrad|Adadelta|Ftrl|sgd|keras_api|metrics|loss_scale|beta\d_power|save_counter|global_step|local_step|biased)"
+    r"(?:/|:|$)"
+)
+_TRANSPOSED = re.compile(r"transpose|deconv|up_?conv|trans_?conv|conv_?trans|convt(?![a-z])", re.IGNORECASE)
+_STANDARDISED = re.compile(r"standardi[sz]ed", re.IGNORECASE)
+_ONE_PER_CHANNEL = re.compile(r"depthwise", re.IGNORECASE)
+
+
+def is_training_state(name: str) -> bool:
+    """Whether a variable belongs to the optimiser or to a metric.
+
+    >>> is_training_state("conv/kernel/Adam_1"), is_training_state("conv/kernel")
+    (True, False)
+    """
+    return _TRAINING.search(name) is not None
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """Sorting key that compares the numbers in a name as numbers.
+
+    >>> sorted(["conv10/kernel", "conv9/kernel"], key=natural)
+    ['conv9/kernel', 'conv10/kernel']
+    """
+    parts = re.findall(r"[0-9]+|[^0-9]+", name)
+    return [(len(part.lstrip("0")), part.lstrip("0")) if part[0] in "0123456789" else (-1, part) for part in parts]
+
+
+def layers_from_variables(
+    variables: Sequence[Tensor], *, ordered: bool, layout: str = "HWIO"
+) -> tuple[tuple[ConvLayer, ...], tuple[Skipped, ...], int]:
+    """Find the two-dimensional convolution layers among variables.
+
+    Args:
+        variables: Those of one network, without the state of its training: ``scope/kernel``, ``scope/bias``, ...
+        ordered: Whether they stand in the order in which the network was built.
+        layout: ``HWIO``, as TensorFlow stores a kernel (``HWOI`` in a transposed layer, (h, w, in, multiplier) in a
+            depthwise one), or ``OIHW``, as Chainer and PyTorch do.
+
+    Returns:
+        The layers in the order of the variables, what looked like one but was left out, and the number of parameters.
+
+    >>> kernel = Tensor("stem/kernel", (3, 3, 1, 8), "float32", read=lambda: np.ones((3, 3, 1, 8)))
+    >>> layers, _, count = layers_from_variables([kernel], ordered=True)
+    >>> layers[0].name, layers[0].shape, layers[0].kind, count
+    ('stem', (8, 1, 3, 3), 'conv', 72)
+    """
+    kernels = Counter(_split(v.name)[0] for v in variables if _split(v.name)[1] in _KERNELS | _DEPTHWISE)
+    tensors: list[Tensor] = []
+    holders: dict[str, str] = {}
+    names: dict[str, str] = {}
+    facts: dict[str, ConvFacts] = {}
+    for variable in variables:
+        scope, leaf = _split(variable.name)
+        dotted = scope.replace("/", ".")
+        depthwise = leaf in _DEPTHWISE or (layout == "HWIO" and leaf in _KERNELS and _is_depthwise(variable, scope))
+        if leaf in _KERNELS or depthwise:
+            if kernels[scope] > 1:  # the halves of a separable convolution
+                dotted = variable.name.replace("/", ".")
+            name = f"{dotted}.weight" if dotted else "weight"
+            holders[name] = variable.name
+            names[dotted or "weight"] = scope if scope and kernels[scope] == 1 else variable.name
+            tensor = variable
+            if len(variable.shape) == 4 and layout == "HWIO":
+                facts[dotted], axes = _facts(variable, variables, scope, leaf, depthwise)
+                tensor = _to_oihw(variable, axes, depthwise)
+            tensors.append(replace(tensor, name=name))
+        elif leaf in _OTHERS:
+            tensors.append(replace(variable, name=f"{dotted}.{_OTHERS[leaf]}" if dotted else _OTHERS[leaf]))
+        else:
+            tensors.append(variable)
+    found, skipped = layers_from_tensors(tensors, facts=facts, ordered=ordered)
+    named = unique_names(
+        [replace(one, name=names.get(one.name, one.name)) for one in found],
+        [holders.get(f"{one.name}.weight", one.name) for one in found],
+    )
+    return (
+        tuple(named),
+        tuple(replace(entry, name=holders.get(entry.name, entry.name)) for entry in skipped),
+        parameters(tensors),
+    )
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Scope and leaf of a name: ``a/b/kernel:0``, ``a.b.kernel`` and ``a_W`` alike."""
+    name = re.sub(r":\d+$", "", name)
+    separator = "/" if "/" in name else "." if "." in name else "_"
+    scope, _, leaf = name.rpartition(separator)
+    return (scope, leaf) if separator != "_" or leaf in _KERNELS or leaf in _OTHERS else ("", name)
+
+
+def _is_depthwise(variable: Tensor, scope: str) -> bool:
+    # Keras 3 calls the kernel of a depthwise layer as that of any other
+    last = scope.rpartition("/")[2]
+    return len(variable.shape) == 4 and _ONE_PER_CHANNEL.search(last) is not None and variable.shape[3] == 1
+
+
+def _facts(
+    variable: Tensor, variables: Sequence[Tensor], scope: str, leaf: str, depthwise: bool
+) -> tuple[ConvFacts, tuple[int, int, int, int]]:
+    """What names tell of a layer, unless its bias contradicts, and the axes that bring HWIO to PyTorch's order."""
+    _, _, third, last = variable.shape
+    if depthwise:
+        return ConvFacts(transposed=False, groups=third), (2, 3, 0, 1)
+    if leaf.startswith("pointwise"):
+        return ConvFacts(transposed=False, groups=1), (3, 2, 0, 1)
+    if _TRANSPOSED.search(scope):
+        bias = next((v.shape for v in variables if _split(v.name) in ((scope, "bias"), (scope, "b"))), None)
+        if bias == (last,) and third != last:
+            # Flax keeps (h, w, in, out) in transposed layers too; others have named a plain layer after what follows it
+            flax = re.search(r"ConvTranspose(?:_\d+)?$", scope) is not None
+            return ConvFacts(transposed=flax, groups=1), (2, 3, 0, 1) if flax else (3, 2, 0, 1)
+        if bias is None or bias == (third,):
+            return ConvFacts(transposed=True, groups=1), (3, 2, 0, 1)
+    return ConvFacts(weight_norm="std" if _STANDARDISED.search(scope) else None), (3, 2, 0, 1)
+
+
+def _to_oihw(variable: Tensor, axes: tuple[int, int, int, int], depthwise: bool) -> Tensor:
+    first, second, height, width = (variable.shape[axis] for axis in axes)
+    shape = (first * second, 1, height, width) if depthwise else (first, second, height, width)
+
+    def read() -> npt.NDArray[np.generic]:
+        return np.ascontiguousarray(variable.read().transpose(axes).reshape(shape))
+
+    return replace(variable, shape=shape, read=read)

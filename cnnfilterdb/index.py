@@ -35,7 +35,8 @@ from cnnfilterdb.errors import DatabaseError, SelectionError
 from cnnfilterdb.scan import Run, scan
 from cnnfilterdb.schema import BASES, HISTOGRAMS, kernel_shape
 from cnnfilterdb.stats import RECIPES, Basis, Histogram, Moments, Recipe, histograms
-from cnnfilterdb.store import Store, Writer
+from cnnfilterdb.store import Store
+from cnnfilterdb.writer import Writer, histogram_settings
 
 __all__ = [
     "MAX_INDEXED_WEIGHTS",
@@ -43,6 +44,7 @@ __all__ = [
     "FittedBasis",
     "Index",
     "Projection",
+    "basis_table",
     "coefficient_range",
     "histogram_table",
     "moments_of",
@@ -113,10 +115,10 @@ def histogram_table(
         basis: The basis.
         layers: Pairs of a layer and its histograms, one per recipe in the order of ``RECIPES``.
     """
+    found = list(layers)
+    # By recipe first: each gets a row group of its own (cnnfilterdb.writer.histogram_settings).
     rows = [
-        (layer, recipe, histogram)
-        for layer, per_recipe in layers
-        for recipe, histogram in zip(RECIPES, per_recipe, strict=True)
+        (layer, recipe, per_recipe[number]) for number, recipe in enumerate(RECIPES) for layer, per_recipe in found
     ]
     size = len(basis.mean)
     columns: dict[str, Any] = {
@@ -172,19 +174,18 @@ class Index:
         return known[basis_id]
 
     def missing(self) -> dict[str, list[str]]:
-        """Models whose layers are not yet in a basis: basis id -> model ids."""
-        layers = self.store.layers(columns=["model_id", "kernel", "stored"])
-        wanted = layers.filter(pc.field("stored")).group_by(["kernel", "model_id"]).aggregate([])
-        models: dict[str, list[str]] = {}
-        for row in wanted.sort_by("model_id").to_pylist():
-            models.setdefault(row["kernel"], []).append(row["model_id"])
-        gaps = {}
+        """Models whose layers are not yet in a basis: basis id -> model ids.
+
+        Told by the names of files alone, because every question asks it first.
+        """
+        gaps: dict[str, set[str]] = {}
         for fitted in self.bases():
             there = {path.stem for path in (self.path / fitted.basis_id / "histograms").glob("*.parquet")}
-            lacking = [name for name in models.get(fitted.basis.kernel, ()) if self.store.slug(name) not in there]
-            if lacking:
-                gaps[fitted.basis_id] = lacking
-        return gaps
+            stored = {path.stem for path in self.store.filter_files(fitted.basis.kernel)}
+            if stored - there:
+                gaps[fitted.basis_id] = stored - there
+        names = {self.store.slug(model_id): model_id for model_id in self.store.model_ids()} if gaps else {}
+        return {basis_id: sorted(names[slug] for slug in slugs if slug in names) for basis_id, slugs in gaps.items()}
 
     def unindexed(self) -> list[str]:
         """Kernel sizes that could have a basis and have none."""
@@ -238,7 +239,7 @@ class Index:
         staging = Path(tempfile.mkdtemp(prefix=f".{basis_id}-", dir=self.path))
         try:
             self._write_histograms(fitted, sorted(set(layers["model_id"].to_pylist())), staging, progress)
-            _write_table(_basis_table(fitted), staging / "basis.parquet")
+            _write_table(basis_table(fitted), staging / "basis.parquet")
             staging.chmod(0o755)
             staging.rename(self.path / basis_id)
         except BaseException:
@@ -265,7 +266,8 @@ class Index:
                 known = layers.get(layer)
                 layers[layer] = parts if known is None else [a.merge(b) for a, b in zip(known, parts, strict=True)]
             table = histogram_table(fitted.basis_id, model_id, basis, layers.items())
-            _write_table(table, folder / "histograms" / f"{self.store.slug(model_id)}.parquet")
+            path = folder / "histograms" / f"{self.store.slug(model_id)}.parquet"
+            _write_table(table, path, **histogram_settings(table))
             if progress:
                 progress(f"histograms of {basis.kernel}", number, len(files))
 
@@ -346,18 +348,19 @@ def _indexable(kernel: str) -> bool:
     return height * width <= MAX_INDEXED_WEIGHTS
 
 
-def _write_table(table: pa.Table, path: Path) -> None:
+def _write_table(table: pa.Table, path: Path, **settings: Any) -> None:
     """Write a Parquet file so that it appears whole or not at all."""
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        pq.write_table(table, part, compression="zstd", use_dictionary=["basis_id", "model_id", "recipe"])
+        pq.write_table(table, part, compression="zstd", **settings)
         part.replace(path)
     except OSError as error:
         part.unlink(missing_ok=True)
         raise DatabaseError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
-def _basis_table(fitted: FittedBasis) -> pa.Table:
+def basis_table(fitted: FittedBasis) -> pa.Table:
+    """The row of the bases table for a basis."""
     basis = fitted.basis
     row = {
         "basis_id": fitted.basis_id,

@@ -1,0 +1,100 @@
+"""Fixtures that several parts of the suite share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import entropy
+from sklearn.decomposition import PCA
+
+import cnnfilterdb
+
+
+def _state_dict(seed: int, sizes: dict[str, tuple[int, int, int, int]], smooth: float) -> dict[str, np.ndarray]:
+    """Weights with some structure: random kernels mixed with their neighbours, differently for each model."""
+    rng = np.random.default_rng(seed)
+    tensors: dict[str, np.ndarray] = {}
+    for name, shape in sizes.items():
+        weight = rng.normal(size=shape).astype(np.float32)
+        size = shape[2] * shape[3]
+        mixing = np.eye(size) + smooth * rng.normal(size=(size, size)) / np.sqrt(size)
+        weight = (weight.reshape(-1, size) @ mixing).astype(np.float32).reshape(shape)
+        tensors[f"{name}.weight"] = weight * rng.uniform(0.01, 2)
+        tensors[f"{name}.bias"] = np.zeros(shape[0], np.float32)
+    return tensors
+
+
+MODELS = {
+    "ct-a": ("medical ct", "Segmentation", "U-Net", {"enc": (16, 3, 3, 3), "mid": (32, 16, 3, 3), "up": (8, 32, 5, 5)}),
+    "ct-b": ("medical ct", "Segmentation", "U-Net", {"enc": (8, 1, 3, 3), "mid": (24, 8, 3, 3)}),
+    "photo-a": (
+        "natural",
+        "Classification",
+        "ResNet",
+        {"stem": (16, 3, 7, 7), "a": (64, 16, 3, 3), "b": (16, 64, 1, 1)},
+    ),
+    "photo-b": ("natural", "Denoising", "DnCNN", {"a": (32, 3, 3, 3), "b": (32, 32, 3, 3), "c": (3, 32, 3, 3)}),
+    "face": ("faces", "Face Detection", "MTCNN", {"a": (10, 3, 3, 3), "b": (16, 10, 3, 3)}),
+}
+
+
+@pytest.fixture(scope="session")
+def tensors() -> dict[str, dict[str, np.ndarray]]:
+    """The weights of the models of the sample database: name -> tensors."""
+    return {name: _state_dict(i, sizes, 0.5 * i) for i, (name, (*_, sizes)) in enumerate(MODELS.items())}
+
+
+@pytest.fixture(scope="session")
+def sample_path(tmp_path_factory: pytest.TempPathFactory, tensors) -> Path:
+    """Folder of a database of five small models in three domains, indexed. Do not write to it: copy it."""
+    path = tmp_path_factory.mktemp("databases") / "sample.db"
+    with cnnfilterdb.open(path) as db:
+        for name, (domain, task, family, _) in MODELS.items():
+            db.add(tensors[name], name, domain=domain, task=task, family=family, license="MIT")
+        db.index()
+    return path
+
+
+@pytest.fixture
+def sample(sample_path):
+    """The sample database, opened."""
+    with cnnfilterdb.open(sample_path, create=False) as db:
+        yield db
+
+
+def notebook_shift(groups: dict[object, np.ndarray], everything: np.ndarray, recipe: str = "cvpr2022") -> np.ndarray:
+    """The notebook's method, step by step and all in memory: groups of raw filters (n, k) -> matrix of shifts."""
+
+    def scaled(filters: np.ndarray) -> np.ndarray:
+        peak = np.abs(filters).max(axis=1, keepdims=True)
+        peak[peak == 0] = 1
+        return (filters / peak).astype(np.float64)
+
+    pca = PCA(n_components=everything.shape[1])
+    coefficients = pca.fit_transform(scaled(everything))
+    limits = (coefficients.min(), coefficients.max()) if recipe == "cvpr2022" else (-3, 3)
+    size = len(pca.components_)
+    weights = pca.explained_variance_ratio_ if recipe == "cvpr2022" else np.full(size, 1 / size)
+    probabilities = {}
+    for label, filters in groups.items():
+        projected = pca.transform(scaled(filters))
+        for i in range(size):
+            density, _ = np.histogram(projected[:, i], bins=70, range=limits, density=True)
+            density[density == 0] = np.finfo(np.float32).eps
+            probabilities[label, i] = density / density.sum()
+    labels = list(groups)
+    matrix = np.zeros((len(labels), len(labels)))
+    for row, first in enumerate(labels):
+        for column, second in enumerate(labels):
+            for i in range(size):
+                p, q = probabilities[first, i], probabilities[second, i]
+                matrix[row, column] += weights[i] * (entropy(p, q) + entropy(q, p))
+    return matrix
+
+
+@pytest.fixture(scope="session")
+def notebook():
+    """The papers' method as an oracle: see notebook_shift."""
+    return notebook_shift

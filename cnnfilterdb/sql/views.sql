@@ -3,13 +3,18 @@
 -- If the folder has moved: SET VARIABLE cnnfilterdb_path = '<folder>' before this file is run.
 SET VARIABLE cnnfilterdb_path = coalesce(getvariable('cnnfilterdb_path'), $path);
 
+-- Paths of files in the folder, whatever its name holds: wildcards in it are put in brackets, which makes them letters.
+CREATE OR REPLACE MACRO database_files(pattern) AS
+    regexp_replace(getvariable('cnnfilterdb_path'), '([*?\[{])', '[\1]', 'g') || pattern;
+
 -- One row per model.
 CREATE OR REPLACE VIEW models AS
-SELECT * FROM read_parquet(getvariable('cnnfilterdb_path') || '/models/*.parquet');
+SELECT * FROM read_parquet(database_files('/models/*.parquet'), hive_partitioning = false);
 
 -- One row per convolution layer, with its statistics. A layer without a models row was never committed.
 CREATE OR REPLACE VIEW layers AS
-SELECT * FROM read_parquet(getvariable('cnnfilterdb_path') || '/layers/*.parquet') SEMI JOIN models USING (model_id);
+SELECT * FROM read_parquet(database_files('/layers/*.parquet'), hive_partitioning = false)
+SEMI JOIN models USING (model_id);
 
 -- What `by` and `keep` of the table macros may name: every column of models and of layers. `name` is the model's,
 -- `layer_name` the layer's, `filters` the layer's.
@@ -17,13 +22,13 @@ CREATE OR REPLACE VIEW facts AS
 SELECT m.* EXCLUDE (filters, conv_layers, files, skipped),
        l.* EXCLUDE (model_id, name),
        l.name AS layer_name
-FROM layers AS l JOIN models AS m USING (model_id);
+FROM read_parquet(database_files('/layers/*.parquet'), hive_partitioning = false) AS l JOIN models AS m USING (model_id);
 
 -- Fitted bases; the newest of a kernel size is the one that is used.
 CREATE OR REPLACE VIEW bases AS
-SELECT * FROM read_parquet(getvariable('cnnfilterdb_path') || '/index/*/basis.parquet');
+SELECT * FROM read_parquet(database_files('/index/*/basis.parquet'), hive_partitioning = false);
 
 -- Histograms of the coefficients: one row per basis, recipe and layer.
 CREATE OR REPLACE VIEW histograms AS
-SELECT * FROM read_parquet(getvariable('cnnfilterdb_path') || '/index/*/histograms/*.parquet')
+SELECT * FROM read_parquet(database_files('/index/*/histograms/*.parquet'), hive_partitioning = false)
 SEMI JOIN models USING (model_id);

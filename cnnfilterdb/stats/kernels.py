@@ -1,4 +1,4 @@
-"""Compiled inner loops: scale, sum, project and bin convolution kernels.
+"""Compiled inner loops: scale, sum, measure, project and bin convolution kernels.
 
 All of them work through blocks of a few hundred filters that stay in the first-level cache. Within a block every
 weight is a contiguous row, which is what lets the compiler use vector instructions; columns of Parquet come that way,
@@ -16,7 +16,20 @@ import numpy.typing as npt
 from numba import carray, njit, types
 from numba.extending import intrinsic
 
-__all__ = ["Columns", "bin_coefficients", "coefficient_bounds", "extremes", "project", "similarities", "sums"]
+__all__ = [
+    "Columns",
+    "bin_coefficients",
+    "coefficient_bounds",
+    "cosines",
+    "extremes",
+    "forms",
+    "layer_sums",
+    "levels",
+    "project",
+    "similarities",
+    "squares",
+    "sums",
+]
 
 #: One float32 array per kernel weight, all of one length.
 Columns = Sequence[npt.NDArray[np.float32]]
@@ -25,6 +38,10 @@ _BLOCK = 256
 
 # A coefficient this close to the edge of a bin (in bin widths) is compared with the edge itself, as NumPy does it.
 _NEAR = 1e-9
+
+# What LLVM may do to sums in double precision: reorder them, which lets them use vector instructions. Quotients stay
+# exact.
+_REORDER = {"reassoc", "nsz", "contract"}
 
 
 @intrinsic
@@ -73,7 +90,59 @@ def _project_block(scaled: Any, components: Any, offsets: Any, i: int, size: int
             out[b] += loading * scaled[j, b]
 
 
-@njit(cache=True, nogil=True)
+@njit(inline="always")
+def _load_block(filters: Any, start: int, size: int, block: Any) -> None:
+    for b in range(size):
+        for j in range(block.shape[0]):
+            block[j, b] = filters[start + b, j]
+
+
+@njit(inline="always")
+def _accumulate(rows: Any, size: int, total: Any, products: Any) -> None:
+    """Add the sums of the rows of a block, (k,), and of their products, (k, k), the upper triangle only.
+
+    Three rows by three at a time: nine sums are kept in registers for six rows that are read.
+    """
+    k = rows.shape[0]
+    for j in range(k):
+        part = 0.0
+        for b in range(size):
+            part += rows[j, b]
+        total[j] += part
+    whole = k - k % 3
+    for j in range(0, whole, 3):
+        for i in range(j, whole, 3):
+            s00 = s01 = s02 = s10 = s11 = s12 = s20 = s21 = s22 = 0.0
+            for b in range(size):
+                x0, x1, x2 = rows[j, b], rows[j + 1, b], rows[j + 2, b]
+                y0, y1, y2 = rows[i, b], rows[i + 1, b], rows[i + 2, b]
+                s00 += x0 * y0
+                s01 += x0 * y1
+                s02 += x0 * y2
+                s10 += x1 * y0
+                s11 += x1 * y1
+                s12 += x1 * y2
+                s20 += x2 * y0
+                s21 += x2 * y1
+                s22 += x2 * y2
+            products[j, i] += s00
+            products[j, i + 1] += s01
+            products[j, i + 2] += s02
+            products[j + 1, i] += s10
+            products[j + 1, i + 1] += s11
+            products[j + 1, i + 2] += s12
+            products[j + 2, i] += s20
+            products[j + 2, i + 1] += s21
+            products[j + 2, i + 2] += s22
+    for i in range(whole, k):
+        for j in range(i + 1):
+            part = 0.0
+            for b in range(size):
+                part += rows[j, b] * rows[i, b]
+            products[j, i] += part
+
+
+@njit(cache=True, nogil=True, fastmath=_REORDER)
 def _sums(filters: Any, shift: Any, scale: bool) -> Any:  # pragma: no cover (compiled)
     n, k = filters.shape
     total = np.zeros(k)
@@ -83,9 +152,7 @@ def _sums(filters: Any, shift: Any, scale: bool) -> Any:  # pragma: no cover (co
     peak = np.empty(_BLOCK, np.float32)
     for start in range(0, n, _BLOCK):
         size = min(_BLOCK, n - start)
-        for b in range(size):
-            for j in range(k):
-                block[j, b] = filters[start + b, j]
+        _load_block(filters, start, size, block)
         if scale:
             _scale_block(block, scaled, peak, size)
         else:
@@ -95,12 +162,48 @@ def _sums(filters: Any, shift: Any, scale: bool) -> Any:  # pragma: no cover (co
         for j in range(k):
             for b in range(size):
                 scaled[j, b] -= shift[j]
-        for j in range(k):
-            row = scaled[j, :size]
-            total[j] += row.sum()
-            for i in range(j, k):
-                products[j, i] += np.dot(row, scaled[i, :size])
+        _accumulate(scaled, size, total, products)
     return total, products
+
+
+@njit(cache=True, nogil=True, fastmath=_REORDER)
+def _layer_sums(
+    filters: Any, shift: Any, scaled_shift: Any, tolerance: float, peaks: Any
+) -> Any:  # pragma: no cover (compiled)
+    n, k = filters.shape
+    total, scaled_total = np.zeros(k), np.zeros(k)
+    products, scaled_products = np.zeros((k, k)), np.zeros((k, k))
+    block = np.empty((k, _BLOCK), np.float32)
+    work = np.empty((k, _BLOCK))
+    peak = np.empty(_BLOCK, np.float32)
+    length, square = np.empty(_BLOCK), np.empty(_BLOCK)
+    norm, energy, binary = 0.0, 0.0, 0
+    for start in range(0, n, _BLOCK):
+        size = min(_BLOCK, n - start)
+        _load_block(filters, start, size, block)
+        _scale_block(block, work, peak, size)
+        length[:size] = 0
+        square[:size] = 0
+        for j in range(k):
+            for b in range(size):
+                value = np.float64(block[j, b])
+                length[b] += abs(value)
+                square[b] += value * value
+        for b in range(size):
+            norm += length[b]
+            energy += square[b]
+            binary += (square[b] > 0) and (k * square[b] - length[b] * length[b] <= tolerance * k * square[b])
+            # A filter of zeros was scaled by 1.
+            peaks[start + b] = peak[b] if square[b] > 0 else np.float32(0)
+        for j in range(k):
+            for b in range(size):
+                work[j, b] -= scaled_shift[j]
+        _accumulate(work, size, scaled_total, scaled_products)
+        for j in range(k):
+            for b in range(size):
+                work[j, b] = np.float64(block[j, b]) - shift[j]
+        _accumulate(work, size, total, products)
+    return total, products, scaled_total, scaled_products, norm, energy, binary
 
 
 @njit(cache=True, nogil=True)
@@ -184,9 +287,7 @@ def _project(filters: Any, components: Any, offsets: Any, out: Any) -> None:  # 
     part = np.empty(_BLOCK)
     for start in range(0, n, _BLOCK):
         size = min(_BLOCK, n - start)
-        for b in range(size):
-            for j in range(k):
-                block[j, b] = filters[start + b, j]
+        _load_block(filters, start, size, block)
         _scale_block(block, scaled, peak, size)
         for i in range(k):
             _project_block(scaled, components, offsets, i, size, part)
@@ -204,6 +305,89 @@ def _extremes(filters: Any, low: Any, high: Any) -> None:  # pragma: no cover (c
             smallest = value if value < smallest else smallest
             largest = value if value > largest else largest
         low[row], high[row] = smallest, largest
+
+
+@njit(cache=True, nogil=True, fastmath=_REORDER)
+def _squares(rows: Any, out: Any) -> None:  # pragma: no cover (compiled)
+    for row in range(rows.shape[0]):
+        total = 0.0
+        for j in range(rows.shape[1]):
+            value = np.float64(rows[row, j])
+            total += value * value
+        out[row] = total
+
+
+@njit(cache=True, nogil=True, fastmath=_REORDER)
+def _cosines(gram: Any, left: Any, right: Any, upper: bool) -> float:  # pragma: no cover (compiled)
+    total = 0.0
+    for i in range(gram.shape[0]):
+        part = 0.0
+        for j in range(i + 1 if upper else 0, gram.shape[1]):
+            part += abs(gram[i, j]) * right[j]
+        total += part * left[i]
+    return total
+
+
+@njit(cache=True, nogil=True)
+def _levels(bits: Any, most: int) -> int:  # pragma: no cover (compiled)
+    slots = 4
+    while slots < 4 * most:
+        slots *= 2
+    value_of, row_of = np.zeros(slots, np.int32), np.full(slots, -1, np.int64)
+    largest = 0
+    for row in range(bits.shape[0]):
+        count = 0
+        for j in range(bits.shape[1]):
+            value = bits[row, j]
+            if value == np.int32(-2147483648):  # minus zero is zero
+                value = np.int32(0)
+            # Multiplied by the golden ratio, the upper bits tell; low bits of rounded floats are all alike.
+            mixed = (np.int64(value) * 2654435769) & 0xFFFFFFFF
+            slot = (mixed ^ (mixed >> 15)) & (slots - 1)
+            while row_of[slot] == row and value_of[slot] != value:
+                slot = (slot + 1) & (slots - 1)
+            if row_of[slot] != row:
+                row_of[slot], value_of[slot] = row, value
+                count += 1
+                if count > most:
+                    return most + 1
+        largest = max(largest, count)
+    return largest
+
+
+@njit(cache=True, nogil=True, fastmath=_REORDER)
+def _forms(filters: Any, matrices: Any, vectors: Any, out: Any) -> None:  # pragma: no cover (compiled)
+    n, k = filters.shape
+    count, linear = matrices.shape[0], vectors.shape[0]
+    block = np.empty((k, _BLOCK), np.float32)
+    scaled = np.empty((k, _BLOCK))
+    peak = np.empty(_BLOCK, np.float32)
+    product = np.empty(_BLOCK)
+    found = np.empty((count + linear + 2, _BLOCK))
+    for start in range(0, n, _BLOCK):
+        size = min(_BLOCK, n - start)
+        _load_block(filters, start, size, block)
+        _scale_block(block, scaled, peak, size)
+        found[:, :size] = 0
+        for i in range(k):
+            for j in range(i, k):
+                for b in range(size):
+                    product[b] = scaled[i, b] * scaled[j, b]
+                for q in range(count):
+                    factor = matrices[q, i, j] if i == j else 2 * matrices[q, i, j]
+                    if factor != 0:
+                        for b in range(size):
+                            found[q, b] += factor * product[b]
+            for q in range(linear):
+                factor = vectors[q, i]
+                for b in range(size):
+                    found[count + q, b] += factor * scaled[i, b]
+            for b in range(size):
+                found[count + linear, b] += abs(scaled[i, b])
+        for b in range(size):
+            found[count + linear + 1, b] = peak[b]
+            for q in range(count + linear + 2):
+                out[start + b, q] = found[q, b]
 
 
 @njit(cache=True, nogil=True)
@@ -340,3 +524,77 @@ def similarities(
     best, which = np.empty(count), np.empty(count, np.int64)
     _similarities(_addresses(columns), count, variants, sign, offset, best, which)
     return best, which
+
+
+def layer_sums(
+    filters: npt.NDArray[np.float32],
+    shift: npt.NDArray[np.float64],
+    scaled_shift: npt.NDArray[np.float64],
+    tolerance: float,
+) -> tuple[
+    tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]],
+    tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]],
+    npt.NDArray[np.float32],
+    float,
+    float,
+    int,
+]:
+    """All that the quality of a layer needs of its filters (n, k), in one pass.
+
+    Args:
+        filters: (n, k).
+        shift: (k,), subtracted from each raw filter.
+        scaled_shift: (k,), subtracted from each scaled filter.
+        tolerance: What :func:`cnnfilterdb.stats.binary_residual` may be of a binary kernel.
+
+    Returns:
+        The :func:`sums` of the raw filters, those of the scaled ones, the largest absolute weight of each filter (n,),
+        the sum of all absolute weights, that of all squares, and the number of binary kernels.
+    """
+    rows = _rows(filters)
+    peaks = np.empty(len(rows), np.float32)
+    found = _layer_sums(rows, shift, scaled_shift, tolerance, peaks)
+    total, products, scaled_total, scaled_products, norm, energy, binary = found
+    return (total, products), (scaled_total, scaled_products), peaks, float(norm), float(energy), int(binary)
+
+
+def squares(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Sum of squares of each row of an array (n, k): (n,)."""
+    out = np.empty(len(rows))
+    _squares(_rows(rows), out)
+    return out
+
+
+def cosines(
+    gram: npt.NDArray[np.float32],
+    left: npt.NDArray[np.float64],
+    right: npt.NDArray[np.float64],
+    *,
+    upper: bool,
+) -> float:
+    """Sum of |gram| left right', (m, n); ``upper``: only what is right of the diagonal."""
+    return float(_cosines(gram, left, right, upper))
+
+
+def levels(rows: npt.NDArray[np.float32], most: int) -> int:
+    """Largest number of different values in a row of an array (n, k); ``most`` + 1 stands for more than ``most``."""
+    return int(_levels(_rows(rows).view(np.int32), most))
+
+
+def forms(
+    filters: npt.NDArray[np.float32], matrices: npt.NDArray[np.float64], vectors: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """Quadratic and linear forms of scaled filters (n, k).
+
+    Args:
+        filters: (n, k).
+        matrices: (q, k, k), symmetric.
+        vectors: (l, k).
+
+    Returns:
+        (n, q + l + 2): s'Qs of each matrix, v's of each vector, the sum of |s|, and what the filter was divided by.
+    """
+    rows = _rows(filters)
+    out = np.empty((len(rows), len(matrices) + len(vectors) + 2))
+    _forms(rows, matrices, vectors, out)
+    return out

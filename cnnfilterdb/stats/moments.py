@@ -53,16 +53,35 @@ class Moments:
         n, size = filters.shape
         if n == 0:
             return cls.empty(size)
-        shift = filters[0].astype(np.float32)
-        if scale:
-            shift = shift / (np.abs(shift).max() or np.float32(1))
-        shift = shift.astype(np.float64)
-        total, products = sums(filters, shift, scale=scale)
+        shift = first_filter(filters, scale=scale)
+        return cls.from_sums(n, shift, *sums(filters, shift, scale=scale))
+
+    @classmethod
+    def from_sums(
+        cls, n: int, shift: npt.NDArray[np.float64], total: npt.NDArray[np.float64], products: npt.NDArray[np.float64]
+    ) -> Moments:
+        """Moments of n filters, from the sums of what is left of them, and of its products, after a shift.
+
+        Args:
+            n: Number of filters, at least 1.
+            shift: What was subtracted from each filter, (k,).
+            total: Sum of the rest, (k,).
+            products: Sum of its products, (k, k), of which the upper triangle is read.
+        """
         upper = np.triu(products - np.outer(total, total) / n)
         scatter = upper + np.triu(upper, 1).T
         # A weight that never varies has no variance; rounding must not make it negative.
         np.fill_diagonal(scatter, np.maximum(scatter.diagonal(), 0))
         return cls(n, shift + total / n, scatter)
+
+    @property
+    def covariance(self) -> npt.NDArray[np.float64]:
+        """Covariance of the weights, (k, k), with n - 1 in the denominator; NaN with less than two filters.
+
+        >>> Moments.of(np.array([[2, 1], [0, 1]], np.float32), scale=False).covariance.tolist()
+        [[2.0, 0.0], [0.0, 0.0]]
+        """
+        return self.scatter / (self.count - 1) if self.count > 1 else np.full_like(self.scatter, np.nan)
 
     def merge(self, other: Moments) -> Moments:
         """Moments of both sets together (Chan, Golub and LeVeque, 1979)."""
@@ -114,6 +133,14 @@ class Moments:
     def unpack(cls, count: int, mean: npt.NDArray[np.float64], packed: npt.NDArray[np.float64]) -> Moments:
         """Moments from a row of the layers table; the inverse of :meth:`packed`."""
         return cls(int(count), mean, unpacked(packed, len(mean)))
+
+
+def first_filter(filters: npt.NDArray[np.float32], *, scale: bool) -> npt.NDArray[np.float64]:
+    """The first of some filters (n, k), scaled if wanted: what sums are taken about."""
+    first: npt.NDArray[np.float32] = filters[0].astype(np.float32)
+    if scale:
+        first = first / (np.abs(first).max() or np.float32(1))
+    return np.asarray(first, np.float64)
 
 
 def unpacked(packed: npt.NDArray[np.float64], size: int) -> npt.NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""Quality of the kernels of one layer: sparsity, variance entropy, orthogonality, norms.
+"""Quality of the kernels of one layer: sparsity, variance entropy, orthogonality, norms, quantisation.
 
 The authors' codes disagree on edge cases. The defaults are those of the notebook of CNN Filter DB; each function says
 what the others do.
@@ -14,29 +14,39 @@ import numpy.typing as npt
 from scipy.special import chdtrc
 
 from cnnfilterdb.errors import SelectionError
-from cnnfilterdb.stats.kernels import extremes
-from cnnfilterdb.stats.moments import Moments
+from cnnfilterdb.stats import kernels
+from cnnfilterdb.stats.moments import Moments, first_filter
+from cnnfilterdb.stats.randomness import randomness_threshold
 
 __all__ = [
-    "SPARSITY_RULES",
+    "BINARY_TOLERANCE",
+    "MAX_LEVELS",
+    "QUALITY_RULES",
     "LayerStatistics",
+    "binary_residual",
     "isotropy",
     "layer_statistics",
+    "levels",
     "looks_untrained",
+    "norms",
     "orthogonality",
-    "randomness_threshold",
     "sparse_kernels",
     "sparsity",
     "variance_entropy",
 ]
 
-#: Which code a rule of sparsity follows: the notebook of CNN Filter DB; torchconvquality; the code of *Adversarial
-#: Robustness Through the Lens of Convolutional Filters*; that of *Does Medical Imaging learn different Convolution
-#: Filters?*
-SPARSITY_RULES = ("cvpr2022", "torchconvquality", "cvprw2022", "medneurips2022")
+#: Which code a rule follows: the notebook of CNN Filter DB; torchconvquality; the code of *Adversarial Robustness
+#: Through the Lens of Convolutional Filters*; that of *Does Medical Imaging learn different Convolution Filters?*
+QUALITY_RULES = ("cvpr2022", "torchconvquality", "cvprw2022", "medneurips2022")
 
 #: Share of a layer's largest absolute weight below which all weights of a sparse kernel lie (all of the codes).
 SPARSITY_THRESHOLD = 0.01
+
+#: Largest :func:`binary_residual` of a kernel that counts as binary: magnitudes that spread by 10 % of their mean.
+BINARY_TOLERANCE = 0.01
+
+#: Most levels that are counted: those of 8 bits.
+MAX_LEVELS = 256
 
 
 def sparse_kernels(
@@ -55,7 +65,7 @@ def sparse_kernels(
     Args:
         filters: Raw kernels of one layer, (n, k).
         threshold: Share of the layer's largest weight.
-        rule: One of :data:`SPARSITY_RULES`.
+        rule: One of :data:`QUALITY_RULES`.
 
     Returns:
         (n,) bool.
@@ -67,19 +77,28 @@ def sparse_kernels(
     >>> sparse_kernels(filters).tolist()
     [False, True]
     """
-    if rule not in SPARSITY_RULES:
-        raise SelectionError(f"rule: {rule!r} is none of {', '.join(SPARSITY_RULES)}")
-    low, high = extremes(filters)
-    peak = high if rule == "medneurips2022" else np.maximum(high, -low)
-    limit = np.float32(threshold) * peak.max(initial=-np.inf)
-    sparse: npt.NDArray[np.bool_]
+    _check_rule(rule)
+    low, high = kernels.extremes(filters)
+    return _small(high if rule == "medneurips2022" else np.maximum(high, -low), threshold, rule)
+
+
+def _check_rule(rule: str) -> None:
+    if rule not in QUALITY_RULES:
+        raise SelectionError(f"rule: {rule!r} is none of {', '.join(QUALITY_RULES)}")
+
+
+def _small(peaks: npt.NDArray[np.float32], threshold: float, rule: str) -> npt.NDArray[np.bool_]:
+    """Which of the largest weights of kernels (n,) are below the threshold."""
+    # One rounding to single precision, as in all of the codes.
+    limit = np.float32(threshold * float(peaks.max(initial=-np.inf)))
+    small: npt.NDArray[np.bool_]
     if rule == "torchconvquality" and limit == 0:
-        sparse = np.ones(len(peak), np.bool_)
+        small = np.ones(len(peaks), np.bool_)
     elif rule == "cvprw2022":
-        sparse = peak <= limit
+        small = peaks <= limit
     else:
-        sparse = peak < limit
-    return sparse
+        small = peaks < limit
+    return small
 
 
 def sparsity(
@@ -93,44 +112,39 @@ def sparsity(
     return float(sparse.mean()) if len(sparse) else float("nan")
 
 
-def variance_entropy(moments: Moments) -> float:
+def variance_entropy(moments: Moments, *, rule: str = "cvpr2022") -> float:
     """Entropy, base 10, of the explained variance of the kernels of a layer: H = -sum p_i log10 p_i.
 
-    p are the shares of the variances along the principal components of the raw kernels, centred but not scaled
-    (notebook of CNN Filter DB, which rounds the weights to half precision first; not done here). From 0, all kernels
-    multiples of one pattern about their mean, to log10 k, 0.954 for 3x3. 0 log 0 counts as 0.
+    p are the shares of the variances along the principal components of the kernels, centred. From 0, all kernels
+    multiples of one pattern about their mean, to log10 k, 0.954 for 3x3. 0 log 0 counts as 0. The rules differ in the
+    kernels that they take, and where there is no variance (one kernel, or all the same):
+
+    - ``cvpr2022`` (the default): raw kernels, NaN without variance. The notebook rounds the weights to half precision
+      first, to save memory; that is not done here.
+    - ``torchconvquality``: raw kernels; 0 when all kernels are the same, NaN for one. Its "clean" entropy is that
+      without sparse kernels.
+    - ``cvprw2022``: kernels that are scaled by their largest absolute weight, without the sparse ones; NaN.
+    - ``medneurips2022`` has no entropy.
 
     Args:
-        moments: Of the raw kernels: ``Moments.of(filters, scale=False)``.
+        moments: Of the raw kernels, ``Moments.of(filters, scale=False)``, or as the rule wants it.
+        rule: One of :data:`QUALITY_RULES`; it decides what is returned without variance.
 
-    Returns:
-        NaN where there is no variance: one kernel, or all the same. The notebook gives NaN as well, torchconvquality 0.
+    Raises:
+        SelectionError: An unknown rule.
 
     >>> round(variance_entropy(Moments.of(np.eye(9, dtype=np.float32), scale=False)), 4)   # log10 8
     0.9031
     """
+    _check_rule(rule)
     if moments.count < 2:
         return float("nan")
     values = np.maximum(np.linalg.eigvalsh(moments.scatter), 0)
     total = values.sum()
     if not total > 0:
-        return float("nan")
+        return 0.0 if rule == "torchconvquality" else float("nan")
     shares = values[values > 0] / total
     return float(max(0.0, -(shares * np.log10(shares)).sum()))
-
-
-def randomness_threshold(count: int) -> float:
-    """Variance entropy expected of ``count`` random 3x3 kernels, T_H(n) = L / (1 + exp(-k (log2 n - x0))) + b.
-
-    Fitted by the authors to the smallest entropies of sets of random normal kernels (CNN Filter DB; the constants are
-    those of torchconvquality, of which the paper prints two decimals). A layer with a higher entropy looks random.
-    Below 3 kernels the fit is negative and means nothing.
-
-    >>> round(randomness_threshold(4096), 5)
-    0.95107
-    """
-    scale, centre, slope, offset = 1.2618047, 2.30436435, 0.88767525, -0.31050834
-    return float(scale / (1 + np.exp(-slope * (np.log2(count) - centre))) + offset)
 
 
 #: Rows and columns of the similarity matrix that are in memory at a time.
@@ -156,22 +170,99 @@ def orthogonality(weight: npt.NDArray[np.float32]) -> float:
     n = len(weight)
     if n < 2:
         return float("nan")
-    rows = weight.reshape(n, -1)
-    # The squares of weights below 1e-19 vanish in single precision, so the rows are scaled before they are summed.
-    peak = np.abs(rows).max(axis=1, keepdims=True)
-    unit = rows / np.where(peak > 0, peak, 1)
-    length = np.sqrt(np.einsum("ij,ij->i", unit, unit, dtype=np.float64))
-    zeros = int(np.count_nonzero(length == 0))
-    unit /= np.where(length > 0, length, 1).astype(np.float32)[:, None]
+    rows = np.ascontiguousarray(weight.reshape(n, -1), np.float32)
+    lengths = np.sqrt(kernels.squares(rows))
+    there = lengths[lengths > 0]
+    if there.size and (there.min() < 1e-10 or there.max() > 1e15):
+        # Their products would vanish or overflow in single precision.
+        rows = (rows / np.where(lengths > 0, lengths, 1)[:, None]).astype(np.float32)
+        lengths = np.sqrt(kernels.squares(rows))
+    inverse = np.where(lengths > 0, 1 / np.where(lengths > 0, lengths, 1), 0)
     total = 0.0
+    # The matrix is symmetric: only what is right of the diagonal is summed.
     for start in range(0, n, _TILE):
-        tile = unit[start : start + _TILE]
-        similar = np.abs(tile @ tile.T)
-        total += float(similar.sum(dtype=np.float64)) - float(similar.diagonal().sum(dtype=np.float64))
+        here = slice(start, start + _TILE)
+        total += kernels.cosines(rows[here] @ rows[here].T, inverse[here], inverse[here], upper=True)
         for other in range(start + _TILE, n, _TILE):
-            # The matrix is symmetric: what is right of the diagonal counts twice.
-            total += 2 * float(np.abs(tile @ unit[other : other + _TILE].T).sum(dtype=np.float64))
-    return 1 - (total + zeros) / (n * (n - 1))
+            right = slice(other, other + _TILE)
+            total += kernels.cosines(rows[here] @ rows[right].T, inverse[here], inverse[right], upper=False)
+    return 1 - (2 * total + n - there.size) / (n * (n - 1))
+
+
+def norms(weight: npt.NDArray[np.float32], *, standardise: bool = False) -> tuple[float, float]:
+    """L1 and L2 norm of the weights of a layer: sum of absolute values, and root of the sum of squares.
+
+    Args:
+        weight: Of any shape.
+        standardise: Bring the weights to mean 0 and standard deviation 1 first, with n - 1 in the denominator, as
+            torchconvquality 0.4 does. The L2 norm is then the root of n - 1; a constant layer gives NaN.
+
+    >>> norms(np.array([3, -4], np.float32))
+    (7.0, 5.0)
+    """
+    values = weight.astype(np.float64).ravel()
+    if standardise:
+        spread = values.std(ddof=1) if values.size > 1 else 0.0
+        if not spread > 0:
+            return float("nan"), float("nan")
+        values = (values - values.mean()) / spread
+    return float(np.abs(values).sum()), float(np.sqrt(values @ values))
+
+
+def binary_residual(filters: npt.NDArray[np.float32], *, values: int = 2) -> npt.NDArray[np.float64]:
+    """How far kernels are from having weights of one magnitude: 1 - (sum |w|)^2 / (k sum w^2), 0 to 1 - 1/k.
+
+    It is the squared distance to the nearest kernel of weights a and -a, as a share of the squared norm (XNOR-Net,
+    arXiv 1603.05279). Such kernels are the isolated spots ("spikes") in the coefficients of CompNet, in *Does Medical
+    Imaging learn different Convolution Filters?*; kernels with all weights equal, as box filters, are among them. The
+    paper gives no rule; this one, and :data:`BINARY_TOLERANCE`, are ours. Of random normal kernels, 13 % pass
+    with 2 weights, 2 % with 3, 0.3 % with 4, and one in a million with 9.
+
+    Args:
+        filters: (n, k).
+        values: 2 for a and -a; 3 for a, -a and 0, whichever zeros suit best (Ternary Weight Networks, arXiv
+            1605.04711).
+
+    Returns:
+        (n,) float64; NaN for kernels of zeros.
+
+    Raises:
+        SelectionError: Neither 2 nor 3 values.
+
+    >>> filters = np.array([[2, -2, 2, 2], [1, 0, -1, 0], [0, 0, 0, 0]], np.float32)
+    >>> binary_residual(filters).tolist(), binary_residual(filters, values=3).tolist()
+    ([0.0, 0.5, nan], [0.0, 0.0, nan])
+    """
+    if values not in (2, 3):
+        raise SelectionError(f"values: {values} given; expected 2 (a and -a) or 3 (with 0)")
+    magnitudes = np.abs(filters.astype(np.float64))
+    energy = np.einsum("ij,ij->i", magnitudes, magnitudes)
+    if values == 2:
+        explained = magnitudes.sum(axis=1) ** 2 / magnitudes.shape[1]
+    else:
+        falling = np.sort(magnitudes, axis=1)[:, ::-1]
+        explained = (falling.cumsum(axis=1) ** 2 / np.arange(1, falling.shape[1] + 1)).max(axis=1)
+    with np.errstate(invalid="ignore"):
+        found: npt.NDArray[np.float64] = np.maximum(1 - explained / energy, 0)
+    return found
+
+
+def levels(weight: npt.NDArray[np.float32], most: int = MAX_LEVELS) -> int | None:
+    """Largest number of different weights in an output channel; None when it is more than ``most``.
+
+    A layer that was quantised, per tensor or per channel, has few, at most 256 with 8 bits, where one that was not has
+    as many as there are weights. It tells nothing where a channel has not many more weights than the levels, as in
+    depthwise layers.
+
+    Args:
+        weight: (out channels, in channels / groups, kernel height, kernel width).
+        most: How many are counted; the pass ends at the first channel with more.
+
+    >>> levels(np.float32([[[[1, -1], [1, 0]]], [[[2, 2], [2, 2]]]]))
+    3
+    """
+    found = kernels.levels(weight.reshape(len(weight), -1), most)
+    return found if found <= most else None
 
 
 def isotropy(moments: Moments) -> float | None:
@@ -204,31 +295,39 @@ def isotropy(moments: Moments) -> float | None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LayerStatistics:
-    """Statistics of the kernels of one layer. What is undefined is None.
+    """Statistics of the kernels of one layer, by the rules of ``cvpr2022``. What is undefined is None.
 
     Attributes:
         moments: Moments of the scaled kernels.
         nonsparse: Moments of the scaled kernels without the sparse ones; None when no kernel is sparse.
+        raw: Moments of the raw kernels.
         sparsity: Share of sparse kernels.
         variance_entropy: Entropy, base 10, of the explained variance of the raw kernels.
-        randomness_threshold: What as many random kernels are expected to have; 3x3 only.
+        randomness_threshold: What as many random kernels are expected to have.
         variance_entropy_clean: The entropy without the sparse kernels.
+        variance_entropy_scaled: The entropy of the scaled kernels without the sparse ones, the rule of ``cvprw2022``.
         orthogonality: 1 = all output filters orthogonal, 0 = all parallel.
         norm_l1: Sum of absolute weights.
         norm_l2: Root of the sum of squared weights.
         isotropy: Agreement with independent random weights, a p-value.
+        binary_filters: Number of kernels with weights of one magnitude.
+        levels: Largest number of different weights in an output channel; None above 256.
     """
 
     moments: Moments
     nonsparse: Moments | None
+    raw: Moments
     sparsity: float
     variance_entropy: float | None
     randomness_threshold: float | None
     variance_entropy_clean: float | None
+    variance_entropy_scaled: float | None
     orthogonality: float | None
     norm_l1: float
     norm_l2: float
     isotropy: float | None
+    binary_filters: int
+    levels: int | None
 
 
 def _defined(value: float) -> float | None:
@@ -247,25 +346,51 @@ def layer_statistics(weight: npt.NDArray[np.float32]) -> LayerStatistics:
     (0.0, True)
     """
     out_channels, in_channels, height, width = weight.shape
-    filters = weight.reshape(out_channels * in_channels, height * width)
-    raw = Moments.of(filters, scale=False)
+    n, k = out_channels * in_channels, height * width
+    filters = weight.reshape(n, k)
+    raw_shift, shift = first_filter(filters, scale=False), first_filter(filters, scale=True)
+    raw_sums, sums, peaks, norm_l1, energy, binary = kernels.layer_sums(filters, raw_shift, shift, BINARY_TOLERANCE)
+    raw, moments = Moments.from_sums(n, raw_shift, *raw_sums), Moments.from_sums(n, shift, *sums)
+    sparse = _small(peaks, SPARSITY_THRESHOLD, "cvpr2022")
+    dropped = int(np.count_nonzero(sparse))
+    raw_kept, kept = raw, moments
+    if dropped:
+        raw_kept = _without(filters, sparse, raw_shift, raw_sums, scale=False)
+        kept = _without(filters, sparse, shift, sums, scale=True)
     entropy = _defined(variance_entropy(raw))
-    sparse = sparse_kernels(filters)
-    share = float(sparse.mean())
-    kept = filters[~sparse] if share else filters
     return LayerStatistics(
-        moments=Moments.of(filters),
-        nonsparse=Moments.of(kept) if share else None,
-        sparsity=share,
+        moments=moments,
+        nonsparse=kept if dropped else None,
+        raw=raw,
+        sparsity=dropped / n,
         variance_entropy=entropy,
-        randomness_threshold=randomness_threshold(len(filters)) if (height, width) == (3, 3) else None,
-        variance_entropy_clean=_defined(variance_entropy(Moments.of(kept, scale=False))) if share else entropy,
+        randomness_threshold=_defined(randomness_threshold(n, k)),
+        variance_entropy_clean=_defined(variance_entropy(raw_kept)) if dropped else entropy,
+        variance_entropy_scaled=_defined(variance_entropy(kept, rule="cvprw2022")),
         orthogonality=_defined(orthogonality(weight)),
-        norm_l1=float(np.abs(filters).sum(dtype=np.float64)),
-        # Through the moments: sum w^2 = trace of the scatter + n mean^2.
-        norm_l2=float(np.sqrt(raw.scatter.trace() + raw.count * (raw.mean @ raw.mean))),
+        norm_l1=norm_l1,
+        norm_l2=float(np.sqrt(energy)),
         isotropy=isotropy(raw),
+        binary_filters=binary,
+        levels=levels(weight),
     )
+
+
+def _without(
+    filters: npt.NDArray[np.float32],
+    dropped: npt.NDArray[np.bool_],
+    shift: npt.NDArray[np.float64],
+    sums: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]],
+    *,
+    scale: bool,
+) -> Moments:
+    """Moments without some of the filters, given the sums of all: only the smaller part is looked at again."""
+    kept = ~dropped
+    count = int(np.count_nonzero(kept))
+    if 2 * count <= len(filters):
+        return Moments.of(filters[kept], scale=scale)
+    total, products = kernels.sums(filters[dropped], shift, scale=scale)
+    return Moments.from_sums(count, shift, sums[0] - total, sums[1] - products)
 
 
 #: A model counts as untrained when no layer's kernels differ from random ones at this level.

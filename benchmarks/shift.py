@@ -1,0 +1,93 @@
+"""Shifts over a database of the size of the released dataset: 21,436 layers of 647 models.
+
+Its layers and histograms are made here, without filters: a shift in a stored basis needs no more. Layers have between a
+few hundred and a few million filters; the models fall into the sixteen domains in the released numbers. Each question is
+asked in Python and in SQL of the same open database, the median of three times counts, and both answers must agree.
+
+    python -m benchmarks.shift [--folder DIR]
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+import cnnfilterdb
+from cnnfilterdb import layout
+from cnnfilterdb.index import FittedBasis, basis_table, histogram_table, ranges
+from cnnfilterdb.schema import LAYERS, MODELS, filter_schema
+from cnnfilterdb.stats import BINS, Basis, Histogram, Moments
+from cnnfilterdb.store import Store
+from cnnfilterdb.writer import histogram_settings
+
+LAYER_COUNT, MODEL_COUNT = 21_436, 647
+DOMAINS = {
+    "natural": 557, "handwriting": 36, "faces": 16, "medical xray": 9, "art": 5, "medical ct": 4, "seismic": 4,
+    "medical mri": 3, "astronomy": 2, "depth": 2, "fractals": 2, "map": 2, "textures": 2, "cars": 1, "plants": 1,
+    "thermal": 1,
+}  # fmt: skip
+BASIS = "3x3-made"
+
+
+def build(path: Path) -> None:
+    """Make the database."""
+    rng = np.random.default_rng(0)
+    Store.create(path)
+    samples = np.random.default_rng(1).normal(size=(10_000, 9)).astype(np.float32)
+    basis = Basis.fit(Moments.of(samples), "3x3").with_range(-2.5, 2.5)
+    now = datetime.now(UTC)
+    ids = [f"made/m{number}" for number in range(MODEL_COUNT)]
+    fitted = FittedBasis(BASIS, basis, now, tuple(ids), LAYER_COUNT)
+    _write(basis_table(fitted), path / layout.basis_path(BASIS))
+
+    domains = [domain for domain, count in DOMAINS.items() for _ in range(count)]
+    character = {domain: rng.normal(0, 0.1, (2, 9)) for domain in DOMAINS}
+    layer_counts = np.full(MODEL_COUNT, LAYER_COUNT // MODEL_COUNT)
+    layer_counts[: LAYER_COUNT % MODEL_COUNT] += 1
+    for number, (model_id, domain) in enumerate(zip(ids, domains, strict=True)):
+        shape = character[domain] + rng.normal(0, 0.05, (2, 9))
+        filters = np.minimum(rng.lognormal(9.5, 1.8, layer_counts[number]).astype(np.int64) + 64, 6_000_000)
+        row = {"model_id": model_id, "source": "made", "name": f"m{number}", "domain": domain, "ingested_at": now,
+               "family": f"family {number % 40}", "conv_layers": len(filters), "filters": int(filters.sum())}  # fmt: skip
+        _write(pa.Table.from_pylist([row], MODELS), path / layout.models_path(layout.slug(model_id)))
+        rows: list[dict[str, Any]] = []
+        parts: list[tuple[int, list[Histogram]]] = []
+        for layer, count in enumerate(filters.tolist()):
+            # A wide matrix of that many filters would give the same moments; these are made up.
+            scatter = np.diag(rng.uniform(0.1, 0.3, 9)) * count
+            moments = Moments(count, rng.normal(0, 0.05, 9), scatter)
+            rows.append({"model_id": model_id, "layer": layer, "name": f"l{layer}", "kind": "conv", "kernel": "3x3",
+                         "kernel_h": 3, "kernel_w": 3, "dtype": "float32", "stored": True, "filters": count,
+                         "conv_depth_norm": layer / max(len(filters) - 1, 1),
+                         "scaled_mean": moments.mean, "scaled_scatter": moments.packed()})  # fmt: skip
+            parts.append((layer, [_histogram(rng, shape, count, *limits) for limits in ranges(basis)]))
+        slug = layout.slug(model_id)
+        _write(pa.Table.from_pylist(rows, LAYERS), path / layout.layers_path(slug))
+        # Without rows, but there: a model is looked for in the index when it has filters.
+        _write(filter_schema("3x3").empty_table(), path / layout.filters_path("3x3", "made", slug))
+        table = histogram_table(BASIS, model_id, basis, parts)
+        _write(table, path / layout.histograms_path(BASIS, slug), **histogram_settings(table))
+
+
+def _histogram(rng: np.random.Generator, shape: np.ndarray, count: int, low: float, high: float) -> Histogram:
+    """Counts of normal coefficients, each component with its own centre and width."""
+    centres = np.linspace(low, high, BINS, endpoint=False) + (high - low) / (2 * BINS)
+    place = (centres - shape[0][:, None]) / (np.linspace(0.9, 0.3, 9)[:, None] * np.exp(shape[1])[:, None])
+    density = np.exp(-(place**2) / 2)
+    counts = rng.multinomial(count, density / density.sum(axis=1, keepdims=True))
+    nothing = np.zeros(9, np.int64)
+    return Histogram(low, high, counts, nothing, nothing, count)
+
+
+def _write(table: pa.Table, path: Path, **settings: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path, compression="zstd", **settings)

@@ -1,0 +1,75 @@
+"""Labels of layers that have degenerated: thresholds on entropy and sparsity, as parameters."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["DEGENERATIONS", "HIGH_SPARSITY", "LOW_ENTROPY", "MARGIN", "degenerated", "degeneration"]
+
+#: The labels, from the first that applies: ``random``, entropy near or above that of random kernels; ``collapsed``,
+#: both of the next two; ``sparse``, many kernels with weights near zero; ``repetitive``, low entropy: the kernels are
+#: much alike; ``regular``, none of these.
+DEGENERATIONS = ("random", "collapsed", "sparse", "repetitive", "regular")
+
+#: How far below the randomness threshold an entropy still counts as random.
+MARGIN = 0.02
+#: Entropy below which kernels count as repetitive.
+LOW_ENTROPY = 0.5
+#: Share of sparse kernels from which a layer counts as sparse.
+HIGH_SPARSITY = 0.14
+
+
+def degeneration(
+    variance_entropy: npt.ArrayLike,
+    randomness_threshold: npt.ArrayLike,
+    sparsity: npt.ArrayLike,
+    *,
+    weights: npt.ArrayLike = 9,
+    margin: float = MARGIN,
+    low_entropy: float = LOW_ENTROPY,
+    high_sparsity: float = HIGH_SPARSITY,
+) -> npt.NDArray[np.object_]:
+    """Label layers by :data:`DEGENERATIONS`.
+
+    ``random`` is H >= T_H - margin, ``repetitive`` H < low_entropy, ``sparse`` S >= high_sparsity, ``collapsed`` both.
+    The defaults are those with which CNN Filter DB counts layers as degenerated in an ablation: random or collapsed
+    (:func:`degenerated`). The paper has no thresholds for sparse or repetitive alone, and its H > T_H for random has no
+    margin. Margin and low entropy are of 3x3 kernels; for k weights they are multiplied by log k / log 9, as the
+    largest possible entropy is.
+
+    Args:
+        variance_entropy: Of each layer, (n,). NaN where it is undefined; 0 in its place would follow torchconvquality.
+        randomness_threshold: Of each layer, (n,).
+        sparsity: Of each layer, (n,).
+        weights: Weights of a kernel, one number or (n,).
+        margin: How far below the threshold still counts as random.
+        low_entropy: Entropy below which kernels are repetitive.
+        high_sparsity: Sparsity from which a layer is sparse.
+
+    Returns:
+        (n,) labels; None where the entropy is not defined, or the threshold is not known or not positive (one or two
+        kernels).
+
+    >>> degeneration([0.95, 0.4, 0.4, 0.8, 0.8], [0.94] * 5, [0, 0.2, 0, 0.2, 0]).tolist()
+    ['random', 'collapsed', 'repetitive', 'sparse', 'regular']
+    """
+    entropy, threshold, sparse_share = (
+        np.atleast_1d(np.asarray(values, np.float64)) for values in (variance_entropy, randomness_threshold, sparsity)
+    )
+    scale = np.log(np.asarray(weights, np.float64)) / np.log(9)
+    random = entropy >= threshold - margin * scale
+    repetitive = entropy < low_entropy * scale
+    sparse = sparse_share >= high_sparsity
+    unknown = np.isnan(entropy) | ~(threshold > 0) | np.isnan(sparse_share)
+    conditions = [unknown, random, repetitive & sparse, sparse, repetitive]
+    return np.select(conditions, [None, *DEGENERATIONS[:-1]], DEGENERATIONS[-1])  # type: ignore[list-item]
+
+
+def degenerated(labels: npt.NDArray[np.object_]) -> npt.NDArray[np.bool_]:
+    """Which labels mean degenerated in the ablation of CNN Filter DB: H >= T_H - 0.02, or H < 0.5 and S >= 0.14.
+
+    >>> degenerated(np.array(["random", "collapsed", "sparse", "repetitive", "regular", None])).tolist()
+    [True, True, False, False, False, False]
+    """
+    return np.isin(labels.astype(str), DEGENERATIONS[:2])

@@ -1,18 +1,14 @@
 """Shifts over a database of the size of the released dataset: 21,436 layers of 647 models.
 
 Its layers and histograms are made here, without filters: a shift in a stored basis needs no more. Layers have between a
-few hundred and a few million filters; the models fall into the sixteen domains in the released numbers. Each question is
-asked in Python and in SQL of the same open database, the median of three times counts, and both answers must agree.
+few hundred and a few million filters; the models fall into the sixteen domains in the released numbers. Each question
+is asked in Python and in SQL of the same open database, the median of three times counts, and both answers must agree.
 
     python -m benchmarks.shift [--folder DIR]
 """
 
 from __future__ import annotations
 
-import argparse
-import tempfile
-import time
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,7 +17,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-import cnnfilterdb
 from cnnfilterdb import layout
 from cnnfilterdb.index import FittedBasis, basis_table, histogram_table, ranges
 from cnnfilterdb.schema import LAYERS, MODELS, filter_schema
@@ -57,7 +52,8 @@ def build(path: Path) -> None:
         shape = character[domain] + rng.normal(0, 0.05, (2, 9))
         filters = np.minimum(rng.lognormal(9.5, 1.8, layer_counts[number]).astype(np.int64) + 64, 6_000_000)
         row = {"model_id": model_id, "source": "made", "name": f"m{number}", "domain": domain, "ingested_at": now,
-               "family": f"family {number % 40}", "conv_layers": len(filters), "filters": int(filters.sum())}  # fmt: skip
+               "family": f"family {number % 40}",
+               "conv_layers": len(filters), "filters": int(filters.sum())}  # fmt: skip
         _write(pa.Table.from_pylist([row], MODELS), path / layout.models_path(layout.slug(model_id)))
         rows: list[dict[str, Any]] = []
         parts: list[tuple[int, list[Histogram]]] = []

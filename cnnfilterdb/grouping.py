@@ -220,8 +220,8 @@ def scanned(
     )
     return Groups(
         labels=labels,
-        models=frame["model_id"].nunique().astype(np.int64).to_numpy(),
-        layers=frame.size().astype(np.int64).to_numpy(),
+        models=np.asarray(frame["model_id"].nunique(), np.int64),
+        layers=np.asarray(frame.size(), np.int64),
         filters=frame["filters"].sum().to_numpy(),
         outside=outside,
         counts=counts,

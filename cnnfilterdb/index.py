@@ -117,9 +117,7 @@ def histogram_table(
     """
     found = list(layers)
     # By recipe first: each gets a row group of its own (cnnfilterdb.writer.histogram_settings).
-    rows = [
-        (layer, recipe, per_recipe[number]) for number, recipe in enumerate(RECIPES) for layer, per_recipe in found
-    ]
+    rows = [(layer, recipe, per_recipe[number]) for number, recipe in enumerate(RECIPES) for layer, per_recipe in found]
     size = len(basis.mean)
     columns: dict[str, Any] = {
         "basis_id": [basis_id] * len(rows),

@@ -83,7 +83,9 @@ def main(folder):
     model.save(str(folder / "model.h5"))
     converter = tf.lite.TFLiteConverter.from_keras_model(model)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    converter.representative_dataset = lambda: ([random.normal(size=(1, 16, 16, 3)).astype(np.float32)] for _ in range(9))
+    converter.representative_dataset = lambda: (
+        [random.normal(size=(1, 16, 16, 3)).astype(np.float32)] for _ in range(9)
+    )
     int8 = converter.convert()
     (folder / "keras_i8.tflite").write_bytes(int8)
 
@@ -143,4 +145,6 @@ if __name__ == "__main__":
         with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
             for path in sorted(Path(name).rglob("*")):
                 if path.is_file():
-                    archive.writestr(zipfile.ZipInfo(str(path.relative_to(name))), path.read_bytes(), zipfile.ZIP_DEFLATED, 9)
+                    archive.writestr(
+                        zipfile.ZipInfo(str(path.relative_to(name))), path.read_bytes(), zipfile.ZIP_DEFLATED, 9
+                    )

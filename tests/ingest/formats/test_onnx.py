@@ -516,7 +516,7 @@ def test_branches(tmp_path):
     nodes = [conv(w="first", y="m"), node, conv(x="joined", w="last")]
     constants = tensors(flag=np.bool_(True), **{name: weight(4, 4, 3, 3) for name in ("first", "outer", "last")})
     layers = {layer.name: layer for layer in read(model(nodes, constants), tmp_path).layers}
-    assert list(layers)[0] == "first"
+    assert next(iter(layers)) == "first"
     assert list(layers)[-1] == "last"
     assert [layers[name].conv_depth for name in ("first", "outer", "inner", "lonely", "last")] == [0, 1, 1, 1, 2]
     assert [name for name, layer in layers.items() if layer.dead] == ["outer"]

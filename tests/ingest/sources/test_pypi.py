@@ -438,7 +438,7 @@ def test_names(packaging):
         [packaging.model(name, WHEEL, data, "net/a.pt", b"w") for name in ("net/a", "net/b", "o/c")]
     )
     assert pypi.list() == ["net/a", "net/b", "o/c"]
-    assert pypi.list(["NET/*"]) == ["net/a", "net/b"]
+    assert pypi.list(["net/*"]) == ["net/a", "net/b"]
     for call in (pypi.describe, pypi.resolve):
         with pytest.raises(UnknownModelError, match="net/a"):
             call("net/aa")

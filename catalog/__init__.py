@@ -127,7 +127,8 @@ def match(names: Sequence[str], patterns: Iterable[str]) -> list[str]:
 
     Args:
         names: Names to choose from.
-        patterns: Names, or shell-style patterns as in :mod:`fnmatch`; ``*`` matches slashes too. Case matters.
+        patterns: Names, or shell-style patterns as in :mod:`fnmatch`; ``*`` matches slashes too, and
+            case does not matter.
 
     Raises:
         UnknownModelError: A pattern fits nothing; the message gives the nearest names.
@@ -137,11 +138,14 @@ def match(names: Sequence[str], patterns: Iterable[str]) -> list[str]:
     """
     from fnmatch import fnmatchcase
 
+    def fits(name: str, pattern: str) -> bool:
+        return fnmatchcase(name.lower(), pattern.lower())
+
     chosen: set[str] = set()
     known = set(names)
     for pattern in patterns:
-        # A name that holds a bracket or a star is meant as it stands.
-        found = {pattern} if pattern in known else {name for name in names if fnmatchcase(name, pattern)}
+        # A name is meant as it stands: it may hold a bracket, or differ from another one in case only.
+        found = {pattern} if pattern in known else {name for name in names if fits(name, pattern)}
         if not found:
             near = ", ".join(_near(pattern, names))
             hint = f"nearest: {near}" if near else "no name is near it; `cnnfilterdb models --available` lists all"

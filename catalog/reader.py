@@ -35,7 +35,7 @@ from cnnfilterdb.errors import CatalogError, UnknownModelError
 
 __all__ = ["METADATA", "problems", "read"]
 
-_SOURCE = ("name", "title")
+_SOURCE = ("name", "title", "optional")
 _TERM = ("name", "origin", "paper_models", "description")
 _LICENSE = ("name", "permissive", "title")
 _DATASET = ("name", "domain", "origin", "title", "url", "license")
@@ -153,7 +153,10 @@ class _Reader:
         self._domains = self._by_name("domains.csv", _TERM, self._term)
         self._tasks = self._by_name("tasks.csv", _TERM, self._term)
         self._datasets = self._by_name("datasets.csv", _DATASET, self._dataset)
-        models = {row["name"]: tuple(self._models(row["name"])) for row in self._rows("sources.csv", _SOURCE)}
+        models = {
+            row["name"]: tuple(self._models(row["name"], row["optional"].split(LIST_SEPARATOR)))
+            for row in self._rows("sources.csv", _SOURCE)
+        }
         return Catalog(
             domains=MappingProxyType(self._domains),
             tasks=MappingProxyType(self._tasks),
@@ -252,7 +255,7 @@ class _Reader:
 
     # ------------------------------------------------------------------------------------------------------ models
 
-    def _models(self, source: str) -> Iterator[CatalogModel]:
+    def _models(self, source: str, optional: Names[str]) -> Iterator[CatalogModel]:
         # Not at the top: it brings pyarrow, which those who only look at the vocabularies do not need.
         from cnnfilterdb.schema import ModelFacts
 
@@ -271,7 +274,7 @@ class _Reader:
             if row["paper"] and not _PAPER.fullmatch(row["paper"]):
                 row.wrong(f"paper should be doi:10..., arXiv:1234.56789 or a URL, is {row['paper']!r}")
             origin = {column: cell for column, cell in row.items() if column not in METADATA}
-            self._check_origin(row, origin)
+            self._check_origin(row, origin, optional)
             layers, layers3, filters3 = (row.number(f"conv{what}") for what in ("_layers", "3x3_layers", "3x3_filters"))
             if layers is not None and layers3 is not None and layers3 > layers:
                 row.wrong(f"conv3x3_layers {layers3} is more than conv_layers {layers}")
@@ -302,13 +305,13 @@ class _Reader:
             )
 
     @staticmethod
-    def _check_origin(row: _Row, origin: Mapping[str, str]) -> None:
+    def _check_origin(row: _Row, origin: Mapping[str, str], optional: Names[str]) -> None:
         """A source finds its own columns; what they hold is known by their names."""
-        row.filled(*origin)
+        row.filled(*(column for column in origin if column not in optional))
         for column, cell in origin.items():
             if column.endswith("sha256") and cell and not _SHA256.fullmatch(cell):
                 row.wrong(f"{column} should be 64 hexadecimal digits in lower case, is {cell!r}")
-            elif column.endswith("bytes"):
+            if column.endswith("bytes"):
                 row.number(column, least=1)
 
     # ------------------------------------------------------------------------------------------------- collections

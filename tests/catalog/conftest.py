@@ -22,8 +22,8 @@ GPL-3.0-only,no,GNU General Public License v3.0 only
 Boards,games,extended,Photographs of boards,https://example.org/boards,MIT
 Tiles,games,extended,Photographs of tiles,,
 """,
-    "sources.csv": """name,title
-here,files of this test
+    "sources.csv": """name,title,optional
+here,files of this test,beside; mirror
 """,
     "here.csv": f"""name,archive,archive_bytes,archive_sha256,format,status,architecture,family,task,domain,\
 training_dataset,pretraining_dataset,license,paper,metrics,conv_layers,conv3x3_layers,conv3x3_filters,note

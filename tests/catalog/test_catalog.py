@@ -23,6 +23,7 @@ NAMES = ["deepcr/mask-decam", "deepcr/mask-acs-wfc", "facenet-pytorch/onet", "fa
         (["*/*", "deepcr/mask-decam"], NAMES),
         (["odd/[x]*"], ["odd/[x]*"]),
         (["odd/[[]x]*"], ["odd/[x]*"]),
+        (["DEEPCR/*-Decam"], ["deepcr/mask-decam"]),
         ([], []),
     ],
 )
@@ -30,12 +31,14 @@ def test_match(patterns, found):
     assert catalog.match(NAMES, patterns) == found
 
 
-letters = st.text("ab/*?[!]", max_size=5)
+letters = st.text("aAb/*?[!]", max_size=5)
 
 
 @given(st.lists(letters), st.lists(letters, max_size=3))
 def test_match_is_fnmatch(names, patterns):
-    fits = {p: [n for n in names if n == p] or [n for n in names if fnmatchcase(n, p)] for p in patterns}
+    fits = {
+        p: [n for n in names if n == p] or [n for n in names if fnmatchcase(n.lower(), p.lower())] for p in patterns
+    }
     if all(fits.values()):
         wanted = {name for found in fits.values() for name in found}
         assert catalog.match(names, patterns) == [name for name in dict.fromkeys(names) if name in wanted]
@@ -48,7 +51,7 @@ def test_match_is_fnmatch(names, patterns):
     ("pattern", "near"),
     [
         ("deepcr/mask-decan", "nearest: deepcr/mask-decam, "),
-        ("Deepcr/mask-decam", "nearest: deepcr/mask-decam, "),
+        ("Deepcr/mask_decam", "nearest: deepcr/mask-decam, "),
         ("onet", "nearest: facenet-pytorch/onet"),
         ("facenet_pytorch/*", r"nearest: facenet-pytorch/\*$"),
         ("deepcrr", r"nearest: deepcr/\*$"),

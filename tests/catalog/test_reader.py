@@ -152,7 +152,15 @@ def test_files_of_others_in_the_folder_do_no_harm(folder):
 
 def test_a_source_may_have_no_models_yet(folder):
     path = folder / "sources.csv"
-    path.write_text(path.read_text() + "there,files of another test\n")
+    path.write_text(path.read_text() + "there,files of another test,\n")
     header = (folder / "here.csv").read_text().splitlines()[0]
     (folder / "there.csv").write_text(header.replace("archive", "weights") + "\n")
     assert read(folder).models["there"] == ()
+
+
+@pytest.mark.parametrize(("column", "valid"), [("beside", True), ("mirror", True), ("elsewhere", False)])
+def test_some_columns_of_an_origin_may_be_empty(folder, column, valid):
+    header, first, *others = (folder / "here.csv").read_text().splitlines()
+    rows = [f"{column},{header}", f"x,{first}", *(f",{row}" for row in others)]
+    (folder / "here.csv").write_text("\n".join(rows) + "\n")
+    assert [f"{column} is empty" in problem for problem in problems(folder)] == [True] * (0 if valid else 2)

@@ -1,6 +1,7 @@
 """The cache: a folder of weight files, each under its own SHA-256.
 
     <cache>/members/<first two digits>/<sha256>/<file name>     weight files, complete and checked
+    <cache>/models/<first two digits>/<sha256>/<paths>          those that belong together, as links to the above
     <cache>/archives/<sha256>.part                              an archive on its way, removed once it is unpacked
     <cache>/locks/                                              one fetches, the others wait
 
@@ -18,9 +19,10 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Protocol
 
 import platformdirs
@@ -156,6 +158,47 @@ class Cache:
                     part.unlink(missing_ok=True)
                 raise
         return path
+
+    def together(self, files: Mapping[str, Path]) -> dict[str, Path]:
+        """Put files that belong together beside each other, as they are in their archive.
+
+        They are links to the files that are given, or copies where the file system has no links.
+
+        Args:
+            files: Path in the archive -> path in this cache, as :meth:`find` gives it.
+
+        Returns:
+            Path in the archive -> path in a folder that has these files and no others.
+
+        Raises:
+            DownloadError: A path would escape the folder, or the cache cannot be written.
+        """
+        members = {member: PurePosixPath(member) for member in files}
+        for member, path in members.items():
+            if path.is_absolute() or ".." in path.parts or re.search(r'[\x00-\x1f<>:"|?*\\]', member):
+                raise DownloadError(f"{member!r} would escape the folder of its archive; refused")
+        common = PurePosixPath(os.path.commonpath([path.parent for path in members.values()]))
+        # The folder of a cached file is its SHA-256
+        listing = "\n".join(sorted(f"{path.relative_to(common)} {files[m].parent.name}" for m, path in members.items()))
+        key = hashlib.sha256(listing.encode()).hexdigest()
+        placed = {}
+        with self.lock(key), writing(self.folder):
+            for member, path in members.items():
+                target = self.folder / "models" / key[:2] / key / path.relative_to(common)
+                placed[member] = target
+                if target.exists() and (
+                    target.samefile(files[member]) or sha256_of(target) == files[member].parent.name
+                ):
+                    continue
+                target.parent.mkdir(parents=True, exist_ok=True)
+                part = target.with_name(target.name + ".part")
+                part.unlink(missing_ok=True)
+                try:
+                    os.link(files[member], part)
+                except OSError:
+                    shutil.copyfile(files[member], part)
+                part.replace(target)
+        return placed
 
     def archive_part(self, sha256: str) -> Path:
         """Where an archive is gathered while it is brought; whoever writes it holds the :meth:`lock` of its hash."""

@@ -488,7 +488,7 @@ def layer_name(holder: str, operation: str) -> str:
     ('net/conv1', 'net/conv2')
     """
     name = _READING.sub("", holder)
-    return _WEIGHT_LEAF.sub("", name) if _WEIGHT_LEAF.search(name) else _OPERATION.sub("", operation)
+    return _WEIGHT_LEAF.sub("", name) if _WEIGHT_LEAF.search(name) else _OPERATION.sub("", _READING.sub("", operation))
 
 
 def layer(conv: Convolution, tensor: Tensor, holder: str) -> ConvLayer | Skipped:

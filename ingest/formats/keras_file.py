@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import count, takewhile
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, BinaryIO
 
@@ -40,6 +41,7 @@ _CONFIG, _WEIGHTS = "config.json", "model.weights.h5"
 _MAX_GROWTH = 200  # DEFLATE makes weights hardly smaller, and JSON some twenty times
 _MAX_CONFIG = 1 << 28
 _MAX_OBJECTS = 1_000_000
+_MAX_TEXT = 1 << 28
 _MAX_ELEMENTS = 1 << 28  # 1 GiB as float32
 
 
@@ -218,13 +220,11 @@ def read_hdf5(path: Path) -> Stored:
 
     with opened() as file:
         origin = str(path)
-        config = _text(file.attrs.get("model_config"))
+        config = _text(file, "model_config")
         weights = file
         if file.get("model_weights", getclass=True, getlink=True) is not None:
             weights = _member(file, "model_weights", origin)
-        version, backend = (
-            _text(weights.attrs.get(key)) or _text(file.attrs.get(key)) for key in ("keras_version", "backend")
-        )
+        version, backend = (_text(weights, key) or _text(file, key) for key in ("keras_version", "backend"))
         if isinstance(weights, h5py.Group) and (names := _names(weights, "layer_names")) is not None:
             variables = _listed(weights, names, opened, origin)
             parsed = None if config is None else _json(config, f"{path}: model_config")
@@ -258,27 +258,33 @@ def _member(group: Any, name: str, origin: str) -> Any:
     return group
 
 
-def _text(value: Any) -> str | None:
-    if isinstance(value, np.generic | np.ndarray) and value.ndim == 0:
-        value = value.item()
-    if isinstance(value, bytes):
-        value = value.decode("utf-8", "replace")
-    return value if isinstance(value, str) else None
+def _texts(holder: Any, key: str) -> list[str] | None:
+    """An attribute that holds a string or a list of strings; an empty list for anything else, None where there is none.
+
+    HDF5 crashes on damaged attributes of other types, so the type is looked at first.
+    """
+    if key not in holder.attrs:
+        return None
+    attribute = holder.attrs.get_id(key)
+    stored = attribute.get_type()
+    size = math.prod(attribute.shape) * stored.get_size()
+    if not isinstance(stored, h5py.h5t.TypeStringID) or size > _MAX_TEXT:
+        return []
+    values = np.atleast_1d(np.asarray(holder.attrs[key], object)).ravel()
+    return [value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value) for value in values]
+
+
+def _text(holder: Any, key: str) -> str | None:
+    return next(iter(_texts(holder, key) or ()), None)
 
 
 def _names(group: h5py.Group, key: str) -> list[str] | None:
     """An attribute that is a list of names; long ones are cut into key0, key1, ..."""
-    found: list[Any] = []
-    if key in group.attrs:
-        found = list(np.atleast_1d(group.attrs[key]))
-    else:
-        while f"{key}{(number := len(found))}" in group.attrs:
-            found.append(group.attrs[f"{key}{number}"])
-        if not found:
-            return None
-        found = [name for chunk in found for name in np.atleast_1d(chunk)]
-    names = [_text(name) for name in found]
-    return [name for name in names if name is not None]
+    names = _texts(group, key)
+    if names is not None:
+        return names
+    chunks = list(takewhile(lambda chunk: chunk is not None, (_texts(group, f"{key}{n}") for n in count())))
+    return [name for chunk in chunks for name in chunk or ()] if chunks else None
 
 
 def _listed(weights: h5py.Group, layers: list[str], opened: Any, origin: str) -> tuple[Variable, ...]:
@@ -317,7 +323,7 @@ def _numbered(file: h5py.File, opened: Any, origin: str) -> tuple[Variable, ...]
             # Older versions on Windows wrote the whole path as one name
             parts = [part for part in name.split("\\") if part]
             if parts[-1:] == ["vars"]:
-                label = _text(member.attrs.get("name"))
+                label = _text(member, "name")
                 for key in sorted((key for key in member if key.isdecimal()), key=int):
                     dataset = _member(member, key, origin)
                     if isinstance(dataset, h5py.Dataset):
@@ -333,7 +339,7 @@ def _tensor(dataset: h5py.Dataset, opened: Any, origin: str) -> Tensor:
     name = str(dataset.name)
     if dataset.is_virtual or dataset.external:
         raise WeightFileError(f"{origin}: {name} is kept in another file; refused")
-    bfloat = _text(dataset.attrs.get("dtype")) == "bfloat16" and dataset.dtype.itemsize == 2
+    bfloat = _text(dataset, "dtype") == "bfloat16" and dataset.dtype.itemsize == 2
     return Tensor(
         name=name,
         shape=tuple(dataset.shape or ()),

@@ -13,7 +13,7 @@ names and shapes only.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -155,7 +155,7 @@ def _checkpoint(path: Path) -> Weights:
     meta = prefix.with_name(f"{prefix.name}.meta")
     if meta.is_file():
         return _with_graph(meta, message(fields(mapped(meta), (2,))[2][-1]), bundle, "tf-checkpoint")
-    found, skipped, count = _by_name(bundle, set())
+    found, skipped, count = _by_name(bundle, set(), {})
     return Weights("tf-checkpoint", "tensorflow", found, count, (*bundle.skipped, *skipped))
 
 
@@ -184,24 +184,35 @@ def _with_graph(path: Path, graph: memoryview, bundle: Bundle | None, format: st
         constants = {tensor.name: tensor for tensor in flow.constants() if tensor.shape}
         return Weights(format, "tensorflow", tuple(found), _parameters(constants.values()), tuple(skipped))
     seen = {bundle.checksums[key] for key in keys}
-    further, reasons, count = _by_name(bundle, {key for key, sums in bundle.checksums.items() if sums in seen})
+    same = {key for key, sums in bundle.checksums.items() if sums in seen}
+    named = {key: flow.node(number).name for number, key in restored.items()}
+    further, reasons, count = _by_name(bundle, same, named)
     # What the graph has told already of a variable by its name there
     told = {entry.name for entry in skipped}
     skipped += [entry for entry in (*bundle.skipped, *reasons) if entry.name not in told]
     return Weights(format, "tensorflow", (*found, *further), count, tuple(skipped))
 
 
-def _by_name(bundle: Bundle, taken: set[str]) -> tuple[tuple[ConvLayer, ...], tuple[Skipped, ...], int]:
-    """Layers of the variables of a checkpoint, but of those in ``taken``, and the number of its parameters."""
-    known = {key: name for name, key in bundle.names.items()}
-    twice = any(key.startswith("variables/") for key in bundle.tensors)
+def _by_name(
+    bundle: Bundle, taken: set[str], named: Mapping[str, str]
+) -> tuple[tuple[ConvLayer, ...], tuple[Skipped, ...], int]:
+    """Layers of the variables of a checkpoint, but of those in ``taken``, and the number of its parameters.
+
+    Args:
+        bundle: The checkpoint.
+        taken: Keys of variables whose layers are known.
+        named: What the graph calls variables, by key.
+    """
+    known = {key: name for name, key in bundle.names.items()} | dict(named)
+    # Keras 3 exports every variable twice, in two lists, and calls only those of one list by their names
+    lists = ("variables/", "_all_variables/")
+    twice = all(any(key.startswith(part) for key in bundle.tensors) for part in lists)
+    other = lists[not any(key.startswith(lists[1]) for key in named)]
     variables = []
     for key, tensor in bundle.tensors.items():
         path = key.removesuffix("/.ATTRIBUTES/VARIABLE_VALUE")
         name = known.get(key, path)
-        if is_training_state(key) or is_training_state(name) or key.endswith(_AVERAGE):
-            continue
-        if twice and key.startswith("_all_variables/"):  # Keras 3 exports every variable twice
+        if (twice and key.startswith(other)) or any(map(is_training_state, (key, name))) or key.endswith(_AVERAGE):
             continue
         average = bundle.tensors.get(f"{key}{_AVERAGE}")
         variables.append((path, key, replace(average or tensor, name=name if "/" in name else path)))

@@ -8,7 +8,6 @@ their zeros; where an operator widens a weight before use, what it widens is rea
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -360,4 +359,4 @@ def _layer_name(tensor: str) -> str:
     ('net/conv1', 'net/conv1')
     """
     name = tensor.partition(";")[0].removesuffix("_densify").removesuffix("_dequantize")
-    return layer_name(name, re.sub(r"/(?:ReadVariableOp|Kernel)$", "", name))
+    return layer_name(name, name)

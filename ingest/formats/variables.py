@@ -126,6 +126,8 @@ def _split(name: str) -> tuple[str, str]:
     name = re.sub(r":\d+$", "", name)
     separator = "/" if "/" in name else "." if "." in name else "_"
     scope, _, leaf = name.rpartition(separator)
+    plain = re.sub(r"_\d+$", "", leaf)  # kernel_1: TensorFlow has numbered what would have had one name
+    leaf = plain if plain in _KERNELS or plain in _DEPTHWISE or plain in _OTHERS else leaf
     return (scope, leaf) if separator != "_" or leaf in _KERNELS or leaf in _OTHERS else ("", name)
 
 

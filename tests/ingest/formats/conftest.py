@@ -1,0 +1,116 @@
+"""Networks that TensorFlow itself has written: see tests/data/make_tensorflow.py."""
+
+from __future__ import annotations
+
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from cnnfilterdb.errors import CnnFilterDbError
+from cnnfilterdb.ingest import formats
+
+_ZIP = Path(__file__).parents[2] / "data" / "tensorflow.zip"
+
+
+@pytest.fixture(scope="session")
+def _unzipped(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tensorflow")
+    with zipfile.ZipFile(_ZIP) as archive:
+        archive.extractall(folder)
+    return folder
+
+
+@pytest.fixture
+def written(_unzipped):
+    """Folder of files that TensorFlow has written. Do not write to it."""
+    return _unzipped
+
+
+@pytest.fixture
+def copied(_unzipped, tmp_path):
+    """The same, to write to."""
+    return shutil.copytree(_unzipped, tmp_path / "written")
+
+
+def _same(size, kernel, stride, dilation):
+    """Padding of TensorFlow's SAME: what the output needs, the odd pixel at the end."""
+    out = -(-size // stride)
+    total = max((out - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
+    return total // 2, total - total // 2
+
+
+def _compute(layers, image, bias):
+    """Run the layers of the network of make_tensorflow.py in PyTorch, by nothing but what was read of them."""
+    x = torch.from_numpy(image).permute(0, 3, 1, 2)
+    for number, layer in enumerate(layers):
+        weight = torch.from_numpy(layer.read().copy())
+        if layer.kind == "transposed":
+            height, width = x.shape[2] * layer.stride[0], x.shape[3] * layer.stride[1]
+            x = functional.conv_transpose2d(x, weight.transpose(0, 1), stride=layer.stride)[:, :, :height, :width]
+            continue
+        vertical, horizontal = (
+            _same(x.shape[2 + i], weight.shape[2 + i], layer.stride[i], layer.dilation[i]) for i in (0, 1)
+        )
+        x = functional.pad(x, (*horizontal, *vertical))
+        x = functional.conv2d(x, weight, stride=layer.stride, dilation=layer.dilation, groups=layer.groups)
+        if number == 0:
+            x = functional.relu(x + torch.from_numpy(bias)[None, :, None, None])
+    return x.permute(0, 2, 3, 1).numpy()
+
+
+@pytest.fixture
+def assert_same_network(written):
+    """Asserts that layers compute what TensorFlow computed with the network, and are told right."""
+    truth = np.load(written / "net.npz")
+
+    def check(layers, tolerance):
+        assert [layer.kind for layer in layers] == ["conv", "depthwise", "grouped", "transposed", "conv", "conv"]
+        assert [layer.shape for layer in layers] == [
+            (8, 3, 3, 3),
+            (16, 1, 3, 5),
+            (8, 4, 3, 3),
+            (5, 8, 2, 3),
+            (4, 5, 3, 3),
+            (3, 4, 1, 1),
+        ]
+        assert [layer.in_channels for layer in layers] == [3, 8, 16, 8, 5, 4]
+        assert [layer.groups for layer in layers] == [1, 8, 4, 1, 1, 1]
+        assert [layer.stride[0] for layer in layers] == [2, 1, 1, 2, 1, 1]
+        assert [layer.dilation[1] for layer in layers] == [1, 1, 1, 1, 2, 1]
+        assert [layer.conv_depth for layer in layers] == [0, 1, 2, 3, 4, 5]
+        assert layers[-1].conv_depth_norm == 1
+        assert {layer.depth_source for layer in layers} == {"graph"}
+        for layer in layers:
+            weight = layer.read()
+            assert weight.shape == layer.shape
+            assert weight.dtype == np.float32
+            assert weight.flags.c_contiguous
+        expected = truth["y"]
+        assert (
+            np.abs(_compute(layers, truth["image"], truth["stem/bias"]) - expected).max()
+            <= tolerance * np.abs(expected).max()
+        )
+
+    return check
+
+
+@pytest.fixture
+def read_all():
+    """Reads a file with all its layers; an error must be one of this package, in one line."""
+
+    def read(path):
+        told = None
+        try:
+            weights = formats.read(path)
+            return weights, [layer.read() for layer in weights.layers]
+        except CnnFilterDbError as error:
+            told = str(error)
+        assert "\n" not in told
+        return None
+
+    return read

@@ -12,6 +12,7 @@ from cnnfilterdb.plots.quality import depth_deciles, quality
 from cnnfilterdb.plots.report import Coefficients, Method, ReportData, report
 from cnnfilterdb.plots.ridge import binned_density, ridge, silverman_bandwidth
 from cnnfilterdb.plots.style import Figure, to_png
+from cnnfilterdb.plots.variance import variance
 
 __all__ = [
     "BasisLike",
@@ -31,4 +32,5 @@ __all__ = [
     "ridge",
     "silverman_bandwidth",
     "to_png",
+    "variance",
 ]

@@ -7,8 +7,17 @@ its formula.
 from __future__ import annotations
 
 from cnnfilterdb.stats.basis import BINS, Basis
-from cnnfilterdb.stats.degeneration import DEGENERATIONS, degenerated, degeneration
-from cnnfilterdb.stats.descriptors import DESCRIPTORS, dct_energies, descriptors, layer_descriptors
+from cnnfilterdb.stats.bootstrap import Interval, bootstrap_shift
+from cnnfilterdb.stats.degeneration import (
+    DEGENERATIONS,
+    HIGH_SPARSITY,
+    LOW_ENTROPY,
+    MARGIN,
+    degenerated,
+    degeneration,
+)
+from cnnfilterdb.stats.descriptors import DESCRIPTORS, DescriptorSums, dct_energies, descriptors, variance_map
+from cnnfilterdb.stats.divergence import METRICS, kl_shift, kl_shift_components
 from cnnfilterdb.stats.histogram import Histogram, histograms
 from cnnfilterdb.stats.moments import Moments, unpacked
 from cnnfilterdb.stats.quality import (
@@ -27,15 +36,7 @@ from cnnfilterdb.stats.quality import (
     variance_entropy,
 )
 from cnnfilterdb.stats.randomness import randomness_threshold
-from cnnfilterdb.stats.shift import (
-    EMPTY_BIN,
-    RECIPES,
-    Recipe,
-    balance_weights,
-    kl_shift,
-    kl_shift_components,
-    probabilities,
-)
+from cnnfilterdb.stats.shift import EMPTY_BIN, RECIPES, Recipe, balance_weights, probabilities, shares
 from cnnfilterdb.stats.similarity import Nearest, Pattern, symmetries
 
 __all__ = [
@@ -44,10 +45,16 @@ __all__ = [
     "DEGENERATIONS",
     "DESCRIPTORS",
     "EMPTY_BIN",
+    "HIGH_SPARSITY",
+    "LOW_ENTROPY",
+    "MARGIN",
+    "METRICS",
     "QUALITY_RULES",
     "RECIPES",
     "Basis",
+    "DescriptorSums",
     "Histogram",
+    "Interval",
     "LayerStatistics",
     "Moments",
     "Nearest",
@@ -55,6 +62,7 @@ __all__ = [
     "Recipe",
     "balance_weights",
     "binary_residual",
+    "bootstrap_shift",
     "dct_energies",
     "degenerated",
     "degeneration",
@@ -63,7 +71,6 @@ __all__ = [
     "isotropy",
     "kl_shift",
     "kl_shift_components",
-    "layer_descriptors",
     "layer_statistics",
     "levels",
     "looks_untrained",
@@ -71,9 +78,11 @@ __all__ = [
     "orthogonality",
     "probabilities",
     "randomness_threshold",
+    "shares",
     "sparse_kernels",
     "sparsity",
     "symmetries",
     "unpacked",
     "variance_entropy",
+    "variance_map",
 ]

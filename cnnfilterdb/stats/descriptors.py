@@ -7,7 +7,8 @@ has the same in SQL.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -18,7 +19,7 @@ from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.schema import kernel_shape
 from cnnfilterdb.stats import kernels
 
-__all__ = ["DESCRIPTORS", "dct_energies", "descriptors", "layer_descriptors", "variance_map"]
+__all__ = ["DESCRIPTORS", "DescriptorSums", "dct_energies", "descriptors", "variance_map"]
 
 #: Name of each descriptor, and what it tells.
 DESCRIPTORS = {
@@ -192,27 +193,49 @@ def _gradients(height: int, width: int) -> tuple[npt.NDArray[np.float64], npt.ND
     return np.asarray(across, np.float64), np.asarray(down, np.float64)
 
 
-def layer_descriptors(parts: Iterable[dict[str, npt.NDArray[np.float64]]]) -> dict[str, float]:
-    """Means of descriptors over the kernels of a layer, which may come in parts.
+@dataclass(frozen=True, slots=True, eq=False)
+class DescriptorSums:
+    """Descriptors summed over the kernels of a layer, as a mergeable state.
 
-    Kernels for which a descriptor is not defined are left out of its mean. The orientation is that of the sum of
-    coherence x exp(2 i orientation), so that opposite directions are the same; NaN when nothing has one.
+    Attributes:
+        sums: Sum of each of the :data:`DESCRIPTORS` over the kernels for which it is defined, (d,).
+        counts: Number of those kernels, (d,).
+        direction: Sum of coherence x exp(2 i orientation), in which opposite directions are the same.
 
     >>> filters = np.array([[0, 1], [1, 1], [0, 0]], np.float32)
-    >>> means = layer_descriptors([descriptors(filters, "1x2")])
+    >>> means = DescriptorSums.of(descriptors(filters, "1x2")).means()
     >>> means["dc_gain"], means["symmetry"], means["orientation"]
     (1.0, 0.75, 0.0)
     """
-    sums, counts = dict.fromkeys(DESCRIPTORS, 0.0), dict.fromkeys(DESCRIPTORS, 0)
-    direction = 0j
-    for part in parts:
-        for name, values in part.items():
-            sums[name] += float(np.nansum(values))
-            counts[name] += int(np.count_nonzero(~np.isnan(values)))
-        direction += complex(np.nansum(part["coherence"] * np.exp(2j * part["orientation"])))
-    means = {name: sums[name] / counts[name] if counts[name] else float("nan") for name in sums}
-    angle = _angle(np.array(np.angle(direction) / 2))
-    return means | {"orientation": float(angle) if counts["orientation"] else float("nan")}
+
+    sums: npt.NDArray[np.float64]
+    counts: npt.NDArray[np.int64]
+    direction: complex
+
+    @classmethod
+    def of(cls, found: Mapping[str, npt.NDArray[np.float64]]) -> DescriptorSums:
+        """Sums of what :func:`descriptors` returns."""
+        values = np.stack([found[name] for name in DESCRIPTORS])
+        return cls(
+            np.nansum(values, axis=1),
+            np.count_nonzero(~np.isnan(values), axis=1),
+            complex(np.nansum(found["coherence"] * np.exp(2j * found["orientation"]))),
+        )
+
+    def merge(self, other: DescriptorSums) -> DescriptorSums:
+        """Sums over both sets of kernels."""
+        return DescriptorSums(self.sums + other.sums, self.counts + other.counts, self.direction + other.direction)
+
+    def means(self) -> dict[str, float]:
+        """Mean of each descriptor; NaN where it is defined for no kernel.
+
+        The orientation is that of :attr:`direction`: kernels count the more, the more coherent they are.
+        """
+        with np.errstate(invalid="ignore"):
+            found = dict(zip(DESCRIPTORS, (self.sums / self.counts).tolist(), strict=True))
+        if found["orientation"] == found["orientation"]:
+            found["orientation"] = float(_angle(np.array(np.angle(self.direction) / 2)))
+        return found
 
 
 def variance_map(

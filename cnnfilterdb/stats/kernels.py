@@ -8,7 +8,9 @@ single precision, the precision in which they are stored. Each function releases
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from numba.extending import intrinsic
 __all__ = [
     "Columns",
     "bin_coefficients",
+    "centred",
     "coefficient_bounds",
     "cosines",
     "extremes",
@@ -36,8 +39,14 @@ Columns = Sequence[npt.NDArray[np.float32]]
 
 _BLOCK = 256
 
+# Filters that one thread sums at a time. The parts do not depend on the machine, so that sums do not either.
+_PART = 32_768
+
 # A coefficient this close to the edge of a bin (in bin widths) is compared with the edge itself, as NumPy does it.
 _NEAR = 1e-9
+
+# Python's check for a division by zero would keep quotients from vector instructions.
+_COMPILED = {"cache": True, "nogil": True, "error_model": "numpy"}
 
 # What LLVM may do to sums in double precision: reorder them, which lets them use vector instructions. Quotients stay
 # exact.
@@ -55,18 +64,23 @@ def _float32_at(typing_context: Any, address: Any) -> Any:
 
 
 @njit(inline="always")
-def _scale_block(block: Any, scaled: Any, peak: Any, size: int) -> None:
-    """Divide each filter of a block (k, size) by its largest absolute weight, as the papers do; zeros stay zeros."""
-    k = block.shape[0]
+def _peak_block(block: Any, peak: Any, size: int) -> None:
+    """The largest absolute weight of each filter of a block (k, size); 1 for zeros, so that they stay zeros."""
     for b in range(size):
         peak[b] = abs(block[0, b])
-    for j in range(1, k):
+    for j in range(1, block.shape[0]):
         for b in range(size):
             value = abs(block[j, b])
             peak[b] = value if value > peak[b] else peak[b]
     for b in range(size):
         peak[b] = peak[b] if peak[b] > 0 else np.float32(1)
-    for j in range(k):
+
+
+@njit(inline="always")
+def _scale_block(block: Any, scaled: Any, peak: Any, size: int) -> None:
+    """Divide each filter of a block (k, size) by its largest absolute weight, as the papers do; zeros stay zeros."""
+    _peak_block(block, peak, size)
+    for j in range(block.shape[0]):
         for b in range(size):
             # The quotient is rounded to single precision, as NumPy divides float32 by float32.
             scaled[j, b] = np.float64(np.float32(block[j, b] / peak[b]))
@@ -92,9 +106,13 @@ def _project_block(scaled: Any, components: Any, offsets: Any, i: int, size: int
 
 @njit(inline="always")
 def _load_block(filters: Any, start: int, size: int, block: Any) -> None:
-    for b in range(size):
-        for j in range(block.shape[0]):
-            block[j, b] = filters[start + b, j]
+    """Turn filters into the rows of a block. One flat index lets the compiler gather several at a time."""
+    k = block.shape[0]
+    flat = filters.reshape(filters.size)
+    for j in range(k):
+        first = start * k + j
+        for b in range(size):
+            block[j, b] = flat[first + b * k]
 
 
 @njit(inline="always")
@@ -142,7 +160,7 @@ def _accumulate(rows: Any, size: int, total: Any, products: Any) -> None:
             products[j, i] += part
 
 
-@njit(cache=True, nogil=True, fastmath=_REORDER)
+@njit(**_COMPILED, fastmath=_REORDER)
 def _sums(filters: Any, shift: Any, scale: bool) -> Any:  # pragma: no cover (compiled)
     n, k = filters.shape
     total = np.zeros(k)
@@ -166,7 +184,20 @@ def _sums(filters: Any, shift: Any, scale: bool) -> Any:  # pragma: no cover (co
     return total, products
 
 
-@njit(cache=True, nogil=True, fastmath=_REORDER)
+@njit(**_COMPILED)
+def _centred(count: int, shift: Any, total: Any, products: Any) -> Any:  # pragma: no cover (compiled)
+    k = len(total)
+    mean, scatter = np.empty(k), np.empty((k, k))
+    for j in range(k):
+        mean[j] = shift[j] + total[j] / count
+        for i in range(j, k):
+            scatter[j, i] = scatter[i, j] = products[j, i] - total[j] * total[i] / count
+        # A weight that never varies has no variance; rounding must not make it negative.
+        scatter[j, j] = max(scatter[j, j], 0.0)
+    return mean, scatter
+
+
+@njit(**_COMPILED, fastmath=_REORDER)
 def _layer_sums(
     filters: Any, shift: Any, scaled_shift: Any, tolerance: float, peaks: Any
 ) -> Any:  # pragma: no cover (compiled)
@@ -206,7 +237,7 @@ def _layer_sums(
     return total, products, scaled_total, scaled_products, norm, energy, binary
 
 
-@njit(cache=True, nogil=True)
+@njit(**_COMPILED)
 def _coefficient_bounds(
     addresses: Any, count: int, components: Any, offsets: Any
 ) -> Any:  # pragma: no cover (compiled)
@@ -229,7 +260,7 @@ def _coefficient_bounds(
     return low.min(), high.max()
 
 
-@njit(cache=True, nogil=True)
+@njit(**_COMPILED)
 def _bin_coefficients(
     addresses: Any, count: int, components: Any, offsets: Any, edges: Any, counts: Any, below: Any, above: Any
 ) -> None:  # pragma: no cover (compiled)
@@ -278,7 +309,7 @@ def _bin_coefficients(
                         counts[r, i, bin_] += 1
 
 
-@njit(cache=True, nogil=True)
+@njit(**_COMPILED)
 def _project(filters: Any, components: Any, offsets: Any, out: Any) -> None:  # pragma: no cover (compiled)
     n, k = filters.shape
     block = np.empty((k, _BLOCK), np.float32)
@@ -295,7 +326,7 @@ def _project(filters: Any, components: Any, offsets: Any, out: Any) -> None:  # 
                 out[start + b, i] = part[b]
 
 
-@njit(cache=True, nogil=True)
+@njit(**_COMPILED)
 def _extremes(filters: Any, low: Any, high: Any) -> None:  # pragma: no cover (compiled)
     n, k = filters.shape
     for row in range(n):
@@ -307,7 +338,7 @@ def _extremes(filters: Any, low: Any, high: Any) -> None:  # pragma: no cover (c
         low[row], high[row] = smallest, largest
 
 
-@njit(cache=True, nogil=True, fastmath=_REORDER)
+@njit(**_COMPILED, fastmath=_REORDER)
 def _squares(rows: Any, out: Any) -> None:  # pragma: no cover (compiled)
     for row in range(rows.shape[0]):
         total = 0.0
@@ -317,18 +348,18 @@ def _squares(rows: Any, out: Any) -> None:  # pragma: no cover (compiled)
         out[row] = total
 
 
-@njit(cache=True, nogil=True, fastmath=_REORDER)
-def _cosines(gram: Any, left: Any, right: Any, upper: bool) -> float:  # pragma: no cover (compiled)
+@njit(**_COMPILED, fastmath=_REORDER)
+def _cosines(gram: Any, left: Any, right: Any, lower: bool) -> float:  # pragma: no cover (compiled)
     total = 0.0
     for i in range(gram.shape[0]):
         part = 0.0
-        for j in range(i + 1 if upper else 0, gram.shape[1]):
+        for j in range(i if lower else gram.shape[1]):
             part += abs(gram[i, j]) * right[j]
         total += part * left[i]
     return total
 
 
-@njit(cache=True, nogil=True)
+@njit(**_COMPILED)
 def _levels(bits: Any, most: int) -> int:  # pragma: no cover (compiled)
     slots = 4
     while slots < 4 * most:
@@ -355,7 +386,7 @@ def _levels(bits: Any, most: int) -> int:  # pragma: no cover (compiled)
     return largest
 
 
-@njit(cache=True, nogil=True, fastmath=_REORDER)
+@njit(**_COMPILED, fastmath=_REORDER)
 def _forms(filters: Any, matrices: Any, vectors: Any, out: Any) -> None:  # pragma: no cover (compiled)
     n, k = filters.shape
     count, linear = matrices.shape[0], vectors.shape[0]
@@ -367,7 +398,11 @@ def _forms(filters: Any, matrices: Any, vectors: Any, out: Any) -> None:  # prag
     for start in range(0, n, _BLOCK):
         size = min(_BLOCK, n - start)
         _load_block(filters, start, size, block)
-        _scale_block(block, scaled, peak, size)
+        _peak_block(block, peak, size)
+        for j in range(k):
+            for b in range(size):
+                # Not rounded: the scale only keeps squares of tiny weights from vanishing.
+                scaled[j, b] = np.float64(block[j, b]) / np.float64(peak[b])
         found[:, :size] = 0
         for i in range(k):
             for j in range(i, k):
@@ -390,7 +425,7 @@ def _forms(filters: Any, matrices: Any, vectors: Any, out: Any) -> None:  # prag
                 out[start + b, q] = found[q, b]
 
 
-@njit(cache=True, nogil=True)
+@njit(**_COMPILED)
 def _similarities(
     addresses: Any, count: int, variants: Any, sign: bool, offset: bool, best: Any, which: Any
 ) -> None:  # pragma: no cover (compiled)
@@ -526,6 +561,14 @@ def similarities(
     return best, which
 
 
+def centred(
+    count: int, shift: npt.NDArray[np.float64], total: npt.NDArray[np.float64], products: npt.NDArray[np.float64]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Mean (k,) and centred second moment (k, k) of ``count`` filters, from their :func:`sums` about a shift."""
+    mean, scatter = _centred(count, shift, total, products)
+    return mean, scatter
+
+
 def layer_sums(
     filters: npt.NDArray[np.float32],
     shift: npt.NDArray[np.float64],
@@ -553,7 +596,16 @@ def layer_sums(
     """
     rows = _rows(filters)
     peaks = np.empty(len(rows), np.float32)
-    found = _layer_sums(rows, shift, scaled_shift, tolerance, peaks)
+    parts = [slice(start, start + _PART) for start in range(0, len(rows), _PART)] or [slice(0)]
+
+    def measure(part: slice) -> Any:
+        return _layer_sums(rows[part], shift, scaled_shift, tolerance, peaks[part])
+
+    if len(parts) == 1:
+        found = measure(parts[0])
+    else:
+        with ThreadPoolExecutor(min(len(parts), os.cpu_count() or 1), thread_name_prefix="sums") as pool:
+            found = [sum(values) for values in zip(*pool.map(measure, parts), strict=True)]
     total, products, scaled_total, scaled_products, norm, energy, binary = found
     return (total, products), (scaled_total, scaled_products), peaks, float(norm), float(energy), int(binary)
 
@@ -570,10 +622,10 @@ def cosines(
     left: npt.NDArray[np.float64],
     right: npt.NDArray[np.float64],
     *,
-    upper: bool,
+    lower: bool,
 ) -> float:
-    """Sum of |gram| left right', (m, n); ``upper``: only what is right of the diagonal."""
-    return float(_cosines(gram, left, right, upper))
+    """Sum of |gram| left right', (m, n); ``lower``: only what is left of the diagonal."""
+    return float(_cosines(gram, left, right, lower))
 
 
 def levels(rows: npt.NDArray[np.float32], most: int) -> int:
@@ -584,7 +636,7 @@ def levels(rows: npt.NDArray[np.float32], most: int) -> int:
 def forms(
     filters: npt.NDArray[np.float32], matrices: npt.NDArray[np.float64], vectors: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
-    """Quadratic and linear forms of scaled filters (n, k).
+    """Quadratic and linear forms of filters (n, k), which are divided by their largest absolute weight first.
 
     Args:
         filters: (n, k).

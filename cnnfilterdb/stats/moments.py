@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from cnnfilterdb.stats.kernels import sums
+from cnnfilterdb.stats.kernels import centred, sums
 
 __all__ = ["Moments"]
 
@@ -68,11 +68,7 @@ class Moments:
             total: Sum of the rest, (k,).
             products: Sum of its products, (k, k), of which the upper triangle is read.
         """
-        upper = np.triu(products - np.outer(total, total) / n)
-        scatter = upper + np.triu(upper, 1).T
-        # A weight that never varies has no variance; rounding must not make it negative.
-        np.fill_diagonal(scatter, np.maximum(scatter.diagonal(), 0))
-        return cls(n, shift + total / n, scatter)
+        return cls(n, *centred(n, shift, total, products))
 
     @property
     def covariance(self) -> npt.NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""Distribution shift between groups of filters: from histograms to divergences."""
+"""How groups of filters are compared: recipes of the papers, probabilities, balance."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from cnnfilterdb.errors import SelectionError
 
-__all__ = ["EMPTY_BIN", "RECIPES", "Recipe", "balance_weights", "kl_shift", "kl_shift_components", "probabilities"]
+__all__ = ["EMPTY_BIN", "RECIPES", "Recipe", "balance_weights", "probabilities", "shares"]
 
 #: Density that the papers' notebook gives to an empty bin: the machine epsilon of float32, in units of density.
 EMPTY_BIN = float(np.finfo(np.float32).eps)
@@ -40,6 +40,29 @@ RECIPES = {
 }
 
 
+def shares(counts: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Shares of the counts of each histogram in each bin, as they are.
+
+    Args:
+        counts: (..., bins), whole or weighted.
+
+    Returns:
+        (..., bins) float64, summing to 1 over the last axis.
+
+    Raises:
+        SelectionError: A histogram is empty: none of its coefficients lies in the range.
+
+    >>> shares(np.array([3.0, 1.0, 0.0])).tolist()
+    [0.75, 0.25, 0.0]
+    """
+    counts = np.asarray(counts, np.float64)
+    total = counts.sum(axis=-1, keepdims=True)
+    if not (total > 0).all():
+        raise SelectionError("a group has no coefficient in the range of the histograms; choose a wider range")
+    found: npt.NDArray[np.float64] = counts / total
+    return found
+
+
 def probabilities(counts: npt.NDArray[np.float64], low: float, high: float) -> npt.NDArray[np.float64]:
     """Probabilities from counts, as the papers' notebook makes them.
 
@@ -59,68 +82,10 @@ def probabilities(counts: npt.NDArray[np.float64], low: float, high: float) -> n
     >>> probabilities(np.array([3.0, 1.0]), 0, 1).tolist()
     [0.75, 0.25]
     """
-    counts = np.asarray(counts, np.float64)
-    total = counts.sum(axis=-1, keepdims=True)
-    if not (total > 0).all():
-        raise SelectionError(f"a group has no coefficient in the range {low:g} to {high:g}; choose a wider range")
-    density: npt.NDArray[np.float64] = counts / (total * ((high - low) / counts.shape[-1]))
+    density: npt.NDArray[np.float64] = shares(counts) / ((high - low) / counts.shape[-1])
     density[density == 0] = EMPTY_BIN
     density /= density.sum(axis=-1, keepdims=True)
     return density
-
-
-def kl_shift(
-    counts: npt.NDArray[np.float64], weights: npt.NDArray[np.float64], low: float, high: float
-) -> npt.NDArray[np.float64]:
-    """Shift between every two of g groups: D(P, Q) = sum_i w_i (KL(P_i, Q_i) + KL(Q_i, P_i)), in nats.
-
-    The divergences of all pairs and components are one matrix product (CNN Filter DB, arXiv 2203.15331).
-
-    Args:
-        counts: Histograms of the groups, (g, k, bins), whole or weighted.
-        weights: Weight of each component, (k,).
-        low: Left edge of the range.
-        high: Right edge.
-
-    Returns:
-        (g, g) float64: symmetric, at least 0, with a diagonal of 0.
-
-    Raises:
-        SelectionError: A group has no coefficient in the range.
-
-    >>> counts = np.array([[[3.0, 1.0]], [[1.0, 3.0]]])
-    >>> kl_shift(counts, np.ones(1), 0, 1).round(4).tolist()   # 2 * 0.5 * ln 3
-    [[0.0, 1.0986], [1.0986, 0.0]]
-    """
-    p = probabilities(counts, low, high)
-    groups = len(p)
-    log_p = np.log(p).reshape(groups, -1)
-    return _symmetric((p * weights[:, None]).reshape(groups, -1), log_p)
-
-
-def kl_shift_components(counts: npt.NDArray[np.float64], low: float, high: float) -> npt.NDArray[np.float64]:
-    """Symmetric KL divergence of every two groups in each component, without weights.
-
-    Args:
-        counts: (g, k, bins).
-        low: Left edge of the range.
-        high: Right edge.
-
-    Returns:
-        (k, g, g) float64, in nats.
-    """
-    p = probabilities(counts, low, high)
-    return np.stack([_symmetric(p[:, i], np.log(p[:, i])) for i in range(p.shape[1])])
-
-
-def _symmetric(p: npt.NDArray[np.float64], log_p: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Sum over bins of (p - q)(log p - log q), for every two rows."""
-    cross = p @ log_p.T
-    own = cross.diagonal()
-    # Summed in pairs, so that the matrix is symmetric to the last bit; equal groups may round to a hair below zero.
-    matrix = np.maximum((own[:, None] + own[None, :]) - (cross + cross.T), 0)
-    np.fill_diagonal(matrix, 0)
-    return matrix
 
 
 def balance_weights(

@@ -1,0 +1,84 @@
+-- ------------------------------------------------------------------------------------------------------ quality
+-- Aggregate, over the kernels of one layer: the share of those whose weights all lie below `threshold` times the layer's
+-- largest. SELECT model_id, layer, sparsity(w) FROM filters_3x3 GROUP BY ALL
+-- `rule` says whose code is followed, where they differ: cvpr2022 (|w| less than the limit, so that a layer of zeros has
+-- no sparse kernel), torchconvquality (the same, but a layer of zeros is sparse), cvprw2022 (less or equal) or
+-- medneurips2022 (largest weights with their sign); see cnnfilterdb.stats.sparse_kernels.
+CREATE OR REPLACE MACRO largest_weight(w, rule := 'cvpr2022') AS
+    CASE WHEN rule = 'medneurips2022' THEN list_max(w) ELSE greatest(list_max(w), -list_min(w)) END::FLOAT;
+CREATE OR REPLACE MACRO is_small(peak, upper, rule) AS CASE
+    WHEN rule IN ('cvpr2022', 'medneurips2022') THEN peak < upper
+    WHEN rule = 'torchconvquality' THEN peak < upper OR upper = 0
+    WHEN rule = 'cvprw2022' THEN peak <= upper
+    ELSE error('rule: ''' || rule || ''' is none of cvpr2022, torchconvquality, cvprw2022, medneurips2022')
+END;
+CREATE OR REPLACE MACRO sparsity(w, threshold := 0.01, rule := 'cvpr2022') AS
+    list_avg(list_transform(
+        list(largest_weight(w, rule := rule)),
+        lambda peak: is_small(
+            peak, (threshold::DOUBLE * max(largest_weight(w, rule := rule))::DOUBLE)::FLOAT, rule
+        )::INTEGER
+    ));
+
+-- What has become of a layer: 'random' (entropy near or above that of random kernels), 'collapsed' (both of the next
+-- two), 'sparse', 'repetitive' (low entropy) or 'regular'; NULL where it cannot be told.
+--   SELECT model_id, layer, degeneration(variance_entropy, randomness_threshold, sparsity, weights := kernel_h * kernel_w)
+--   FROM layers
+-- The same as cnnfilterdb.stats.degeneration, where the thresholds are explained.
+CREATE OR REPLACE MACRO degeneration(
+    variance_entropy, randomness_threshold, sparsity,
+    weights := 9, margin := 0.02, low_entropy := 0.5, high_sparsity := 0.14
+) AS CASE
+    WHEN variance_entropy IS NULL OR sparsity IS NULL OR NOT coalesce(randomness_threshold > 0, false) THEN NULL
+    WHEN variance_entropy >= randomness_threshold - margin::DOUBLE * (ln(weights) / ln(9)) THEN 'random'
+    WHEN variance_entropy < low_entropy::DOUBLE * (ln(weights) / ln(9)) AND sparsity >= high_sparsity::DOUBLE
+        THEN 'collapsed'
+    WHEN sparsity >= high_sparsity::DOUBLE THEN 'sparse'
+    WHEN variance_entropy < low_entropy::DOUBLE * (ln(weights) / ln(9)) THEN 'repetitive'
+    ELSE 'regular'
+END;
+
+-- Whether a layer is quantised: its output channels have few different weights, at most `share` of their number.
+CREATE OR REPLACE MACRO is_quantised(levels, channel_weights, share := 0.5) AS
+    levels IS NOT NULL AND levels <= share * channel_weights;
+
+-- Quality of the kernels of each group. Sparsity and entropies are weighted by filters, orthogonality by output channels.
+-- nonsparse_filters are what structured pruning of sparse kernels would keep. random_layers to repetitive_layers are the
+-- shares of layers with a label of `degeneration`, whose thresholds are arguments, among those that have one;
+-- degenerated_layers is random and collapsed together, quantised_layers the share of quantised layers among all.
+CREATE OR REPLACE MACRO filter_quality(
+    "by", keep := true, kernel := '3x3', all_layers := false,
+    margin := 0.02, low_entropy := 0.5, high_sparsity := 0.14
+) AS TABLE
+WITH labelled AS (
+    SELECT facts.*, "by" AS "group",
+           degeneration(facts.variance_entropy, facts.randomness_threshold, facts.sparsity,
+                        weights := facts.kernel_h * facts.kernel_w, margin := margin, low_entropy := low_entropy,
+                        high_sparsity := high_sparsity) AS label
+    FROM facts
+    WHERE facts.stored AND facts.kernel = kernel AND keep AND "by" IS NOT NULL
+      AND (all_layers OR (facts.kind IS DISTINCT FROM 'transposed' AND facts.dead IS NOT TRUE))
+)
+SELECT l."group",
+       count(DISTINCT l.model_id) AS models,
+       count(*) AS layers,
+       CAST(sum(l.filters) AS BIGINT) AS filters,
+       CAST(sum(coalesce(l.nonsparse_filters, l.filters)) AS BIGINT) AS nonsparse_filters,
+       sum(l.sparsity * l.filters) / sum(l.filters) AS sparsity,
+       sum(l.variance_entropy * l.filters)
+           / sum(l.filters) FILTER (l.variance_entropy IS NOT NULL) AS variance_entropy,
+       sum(l.variance_entropy_clean * l.filters)
+           / sum(l.filters) FILTER (l.variance_entropy_clean IS NOT NULL) AS variance_entropy_clean,
+       avg(l.variance_entropy / l.randomness_threshold) FILTER (l.randomness_threshold > 0) AS normalised_entropy,
+       sum(l.orthogonality * l.out_channels)
+           / sum(l.out_channels) FILTER (l.orthogonality IS NOT NULL) AS orthogonality,
+       avg((l.label = 'random')::INTEGER) AS random_layers,
+       avg((l.label = 'collapsed')::INTEGER) AS collapsed_layers,
+       avg((l.label = 'sparse')::INTEGER) AS sparse_layers,
+       avg((l.label = 'repetitive')::INTEGER) AS repetitive_layers,
+       avg((l.label IN ('random', 'collapsed'))::INTEGER) AS degenerated_layers,
+       avg(is_quantised(l.levels, l.filters * l.kernel_h * l.kernel_w / coalesce(l.out_channels, 1))::INTEGER)
+           AS quantised_layers,
+       CAST(sum(l.binary_filters) AS BIGINT) AS binary_filters
+FROM labelled AS l
+GROUP BY ALL ORDER BY ALL;

@@ -15,13 +15,19 @@ from typing import TYPE_CHECKING, Any
 from cnnfilterdb.errors import CnnFilterDbError
 
 if TYPE_CHECKING:
+    from cnnfilterdb.artefact import load_basis, save_basis
     from cnnfilterdb.database import FilterDB
     from cnnfilterdb.stats import Basis
 
-__all__ = ["Basis", "CnnFilterDbError", "FilterDB", "__version__", "open"]
+__all__ = ["Basis", "CnnFilterDbError", "FilterDB", "__version__", "load_basis", "open", "save_basis"]
 
 # Looked up on first use, so that `import cnnfilterdb` costs nothing.
-_lazy = {"Basis": "cnnfilterdb.stats", "FilterDB": "cnnfilterdb.database"}
+_lazy = {
+    "Basis": "cnnfilterdb.stats",
+    "FilterDB": "cnnfilterdb.database",
+    "load_basis": "cnnfilterdb.artefact",
+    "save_basis": "cnnfilterdb.artefact",
+}
 
 
 def __getattr__(name: str) -> Any:

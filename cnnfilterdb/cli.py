@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from cnnfilterdb.errors import CnnFilterDbError, SelectionError
 
@@ -60,7 +61,15 @@ def shift_options(command: F) -> F:
         kernel_option,
         click.option("--range", "limits", type=float, nargs=2, metavar="LOW HIGH", help="In place of the recipe's."),
         click.option("--bins", type=click.IntRange(min=1), help="In place of 70 bins."),
-        click.option("--basis", metavar="ID", help="Key of a stored basis, or `selection` to fit on what is selected."),
+        click.option(
+            "--basis", metavar="ID", help="Key of a stored basis, `selection` to fit on what is selected, or a file.",
+        ),
+        click.option("--min-models", type=click.IntRange(min=1), default=1, help="Leave out groups of fewer models."),
+        click.option("--min-filters", type=click.IntRange(min=1), default=1, help="Leave out groups of fewer filters."),
+        click.option(
+            "--metric", default="kl", show_default=True, help="How far two distributions are apart.",
+            type=click.Choice(["kl", "directed", "jensen_shannon", "total_variation", "wasserstein"]),
+        ),
         click.option(
             "--balance", type=click.Choice(["filters", "layers", "models", "families"]), default="filters",
             show_default=True, help="What counts the same within a group.",
@@ -257,12 +266,17 @@ def sql(query: str, style: str, output: Path | None, path: Path) -> None:
 
 @cli.command()
 @click.argument("by")
+@click.option("--components", is_flag=True, help="One row per pair and component.")
+@click.option("--bootstrap", type=click.IntRange(min=2), metavar="N",
+              help="One row per pair, with a 95 % interval over N resamples of the models.")  # fmt: skip
+@click.option("--nearest", metavar="GROUP", help="The groups nearest to this one.")
 @shift_options
 @rows_options
 @db_option
 def shift(
-    by: str, limits: tuple[float, float] | None, style: str, output: Path | None, path: Path, **options: Any
-) -> None:
+    by: str, components: bool, bootstrap: int | None, nearest: str | None, limits: tuple[float, float] | None,
+    style: str, output: Path | None, path: Path, **options: Any,
+) -> None:  # fmt: skip
     """Compare groups of filters: symmetric KL divergence of their SVD coefficients, in nats.
 
     BY is any SQL expression over the columns of models and layers.
@@ -271,11 +285,47 @@ def shift(
       cnnfilterdb shift domain
       cnnfilterdb shift "floor(10 * conv_depth_norm)" --where "task = 'Segmentation'"
     """
-    matrix = _open(path).kl_shift(by, options.pop("where"), range=limits or None, **options)
-    if style == "table" and output is None:
-        _print_shift(matrix)
+    db, where = _open(path), options.pop("where")
+    if options["basis"] and options["basis"].endswith((".json", ".npz")):
+        from cnnfilterdb.artefact import load_basis
+
+        options["basis"] = load_basis(options["basis"])
+    if sum((components, bootstrap is not None, nearest is not None)) > 1:
+        raise click.UsageError("give one of --components, --bootstrap and --nearest")
+    if components:
+        _emit(db.kl_shift_components(by, where, range=limits or None, **options), style, output)
+    elif bootstrap is not None:
+        frame = db.kl_shift_intervals(by, where, samples=bootstrap, range=limits or None, **options)
+        _emit(frame, style, output)
+    elif nearest is not None:
+        _emit(db.nearest_groups(nearest, by, where, range=limits or None, **options).reset_index(), style, output)
+    elif style == "table" and output is None:
+        _print_shift(db.kl_shift(by, where, range=limits or None, **options))
     else:
+        matrix = db.kl_shift(by, where, range=limits or None, **options)
         _emit(matrix.rename_axis(columns=None).rename(columns=str).reset_index(), style, output)
+
+
+@cli.command()
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@where_option
+@kernel_option
+@click.option("--variant", type=click.Choice(["all", "nonsparse"]), default="all", show_default=True,
+              help="Which filters it is fitted on.")  # fmt: skip
+@db_option
+def basis(file: Path, where: str | None, kernel: str, variant: str, path: Path) -> None:
+    """Save an SVD basis to FILE, .json or .npz: that of the index, or one fitted on what --where selects.
+
+    \b
+      cnnfilterdb basis natural.json --where "domain = 'natural'"
+      cnnfilterdb shift domain --basis natural.json
+    """
+    from cnnfilterdb.artefact import save_basis
+
+    fitted = _open(path).basis(where, kernel=kernel, variant=variant)
+    save_basis(fitted, file)
+    ratios = " ".join(f"{ratio:.3f}" for ratio in fitted.explained_variance_ratio[:9])
+    click.echo(f"{file}: {fitted.filters:,} filters; explained variance ratio {ratios}")
 
 
 @cli.command()
@@ -283,13 +333,21 @@ def shift(
 @where_option
 @kernel_option
 @all_layers_option
+@click.option("--margin", type=float, default=0.02, show_default=True,
+              help="How far below that of random kernels an entropy counts as random.")  # fmt: skip
+@click.option("--low-entropy", type=float, default=0.5, show_default=True,
+              help="Entropy below which a layer is repetitive.")  # fmt: skip
+@click.option("--high-sparsity", type=float, default=0.14, show_default=True,
+              help="Sparsity from which a layer is sparse.")  # fmt: skip
 @rows_options
 @db_option
 def quality(
-    by: str, where: str | None, kernel: str, all_layers: bool, style: str, output: Path | None, path: Path
-) -> None:
-    """Sparsity, variance entropy and orthogonality of the groups BY."""
-    _emit(_open(path).quality(by, where, kernel=kernel, all_layers=all_layers).reset_index(), style, output)
+    by: str, where: str | None, kernel: str, all_layers: bool, style: str, output: Path | None, path: Path,
+    **thresholds: float,
+) -> None:  # fmt: skip
+    """Sparsity, variance entropy, orthogonality and degenerated layers of the groups BY."""
+    frame = _open(path).quality(by, where, kernel=kernel, all_layers=all_layers, **thresholds)
+    _emit(frame.reset_index(), style, output)
 
 
 @cli.command()
@@ -325,7 +383,7 @@ def shared(style: str, output: Path | None, path: Path) -> None:
 
 
 @cli.command()
-@click.argument("kind", type=click.Choice(["shift", "ridge", "eigenfilters", "quality", "filters"]))
+@click.argument("kind", type=click.Choice(["shift", "ridge", "eigenfilters", "quality", "variance", "filters"]))
 @click.option("--by", default="domain", show_default=True, help="Grouping expression.")
 @click.option("--model", help="For `filters`: key of the model.")
 @click.option("--layer", type=int, default=0, show_default=True, help="For `filters`: layer of the model.")
@@ -340,12 +398,16 @@ def plot(
     kind: str, by: str, model: str | None, layer: int, where: str | None, kernel: str, output: Path | None, dpi: int,
     path: Path,
 ) -> None:  # fmt: skip
-    """Draw a figure: the shift matrix, ridges, eigenfilters, quality, or the filters of a layer."""
+    """Draw a figure: the shift matrix, ridges, eigenfilters, quality, where weights vary, or the filters of a layer."""
     draw = _open(path).plot
     if kind == "filters":
         if model is None:
             raise click.UsageError("plot filters needs --model")
         figure = draw.filters(model, layer=layer)
+    elif kind == "variance":
+        # Large kernels are what it is about: all sizes, unless one is asked for.
+        asked = click.get_current_context().get_parameter_source("kernel") is not ParameterSource.DEFAULT
+        figure = draw.variance(by=by, where=where, kernel=kernel if asked else None)
     else:
         method = {
             "shift": draw.kl_shift,
@@ -611,6 +673,7 @@ def _print_shift(matrix: pd.DataFrame) -> None:
     low, high = attrs["range"]
     outside = max(size["outside"] for size in sizes.values())
     click.echo(
-        f"\nbasis {attrs['basis']}, recipe {attrs['recipe']}, {attrs['bins']} bins from {low:.3f} to {high:.3f}, "
-        f"balance {attrs['balance']}; at most {outside:.2%} of a group's coefficients fall outside"
+        f"\nmetric {attrs['metric']}, basis {attrs['basis']}, recipe {attrs['recipe']}, {attrs['bins']} bins "
+        f"from {low:.3f} to {high:.3f}, balance {attrs['balance']}; "
+        f"at most {outside:.2%} of a group's coefficients fall outside"
     )

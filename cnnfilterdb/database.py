@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,8 +16,8 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
+from cnnfilterdb import description, search, shifts, stats
 from cnnfilterdb import grouping as groupings
-from cnnfilterdb import search, stats
 from cnnfilterdb import sql as sqltext
 from cnnfilterdb.errors import NotADatabaseError, SelectionError, UnknownModelError
 from cnnfilterdb.grouping import Grouping, Groups
@@ -141,17 +142,20 @@ class FilterDB:
 
     # ------------------------------------------------------------------------------------------- statistics
 
-    def basis(self, where: str | None = None, *, kernel: str = "3x3") -> stats.Basis:
+    def basis(self, where: str | None = None, *, kernel: str = "3x3", variant: str = "all") -> stats.Basis:
         """An SVD basis.
 
         Args:
             where: Fit on the layers that it selects, from their stored moments, in milliseconds; without it, the basis
                 of the index over everything.
             kernel: Kernel size.
+            variant: ``all`` filters, or ``nonsparse``, without the sparse ones of each layer (arXiv 2204.02481), which
+                is always fitted anew.
         """
-        if where is None:
+        if where is None and variant == "all":
             return self._fitted(None, kernel).basis
-        return self._fit(groupings.selection(self._connect(), Grouping("true", where, kernel)), kernel)
+        rows = groupings.selection(self._connect(), Grouping("true", where, kernel))
+        return stats.Basis.fit(moments_of(rows, kernel, variant=variant), kernel, variant=variant)
 
     def coefficients(
         self, where: str | None = None, *, basis: stats.Basis | None = None, kernel: str = "3x3"
@@ -183,22 +187,44 @@ class FilterDB:
         balance: str = "filters",
         kernel: str = "3x3",
         all_layers: bool = False,
+        min_models: int = 1,
+        min_filters: int = 1,
     ) -> Groups:
-        """Histograms of the coefficients by group; the arguments are those of :meth:`kl_shift`."""
+        """Histograms of the coefficients by group: what every shift and ridge plot starts from.
+
+        Args:
+            by: Grouping expression. Rows where it is NULL are left out.
+            where: Condition that narrows the rows.
+            recipe: ``cvpr2022`` (range from the smallest to the largest coefficient of the basis, weights = explained
+                variance ratio) or ``medneurips2022`` (range -3 to 3, uniform weights).
+            basis: None is the stored one over everything; a key of the index; ``"selection"`` fits on the selected
+                rows; or a :class:`~cnnfilterdb.stats.Basis`.
+            bins: Number of bins, instead of 70.
+            range: Range of the histograms, instead of the recipe's.
+            balance: What counts the same within a group: ``filters`` (as the papers do), ``layers``, ``models`` or
+                ``families``.
+            kernel: Kernel size.
+            all_layers: Take in transposed and dead layers.
+            min_models: Leave out groups of fewer models.
+            min_filters: Leave out groups of fewer filters.
+
+        Raises:
+            SelectionError: An expression or argument that cannot be answered, or nothing selected.
+        """
         kernel_shape(kernel)
         question = Grouping(by, where, kernel, recipe, balance, all_layers)
         fitted = (
             self._fitted(basis, kernel) if basis is None or (isinstance(basis, str) and basis != "selection") else None
         )
         if fitted and bins in (None, fitted.basis.bins) and range is None:
-            return groupings.stored(self._connect(), question, fitted)
+            return groupings.stored(self._connect(), question, fitted).at_least(min_models, min_filters)
         rows = groupings.selection(self._connect(), question)
         if fitted:
             chosen = fitted.basis
         elif isinstance(basis, stats.Basis):
             chosen = basis
         else:
-            chosen = self._fit(rows, kernel)
+            chosen = stats.Basis.fit(moments_of(rows, kernel), kernel)
         _check_kernel(chosen, kernel)
         return groupings.scanned(
             self._store,
@@ -208,21 +234,16 @@ class FilterDB:
             bins=chosen.bins if bins is None else bins,
             limits=range,
             basis_id=fitted.basis_id if fitted else None,
-        )
+        ).at_least(min_models, min_filters)
 
     def kl_shift(
         self,
         by: str,
         where: str | None = None,
         *,
-        recipe: str = "cvpr2022",
-        basis: BasisChoice = None,
+        metric: str = "kl",
         weights: Sequence[float] | Literal["uniform", "explained_variance"] | None = None,
-        bins: int | None = None,
-        range: tuple[float, float] | None = None,
-        balance: str = "filters",
-        kernel: str = "3x3",
-        all_layers: bool = False,
+        **options: Any,
     ) -> pd.DataFrame:
         """Distribution shift between every two groups: symmetric KL divergence, in nats, of their SVD coefficients.
 
@@ -232,63 +253,188 @@ class FilterDB:
             by: Grouping expression, such as ``"domain"`` or ``"floor(10 * conv_depth_norm)"``. Rows where it is NULL
                 are left out.
             where: Condition that narrows the rows.
-            recipe: ``cvpr2022`` (range from the smallest to the largest coefficient of the basis, weights = explained
-                variance ratio) or ``medneurips2022`` (range -3 to 3, uniform weights).
-            basis: None is the stored one over everything; a key of the index; ``"selection"`` fits on the selected
-                rows; or a :class:`~cnnfilterdb.stats.Basis`.
+            metric: Another measure than ``kl``: ``directed``, ``jensen_shannon``, ``total_variation`` or
+                ``wasserstein``; see :data:`cnnfilterdb.stats.METRICS`.
             weights: Of the components, instead of the recipe's.
-            bins: Number of bins, instead of 70.
-            range: Range of the histograms, instead of the recipe's.
-            balance: What counts the same within a group: ``filters`` (as the papers do), ``layers``, ``models`` or
-                ``families``.
-            kernel: Kernel size.
-            all_layers: Take in transposed and dead layers.
+            **options: ``recipe``, ``basis``, ``bins``, ``range``, ``balance``, ``kernel``, ``all_layers``,
+                ``min_models`` and ``min_filters``; see :meth:`groups`.
 
         Returns:
-            Square, symmetric DataFrame with zero diagonal, groups sorted. ``.attrs`` says which basis, recipe, range
-            and bins, and for each group how many models, layers and filters it holds and the share of coefficients
-            outside.
+            Square DataFrame with zero diagonal, groups sorted; symmetric but for ``directed``, where the row is P.
+            ``.attrs`` says which basis, recipe, range and bins, and for each group how many models, layers and filters
+            it holds and the share of coefficients outside.
 
         Raises:
             SelectionError: An expression or argument that cannot be answered, or nothing selected.
         """
-        groups = self.groups(
-            by, where, recipe=recipe, basis=basis, bins=bins, range=range, balance=balance, kernel=kernel,
-            all_layers=all_layers,
-        )  # fmt: skip
-        chosen = _weights(weights, groups)
-        matrix = stats.kl_shift(groups.counts, chosen, groups.low, groups.high)
-        labels = pd.Index(groups.labels, name=by)
-        frame = pd.DataFrame(matrix, index=labels, columns=labels)
-        frame.attrs = {
-            "basis": groups.basis_id or ("selection" if basis == "selection" else "given"),
-            "recipe": recipe,
-            "balance": balance,
-            "range": (groups.low, groups.high),
-            "bins": groups.counts.shape[2],
-            "weights": chosen.tolist(),
-            "groups": groups.sizes().to_dict("index"),
-        }
+        frame = shifts.matrix(self.groups(by, where, **options), weights, metric)
+        if isinstance(options.get("basis"), str):
+            frame.attrs["basis"] = options["basis"]
         return frame
 
-    def quality(
-        self, by: str, where: str | None = None, *, kernel: str = "3x3", all_layers: bool = False
+    def kl_shift_components(
+        self,
+        by: str,
+        where: str | None = None,
+        *,
+        metric: str = "kl",
+        weights: Sequence[float] | Literal["uniform", "explained_variance"] | None = None,
+        **options: Any,
     ) -> pd.DataFrame:
-        """Sparsity, variance entropy and orthogonality of each group of layers.
+        """The shift of :meth:`kl_shift`, component by component; the arguments are the same.
+
+        Returns:
+            ``group_a``, ``group_b``, ``component``, the unweighted ``divergence``, ``weight``, and their product
+            ``shift``, which adds up to the shift of the groups.
+        """
+        return shifts.components(self.groups(by, where, **options), weights, metric)
+
+    def kl_shift_intervals(
+        self,
+        by: str,
+        where: str | None = None,
+        *,
+        metric: str = "kl",
+        weights: Sequence[float] | Literal["uniform", "explained_variance"] | None = None,
+        samples: int = 1000,
+        level: float = 0.95,
+        seed: int = 0,
+        **options: Any,
+    ) -> pd.DataFrame:
+        """The shift of every two groups with a bootstrap interval over models; see :func:`stats.bootstrap_shift`.
+
+        Args:
+            by: Grouping expression.
+            where: Condition that narrows the rows.
+            metric: As in :meth:`kl_shift`.
+            weights: As in :meth:`kl_shift`.
+            samples: Number of resamples.
+            level: Share of the resamples that an interval covers.
+            seed: The same one gives the same intervals.
+            **options: Those of :meth:`groups` but ``bins``, ``range`` and a basis that is not stored, which would have
+                to look at every filter again for each model.
+
+        Returns:
+            ``group_a``, ``group_b``, ``shift``, ``low``, ``high`` (NaN for a group of one model, which cannot be
+            resampled), ``models_a``, ``models_b``, ``filters_a``, ``filters_b``; each pair once.
+
+        Raises:
+            SelectionError: An argument that cannot be answered.
+        """
+        groups = self.groups(by, where, **options)
+        if groups.basis_id is None or options.get("bins") or options.get("range"):
+            raise SelectionError("intervals are made from the histograms of a stored basis: leave out bins and range")
+        return shifts.intervals(self._connect(), groups, weights, metric, samples=samples, level=level, seed=seed)
+
+    def nearest_groups(
+        self, group: Any, by: str, where: str | None = None, *, limit: int = 10, **options: Any
+    ) -> pd.DataFrame:
+        """The groups nearest to one of them, by falling likeness.
+
+        Args:
+            group: The group, such as ``"thermal"``.
+            by: Grouping expression.
+            where: Condition that narrows the rows.
+            limit: How many.
+            **options: Those of :meth:`kl_shift`.
+
+        Raises:
+            SelectionError: There is no such group.
+        """
+        return shifts.nearest(self.kl_shift(by, where, **options), group, limit)
+
+    def quality(
+        self,
+        by: str,
+        where: str | None = None,
+        *,
+        kernel: str = "3x3",
+        all_layers: bool = False,
+        margin: float = stats.MARGIN,
+        low_entropy: float = stats.LOW_ENTROPY,
+        high_sparsity: float = stats.HIGH_SPARSITY,
+    ) -> pd.DataFrame:
+        """Sparsity, variance entropy, orthogonality and shares of degenerated layers of each group of layers.
+
+        Sparsity and entropies are weighted by filters, orthogonality by output channels. ``nonsparse_filters`` is what
+        structured pruning of sparse kernels would keep. ``random_layers``, ``collapsed_layers``, ``sparse_layers`` and
+        ``repetitive_layers`` are shares of the layers by :func:`cnnfilterdb.stats.degeneration`, where the thresholds
+        are explained; ``degenerated_layers`` is the first two together. ``quantised_layers`` have few different weights
+        per output channel, ``binary_filters`` weights of one magnitude.
 
         Args:
             by: Grouping expression.
             where: Condition that narrows the rows.
             kernel: Kernel size.
             all_layers: Take in transposed and dead layers.
+            margin: How far below the randomness threshold an entropy still counts as random.
+            low_entropy: Entropy below which a layer counts as repetitive.
+            high_sparsity: Sparsity from which a layer counts as sparse.
         """
         keep = f"({where})" if where else "true"
         query = (
             f"FROM filter_quality(({by}), keep := {keep}, kernel := {sqltext.literal(kernel)}, "
-            f"all_layers := {all_layers})"
+            f"all_layers := {all_layers}, margin := {float(margin)!r}, low_entropy := {float(low_entropy)!r}, "
+            f"high_sparsity := {float(high_sparsity)!r})"
         )
         frame = self._frame(query).set_index("group")
         frame.index.name = by
+        return frame
+
+    def moments(
+        self, where: str | None = None, *, kernel: str = "3x3", variant: str = "all", all_layers: bool = False
+    ) -> stats.Moments:
+        """Number, mean and covariance of the scaled filters of one kernel size, from the stored moments of layers.
+
+        Args:
+            where: Condition over the columns of models and layers.
+            kernel: Kernel size.
+            variant: ``all`` filters, or ``nonsparse``, without the sparse ones of each layer.
+            all_layers: Take in transposed and dead layers.
+
+        Raises:
+            SelectionError: Nothing is selected, or an unknown variant.
+        """
+        kernel_shape(kernel)
+        rows = groupings.selection(self._connect(), Grouping("true", where, kernel, all_layers=all_layers))
+        return moments_of(rows, kernel, variant=variant)
+
+    def descriptor_batches(
+        self, where: str | None = None, kernel: str = "3x3", *, rows: int = 131_072
+    ) -> Iterator[pa.RecordBatch]:
+        """Stream the descriptors of filters beside their keys, as Arrow record batches; see :meth:`descriptors`.
+
+        Args:
+            where: Condition over the columns of models and layers.
+            kernel: Kernel size.
+            rows: Rows per batch.
+        """
+        return map(partial(description.describe_batch, kernel=kernel), self.filter_batches(where, kernel, rows=rows))
+
+    def descriptors(
+        self, where: str | None = None, kernel: str = "3x3", *, per: Literal["filter", "layer"] = "filter"
+    ) -> pd.DataFrame:
+        """Gain, symmetry, centre-surround contrast, frequency bands and orientation of filters or layers.
+
+        The columns are those of :data:`cnnfilterdb.stats.DESCRIPTORS`, which says what they tell;
+        :func:`cnnfilterdb.stats.descriptors` has the formulas. In SQL they are macros: ``symmetry(w)``, ``dct_low(w)``,
+        ...
+
+        Args:
+            where: Condition over the columns of models and layers.
+            kernel: Kernel size.
+            per: One row per ``filter``, beside its keys, or per ``layer``, with the means over its filters (see
+                :class:`cnnfilterdb.stats.DescriptorSums`), for which memory does not grow with the number of filters.
+
+        Raises:
+            SelectionError: A condition that cannot be answered, or another ``per``.
+        """
+        if per == "layer":
+            return description.of_layers(self._store, self._connect(), where, kernel)
+        if per != "filter":
+            raise SelectionError(f"per: {per!r} is none of filter, layer")
+        batches = list(self.descriptor_batches(where, kernel))
+        frame: pd.DataFrame = pa.Table.from_batches(batches, description.schema()).to_pandas()
         return frame
 
     def nearest(
@@ -554,34 +700,12 @@ class FilterDB:
             )
         return current[kernel]
 
-    def _fit(self, rows: pa.Table, kernel: str) -> stats.Basis:
-        moments = moments_of(rows, kernel)
-        if moments.count < 2:
-            raise SelectionError(f"a basis needs at least 2 filters; {moments.count} {kernel} filter selected")
-        return stats.Basis.fit(moments, kernel)
-
 
 def _check_kernel(basis: stats.Basis, kernel: str) -> None:
     if basis.kernel != kernel:
         raise SelectionError(
             f"the basis is of {basis.kernel} kernels, the question of {kernel}; give kernel={basis.kernel!r}"
         )
-
-
-def _weights(weights: Sequence[float] | str | None, groups: Groups) -> npt.NDArray[np.float64]:
-    size = len(groups.weights)
-    if weights is None:
-        return groups.weights
-    if isinstance(weights, str):
-        if weights == "uniform":
-            return np.full(size, 1 / size)
-        if weights == "explained_variance":
-            return groups.basis.explained_variance_ratio
-        raise SelectionError(f"weights: {weights!r} is none of uniform, explained_variance, or {size} numbers")
-    found = np.asarray(weights, np.float64)
-    if found.shape != (size,) or not (np.isfinite(found).all() and (found >= 0).all()):
-        raise SelectionError(f"weights: {size} finite numbers of at least 0 are needed, one per component")
-    return found
 
 
 def _read(weights: Any) -> tuple[Any, str | None, dict[str, Any]]:

@@ -6,6 +6,7 @@ The pictures themselves know nothing of databases (:mod:`cnnfilterdb.plots`); he
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from cnnfilterdb.grouping import Grouping, Groups
 from cnnfilterdb.index import moments_of
 from cnnfilterdb.schema import kernel_shape
 from cnnfilterdb.sql import literal
-from cnnfilterdb.stats import Basis, kl_shift
+from cnnfilterdb.stats import Basis, kl_shift, variance_map
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as MatplotlibFigure
@@ -108,6 +109,45 @@ class Figures:
     def quality(self, by: str = "domain", where: str | None = None, *, kernel: str = "3x3") -> MatplotlibFigure:
         """Sparsity, normalised variance entropy and orthogonality of the layers of each group."""
         return plots.quality(self._layers(by, where, kernel), by=by)
+
+    def variance(
+        self,
+        by: str = "domain",
+        where: str | None = None,
+        *,
+        kernel: str | Sequence[str] | None = None,
+        all_layers: bool = False,
+    ) -> MatplotlibFigure:
+        """Where in a kernel the weights vary, for each group and kernel size (The Power of Linear Combinations).
+
+        Args:
+            by: Grouping expression.
+            where: Condition that narrows the rows.
+            kernel: One kernel size or several; without it all that are at least three weights high and wide.
+            all_layers: Take in transposed and dead layers.
+        """
+        kernels = [kernel] if isinstance(kernel, str) else kernel
+        chosen = (
+            "kernel_h >= 3 AND kernel_w >= 3"
+            if kernels is None
+            else f"kernel IN ({', '.join(literal(size) for size in kernels)})"
+        )
+        keep = f"AND ({where})" if where else ""
+        papers = "" if all_layers else "AND kind IS DISTINCT FROM 'transposed' AND dead IS NOT TRUE"
+        frame = self._db._frame(
+            f'SELECT ({by}) AS "group", kernel, filters, raw_mean, raw_variance FROM facts '
+            f'WHERE stored AND raw_mean IS NOT NULL AND {chosen} {keep} {papers} AND "group" IS NOT NULL ORDER BY ALL'
+        )
+        maps: dict[Any, dict[str, tuple[Any, int]]] = {}
+        for (label, size), rows in frame.groupby(["group", "kernel"]):
+            values = variance_map(
+                rows["filters"].to_numpy(), np.stack(list(rows["raw_mean"])), np.stack(list(rows["raw_variance"]))
+            )
+            if np.isfinite(values).all():
+                maps.setdefault(label, {})[str(size)] = (values, int(rows["filters"].sum()))
+        if not maps:
+            raise groupings.empty(Grouping(by, where, ", ".join(kernels) if kernels else "spatial"))
+        return plots.variance(maps)
 
     def _layers(self, by: str, where: str | None, kernel: str) -> pd.DataFrame:
         keep = f"AND ({where})" if where else ""

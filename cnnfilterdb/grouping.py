@@ -7,7 +7,7 @@ bins or another range need the filters themselves, which are then scanned once.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import duckdb
@@ -23,7 +23,7 @@ from cnnfilterdb.sql import literal
 from cnnfilterdb.stats import RECIPES, Basis, Histogram, balance_weights
 from cnnfilterdb.store import Store
 
-__all__ = ["BALANCES", "Grouping", "Groups", "scanned", "selection", "stored"]
+__all__ = ["BALANCES", "Grouping", "Groups", "by_model", "scanned", "selection", "stored"]
 
 #: What may count the same within a group.
 BALANCES = ("filters", "layers", "models", "families")
@@ -103,6 +103,30 @@ class Groups:
             index=pd.Index(self.labels, name=self.grouping.by),
         )
 
+    def at_least(self, models: int, filters: int) -> Groups:
+        """Those groups that have so many models and filters.
+
+        Raises:
+            SelectionError: None has.
+        """
+        kept = np.flatnonzero((self.models >= models) & (self.filters >= filters))
+        if len(kept) == len(self.labels):
+            return self
+        if len(kept) == 0:
+            raise SelectionError(
+                f"no group by {self.grouping.by} has {models:,} models and {filters:,} filters; "
+                f"the largest has {self.models.max():,} and {self.filters.max():,}"
+            )
+        return replace(
+            self,
+            labels=[self.labels[i] for i in kept],
+            models=self.models[kept],
+            layers=self.layers[kept],
+            filters=self.filters[kept],
+            outside=self.outside[kept],
+            counts=self.counts[kept],
+        )
+
 
 def _arguments(grouping: Grouping, basis_id: str | None) -> str:
     keep = f"({grouping.where})" if grouping.where else "true"
@@ -137,6 +161,23 @@ def stored(connection: duckdb.DuckDBPyConnection, grouping: Grouping, fitted: Fi
         basis_id=fitted.basis_id,
         grouping=grouping,
     )
+
+
+def by_model(
+    connection: duckdb.DuckDBPyConnection, groups: Groups
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """The histograms of the models of some groups of the index, balanced as the groups are.
+
+    Returns:
+        Number of the group of each, (m,), and its counts, (m, k, bins). A model that is in several groups is there once
+        for each.
+    """
+    table = run(connection, f"FROM group_histograms({_arguments(groups.grouping, groups.basis_id)}, by_model := true)")
+    number = {label: i for i, label in enumerate(groups.labels)}
+    places = np.array([number.get(label, -1) for label in table["group"].to_pylist()])
+    flat = table["counts"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    counts = flat.reshape(len(places), *groups.counts.shape[1:])
+    return places[places >= 0], counts[places >= 0]
 
 
 def selection(connection: duckdb.DuckDBPyConnection, grouping: Grouping) -> pa.Table:

@@ -105,6 +105,6 @@ def render(path: str, kernels: Iterable[str], bases: Mapping[str, tuple[str, Bas
     """
     sizes = list(dict.fromkeys(["3x3", *kernels]))
     parts = [_template("views.sql").substitute(path=literal(path))]
-    parts += [_template(name).template for name in ("macros.sql", "search.sql")]
+    parts += [_template(name).template for name in ("macros.sql", "quality.sql", "descriptors.sql", "search.sql")]
     parts += [_kernel_block(kernel, bases.get(kernel)) for kernel in sizes]
     return "\n".join(parts)

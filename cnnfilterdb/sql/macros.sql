@@ -5,14 +5,6 @@ CREATE OR REPLACE MACRO scale_filter(w) AS list_transform(
     w, lambda x: x / coalesce(nullif(greatest(list_max(w), -list_min(w)), 0), 1)
 );
 
--- Aggregate, over the kernels of one layer: the share of those whose weights all lie below `threshold` times the layer's
--- largest. SELECT model_id, layer, sparsity(w) FROM filters_3x3 GROUP BY ALL
-CREATE OR REPLACE MACRO sparsity(w, threshold := 0.01) AS
-    list_avg(list_transform(
-        list(greatest(list_max(w), -list_min(w))::DOUBLE),
-        lambda peak: (peak < threshold * max(greatest(list_max(w), -list_min(w))::DOUBLE))::INTEGER
-    ));
-
 -- ------------------------------------------------------------------------------------------------- table macros
 -- Arguments that several of them share:
 --   by          any expression over the columns of `facts`; rows where it is NULL are left out
@@ -34,38 +26,17 @@ WHERE facts.stored AND facts.kernel = kernel AND keep AND "by" IS NOT NULL
   AND (all_layers OR (facts.kind IS DISTINCT FROM 'transposed' AND facts.dead IS NOT TRUE))
 GROUP BY ALL ORDER BY ALL;
 
--- Quality of the kernels of each group: sparsity and entropies weighted by filters, orthogonality by output channels.
-CREATE OR REPLACE MACRO filter_quality("by", keep := true, kernel := '3x3', all_layers := false) AS TABLE
-SELECT "by" AS "group",
-       count(DISTINCT facts.model_id) AS models,
-       count(*) AS layers,
-       CAST(sum(facts.filters) AS BIGINT) AS filters,
-       sum(facts.sparsity * facts.filters) / sum(facts.filters) AS sparsity,
-       sum(facts.variance_entropy * facts.filters)
-           / sum(facts.filters) FILTER (facts.variance_entropy IS NOT NULL) AS variance_entropy,
-       sum(facts.variance_entropy_clean * facts.filters)
-           / sum(facts.filters) FILTER (facts.variance_entropy_clean IS NOT NULL) AS variance_entropy_clean,
-       avg(facts.variance_entropy / facts.randomness_threshold)
-           FILTER (facts.randomness_threshold > 0) AS normalised_entropy,
-       avg((facts.variance_entropy >= facts.randomness_threshold)::INTEGER)
-           FILTER (facts.randomness_threshold > 0) AS random_layers,
-       sum(facts.orthogonality * facts.out_channels)
-           / sum(facts.out_channels) FILTER (facts.orthogonality IS NOT NULL) AS orthogonality
-FROM facts
-WHERE facts.stored AND facts.kernel = kernel AND keep AND "by" IS NOT NULL
-  AND (all_layers OR (facts.kind IS DISTINCT FROM 'transposed' AND facts.dead IS NOT TRUE))
-GROUP BY ALL ORDER BY ALL;
-
 -- The histograms of each group, summed (and balanced), with what went into them. Raises an error, never leaves out rows,
--- when a selected layer is not in the index.
+-- when a selected layer is not in the index. `by_model` gives one row per group and model, balanced within the group.
 CREATE OR REPLACE MACRO group_histograms(
-    "by", keep := true, recipe := 'cvpr2022', balance := 'filters', kernel := '3x3', basis := NULL, all_layers := false
+    "by", keep := true, recipe := 'cvpr2022', balance := 'filters', kernel := '3x3', basis := NULL, all_layers := false,
+    min_models := 1, min_filters := 1, by_model := false
 ) AS TABLE
 WITH chosen AS (
     SELECT bases.basis_id, bases.bins, bases.explained_variance_ratio
     FROM bases
     WHERE bases.kernel = kernel AND (basis IS NULL OR bases.basis_id = basis)
-    ORDER BY bases.created_at DESC
+    ORDER BY bases.created_at DESC, bases.basis_id DESC
     LIMIT 1
 ), selected AS (
     SELECT "by" AS "group", facts.model_id AS model_id, facts.layer AS layer, facts.filters AS filters,
@@ -85,117 +56,182 @@ WITH chosen AS (
                         ELSE 1.0 / sum(filters) OVER (PARTITION BY "group", member) END AS factor
     FROM selected
 ), rows AS (
-    SELECT w."group", w.model_id, w.layer, w.filters, w.factor, w.member,
+    SELECT w."group", CASE WHEN by_model THEN w.model_id ELSE '' END AS owner, w.model_id, w.layer, w.filters, w.factor,
+           w.member,
            CASE WHEN h.counts IS NULL
                 THEN error('layer ' || w.layer || ' of ' || w.model_id || ' is not in the index'
                            || coalesce(' ' || (SELECT basis_id FROM chosen), '') || ': run `cnnfilterdb index`')
                 ELSE h.counts END AS counts,
            h.below, h.above, h.low, h.high
+    -- The rows of models that are gone match nothing, so the view `histograms`, which leaves them out, is not needed.
     FROM weighted AS w LEFT JOIN (
-        SELECT * FROM histograms AS inner_h
+        SELECT * FROM read_parquet(database_files('/index/*/histograms/*.parquet'), hive_partitioning = false) AS inner_h
         WHERE inner_h.basis_id = (SELECT basis_id FROM chosen)
           AND inner_h.recipe = CASE WHEN recipe IN ('cvpr2022', 'medneurips2022') THEN recipe
                                     ELSE error('recipe: ''' || recipe || ''' is none of cvpr2022, medneurips2022') END
     ) AS h USING (model_id, layer)
 ), sizes AS (
-    SELECT "group", count(DISTINCT model_id) AS models, count(*) AS layers, CAST(sum(filters) AS BIGINT) AS filters,
-           count(DISTINCT member) AS members,
+    SELECT "group", owner, count(DISTINCT model_id) AS models, count(*) AS layers,
+           CAST(sum(filters) AS BIGINT) AS filters, count(DISTINCT member) AS members,
            CAST(sum(list_sum(below) + list_sum(above)) AS BIGINT) AS outside,
            any_value(low) AS low, any_value(high) AS high
     FROM rows GROUP BY ALL
 ), sums AS (
-    SELECT "group", position, sum(count * factor) AS total
+    SELECT "group", owner, position,
+           CASE balance WHEN 'filters' THEN CAST(sum(count) AS DOUBLE) ELSE sum(count * factor) END AS total
     FROM (
-        SELECT "group", factor, unnest(counts) AS count, generate_subscripts(counts, 1) AS position FROM rows
+        SELECT "group", owner, factor, unnest(counts) AS count, generate_subscripts(counts, 1) AS position FROM rows
     )
-    GROUP BY ALL
+    GROUP BY "group", owner, position
 ), lists AS (
-    SELECT "group", list(total ORDER BY position) AS counts FROM sums GROUP BY ALL
+    SELECT "group", owner, list(total ORDER BY position) AS counts FROM sums GROUP BY ALL
 )
-SELECT "group", models, layers, filters, members, outside, low, high,
+SELECT sizes."group", sizes.owner AS model_id, models, layers, filters, members, outside, low, high,
        chosen.basis_id, chosen.bins,
        CASE recipe WHEN 'cvpr2022' THEN chosen.explained_variance_ratio
                    ELSE list_transform(chosen.explained_variance_ratio,
                                        lambda x: 1.0 / len(chosen.explained_variance_ratio)) END AS weights,
        counts
-FROM lists JOIN sizes USING ("group"), chosen
-ORDER BY "group";
+FROM lists JOIN sizes USING ("group", owner), chosen
+WHERE by_model OR (models >= min_models AND filters >= min_filters)
+ORDER BY "group", model_id;
 
--- Probabilities of each group, component by component, as the papers make them: density per bin, empty bins set to the
--- float32 machine epsilon, divided by the sum.
+-- Shares of the coefficients of each group in each bin, one row per component. `share` is of the counts as they are; in
+-- `p` empty bins hold what the papers give them, the density of the float32 machine epsilon, before p is scaled to sum 1.
 CREATE OR REPLACE MACRO group_probabilities(
-    "by", keep := true, recipe := 'cvpr2022', balance := 'filters', kernel := '3x3', basis := NULL, all_layers := false
+    "by", keep := true, recipe := 'cvpr2022', balance := 'filters', kernel := '3x3', basis := NULL, all_layers := false,
+    min_models := 1, min_filters := 1
 ) AS TABLE
 WITH groups AS (
     FROM group_histograms("by", keep := keep, recipe := recipe, balance := balance, kernel := kernel, basis := basis,
-                          all_layers := all_layers)
+                          all_layers := all_layers, min_models := min_models, min_filters := min_filters)
 ), components AS (
     SELECT "group", component, weights[component + 1] AS weight, (high - low) / bins AS width,
            list_slice(counts, component * bins + 1, (component + 1) * bins) AS counts,
            models, filters, outside / (filters * len(weights)) AS outside, basis_id
     FROM (SELECT *, unnest(range(len(weights))) AS component FROM groups)
-), densities AS (
-    SELECT * EXCLUDE (counts, width),
-           CASE WHEN list_sum(counts) = 0
-                THEN error('group ' || "group" || ': no coefficient lies in the range of the recipe')
-                ELSE list_transform(counts, lambda c: CASE WHEN c = 0 THEN 1.1920928955078125e-07
-                                                           ELSE c / (list_sum(counts) * width) END)
-           END AS density
+), totals AS (
+    SELECT *, CASE WHEN list_sum(counts) > 0 THEN list_sum(counts)
+                   ELSE error('group ' || "group" || ': no coefficient lies in the range of the recipe') END AS total,
+           -- What the bins sum to when each empty one holds the density epsilon.
+           1 + len(list_filter(counts, lambda c: c = 0)) * 1.1920928955078125e-07 * width AS mass
     FROM components
+), shares AS (
+    SELECT *, list_transform(counts, lambda c: c / total) AS share FROM totals
 )
-SELECT "group", component, weight, list_transform(density, lambda d: d / list_sum(density)) AS p,
+SELECT "group", component, weight, width, share,
+       list_transform(share, lambda s: CASE WHEN s = 0 THEN 1.1920928955078125e-07 * width ELSE s END / mass) AS p,
        models, filters, outside, basis_id
-FROM densities
-ORDER BY ALL;
+FROM shares
+ORDER BY "group", component;
 
 -- Symmetric KL divergence, in nats, of the coefficient distributions of every two groups: one row per cell of the matrix.
--- Sum over bins of (p - q)(ln p - ln q), summed over components by weight, written as four inner products.
+-- `shift` sums, over components by weight, sum over bins of (p - q)(ln p - ln q); `directed` is KL(a, b) alone. Groups
+-- with fewer models or filters than `min_models` or `min_filters` are left out.
 CREATE OR REPLACE MACRO kl_shift(
-    "by", keep := true, recipe := 'cvpr2022', balance := 'filters', kernel := '3x3', basis := NULL, all_layers := false
+    "by", keep := true, recipe := 'cvpr2022', balance := 'filters', kernel := '3x3', basis := NULL, all_layers := false,
+    min_models := 1, min_filters := 1
 ) AS TABLE
-WITH probabilities AS MATERIALIZED (
-    FROM group_probabilities("by", keep := keep, recipe := recipe, balance := balance, kernel := kernel,
-                             basis := basis, all_layers := all_layers)
-), vectors AS MATERIALIZED (
-    SELECT "group", any_value(models) AS models, any_value(filters) AS filters, any_value(outside) AS outside,
-           any_value(basis_id) AS basis_id,
-           flatten(list(list_transform(p, lambda x: weight * x) ORDER BY component)) AS p,
-           flatten(list(list_transform(p, lambda x: ln(x)) ORDER BY component)) AS log_p
-    FROM probabilities GROUP BY ALL
-), limited AS (
-    SELECT *, list_inner_product(p, log_p) AS own
+WITH vectors AS MATERIALIZED (
+    SELECT *, row_number() OVER (ORDER BY "group") AS number, list_inner_product(p, log_p) AS own
+    FROM (
+        SELECT "group", any_value(models) AS models, any_value(filters) AS filters, any_value(outside) AS outside,
+               any_value(basis_id) AS basis_id,
+               flatten(list(list_transform(p, lambda x: weight * x) ORDER BY component)) AS p,
+               flatten(list(list_transform(p, lambda x: ln(x)) ORDER BY component)) AS log_p
+        FROM group_probabilities("by", keep := keep, recipe := recipe, balance := balance, kernel := kernel,
+                                 basis := basis, all_layers := all_layers, min_models := min_models,
+                                 min_filters := min_filters)
+        GROUP BY "group"
+    )
+), limited AS MATERIALIZED (
+    SELECT *
     FROM vectors
     WHERE CASE WHEN (SELECT count(*) FROM vectors) > 2000
                THEN error((SELECT count(*) FROM vectors)
                           || ' groups: at most 2000 can be compared; group by something coarser')
                ELSE true END
+), crossed AS MATERIALIZED (
+    SELECT a.number AS a, b.number AS b, list_inner_product(a.p, b.log_p) AS entropy FROM limited AS a, limited AS b
 )
-SELECT a."group" AS group_a, b."group" AS group_b,
-       CASE WHEN a."group" = b."group" THEN 0.0
-            ELSE greatest(0.0, a.own + b.own - list_inner_product(a.p, b.log_p) - list_inner_product(b.p, a.log_p))
-       END AS shift,
-       a.models AS models_a, b.models AS models_b, a.filters AS filters_a, b.filters AS filters_b,
-       a.outside AS outside_a, b.outside AS outside_b, a.basis_id AS basis_id
-FROM limited AS a, limited AS b
-ORDER BY group_a, group_b;
+SELECT first."group" AS group_a, second."group" AS group_b,
+       CASE WHEN there.a = there.b THEN 0.0
+            ELSE greatest(0.0, (first.own + second.own) - (there.entropy + back.entropy)) END AS shift,
+       CASE WHEN there.a = there.b THEN 0.0 ELSE greatest(0.0, first.own - there.entropy) END AS directed,
+       first.models AS models_a, second.models AS models_b, first.filters AS filters_a, second.filters AS filters_b,
+       first.outside AS outside_a, second.outside AS outside_b, first.basis_id AS basis_id
+FROM crossed AS there JOIN crossed AS back ON there.a = back.b AND there.b = back.a
+JOIN limited AS first ON first.number = there.a JOIN limited AS second ON second.number = there.b
+ORDER BY there.a, there.b;
 
--- The same, one row per component: unweighted divergence, weight of the component, and their product.
+-- The same, one row per component: the unweighted divergence, the weight of the component, and their product, `shift`.
+-- Beside it, unweighted too: the directed divergence KL(a, b), the Jensen-Shannon divergence (both in nats), the total
+-- variation distance (0 to 1) and the Wasserstein-1 distance (in units of the coefficients).
 CREATE OR REPLACE MACRO kl_shift_components(
-    "by", keep := true, recipe := 'cvpr2022', balance := 'filters', kernel := '3x3', basis := NULL, all_layers := false
+    "by", keep := true, recipe := 'cvpr2022', balance := 'filters', kernel := '3x3', basis := NULL, all_layers := false,
+    min_models := 1, min_filters := 1
 ) AS TABLE
 WITH probabilities AS MATERIALIZED (
-    SELECT *, list_transform(p, lambda x: ln(x)) AS log_p
+    SELECT "group", component, weight, width, p, share, basis_id,
+           row_number() OVER (ORDER BY "group", component) AS number,
+           list_transform(p, lambda x: ln(x)) AS log_p,
+           list_inner_product(p, list_transform(p, lambda x: ln(x))) AS own,
+           list_sum(list_transform(share, lambda s: CASE WHEN s > 0 THEN -s * ln(s) ELSE 0 END)) AS entropy,
+           -- P(X <= right edge of the bin): the Wasserstein-1 distance is the area between two such staircases.
+           list_transform(range(len(share)), lambda i: list_sum(list_slice(share, 1, i + 1))) AS cumulated
     FROM group_probabilities("by", keep := keep, recipe := recipe, balance := balance, kernel := kernel,
-                             basis := basis, all_layers := all_layers)
-), divergences AS (
-    SELECT a."group" AS group_a, b."group" AS group_b, component, a.weight AS weight,
-           CASE WHEN a."group" = b."group" THEN 0.0
-                ELSE greatest(0.0, list_inner_product(a.p, a.log_p) + list_inner_product(b.p, b.log_p)
-                                   - list_inner_product(a.p, b.log_p) - list_inner_product(b.p, a.log_p))
-           END AS divergence,
-           a.basis_id AS basis_id
+                             basis := basis, all_layers := all_layers, min_models := min_models,
+                             min_filters := min_filters)
+), pairs AS (
+    SELECT a."group" AS group_a, b."group" AS group_b, component, a.weight AS weight, a.width AS width,
+           a.number AS number_a, b.number AS number_b, a.number = b.number AS same, a.basis_id AS basis_id,
+           a.own AS own_a, b.own AS own_b,
+           list_inner_product(a.p, b.log_p) AS there, list_inner_product(b.p, a.log_p) AS back,
+           a.entropy + b.entropy AS entropies, list_zip(a.share, b.share) AS shares,
+           list_zip(a.cumulated, b.cumulated) AS cumulated
     FROM probabilities AS a JOIN probabilities AS b USING (component)
+), divergences AS (
+    SELECT *, CASE WHEN same THEN 0.0 ELSE greatest(0.0, (own_a + own_b) - (there + back)) END AS divergence
+    FROM pairs
 )
-SELECT group_a, group_b, component, divergence, weight, weight * divergence AS shift, basis_id
+SELECT group_a, group_b, component, divergence, weight, weight * divergence AS shift,
+       CASE WHEN same THEN 0.0 ELSE greatest(0.0, own_a - there) END AS directed,
+       CASE WHEN same THEN 0.0
+            ELSE greatest(0.0, list_sum(list_transform(
+                shares, lambda z: CASE WHEN z[1] + z[2] > 0 THEN -(z[1] + z[2]) / 2 * ln((z[1] + z[2]) / 2) ELSE 0 END
+            )) - entropies / 2) END AS jensen_shannon,
+       list_sum(list_transform(shares, lambda z: abs(z[1] - z[2]))) / 2 AS total_variation,
+       list_sum(list_transform(cumulated, lambda z: abs(z[1] - z[2]))) * width AS wasserstein,
+       basis_id
 FROM divergences
-ORDER BY group_a, group_b, component;
+ORDER BY number_a, number_b;
+
+-- Other measures of how far every two groups are apart, each summed over components by weight: symmetric and directed KL
+-- divergence, Jensen-Shannon divergence, total variation distance, Wasserstein-1 distance.
+CREATE OR REPLACE MACRO shift_metrics(
+    "by", keep := true, recipe := 'cvpr2022', balance := 'filters', kernel := '3x3', basis := NULL, all_layers := false,
+    min_models := 1, min_filters := 1
+) AS TABLE
+SELECT group_a, group_b, sum(shift) AS kl, sum(weight * directed) AS directed,
+       sum(weight * jensen_shannon) AS jensen_shannon, sum(weight * total_variation) AS total_variation,
+       sum(weight * wasserstein) AS wasserstein, any_value(basis_id) AS basis_id
+FROM kl_shift_components("by", keep := keep, recipe := recipe, balance := balance, kernel := kernel, basis := basis,
+                         all_layers := all_layers, min_models := min_models, min_filters := min_filters)
+GROUP BY group_a, group_b ORDER BY group_a, group_b;
+
+-- The `k` groups nearest to the group `target`, by symmetric KL divergence: nearest_groups(domain, 'thermal', k := 3)
+CREATE OR REPLACE MACRO nearest_groups(
+    "by", target, k := 10, keep := true, recipe := 'cvpr2022', balance := 'filters', kernel := '3x3', basis := NULL,
+    all_layers := false, min_models := 1, min_filters := 1
+) AS TABLE
+WITH shifts AS MATERIALIZED (
+    FROM kl_shift("by", keep := keep, recipe := recipe, balance := balance, kernel := kernel, basis := basis,
+                  all_layers := all_layers, min_models := min_models, min_filters := min_filters)
+)
+SELECT group_b AS "group", shift, directed, models_b AS models, filters_b AS filters, outside_b AS outside, basis_id
+FROM shifts
+WHERE CASE WHEN (SELECT count(*) FROM shifts WHERE group_a = target) = 0
+           THEN error('no group ' || target || ' to compare; group_sizes tells which groups there are')
+           ELSE group_a = target AND group_b <> target END
+ORDER BY shift, "group"
+LIMIT (SELECT k);

@@ -54,7 +54,9 @@ def registered() -> dict[str, Format]:
     """All formats by name, in the order in which they are asked."""
     for module in _modules:
         import_module(f"{__name__}.{module}")
-    return dict(_formats)
+    # Whichever module was imported first: a NumPy archive is a zip file too, which the PyTorch format would claim.
+    order = {f"{__name__}.{module}": place for place, module in enumerate(_modules)}
+    return dict(sorted(_formats.items(), key=lambda item: order.get(type(item[1]).__module__, len(order))))
 
 
 def read(path: str | Path) -> Weights:

@@ -14,11 +14,8 @@ that exists, and what falls outside a basis's range is counted.
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import groupby
 from operator import itemgetter
@@ -31,7 +28,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cnnfilterdb.errors import DatabaseError, SelectionError
+from cnnfilterdb.disk import move, writing
+from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.scan import Run, scan
 from cnnfilterdb.schema import BASES, HISTOGRAMS, kernel_shape
 from cnnfilterdb.stats import RECIPES, Basis, Histogram, Moments, Recipe, histograms
@@ -71,7 +69,7 @@ class FittedBasis:
     Attributes:
         basis_id: Its key: kernel size and a digest of what it was fitted on.
         basis: The basis, with its range and bins.
-        created_at: When it was fitted.
+        created_at: When it was last fitted; of the bases of a kernel size, the newest is in use.
         models: Keys of the models that it was fitted on.
         layers: Number of layers that it was fitted on.
     """
@@ -197,7 +195,8 @@ class Index:
         models that are missing in any basis.
 
         Args:
-            refit: Fit anew on all the models that are there now. The older bases stay.
+            refit: Fit anew on all the models that are there now. The older bases stay; one that was fitted on the same
+                layers is put in use again.
             progress: Called with what is being done, how much is done and how much there is.
 
         Returns:
@@ -205,7 +204,8 @@ class Index:
         """
         for basis_id, model_ids in self.missing().items():
             fitted = self.get(basis_id)
-            self._write_histograms(fitted, model_ids, self.path / basis_id, progress)
+            with self.store.staging(basis_id) as staging:
+                self._write_histograms(fitted, model_ids, staging, self.path / basis_id, progress)
         kernels = self.store.kernels() if refit else self.unindexed()
         built = [self._fit(kernel, progress) for kernel in kernels if _indexable(kernel)]
         return [fitted for fitted in built if fitted is not None]
@@ -227,30 +227,39 @@ class Index:
         digest.update(f"{basis.bins} {list(RECIPES)}".encode())
         basis_id = f"{kernel}-{digest.hexdigest()[:8]}"
         if (self.path / basis_id / "basis.parquet").exists():
-            return None
+            return self._renew(basis_id)
         basis = basis.with_range(*coefficient_range(self.store, basis, chosen, progress))
         model_ids = tuple(sorted(set(chosen["model_id"].to_pylist())))
         fitted = FittedBasis(basis_id, basis, datetime.now(UTC), model_ids, chosen.num_rows)
 
-        # The basis appears by one rename, with the histograms of every model in it.
-        self.path.mkdir(exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{basis_id}-", dir=self.path))
-        try:
-            self._write_histograms(fitted, sorted(set(layers["model_id"].to_pylist())), staging, progress)
-            _write_table(basis_table(fitted), staging / "basis.parquet")
-            staging.chmod(0o755)
-            staging.rename(self.path / basis_id)
-        except BaseException:
-            shutil.rmtree(staging, ignore_errors=True)
-            raise
+        # Staged outside of `index/`, whose files every reader takes for whole; it appears by one rename, with the
+        # histograms of every model in it.
+        with self.store.staging(basis_id) as staging:
+            if (self.path / basis_id / "basis.parquet").exists():
+                return None  # by another process, a moment ago
+            place = staging / basis_id
+            self._write_histograms(fitted, sorted(set(layers["model_id"].to_pylist())), staging, place, progress)
+            _write_table(basis_table(fitted), staging, place / "basis.parquet")
+            with writing(self.path):
+                self.path.mkdir(exist_ok=True)
+                place.rename(self.path / basis_id)
+        return fitted
+
+    def _renew(self, basis_id: str) -> FittedBasis | None:
+        """Put a basis in use again that was fitted on the very layers that are there now; None if it is in use."""
+        fitted = self.get(basis_id)
+        if self.current()[fitted.basis.kernel].basis_id == basis_id:
+            return None
+        fitted = replace(fitted, created_at=datetime.now(UTC))
+        with self.store.staging(basis_id) as staging:
+            _write_table(basis_table(fitted), staging, self.path / basis_id / "basis.parquet")
         return fitted
 
     def _write_histograms(
-        self, fitted: FittedBasis, model_ids: Sequence[str], folder: Path, progress: Progress | None
+        self, fitted: FittedBasis, model_ids: Sequence[str], staging: Path, folder: Path, progress: Progress | None
     ) -> None:
-        """Write one file of histograms per model into ``folder``."""
+        """Write one file of histograms per model into ``folder``, by way of ``staging``."""
         basis = fitted.basis
-        (folder / "histograms").mkdir(parents=True, exist_ok=True)
         files = self.store.filter_files(basis.kernel, model_ids)
 
         def project(runs: list[Run]) -> list[tuple[str, int, list[Histogram]]]:
@@ -265,7 +274,7 @@ class Index:
                 layers[layer] = parts if known is None else [a.merge(b) for a, b in zip(known, parts, strict=True)]
             table = histogram_table(fitted.basis_id, model_id, basis, layers.items())
             path = folder / "histograms" / f"{self.store.slug(model_id)}.parquet"
-            _write_table(table, path, **histogram_settings(table))
+            _write_table(table, staging, path, **histogram_settings(table))
             if progress:
                 progress(f"histograms of {basis.kernel}", number, len(files))
 
@@ -346,15 +355,11 @@ def _indexable(kernel: str) -> bool:
     return height * width <= MAX_INDEXED_WEIGHTS
 
 
-def _write_table(table: pa.Table, path: Path, **settings: Any) -> None:
+def _write_table(table: pa.Table, staging: Path, path: Path, **settings: Any) -> None:
     """Write a Parquet file so that it appears whole or not at all."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        pq.write_table(table, part, compression="zstd", **settings)
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise DatabaseError(f"{path}: cannot be written: {error.strerror or error}") from error
+    with writing(path):
+        pq.write_table(table, staging / path.name, compression="zstd", **settings)
+        move(staging / path.name, path)
 
 
 def basis_table(fitted: FittedBasis) -> pa.Table:

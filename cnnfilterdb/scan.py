@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cnnfilterdb.errors import CorruptError
@@ -60,12 +61,13 @@ class Run:
 
 
 def _runs(path: Path, group: int, first: int, columns: Sequence[str]) -> list[Run]:
+    names = ["model_id", "layer", *columns]
     try:
-        table = pq.ParquetFile(path, memory_map=True).read_row_group(
-            group, columns=["model_id", "layer", *columns], use_threads=False
-        )
-    except OSError as error:
-        raise CorruptError(f"{path}: row group {group} cannot be read ({error}); run `cnnfilterdb verify`") from error
+        table = pq.ParquetFile(path, memory_map=True).read_row_group(group, columns=names, use_threads=False)
+    except (OSError, pa.ArrowException) as error:
+        raise _damaged(path, f"row group {group} cannot be read ({_first_line(error)})") from error
+    if missing := [name for name in names if name not in table.column_names]:
+        raise _damaged(path, f"no column {missing[0]}; expected {', '.join(names)}")
     table = table.combine_chunks()
     layers = table["layer"].to_numpy()
     starts = np.flatnonzero(np.diff(layers, prepend=layers[0] - 1)) if len(layers) else np.empty(0, int)
@@ -79,6 +81,14 @@ def _runs(path: Path, group: int, first: int, columns: Sequence[str]) -> list[Ru
     ]
 
 
+def _damaged(path: Path, what: str) -> CorruptError:
+    return CorruptError(f"{path}: {what}; run `cnnfilterdb verify`, remove the model and bring it again")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
+
+
 def scan(
     files: Iterable[Path], kernel: str, work: Callable[[list[Run]], T], *, progress: Callable[[int], None] | None = None
 ) -> Iterator[T]:
@@ -90,6 +100,9 @@ def scan(
         work: Called with the runs of one row group, in a worker thread; it should release the interpreter lock, as
             the compiled functions of :mod:`cnnfilterdb.stats` do.
         progress: Called with the number of filters done since the last call.
+
+    Raises:
+        CorruptError: A file is not readable, or not one of filters of that size.
     """
     columns = weight_columns(kernel)
 
@@ -99,7 +112,10 @@ def scan(
 
     def row_groups() -> Iterator[tuple[Path, int, int]]:
         for path in files:
-            metadata, first = pq.read_metadata(path), 0
+            try:
+                metadata, first = pq.read_metadata(path), 0
+            except (OSError, pa.ArrowException) as error:
+                raise _damaged(path, f"cannot be read ({_first_line(error)})") from error
             for group in range(metadata.num_row_groups):
                 yield path, group, first
                 first += metadata.row_group(group).num_rows

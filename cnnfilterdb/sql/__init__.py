@@ -23,7 +23,18 @@ __all__ = ["NEEDS_INDEX", "identifier", "literal", "render"]
 
 #: Names whose answers come from the index; a connection that sees one of them in a query builds a missing index first.
 NEEDS_INDEX = frozenset(
-    {"kl_shift", "kl_shift_components", "group_histograms", "histograms", "bases", "coefficients", "svd_coefficients"}
+    {
+        "bases",
+        "coefficients",
+        "group_histograms",
+        "group_probabilities",
+        "histograms",
+        "kl_shift",
+        "kl_shift_components",
+        "nearest_groups",
+        "shift_metrics",
+        "svd_coefficients",
+    }
 )
 
 

@@ -4,6 +4,7 @@
 --   SELECT avg(symmetry(w)), avg(dct_low(w, kernel := '5x5')) FROM filters_5x5
 -- What depends on the size alone is a constant, which DuckDB computes once.
 
+-- The sides of a kernel size, and how many weights a kernel of it has.
 CREATE OR REPLACE MACRO kernel_height(kernel) AS split_part(kernel, 'x', 1)::INTEGER;
 CREATE OR REPLACE MACRO kernel_width(kernel) AS split_part(kernel, 'x', 2)::INTEGER;
 CREATE OR REPLACE MACRO kernel_weights(kernel) AS kernel_height(kernel) * kernel_width(kernel);

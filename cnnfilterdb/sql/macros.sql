@@ -59,8 +59,11 @@ WITH chosen AS (
     SELECT w."group", CASE WHEN by_model THEN w.model_id ELSE '' END AS owner, w.model_id, w.layer, w.filters, w.factor,
            w.member,
            CASE WHEN h.counts IS NULL
-                THEN error('layer ' || w.layer || ' of ' || w.model_id || ' is not in the index'
-                           || coalesce(' ' || (SELECT basis_id FROM chosen), '') || ': run `cnnfilterdb index`')
+                THEN error(coalesce(
+                    'layer ' || w.layer || ' of ' || w.model_id || ' is not in the index '
+                        || (SELECT basis_id FROM chosen) || ': run `cnnfilterdb index`',
+                    'no basis ' || basis || ' for ' || kernel || ' kernels; the view bases tells which there are',
+                    'no basis for ' || kernel || ' kernels: run `cnnfilterdb index`'))
                 ELSE h.counts END AS counts,
            h.below, h.above, h.low, h.high
     -- The rows of models that are gone match nothing, so the view `histograms`, which leaves them out, is not needed.
@@ -182,6 +185,13 @@ WITH probabilities AS MATERIALIZED (
     FROM group_probabilities("by", keep := keep, recipe := recipe, balance := balance, kernel := kernel,
                              basis := basis, all_layers := all_layers, min_models := min_models,
                              min_filters := min_filters)
+), limited AS MATERIALIZED (
+    SELECT *
+    FROM probabilities
+    WHERE CASE WHEN (SELECT count(DISTINCT "group") FROM probabilities) > 2000
+               THEN error((SELECT count(DISTINCT "group") FROM probabilities)
+                          || ' groups: at most 2000 can be compared; group by something coarser')
+               ELSE true END
 ), pairs AS (
     SELECT a."group" AS group_a, b."group" AS group_b, component, a.weight AS weight, a.width AS width,
            a.number AS number_a, b.number AS number_b, a.number = b.number AS same, a.basis_id AS basis_id,
@@ -189,7 +199,7 @@ WITH probabilities AS MATERIALIZED (
            list_inner_product(a.p, b.log_p) AS there, list_inner_product(b.p, a.log_p) AS back,
            a.entropy + b.entropy AS entropies, list_zip(a.share, b.share) AS shares,
            list_zip(a.cumulated, b.cumulated) AS cumulated
-    FROM probabilities AS a JOIN probabilities AS b USING (component)
+    FROM limited AS a JOIN limited AS b USING (component)
 ), divergences AS (
     SELECT *, CASE WHEN same THEN 0.0 ELSE greatest(0.0, (own_a + own_b) - (there + back)) END AS divergence
     FROM pairs
@@ -230,8 +240,10 @@ WITH shifts AS MATERIALIZED (
 )
 SELECT group_b AS "group", shift, directed, models_b AS models, filters_b AS filters, outside_b AS outside, basis_id
 FROM shifts
-WHERE CASE WHEN (SELECT count(*) FROM shifts WHERE group_a = target) = 0
-           THEN error('no group ' || target || ' to compare; group_sizes tells which groups there are')
-           ELSE group_a = target AND group_b <> target END
+WHERE group_a = target AND group_b <> target
 ORDER BY shift, "group"
-LIMIT (SELECT k);
+LIMIT (
+    SELECT CASE WHEN count(*) = 0
+                THEN error('no group ' || target || ' to compare; group_sizes tells which groups there are') ELSE k END
+    FROM shifts WHERE group_a = target
+);

@@ -95,9 +95,7 @@ def descriptors(filters: npt.NDArray[np.float32], kernel: str) -> dict[str, npt.
             "symmetry": _share(even / energy),
             "mirror_x": _share(mirror_x / energy),
             "mirror_y": _share(mirror_y / energy),
-            "centre_surround": np.clip(centre / np.sqrt(energy), -1, 1)
-            if vectors[1].any()
-            else np.full_like(peak, np.nan),
+            "centre_surround": np.clip(centre / np.sqrt(energy), -1, 1),
             "dct_dc": share_dc,
             "dct_low": share_low,
             "dct_high": _share(1 - share_dc - share_low),

@@ -90,10 +90,11 @@ def _check_rule(rule: str) -> None:
 
 def _small(peaks: npt.NDArray[np.float32], threshold: float, rule: str) -> npt.NDArray[np.bool_]:
     """Which of the largest weights of kernels (n,) are below the threshold."""
+    exact = threshold * float(peaks.max(initial=-np.inf))
     # One rounding to single precision, as in all of the codes.
-    limit = np.float32(threshold * float(peaks.max(initial=-np.inf)))
+    limit = np.float32(exact)
     small: npt.NDArray[np.bool_]
-    if rule == "torchconvquality" and limit == 0:
+    if rule == "torchconvquality" and exact == 0:
         small = np.ones(len(peaks), np.bool_)
     elif rule == "cvprw2022":
         small = peaks <= limit
@@ -396,6 +397,10 @@ def layer_statistics(weight: npt.NDArray[np.float32]) -> LayerStatistics:
     )
 
 
+# Below this share of the sum of squares, a difference of two sums has lost too many digits.
+_CANCELLED = 1e-5
+
+
 def _without(
     filters: npt.NDArray[np.float32],
     dropped: npt.NDArray[np.bool_],
@@ -407,10 +412,13 @@ def _without(
     """Moments without some of the filters, given the sums of all: only the smaller part is looked at again."""
     kept = ~dropped
     count = int(np.count_nonzero(kept))
-    if 2 * count <= len(filters):
-        return Moments.of(filters[kept], scale=scale)
-    total, products = kernels.sums(filters[dropped], shift, scale=scale)
-    return Moments.from_sums(count, shift, sums[0] - total, sums[1] - products)
+    if 2 * count > len(filters):
+        total, products = kernels.sums(filters[dropped], shift, scale=scale)
+        moments = Moments.from_sums(count, shift, sums[0] - total, sums[1] - products)
+        # Where those that are kept hardly differ, what the subtraction leaves is rounding.
+        if np.trace(moments.scatter) > _CANCELLED * np.trace(sums[1]):
+            return moments
+    return Moments.of(filters[kept], scale=scale)
 
 
 #: A model counts as untrained when no layer's kernels differ from random ones at this level.

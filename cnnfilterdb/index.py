@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 
 from cnnfilterdb.disk import move, writing
 from cnnfilterdb.errors import SelectionError
-from cnnfilterdb.scan import Run, scan
+from cnnfilterdb.scan import Kept, Run, scan
 from cnnfilterdb.schema import BASES, HISTOGRAMS, kernel_shape
 from cnnfilterdb.stats import RECIPES, Basis, Histogram, Moments, Recipe, histograms
 from cnnfilterdb.store import Store
@@ -228,9 +228,10 @@ class Index:
         basis_id = f"{kernel}-{digest.hexdigest()[:8]}"
         if (self.path / basis_id / "basis.parquet").exists():
             return self._renew(basis_id)
-        basis = basis.with_range(*coefficient_range(self.store, basis, chosen, progress))
-        model_ids = tuple(sorted(set(chosen["model_id"].to_pylist())))
-        fitted = FittedBasis(basis_id, basis, datetime.now(UTC), model_ids, chosen.num_rows)
+        kept = Kept()
+        basis = basis.with_range(*coefficient_range(self.store, basis, chosen, progress, kept=kept))
+        fitted_on = tuple(sorted(set(chosen["model_id"].to_pylist())))
+        fitted = FittedBasis(basis_id, basis, datetime.now(UTC), fitted_on, chosen.num_rows)
 
         # Staged outside of `index/`, whose files every reader takes for whole; it appears by one rename, with the
         # histograms of every model in it.
@@ -238,7 +239,8 @@ class Index:
             if (self.path / basis_id / "basis.parquet").exists():
                 return None  # by another process, a moment ago
             place = staging / basis_id
-            self._write_histograms(fitted, sorted(set(layers["model_id"].to_pylist())), staging, place, progress)
+            model_ids = sorted(set(layers["model_id"].to_pylist()))
+            self._write_histograms(fitted, model_ids, staging, place, progress, kept)
             _write_table(basis_table(fitted), staging, place / "basis.parquet")
             with writing(self.path):
                 self.path.mkdir(exist_ok=True)
@@ -256,7 +258,13 @@ class Index:
         return fitted
 
     def _write_histograms(
-        self, fitted: FittedBasis, model_ids: Sequence[str], staging: Path, folder: Path, progress: Progress | None
+        self,
+        fitted: FittedBasis,
+        model_ids: Sequence[str],
+        staging: Path,
+        folder: Path,
+        progress: Progress | None,
+        kept: Kept | None = None,
     ) -> None:
         """Write one file of histograms per model into ``folder``, by way of ``staging``."""
         basis = fitted.basis
@@ -265,7 +273,7 @@ class Index:
         def project(runs: list[Run]) -> list[tuple[str, int, list[Histogram]]]:
             return [(run.model_id, run.layer, self.project(basis, run.columns)) for run in runs]
 
-        found = (part for parts in scan(files, basis.kernel, project) for part in parts)
+        found = (part for parts in scan(files, basis.kernel, project, kept=kept) for part in parts)
         # A file belongs to one model, and row groups come in order, so a model's runs follow one another.
         for number, (model_id, runs) in enumerate(groupby(found, key=itemgetter(0)), 1):
             layers: dict[int, list[Histogram]] = {}
@@ -280,7 +288,7 @@ class Index:
 
 
 def coefficient_range(
-    store: Store, basis: Basis, layers: pa.Table, progress: Progress | None = None
+    store: Store, basis: Basis, layers: pa.Table, progress: Progress | None = None, *, kept: Kept | None = None
 ) -> tuple[float, float]:
     """Smallest and largest coefficient of some layers in a basis, over all components; scans their filters.
 
@@ -291,6 +299,7 @@ def coefficient_range(
         basis: The basis.
         layers: Rows of the layers table, of which ``model_id``, ``layer`` and ``filters`` are read.
         progress: Called with what is being done, the filters done and the filters in all.
+        kept: Where row groups are kept for the next scan.
     """
     keys = set(zip(layers["model_id"].to_pylist(), layers["layer"].to_pylist(), strict=True))
     total, done = pc.sum(layers["filters"]).as_py(), 0
@@ -306,7 +315,7 @@ def coefficient_range(
 
     low, high = np.inf, -np.inf
     files = store.filter_files(basis.kernel, sorted({model_id for model_id, _ in keys}))
-    for found in scan(files, basis.kernel, extremes):
+    for found in scan(files, basis.kernel, extremes, kept=kept):
         low, high = min(low, found[0]), max(high, found[1])
         done += found[2]
         if progress:

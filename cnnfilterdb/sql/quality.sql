@@ -7,16 +7,16 @@
 CREATE OR REPLACE MACRO largest_weight(w, rule := 'cvpr2022') AS
     CASE WHEN rule = 'medneurips2022' THEN list_max(w) ELSE greatest(list_max(w), -list_min(w)) END::FLOAT;
 CREATE OR REPLACE MACRO is_small(peak, upper, rule) AS CASE
-    WHEN rule IN ('cvpr2022', 'medneurips2022') THEN peak < upper
-    WHEN rule = 'torchconvquality' THEN peak < upper OR upper = 0
-    WHEN rule = 'cvprw2022' THEN peak <= upper
+    WHEN rule IN ('cvpr2022', 'medneurips2022') THEN peak < upper::FLOAT
+    WHEN rule = 'torchconvquality' THEN peak < upper::FLOAT OR upper = 0
+    WHEN rule = 'cvprw2022' THEN peak <= upper::FLOAT
     ELSE error('rule: ''' || rule || ''' is none of cvpr2022, torchconvquality, cvprw2022, medneurips2022')
 END;
 CREATE OR REPLACE MACRO sparsity(w, threshold := 0.01, rule := 'cvpr2022') AS
     list_avg(list_transform(
         list(largest_weight(w, rule := rule)),
         lambda peak: is_small(
-            peak, (threshold::DOUBLE * max(largest_weight(w, rule := rule))::DOUBLE)::FLOAT, rule
+            peak, threshold::DOUBLE * max(largest_weight(w, rule := rule))::DOUBLE, rule
         )::INTEGER
     ));
 

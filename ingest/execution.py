@@ -38,12 +38,14 @@ class Execution:
         training: Layers that are used in training only, such as those of an auxiliary head.
         dead: Layers that are used in neither.
         depths: Longest path from an input to each layer, in nodes of the exported graph; empty without a graph.
+        norms: The batch normalisation that reads the output of a layer, where nothing else does: layer -> its name.
     """
 
     order: tuple[str, ...]
     training: frozenset[str]
     dead: frozenset[str]
     depths: Mapping[str, int]
+    norms: Mapping[str, str]
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
@@ -54,8 +56,14 @@ def unwrapped(module: nn.Module) -> nn.Module:
     return module
 
 
-def named_tensors(module: nn.Module) -> tuple[list[tuple[str, Any, bool]], list[tuple[str, str]]]:
+def named_tensors(
+    module: nn.Module, *, shapes: bool = False
+) -> tuple[list[tuple[str, Any, bool]], list[tuple[str, str]]]:
     """Parameters and buffers of a module, each once, in the order of its modules.
+
+    Args:
+        module: The network.
+        shapes: Take parameters on the ``meta`` device, too.
 
     Returns:
         (name, tensor, is a parameter) of each, and (name, first name) of those that are there twice and have four
@@ -75,7 +83,7 @@ def named_tensors(module: nn.Module) -> tuple[list[tuple[str, Any, bool]], list[
                 name = f"{path}.{key}" if path else key
                 if isinstance(value, nn.parameter.UninitializedTensorMixin):
                     raise BadWeightsError(f"{name}: a lazy module without weights; run the module once, then add it")
-                if value.is_meta and is_parameter:
+                if value.is_meta and is_parameter and not shapes:
                     raise BadWeightsError(f"{name}: a shape on the meta device, without weights; load them first")
                 original = first.setdefault(id(value), name)
                 if original == name:
@@ -116,22 +124,26 @@ def execute(module: nn.Module, owners: Mapping[str, str], channels: int = 3, exa
             return None
         shadow.eval()
         for inputs in _inputs(shadow, channels, example):
-            order = _order(shadow, inputs, layers)
-            if order is not None:
+            uses = _run(shadow, inputs, layers)
+            if uses is not None:
                 break
         else:
             return None
+        order = list(uses.order)
         used = set(order)
         unused = set(layers.values()) - used
         depths = _depths(shadow, inputs, layers)
+        norms = uses.norms(shadow)
         training = None
         if unused:
-            training = _order(shadow.train(), tuple(_batch_of_two(value) for value in inputs), layers)
+            trained = _run(shadow.train(), tuple(_batch_of_two(value) for value in inputs), layers)
+            training = None if trained is None else set(trained.order)
         return Execution(
             tuple(order),
             training=frozenset(unused.intersection(training or ())),
             dead=frozenset(unused.difference(training) if training is not None else ()),
             depths=depths,
+            norms=norms,
         )
 
 
@@ -201,12 +213,26 @@ def _batch_of_two(value: Any) -> Any:
 
 
 class _Uses(TorchFunctionMode):
-    """Notes the order in which functions that make tensors are given the weights of layers."""
+    """Notes the order in which functions that make tensors are given weights of layers, and what reads the results."""
 
     def __init__(self, layers: Mapping[int, str]) -> None:
         super().__init__()
         self.layers = layers
         self.order: dict[str, None] = {}
+        # The results of convolutions stay alive, so that no other tensor gets the id of one
+        self.results: dict[int, tuple[str, Any]] = {}
+        # Running variances of the normalisations that read them, None for any other function
+        self.readers: dict[str, list[Any]] = {}
+
+    def norms(self, module: nn.Module) -> dict[str, str]:
+        """The batch normalisation that reads the results of a layer, where nothing else does."""
+        names = {
+            id(value): name.rpartition(".")[0]
+            for name, value in module.named_buffers(remove_duplicate=False)
+            if name.rpartition(".")[2] == "running_var"
+        }
+        found = {layer: {names.get(id(variance)) for variance in readers} for layer, readers in self.readers.items()}
+        return {layer: name for layer, (name, *more) in found.items() if name is not None and not more}
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -214,10 +240,24 @@ class _Uses(TorchFunctionMode):
         result = func(*args, **(kwargs or {}))
         # A question about a weight, such as its size or device, is not a use of it
         if _holds_tensor(result):
+            norm = func is nn.functional.batch_norm
             for value in _flat((*args, *(kwargs or {}).values())):
                 if (layer := self.layers.get(id(value))) is not None:
                     self.order.setdefault(layer)
+                if id(value) in self.results:
+                    variance = _argument(args, kwargs, 2, "running_var") if norm else None
+                    self.readers.setdefault(self.results[id(value)][0], []).append(variance)
+            weight = _argument(args, kwargs, 1, "weight")
+            if func in _CONVOLUTIONS and (layer := self.layers.get(id(weight))) is not None:
+                self.results[id(result)] = layer, result
         return result
+
+
+_CONVOLUTIONS = (nn.functional.conv2d, nn.functional.conv_transpose2d)
+
+
+def _argument(args: Sequence[Any], kwargs: Mapping[str, Any] | None, place: int, name: str) -> Any:
+    return args[place] if len(args) > place else (kwargs or {}).get(name)
 
 
 def _flat(values: Iterable[Any]) -> Iterator[Any]:
@@ -232,13 +272,19 @@ def _holds_tensor(value: Any) -> bool:
     return any(isinstance(item, torch.Tensor) for item in _flat((value,)))
 
 
-def _order(module: nn.Module, inputs: tuple[Any, ...], layers: Mapping[int, str]) -> list[str] | None:
-    with _Uses(layers) as uses:
+def _run(module: nn.Module, inputs: tuple[Any, ...], layers: Mapping[int, str]) -> _Uses | None:
+    uses = _Uses(layers)
+    with uses:
         try:
-            module(*inputs)
+            output = module(*inputs)
         except Exception:  # not the right size, or a forward pass that needs values: try another, or do without
             return None
-    return list(uses.order)
+    # The output of the network is read by whoever runs it
+    values = output.values() if isinstance(output, Mapping) else (output,)
+    for value in _flat(values):
+        if id(value) in uses.results:
+            uses.readers.setdefault(uses.results[id(value)][0], []).append(None)
+    return uses
 
 
 def _depths(module: nn.Module, inputs: tuple[Any, ...], layers: Mapping[int, str]) -> dict[str, int]:

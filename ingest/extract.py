@@ -6,6 +6,7 @@ the rest None; :func:`weights_from_module` knows a live module and runs it on sh
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ import numpy.typing as npt
 from cnnfilterdb.ingest.checkpoint import networks
 from cnnfilterdb.ingest.composition import Weight, compose
 from cnnfilterdb.ingest.composition import parameters as count_parameters
+from cnnfilterdb.ingest.folding import EPSILON_TORCH, batch_norms, paired, paired_by_name
 from cnnfilterdb.ingest.formats.pickle import Object
 from cnnfilterdb.ingest.layers import ConvLayer, Kind, Skipped, Tensor, Weights
 
@@ -29,6 +31,7 @@ __all__ = [
     "conv_depths",
     "conv_facts",
     "layers_from_tensors",
+    "turned",
     "weights_from_checkpoint",
     "weights_from_module",
     "weights_from_state_dict",
@@ -69,6 +72,7 @@ class ConvFacts:
         stride: (vertical, horizontal).
         dilation: (vertical, horizontal).
         weight_norm: ``std`` or ``scaled_std`` for a layer that standardises its weight before use.
+        epsilon: What a normalisation adds to the variance.
     """
 
     transposed: bool | None = None
@@ -76,6 +80,7 @@ class ConvFacts:
     stride: tuple[int, int] | None = None
     dilation: tuple[int, int] | None = None
     weight_norm: str | None = None
+    epsilon: float | None = None
 
 
 # Layers that subtract the mean and divide by the standard deviation of their weight at every call: timm, BiT, ...
@@ -91,12 +96,12 @@ def conv_facts(class_name: str, attribute: Callable[[str], Any]) -> ConvFacts:
 
     >>> attributes = {"groups": 4, "stride": (2, 2), "transposed": False}
     >>> conv_facts("Conv2d", attributes.get)
-    ConvFacts(transposed=False, groups=4, stride=(2, 2), dilation=None, weight_norm=None)
+    ConvFacts(transposed=False, groups=4, stride=(2, 2), dilation=None, weight_norm=None, epsilon=None)
     """
     transposed = attribute("transposed")
     if not isinstance(transposed, bool):
         transposed = {"Conv2d": False, "ConvTranspose2d": True}.get(class_name)
-    groups = attribute("groups")
+    groups, epsilon = attribute("groups"), attribute("eps")
     standardised = _STANDARDISED.search(class_name)
     return ConvFacts(
         transposed=transposed,
@@ -104,6 +109,7 @@ def conv_facts(class_name: str, attribute: Callable[[str], Any]) -> ConvFacts:
         stride=_pair(attribute("stride")),
         dilation=_pair(attribute("dilation")),
         weight_norm=("scaled_std" if "Scaled" in class_name else "std") if standardised else None,
+        epsilon=epsilon if isinstance(epsilon, float) and 0 < epsilon < 1 else None,
     )
 
 
@@ -119,13 +125,18 @@ def _pair(value: Any) -> tuple[int, int] | None:
 
 
 def layers_from_tensors(
-    tensors: Sequence[Tensor], *, facts: Mapping[str, ConvFacts] | None = None, ordered: bool = True
+    tensors: Sequence[Tensor],
+    *,
+    facts: Mapping[str, ConvFacts] | None = None,
+    ordered: bool = True,
+    epsilon: float = EPSILON_TORCH,
 ) -> tuple[tuple[ConvLayer, ...], tuple[Skipped, ...]]:
     """Find the two-dimensional convolution layers among named tensors.
 
     A layer is a floating-point tensor of four dimensions whose name ends in ``weight``, or the parts that weight
     normalisation, spectral normalisation or pruning left in its place, from which the effective weight is composed.
 
+    The batch normalisation that follows a layer is told by names (:func:`~cnnfilterdb.ingest.folding.paired_by_name`).
     The kind is what names and shapes prove. One input channel per group and several outputs make a depthwise layer,
     except where the input itself may have one channel: in the first layer of the network or of a part of it. The length
     of the bias, or of the normalisation that follows, tells a transposed layer from another; its name decides only
@@ -136,6 +147,7 @@ def layers_from_tensors(
         tensors: The tensors of one network.
         facts: What is known of layers, by name; it goes before what the shapes tell.
         ordered: Whether the tensors stand in the order in which the network was built.
+        epsilon: What batch normalisations add to the variance, where the facts do not tell.
 
     Returns:
         The layers, in the order of the tensors, and what looked like one but was left out.
@@ -155,7 +167,9 @@ def layers_from_tensors(
     for weight in weights:
         given = (facts or {}).get(weight.prefix.removesuffix("."), ConvFacts())
         layers.append(_layer(weight, given, evidence))
-    return tuple(layers), skipped
+    told = {name: given.epsilon for name, given in (facts or {}).items() if given.epsilon is not None}
+    norms = batch_norms(tensors, epsilon=epsilon, epsilons=told)
+    return paired_by_name(layers, tensors, norms, ordered=ordered), skipped
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -284,7 +298,7 @@ def _layer(weight: Weight, facts: ConvFacts, evidence: _Evidence) -> ConvLayer:
         kind, in_channels = "transposed", first
         split = groups or 1
         shape = (second * split, first // split, height, width)
-        read = _turned(read, split)
+        read = turned(read, split)
     else:
         shape = (first, second, height, width)
         if groups is None:
@@ -324,15 +338,24 @@ def _groups(weight: Weight, evidence: _Evidence) -> int | None:
     return 1 if weight.name == evidence.stem and (grey or 2 <= second <= 4) else None
 
 
-def _turned(read: Callable[[], npt.NDArray[np.float32]], groups: int) -> Callable[[], npt.NDArray[np.float32]]:
-    # (in, out / groups, h, w) to (out, in / groups, h, w), group by group
-    def turned() -> npt.NDArray[np.float32]:
+def turned(read: Callable[[], npt.NDArray[np.float32]], groups: int) -> Callable[[], npt.NDArray[np.float32]]:
+    """The weight of a transposed layer in the layout of a plain one.
+
+    Args:
+        read: Gives it as stored: (in, out / groups, height, width).
+        groups: Number of groups.
+
+    Returns:
+        A function that gives it as (out, in / groups, height, width), group by group.
+    """
+
+    def plain() -> npt.NDArray[np.float32]:
         stored = read()
         first, second, height, width = stored.shape
         grouped = stored.reshape(groups, first // groups, second, height, width).swapaxes(1, 2)
         return np.ascontiguousarray(grouped.reshape(groups * second, first // groups, height, width))
 
-    return turned
+    return plain
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -443,17 +466,19 @@ def _to_numpy(value: Any) -> npt.NDArray[np.generic]:
     )
 
 
-def weights_from_module(module: Any, example: Any = None) -> Weights:
+def weights_from_module(module: Any, example: Any = None, *, shapes: bool = False) -> Weights:
     """Read a live ``torch.nn.Module``.
 
     Kind, groups, stride and dilation are those of the modules. The forward pass is run on shapes alone (PyTorch's
     ``meta`` device, on a copy) to learn the order of the layers, the dead ones and their depths: no arithmetic on the
-    weights, and no change to the module.
+    weights, and no change to the module. Layers that mix the kernels of several experts anew for every image (CondConv,
+    arXiv 1904.04971) are taken as one layer for each expert, named ``<layer>.experts.<number>``.
 
     Args:
         module: The network.
         example: An input, or a tuple of inputs, of which only shape and type are used. Without it images of common
             sizes are tried.
+        shapes: Take a module on the ``meta`` device, too. Its layers tell all but their weights, which cannot be read.
 
     Returns:
         Layers in order of execution where the forward pass could be run, dead ones last; else in the order of the
@@ -463,39 +488,79 @@ def weights_from_module(module: Any, example: Any = None) -> Weights:
     from cnnfilterdb.ingest.execution import execute, named_tensors, unwrapped
 
     module = unwrapped(module)
-    entries, shared = named_tensors(module)
-    tensors = [_array_tensor(name, value, parameter) for name, value, parameter in entries]
-    facts = {name: conv_facts(type(part).__name__, partial(_attribute, part)) for name, part in module.named_modules()}
+    entries, shared = named_tensors(module, shapes=shapes)
+    parts = dict(module.named_modules())
+    facts = {name: conv_facts(type(part).__name__, partial(_attribute, part)) for name, part in parts.items()}
+    tensors: list[Tensor] = []
+    mixtures: dict[str, str] = {}  # layer of an expert -> the layer that it belongs to
+    for name, value, parameter in entries:
+        tensor = _array_tensor(name, value, parameter)
+        owner = name.removesuffix(".weight")
+        experts = _experts(tensor, getattr(parts.get(owner), "weight_shape", None))
+        tensors += experts or [tensor]
+        for expert in experts:
+            layer = expert.name.removesuffix(".weight")
+            mixtures[layer] = owner
+            facts[layer] = replace(facts[owner], transposed=False)
     layers, skipped = layers_from_tensors(tensors, facts=facts)
     skipped += tuple(Skipped(name, f"shares the weight of {original}") for name, original in shared)
-    # CondConv keeps the kernels of its experts as rows of a matrix
-    mixed = [name for name, part in module.named_modules() if hasattr(part, "weight_shape")]
-    skipped += tuple(Skipped(name, "kernels of several experts, mixed anew for every image") for name in mixed)
     names = {layer.name for layer in layers}
     owners = {}
     for name, value, parameter in entries:
         owner = name.rpartition(".")[0].removesuffix(".parametrizations.weight")
         layer = name if name in names else owner
-        if parameter and value.dim() == 4 and layer in names:
+        if parameter and ((value.dim() == 4 and layer in names) or owner in mixtures.values()) and value.dim() > 1:
             owners[name] = layer
     channels = next((layer.in_channels or layer.shape[1] for layer in layers), 3)
     execution = execute(module, owners, channels, example)
-    return Weights("module", "pytorch", _placed(layers, execution), count_parameters(tensors), skipped)
+    if execution is not None:
+        # What reads the output of a layer goes before what names suggest
+        told = {name: given.epsilon for name, given in facts.items() if given.epsilon is not None}
+        norms = batch_norms(tensors, epsilons=told)
+        layers = tuple(paired(one, norms.get(execution.norms.get(one.name, "")), known=True) for one in layers)
+    return Weights("module", "pytorch", _placed(layers, execution, mixtures), count_parameters(tensors), skipped)
+
+
+def _experts(tensor: Tensor, shape: Any) -> list[Tensor]:
+    """The kernels of the experts of CondConv, which are the rows of a matrix; none for any other tensor.
+
+    >>> matrix = Tensor("mix.weight", (2, 36), "float32", lambda: np.arange(72, dtype=np.float32).reshape(2, 36))
+    >>> [(expert.name, expert.read()[0, 0, 0, 0]) for expert in _experts(matrix, (4, 1, 3, 3))]
+    [('mix.experts.0.weight', np.float32(0.0)), ('mix.experts.1.weight', np.float32(36.0))]
+    """
+    if not isinstance(shape, tuple | list) or len(shape) != 4 or not tensor.name.endswith(".weight"):
+        return []
+    if len(tensor.shape) != 2 or tensor.shape[1] != math.prod(shape):
+        return []
+    prefix = tensor.name.removesuffix("weight")
+
+    def row(expert: int) -> npt.NDArray[np.generic]:
+        kernels: npt.NDArray[np.generic] = tensor.read()[expert].reshape(shape)
+        return kernels
+
+    return [
+        Tensor(f"{prefix}experts.{expert}.weight", tuple(shape), tensor.dtype, partial(row, expert), tensor.parameter)
+        for expert in range(tensor.shape[0])
+    ]
 
 
 def _attribute(part: Any, key: str) -> Any:
     return getattr(part, key, None)
 
 
-def _placed(layers: tuple[ConvLayer, ...], execution: Execution | None) -> tuple[ConvLayer, ...]:
-    """Layers in order of execution, with their depths; those that are not executed last."""
+def _placed(
+    layers: tuple[ConvLayer, ...], execution: Execution | None, mixtures: Mapping[str, str]
+) -> tuple[ConvLayer, ...]:
+    """Layers in order of execution, with their depths; those that are not executed last, experts at one place."""
     if execution is None:
         return layers
     rank = {name: place for place, name in enumerate(execution.order)}
-    layers = tuple(sorted(layers, key=lambda layer: rank.get(layer.name, len(rank))))
+    executed = [mixtures.get(layer.name, layer.name) for layer in layers]
+    in_order = sorted(zip(executed, layers, strict=True), key=lambda pair: rank.get(pair[0], len(rank)))
+    executed, layers = [name for name, _ in in_order], tuple(layer for _, layer in in_order)
     graph = rank.keys() <= execution.depths.keys()
     places: Mapping[str, int] = execution.depths if graph else rank
-    depths = conv_depths([places.get(layer.name) for layer in layers])
+    depths = conv_depths([places.get(name) for name in executed])
     known = dict.fromkeys(execution.dead, True) | dict.fromkeys((*execution.order, *execution.training), False)
     return tuple(
         replace(
@@ -503,7 +568,7 @@ def _placed(layers: tuple[ConvLayer, ...], execution: Execution | None) -> tuple
             conv_depth=depth,
             conv_depth_norm=norm,
             depth_source=None if depth is None else "graph" if graph else "order",
-            dead=known.get(layer.name),
+            dead=known.get(name),
         )
-        for layer, (depth, norm) in zip(layers, depths, strict=True)
+        for name, layer, (depth, norm) in zip(executed, layers, depths, strict=True)
     )

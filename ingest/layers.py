@@ -62,6 +62,9 @@ class ConvLayer:
         bn_folded: True when a batch normalisation was folded into the weight.
         weight_norm: ``weight_norm`` or ``spectral_norm`` when the stored weight had to be composed from its parts;
             ``std`` or ``scaled_std`` when the network standardises the stored weight before use.
+        batch_norm: Returns the scale (out_channels,) by which folding the batch normalisation that follows multiplies
+            the kernels of each output channel, float32; or None, when its data prove that it does not follow. The field
+            is None where it is not known that one follows.
         channels: False when the file lists the kernels of the layer in a row, without telling how many of them belong
             to one output channel. The shape is then (1, kernels, kernel height, kernel width).
     """
@@ -81,6 +84,7 @@ class ConvLayer:
     dead: bool | None = None
     bn_folded: bool | None = None
     weight_norm: str | None = None
+    batch_norm: Callable[[], npt.NDArray[np.float32] | None] | None = None
     channels: bool = True
 
     @property

@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from cnnfilterdb.ingest.extract import conv_depths, conv_facts
+from cnnfilterdb.ingest.folding import EPSILON_KERAS, BatchNorm, paired
 from cnnfilterdb.ingest.formats import register
 from cnnfilterdb.ingest.formats.damage import undamaged
 from cnnfilterdb.ingest.formats.keras_config import ConvClass, Node, conv_class, leaves, parse, place
@@ -193,7 +194,11 @@ def _numbered(variable: Variable, owners: _Owners, count: int) -> _Weight:
     if found is not None:
         role = dict(enumerate(_NUMBERED[found.kind])).get(index, role)
     elif normalisation:
-        role = ("gamma", "beta", "moving_mean", "moving_variance")[index - count] if index >= count - 4 else role
+        # It has no gamma without scale, and no beta without center
+        told = {} if node is None else node.config
+        absent = {"gamma": told.get("scale") is False, "beta": told.get("center") is False}
+        roles = [part for part in ("gamma", "beta", *_BUFFERS[:2]) if not absent.get(part)]
+        role = roles[index - count] if count - len(roles) <= index < count else role
     elif index == 0 and len(variable.tensor.shape) == 4:
         role = "kernel"
     elif index == 1 and len(variable.tensor.shape) == 1:
@@ -253,7 +258,8 @@ def layers_of(stored: Stored) -> tuple[tuple[ConvLayer, ...], tuple[Skipped, ...
     places = {node: number for number, node in enumerate(order)}
     nodes = {weight.owner: weight.node for weight in weights if weight.node is not None}
 
-    found = [part for node in order for part in _from_config(node, told.get(node, ()))]
+    norms = _norms(weights)
+    found = [part for node in order for part in _from_config(node, told.get(node, ()), norms.get(node.norm))]
     found += _from_names(rest, stored)
     layers = [part for part in found if isinstance(part, ConvLayer)]
     skipped = tuple(part for part in found if isinstance(part, Skipped))
@@ -299,7 +305,23 @@ def _parameters(weights: Iterable[_Weight]) -> int:
     )
 
 
-def _from_config(node: Node, weights: Sequence[_Weight]) -> Iterator[ConvLayer | Skipped]:
+def _norms(weights: Iterable[_Weight]) -> dict[Node | None, BatchNorm]:
+    """The batch normalisations of the configuration."""
+    parts: dict[Node, dict[str, Tensor]] = {}
+    for weight in weights:
+        if weight.node is not None and "BatchNorm" in weight.node.class_name:
+            parts.setdefault(weight.node, {})[weight.role] = weight.tensor
+    found: dict[Node | None, BatchNorm] = {}
+    for node, roles in parts.items():
+        variance, gamma, mean = (roles.get(role) for role in ("moving_variance", "gamma", "moving_mean"))
+        if variance is not None and len(variance.shape) == 1 and (gamma is None or gamma.shape == variance.shape):
+            epsilon = node.config.get("epsilon", EPSILON_KERAS)
+            if isinstance(epsilon, float) and epsilon > 0:
+                found[node] = BatchNorm(node.full_name, variance, gamma, mean, epsilon)
+    return found
+
+
+def _from_config(node: Node, weights: Sequence[_Weight], norm: BatchNorm | None) -> Iterator[ConvLayer | Skipped]:
     """The layers of an entry of the configuration."""
     found = conv_class(node.class_name)
     if node.class_name in _OTHERS:
@@ -315,7 +337,10 @@ def _from_config(node: Node, weights: Sequence[_Weight]) -> Iterator[ConvLayer |
                 yield Skipped(node.full_name, "a convolution whose kernel is not in the file")
                 continue
             name = f"{node.full_name}/{role}" if found.kind == "separable" else node.full_name
-            yield _layer(name, by_role[role].tensor, form, node)
+            layer = _layer(name, by_role[role].tensor, form, node)
+            # The norm reads the second half of a separable convolution, and no norm reads past an activation
+            linear = node.config.get("activation") in (None, "linear") and not name.endswith("/depthwise_kernel")
+            yield paired(layer, norm if linear else None, known=True) if isinstance(layer, ConvLayer) else layer
 
 
 def _layer(name: str, tensor: Tensor, form: str, node: Node) -> ConvLayer | Skipped:

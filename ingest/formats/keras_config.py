@@ -70,6 +70,7 @@ class Node:
         depth: Longest path from an input, None where it is not known.
         used: Whether an output depends on it, None where that is not known.
         normalised: Whether a batch normalisation reads its result, None where that is not known.
+        norm: The batch normalisation that reads its result, where nothing else does.
     """
 
     name: str
@@ -85,6 +86,7 @@ class Node:
     depth: int | None = None
     used: bool | None = None
     normalised: bool | None = None
+    norm: Node | None = None
 
 
 def parse(config: Any) -> Node | None:
@@ -209,12 +211,16 @@ def place(model: Node) -> None:
         node.used = node in placer.depths
         if node.used:
             node.normalised = node in placer.normalised
+            readers = placer.readers.get(node, [None])
+            if all(reader is readers[0] for reader in readers) and node in placer.normalised:
+                node.norm = readers[0]
 
 
 class _Placer:
     def __init__(self) -> None:
         self.depths: dict[Node, int] = {}
         self.normalised: set[Node] = set()
+        self.readers: dict[Node, list[Node | None]] = {}  # None is whoever runs the model
         self.count = 0
 
     def run(self, model: Node, inputs: Sequence[int]) -> int:
@@ -231,6 +237,9 @@ class _Placer:
 
     def functional(self, model: Node, children: Sequence[Node], inputs: Sequence[int]) -> int:
         by_name = {child.name: child for child in children}
+        for name, _ in model.outputs:
+            if name in by_name:
+                self.readers.setdefault(by_name[name], []).append(None)
         given = dict(zip(model.inputs, inputs, strict=False)) if len(model.inputs) == len(inputs) else {}
         done: dict[tuple[str, int], int] = {}
         started: set[tuple[str, int]] = set()
@@ -263,6 +272,8 @@ class _Placer:
         self.count += 1
         if self.count > _MAX_CALLS:
             raise _UnknownGraphError
+        for source in before:
+            self.readers.setdefault(source, []).append(node)
         if "BatchNorm" in node.class_name:
             self.normalised.update(before)
         if node.children is not None:

@@ -13,7 +13,9 @@ from __future__ import annotations
 import io
 import json
 import math
+import mmap
 import re
+import struct
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -190,6 +192,11 @@ class Archive:
 
     def stored(self) -> Stored:
         """What the archive stores."""
+        with undamaged(f"{self.path}: {_WEIGHTS}", "HDF5 file"):
+            if self._unpacked is None:
+                _check_heaps_of(self.path)
+            else:
+                _check_heaps(self._unpacked)
         with self.open() as file:
             variables = _numbered(file, self.open, str(self.path))
         return Stored(variables, True, self.config(), None, None)
@@ -218,6 +225,8 @@ def read_hdf5(path: Path) -> Stored:
         with undamaged(str(path), "HDF5 file"), h5py.File(path, "r") as file:
             yield file
 
+    with undamaged(str(path), "HDF5 file"):
+        _check_heaps_of(path)
     with opened() as file:
         origin = str(path)
         config = _text(file, "model_config")
@@ -242,6 +251,38 @@ def read_hdf5(path: Path) -> Stored:
             f"{path}: an HDF5 file, but not one of Keras (at its top: {held}); "
             "expected what model.save or model.save_weights writes"
         )
+
+
+_HEAP = b"GCOL\x01\0\0\0"
+_HEAP_OBJECT = struct.Struct("<HHIQ")  # index, 0 for free space; uses; reserved; size
+
+
+def _check_heaps_of(path: Path) -> None:
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        _check_heaps(content)
+
+
+def _check_heaps(content: bytes | mmap.mmap) -> None:
+    """Check the global heaps, which hold strings of any length: HDF5 runs forever in one whose sizes are damaged.
+
+    Raises:
+        ValueError: An object in a heap has no size, or reaches beyond the heap; or there are too many.
+    """
+    start, objects = content.find(_HEAP), 0
+    while start >= 0:
+        head = content[start + 8 : start + 16]
+        place, end = start + 16, min(start + int.from_bytes(head, "little"), len(content))
+        while place + _HEAP_OBJECT.size <= end:
+            index, _, _, size = _HEAP_OBJECT.unpack_from(content, place)
+            # The size of free space counts its own head; that of an object neither head nor padding
+            step = _HEAP_OBJECT.size + (size + 7) // 8 * 8 if index else size
+            if step < _HEAP_OBJECT.size or place + step > end:
+                raise ValueError(f"at byte {place:,}, an object of a global heap has an impossible size of {size:,}")
+            place += step
+            objects += 1
+            if objects > _MAX_OBJECTS:
+                raise ValueError(f"more than {_MAX_OBJECTS:,} objects in global heaps")
+        start = content.find(_HEAP, start + len(_HEAP))
 
 
 def _member(group: Any, name: str, origin: str) -> Any:

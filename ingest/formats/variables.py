@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from cnnfilterdb.ingest.composition import parameters
 from cnnfilterdb.ingest.extract import ConvFacts, layers_from_tensors
+from cnnfilterdb.ingest.folding import EPSILON_KERAS, EPSILON_TORCH
 from cnnfilterdb.ingest.formats.layout import unique_names
 from cnnfilterdb.ingest.layers import ConvLayer, Skipped, Tensor
 
@@ -109,7 +110,8 @@ def layers_from_variables(
             tensors.append(replace(variable, name=f"{dotted}.{_OTHERS[leaf]}" if dotted else _OTHERS[leaf]))
         else:
             tensors.append(variable)
-    found, skipped = layers_from_tensors(tensors, facts=facts, ordered=ordered)
+    epsilon = EPSILON_KERAS if layout == "HWIO" else EPSILON_TORCH
+    found, skipped = layers_from_tensors(tensors, facts=facts, ordered=ordered, epsilon=epsilon)
     named = unique_names(
         [replace(one, name=names.get(one.name, one.name)) for one in found],
         [holders.get(f"{one.name}.weight", one.name) for one in found],

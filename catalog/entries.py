@@ -29,7 +29,8 @@ ORIGINS = ("cvpr2022", "extended")
 #: Formats of weight files that :mod:`cnnfilterdb.ingest.formats` reads.
 FORMATS = ("torch", "torchscript", "safetensors", "onnx", "keras")
 
-#: What the spectrum of the 3x3 kernels tells of the training; ``unjudged`` where there are too few of them.
+#: What the spectrum of the 3x3 kernels tells of the training; ``unjudged`` where there are too few of them, or
+#: nobody has looked.
 STATUSES = ("trained", "close to initialisation", "weakly trained", "unjudged")
 
 #: Between several data sets in one cell.
@@ -132,6 +133,11 @@ class CatalogModel:
     def model_id(self) -> str:
         """The key that it has in a database."""
         return f"{self.source}/{self.name}"
+
+    @property
+    def pinned(self) -> bool:
+        """Its origin holds a SHA-256, so that the file that was reviewed is the file that comes."""
+        return any(value for column, value in self.origin.items() if column.endswith("sha256"))
 
 
 @dataclass(frozen=True, slots=True)

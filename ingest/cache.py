@@ -3,6 +3,7 @@
     <cache>/members/<first two digits>/<sha256>/<file name>     weight files, complete and checked
     <cache>/models/<first two digits>/<sha256>/<paths>          those that belong together, as links to the above
     <cache>/archives/<sha256>.part                              an archive on its way, removed once it is unpacked
+    <cache>/trusted/<name>.json                                 hash of a file whose hash nobody told, as first brought
     <cache>/locks/                                              one fetches, the others wait
 
 The folder is ``$CNNFILTERDB_CACHE``, or the user's cache folder for ``cnnfilterdb``. It may be deleted at any time.
@@ -16,12 +17,14 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import logging
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Protocol
 
@@ -30,7 +33,7 @@ from filelock import FileLock
 
 from cnnfilterdb.errors import DownloadError, HashMismatchError
 
-__all__ = ["Cache", "Readable", "default_folder", "sha256_of", "writing"]
+__all__ = ["Cache", "Readable", "Trust", "default_folder", "sha256_of", "writing"]
 
 _log = logging.getLogger(__name__)
 
@@ -77,6 +80,23 @@ def writing(folder: Path) -> Iterator[None]:
         ) from error
 
 
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """A file whose hash nobody told, as it was when it was brought first (trust on first use).
+
+    Attributes:
+        sha256: Its SHA-256.
+        bytes: Its size.
+        url: Where it came from.
+        date: Day on which it came, as YYYY-MM-DD.
+    """
+
+    sha256: str
+    bytes: int
+    url: str
+    date: str
+
+
 class Cache:
     """Weight files on disk, found by their hash.
 
@@ -110,11 +130,17 @@ class Cache:
         base = re.sub(r'[\x00-\x1f<>:"|?*]', "_", re.split(r"[/\\]", name)[-1])
         return self.folder / "members" / sha256[:2] / sha256 / (base if base.strip(". ") else "weights")
 
-    def find(self, name: str, *, size: int, sha256: str) -> Path | None:
-        """The path of a weight file if it is there, unharmed; None if it has to be brought."""
+    def find(self, name: str, *, size: int | None, sha256: str) -> Path | None:
+        """The path of a weight file if it is there, unharmed; None if it has to be brought.
+
+        Args:
+            name: As for :meth:`path`.
+            size: How many bytes it has; None where only the hash is known.
+            sha256: SHA-256 of its bytes.
+        """
         path = self.path(name, sha256)
         try:
-            if path.stat().st_size == size and sha256_of(path) == sha256:
+            if size in (None, path.stat().st_size) and sha256_of(path) == sha256:
                 return path
         except OSError:
             return None
@@ -158,6 +184,54 @@ class Cache:
                     part.unlink(missing_ok=True)
                 raise
         return path
+
+    def adopt(self, part: Path, name: str, sha256: str) -> Path:
+        """Take in a weight file that was brought whole and checked; it is moved to its place.
+
+        Args:
+            part: Where it is, on the file system of this cache (see :meth:`archive_part`).
+            name: As for :meth:`path`.
+            sha256: Its SHA-256.
+
+        Raises:
+            DownloadError: The cache cannot be written.
+        """
+        path = self.path(name, sha256)
+        with self.lock(sha256), writing(self.folder):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part.replace(path)
+        return path
+
+    def trusted(self, name: str) -> Trust | None:
+        """What a file was when it was brought first; None for one that was not.
+
+        Raises:
+            DownloadError: The record cannot be read.
+        """
+        path = self.trust_path(name)
+        try:
+            return Trust(**json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError) as error:
+            raise DownloadError(f"{path}: cannot be read ({' '.join(str(error).split())}); delete it") from error
+
+    def trust(self, name: str, trust: Trust) -> None:
+        """Record what a file was when it was brought first; whoever brings it holds the lock of it.
+
+        Raises:
+            DownloadError: The cache cannot be written.
+        """
+        path = self.trust_path(name)
+        part = path.with_name(path.name + ".part")
+        with writing(self.folder):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part.write_text(json.dumps(asdict(trust), indent=1) + "\n", encoding="utf-8")
+            part.replace(path)
+
+    def trust_path(self, name: str) -> Path:
+        """Where that is recorded; a user deletes it to accept another file."""
+        return self.folder / "trusted" / (re.sub(r"[^A-Za-z0-9._-]", "_", name) + ".json")
 
     def together(self, files: Mapping[str, Path]) -> dict[str, Path]:
         """Put files that belong together beside each other, as they are in their archive.

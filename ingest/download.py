@@ -141,93 +141,156 @@ def download(
     url: str,
     path: Path,
     *,
-    size: int,
+    size: int | None,
     sha256: str,
     progress: Callable[[int, int | None], None] | None = None,
-) -> None:
+) -> str:
     """Bring a whole file, going on from what an earlier attempt has left of it.
+
+    Where no hash is known, an earlier part is gone on with only when the server says by its validator (``ETag`` or
+    ``Last-Modified``, kept beside the part) that the file is still the same one.
 
     Args:
         session: The HTTP client.
         url: Where the file is.
         path: Where it goes. It is whole and checked only when this function returns. Whatever fails underway, it is
             left there for the next attempt.
-        size: How many bytes there must be.
-        sha256: What their SHA-256 must be.
+        size: How many bytes there must be; None where it is not known and the server is believed.
+        sha256: What their SHA-256 must be: all of its 64 digits, the first ones, or none where it is not known.
         progress: Called with (bytes done, bytes expected).
+
+    Returns:
+        The SHA-256 of the file, as 64 hexadecimal digits.
 
     Raises:
         DownloadError: No network, no such file, or no space left.
         HashMismatchError: Other bytes than expected; they are removed.
     """
-    name = Link(url).filename
+    transfer = _Transfer(session, url, path, size, bool(sha256), progress)
+    name = transfer.name
     resumed = path.exists()
     best = failures = 0
-    while (done := _size(path)) != size:
-        if done > size:
+    while (done := _size(path)) != transfer.size:
+        if transfer.size is not None and done > transfer.size:
             path.unlink()
             continue
-        reason = _continue(session, url, name, path, done, size, progress)
+        reason = transfer.go_on(done)
         now = _size(path)
         # A server that cannot resume would begin anew for ever: only bytes beyond all earlier ones are progress.
         failures = 0 if now > best else failures + 1
         best = max(best, now)
         if failures > session.retries:
-            raise DownloadError(f"{name}: {reason} after {best} of {size} bytes; check the network and run again")
+            of = f" of {transfer.size}" if transfer.size is not None else ""
+            raise DownloadError(f"{name}: {reason} after {best}{of} bytes; check the network and run again")
         if reason:
-            _log.info("%s: %s after %d of %d bytes; going on from there", name, reason, now, size)
+            _log.info("%s: %s after %d bytes; going on from there", name, reason, now)
             session.wait(failures)
     found = sha256_of(path)
-    if found != sha256:
+    transfer.validator.unlink(missing_ok=True)
+    if not found.startswith(sha256):
         path.unlink()
         if resumed:
             # What an earlier run left may be of another file, or harmed since.
             return download(session, url, path, size=size, sha256=sha256, progress=progress)
-        raise HashMismatchError(f"{name}: expected SHA-256 {sha256}, found {found}; it is not the expected file")
+        expected = sha256 if len(sha256) == 64 else f"{sha256}..."
+        raise HashMismatchError(f"{name}: expected SHA-256 {expected}, found {found}; it is not the expected file")
+    return found
 
 
-def _continue(
-    session: Session,
-    url: str,
-    name: str,
-    path: Path,
-    done: int,
-    size: int,
-    progress: Callable[[int, int | None], None] | None,
-) -> str:
-    """One attempt at the bytes from ``done`` on; returns why it ended early, if so."""
-    headers = _AS_STORED | ({"Range": f"bytes={done}-"} if done else {})
-    with _opened(session, url, name, headers) as response:
-        if response.status_code == 206 and _content_range(response) == (done, size):
-            mode = "ab"
-        elif response.status_code == 200:
-            mode, done = "wb", 0
-            announced = response.headers.get("Content-Length")
-            if announced is not None and int(announced) != size:
-                raise HashMismatchError(
-                    f"{name}: expected {size} bytes, {announced} are announced; it is not the expected file"
-                )
-        elif done:
+class _Transfer:
+    """Attempts at one file, and what they have learnt of it.
+
+    Attributes:
+        name: Name of the file, for messages.
+        size: Its bytes, None as long as neither caller nor server has told.
+        validator: Where the validator of a part is kept whose bytes no hash vouches for.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        url: str,
+        path: Path,
+        size: int | None,
+        hashed: bool,
+        progress: Callable[[int, int | None], None] | None,
+    ) -> None:
+        self.name = Link(url).filename
+        self.size = size
+        self.validator = path.with_name(path.name + ".validator")
+        self._session, self._url, self._path, self._hashed, self._progress = session, url, path, hashed, progress
+        self._given = size is not None
+
+    def go_on(self, done: int) -> str:
+        """One attempt at the bytes from ``done`` on; returns why it ended early, if so."""
+        path, name = self._path, self.name
+        known = "" if self._hashed else _text(self.validator)
+        if done and not self._hashed and not known:
             path.unlink()
-            return "the server could not go on"
-        else:
-            raise _refused(name, response)
-        with writing(path.parent), path.open(mode) as file:
-            try:
-                # In whatever pieces they come: gathering larger ones would lose what is gathered when a cut comes.
-                for chunk in response.iter_raw():
-                    done += len(chunk)
-                    file.write(chunk)
-                    if done > size:
-                        break
-                    if progress is not None:
-                        progress(done, size)
-            except httpx2.HTTPError as error:
-                return explain(error)
-    if done > size:
-        path.unlink()
-        raise HashMismatchError(f"{name}: expected {size} bytes, but more come; it is not the expected file")
-    return "" if done == size else "the connection was closed"
+            done = 0
+        headers = dict(_AS_STORED)
+        if done:
+            headers["Range"] = f"bytes={done}-"
+            if known:
+                headers["If-Range"] = known
+        with _opened(self._session, self._url, name, headers) as response:
+            span = _content_range(response)
+            same = self._hashed or not done or _validator(response) == known
+            if response.status_code == 206 and span and span[0] == done and self.size in (None, span[1]) and same:
+                mode, self.size = "ab", span[1]
+            elif response.status_code == 200:
+                mode, done = "wb", 0
+                self._announced(response)
+                if not self._hashed:
+                    with writing(path.parent):
+                        self.validator.write_text(_validator(response), encoding="utf-8")
+            elif (
+                done and response.status_code == 416 and self._hashed and self.size is None and _total(response) == done
+            ):
+                self.size = done
+                return ""
+            elif done:
+                path.unlink()
+                if not self._given:
+                    self.size = None
+                return "the server could not go on"
+            else:
+                raise _refused(name, response)
+            with writing(path.parent), path.open(mode) as file:
+                try:
+                    # In whatever pieces they come: gathering larger ones would lose what is gathered when a cut comes.
+                    for chunk in response.iter_raw():
+                        done += len(chunk)
+                        file.write(chunk)
+                        if self.size is not None and done > self.size:
+                            break
+                        if self._progress is not None:
+                            self._progress(done, self.size)
+                except httpx2.HTTPError as error:
+                    return explain(error)
+            if self.size is None:
+                # Chunks have an end of their own; without them or a length, a cut looks like the end.
+                if not self._hashed and "chunked" not in response.headers.get("Transfer-Encoding", "").lower():
+                    path.unlink()
+                    raise DownloadError(
+                        f"{name}: the server does not tell its size and no hash is known, so that a cut would not be "
+                        "noticed; bring it by other means"
+                    )
+                self.size = done
+        if done > self.size:
+            path.unlink()
+            raise HashMismatchError(f"{name}: expected {self.size} bytes, but more come; it is not the expected file")
+        return "" if done == self.size else "the connection was closed"
+
+    def _announced(self, response: httpx2.Response) -> None:
+        """Learn the size from the answer, or hold it against the one that is expected."""
+        announced = response.headers.get("Content-Length")
+        if not self._given:
+            self.size = int(announced) if announced is not None else None
+        elif announced is not None and int(announced) != self.size:
+            raise HashMismatchError(
+                f"{self.name}: expected {self.size} bytes, {announced} are announced; it is not the expected file"
+            )
 
 
 class RemoteFile(io.RawIOBase):
@@ -337,7 +400,8 @@ def _opened(session: Session, url: str, name: str, headers: Mapping[str, str]) -
         if response.headers.get("Content-Type", "").lower().startswith("text/html"):
             # A proxy or a portal, whose pages pass for success.
             raise DownloadError(
-                f"{name}: an HTML page came instead of the archive (a proxy or a login?); check pip's configuration"
+                f"{name}: an HTML page came instead of the file (a proxy, a login or a quota?); "
+                "check pip's configuration, or bring it with a browser"
             )
         yield response
 
@@ -381,9 +445,25 @@ def _content_range(response: httpx2.Response) -> tuple[int, int] | None:
     return (int(match[1]), int(match[2])) if match else None
 
 
+def _total(response: httpx2.Response) -> int | None:
+    """Bytes of the whole file, of an answer that there are none beyond them."""
+    match = re.fullmatch(r"bytes \*/(\d+)", response.headers.get("Content-Range", ""))
+    return int(match[1]) if match else None
+
+
+def _validator(response: httpx2.Response) -> str:
+    """What tells this version of a file from others (RFC 9110, section 8.8): a strong ETag, else its date."""
+    etag: str = response.headers.get("ETag", "")
+    return etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified", "")
+
+
 def _refused(name: str, response: httpx2.Response) -> DownloadError:
     answer = f"{response.status_code} {response.reason_phrase}".rstrip()
     return DownloadError(f"{name}: the server answered {answer}; check pip's configuration or try again later")
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.exists() else ""
 
 
 def _size(path: Path) -> int:

@@ -19,15 +19,17 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from cnnfilterdb import catalog
 from cnnfilterdb.errors import BadWeightsError, CnnFilterDbError, NoConvolutionError
 from cnnfilterdb.ingest import formats
+from cnnfilterdb.ingest.folding import SUFFIX, folded
 from cnnfilterdb.ingest.layers import ConvLayer, Weights
 from cnnfilterdb.ingest.sources import Source
 from cnnfilterdb.schema import MAX_KERNEL_WEIGHTS, ModelFacts
 from cnnfilterdb.stats import LayerStatistics, layer_statistics, looks_untrained
 from cnnfilterdb.store import Store, Writer
 
-__all__ = ["Failure", "IngestReport", "Observer", "Projector", "ahead", "ingest", "take_in"]
+__all__ = ["Failure", "IngestReport", "Observer", "Projector", "ahead", "ingest", "stored_name", "take_in"]
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -59,7 +61,7 @@ class Failure:
     @property
     def reason(self) -> str:
         """The reason in one line."""
-        return " ".join(str(self.error).split())
+        return " ".join(str(self.error).split()).removeprefix(f"{self.model_id}: ")
 
 
 @dataclass(slots=True)
@@ -179,6 +181,8 @@ def take_in(
     projector: Projector,
     overwrite: bool = False,
     origin: str | None = None,
+    fold_bn: bool = False,
+    allow_untrained: bool = True,
 ) -> int:
     """Write one model into the store, whole or not at all.
 
@@ -191,13 +195,16 @@ def take_in(
         projector: Adds its histograms.
         overwrite: Replace a model of the same name.
         origin: What to call the weights in an error message; the model id by default.
+        fold_bn: Fold the batch normalisations that are known to follow (:mod:`cnnfilterdb.ingest.folding`) into the
+            kernels; ``name`` should be a :func:`stored_name` then.
+        allow_untrained: Take it in, and flag it, when all its kernels look like random initialisation.
 
     Returns:
         The number of stored filters.
 
     Raises:
         NoConvolutionError: There is no two-dimensional convolution.
-        BadWeightsError: A weight is NaN or infinite.
+        BadWeightsError: A weight is NaN or infinite, or the model looks untrained and that is not allowed.
     """
     model_id = f"{source}/{name}"
     origin = origin or model_id
@@ -207,6 +214,7 @@ def take_in(
         )
         raise NoConvolutionError(f"{origin}: no two-dimensional convolution among its weights{left_out}")
 
+    chosen = map(folded, weights.layers) if fold_bn else iter(weights.layers)
     filters = 0
     seen: list[LayerStatistics] = []
 
@@ -226,11 +234,17 @@ def take_in(
     with store.writer(model_id, overwrite=overwrite) as writer:
         projector.begin(model_id)
         # One layer is read and measured while the one before it is written, so that few are in memory at a time.
-        with closing(ahead(measured, enumerate(weights.layers), threads=1, window=2)) as layers:
+        with closing(ahead(measured, enumerate(chosen), threads=1, window=2)) as layers:
             for _, layer in layers:
                 row, weight = layer.result()
                 filters += 0 if weight is None else row["filters"]
                 writer.add_layer(row, weight)
+        untrained = looks_untrained(seen)
+        if untrained and not allow_untrained:
+            raise BadWeightsError(
+                f"{origin}: no layer differs from random initialisation; check that the file holds trained weights, or "
+                "take it in as a control with --allow-untrained (allow_untrained=True)"
+            )
         projector.finish(writer)
         known = asdict(facts)
         writer.commit(
@@ -241,11 +255,20 @@ def take_in(
                 "framework": facts.framework or weights.framework,
                 "file_format": weights.format,
                 "parameters": weights.parameters,
-                "untrained": looks_untrained(seen),
+                "untrained": untrained,
                 "skipped": [f"{skipped.name}: {skipped.reason}" for skipped in weights.skipped],
             }
         )
     return filters
+
+
+def stored_name(name: str, *, fold_bn: bool) -> str:
+    """The name under which a model is stored: folded and raw variants are two models.
+
+    >>> stored_name("deepcr/mask", fold_bn=True)
+    'deepcr/mask+bn'
+    """
+    return f"{name}{SUFFIX}" if fold_bn else name
 
 
 def ingest(
@@ -256,11 +279,14 @@ def ingest(
     projector: Projector,
     overwrite: bool = False,
     observer: Observer | None = None,
+    fold_bn: bool = False,
+    allow_untrained: bool = False,
 ) -> IngestReport:
     """Bring models from a source into the store.
 
     A model that is there already is skipped before anything is downloaded. A model that fails is reported, and the rest
-    goes on.
+    goes on. One whose weights look untrained fails too, unless the catalog pins the hash of its file: then it is known
+    what it is, and it is only flagged.
 
     Args:
         store: Where to write.
@@ -269,13 +295,21 @@ def ingest(
         projector: Adds their histograms in existing bases.
         overwrite: Bring models again that are there already.
         observer: Hears what is done.
+        fold_bn: Store kernels with folded batch normalisations, under the name with
+            :data:`~cnnfilterdb.ingest.folding.SUFFIX`.
+        allow_untrained: Take in models whose weights look like random initialisation.
     """
     observer = observer or Observer()
+    pinned = {model.name for model in catalog.models() if model.source == source.name and model.pinned}
     report = IngestReport()
     observer.started(len(names))
     wanted = []
+
+    def key(name: str) -> str:
+        return f"{source.name}/{stored_name(name, fold_bn=fold_bn)}"
+
     for name in names:
-        model_id = f"{source.name}/{name}"
+        model_id = key(name)
         if not overwrite and store.has(model_id):
             report.skipped.append(model_id)
             observer.finished(model_id, "skipped")
@@ -283,10 +317,10 @@ def ingest(
             wanted.append(name)
 
     def bring(name: str) -> Path:
-        return source.resolve(name, lambda done, total: observer.downloading(f"{source.name}/{name}", done, total))
+        return source.resolve(name, lambda done, total: observer.downloading(key(name), done, total))
 
     for name, download in ahead(bring, wanted, threads=_AHEAD, window=2 * _AHEAD):
-        model_id = f"{source.name}/{name}"
+        model_id = key(name)
         try:
             path = download.result()
             facts = source.describe(name)
@@ -294,10 +328,12 @@ def ingest(
                 store,
                 source.enrich(name, formats.read(path)),
                 source=source.name,
-                name=name,
+                name=stored_name(name, fold_bn=fold_bn),
                 facts=facts,
                 projector=projector,
                 overwrite=overwrite,
+                fold_bn=fold_bn,
+                allow_untrained=allow_untrained or name in pinned,
             )
         except CnnFilterDbError as error:
             report.failed.append(Failure(model_id, error))

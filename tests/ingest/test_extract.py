@@ -306,10 +306,48 @@ def test_quantised_layers_hand_out_their_weight():
     np.testing.assert_array_equal(found.read(), layer.weight().dequantize().numpy())
 
 
-def test_mixtures_of_kernels_are_told():
-    module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Linear(72, 4))
-    module[1].weight_shape = (8, 1, 3, 3)
-    assert "experts" in weights_from_module(module).skipped[0].reason
+class Mixture(nn.Module):
+    """A convolution whose kernel is mixed from experts for every image, as CondConv does (arXiv 1904.04971)."""
+
+    def __init__(self, experts, out_channels, in_channels, groups):
+        super().__init__()
+        self.weight_shape = (out_channels, in_channels // groups, 3, 3)
+        self.weight = nn.Parameter(torch.randn(experts, out_channels * in_channels // groups * 9))
+        self.groups, self.stride, self.dilation = groups, (2, 2), (1, 1)
+        self.gate = nn.Linear(in_channels, experts)
+
+    def forward(self, images):
+        mixed = torch.sigmoid(self.gate(images.mean((2, 3)))) @ self.weight
+        kernel = mixed.view(-1, *self.weight_shape[1:])
+        batch, channels, height, width = images.shape
+        together = images.reshape(1, batch * channels, height, width)
+        result = nn.functional.conv2d(together, kernel, stride=self.stride, groups=self.groups * batch)
+        return result.view(batch, self.weight_shape[0], *result.shape[2:])
+
+
+def test_each_expert_of_a_mixture_is_a_layer():
+    module = nn.Sequential(nn.Conv2d(3, 8, 3), Mixture(4, 8, 8, 8), nn.Conv2d(8, 6, 3))
+    weights = weights_from_module(module)
+    experts = [layer for layer in weights.layers if ".experts." in layer.name]
+    assert [layer.name for layer in weights.layers] == ["0", *(f"1.experts.{i}" for i in range(4)), "2"]
+    for i, layer in enumerate(experts):
+        expected = module[1].weight[i].detach().numpy().reshape(8, 1, 3, 3)
+        np.testing.assert_array_equal(layer.read(), expected)
+    assert {(layer.kind, layer.groups, layer.stride) for layer in experts} == {("depthwise", 8, (2, 2))}
+    # The experts are one convolution, so that they have one depth
+    assert [layer.conv_depth for layer in weights.layers] == [0, 1, 1, 1, 1, 2]
+    assert not any(layer.dead for layer in weights.layers)
+    assert weights.parameters == sum(value.numel() for value in module.parameters())
+
+
+def test_shapes_alone_tell_all_but_the_weights():
+    with torch.device("meta"):
+        module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ConvTranspose2d(8, 4, 2, stride=2))
+    weights = weights_from_module(module, shapes=True)
+    assert [(layer.name, layer.kind, layer.conv_depth) for layer in weights.layers] == [
+        ("0", "conv", 0),
+        ("2", "transposed", 1),
+    ]
 
 
 def test_module_without_convolutions():

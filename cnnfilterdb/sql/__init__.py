@@ -16,6 +16,7 @@ from functools import cache
 from importlib.resources import files
 from string import Template
 
+from cnnfilterdb import overlay
 from cnnfilterdb.schema import weight_columns
 from cnnfilterdb.stats import Basis
 
@@ -105,7 +106,27 @@ def _kernel_block(kernel: str, basis: tuple[str, Basis] | None) -> str:
     return text
 
 
-def render(path: str, kernels: Iterable[str], bases: Mapping[str, tuple[str, Basis]]) -> str:
+def _annotations(annotated: bool) -> dict[str, str]:
+    """The view of the annotations, which have no file before there is one, and what it replaces."""
+    text = ", ".join(f"'{column}': 'VARCHAR'" for column in ("model_id", "column", "value"))
+    file = f"database_files('/{overlay.FILE}')"
+    none = 'SELECT NULL::VARCHAR AS model_id, NULL::VARCHAR AS "column", NULL::VARCHAR AS value WHERE false'
+    return {
+        "annotations": f"FROM read_csv({file}, columns = {{{text}}}, header = true, auto_detect = false, "
+        "delim = ',', quote = '\"', escape = '\"')"
+        if annotated
+        else none,
+        "annotated": ",\n    ".join(
+            f"CASE WHEN coalesce(map_contains(a.facts, '{column}'), false) "
+            f"THEN a.facts['{column}'] ELSE m.{column} END AS {column}"
+            for column in overlay.COLUMNS
+        ),
+    }
+
+
+def render(
+    path: str, kernels: Iterable[str], bases: Mapping[str, tuple[str, Basis]], *, annotated: bool = False
+) -> str:
     """The text of ``init.sql``.
 
     Args:
@@ -113,9 +134,10 @@ def render(path: str, kernels: Iterable[str], bases: Mapping[str, tuple[str, Bas
             instance when the folder has moved.
         kernels: Kernel sizes that are stored; 3x3 is always there.
         bases: The current basis of each kernel size that has one: kernel -> (basis id, basis).
+        annotated: Whether the folder holds annotations.
     """
     sizes = list(dict.fromkeys(["3x3", *kernels]))
-    parts = [_template("views.sql").substitute(path=literal(path))]
+    parts = [_template("views.sql").substitute(path=literal(path), **_annotations(annotated))]
     parts += [_template(name).template for name in ("macros.sql", "quality.sql", "descriptors.sql", "search.sql")]
     parts += [_kernel_block(kernel, bases.get(kernel)) for kernel in sizes]
     return "\n".join(parts)

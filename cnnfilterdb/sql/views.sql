@@ -7,14 +7,28 @@ SET VARIABLE cnnfilterdb_path = coalesce(getvariable('cnnfilterdb_path'), $path)
 CREATE OR REPLACE MACRO database_files(pattern) AS
     regexp_replace(getvariable('cnnfilterdb_path'), '([*?\[{])', '[\1]', 'g') || pattern;
 
--- One row per model.
-CREATE OR REPLACE VIEW models AS
+-- One row per model, as it was stored.
+CREATE OR REPLACE VIEW models_stored AS
 SELECT * FROM read_parquet(database_files('/models/*.parquet'), hive_partitioning = false);
+
+-- Corrections and additions of the user: model_id, column, value (NULL: the fact is unknown).
+CREATE OR REPLACE VIEW annotations AS
+$annotations;
+
+-- One row per model, annotations in place of what was stored.
+CREATE OR REPLACE VIEW models AS
+SELECT m.* REPLACE (
+    $annotated)
+FROM models_stored AS m
+LEFT JOIN (
+    SELECT model_id, map_from_entries(list({'key': "column", 'value': value})) AS facts
+    FROM (SELECT model_id, "column", max(value) AS value FROM annotations GROUP BY ALL) GROUP BY model_id
+) AS a USING (model_id);
 
 -- One row per convolution layer, with its statistics. A layer without a models row was never committed.
 CREATE OR REPLACE VIEW layers AS
 SELECT * FROM read_parquet(database_files('/layers/*.parquet'), hive_partitioning = false)
-SEMI JOIN models USING (model_id);
+SEMI JOIN models_stored USING (model_id);
 
 -- What `by` and `keep` of the table macros may name: every column of models and of layers. `name` is the model's,
 -- `layer_name` the layer's, `filters` the layer's.
@@ -31,4 +45,4 @@ SELECT * FROM read_parquet(database_files('/index/*/basis.parquet'), hive_partit
 -- Histograms of the coefficients: one row per basis, recipe and layer.
 CREATE OR REPLACE VIEW histograms AS
 SELECT * FROM read_parquet(database_files('/index/*/histograms/*.parquet'), hive_partitioning = false)
-SEMI JOIN models USING (model_id);
+SEMI JOIN models_stored USING (model_id);

@@ -167,3 +167,13 @@ def test_the_catalog_is_listed_without_a_database(run, tmp_path):
     status, out, _ = run("models", "--available", "--format", "json", "--db", tmp_path / "none.db")
     assert status == 0
     assert len(json.loads(out)) > 100
+
+
+def test_one_source_of_the_catalog(run, tmp_path):
+    status, out, _ = run("models", "--available", "--source", "timm", "--format", "json", "--db", tmp_path / "none.db")
+    assert status == 0
+    assert {row["model_id"].partition("/")[0] for row in json.loads(out)} == {"timm"}
+    status, _, err = run("models", "--source", "timm", "--db", tmp_path / "none.db")
+    assert status == 2
+    assert "--available" in err
+    assert run("models", "--available", "--source", "tim", "--db", tmp_path / "none.db")[0] == 1

@@ -38,6 +38,7 @@ __all__ = [
     "licenses",
     "match",
     "models",
+    "published",
     "tasks",
 ]
 
@@ -61,6 +62,23 @@ def _shipped() -> Catalog:
     from cnnfilterdb.catalog.reader import read
 
     return read(files("cnnfilterdb.catalog"))
+
+
+@cache
+def published() -> Mapping[str, Any]:
+    """Numbers that the papers published, to compare with: the SVD basis and shift matrices of version 1.0.0.
+
+    ``basis`` holds ``mean``, ``mean_recomputed``, ``explained_variance_ratio`` (9,) and the sizes of the data;
+    ``basis.nonsparse`` the ratios without sparse filters; ``shift`` the matrices by ``task``, ``domain`` and ``depth``,
+    each with its ``labels``. Where each is from stands in ``published.toml``.
+
+    >>> len(published()["shift"]["domain"]["labels"])
+    16
+    """
+    import tomllib
+    from importlib.resources import files
+
+    return tomllib.loads(files("cnnfilterdb.catalog").joinpath("published.toml").read_text(encoding="utf-8"))
 
 
 def domains() -> Mapping[str, Term]:

@@ -27,7 +27,7 @@ __all__ = [
 ORIGINS = ("cvpr2022", "extended")
 
 #: Formats of weight files that :mod:`cnnfilterdb.ingest.formats` reads.
-FORMATS = ("torch", "torchscript", "safetensors", "onnx", "keras")
+FORMATS = ("torch", "torchscript", "safetensors", "onnx", "keras", "npz", "tensorflow", "tflite", "tfjs")
 
 #: What the spectrum of the 3x3 kernels tells of the training; ``unjudged`` where there are too few of them, or
 #: nobody has looked.

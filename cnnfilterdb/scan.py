@@ -7,13 +7,12 @@ Memory is bounded by the row groups in flight, whatever the size of the database
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,12 +20,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cnnfilterdb.errors import CorruptError
+from cnnfilterdb.runners import ahead
 from cnnfilterdb.schema import weight_columns
 
 __all__ = ["Run", "scan", "threads"]
 
 T = TypeVar("T")
-U = TypeVar("U")
 
 
 def threads() -> int:
@@ -111,7 +110,8 @@ def scan(
     """
     columns = weight_columns(kernel)
 
-    def task(path: Path, metadata: pq.FileMetaData, group: int, first: int) -> tuple[T, int]:
+    def task(place: tuple[Path, pq.FileMetaData, int, int]) -> tuple[T, int]:
+        path, metadata, group, first = place
         runs = _runs(path, metadata, group, first, columns)
         return work(runs), sum(run.filters for run in runs)
 
@@ -126,24 +126,10 @@ def scan(
                 first += metadata.row_group(group).num_rows
 
     workers = threads()
-    with ThreadPoolExecutor(workers, thread_name_prefix="scan") as pool:
-        for result, filters in _in_order(pool, task, row_groups(), 2 * workers):
+    with closing(ahead(task, row_groups(), threads=workers, window=2 * workers)) as done:
+        for _, future in done:
+            result, filters = future.result()
+            del future  # and with it the result
             if progress:
                 progress(filters)
             yield result
-
-
-def _in_order(
-    pool: ThreadPoolExecutor, function: Callable[..., U], arguments: Iterator[tuple[Any, ...]], ahead: int
-) -> Iterator[U]:
-    """Like ``pool.map``, but with a bounded number of tasks in flight, so that results never pile up."""
-    pending: deque[Future[U]] = deque(pool.submit(function, *args) for args in islice(arguments, ahead))
-    try:
-        while pending:
-            result = pending.popleft().result()
-            for args in islice(arguments, 1):
-                pending.append(pool.submit(function, *args))
-            yield result
-    finally:
-        for future in pending:
-            future.cancel()

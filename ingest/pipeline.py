@@ -7,14 +7,11 @@ written, a model that fails is reported and the rest goes on.
 from __future__ import annotations
 
 import hashlib
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
-from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -25,14 +22,12 @@ from cnnfilterdb.ingest import formats
 from cnnfilterdb.ingest.folding import SUFFIX, folded
 from cnnfilterdb.ingest.layers import ConvLayer, Weights
 from cnnfilterdb.ingest.sources import Source
+from cnnfilterdb.runners import ahead
 from cnnfilterdb.schema import MAX_KERNEL_WEIGHTS, ModelFacts
 from cnnfilterdb.stats import LayerStatistics, layer_statistics, looks_untrained
 from cnnfilterdb.store import Store, Writer
 
-__all__ = ["Failure", "IngestReport", "Observer", "Projector", "ahead", "ingest", "stored_name", "take_in"]
-
-T = TypeVar("T")
-U = TypeVar("U")
+__all__ = ["Failure", "IngestReport", "Observer", "Projector", "ingest", "stored_name", "take_in"]
 
 #: Downloads that run while a model is written.
 _AHEAD = 4
@@ -341,22 +336,3 @@ def ingest(
         else:
             observer.finished(model_id, "done")
     return report
-
-
-def ahead(
-    function: Callable[[T], U], items: Iterable[T], *, threads: int, window: int
-) -> Generator[tuple[T, Future[U]], None, None]:
-    """Run a function over items in a few threads, at most ``window`` of them begun and not yet done with, in order."""
-    remaining = iter(items)
-    with ThreadPoolExecutor(threads, thread_name_prefix="ahead") as pool:
-        pending = deque((item, pool.submit(function, item)) for item in islice(remaining, window))
-        try:
-            while pending:
-                item, future = pending.popleft()
-                yield item, future
-                del future  # and with it the result
-                for following in islice(remaining, 1):
-                    pending.append((following, pool.submit(function, following)))
-        finally:
-            for _, future in pending:
-                future.cancel()

@@ -42,7 +42,8 @@ from cnnfilterdb.errors import CatalogError, CnnFilterDbError, MissingExtraError
 from cnnfilterdb.ingest import formats
 from cnnfilterdb.ingest.formats import frame
 from cnnfilterdb.ingest.layers import ConvLayer, Skipped, Weights
-from cnnfilterdb.ingest.pipeline import Failure, IngestReport, Observer, Projector, ahead, take_in
+from cnnfilterdb.ingest.pipeline import Failure, IngestReport, Observer, Projector, take_in
+from cnnfilterdb.runners import ahead
 from cnnfilterdb.scan import threads
 from cnnfilterdb.schema import ModelFacts
 from cnnfilterdb.store import Store

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,7 +18,7 @@ import pyarrow as pa
 from cnnfilterdb import description, overlay, search, shifts, stats
 from cnnfilterdb import grouping as groupings
 from cnnfilterdb import sql as sqltext
-from cnnfilterdb.errors import NotADatabaseError, SelectionError, UnknownModelError
+from cnnfilterdb.errors import NotADatabaseError, SelectionError
 from cnnfilterdb.grouping import Grouping, Groups
 from cnnfilterdb.index import FittedBasis, Index, Progress, Projection, moments_of
 from cnnfilterdb.schema import ModelFacts, kernel_name, kernel_shape
@@ -154,8 +153,7 @@ class FilterDB:
         """
         if where is None and variant == "all":
             return self._fitted(None, kernel).basis
-        rows = groupings.selection(self._connect(), Grouping("true", where, kernel))
-        return stats.Basis.fit(moments_of(rows, kernel, variant=variant), kernel, variant=variant)
+        return stats.Basis.fit(self.moments(where, kernel=kernel, variant=variant), kernel, variant=variant)
 
     def coefficients(
         self, where: str | None = None, *, basis: stats.Basis | None = None, kernel: str = "3x3"
@@ -681,13 +679,7 @@ class FilterDB:
         Raises:
             UnknownModelError: One of them is not there; nothing is removed then.
         """
-        there = self._store.model_ids()
-        for model_id in model_ids:
-            if model_id not in there:
-                near = get_close_matches(model_id, there, 3)
-                raise UnknownModelError(
-                    f"no model {model_id!r} in {self.path}" + (f"; near: {', '.join(near)}" if near else "")
-                )
+        self._store.require(model_ids)
         for model_id in model_ids:
             self._store.remove(model_id)
         if overlay.read(self.path).keys() & set(model_ids):

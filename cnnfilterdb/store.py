@@ -183,6 +183,16 @@ class Store:
         """Whether the model is committed."""
         return (self.path / layout.models_path(layout.slug(model_id))).exists()
 
+    def require(self, model_ids: Iterable[str]) -> None:
+        """Make sure that models are committed.
+
+        Raises:
+            UnknownModelError: One of them is not; the message gives the nearest keys.
+        """
+        for model_id in model_ids:
+            if not self.has(model_id):
+                raise self._unknown(model_id)
+
     def model_ids(self) -> list[str]:
         """Keys of the committed models, sorted."""
         ids: list[str] = self.models(columns=["model_id"])["model_id"].to_pylist()
@@ -259,11 +269,9 @@ class Store:
     def _chosen(self, model_ids: Iterable[str] | None) -> set[str]:
         if model_ids is None:
             return self._committed()
-        chosen = {model_id: layout.slug(model_id) for model_id in model_ids}
-        for model_id in chosen:
-            if not self.has(model_id):
-                raise self._unknown(model_id)
-        return set(chosen.values())
+        chosen = list(model_ids)
+        self.require(chosen)
+        return {layout.slug(model_id) for model_id in chosen}
 
     def _unknown(self, model_id: str) -> UnknownModelError:
         near = get_close_matches(model_id, self.model_ids(), 3)

@@ -31,6 +31,7 @@ from typing import IO, Protocol
 import platformdirs
 from filelock import FileLock
 
+from cnnfilterdb.disk import sha256 as sha256_of
 from cnnfilterdb.errors import DownloadError, HashMismatchError
 
 __all__ = ["Cache", "Readable", "Trust", "default_folder", "sha256_of", "writing"]
@@ -51,12 +52,6 @@ def default_folder() -> Path:
     """The cache folder: ``$CNNFILTERDB_CACHE``, else that of the platform."""
     named = os.environ.get("CNNFILTERDB_CACHE")
     return Path(named).expanduser() if named else Path(platformdirs.user_cache_dir("cnnfilterdb", appauthor=False))
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, as hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

@@ -87,7 +87,7 @@ def _scale_block(block: Any, scaled: Any, peak: Any, size: int) -> None:
 
 
 @njit(inline="always")
-def _gather(addresses: Any, count: int, start: int, size: int, block: Any) -> None:
+def _gather(addresses: Any, start: int, size: int, block: Any) -> None:
     for j in range(addresses.shape[0]):
         # From the start of the block: an index that might be negative would keep the copy from vector instructions.
         column = carray(_float32_at(addresses[j] + np.uint64(4 * start)), (size,))
@@ -259,7 +259,7 @@ def _coefficient_bounds(
     high = np.full(_BLOCK, -np.inf)
     for start in range(0, count, _BLOCK):
         size = min(_BLOCK, count - start)
-        _gather(addresses, count, start, size, block)
+        _gather(addresses, start, size, block)
         _scale_block(block, scaled, peak, size)
         for i in range(k):
             _project_block(scaled, components, offsets, i, size, out)
@@ -302,7 +302,7 @@ def _bin_coefficients(
     place = np.empty(_BLOCK, np.uint32)
     for start in range(0, count, _BLOCK):
         size = min(_BLOCK, count - start)
-        _gather(addresses, count, start, size, block)
+        _gather(addresses, start, size, block)
         _scale_block(block, scaled, peak, size)
         for i in range(k):
             _project_block(scaled, components, offsets, i, size, out)
@@ -453,7 +453,7 @@ def _similarities(
     part = np.empty(_BLOCK)
     for start in range(0, count, _BLOCK):
         size = min(_BLOCK, count - start)
-        _gather(addresses, count, start, size, block)
+        _gather(addresses, start, size, block)
         # Scaled by the largest weight, so that squares of tiny weights do not vanish.
         _scale_block(block, scaled, peak, size)
         if offset:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import count, takewhile
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, BinaryIO
+from typing import Any
 
 import h5py
 import ml_dtypes
@@ -31,6 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cnnfilterdb.errors import WeightFileError
+from cnnfilterdb.ingest.formats.blob import Blob
 from cnnfilterdb.ingest.formats.damage import undamaged
 from cnnfilterdb.ingest.layers import Tensor
 
@@ -87,34 +88,6 @@ class Stored:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The zip
-
-
-class _Part(io.RawIOBase):
-    """Some bytes of a file, as a file of their own."""
-
-    def __init__(self, file: BinaryIO, start: int, size: int) -> None:
-        self._file, self._start, self._size, self._place = file, start, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        self._place = offset + (0, self._place, self._size)[whence]
-        return self._place
-
-    def readinto(self, buffer: Any, /) -> int:
-        self._file.seek(self._start + self._place)
-        data = self._file.read(max(min(len(buffer), self._size - self._place), 0))
-        buffer[: len(data)] = data
-        self._place += len(data)
-        return len(data)
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
 
 
 def is_archive(path: Path, head: bytes) -> bool:
@@ -186,7 +159,9 @@ class Archive:
                     file.close()
                     raise ValueError("its entry in the list of members points elsewhere")
                 lengths = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
-                raw = _Part(file, info.header_offset + 30 + lengths, info.file_size)
+                file.close()
+                start = info.header_offset + 30 + lengths
+                raw = Blob(lambda: self.path.open("rb"), start, info.file_size).stream()
             with raw, h5py.File(raw, "r") as opened:
                 yield opened
 

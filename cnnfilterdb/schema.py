@@ -24,6 +24,7 @@ __all__ = [
     "filter_schema",
     "kernel_name",
     "kernel_shape",
+    "release_schema",
     "weight_columns",
 ]
 
@@ -222,6 +223,28 @@ def filter_schema(kernel: str) -> pa.Schema:
             *(_field(column, pa.float32(), "weight, row-major", nullable=False) for column in weight_columns(kernel)),
         ]
     )
+
+
+def release_schema(table: str) -> pa.Schema:
+    """Schema of a table as it is published: ``models``, ``layers``, ``filters_3x3`` and so on, ``histograms``, ``bases``.
+
+    A release has its rows in shards, so that the list of files of a model means nothing there; and maps, which the
+    `datasets` library has no type for, are lists of key and value.
+
+    >>> release_schema("models").field("metrics").type
+    ListType(list<item: struct<key: string, value: double>>)
+    """
+    if table.startswith("filters_"):
+        return filter_schema(table.removeprefix("filters_"))
+    schema = {"models": MODELS, "layers": LAYERS, "histograms": HISTOGRAMS, "bases": BASES}[table]
+    return pa.schema([_without_map(field) for field in schema if (table, field.name) != ("models", "files")])
+
+
+def _without_map(field: pa.Field) -> pa.Field:
+    if not pa.types.is_map(field.type):
+        return field
+    entry = pa.struct([("key", field.type.key_type), ("value", field.type.item_type)])
+    return field.with_type(pa.list_(entry))
 
 
 def describe(schema: pa.Schema) -> dict[str, str]:

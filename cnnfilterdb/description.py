@@ -8,11 +8,10 @@ import pandas as pd
 import pyarrow as pa
 
 from cnnfilterdb import grouping as groupings
-from cnnfilterdb.scan import Run, scan
+from cnnfilterdb.scan import FilterFiles, Run, scan
 from cnnfilterdb.schema import filter_schema, kernel_shape, weight_columns
 from cnnfilterdb.sql import literal
 from cnnfilterdb.stats import DESCRIPTORS, DescriptorSums, descriptors
-from cnnfilterdb.store import Store
 
 __all__ = ["describe_batch", "of_layers", "schema"]
 
@@ -35,11 +34,13 @@ def describe_batch(batch: pa.RecordBatch, kernel: str) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(arrays, schema=schema())
 
 
-def of_layers(store: Store, connection: duckdb.DuckDBPyConnection, where: str | None, kernel: str) -> pd.DataFrame:
+def of_layers(
+    store: FilterFiles, connection: duckdb.DuckDBPyConnection, where: str | None, kernel: str
+) -> pd.DataFrame:
     """Mean descriptors of each layer: one row per layer, found by one scan of its filters.
 
     Args:
-        store: The folder.
+        store: Whose files are scanned.
         connection: With the views of the database.
         where: Condition over the columns of models and layers.
         kernel: Kernel size.

@@ -26,7 +26,7 @@ from cnnfilterdb.stats import Basis, kl_shift, variance_map
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as MatplotlibFigure
 
-    from cnnfilterdb.database import FilterDB
+    from cnnfilterdb.reading import Reader
 
 __all__ = ["Figures"]
 
@@ -37,10 +37,10 @@ class Figures:
     Args:
         db: The database.
 
-    ``by``, ``where`` and the further arguments are those of :meth:`FilterDB.kl_shift`.
+    ``by``, ``where`` and the further arguments are those of :meth:`Reader.kl_shift`.
     """
 
-    def __init__(self, db: FilterDB) -> None:
+    def __init__(self, db: Reader) -> None:
         self._db = db
 
     def kl_shift(
@@ -171,8 +171,8 @@ class Figures:
         return bases
 
 
-def write_report(db: FilterDB, path: Path, by: str, kernel: str) -> Path:
-    """Write the report page; see :meth:`FilterDB.report`."""
+def write_report(db: Reader, path: Path, by: str, kernel: str) -> Path:
+    """Write the report page; see :meth:`Reader.report`."""
     groups = db.groups(by, kernel=kernel)
     page = plots.report(report_data(db, groups))
     try:
@@ -185,7 +185,7 @@ def write_report(db: FilterDB, path: Path, by: str, kernel: str) -> Path:
     return path
 
 
-def report_data(db: FilterDB, groups: Groups) -> plots.ReportData:
+def report_data(db: Reader, groups: Groups) -> plots.ReportData:
     """Collect what the report of a database shows."""
     by, kernel = groups.grouping.by, groups.grouping.kernel
     labels = pd.Index(groups.labels, name=by)
@@ -203,7 +203,7 @@ def report_data(db: FilterDB, groups: Groups) -> plots.ReportData:
     except CnnFilterDbError:
         bases = {}
     return plots.ReportData(
-        title=db.path.name,
+        title=db.name,
         # Listed by their keys: two sources may have a model of the same name.
         models=db.models().drop(columns="name").merge(sparsity, how="left", on="model_id"),
         by=by,

@@ -18,10 +18,9 @@ import pyarrow as pa
 
 from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.index import FittedBasis, coefficient_range, ranges
-from cnnfilterdb.scan import Run, scan
+from cnnfilterdb.scan import FilterFiles, Run, scan
 from cnnfilterdb.sql import literal
 from cnnfilterdb.stats import RECIPES, Basis, Histogram, balance_weights
-from cnnfilterdb.store import Store
 
 __all__ = ["BALANCES", "Grouping", "Groups", "by_model", "scanned", "selection", "stored"]
 
@@ -198,7 +197,7 @@ def selection(connection: duckdb.DuckDBPyConnection, grouping: Grouping) -> pa.T
 
 
 def scanned(
-    store: Store,
+    store: FilterFiles,
     grouping: Grouping,
     rows: pa.Table,
     basis: Basis,
@@ -210,7 +209,7 @@ def scanned(
     """Groups from the filters themselves.
 
     Args:
-        store: The folder.
+        store: Whose files are scanned.
         grouping: The question.
         rows: Its layers, from :func:`selection`.
         basis: Any basis of the kernel size.

@@ -14,6 +14,7 @@ that exists, and what falls outside a basis's range is counted.
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -31,7 +32,7 @@ import pyarrow.parquet as pq
 
 from cnnfilterdb.disk import move, writing
 from cnnfilterdb.errors import SelectionError
-from cnnfilterdb.scan import Run, scan
+from cnnfilterdb.scan import FilterFiles, Run, scan
 from cnnfilterdb.schema import BASES, HISTOGRAMS, kernel_shape
 from cnnfilterdb.stats import RECIPES, Basis, Histogram, Moments, Recipe, histograms
 from cnnfilterdb.store import Store
@@ -40,11 +41,13 @@ from cnnfilterdb.writer import Writer, histogram_settings
 __all__ = [
     "MAX_INDEXED_WEIGHTS",
     "VARIANTS",
+    "Bases",
     "FittedBasis",
     "Index",
     "Projection",
     "basis_table",
     "coefficient_range",
+    "fitted_basis",
     "histogram_table",
     "moments_of",
     "papers_layers",
@@ -139,8 +142,31 @@ def _lists(arrays: list[npt.NDArray[np.int64]], length: int) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat))
 
 
-class Index:
-    """The index of one database.
+class Bases(ABC):
+    """The bases of a database, wherever they lie."""
+
+    @abstractmethod
+    def bases(self) -> list[FittedBasis]:
+        """All bases, oldest first."""
+
+    def current(self) -> dict[str, FittedBasis]:
+        """The basis in use for each kernel size: the newest."""
+        return {fitted.basis.kernel: fitted for fitted in self.bases()}
+
+    def get(self, basis_id: str) -> FittedBasis:
+        """A basis by its key.
+
+        Raises:
+            SelectionError: There is none.
+        """
+        known = {fitted.basis_id: fitted for fitted in self.bases()}
+        if basis_id not in known:
+            raise SelectionError(f"no basis {basis_id!r}; known: {', '.join(known) or 'none'}")
+        return known[basis_id]
+
+
+class Index(Bases):
+    """The index of a database folder.
 
     Args:
         store: The folder.
@@ -155,21 +181,6 @@ class Index:
         # A basis file never changes in place but by a rename, which gives it another time.
         found = [_read_basis(path, path.stat().st_mtime_ns) for path in sorted(self.path.glob("*/basis.parquet"))]
         return sorted((b for b in found if b is not None), key=lambda b: (b.created_at, b.basis_id))
-
-    def current(self) -> dict[str, FittedBasis]:
-        """The basis in use for each kernel size: the newest."""
-        return {fitted.basis.kernel: fitted for fitted in self.bases()}
-
-    def get(self, basis_id: str) -> FittedBasis:
-        """A basis by its key.
-
-        Raises:
-            SelectionError: There is none.
-        """
-        known = {fitted.basis_id: fitted for fitted in self.bases()}
-        if basis_id not in known:
-            raise SelectionError(f"no basis {basis_id!r} in {self.store.path}; known: {', '.join(known) or 'none'}")
-        return known[basis_id]
 
     def missing(self) -> dict[str, list[str]]:
         """Models whose layers are not yet in a basis: basis id -> model ids.
@@ -288,7 +299,7 @@ class Index:
 
 
 def coefficient_range(
-    store: Store, basis: Basis, layers: pa.Table, progress: Progress | None = None
+    store: FilterFiles, basis: Basis, layers: pa.Table, progress: Progress | None = None
 ) -> tuple[float, float]:
     """Smallest and largest coefficient of some layers in a basis, over all components; scans their filters.
 
@@ -395,9 +406,12 @@ def basis_table(fitted: FittedBasis) -> pa.Table:
 @lru_cache(maxsize=256)
 def _read_basis(path: Path, changed: int) -> FittedBasis | None:
     rows = pq.ParquetFile(path).read().to_pylist()
-    if not rows:  # the zero-row file that lets DuckDB bind the view in a database without a basis
-        return None
-    (row,) = rows
+    # The zero-row file that lets DuckDB bind the view in a database without a basis has none.
+    return fitted_basis(rows[0]) if rows else None
+
+
+def fitted_basis(row: Mapping[str, Any]) -> FittedBasis:
+    """The basis of a row of the bases table."""
     basis = Basis(
         kernel=row["kernel"],
         mean=np.asarray(row["mean"]),

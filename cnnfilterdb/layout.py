@@ -17,12 +17,24 @@ import hashlib
 import re
 from urllib.parse import quote
 
-__all__ = ["EMPTY", "basis_path", "empty_filters_path", "filters_path", "histograms_path", "layers_path", "models_path"]
-__all__ += ["slug"]
+__all__ = [
+    "ANNOTATIONS",
+    "EMPTY",
+    "basis_path",
+    "empty_filters_path",
+    "filters_path",
+    "histograms_path",
+    "layers_path",
+    "models_path",
+    "slug",
+]
 
 #: Stem of the files without rows, by which DuckDB can bind a view before there is a model. The underscore makes pyarrow
 #: (and Spark) pass over them; no slug begins with one.
 EMPTY = "_empty"
+
+#: The user's corrections of facts about models (:mod:`cnnfilterdb.overlay`).
+ANNOTATIONS = "annotations.csv"
 
 _READABLE = 80  # characters; with the hash and the suffix far below the 255 bytes that file systems allow
 _HASH = 10  # hexadecimal digits

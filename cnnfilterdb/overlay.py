@@ -19,14 +19,12 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from cnnfilterdb import layout
 from cnnfilterdb.disk import move, sync, writing
 from cnnfilterdb.errors import CorruptError, SelectionError, UnknownModelError
 from cnnfilterdb.store import Problem, Store
 
-__all__ = ["COLUMNS", "FILE", "Facts", "change", "check_facts", "forget", "load", "matching", "problems", "read"]
-
-#: Name of the file in the folder of a database.
-FILE = "annotations.csv"
+__all__ = ["COLUMNS", "Facts", "change", "check_facts", "forget", "load", "matching", "problems", "read"]
 
 #: Facts that can be annotated: all of :class:`~cnnfilterdb.schema.ModelFacts` that are text and not about the file.
 COLUMNS = (
@@ -73,7 +71,7 @@ def read(root: Path) -> Facts:
     Raises:
         CorruptError: The file is not of the form that the views can read; the message tells the line.
     """
-    path = root / FILE
+    path = root / layout.ANNOTATIONS
     if not path.exists():
         return {}
     facts: Facts = {}
@@ -87,7 +85,7 @@ def read(root: Path) -> Facts:
 
 def problems(store: Store) -> list[Problem]:
     """What is wrong with the annotations of a database; none when all is well."""
-    path = store.path / FILE
+    path = store.path / layout.ANNOTATIONS
     if not path.exists():
         return []
     there = set(store.model_ids())
@@ -113,7 +111,7 @@ def change(store: Store, apply: Callable[[Facts], None]) -> None:
         DatabaseError: It cannot be written.
         LockedError: Another process is changing it.
     """
-    with store.staging(FILE) as folder:
+    with store.staging(layout.ANNOTATIONS) as folder:
         facts = read(store.path)
         apply(facts)
         text = io.StringIO(newline="")
@@ -124,7 +122,7 @@ def change(store: Store, apply: Callable[[Facts], None]) -> None:
             for model_id, known in sorted(facts.items())
             for column, value in sorted(known.items())
         )
-        staged, path = folder / FILE, store.path / FILE
+        staged, path = folder / layout.ANNOTATIONS, store.path / layout.ANNOTATIONS
         with writing(path):
             staged.write_text(text.getvalue(), encoding="utf-8", newline="")
             sync(staged)

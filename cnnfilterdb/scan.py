@@ -12,7 +12,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,9 +23,41 @@ from cnnfilterdb.errors import CorruptError
 from cnnfilterdb.runners import ahead
 from cnnfilterdb.schema import weight_columns
 
-__all__ = ["Run", "scan", "threads"]
+__all__ = ["FilterFile", "FilterFiles", "Run", "Shard", "open_parquet", "scan", "threads"]
 
 T = TypeVar("T")
+
+
+class Shard(Protocol):
+    """A file of filters that does not lie in a folder: part of a release, each row group of one model."""
+
+    def open(self, **options: Any) -> pq.ParquetFile:
+        """Open it.
+
+        Args:
+            **options: Those of :class:`pyarrow.parquet.ParquetFile`.
+        """
+
+    def wanted(self, metadata: pq.FileMetaData, group: int) -> bool:
+        """Whether a row group is of a model that was asked for."""
+
+
+#: A Parquet file of filters.
+FilterFile = Path | Shard
+
+
+class FilterFiles(Protocol):
+    """What has files of filters: a folder, or a release."""
+
+    def filter_files(self, kernel: str, model_ids: Iterable[str] | None = None) -> Sequence[FilterFile]:
+        """The Parquet files of a kernel size; of some models only, as far as files are of models."""
+
+
+def open_parquet(file: FilterFile, **options: Any) -> pq.ParquetFile:
+    """Open a file of filters; see :class:`pyarrow.parquet.ParquetFile` for the options."""
+    if isinstance(file, Path):
+        return pq.ParquetFile(file, memory_map=True, pre_buffer=False, **options)
+    return file.open(**options)
 
 
 def threads() -> int:
@@ -50,7 +82,7 @@ class Run:
     model_id: str
     layer: int
     columns: list[npt.NDArray[np.float32]]
-    path: Path
+    path: FilterFile
     row: int
 
     @property
@@ -59,11 +91,11 @@ class Run:
         return len(self.columns[0])
 
 
-def _runs(path: Path, metadata: pq.FileMetaData, group: int, first: int, columns: Sequence[str]) -> list[Run]:
+def _runs(path: FilterFile, metadata: pq.FileMetaData, group: int, first: int, columns: Sequence[str]) -> list[Run]:
     names = ["model_id", "layer", *columns]
     try:
         # The key is the same in every row, and is not spelt out for each.
-        file = pq.ParquetFile(path, metadata=metadata, memory_map=True, pre_buffer=False, read_dictionary=["model_id"])
+        file = open_parquet(path, metadata=metadata, read_dictionary=["model_id"])
         table = file.read_row_group(group, columns=names, use_threads=False)
     except (OSError, pa.ArrowException) as error:
         raise _damaged(path, f"row group {group} cannot be read ({_first_line(error)})") from error
@@ -81,7 +113,7 @@ def _runs(path: Path, metadata: pq.FileMetaData, group: int, first: int, columns
     ]
 
 
-def _damaged(path: Path, what: str) -> CorruptError:
+def _damaged(path: FilterFile, what: str) -> CorruptError:
     return CorruptError(f"{path}: {what}; run `cnnfilterdb verify`, remove the model and bring it again")
 
 
@@ -90,7 +122,7 @@ def _first_line(error: Exception) -> str:
 
 
 def scan(
-    files: Iterable[Path],
+    files: Iterable[FilterFile],
     kernel: str,
     work: Callable[[list[Run]], T],
     *,
@@ -110,19 +142,20 @@ def scan(
     """
     columns = weight_columns(kernel)
 
-    def task(place: tuple[Path, pq.FileMetaData, int, int]) -> tuple[T, int]:
+    def task(place: tuple[FilterFile, pq.FileMetaData, int, int]) -> tuple[T, int]:
         path, metadata, group, first = place
         runs = _runs(path, metadata, group, first, columns)
         return work(runs), sum(run.filters for run in runs)
 
-    def row_groups() -> Iterator[tuple[Path, pq.FileMetaData, int, int]]:
+    def row_groups() -> Iterator[tuple[FilterFile, pq.FileMetaData, int, int]]:
         for path in files:
             try:
-                metadata, first = pq.read_metadata(path), 0
+                metadata, first = open_parquet(path).metadata, 0
             except (OSError, pa.ArrowException) as error:
                 raise _damaged(path, f"cannot be read ({_first_line(error)})") from error
             for group in range(metadata.num_row_groups):
-                yield path, metadata, group, first
+                if isinstance(path, Path) or path.wanted(metadata, group):
+                    yield path, metadata, group, first
                 first += metadata.row_group(group).num_rows
 
     workers = threads()

@@ -226,7 +226,7 @@ def filter_schema(kernel: str) -> pa.Schema:
 
 
 def release_schema(table: str) -> pa.Schema:
-    """Schema of a table as it is published: ``models``, ``layers``, ``filters_3x3`` and so on, ``histograms``, ``bases``.
+    """Schema of a table as it is published: models, layers, filters_3x3 and so on, histograms, bases.
 
     A release has its rows in shards, so that the list of files of a model means nothing there; and maps, which the
     `datasets` library has no type for, are lists of key and value.

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from cnnfilterdb.scan import Run, scan
+from cnnfilterdb.scan import FilterFile, FilterFiles, Run, open_parquet, scan
 from cnnfilterdb.schema import weight_columns
 from cnnfilterdb.stats import Nearest, Pattern
-from cnnfilterdb.store import Store
 
 __all__ = ["nearest"]
 
 
 def nearest(
-    store: Store,
+    store: FilterFiles,
     kernel: str,
     pattern: Pattern,
     layers: set[tuple[str, int]] | None,
@@ -28,7 +25,7 @@ def nearest(
     """The filters most similar to a pattern: one scan, and memory for a few row groups.
 
     Args:
-        store: The folder.
+        store: Whose files are scanned.
         kernel: Kernel size.
         pattern: What to look for.
         layers: (model id, layer) of the layers to search; None searches all.
@@ -74,8 +71,8 @@ def _name(pattern: Pattern, which: int) -> str:
     return pattern.names[which] if which >= 0 else f"{pattern.names[-1 - which]}, negated"
 
 
-def _row(path: Path, row: int, kernel: str) -> pa.Table:
-    file = pq.ParquetFile(path, memory_map=True)
+def _row(path: FilterFile, row: int, kernel: str) -> pa.Table:
+    file = open_parquet(path)
     for group in range(file.metadata.num_row_groups):
         rows = file.metadata.row_group(group).num_rows
         if row < rows:

@@ -175,6 +175,24 @@ class Store:
 
     # ------------------------------------------------------------------------------------------------ read
 
+    @property
+    def location(self) -> str:
+        """The folder, as an absolute path."""
+        return str(self.path.resolve())
+
+    @property
+    def published(self) -> bool:
+        """False: each model has files of its own, unlike in a release."""
+        return False
+
+    @property
+    def annotated(self) -> bool:
+        """Whether there is a file of annotations."""
+        return (self.path / layout.ANNOTATIONS).exists()
+
+    def attach(self, connection: object) -> None:
+        """Nothing: DuckDB reads folders by itself."""
+
     def slug(self, model_id: str) -> str:
         """Name of the files of a model; see :func:`cnnfilterdb.layout.slug`."""
         return layout.slug(model_id)

@@ -16,7 +16,7 @@ from functools import cache
 from importlib.resources import files
 from string import Template
 
-from cnnfilterdb import overlay
+from cnnfilterdb import layout, overlay
 from cnnfilterdb.schema import weight_columns
 from cnnfilterdb.stats import Basis
 
@@ -75,10 +75,11 @@ def _coefficients(basis: Basis, scaled: list[str]) -> list[str]:
     ]
 
 
-def _kernel_block(kernel: str, basis: tuple[str, Basis] | None) -> str:
+def _kernel_block(kernel: str, basis: tuple[str, Basis] | None, published: bool) -> str:
     columns = weight_columns(kernel)
     text = _template("kernel.sql").substitute(
         kernel=kernel,
+        filters=f"/filters_{kernel}/*.parquet" if published else f"/filters/kernel={kernel}/*/*.parquet",
         columns=", ".join(columns),
         size=len(columns),
     )
@@ -109,7 +110,7 @@ def _kernel_block(kernel: str, basis: tuple[str, Basis] | None) -> str:
 def _annotations(annotated: bool) -> dict[str, str]:
     """The view of the annotations, which have no file before there is one, and what it replaces."""
     text = ", ".join(f"'{column}': 'VARCHAR'" for column in ("model_id", "column", "value"))
-    file = f"database_files('/{overlay.FILE}')"
+    file = f"database_files('/{layout.ANNOTATIONS}')"
     none = 'SELECT NULL::VARCHAR AS model_id, NULL::VARCHAR AS "column", NULL::VARCHAR AS value WHERE false'
     return {
         "annotations": f"FROM read_csv({file}, columns = {{{text}}}, header = true, auto_detect = false, "
@@ -124,20 +125,41 @@ def _annotations(annotated: bool) -> dict[str, str]:
     }
 
 
+# Where the tables are in a folder and in a release, which has lists in place of maps.
+_FOLDER = {
+    "models_columns": "*",
+    "bases": "/index/*/basis.parquet",
+    "histograms": "/index/*/histograms/*.parquet",
+}
+_RELEASE = {
+    "models_columns": "* REPLACE (map_from_entries(metrics) AS metrics, map_from_entries(original) AS original), "
+    "NULL::VARCHAR[] AS files",
+    "bases": "/bases/*.parquet",
+    "histograms": "/histograms/*.parquet",
+}
+
+
 def render(
-    path: str, kernels: Iterable[str], bases: Mapping[str, tuple[str, Basis]], *, annotated: bool = False
+    path: str,
+    kernels: Iterable[str],
+    bases: Mapping[str, tuple[str, Basis]],
+    *,
+    annotated: bool = False,
+    published: bool = False,
 ) -> str:
     """The text of ``init.sql``.
 
     Args:
-        path: Folder of the database. A client may set the variable ``cnnfilterdb_path`` beforehand to override it, for
-            instance when the folder has moved.
+        path: Folder of the database, or address of a release. A client may set the variable ``cnnfilterdb_path``
+            beforehand to override it, for instance when the folder has moved.
         kernels: Kernel sizes that are stored; 3x3 is always there.
         bases: The current basis of each kernel size that has one: kernel -> (basis id, basis).
         annotated: Whether the folder holds annotations.
+        published: Whether the tables are in the shards of a release (:mod:`cnnfilterdb.manifest`).
     """
     sizes = list(dict.fromkeys(["3x3", *kernels]))
-    parts = [_template("views.sql").substitute(path=literal(path), **_annotations(annotated))]
+    places = _RELEASE if published else _FOLDER
+    parts = [_template("views.sql").substitute(path=literal(path), **places, **_annotations(annotated))]
     parts += [_template(name).template for name in ("macros.sql", "quality.sql", "descriptors.sql", "search.sql")]
-    parts += [_kernel_block(kernel, bases.get(kernel)) for kernel in sizes]
+    parts += [_kernel_block(kernel, bases.get(kernel), published) for kernel in sizes]
     return "\n".join(parts)

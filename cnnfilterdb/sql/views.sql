@@ -1,6 +1,6 @@
--- cnnfilterdb: views and macros over a folder of Parquet files, for any DuckDB client (2.0 or later).
+-- cnnfilterdb: views and macros over Parquet files, for any DuckDB client (2.0 or later).
 --   duckdb -init init.sql
--- If the folder has moved: SET VARIABLE cnnfilterdb_path = '<folder>' before this file is run.
+-- If the files have moved: SET VARIABLE cnnfilterdb_path = '<folder>' before this file is run.
 SET VARIABLE cnnfilterdb_path = coalesce(getvariable('cnnfilterdb_path'), $path);
 
 -- Paths of files in the folder, whatever its name holds: wildcards in it are put in brackets, which makes them letters.
@@ -9,7 +9,7 @@ CREATE OR REPLACE MACRO database_files(pattern) AS
 
 -- One row per model, as it was stored.
 CREATE OR REPLACE VIEW models_stored AS
-SELECT * FROM read_parquet(database_files('/models/*.parquet'), hive_partitioning = false);
+SELECT $models_columns FROM read_parquet(database_files('/models/*.parquet'), hive_partitioning = false);
 
 -- Corrections and additions of the user: model_id, column, value (NULL: the fact is unknown).
 CREATE OR REPLACE VIEW annotations AS
@@ -40,9 +40,9 @@ FROM read_parquet(database_files('/layers/*.parquet'), hive_partitioning = false
 
 -- Fitted bases; the newest of a kernel size is the one that is used.
 CREATE OR REPLACE VIEW bases AS
-SELECT * FROM read_parquet(database_files('/index/*/basis.parquet'), hive_partitioning = false);
+SELECT * FROM read_parquet(database_files('$bases'), hive_partitioning = false);
 
 -- Histograms of the coefficients: one row per basis, recipe and layer.
 CREATE OR REPLACE VIEW histograms AS
-SELECT * FROM read_parquet(database_files('/index/*/histograms/*.parquet'), hive_partitioning = false)
+SELECT * FROM read_parquet(database_files('$histograms'), hive_partitioning = false)
 SEMI JOIN models_stored USING (model_id);

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import cnnfilterdb
-from cnnfilterdb import overlay
+from cnnfilterdb import layout
 from cnnfilterdb.cli import cli
 from cnnfilterdb.errors import CorruptError, SelectionError, UnknownModelError
 
@@ -131,7 +131,7 @@ def test_a_file_of_facts(db, tmp_path, name, text):
 def test_what_cannot_be_annotated(db, call, error, message):
     with pytest.raises(error, match=message):
         db.annotate(*call.pop("models"), **call)
-    assert not (db.path / overlay.FILE).exists()
+    assert not (db.path / layout.ANNOTATIONS).exists()
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_a_file_of_another_form(db, tmp_path, name, text, message):
     assert "\n" not in str(caught.value)
     with pytest.raises(SelectionError, match="cannot be read"):
         db.annotate(file=tmp_path / "absent.csv")
-    assert not (db.path / overlay.FILE).exists()
+    assert not (db.path / layout.ANNOTATIONS).exists()
 
 
 @pytest.mark.parametrize(
@@ -170,14 +170,14 @@ def test_a_file_of_another_form(db, tmp_path, name, text, message):
     ],
 )  # fmt: skip
 def test_verify_checks_the_file(db, text, message):
-    (db.path / overlay.FILE).write_text(text)
+    (db.path / layout.ANNOTATIONS).write_text(text)
     (problem,) = db.verify()
     assert message in problem.message
-    assert problem.path == db.path / overlay.FILE
+    assert problem.path == db.path / layout.ANNOTATIONS
     if "m7" not in text:
         with pytest.raises(CorruptError, match="annotations"):
             db.annotate("custom/m0", domain="art")
-        assert (db.path / overlay.FILE).read_text() == text
+        assert (db.path / layout.ANNOTATIONS).read_text() == text
 
 
 def test_command_line(db, tmp_path, monkeypatch, capsys):

@@ -16,6 +16,8 @@
     │   ├── BadWeightsError       weights that are NaN, infinite or otherwise unusable
     │   ├── HashMismatchError     a download whose hash is not the expected one
     │   └── DownloadError         a file that could not be brought
+    ├── RemoteError               a database that lies elsewhere could not be reached or read
+    ├── PublishError              a release could not be published
     ├── CatalogError              a catalog file that breaks its schema
     └── MissingExtraError         an optional dependency is absent (also ImportError)
 
@@ -37,6 +39,8 @@ __all__ = [
     "MissingExtraError",
     "NoConvolutionError",
     "NotADatabaseError",
+    "PublishError",
+    "RemoteError",
     "SelectionError",
     "UnknownModelError",
     "UnsafeFileError",
@@ -102,6 +106,14 @@ class HashMismatchError(IngestError):
 
 class DownloadError(IngestError):
     """A file could not be brought."""
+
+
+class RemoteError(CnnFilterDbError):
+    """A database that lies elsewhere could not be reached or read."""
+
+
+class PublishError(CnnFilterDbError):
+    """A release could not be published."""
 
 
 class CatalogError(CnnFilterDbError):

@@ -1,0 +1,141 @@
+"""The verbs that bring models into a database."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cnnfilterdb.cli.options import db_option, fact_options, open_database, quiet_option
+from cnnfilterdb.cli.output import print_shift, print_summary
+from cnnfilterdb.cli.progress import progress_bars, progress_observer, status
+
+if TYPE_CHECKING:
+    from cnnfilterdb.database import FilterDB
+    from cnnfilterdb.ingest.pipeline import IngestReport
+
+__all__ = ["add", "demo", "import_", "ingest"]
+
+
+@click.command()
+@db_option
+@click.option("--report", type=click.Path(path_type=Path, file_okay=False), default="report", show_default=True,
+              metavar="DIR", help="Folder for the pictures and the page.")  # fmt: skip
+@quiet_option
+def demo(path: Path, report: Path, quiet: bool) -> None:
+    """Bring the models of the collection `demo`, compare their domains, draw the pictures."""
+    db = open_database(path, create=True)
+    outcome = _ingest_collection(db, "demo", quiet=quiet)
+    with progress_bars(quiet) as progress:
+        db.index(progress=progress)
+    click.echo(f"\nShift between image domains (symmetric KL, nats): db.kl_shift(by='domain') in {path}\n")
+    matrix = db.kl_shift(by="domain")
+    print_shift(matrix)
+    report.mkdir(parents=True, exist_ok=True)
+    with status("drawing", quiet):
+        for name, figure in {
+            "kl_shift.png": db.plot.kl_shift(by="domain"),
+            "ridge.png": db.plot.ridge(by="domain"),
+            "eigenfilters.png": db.plot.eigenfilters(by="domain"),
+        }.items():
+            figure.savefig(report / name, dpi=150)
+        page = db.report(report / "report.html", by="domain")
+    click.echo(f"\nPictures and a page to look at: {page}")
+    click.echo(f'Next: cnnfilterdb sql --db {path} "FROM kl_shift(task)"')
+    print_summary(outcome, quiet=False)
+
+
+@click.command()
+@click.argument("source", required=False)
+@click.argument("names", nargs=-1)
+@click.option(
+    "--collection", metavar="NAME", help="A named list of the catalog, such as demo, instead of SOURCE and NAMES."
+)
+@click.option("--overwrite", is_flag=True, help="Bring models again that are there already.")
+@click.option("--fold-bn", is_flag=True, help="Fold batch normalisations into the kernels; the names get `+bn`.")
+@click.option("--allow-untrained", is_flag=True, help="Take in weights that look like random initialisation.")
+@click.option("--from", "folder", type=click.Path(path_type=Path, file_okay=False, exists=True), metavar="DIR",
+              help="Look for the files in this folder before anything is downloaded.")  # fmt: skip
+@click.option("--offline", is_flag=True, default=None, help="Ask nothing of the network.")
+@click.option("--partial", is_flag=True, default=None, help="Download the convolutions of a file only.")
+@db_option
+@quiet_option
+def ingest(
+    source: str | None, names: tuple[str, ...], collection: str | None, path: Path, quiet: bool, **options: Any
+) -> None:
+    """Bring models from SOURCE by NAMES (wildcards are fine; all of them without NAMES).
+
+    What is in the database already is skipped, so an interrupted run is finished by the same line.
+
+    \b
+      cnnfilterdb ingest pypi 'deepcr/*'
+      cnnfilterdb ingest files checkpoints/
+      cnnfilterdb ingest --collection demo
+      cnnfilterdb ingest pypi 'deepcr/*' --fold-bn
+    """
+    if (source is None) == (collection is None):
+        raise click.UsageError("give a SOURCE (pypi, files, ...) or --collection NAME")
+    db = open_database(path, create=True)
+    if collection is not None:
+        outcome = _ingest_collection(db, collection, quiet=quiet, **options)
+    else:
+        assert source is not None
+        with progress_observer(quiet) as observer:
+            outcome = db.ingest(source, names, observer=observer, **options)
+    print_summary(outcome, quiet=quiet)
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--name", required=True, help="Name of the model.")
+@fact_options
+@click.option("--overwrite", is_flag=True, help="Replace a model of that name.")
+@click.option("--fold-bn", is_flag=True, help="Fold batch normalisations into the kernels; the name gets `+bn`.")
+@db_option
+def add(file: Path, name: str, overwrite: bool, fold_bn: bool, path: Path, **facts: str | None) -> None:
+    """Add a weight FILE of your own; every other option is a fact about it."""
+    from cnnfilterdb.sql import literal
+
+    db = open_database(path, create=True)
+    known = {key: value for key, value in facts.items() if value is not None}
+    model_id = db.add(file, name, overwrite=overwrite, fold_bn=fold_bn, **known)
+    row = db.models(f"model_id = {literal(model_id)}").iloc[0]
+    click.echo(f"{model_id}: {row.conv_layers} convolution layers, {row.filters:,} filters")
+
+
+@click.command("import")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--trust", is_flag=True, help="Let pandas unpickle the table of FILE, which can run code of it.")
+@click.option("--overwrite", is_flag=True, help="Bring models again that are there already.")
+@db_option
+@quiet_option
+def import_(file: Path, trust: bool, overwrite: bool, path: Path, quiet: bool) -> None:
+    """Bring the models of FILE, the dataset.h5 that the papers have released.
+
+    What is in the database already is skipped, so an interrupted run is finished by the same line.
+
+    \b
+      cnnfilterdb import dataset.h5
+    """
+    db = open_database(path, create=True)
+    with progress_observer(quiet) as observer:
+        outcome = db.import_released(file, trust=trust, overwrite=overwrite, observer=observer)
+    print_summary(outcome, quiet=quiet)
+
+
+def _ingest_collection(db: FilterDB, name: str, *, quiet: bool, **options: Any) -> IngestReport:
+    from cnnfilterdb import catalog
+    from cnnfilterdb.ingest.pipeline import IngestReport
+
+    by_source: dict[str, list[str]] = {}
+    for source, model in catalog.expand(name):
+        by_source.setdefault(source, []).append(model)
+    outcome = IngestReport()
+    for source, models in by_source.items():
+        with progress_observer(quiet) as observer:
+            part = db.ingest(source, models, observer=observer, **options)
+        outcome.done |= part.done
+        outcome.skipped += part.skipped
+        outcome.failed += part.failed
+    return outcome

@@ -15,9 +15,13 @@ from cnnfilterdb.index import FittedBasis, Index, Progress, Projection
 from cnnfilterdb.reading import Reader
 from cnnfilterdb.schema import ModelFacts
 from cnnfilterdb.store import Problem, Store
+from cnnfilterdb.verify import Progress as ModelProgress
 
 if TYPE_CHECKING:
     from cnnfilterdb.ingest.pipeline import IngestReport, Observer
+    from cnnfilterdb.manifest import Manifest
+    from cnnfilterdb.publish.hub import Published
+    from cnnfilterdb.transfer import TransferReport
 
 __all__ = ["FilterDB"]
 
@@ -204,6 +208,89 @@ class FilterDB(Reader):
                 self._store, dataset, projector=lambda: Projection(self._index), overwrite=overwrite, observer=observer
             )
 
+    def merge(
+        self,
+        other: Reader | str | Path,
+        *,
+        where: str | None = None,
+        overwrite: bool = False,
+        keep_duplicates: bool = False,
+        progress: ModelProgress | None = None,
+    ) -> TransferReport:
+        """Take over the models of another database, with their annotations.
+
+        Models that are here already are passed over, so that an interrupted run is finished by the same call. The
+        weight of each layer is compared with its hash on the way.
+
+        Args:
+            other: A database, its folder, or the address of a release.
+            where: Condition over the columns of models, such as ``"domain LIKE 'medical%'"``: these only. Of a release
+                only their filters are fetched.
+            overwrite: Replace models of the same key that have other weights; otherwise they are reported as conflicts.
+            keep_duplicates: Take over models whose weights another one has too; otherwise they are left out.
+            progress: Called with the key of a model, the number of models done and of all.
+
+        Raises:
+            NotADatabaseError: There is none.
+            RemoteError: It cannot be reached.
+            SelectionError: A condition that cannot be answered.
+        """
+        from cnnfilterdb.transfer import merge
+
+        return merge(
+            self._store, other, where, drop_duplicates=not keep_duplicates, overwrite=overwrite, progress=progress
+        )
+
+    def publish(
+        self,
+        repo: str,
+        *,
+        version: str | None = None,
+        include_license: Sequence[str] = (),
+        private: bool = False,
+        token: str | None = None,
+        folder: str | Path | None = None,
+        verify: bool = True,
+        progress: Progress | None = None,
+    ) -> Published | Manifest:
+        """Publish a release on the Hugging Face Hub.
+
+        The database is verified and its index brought up to date; the release is built and uploaded so that readers
+        see it whole or not at all; then it is tagged. What the Hub has already is not sent again, so that a run that
+        was cut is finished by the same call. Models whose licence does not permit it, or that state none, are left out
+        and listed in the release.
+
+        Args:
+            repo: Where to, ``owner/name``; a data set that is made if there is none.
+            version: ``X.Y.Z``; by default the next minor version.
+            include_license: Licences whose models are published all the same; ``unknown`` for those that state none.
+            private: Make a new data set private.
+            token: Token of the user; by default the one that huggingface_hub knows.
+            folder: Write the release to this folder, and upload nothing.
+            verify: Check every count and every hash first.
+            progress: Called with what is being done, how much is done and how much there is.
+
+        Returns:
+            What was published; with ``folder`` the manifest of the release.
+
+        Raises:
+            PublishError: It was not published.
+            CorruptError: The database is damaged.
+        """
+        from cnnfilterdb.publish.publishing import publish
+
+        return publish(
+            self,
+            repo,
+            version=version,
+            include_license=include_license,
+            private=private,
+            token=token,
+            folder=None if folder is None else Path(folder),
+            verify=verify,
+            progress=progress,
+        )
+
     def remove(self, *model_ids: str) -> None:
         """Remove models.
 
@@ -236,11 +323,11 @@ class FilterDB(Reader):
 
     # ---------------------------------------------------------------------------------------------- private
 
-    def _connect(self) -> duckdb.DuckDBPyConnection:
+    def _connect(self, query: str = "") -> duckdb.DuckDBPyConnection:
         if not self._store.path.exists():
             raise NotADatabaseError(f"{self.path}: the database is gone")
         loaded = self._loaded
-        connection = super()._connect()
+        connection = super()._connect(query)
         if self._loaded is not None and self._loaded != loaded:
             self._store.write_init(self._loaded)
         return connection

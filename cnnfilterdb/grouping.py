@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
-from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.errors import RemoteError, SelectionError
 from cnnfilterdb.index import FittedBasis, coefficient_range, ranges
 from cnnfilterdb.scan import FilterFiles, Run, scan
 from cnnfilterdb.sql import literal
@@ -307,7 +307,13 @@ def run(connection: duckdb.DuckDBPyConnection, query: str) -> pa.Table:
     try:
         return connection.sql(query).to_arrow_table()
     except duckdb.Error as error:
-        raise SelectionError(one_line(error)) from error
+        raise unreachable(error) or SelectionError(one_line(error)) from error
+
+
+def unreachable(error: duckdb.Error) -> RemoteError | None:
+    """What a file system of Python told DuckDB, which passes on the text of a traceback; None for other errors."""
+    traceback, found, told = str(error).rpartition(f"{RemoteError.__name__}: ")
+    return RemoteError(told.partition("\n")[0]) if found and "Traceback" in traceback else None
 
 
 def one_line(error: Exception) -> str:

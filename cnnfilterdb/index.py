@@ -432,11 +432,12 @@ class Projection:
 
     Args:
         index: The index.
+        but: Keys of bases in which its histograms are known.
     """
 
-    def __init__(self, index: Index) -> None:
+    def __init__(self, index: Index, but: Iterable[str] = ()) -> None:
         self._index = index
-        self._bases = index.bases()
+        self._bases = [fitted for fitted in index.bases() if fitted.basis_id not in set(but)]
         self._model_id = ""
         self._found: dict[str, list[tuple[int, list[Histogram]]]] = {}
 

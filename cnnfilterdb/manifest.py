@@ -49,6 +49,8 @@ class ReleaseFile:
         rows: Number of rows.
         bytes: Its size.
         sha256: SHA-256 of its content, hexadecimal digits.
+        first_model: Key of the first model in it; None in a file that is not of models, or without rows.
+        last_model: Key of the last one; the models in between are sorted.
     """
 
     path: str
@@ -56,6 +58,8 @@ class ReleaseFile:
     rows: int
     bytes: int
     sha256: str
+    first_model: str | None = None
+    last_model: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

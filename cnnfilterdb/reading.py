@@ -68,18 +68,22 @@ class Reader:
         storage: Where it lies.
         bases: Its bases.
 
+    Attributes:
+        storage: Where it lies.
+
     Wherever a method takes ``where`` or ``by``, it is a SQL expression over the columns of the view ``facts``: every
     column of the models and the layers table (``name`` is the model's, ``layer_name`` the layer's).
     """
 
     def __init__(self, storage: Storage, bases: Bases) -> None:
-        self._storage = storage
+        self.storage = storage
         self._bases = bases
         self._connection: duckdb.DuckDBPyConnection | None = None
         self._loaded: str | None = None
+        self._named: set[str] = set()  # kernel sizes whose views were asked for
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._storage.location!r}: {len(self._storage.model_ids())} models)"
+        return f"{type(self).__name__}({self.storage.location!r}: {len(self.storage.model_ids())} models)"
 
     def __enter__(self) -> Self:
         return self
@@ -96,7 +100,7 @@ class Reader:
     @property
     def location(self) -> str:
         """Where the database lies: the absolute path of a folder, or an address."""
-        return self._storage.location
+        return self.storage.location
 
     @property
     def name(self) -> str:
@@ -142,13 +146,14 @@ class Reader:
             rows: Rows per batch.
         """
         # A half-read result blocks its connection, so a stream gets one of its own.
-        cursor = self._connect().cursor()
+        query = self._filters(where, kernel)
+        cursor = self._connect(query).cursor()
         try:
-            cursor.execute("SET VARIABLE cnnfilterdb_path = $path", {"path": self._storage.location})
+            cursor.execute("SET VARIABLE cnnfilterdb_path = $path", {"path": self.storage.location})
             try:
-                reader = cursor.sql(self._filters(where, kernel)).to_arrow_reader(rows)
+                reader = cursor.sql(query).to_arrow_reader(rows)
             except duckdb.Error as error:
-                raise SelectionError(groupings.one_line(error)) from error
+                raise groupings.unreachable(error) or SelectionError(groupings.one_line(error)) from error
             yield from reader
         finally:
             cursor.close()
@@ -169,9 +174,9 @@ class Reader:
         if any(re.search(rf"\b{name}", query) for name in sqltext.NEEDS_INDEX):
             self._ensure_index()
         try:
-            return self._connect().sql(query, params=parameters or None)
+            return self._connect(query).sql(query, params=parameters or None)
         except duckdb.Error as error:
-            raise SelectionError(str(error)) from error
+            raise groupings.unreachable(error) or SelectionError(str(error)) from error
 
     # ------------------------------------------------------------------------------------------- statistics
 
@@ -259,7 +264,7 @@ class Reader:
             chosen = stats.Basis.fit(moments_of(rows, kernel), kernel)
         _check_kernel(chosen, kernel)
         return groupings.scanned(
-            self._storage,
+            self.storage,
             question,
             rows,
             chosen,
@@ -462,7 +467,7 @@ class Reader:
             SelectionError: A condition that cannot be answered, or another ``per``.
         """
         if per == "layer":
-            return description.of_layers(self._storage, self._connect(), where, kernel)
+            return description.of_layers(self.storage, self._connect(), where, kernel)
         if per != "filter":
             raise SelectionError(f"per: {per!r} is none of filter, layer")
         batches = list(self.descriptor_batches(where, kernel))
@@ -502,14 +507,14 @@ class Reader:
         size = kernel_name(*np.shape(kernel))
         if limit < 1:
             raise SelectionError(f"limit: {limit} given; at least 1 is needed")
-        if size not in self._storage.kernels():
-            there = ", ".join(self._storage.kernels()) or "none"
-            raise SelectionError(f"no {size} filters in {self._storage.location}; there are: {there}")
+        if size not in self.storage.kernels():
+            there = ", ".join(self.storage.kernels()) or "none"
+            raise SelectionError(f"no {size} filters in {self.storage.location}; there are: {there}")
         layers = None
         if where is not None:
             rows = groupings.selection(self._connect(), Grouping("true", where, size, all_layers=True))
             layers = set(zip(rows["model_id"].to_pylist(), rows["layer"].to_pylist(), strict=True))
-        table: pd.DataFrame = search.nearest(self._storage, size, pattern, layers, limit).to_pandas()
+        table: pd.DataFrame = search.nearest(self.storage, size, pattern, layers, limit).to_pandas()
         return table
 
     def shared_models(self) -> pd.DataFrame:
@@ -549,16 +554,24 @@ class Reader:
 
     def verify(self, progress: ModelProgress | None = None) -> list[Problem]:
         """Check every count and every hash; an empty list means that all is well."""
-        return self._storage.verify(progress=progress)
+        return self.storage.verify(progress=progress)
 
     # ---------------------------------------------------------------------------------------------- private
 
-    def _connect(self) -> duckdb.DuckDBPyConnection:
-        """The connection, with views and macros that match what is stored."""
-        storage = self._storage
+    def _connect(self, query: str = "") -> duckdb.DuckDBPyConnection:
+        """The connection, with views and macros that match what is stored.
+
+        The views of a release that a query does not name are not made: each would fetch the end of a file.
+        """
+        storage = self.storage
+        kernels = storage.kernels()
+        if storage.published:
+            self._named |= {kernel for kernel in kernels if re.search(rf"_{kernel}\b", query)}
+            self._named |= {"3x3"} if "svd_coefficients" in query else set()
+            kernels = [kernel for kernel in kernels if kernel in self._named]
         current = {kernel: (fitted.basis_id, fitted.basis) for kernel, fitted in self._bases.current().items()}
         text = sqltext.render(
-            storage.location, storage.kernels(), current, annotated=storage.annotated, published=storage.published
+            storage.location, kernels, current, annotated=storage.annotated, published=storage.published
         )
         if self._connection is None:
             self._connection = duckdb.connect()
@@ -567,12 +580,15 @@ class Reader:
             self._connection.execute("SET VARIABLE cnnfilterdb_path = $path", {"path": storage.location})
             storage.attach(self._connection)
         if text != self._loaded:
-            self._connection.execute(text)
+            try:
+                self._connection.execute(text)
+            except duckdb.Error as error:
+                raise groupings.unreachable(error) or error from None
             self._loaded = text
         return self._connection
 
     def _frame(self, query: str) -> pd.DataFrame:
-        frame: pd.DataFrame = groupings.run(self._connect(), query).to_pandas()
+        frame: pd.DataFrame = groupings.run(self._connect(query), query).to_pandas()
         return frame
 
     def _chosen(self, where: str | None) -> str:
@@ -583,9 +599,12 @@ class Reader:
     def _filters(self, where: str | None, kernel: str) -> str:
         kernel_shape(kernel)
         view = sqltext.identifier(f"filters_{kernel}")
-        return (
-            f"SELECT * EXCLUDE (w) FROM {view} {self._chosen(where)} ORDER BY model_id, layer, out_channel, in_channel"
-        )
+        chosen = self._chosen(where)
+        if where and self.storage.published:
+            # Constants are compared with the statistics of row groups: those of other models are not fetched.
+            ids = groupings.run(self._connect(), f"SELECT DISTINCT model_id FROM facts WHERE {where}")["model_id"]
+            chosen += f" WHERE model_id IN ({', '.join(map(sqltext.literal, ids.to_pylist())) or 'NULL'})"
+        return f"SELECT * EXCLUDE (w) FROM {view} {chosen} ORDER BY model_id, layer, out_channel, in_channel"
 
     def _ensure_index(self) -> None:
         """Bring the index up to date, where this can be done."""
@@ -598,7 +617,7 @@ class Reader:
         if kernel not in current:
             there = ", ".join(current) or "none"
             raise SelectionError(
-                f"no basis for {kernel} kernels in {self._storage.location} (there is: {there}); "
+                f"no basis for {kernel} kernels in {self.storage.location} (there is: {there}); "
                 "ingest models with kernels of that size first"
             )
         return current[kernel]

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cnnfilterdb.errors import CorruptError
+from cnnfilterdb.errors import CnnFilterDbError, CorruptError, RemoteError
 from cnnfilterdb.runners import ahead
 from cnnfilterdb.schema import weight_columns
 
@@ -97,7 +97,7 @@ def _runs(path: FilterFile, metadata: pq.FileMetaData, group: int, first: int, c
         # The key is the same in every row, and is not spelt out for each.
         file = open_parquet(path, metadata=metadata, read_dictionary=["model_id"])
         table = file.read_row_group(group, columns=names, use_threads=False)
-    except (OSError, pa.ArrowException) as error:
+    except _failures(path) as error:
         raise _damaged(path, f"row group {group} cannot be read ({_first_line(error)})") from error
     if missing := [name for name in names if name not in table.column_names]:
         raise _damaged(path, f"no column {missing[0]}; expected {', '.join(names)}")
@@ -113,7 +113,14 @@ def _runs(path: FilterFile, metadata: pq.FileMetaData, group: int, first: int, c
     ]
 
 
-def _damaged(path: FilterFile, what: str) -> CorruptError:
+def _failures(path: FilterFile) -> tuple[type[Exception], ...]:
+    """What reading a file may raise; file systems that are elsewhere have errors of their own."""
+    return (OSError, pa.ArrowException) if isinstance(path, Path) else (Exception,)
+
+
+def _damaged(path: FilterFile, what: str) -> CnnFilterDbError:
+    if not isinstance(path, Path):
+        return RemoteError(f"{path}: {what}; check the network and try again")
     return CorruptError(f"{path}: {what}; run `cnnfilterdb verify`, remove the model and bring it again")
 
 
@@ -151,7 +158,7 @@ def scan(
         for path in files:
             try:
                 metadata, first = open_parquet(path).metadata, 0
-            except (OSError, pa.ArrowException) as error:
+            except _failures(path) as error:
                 raise _damaged(path, f"cannot be read ({_first_line(error)})") from error
             for group in range(metadata.num_row_groups):
                 if isinstance(path, Path) or path.wanted(metadata, group):

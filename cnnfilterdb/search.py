@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from cnnfilterdb.scan import FilterFile, FilterFiles, Run, open_parquet, scan
 from cnnfilterdb.schema import weight_columns
@@ -55,7 +56,8 @@ def nearest(
     best = Nearest(limit)
     for found in scan(files, kernel, search, progress=progress):
         best.merge(found)
-    rows = [_row(files[file], int(row), kernel) for file, row, _ in best.places.reshape(-1, 3).tolist()]
+    lookup = _Lookup(files, kernel)
+    rows = [lookup.row(file, int(row)) for file, row, _ in best.places.reshape(-1, 3).tolist()]
     names = [_name(pattern, int(which)) for which in best.places.reshape(-1, 3)[:, 2]]
     table = pa.concat_tables(rows) if rows else pa.table({name: [] for name in _columns(kernel)})
     return table.add_column(0, "variant", pa.array(names, pa.string())).add_column(
@@ -71,11 +73,25 @@ def _name(pattern: Pattern, which: int) -> str:
     return pattern.names[which] if which >= 0 else f"{pattern.names[-1 - which]}, negated"
 
 
-def _row(path: FilterFile, row: int, kernel: str) -> pa.Table:
-    file = open_parquet(path)
-    for group in range(file.metadata.num_row_groups):
-        rows = file.metadata.row_group(group).num_rows
-        if row < rows:
-            return file.read_row_group(group, columns=_columns(kernel)).slice(row, 1)
-        row -= rows
-    raise AssertionError("a scan gives rows of the file that it reads")
+class _Lookup:
+    """Rows of files by their number; each row group is read once."""
+
+    def __init__(self, files: Sequence[FilterFile], kernel: str) -> None:
+        self._files = files
+        self._columns = _columns(kernel)
+        self._open: dict[int, pq.ParquetFile] = {}
+        self._groups: dict[tuple[int, int], pa.Table] = {}
+
+    def row(self, number: int, row: int) -> pa.Table:
+        """A row of the file of that number."""
+        if number not in self._open:
+            self._open[number] = open_parquet(self._files[number])
+        file = self._open[number]
+        for group in range(file.metadata.num_row_groups):
+            rows = file.metadata.row_group(group).num_rows
+            if row < rows:
+                if (number, group) not in self._groups:
+                    self._groups[number, group] = file.read_row_group(group, columns=self._columns)
+                return self._groups[number, group].slice(row, 1)
+            row -= rows
+        raise AssertionError("a scan gives rows of the file that it reads")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,8 @@ import pyarrow.parquet as pq
 
 from cnnfilterdb import layout
 from cnnfilterdb.disk import sha256
+from cnnfilterdb.errors import CorruptError
+from cnnfilterdb.rows import Rows
 from cnnfilterdb.schema import BASES, HISTOGRAMS, LAYERS, MODELS, filter_schema, kernel_name, weight_columns
 from cnnfilterdb.stats import Moments
 
@@ -202,7 +204,7 @@ class _Check:
             expected = stored.filter(pc.equal(stored["kernel"], kernel)).select(columns)
             try:
                 self._filter_file(path, kernel, expected)
-            except (_Damaged, OSError, ValueError, pa.ArrowException) as error:
+            except (_Damaged, CorruptError, OSError, ValueError, pa.ArrowException) as error:
                 self._problem(path, f"cannot be read: {_reason(error)}")
 
     def _filter_file(self, path: str, kernel: str, layers: pa.Table) -> None:
@@ -213,7 +215,7 @@ class _Check:
             if rows != expected:
                 self._problem(path, f"{rows:,} filters, expected {expected:,} by the layers table")
                 return
-            rows_of = _Rows(file, kernel)
+            rows_of = Rows(file.iter_batches(_BATCH, use_threads=False), kernel)
             for batch in layers.to_batches(max_chunksize=1):
                 (layer,) = batch.to_pylist()
                 self._layer(path, layer, *rows_of.take(layer["filters"]))
@@ -280,37 +282,6 @@ class _Check:
                 self._problem(path, f"{where}: its counts do not add up to its {row['filters']:,} filters")
             elif row["filters"] != filters.get(row["layer"], row["filters"]):
                 self._problem(path, f"{where}: {row['filters']:,} filters, the layer has {filters[row['layer']]:,}")
-
-
-class _Rows:
-    """Takes rows off the front of a file of filters, a batch in memory at a time."""
-
-    def __init__(self, file: pq.ParquetFile, kernel: str) -> None:
-        self._columns = weight_columns(kernel)
-        self._batches: Iterator[pa.RecordBatch] = file.iter_batches(_BATCH, use_threads=False)
-        self._batch: pa.RecordBatch | None = None
-
-    def take(self, count: int) -> tuple[set[str], npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-        """The next rows: their models, (3, count) layer, out and in channel, and (count, weights), C-contiguous."""
-        models: set[str] = set()
-        keys = np.empty((3, count), np.int32)
-        weights = np.empty((count, len(self._columns)), "<f4")
-        start = 0
-        while start < count:
-            if self._batch is None or not self._batch.num_rows:
-                self._batch = next(self._batches, None)
-                if self._batch is None:
-                    raise _Damaged(f"ends {count - start:,} filters early")
-            part = self._batch.slice(0, count - start)
-            stop = start + part.num_rows
-            models.update(pc.unique(part["model_id"]).to_pylist())
-            for number, column in enumerate(("layer", "out_channel", "in_channel")):
-                keys[number, start:stop] = part[column]
-            for number, column in enumerate(self._columns):
-                weights[start:stop, number] = part[column]
-            self._batch = self._batch.slice(part.num_rows)
-            start = stop
-        return models, keys, weights
 
 
 def _close(found: list[float] | None, expected: npt.NDArray[np.float64]) -> bool:

@@ -152,12 +152,12 @@ def render(
     Args:
         path: Folder of the database, or address of a release. A client may set the variable ``cnnfilterdb_path``
             beforehand to override it, for instance when the folder has moved.
-        kernels: Kernel sizes that are stored; 3x3 is always there.
+        kernels: Kernel sizes whose views are made; of a folder 3x3 is always there.
         bases: The current basis of each kernel size that has one: kernel -> (basis id, basis).
         annotated: Whether the folder holds annotations.
         published: Whether the tables are in the shards of a release (:mod:`cnnfilterdb.manifest`).
     """
-    sizes = list(dict.fromkeys(["3x3", *kernels]))
+    sizes = list(kernels) if published else list(dict.fromkeys(["3x3", *kernels]))
     places = _RELEASE if published else _FOLDER
     parts = [_template("views.sql").substitute(path=literal(path), **places, **_annotations(annotated))]
     parts += [_template(name).template for name in ("macros.sql", "quality.sql", "descriptors.sql", "search.sql")]

@@ -68,7 +68,7 @@ WITH chosen AS (
            h.below, h.above, h.low, h.high
     -- The rows of models that are gone match nothing, so the view `histograms`, which leaves them out, is not needed.
     FROM weighted AS w LEFT JOIN (
-        SELECT * FROM read_parquet(database_files('/index/*/histograms/*.parquet'), hive_partitioning = false) AS inner_h
+        SELECT * FROM read_parquet(histogram_files(), hive_partitioning = false) AS inner_h
         WHERE inner_h.basis_id = (SELECT basis_id FROM chosen)
           AND inner_h.recipe = CASE WHEN recipe IN ('cvpr2022', 'medneurips2022') THEN recipe
                                     ELSE error('recipe: ''' || recipe || ''' is none of cvpr2022, medneurips2022') END

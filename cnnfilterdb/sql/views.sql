@@ -42,7 +42,9 @@ FROM read_parquet(database_files('/layers/*.parquet'), hive_partitioning = false
 CREATE OR REPLACE VIEW bases AS
 SELECT * FROM read_parquet(database_files('$bases'), hive_partitioning = false);
 
+CREATE OR REPLACE MACRO histogram_files() AS database_files('$histograms');
+
 -- Histograms of the coefficients: one row per basis, recipe and layer.
 CREATE OR REPLACE VIEW histograms AS
-SELECT * FROM read_parquet(database_files('$histograms'), hive_partitioning = false)
+SELECT * FROM read_parquet(histogram_files(), hive_partitioning = false)
 SEMI JOIN models_stored USING (model_id);

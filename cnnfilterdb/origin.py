@@ -1,0 +1,225 @@
+"""Databases as origins of models: whole models out of a folder or a release, one at a time."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from cnnfilterdb import layout, overlay
+from cnnfilterdb.blocks import reaching
+from cnnfilterdb.disk import writing
+from cnnfilterdb.errors import CorruptError
+from cnnfilterdb.index import Bases, Index
+from cnnfilterdb.release import Release, ReleaseBases, ReleaseShard, model_of
+from cnnfilterdb.rows import Rows
+from cnnfilterdb.store import Store
+
+__all__ = ["FolderOrigin", "Origin", "ReleaseOrigin"]
+
+_BATCH = 64 * 1024  # rows read at a time
+_CHUNK = 4 << 20  # bytes fetched at a time
+
+
+class Origin(ABC):
+    """What models are taken from.
+
+    Attributes:
+        location: Where it lies.
+        bases: Its bases.
+    """
+
+    location: str
+    bases: Bases
+
+    @abstractmethod
+    def models(self) -> pa.Table:
+        """The models table, sorted by ``model_id``."""
+
+    @abstractmethod
+    def layers(self, model_id: str | None = None) -> pa.Table:
+        """The layers of one model or of all, in order."""
+
+    @abstractmethod
+    def rows(self, model_id: str, kernel: str) -> Rows:
+        """The filters of one kernel size of a model."""
+
+    @abstractmethod
+    def histograms(self, model_id: str) -> dict[str, pa.Table]:
+        """The histograms of a model in each basis: basis id -> rows of the histograms table."""
+
+    def annotations(self) -> overlay.Facts:
+        """Corrections that are not part of the models table."""
+        return {}
+
+    @cached_property
+    def facts(self) -> dict[str, dict[str, Any]]:
+        """The rows of the models table by model."""
+        return {row["model_id"]: _row(row) for row in self.models().to_pylist()}
+
+    def signatures(self) -> dict[str, str]:
+        """What a model is by its weights: a hash of the hashes of its layers; none for a model without filters."""
+        return signatures(self.layers())
+
+
+def signatures(layers: pa.Table) -> dict[str, str]:
+    """See :meth:`Origin.signatures`; from ``model_id``, ``kernel``, ``stored`` and ``tensor_sha256`` of all layers."""
+    hashes: dict[str, list[str]] = defaultdict(list)
+    columns = (layers[name].to_pylist() for name in ("model_id", "kernel", "stored", "tensor_sha256"))
+    for model_id, kernel, stored, digest in zip(*columns, strict=True):
+        if stored:
+            hashes[model_id].append(f"{kernel} {digest}")
+    return {model_id: hashlib.sha256("\n".join(of).encode()).hexdigest() for model_id, of in hashes.items()}
+
+
+def _row(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of the models table, with mappings for what Arrow gives as pairs."""
+    for name in ("metrics", "original"):
+        if row[name] is not None:
+            row[name] = {pair["key"]: pair["value"] for pair in row[name]} if _entries(row[name]) else dict(row[name])
+    row.pop("files", None)
+    return row
+
+
+def _entries(value: list[Any]) -> bool:
+    return bool(value) and isinstance(value[0], dict)
+
+
+class FolderOrigin(Origin):
+    """The models of a database folder.
+
+    Args:
+        store: The folder.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.location = store.location
+        self.bases = Index(store)
+
+    def models(self) -> pa.Table:
+        """The models table as it was stored."""
+        return self._store.models()
+
+    def layers(self, model_id: str | None = None) -> pa.Table:
+        """The layers of one model or of all."""
+        return self._store.layers(None if model_id is None else [model_id])
+
+    def rows(self, model_id: str, kernel: str) -> Rows:
+        """The filters of one kernel size of a model."""
+        (path,) = self._store.filter_files(kernel, [model_id])
+        return Rows(pq.ParquetFile(path).iter_batches(_BATCH, use_threads=False), kernel)
+
+    def histograms(self, model_id: str) -> dict[str, pa.Table]:
+        """The histograms of a model in each basis."""
+        slug = self._store.slug(model_id)
+        paths = {
+            fitted.basis_id: self._store.path / layout.histograms_path(fitted.basis_id, slug)
+            for fitted in self.bases.bases()
+        }
+        return {basis_id: pq.ParquetFile(path).read() for basis_id, path in paths.items() if path.exists()}
+
+    def annotations(self) -> overlay.Facts:
+        """The annotations of the folder."""
+        return overlay.read(self._store.path)
+
+
+class ReleaseOrigin(Origin):
+    """The models of a release.
+
+    Its small tables are fetched whole, and their hashes compared with the manifest; of the filters the row groups of
+    the models that are asked for are fetched, which the hashes of their layers prove.
+
+    Args:
+        release: The release.
+        folder: Where the small tables are kept meanwhile.
+    """
+
+    def __init__(self, release: Release, folder: Path) -> None:
+        self._release = release
+        self._folder = folder
+        self.location = release.location
+        self.bases = ReleaseBases(lambda: self._table("bases").to_table())
+        self._lock = Lock()
+        self._groups: dict[str, tuple[pq.FileMetaData, dict[str, list[int]]]] = {}
+
+    def models(self) -> pa.Table:
+        """The models table."""
+        return self._table("models").to_table()
+
+    def layers(self, model_id: str | None = None) -> pa.Table:
+        """The layers of one model or of all."""
+        table = self._table("layers").to_table(filter=None if model_id is None else pc.field("model_id") == model_id)
+        return table.sort_by([("model_id", "ascending"), ("layer", "ascending")])
+
+    def rows(self, model_id: str, kernel: str) -> Rows:
+        """The filters of one kernel size of a model."""
+        return Rows(self._batches(model_id, kernel), kernel)
+
+    def histograms(self, model_id: str) -> dict[str, pa.Table]:
+        """The histograms of a model in each basis."""
+        table = self._table("histograms").to_table(filter=pc.field("model_id") == model_id)
+        keys = pc.unique(table["basis_id"]).to_pylist()
+        return {key: table.filter(pc.equal(table["basis_id"], key)) for key in keys}
+
+    def _batches(self, model_id: str, kernel: str) -> Iterator[pa.RecordBatch]:
+        for shard in self._release.filter_files(kernel, [model_id]):
+            with reaching(shard.path):
+                metadata, groups = self._row_groups(shard)
+                if model_id not in groups:
+                    continue
+                file = shard.open(metadata=metadata)
+            for group in groups[model_id]:
+                with reaching(shard.path):
+                    rows = file.read_row_group(group, use_threads=False)
+                yield from rows.to_batches(max_chunksize=_BATCH)
+
+    def _row_groups(self, shard: ReleaseShard) -> tuple[pq.FileMetaData, dict[str, list[int]]]:
+        """The footer of a file, which is fetched once, and the row groups of each model in it."""
+        with self._lock:
+            if shard.path not in self._groups:
+                metadata = shard.open().metadata
+                groups: dict[str, list[int]] = defaultdict(list)
+                for group in range(metadata.num_row_groups):
+                    if metadata.row_group(group).num_rows:
+                        groups[model_of(metadata, group)].append(group)
+                self._groups[shard.path] = (metadata, groups)
+            return self._groups[shard.path]
+
+    def _table(self, name: str) -> ds.Dataset:
+        return ds.dataset([str(self._fetched(file.path)) for file in self._release.manifest.of(name)], format="parquet")
+
+    def _fetched(self, path: str) -> Path:
+        """The local copy of a file, checked by its hash."""
+        (expected,) = [file for file in self._release.manifest.files if file.path == path]
+        target = self._folder / path
+        if target.exists():
+            return target
+        where, digest = f"{self.location}/{path}", hashlib.sha256()
+        with writing(self._folder):
+            target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(target.name + ".part")
+        with reaching(where), self._release.filesystem.open(self._release.path(path), "rb") as content:
+            with writing(part):
+                out = part.open("wb")
+            with out:
+                while data := content.read(_CHUNK):
+                    digest.update(data)
+                    with writing(part):
+                        out.write(data)
+        if digest.hexdigest() != expected.sha256:
+            raise CorruptError(
+                f"{where}: SHA-256 {digest.hexdigest()}, expected {expected.sha256}; try again, or publish it again"
+            )
+        part.replace(target)
+        return target

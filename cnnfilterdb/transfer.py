@@ -1,0 +1,294 @@
+"""Models out of one database into another: what pulling a release and merging two folders have in common.
+
+Each model is written as an ingest writes it, whole or not at all, and the weight of each layer is compared with its
+hash on the way. So a run that was cut goes on where it stopped, and what arrives is what was stored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+
+import cnnfilterdb
+from cnnfilterdb import layout, overlay
+from cnnfilterdb.disk import move, writing
+from cnnfilterdb.errors import CnnFilterDbError, CorruptError
+from cnnfilterdb.index import FittedBasis, Index, Projection, basis_table
+from cnnfilterdb.origin import FolderOrigin, Origin, ReleaseOrigin, signatures
+from cnnfilterdb.reading import Reader
+from cnnfilterdb.release import Release
+from cnnfilterdb.rows import Rows
+from cnnfilterdb.runners import ahead
+from cnnfilterdb.store import Store
+from cnnfilterdb.writer import Writer
+
+__all__ = ["TransferReport", "address", "merge", "pull", "transfer"]
+
+# Each waits for the network or for the disk most of the time.
+_WRITERS = 4
+
+# Name of the folder that holds the small tables of a release meanwhile
+_FETCHED = "fetched"
+
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+
+_IDENTITY = ["model_id", "kernel", "stored", "tensor_sha256"]
+
+#: Called with the key of a model, the number of models done and of all.
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(slots=True)
+class TransferReport:
+    """What became of each model.
+
+    Attributes:
+        done: Models taken over: model id -> stored filters.
+        skipped: Models that were there already.
+        duplicates: Models left out because another one has the same weights: model id -> that one.
+        conflicts: Models that are there under the same key with other weights, and were kept.
+        failed: Models that could not be taken over, with the reason.
+    """
+
+    done: dict[str, int] = field(default_factory=dict)
+    skipped: list[str] = field(default_factory=list)
+    duplicates: dict[str, str] = field(default_factory=dict)
+    conflicts: list[str] = field(default_factory=list)
+    failed: dict[str, CnnFilterDbError] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """One line of counts.
+
+        >>> str(TransferReport(done={"pypi/a": 10}, conflicts=["pypi/b"]))
+        '1 done, 0 skipped, 0 duplicates, 1 conflicts, 0 failed'
+        """
+        parts = ("done", "skipped", "duplicates", "conflicts", "failed")
+        return ", ".join(f"{len(getattr(self, name))} {name}" for name in parts)
+
+
+def pull(
+    location: str | Path,
+    path: str | Path,
+    *,
+    where: str | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    **options: Any,
+) -> TransferReport:
+    """Bring a release, or part of it, into a database folder.
+
+    Models that are there already are passed over, so that an interrupted run is finished by the same call. The weight
+    of each layer is compared with its hash on the way. A folder without bases takes over those of the release, and then
+    gives the same numbers.
+
+    Args:
+        location: ``owner/name`` or ``owner/name@v1.0.0`` on the Hugging Face Hub, or the address or folder of a
+            release.
+        path: The folder of the database; it is made if it is missing.
+        where: Condition over the columns of models, such as ``"domain LIKE 'medical%'"``: only these are fetched.
+        overwrite: Replace models of the same key that have other weights; otherwise they are reported as conflicts.
+        progress: Called with the key of a model, the number of models done and of all.
+        **options: For an address, those of its fsspec file system, such as ``token``.
+
+    Returns:
+        What became of each model; one that fails does not stop the others.
+
+    Raises:
+        RemoteError: It cannot be reached.
+        NotADatabaseError: No release lies there, or the path is something else than a database.
+        SelectionError: A condition that cannot be answered.
+    """
+    with cnnfilterdb.open(address(location), create=False, **options) as reader:
+        store = Store.create(path)
+        return merge(store, reader, where, overwrite=overwrite, progress=progress)
+
+
+def address(location: str | Path) -> str | Path:
+    """Where a release lies: what looks like a repository of the Hub, and is no folder, is one.
+
+    >>> address("owner/name@v1.0.0")
+    'hf://datasets/owner/name@v1.0.0'
+    >>> address("s3://bucket/folder")
+    's3://bucket/folder'
+    """
+    text = str(location)
+    if _REPOSITORY.fullmatch(text) and not Path(text).exists():
+        return f"hf://datasets/{text}"
+    return location
+
+
+def merge(
+    store: Store,
+    other: Reader | str | Path,
+    where: str | None = None,
+    *,
+    drop_duplicates: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> TransferReport:
+    """Take over the models of another database; see :meth:`cnnfilterdb.FilterDB.merge`."""
+    if not isinstance(other, Reader):
+        with cnnfilterdb.open(other, create=False) as reader:
+            return merge(store, reader, where, drop_duplicates=drop_duplicates, overwrite=overwrite, progress=progress)
+    model_ids = None if where is None else list(other.models(where)["model_id"])
+    settings: dict[str, Any] = {"drop_duplicates": drop_duplicates, "overwrite": overwrite, "progress": progress}
+    if isinstance(other.storage, Store):
+        return transfer(store, FolderOrigin(other.storage), model_ids, **settings)
+    assert isinstance(other.storage, Release)
+    with store.staging(_FETCHED) as folder:
+        return transfer(store, ReleaseOrigin(other.storage, folder), model_ids, **settings)
+
+
+def transfer(
+    store: Store,
+    origin: Origin,
+    model_ids: Iterable[str] | None = None,
+    *,
+    drop_duplicates: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> TransferReport:
+    """Take models over.
+
+    A database that has no basis for a kernel size takes over the one of the origin, with the histograms in it, so that
+    both give the same numbers; in bases of its own the models are projected.
+
+    Args:
+        store: Where to.
+        origin: Where from.
+        model_ids: These models only.
+        drop_duplicates: Leave out a model whose weights another one has, there or earlier in the origin.
+        overwrite: Replace models of the same key that have other weights.
+        progress: Called with the key of a model, the number of models done and of all.
+
+    Returns:
+        What became of each model; one that fails does not stop the others.
+    """
+    index = Index(store)
+    wanted = sorted(origin.facts if model_ids is None else model_ids)
+    report = TransferReport()
+    taken = _take_bases(index, origin)
+    chosen = _choose(store, origin, wanted, report, drop_duplicates=drop_duplicates, overwrite=overwrite)
+    done = len(wanted) - len(chosen)
+
+    def take(model_id: str) -> int:
+        with store.writer(model_id, overwrite=overwrite) as writer:
+            return _write(writer, origin, model_id, index, taken)
+
+    with closing(ahead(take, chosen, threads=_WRITERS, window=2 * _WRITERS)) as models:
+        for model_id, filters in models:
+            try:
+                report.done[model_id] = filters.result()
+            except CnnFilterDbError as error:
+                report.failed[model_id] = error
+            done += 1
+            if progress:
+                progress(model_id, done, len(wanted))
+    _annotate(store, origin, report.done)
+    return report
+
+
+def _choose(
+    store: Store,
+    origin: Origin,
+    wanted: list[str],
+    report: TransferReport,
+    *,
+    drop_duplicates: bool,
+    overwrite: bool,
+) -> list[str]:
+    """The models to take over, in order; the others go into the report."""
+    new = origin.signatures()
+    old = signatures(store.layers(columns=_IDENTITY))
+    holder = {signature: model_id for model_id, signature in old.items()}
+    chosen = []
+    for model_id in wanted:
+        signature = new.get(model_id)
+        if store.has(model_id):
+            if old.get(model_id) == signature:
+                report.skipped.append(model_id)
+                continue
+            if not overwrite:
+                report.conflicts.append(model_id)
+                continue
+        elif drop_duplicates and signature in holder:
+            report.duplicates[model_id] = holder[signature]
+            continue
+        if signature is not None:
+            holder.setdefault(signature, model_id)
+        chosen.append(model_id)
+    return chosen
+
+
+def _take_bases(index: Index, origin: Origin) -> set[str]:
+    """Take over the bases of kernel sizes that have none yet.
+
+    Returns:
+        Keys of the bases that both have.
+    """
+    own = index.current()
+    for kernel, fitted in origin.bases.current().items():
+        if kernel not in own:
+            _write_basis(index.store, fitted)
+    return {fitted.basis_id for fitted in index.bases()} & {fitted.basis_id for fitted in origin.bases.bases()}
+
+
+def _write_basis(store: Store, fitted: FittedBasis) -> None:
+    with store.staging(fitted.basis_id) as folder:
+        target = store.path / layout.basis_path(fitted.basis_id)
+        with writing(target):
+            pq.write_table(basis_table(fitted), folder / target.name, compression="zstd", write_page_checksum=True)
+            move(folder / target.name, target)
+
+
+def _write(writer: Writer, origin: Origin, model_id: str, index: Index, known: set[str]) -> int:
+    """Write one model; its histograms come from the origin where both have the basis."""
+    histograms = {basis_id: table for basis_id, table in origin.histograms(model_id).items() if basis_id in known}
+    projection = Projection(index, but=histograms)
+    projection.begin(model_id)
+    rows: dict[str, Rows] = {}
+    total = 0
+    for layer in origin.layers(model_id).to_pylist():
+        number, kernel = layer["layer"], layer["kernel"]
+        if not layer["stored"]:
+            writer.add_layer(layer, None)
+            continue
+        if kernel not in rows:
+            rows[kernel] = origin.rows(model_id, kernel)
+        weight = _weight(rows[kernel], layer, f"{origin.location}: {model_id}, layer {number} ({layer['name']})")
+        writer.add_layer(layer, weight)
+        projection.add(number, kernel, weight.reshape(-1, weight.shape[2] * weight.shape[3]))
+        total += layer["filters"]
+    for basis_id, table in histograms.items():
+        writer.add_index(basis_id, table)
+    projection.finish(writer)
+    writer.commit(origin.facts[model_id])
+    return total
+
+
+def _weight(rows: Rows, layer: dict[str, Any], what: str) -> npt.NDArray[np.float32]:
+    """The weight of a layer, compared with its hash."""
+    try:
+        models, keys, weights = rows.take(layer["filters"])
+    except CorruptError as error:
+        raise CorruptError(f"{what}: {error}; publish it again, or leave the model out") from error
+    digest = hashlib.sha256(weights.data).hexdigest()
+    if models != {layer["model_id"]} or (keys[0] != layer["layer"]).any() or digest != layer["tensor_sha256"]:
+        raise CorruptError(f"{what}: SHA-256 of its weight is {digest}, expected {layer['tensor_sha256']}; try again")
+    out_channels = layer["out_channels"] or 1
+    return weights.reshape(out_channels, -1, layer["kernel_h"], layer["kernel_w"]).astype(np.float32, copy=False)
+
+
+def _annotate(store: Store, origin: Origin, model_ids: Iterable[str]) -> None:
+    told = {model_id: facts for model_id, facts in origin.annotations().items() if model_id in set(model_ids)}
+    if told:
+        overlay.change(store, lambda known: known.update(told))

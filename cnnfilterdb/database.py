@@ -13,6 +13,7 @@ from cnnfilterdb import overlay
 from cnnfilterdb.errors import NotADatabaseError, SelectionError
 from cnnfilterdb.index import FittedBasis, Index, Progress, Projection
 from cnnfilterdb.reading import Reader
+from cnnfilterdb.release import is_release
 from cnnfilterdb.schema import ModelFacts
 from cnnfilterdb.store import Problem, Store
 from cnnfilterdb.verify import Progress as ModelProgress
@@ -41,6 +42,10 @@ class FilterDB(Reader):
     """
 
     def __init__(self, path: str | Path, *, create: bool = True) -> None:
+        if is_release(path):
+            raise NotADatabaseError(
+                f"{path}: a release, which can be read only; `cnnfilterdb pull` brings it into a folder of your own"
+            )
         self.path = Path(path)
         self._store = Store.create(self.path) if create else Store.open(self.path)
         self._index = Index(self._store)

@@ -21,6 +21,7 @@ from cnnfilterdb.blocks import reaching
 from cnnfilterdb.disk import writing
 from cnnfilterdb.errors import CorruptError
 from cnnfilterdb.index import Bases, Index
+from cnnfilterdb.manifest import ReleaseFile
 from cnnfilterdb.release import Release, ReleaseBases, ReleaseShard, model_of
 from cnnfilterdb.rows import Rows
 from cnnfilterdb.store import Store
@@ -148,9 +149,9 @@ class ReleaseOrigin(Origin):
     def __init__(self, release: Release, folder: Path) -> None:
         self._release = release
         self._folder = folder
+        self._lock = Lock()  # what several models need is fetched once
         self.location = release.location
         self.bases = ReleaseBases(lambda: self._table("bases").to_table())
-        self._lock = Lock()
         self._groups: dict[str, tuple[pq.FileMetaData, dict[str, list[int]]]] = {}
 
     def models(self) -> pa.Table:
@@ -197,19 +198,19 @@ class ReleaseOrigin(Origin):
             return self._groups[shard.path]
 
     def _table(self, name: str) -> ds.Dataset:
-        return ds.dataset([str(self._fetched(file.path)) for file in self._release.manifest.of(name)], format="parquet")
+        with self._lock:
+            return ds.dataset([self._fetched(file) for file in self._release.manifest.of(name)], format="parquet")
 
-    def _fetched(self, path: str) -> Path:
+    def _fetched(self, file: ReleaseFile) -> Path:
         """The local copy of a file, checked by its hash."""
-        (expected,) = [file for file in self._release.manifest.files if file.path == path]
-        target = self._folder / path
+        target = self._folder / file.path
         if target.exists():
             return target
-        where, digest = f"{self.location}/{path}", hashlib.sha256()
+        where, digest = f"{self.location}/{file.path}", hashlib.sha256()
         with writing(self._folder):
             target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(target.name + ".part")
-        with reaching(where), self._release.filesystem.open(self._release.path(path), "rb") as content:
+        with reaching(where), self._release.filesystem.open(self._release.path(file.path), "rb") as content:
             with writing(part):
                 out = part.open("wb")
             with out:
@@ -217,9 +218,9 @@ class ReleaseOrigin(Origin):
                     digest.update(data)
                     with writing(part):
                         out.write(data)
-        if digest.hexdigest() != expected.sha256:
+        if digest.hexdigest() != file.sha256:
             raise CorruptError(
-                f"{where}: SHA-256 {digest.hexdigest()}, expected {expected.sha256}; try again, or publish it again"
+                f"{where}: SHA-256 {digest.hexdigest()}, expected {file.sha256}; try again, or publish it again"
             )
         part.replace(target)
         return target

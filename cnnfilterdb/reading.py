@@ -19,13 +19,14 @@ from cnnfilterdb import grouping as groupings
 from cnnfilterdb import sql as sqltext
 from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.grouping import Grouping, Groups
-from cnnfilterdb.index import Bases, FittedBasis, moments_of
+from cnnfilterdb.index import Bases, FittedBasis, Progress, moments_of
 from cnnfilterdb.scan import FilterFiles
 from cnnfilterdb.schema import kernel_name, kernel_shape
 from cnnfilterdb.verify import Problem
 from cnnfilterdb.verify import Progress as ModelProgress
 
 if TYPE_CHECKING:
+    from cnnfilterdb.export import Exported
     from cnnfilterdb.figures import Figures
 
 __all__ = ["Reader", "Storage"]
@@ -555,6 +556,33 @@ class Reader:
     def verify(self, progress: ModelProgress | None = None) -> list[Problem]:
         """Check every count and every hash; an empty list means that all is well."""
         return self.storage.verify(progress=progress)
+
+    def export(
+        self,
+        path: str | Path,
+        *,
+        to: str | None = None,
+        where: str | None = None,
+        kernel: str = "3x3",
+        progress: Progress | None = None,
+    ) -> Exported:
+        """Write filters to a file for other tools; see :mod:`cnnfilterdb.export` for what is in it.
+
+        Args:
+            path: The file.
+            to: ``parquet``, ``arrow``, ``csv``, ``npz`` or ``h5``; by default told by the ending of its name.
+            where: Condition over the columns of models and layers.
+            kernel: Kernel size.
+            progress: Called with what is being done, how much is done and how much there is.
+
+        Raises:
+            SelectionError: An unknown format, or nothing selected.
+            DatabaseError: The file cannot be written.
+            MissingExtraError: ``h5`` without the extra ``hdf5``.
+        """
+        from cnnfilterdb.export import export
+
+        return export(self, Path(path), to=to, where=where, kernel=kernel, progress=progress)
 
     # ---------------------------------------------------------------------------------------------- private
 

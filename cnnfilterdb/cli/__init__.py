@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from cnnfilterdb.cli import comparison, intake, listings, pictures, upkeep
+from cnnfilterdb.cli import comparison, exchange, intake, listings, pictures, upkeep
 from cnnfilterdb.errors import CnnFilterDbError
 
 __all__ = ["cli", "main"]
@@ -39,6 +39,11 @@ for _verb in (
     listings.shared,
     pictures.plot,
     pictures.report,
+    exchange.publish,
+    exchange.pull,
+    exchange.releases,
+    exchange.merge,
+    exchange.export,
     upkeep.verify,
     upkeep.remove,
 ):

@@ -11,7 +11,7 @@ from cnnfilterdb.cli.options import (
     all_layers_option,
     db_option,
     kernel_option,
-    open_database,
+    open_reader,
     rows_options,
     shift_options,
     where_option,
@@ -42,7 +42,7 @@ def shift(
       cnnfilterdb shift domain
       cnnfilterdb shift "floor(10 * conv_depth_norm)" --where "task = 'Segmentation'"
     """
-    db, where = open_database(path), options.pop("where")
+    db, where = open_reader(path), options.pop("where")
     if options["basis"] and options["basis"].endswith((".json", ".npz")):
         from cnnfilterdb.artefact import load_basis
 
@@ -79,7 +79,7 @@ def basis(file: Path, where: str | None, kernel: str, variant: str, path: Path) 
     """
     from cnnfilterdb.artefact import save_basis
 
-    fitted = open_database(path).basis(where, kernel=kernel, variant=variant)
+    fitted = open_reader(path).basis(where, kernel=kernel, variant=variant)
     save_basis(fitted, file)
     ratios = " ".join(f"{ratio:.3f}" for ratio in fitted.explained_variance_ratio[:9])
     click.echo(f"{file}: {fitted.filters:,} filters; explained variance ratio {ratios}")
@@ -103,5 +103,5 @@ def quality(
     **thresholds: float,
 ) -> None:  # fmt: skip
     """Sparsity, variance entropy, orthogonality and degenerated layers of the groups BY."""
-    frame = open_database(path).quality(by, where, kernel=kernel, all_layers=all_layers, **thresholds)
+    frame = open_reader(path).quality(by, where, kernel=kernel, all_layers=all_layers, **thresholds)
     emit(frame.reset_index(), style, output)

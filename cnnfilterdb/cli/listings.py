@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cnnfilterdb.cli.options import db_option, open_database, rows_options, where_option
+from cnnfilterdb.cli.options import db_option, open_reader, rows_options, where_option
 from cnnfilterdb.cli.output import emit
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def models(
         if where:
             raise click.UsageError("--where reads the database; it does not go with --available")
     else:
-        frame = open_database(path).models(where)
+        frame = open_reader(path).models(where)
     if licenses:
         frame = frame[["model_id", "license", "paper", "url"]]
     elif style == "table" and output is None:
@@ -57,7 +57,7 @@ def models(
 @db_option
 def layers(where: str | None, style: str, output: Path | None, path: Path) -> None:
     """List convolution layers with their statistics."""
-    frame = open_database(path).layers(where)
+    frame = open_reader(path).layers(where)
     if style == "table" and output is None:
         frame = frame[
             ["model_id", "layer", "name", "kind", "kernel", "in_channels", "out_channels", "filters", "sparsity",
@@ -78,7 +78,7 @@ def sql(query: str, style: str, output: Path | None, path: Path) -> None:
       cnnfilterdb sql "SELECT domain, count(*) FROM models GROUP BY ALL"
     """
     text = sys.stdin.read() if query == "-" else query
-    emit(open_database(path).sql(text).df(), style, output)
+    emit(open_reader(path).sql(text).df(), style, output)
 
 
 @click.command()
@@ -102,7 +102,7 @@ def nearest(kernel: str, style: str, output: Path | None, path: Path, **options:
         raise click.UsageError(f"KERNEL should hold numbers, its rows separated by `;`: {error}") from error
     if len({len(row) for row in rows}) != 1:
         raise click.UsageError("the rows of KERNEL differ in length")
-    emit(open_database(path).nearest(rows, **options), style, output)
+    emit(open_reader(path).nearest(rows, **options), style, output)
 
 
 @click.command()
@@ -110,7 +110,7 @@ def nearest(kernel: str, style: str, output: Path | None, path: Path, **options:
 @db_option
 def shared(style: str, output: Path | None, path: Path) -> None:
     """List pairs of models that hold the same layers, bit for bit: shared ancestry."""
-    emit(open_database(path).shared_models(), style, output)
+    emit(open_reader(path).shared_models(), style, output)
 
 
 def _available(source: str | None = None) -> pd.DataFrame:

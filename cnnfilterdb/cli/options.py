@@ -11,6 +11,7 @@ import click
 
 if TYPE_CHECKING:
     from cnnfilterdb.database import FilterDB
+    from cnnfilterdb.reading import Reader
 
 __all__ = [
     "all_layers_option",
@@ -18,6 +19,7 @@ __all__ = [
     "fact_options",
     "kernel_option",
     "open_database",
+    "open_reader",
     "quiet_option",
     "rows_options",
     "shift_options",
@@ -28,9 +30,19 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 DEFAULT_DB = "filters.db"
 
+
+class _Location(click.ParamType):
+    """A folder, or an address, which a path would spell otherwise."""
+
+    name = "location"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | str:
+        return value if "://" in str(value) else Path(value)
+
+
 db_option = click.option(
-    "--db", "path", type=click.Path(path_type=Path), default=DEFAULT_DB, envvar="CNNFILTERDB", show_default=True,
-    show_envvar=True, metavar="DIR", help="Folder of the database.",
+    "--db", "path", type=_Location(), default=DEFAULT_DB, envvar="CNNFILTERDB", show_default=True,
+    show_envvar=True, metavar="DIR", help="Folder of the database, or address of a release, which can be read only.",
 )  # fmt: skip
 quiet_option = click.option("--quiet", "-q", is_flag=True, help="No progress bar and no remarks.")
 where_option = click.option("--where", metavar="SQL", help="Condition over the columns of models and layers.")
@@ -93,8 +105,15 @@ def fact_options(command: F) -> F:
     return command
 
 
-def open_database(path: Path, *, create: bool = False) -> FilterDB:
-    """The database of `--db`; with `create`, its folder is made where there is none."""
+def open_reader(path: Path | str) -> Reader:
+    """The database of `--db`, a folder or a release, to be read."""
+    import cnnfilterdb
+
+    return cnnfilterdb.open(path, create=False)
+
+
+def open_database(path: Path | str, *, create: bool = False) -> FilterDB:
+    """The database of `--db`, to be written to; with `create`, its folder is made where there is none."""
     from cnnfilterdb.database import FilterDB
 
     return FilterDB(path, create=create)

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-from cnnfilterdb.cli.options import db_option, kernel_option, open_database, where_option
+from cnnfilterdb.cli.options import db_option, kernel_option, open_reader, where_option
 from cnnfilterdb.cli.output import writing
 
 __all__ = ["plot", "report"]
@@ -30,7 +30,7 @@ def plot(
     path: Path,
 ) -> None:  # fmt: skip
     """Draw a figure: the shift matrix, ridges, eigenfilters, quality, where weights vary, or the filters of a layer."""
-    draw = open_database(path).plot
+    draw = open_reader(path).plot
     if kind == "filters":
         if model is None:
             raise click.UsageError("plot filters needs --model")
@@ -62,4 +62,4 @@ def plot(
 def report(by: str, output: Path, path: Path) -> None:
     """Write one self-contained page about the database."""
     with writing(output):
-        click.echo(str(open_database(path).report(output, by=by)))
+        click.echo(str(open_reader(path).report(output, by=by)))

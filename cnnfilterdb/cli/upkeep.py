@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from cnnfilterdb.cli.options import db_option, fact_options, open_database, quiet_option, where_option
+from cnnfilterdb.cli.options import db_option, fact_options, open_database, open_reader, quiet_option, where_option
 from cnnfilterdb.cli.progress import progress_bars
 from cnnfilterdb.errors import SelectionError
 
@@ -58,7 +58,7 @@ def index(refit: bool, path: Path, quiet: bool) -> None:
 @quiet_option
 def verify(path: Path, quiet: bool) -> None:
     """Check every count and every hash."""
-    db = open_database(path)
+    db = open_reader(path)
     with progress_bars(quiet) as progress:
         problems = db.verify(progress=progress)
     for problem in problems:

@@ -63,8 +63,10 @@ def publish(
     if isinstance(done, Manifest):
         click.echo(f"{folder}: release {manifest.version} of {manifest.models:,} models; nothing was uploaded")
         return
-    sent = "" if done.uploaded_bytes is None else f", {done.uploaded_bytes / 1e6:,.1f} MB sent"
-    click.echo(f"published {done.tag}: {done.url} ({done.new_files} new files{sent}, {done.unchanged_files} as before)")
+    click.echo(
+        f"published {done.tag}: {done.url} ({done.new_files} new files, at most {done.uploaded_bytes / 1e6:,.1f} MB "
+        f"sent; {done.unchanged_files} as before)"
+    )
 
 
 def _print_files(manifest: Manifest) -> None:

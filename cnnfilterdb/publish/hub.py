@@ -1,0 +1,376 @@
+"""Releases on the Hugging Face Hub: upload one so that no reader ever sees half of it, and list those that are there.
+
+An upload goes in steps, and a run that was cut is gone on with by running it again::
+
+    branch release-vX.Y.Z     made from main; large files are sent in batches, then committed at once
+    its listing               paths, sizes and hashes are compared with those of the release
+    main                      one commit, which refers to the large files of the branch; refused if main has moved
+    tag vX.Y.Z                on that commit, after its listing was compared too; then the branch goes
+
+What the repository has is not sent again: files that main or the branch has, at whatever path, are only referred to,
+and before another one is sent the server is asked for it by its hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cnnfilterdb.disk import sha256
+from cnnfilterdb.errors import DatabaseError, PublishError
+from cnnfilterdb.manifest import MARKER, Manifest, version_of
+from cnnfilterdb.publish.repository import Refused, Repository, Stored, without_bars
+
+__all__ = ["Published", "Released", "next_version", "releases", "upload"]
+
+#: Called with what is being done, how much is done and how much there is.
+Progress = Callable[[str, int, int], None]
+
+_MAIN = "main"
+_CARD = "README.md"
+# Files of a release, besides Parquet, that a later one may lack
+_OPTIONAL = frozenset({"init.sql", "MODELS.md", "CITATION.cff", "shift.png"})
+# What is sent between two calls of progress
+_BATCH_FILES = 32
+_BATCH_BYTES = 2 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A release that was uploaded.
+
+    Attributes:
+        repo: The data set repository, ``owner/name``.
+        tag: The tag, ``vX.Y.Z``.
+        commit: The commit on main that it names, 40 hexadecimal digits.
+        url: Where to look at it.
+        uploaded_bytes: Bytes of the files whose content the repository did not have. So much was sent at most: less by
+            Xet, which sends only the parts that are new to it, and less after a run that was cut.
+        new_files: Files that are new on main, or changed.
+        unchanged_files: Files that were there with the same content.
+        manifest: What the release says of itself.
+    """
+
+    repo: str
+    tag: str
+    commit: str
+    url: str
+    uploaded_bytes: int
+    new_files: int
+    unchanged_files: int
+    manifest: Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """A release that a repository has.
+
+    Attributes:
+        tag: The tag, ``vX.Y.Z``.
+        version: Its three numbers.
+        commit: The commit that it names, 40 hexadecimal digits.
+    """
+
+    tag: str
+    version: tuple[int, int, int]
+    commit: str
+
+
+def upload(
+    folder: Path,
+    manifest: Manifest,
+    repo: str,
+    *,
+    token: str | None = None,
+    endpoint: str | None = None,
+    private: bool = False,
+    progress: Progress | None = None,
+) -> Published:
+    """Publish a release folder as a data set, and tag it.
+
+    Main changes by one commit, after everything has arrived and was compared with the manifest. Parquet files of an
+    earlier release that are not in this one go; other files that somebody put there stay.
+
+    Args:
+        folder: The release: the files of the manifest, ``cnnfilterdb.json``, and texts beside them.
+        manifest: Its manifest.
+        repo: The data set repository, ``owner/name``; it is made where there is none.
+        token: Token with write access; by default ``HF_TOKEN``, or that of ``hf auth login``.
+        endpoint: Address of the Hub; by default what ``HF_ENDPOINT`` says, else the public one.
+        private: Make a new repository a private one. One that is there must be private then.
+        progress: Called with "upload", the number of files that have arrived and of all.
+
+    Raises:
+        PublishError: The folder is not what the manifest says, the token or the repository is refused, the version is
+            published already, the connection was cut, or somebody else published meanwhile.
+    """
+    repository = Repository(repo, token, endpoint)
+    repository.need_token()
+    files = _release_files(folder, manifest)
+    repository.check_token()
+    branches, tags = _prepare(repository, private)
+    if manifest.tag in tags:
+        following = _version_after(_released(tags))
+        raise PublishError(f"{repo}: {manifest.tag} is published already; the next free version is {following}")
+    if _MAIN not in branches:
+        raise PublishError(f"{repo}: has no branch {_MAIN}; make one on its page, or publish to another repository")
+    head, branch = branches[_MAIN], f"release-{manifest.tag}"
+    with without_bars():
+        before = repository.tree(head)
+        _check_purpose(repo, before)
+        for file in files:
+            if file.path == _CARD:
+                repository.check_card(file.source)
+
+        def complete(tree: Mapping[str, Stored]) -> bool:
+            return not _problems(files, tree)
+
+        # Everything arrives on a branch of its own, that of a run that was cut where there is one.
+        if branch not in branches:
+            repository.create_branch(branch, head)
+        base = branches.get(branch, head)
+        there = repository.tree(base)
+        known = _large({head: before, base: there})
+        missing = [file for file in files if not file.is_at(there)]
+        fresh = [file for file in missing if file.sha256 not in known]
+        operations = _send(repository, fresh, branch, len(files), progress)
+        operations += [*_copies(missing, known), *_deletions(files, there)]
+        staged = repository.commit(operations, branch, base, f"Files of {manifest.tag}", complete)
+        arrived = repository.tree(staged)
+        _verify(f"{repo}, branch {branch}", files, arrived)
+
+        # Then main refers to it.
+        changed = [file for file in files if not file.is_at(before)]
+        small = {file.path: file.source for file in changed if not arrived[file.path].large}
+        operations = repository.send(small, _MAIN) if small else []
+        operations += [*_copies(changed, _large({staged: arrived})), *_deletions(files, before)]
+        commit = repository.commit(operations, _MAIN, head, f"Release {manifest.tag}", complete)
+        _verify(repo, files, repository.tree(commit))
+        repository.tag(manifest.tag, commit)
+        repository.forget_branch(branch)
+    return Published(
+        repo=repo,
+        tag=manifest.tag,
+        commit=commit,
+        url=f"{repository.url}/tree/{manifest.tag}",
+        uploaded_bytes=sum(file.size for file in fresh),
+        new_files=len(changed),
+        unchanged_files=len(files) - len(changed),
+        manifest=manifest,
+    )
+
+
+def releases(repo: str, *, token: str | None = None, endpoint: str | None = None) -> list[Released]:
+    """The releases of a repository, newest version first.
+
+    Args:
+        repo: The data set repository, ``owner/name``.
+        token: Token, for a private repository; by default as for :func:`upload`.
+        endpoint: Address of the Hub; by default as for :func:`upload`.
+
+    Raises:
+        PublishError: There is no such repository, access is refused, or the Hub cannot be reached.
+    """
+    return _released(Repository(repo, token, endpoint).refs()[1])
+
+
+def next_version(repo: str, *, token: str | None = None, endpoint: str | None = None) -> str:
+    """The version for a release of new content: the minor one up, ``1.0.0`` where there is no release yet.
+
+    Args:
+        repo: The data set repository, ``owner/name``; it need not exist.
+        token: Token, for a private repository; by default as for :func:`upload`.
+        endpoint: Address of the Hub; by default as for :func:`upload`.
+
+    Raises:
+        PublishError: Access is refused, or the Hub cannot be reached.
+    """
+    try:
+        return _version_after(releases(repo, token=token, endpoint=endpoint))
+    except Refused as refused:
+        if not refused.missing:
+            raise
+    return _version_after([])
+
+
+def _released(tags: Mapping[str, str]) -> list[Released]:
+    """The tags that name a release, newest version first.
+
+    >>> [one.version for one in _released({"v1.9.0": "a", "v1.10.0": "b", "1.11.0": "c", "draft": "d"})]
+    [(1, 10, 0), (1, 9, 0)]
+    """
+    known = [(tag, version_of(tag), commit) for tag, commit in tags.items() if tag.startswith("v")]
+    found = [Released(tag, version, commit) for tag, version, commit in known if version]
+    return sorted(found, key=lambda one: one.version, reverse=True)
+
+
+def _version_after(known: Sequence[Released]) -> str:
+    """The next minor version.
+
+    >>> _version_after([Released("v1.9.2", (1, 9, 2), "")]), _version_after([])
+    ('1.10.0', '1.0.0')
+    """
+    return f"{known[0].version[0]}.{known[0].version[1] + 1}.0" if known else "1.0.0"
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A file of a release: path in there, where it is, size in bytes, SHA-256."""
+
+    path: str
+    source: Path
+    size: int
+    sha256: str
+
+    def is_at(self, tree: Mapping[str, Stored]) -> bool:
+        """Whether a repository has it at its path, with this content."""
+        stored = tree.get(self.path)
+        if stored is None or stored.size != self.size:
+            return False
+        return stored.digest == (self.sha256 if stored.large else self._git_oid())
+
+    def _git_oid(self) -> str:
+        """The git object id of its content; asked of small files only."""
+        data = self.source.read_bytes()
+        if hashlib.sha256(data).hexdigest() != self.sha256:
+            raise PublishError(f"{self.source}: its SHA-256 is not {self.sha256} any more; write the release again")
+        return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+
+
+def _release_files(folder: Path, manifest: Manifest) -> list[_File]:
+    """The files of a release folder, those of the manifest first."""
+    try:
+        marker = folder / MARKER
+        if Manifest.from_json(marker.read_text(encoding="utf-8"), str(marker)) != manifest:
+            raise PublishError(f"{marker}: not the manifest of this release; write it again")
+        found = {
+            path.relative_to(folder).as_posix(): path
+            for path in sorted(folder.rglob("*"))
+            if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        }
+        files = []
+        for file in manifest.files:
+            source = found.pop(file.path, None)
+            size = source.stat().st_size if source else None
+            if source is None or size != file.bytes:
+                there = "no such file" if size is None else f"{size}"
+                raise PublishError(
+                    f"{folder / file.path}: expected {file.bytes} bytes, found {there}; write the release again"
+                )
+            files.append(_File(file.path, source, file.bytes, file.sha256))
+        stray = [source for path, source in found.items() if path.endswith(".parquet")]
+        if stray:
+            raise PublishError(f"{stray[0]}: not in the manifest; write the release into an empty folder")
+        texts = [_File(path, source, source.stat().st_size, sha256(source)) for path, source in found.items()]
+    except (OSError, DatabaseError) as error:
+        raise PublishError(f"{folder}: not a release ({error}); write it again") from error
+    return files + texts
+
+
+def _prepare(repository: Repository, private: bool) -> tuple[dict[str, str], dict[str, str]]:
+    """Branches and tags of a repository, which is made where there is none."""
+    refs = None
+    try:
+        refs = repository.refs()
+    except Refused as refused:
+        if not refused.missing:
+            raise
+    if refs is None:
+        repository.create(private)
+        return repository.refs()
+    if private and not repository.is_private():
+        raise PublishError(
+            f"{repository.name}: a public data set; make it private in its settings, or publish without `--private`"
+        )
+    return refs
+
+
+def _check_purpose(repo: str, tree: Mapping[str, Stored]) -> None:
+    """Refuse a repository that holds another data set."""
+    other = [path for path in tree if path.endswith(".parquet")]
+    if other and MARKER not in tree:
+        raise PublishError(
+            f"{repo}: holds another data set ({other[0]}, and no {MARKER}); publish to a repository of its own"
+        )
+
+
+def _send(
+    repository: Repository, files: Sequence[_File], branch: str, total: int, progress: Progress | None
+) -> list[Any]:
+    """Send files in batches; all others of the total are there."""
+    operations: list[Any] = []
+    for batch in _batches(files):
+        if progress:
+            progress("upload", total - len(files) + len(operations), total)
+        operations += repository.send({file.path: file.source for file in batch}, branch)
+    if progress:
+        progress("upload", total, total)
+    return operations
+
+
+def _batches(files: Sequence[_File]) -> Iterator[list[_File]]:
+    batch: list[_File] = []
+    for file in files:
+        if batch and (len(batch) == _BATCH_FILES or sum(one.size for one in batch) + file.size > _BATCH_BYTES):
+            yield batch
+            batch = []
+        batch.append(file)
+    if batch:
+        yield batch
+
+
+def _stale(files: Sequence[_File], tree: Mapping[str, Stored]) -> list[str]:
+    """What an earlier release left in a repository."""
+    paths = {file.path for file in files}
+    return sorted(path for path in tree if path not in paths and (path.endswith(".parquet") or path in _OPTIONAL))
+
+
+def _problems(files: Sequence[_File], tree: Mapping[str, Stored]) -> list[str]:
+    """What a repository has otherwise than a release."""
+    problems = [f"{path}: expected no such file" for path in _stale(files, tree)]
+    for file in files:
+        if not file.is_at(tree):
+            stored = tree.get(file.path)
+            found = f"{stored.size} with digest {stored.digest}" if stored else "no such file"
+            problems.append(f"{file.path}: expected {file.size} bytes with SHA-256 {file.sha256}, found {found}")
+    return problems
+
+
+def _verify(where: str, files: Sequence[_File], tree: Mapping[str, Stored]) -> None:
+    problems = _problems(files, tree)
+    if problems:
+        others = f", and {len(problems) - 1} more" if problems[1:] else ""
+        raise PublishError(
+            f"{where}: is not as it was sent: {problems[0]}{others}; nothing was tagged; "
+            "run it again, and if that does not help, write the release again"
+        )
+
+
+def _large(trees: Mapping[str, Mapping[str, Stored]]) -> dict[str, tuple[str, str]]:
+    """Where large files lie, of several revisions: SHA-256 -> (path, revision)."""
+    return {
+        stored.digest: (path, revision)
+        for revision, tree in trees.items()
+        for path, stored in tree.items()
+        if stored.large
+    }
+
+
+def _copies(files: Sequence[_File], known: Mapping[str, tuple[str, str]]) -> Iterator[Any]:
+    """Operations that refer to large files which the repository has; they move no content."""
+    from huggingface_hub import CommitOperationCopy
+
+    for file in files:
+        if file.sha256 in known:
+            path, revision = known[file.sha256]
+            yield CommitOperationCopy(path, file.path, src_revision=revision)
+
+
+def _deletions(files: Sequence[_File], tree: Mapping[str, Stored]) -> Iterator[Any]:
+    from huggingface_hub import CommitOperationDelete
+
+    for path in _stale(files, tree):
+        yield CommitOperationDelete(path, is_folder=False)

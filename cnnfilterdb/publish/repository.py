@@ -1,0 +1,389 @@
+"""A data set repository of the Hugging Face Hub, as huggingface_hub reaches it.
+
+huggingface_hub sends large files, by Xet where hf_xet is installed, and repeats most of its requests itself where they
+fail for a passing reason: five times, over 23 seconds, or as long as the server asks. The others are repeated here.
+
+Its errors hold requests with their headers, and with them the token. So none of them is kept as the cause or the
+context of an error that is raised here, and the token is taken out of every message.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from cnnfilterdb.errors import PublishError
+
+__all__ = ["AGAIN", "Refused", "Repository", "Stored", "without_bars"]
+
+_log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+#: What to do where something broke off.
+AGAIN = "run it again: what has arrived is not sent twice"
+
+_DATASET = "dataset"
+# How often a request is repeated that fails for a passing reason, and the longest wait that a server may ask for
+_PATIENCE = 5
+_LONGEST = 300.0
+_PASSING = frozenset({408, 429, 500, 502, 503, 504})
+_CONFLICT = 409
+_STALE = 412
+_CLIENT = frozenset({"httpx", "httpx2", "httpcore", "httpcore2"})
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A file in a repository.
+
+    Attributes:
+        size: Its size in bytes.
+        digest: SHA-256 of the content of a large file, else the git object id.
+        large: Whether it is stored as a large file (LFS, Xet).
+    """
+
+    size: int
+    digest: str
+    large: bool
+
+
+class Refused(PublishError):
+    """A request that failed, and what is to be known of it to go on.
+
+    Attributes:
+        status: Status of the answer; None where there was none.
+        passing: It may well succeed later.
+        wait: Seconds that the server wants one to wait; None where it says nothing.
+        missing: There is no such repository, or none that the token may see.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        status: int | None = None,
+        *,
+        passing: bool = False,
+        wait: float | None = None,
+        missing: bool = False,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.passing, self.wait, self.missing = status, passing, wait, missing
+
+
+class Repository:
+    """A data set repository. Every method raises :class:`PublishError` where it is refused.
+
+    Args:
+        name: ``owner/name``.
+        token: Token; None for ``HF_TOKEN`` or that of ``hf auth login``.
+        endpoint: Address of the Hub; None for what ``HF_ENDPOINT`` says, else the public one.
+
+    Raises:
+        PublishError: One of them cannot be.
+    """
+
+    def __init__(self, name: str, token: str | None = None, endpoint: str | None = None) -> None:
+        from huggingface_hub import HfApi, get_token
+
+        from cnnfilterdb import __version__
+
+        if not _is_name(name):
+            raise PublishError(
+                f"{name!r} cannot be a repository; expected owner/name, of letters, digits, '-', '_' and '.'"
+            )
+        self.name = name
+        # Read now, not when huggingface_hub was imported by whomever
+        self.endpoint = (endpoint or os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+        if not re.match(r"https?://[^/]", self.endpoint):
+            raise PublishError(f"{self.endpoint!r} is no address of a Hub; expected https://...; check HF_ENDPOINT")
+        self.url = f"{self.endpoint}/datasets/{name}"
+        self._token = (token or get_token() or "").strip()
+        # Of any other character the client would complain by quoting the token
+        if self._token and not re.fullmatch(r"[!-~]+", self._token):
+            raise PublishError("the token has characters that no token has; copy it again, without blanks or quotes")
+        self._api = HfApi(
+            endpoint=self.endpoint,
+            token=self._token or False,
+            library_name="cnnfilterdb",
+            library_version=__version__,
+        )
+
+    def need_token(self) -> None:
+        """Complain where there is no token at all; asks nothing of the server."""
+        if not self._token:
+            raise PublishError(
+                f"{self.name}: publishing needs a token with write access; make one at "
+                f"{self.endpoint}/settings/tokens, then set HF_TOKEN or run `hf auth login`"
+            )
+
+    def check_token(self) -> None:
+        """Ask who the token is of, and whether it may write."""
+        known = self._ask(lambda: self._api.whoami())
+        if known.get("auth", {}).get("accessToken", {}).get("role") == "read":
+            raise PublishError(
+                f"{self.name}: the token may only read; make one with write access at {self.endpoint}/settings/tokens"
+            )
+
+    def refs(self) -> tuple[dict[str, str], dict[str, str]]:
+        """Commits by branch and by tag."""
+        refs = self._ask(lambda: self._api.list_repo_refs(self.name, repo_type=_DATASET))
+        branches, tags = ({ref.name: ref.target_commit for ref in kind} for kind in (refs.branches, refs.tags))
+        return branches, tags
+
+    def create(self, private: bool) -> None:
+        """Make the repository; nothing where it is there."""
+        self._ask(lambda: self._api.create_repo(self.name, repo_type=_DATASET, private=private, exist_ok=True))
+
+    def is_private(self) -> bool:
+        """Whether only its owner sees it."""
+        return bool(self._ask(lambda: self._api.dataset_info(self.name)).private)
+
+    def tree(self, revision: str) -> dict[str, Stored]:
+        """Files of a branch, a tag or a commit by path."""
+        from huggingface_hub.hf_api import RepoFile
+
+        def ask() -> list[Any]:
+            return list(self._api.list_repo_tree(self.name, recursive=True, revision=revision, repo_type=_DATASET))
+
+        return {
+            entry.path: Stored(
+                size=entry.lfs.size if entry.lfs else entry.size,
+                digest=entry.lfs.sha256 if entry.lfs else entry.blob_id,
+                large=entry.lfs is not None,
+            )
+            for entry in self._ask(ask, patience=0)
+            if isinstance(entry, RepoFile)
+        }
+
+    def check_card(self, path: Path) -> None:
+        """Let the server look at the metadata of a card, as it does with every commit, before anything is sent."""
+        from huggingface_hub import get_session
+        from huggingface_hub.utils import hf_raise_for_status
+
+        asked = {"content": path.read_text(encoding="utf-8"), "repoType": _DATASET}
+
+        def ask() -> None:
+            hf_raise_for_status(get_session().post(f"{self.endpoint}/api/validate-yaml", json=asked))
+
+        refused = None
+        try:
+            self._ask(ask)
+        except Refused as error:
+            refused = error
+        if refused is not None:
+            raise PublishError(f"{path}: {refused}; correct it and run again") if refused.status == 400 else refused
+
+    def create_branch(self, branch: str, revision: str) -> None:
+        """Make a branch at a commit; nothing where it is there."""
+        self._ask(
+            lambda: self._api.create_branch(
+                self.name, branch=branch, revision=revision, repo_type=_DATASET, exist_ok=True
+            )
+        )
+
+    def send(self, files: Mapping[str, Path], branch: str) -> list[Any]:
+        """Send the content of large files, as far as the server does not have it. Small files go with the commit.
+
+        Args:
+            files: Path in the repository -> where the file is.
+            branch: The branch that they are for.
+
+        Returns:
+            An operation per file, for :meth:`commit`.
+        """
+        from huggingface_hub import CommitOperationAdd
+
+        additions = [CommitOperationAdd(path, source) for path, source in files.items()]
+
+        def ask() -> None:
+            self._api.preupload_lfs_files(self.name, additions, repo_type=_DATASET, revision=branch, free_memory=False)
+
+        self._ask(ask, patience=0)
+        return additions
+
+    def commit(
+        self,
+        operations: Sequence[Any],
+        branch: str,
+        parent: str,
+        title: str,
+        done: Callable[[Mapping[str, Stored]], bool],
+    ) -> str:
+        """One commit on top of a certain other one; none without operations.
+
+        A commit whose answer is lost may have been made. So before it is repeated the branch is looked at.
+
+        Args:
+            operations: What changes.
+            branch: Where.
+            parent: The commit that the branch must be at.
+            title: Message of the commit.
+            done: Tells of the files of a commit whether it is this one.
+
+        Returns:
+            The new commit, 40 hexadecimal digits.
+
+        Raises:
+            PublishError: It is refused, or somebody else changed the branch.
+        """
+        if not operations:
+            return parent
+
+        def ask() -> str:
+            made = self._api.create_commit(
+                self.name, operations, commit_message=title, revision=branch, parent_commit=parent, repo_type=_DATASET
+            )
+            return str(made.oid)
+
+        attempt = 0
+        while isinstance(answer := self._attempt(ask), Refused):
+            if answer.status != _STALE and not answer.passing:
+                raise answer
+            head = self.refs()[0].get(branch, "")
+            if head != parent:
+                if head and done(self.tree(head)):
+                    return head
+                raise PublishError(
+                    f"{self.name}: somebody else changed {branch} meanwhile, and nothing of this release is visible; "
+                    "run it again, and it goes on top of that"
+                )
+            if attempt == _PATIENCE:
+                raise answer
+            _wait(answer, attempt)
+            attempt += 1
+        return answer
+
+    def tag(self, tag: str, commit: str) -> None:
+        """Tag a commit."""
+        conflict = False
+        try:
+            self._ask(lambda: self._api.create_tag(self.name, tag=tag, revision=commit, repo_type=_DATASET))
+        except Refused as refused:
+            if refused.status != _CONFLICT:
+                raise
+            conflict = True
+        # Of two requests the first may have got through
+        if conflict and self.refs()[1].get(tag) != commit:
+            raise PublishError(f"{self.name}: somebody else tagged {tag} meanwhile; run it again with another version")
+
+    def forget_branch(self, branch: str) -> None:
+        """Delete a branch. That it stays does no harm, so that this never fails."""
+        try:
+            self._ask(lambda: self._api.delete_branch(self.name, branch=branch, repo_type=_DATASET))
+        except Refused as refused:
+            if refused.status != 404:
+                _log.warning("%s: the branch %s is left over: %s", self.name, branch, refused)
+
+    # ------------------------------------------------------------------------------------------------------ privately
+
+    def _ask(self, request: Callable[[], _T], patience: int = _PATIENCE) -> _T:
+        """Answer of a request, repeated where it fails for a passing reason.
+
+        ``patience`` is 0 where huggingface_hub repeats it itself: large files, listings, and what files are to be.
+        """
+        attempt = 0
+        while isinstance(answer := self._attempt(request), Refused):
+            if not answer.passing or attempt == patience:
+                raise answer
+            _wait(answer, attempt)
+            attempt += 1
+        return answer
+
+    def _attempt(self, request: Callable[[], _T]) -> _T | Refused:
+        """Answer of a request, or why there is none. It is returned: what is raised here would have a context."""
+        try:
+            return request()
+        except Exception as error:
+            refused = self._refused(error)
+            if refused is None:
+                raise
+            return refused
+
+    def _refused(self, error: BaseException) -> Refused | None:
+        """What an error of huggingface_hub means, without the token; None for an error of the program."""
+        from huggingface_hub import errors
+
+        while isinstance(error, RuntimeError) and error.__cause__ is not None:
+            error = error.__cause__  # of a thread that sent a file
+        if isinstance(error, errors.HfHubHTTPError):
+            return self._answered(error)
+        reason = self._clean(str(error)) or type(error).__name__
+        if type(error).__module__.partition(".")[0] in _CLIENT:
+            return Refused(f"{self.name}: the connection to {self.endpoint} broke ({reason}); {AGAIN}", passing=True)
+        if isinstance(error, OSError | ValueError | RuntimeError):
+            # Of hf_xet the text alone tells what was answered
+            remedy = "check what the token may do" if re.search(r"\b40[13]\b", reason) else AGAIN
+            return Refused(f"{self.name}: the request failed ({reason}); {remedy}")
+        if isinstance(error, LookupError | TypeError):
+            return Refused(f"{self.name}: {self.endpoint} does not answer as a Hub does ({reason}); check HF_ENDPOINT")
+        return None
+
+    def _answered(self, error: Any) -> Refused:
+        from huggingface_hub import errors
+
+        status, headers = error.response.status_code, error.response.headers
+        said = self._clean(error.server_message or "")
+        said = f": {said}" if said else ""
+        missing = False
+        if isinstance(error, errors.GatedRepoError):
+            text = f"its owner grants access on request; accept the conditions at {self.url}"
+        elif status == 401 and headers.get("X-Error-Code") != "RepoNotFound":
+            text = (
+                f"the token is refused{said}; it is expired, revoked or wrong: "
+                f"make another at {self.endpoint}/settings/tokens"
+            )
+        elif isinstance(error, errors.RepositoryNotFoundError):
+            text, missing = f"no such data set at {self.endpoint}, or a private one; check name and token", True
+        elif status == 403:
+            text = f"the token may not do this{said}; use one with write access to this repository"
+        elif status in _PASSING:
+            text = f"{self.endpoint} answered {status}{said}; wait a while, then {AGAIN}"
+        else:
+            text = f"{self.endpoint} answered {status}{said or ': ' + self._clean(str(error))}"
+        asked = re.search(r"\bt=(\d+)", headers.get("RateLimit", "")) if status == 429 else None
+        asked = re.fullmatch(r"(\d+)", headers.get("Retry-After", "")) or asked
+        wait = float(asked[1]) if asked else None
+        return Refused(f"{self.name}: {text}", status, passing=status in _PASSING, wait=wait, missing=missing)
+
+    def _clean(self, text: str) -> str:
+        """A text of somebody else on one line, short, and without the token."""
+        text = text.replace(self._token, "***") if self._token else text
+        return " ".join(text.split())[:300]
+
+
+def _wait(refused: Refused, attempt: int) -> None:
+    time.sleep(min(2.0**attempt, 8.0) if refused.wait is None else min(refused.wait, _LONGEST))
+
+
+def _is_name(name: str) -> bool:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return name.count("/") == 1
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Keep huggingface_hub from drawing progress bars of its own."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    shown = not are_progress_bars_disabled()
+    if shown:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            enable_progress_bars()

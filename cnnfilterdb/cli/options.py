@@ -31,7 +31,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 DEFAULT_DB = "filters.db"
 
 
-class _Location(click.ParamType):
+class _Location(click.ParamType[Any]):
     """A folder, or an address, which a path would spell otherwise."""
 
     name = "location"

@@ -21,7 +21,8 @@ from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.grouping import Grouping, Groups
 from cnnfilterdb.index import Bases, FittedBasis, Progress, moments_of
 from cnnfilterdb.scan import FilterFiles
-from cnnfilterdb.schema import kernel_name, kernel_shape
+from cnnfilterdb.schema import filter_schema, kernel_name, kernel_shape
+from cnnfilterdb.stream import filters_of
 from cnnfilterdb.verify import Problem
 from cnnfilterdb.verify import Progress as ModelProgress
 
@@ -133,31 +134,36 @@ class Reader:
 
         All that ``where`` selects is brought into memory; :meth:`filter_batches` streams.
         """
-        batches = list(self.filter_batches(where, kernel))
-        return pa.Table.from_batches(batches).to_pandas() if batches else self._frame(self._filters(where, kernel))
+        batches = self.filter_batches(where, kernel)
+        frame: pd.DataFrame = pa.Table.from_batches(batches, filter_schema(kernel)).to_pandas()
+        return frame
 
     def filter_batches(
         self, where: str | None = None, kernel: str = "3x3", *, rows: int = 131_072
     ) -> Iterator[pa.RecordBatch]:
-        """Stream filters as Arrow record batches.
+        """Stream filters as Arrow record batches, sorted by model, layer and channels, a few row groups in memory.
 
         Args:
             where: Condition over the columns of models and layers.
             kernel: Kernel size.
-            rows: Rows per batch.
+            rows: Rows of a batch at most.
+
+        Raises:
+            SelectionError: A condition that cannot be answered, or a kernel size that is not there.
         """
-        # A half-read result blocks its connection, so a stream gets one of its own.
-        query = self._filters(where, kernel)
-        cursor = self._connect(query).cursor()
-        try:
-            cursor.execute("SET VARIABLE cnnfilterdb_path = $path", {"path": self.storage.location})
-            try:
-                reader = cursor.sql(query).to_arrow_reader(rows)
-            except duckdb.Error as error:
-                raise groupings.unreachable(error) or SelectionError(groupings.one_line(error)) from error
-            yield from reader
-        finally:
-            cursor.close()
+        kernel_shape(kernel)
+        if kernel != "3x3":  # of which an empty database has none
+            self._check_stored(kernel)
+        condition = f"AND ({where})" if where else ""
+        chosen = groupings.run(
+            self._connect(),
+            f"SELECT model_id, layer FROM facts WHERE stored AND kernel = {sqltext.literal(kernel)} {condition}",
+        )
+        layers: dict[str, list[int]] = {}
+        for model_id, layer in zip(chosen["model_id"].to_pylist(), chosen["layer"].to_pylist(), strict=True):
+            layers.setdefault(model_id, []).append(layer)
+        for table in filters_of(self.storage, kernel, layers):
+            yield from table.to_batches(max_chunksize=rows)
 
     def sql(self, query: str, **parameters: Any) -> duckdb.DuckDBPyRelation:
         """Run SQL over the views and macros.
@@ -508,9 +514,7 @@ class Reader:
         size = kernel_name(*np.shape(kernel))
         if limit < 1:
             raise SelectionError(f"limit: {limit} given; at least 1 is needed")
-        if size not in self.storage.kernels():
-            there = ", ".join(self.storage.kernels()) or "none"
-            raise SelectionError(f"no {size} filters in {self.storage.location}; there are: {there}")
+        self._check_stored(size)
         layers = None
         if where is not None:
             rows = groupings.selection(self._connect(), Grouping("true", where, size, all_layers=True))
@@ -624,15 +628,10 @@ class Reader:
             return ""
         return f"SEMI JOIN (SELECT model_id, layer FROM facts WHERE {where}) USING (model_id, layer)"
 
-    def _filters(self, where: str | None, kernel: str) -> str:
-        kernel_shape(kernel)
-        view = sqltext.identifier(f"filters_{kernel}")
-        chosen = self._chosen(where)
-        if where and self.storage.published:
-            # Constants are compared with the statistics of row groups: those of other models are not fetched.
-            ids = groupings.run(self._connect(), f"SELECT DISTINCT model_id FROM facts WHERE {where}")["model_id"]
-            chosen += f" WHERE model_id IN ({', '.join(map(sqltext.literal, ids.to_pylist())) or 'NULL'})"
-        return f"SELECT * EXCLUDE (w) FROM {view} {chosen} ORDER BY model_id, layer, out_channel, in_channel"
+    def _check_stored(self, kernel: str) -> None:
+        there = self.storage.kernels()
+        if kernel not in there:
+            raise SelectionError(f"no {kernel} filters in {self.location}; there are: {', '.join(there) or 'none'}")
 
     def _ensure_index(self) -> None:
         """Bring the index up to date, where this can be done."""

@@ -12,6 +12,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from cnnfilterdb.errors import SelectionError
+
 __all__ = [
     "BASES",
     "FORMAT_VERSION",
@@ -48,14 +50,14 @@ def kernel_shape(kernel: str) -> tuple[int, int]:
     """Read a kernel size as the database spells it.
 
     Raises:
-        ValueError: Not of the form ``3x3``.
+        SelectionError: Not of the form ``3x3``.
 
     >>> kernel_shape("1x7")
     (1, 7)
     """
     height, separator, width = kernel.partition("x")
     if not (separator and height.isdecimal() and width.isdecimal() and int(height) > 0 and int(width) > 0):
-        raise ValueError(f"not a kernel size: {kernel!r}; expected height x width, such as 3x3")
+        raise SelectionError(f"not a kernel size: {kernel!r}; expected height x width, such as 3x3")
     return int(height), int(width)
 
 

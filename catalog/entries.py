@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cnnfilterdb.schema import ModelFacts
 
 __all__ = [
+    "CONDITIONS",
+    "FORBIDDING",
     "FORMATS",
     "LIST_SEPARATOR",
     "ORIGINS",
+    "REDISTRIBUTION",
     "STATUSES",
     "Catalog",
     "CatalogModel",
@@ -33,7 +37,28 @@ FORMATS = ("torch", "torchscript", "safetensors", "onnx", "keras", "npz", "tenso
 #: nobody has looked.
 STATUSES = ("trained", "close to initialisation", "weakly trained", "unjudged")
 
-#: Between several data sets in one cell.
+#: Whether a licence lets kernels of a model be passed on in a public data set that names the model's source, its
+#: licence and the licence's conditions; ``no`` too where it asks for more than that.
+REDISTRIBUTION = ("yes", "no", "unknown")
+
+#: What a licence asks of those who pass something on, or restricts, and what that means.
+CONDITIONS = MappingProxyType(
+    {
+        "attribution": "name the authors and keep the notices and the text of the licence",
+        "share-alike": "pass on what is made from it under the same licence only",
+        "source": "offer the form in which it was made along with it",
+        "noncommercial": "no commercial use",
+        "use-restrictions": "no use that the licence lists as forbidden, and the same for all who get it from you",
+        "no-derivatives": "only unchanged copies may be passed on, and kernels taken out of a model are not one",
+        "research-only": "for research or teaching only",
+        "agreement": "its terms have to come with each copy and bind all who take it",
+    }
+)
+
+#: The conditions that a public data set cannot meet.
+FORBIDDING = ("no-derivatives", "research-only", "agreement")
+
+#: Between several data sets, or conditions, in one cell.
 LIST_SEPARATOR = "; "
 
 
@@ -69,12 +94,20 @@ class License:
 
     Attributes:
         name: SPDX identifier, or one that begins with ``LicenseRef-``.
-        permissive: It asks for no more than attribution.
+        permissive: It asks for no more than attribution, and is one that people know.
+        redistribution: Whether kernels of a model under it may be passed on, one of REDISTRIBUTION.
+        conditions: What it asks for, of CONDITIONS and in their order.
+        hub: Its identifier in the cards of the Hugging Face Hub, None where that has none.
+        url: Where its text is, None where it is not known.
         title: Its name in full.
     """
 
     name: str
     permissive: bool
+    redistribution: str
+    conditions: tuple[str, ...]
+    hub: str | None
+    url: str | None
     title: str
 
 

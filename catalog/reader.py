@@ -19,9 +19,12 @@ from typing import TypeVar
 
 from cnnfilterdb.catalog import match
 from cnnfilterdb.catalog.entries import (
+    CONDITIONS,
+    FORBIDDING,
     FORMATS,
     LIST_SEPARATOR,
     ORIGINS,
+    REDISTRIBUTION,
     STATUSES,
     Catalog,
     CatalogModel,
@@ -37,7 +40,7 @@ __all__ = ["METADATA", "problems", "read"]
 
 _SOURCE = ("name", "title", "optional")
 _TERM = ("name", "origin", "paper_models", "description")
-_LICENSE = ("name", "permissive", "title")
+_LICENSE = ("name", "permissive", "redistribution", "conditions", "hub", "url", "title")
 _DATASET = ("name", "domain", "origin", "title", "url", "license")
 
 #: Columns that the models of every source have; whatever other columns a source's file has are its origin.
@@ -61,6 +64,7 @@ METADATA = (
 )
 
 _COLLECTIONS = "collections.toml"
+_SPDX = "https://spdx.org/licenses/{}.html"
 _PAPER = re.compile(r"doi:10\.\d{4,}/\S+|arXiv:\d{4}\.\d{4,5}|https?://\S+")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -126,6 +130,10 @@ class _Row(dict[str, str]):
             self.wrong(f"{column} should be a whole number of at least {least}, is {self[column]!r}")
             return None
         return int(self[column])
+
+    def address(self, column: str) -> None:
+        if self[column] and not self[column].startswith(("https://", "http://")):
+            self.wrong(f"{column} should begin with https://, is {self[column]!r}")
 
     def metrics(self, column: str) -> dict[str, float] | None:
         """``name=value`` pairs."""
@@ -231,9 +239,30 @@ class _Reader:
         return Term(row["name"], row["origin"], count, row["description"])
 
     def _license(self, row: _Row) -> License:
-        row.filled("permissive", "title")
+        row.filled("permissive", "redistribution", "title")
         row.one_of("permissive", ("yes", "no"), "yes, no")
-        return License(row["name"], row["permissive"] == "yes", row["title"])
+        row.one_of("redistribution", REDISTRIBUTION, ", ".join(REDISTRIBUTION))
+        conditions = row["conditions"].split(LIST_SEPARATOR) if row["conditions"] else []
+        for condition in conditions:
+            row.one_of("conditions", CONDITIONS, ", ".join(CONDITIONS), condition)
+        ordered = [condition for condition in CONDITIONS if condition in conditions]
+        if set(conditions) <= {*CONDITIONS, ""} and conditions != ordered:
+            row.wrong(f"conditions should be {LIST_SEPARATOR.join(ordered)!r}, each once and in this order")
+        permissive = row["permissive"] == "yes"
+        if permissive and (row["redistribution"] != "yes" or set(conditions) - {"attribution"}):
+            row.wrong("permissive is yes, but it asks for more than attribution, or forbids redistribution")
+        if row["redistribution"] == "yes" and (forbidding := [name for name in ordered if name in FORBIDDING]):
+            row.wrong(f"redistribution is yes, but {', '.join(forbidding)} forbids it")
+        row.address("url")
+        return License(
+            name=row["name"],
+            permissive=permissive,
+            redistribution=row["redistribution"],
+            conditions=tuple(ordered),
+            hub=row["hub"] or None,
+            url=row["url"] or (None if row["name"].startswith("LicenseRef-") else _SPDX.format(row["name"])),
+            title=row["title"],
+        )
 
     def _dataset(self, row: _Row) -> Dataset:
         row.filled("domain", "origin", "title")
@@ -242,8 +271,7 @@ class _Reader:
         row.one_of("license", self._licenses, "licenses.csv")
         if LIST_SEPARATOR.strip() in row["name"]:
             row.wrong(f"a name of a data set cannot hold {LIST_SEPARATOR.strip()!r}, which separates data sets")
-        if row["url"] and not row["url"].startswith(("https://", "http://")):
-            row.wrong(f"url should begin with https://, is {row['url']!r}")
+        row.address("url")
         return Dataset(
             name=row["name"],
             domain=row["domain"],

@@ -98,3 +98,14 @@ def notebook_shift(groups: dict[object, np.ndarray], everything: np.ndarray, rec
 def notebook():
     """The papers' method as an oracle: see notebook_shift."""
     return notebook_shift
+
+
+@pytest.fixture(scope="session")
+def release_path(tmp_path_factory: pytest.TempPathFactory, sample_path: Path) -> Path:
+    """Folder of a release of the sample database. Do not write to it: copy it."""
+    from cnnfilterdb.publish.building import build
+
+    path = tmp_path_factory.mktemp("releases") / "sample"
+    with cnnfilterdb.open(sample_path, create=False) as db:
+        build(db, path, repo="owner/sample", version="1.0.0")
+    return path

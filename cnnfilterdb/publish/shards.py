@@ -1,9 +1,10 @@
 """The Parquet files of a release: few and large, sorted by model, cut where their content says.
 
 Two releases of nearly the same database have nearly the same bytes, so that only what is new need be sent. Three things
-see to it: a row group holds filters of one model, so that an added model leaves all others as they were; a file ends
-behind a model whose key says so, so that it leaves all other files as they were too; and pages are cut by their content
-(Parquet content-defined chunking), which lets a store that looks for known chunks find them within a changed file.
+see to it. A row group holds filters of one model, so that an added model leaves the bytes of all others as they were,
+and a store that looks for known chunks finds them within a changed file. A file ends behind a model whose key says so,
+which leaves most other files as they were. And the pages of tables whose row groups are of many models are cut by their
+content (content-defined chunking of Parquet).
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ def _settings(table: str) -> dict[str, Any]:
     """Options of :class:`pyarrow.parquet.ParquetWriter`, for readers on the other side of a network."""
     settings: dict[str, Any] = {
         "compression": "zstd",
-        "use_content_defined_chunking": True,
+        # The chunker of pyarrow remembers a row group in the next one: it would undo that they do not depend on each
+        # other.
+        "use_content_defined_chunking": not table.startswith("filters_"),
         "write_page_index": True,
         "write_page_checksum": True,
     }

@@ -14,9 +14,11 @@ games,extended,,boards
 Classification,cvpr2022,555,a class for the image
 Tracking,extended,,the same object in the next image
 """,
-    "licenses.csv": """name,permissive,title
-MIT,yes,MIT License
-GPL-3.0-only,no,GNU General Public License v3.0 only
+    "licenses.csv": """name,permissive,redistribution,conditions,hub,url,title
+MIT,yes,yes,attribution,mit,,MIT License
+GPL-3.0-only,no,yes,attribution; share-alike; source,gpl-3.0,,GNU General Public License v3.0 only
+LicenseRef-House,no,no,research-only,,https://example.org/house,House rules
+LicenseRef-Lost,no,unknown,,,,Lost
 """,
     "datasets.csv": """name,domain,origin,title,url,license
 Boards,games,extended,Photographs of boards,https://example.org/boards,MIT

@@ -15,6 +15,12 @@ def test_a_valid_catalog(folder):
     assert catalog.domains["natural"].paper_models == 557
     assert catalog.domains["games"].paper_models is None
     assert catalog.tasks["Tracking"].origin == "extended"
+    mit, gpl, house, lost = catalog.licenses.values()
+    assert (mit.permissive, mit.redistribution, mit.conditions, mit.hub) == (True, "yes", ("attribution",), "mit")
+    assert mit.url == "https://spdx.org/licenses/MIT.html"
+    assert (gpl.permissive, gpl.conditions) == (False, ("attribution", "share-alike", "source"))
+    assert (house.redistribution, house.hub, house.url) == ("no", None, "https://example.org/house")
+    assert (lost.redistribution, lost.conditions, lost.url) == ("unknown", (), None)
     assert catalog.datasets["Boards"].license == "MIT"
     assert catalog.datasets["Tiles"].url is None
     one, two, three = catalog.models["here"]
@@ -89,6 +95,23 @@ BREAKS = {
         "the name stands in line 2 already"),
     "licence neither permissive nor not": ("licenses.csv", "MIT,yes", "MIT,maybe",
         "permissive 'maybe' is not in yes, no"),
+    "licence that may permit": ("licenses.csv", "House,no,no", "House,no,perhaps",
+        "licenses.csv, line 4 (LicenseRef-House): redistribution 'perhaps' is not in yes, no, unknown"),
+    "licence that says nothing": ("licenses.csv", "House,no,no", "House,no,", "redistribution is empty; fill it in"),
+    "unknown condition": ("licenses.csv", "share-alike", "sharealike",
+        "conditions 'sharealike' is not in attribution, share-alike, "),
+    "conditions in another order": ("licenses.csv", "attribution; share-alike; source", "source; share-alike",
+        "conditions should be 'share-alike; source', each once and in this order"),
+    "condition twice": ("licenses.csv", "attribution; share-alike; source", "source; source",
+        "conditions should be 'source', each once and in this order"),
+    "condition without a name": ("licenses.csv", "; share-alike; ", "; ; ",
+        "conditions should be 'attribution; source', each once"),
+    "permissive with conditions": ("licenses.csv", "3.0-only,no,yes", "3.0-only,yes,yes",
+        "permissive is yes, but it asks for more than attribution"),
+    "permissive and forbidding": ("licenses.csv", "MIT,yes,yes", "MIT,yes,no", "or forbids redistribution"),
+    "permitting and forbidding": ("licenses.csv", "House,no,no", "House,no,yes",
+        "redistribution is yes, but research-only forbids it"),
+    "url of a licence": ("licenses.csv", "https://example.org/h", "h", "url should begin with https://, is 'house'"),
     "domain of a data set": ("datasets.csv", "Tiles,games", "Tiles,game",
         "datasets.csv, line 3 (Tiles): domain 'game' is not in domains.csv; did you mean 'games'?"),
     "licence of a data set": ("datasets.csv", "boards,MIT", "boards,BSD", "license 'BSD' is not in licenses.csv"),

@@ -44,7 +44,42 @@ def test_licences_are_spdx():
     for model in catalog.models():
         assert canonicalize_license_expression(model.facts.license) == model.facts.license
     permissive = {name for name, known in catalog.licenses().items() if known.permissive}
-    assert not any(word in name for name in permissive for word in ("GPL", "NC", "SA", "LicenseRef"))
+    assert not any(word in name for name in permissive for word in ("GPL", "-NC", "-SA", "-ND", "LicenseRef"))
+
+
+def test_names_of_licences_tell_their_conditions():
+    marks = {"-SA": "share-alike", "-NC": "noncommercial", "-ND": "no-derivatives", "GPL": "source", "RAIL": "use-"}
+    for name, known in catalog.licenses().items():
+        conditions = " ".join(known.conditions)
+        for mark, condition in marks.items():
+            if mark in name:
+                assert condition in conditions, name
+        if name.startswith(("CC-BY", "BSD", "MIT", "Apache")) and name != "MIT-0":
+            assert "attribution" in conditions, name
+        if known.redistribution == "unknown":
+            assert not conditions, name
+
+
+# https://huggingface.co/docs/hub/repositories-licenses, October 2026
+HUB = """afl-3.0 agpl-3.0 apache-2.0 apple-amlr apple-ascl artistic-2.0 bigcode-openrail-m bigscience-bloom-rail-1.0
+bigscience-openrail-m bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear bsl-1.0 c-uda cc cc-by-2.0 cc-by-2.5 cc-by-3.0
+cc-by-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0
+cc-by-nc-sa-4.0 cc-by-nd-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc0-1.0 cdla-permissive-1.0 cdla-permissive-2.0 cdla-sharing-1.0
+creativeml-openrail-m deepfloyd-if-license ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 eupl-1.2
+fair-noncommercial-research-license gemma gfdl gpl gpl-2.0 gpl-3.0 grok2-community h-research intel-research isc lgpl
+lgpl-2.1 lgpl-3.0 lgpl-lr llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 lppl-1.3c mit mpl-2.0 ms-pl ncsa odbl odc-by
+ofl-1.1 openmdw-1.0 openmdw-1.1 openrail openrail++ osl-3.0 other pddl postgresql unknown unlicense wtfpl zlib"""
+
+
+def test_licences_have_the_names_of_the_hub():
+    terms, hub = defaultdict(set), {None, *HUB.split()}
+    for name, known in catalog.licenses().items():
+        assert known.hub in hub, name
+        assert known.hub or name.lower() not in hub, name
+        terms[known.hub].add((known.redistribution, known.conditions))
+    del terms[None]
+    # Cards name some families only, so that it does not matter which of them is meant.
+    assert all(len(told) == 1 for told in terms.values())
 
 
 def test_origins_name_their_package():

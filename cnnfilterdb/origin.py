@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
@@ -22,13 +22,13 @@ from cnnfilterdb.disk import writing
 from cnnfilterdb.errors import CorruptError
 from cnnfilterdb.index import Bases, Index
 from cnnfilterdb.manifest import ReleaseFile
-from cnnfilterdb.release import Release, ReleaseBases, ReleaseShard, model_of
-from cnnfilterdb.rows import Rows
+from cnnfilterdb.release import Release, ReleaseBases
+from cnnfilterdb.scan import FilterFiles
 from cnnfilterdb.store import Store
+from cnnfilterdb.stream import Rows, filters_of
 
 __all__ = ["FolderOrigin", "Origin", "ReleaseOrigin"]
 
-_BATCH = 64 * 1024  # rows read at a time
 _CHUNK = 4 << 20  # bytes fetched at a time
 
 
@@ -38,10 +38,12 @@ class Origin(ABC):
     Attributes:
         location: Where it lies.
         bases: Its bases.
+        files: Has the files of its filters.
     """
 
     location: str
     bases: Bases
+    files: FilterFiles
 
     @abstractmethod
     def models(self) -> pa.Table:
@@ -51,9 +53,10 @@ class Origin(ABC):
     def layers(self, model_id: str | None = None) -> pa.Table:
         """The layers of one model or of all, in order."""
 
-    @abstractmethod
-    def rows(self, model_id: str, kernel: str) -> Rows:
-        """The filters of one kernel size of a model."""
+    def rows(self, model_id: str, kernel: str, layers: Collection[int]) -> Rows:
+        """The filters of layers of one kernel size of a model."""
+        tables = filters_of(self.files, kernel, {model_id: layers})
+        return Rows((batch for table in tables for batch in table.to_batches()), kernel)
 
     @abstractmethod
     def histograms(self, model_id: str) -> dict[str, pa.Table]:
@@ -104,7 +107,7 @@ class FolderOrigin(Origin):
     """
 
     def __init__(self, store: Store) -> None:
-        self._store = store
+        self._store = self.files = store
         self.location = store.location
         self.bases = Index(store)
 
@@ -115,11 +118,6 @@ class FolderOrigin(Origin):
     def layers(self, model_id: str | None = None) -> pa.Table:
         """The layers of one model or of all."""
         return self._store.layers(None if model_id is None else [model_id])
-
-    def rows(self, model_id: str, kernel: str) -> Rows:
-        """The filters of one kernel size of a model."""
-        (path,) = self._store.filter_files(kernel, [model_id])
-        return Rows(pq.ParquetFile(path).iter_batches(_BATCH, use_threads=False), kernel)
 
     def histograms(self, model_id: str) -> dict[str, pa.Table]:
         """The histograms of a model in each basis."""
@@ -147,12 +145,11 @@ class ReleaseOrigin(Origin):
     """
 
     def __init__(self, release: Release, folder: Path) -> None:
-        self._release = release
+        self._release = self.files = release
         self._folder = folder
         self._lock = Lock()  # what several models need is fetched once
         self.location = release.location
         self.bases = ReleaseBases(lambda: self._table("bases").to_table())
-        self._groups: dict[str, tuple[pq.FileMetaData, dict[str, list[int]]]] = {}
 
     def models(self) -> pa.Table:
         """The models table."""
@@ -163,39 +160,11 @@ class ReleaseOrigin(Origin):
         table = self._table("layers").to_table(filter=None if model_id is None else pc.field("model_id") == model_id)
         return table.sort_by([("model_id", "ascending"), ("layer", "ascending")])
 
-    def rows(self, model_id: str, kernel: str) -> Rows:
-        """The filters of one kernel size of a model."""
-        return Rows(self._batches(model_id, kernel), kernel)
-
     def histograms(self, model_id: str) -> dict[str, pa.Table]:
         """The histograms of a model in each basis."""
         table = self._table("histograms").to_table(filter=pc.field("model_id") == model_id)
         keys = pc.unique(table["basis_id"]).to_pylist()
         return {key: table.filter(pc.equal(table["basis_id"], key)) for key in keys}
-
-    def _batches(self, model_id: str, kernel: str) -> Iterator[pa.RecordBatch]:
-        for shard in self._release.filter_files(kernel, [model_id]):
-            with reaching(shard.path):
-                metadata, groups = self._row_groups(shard)
-                if model_id not in groups:
-                    continue
-                file = shard.open(metadata=metadata)
-            for group in groups[model_id]:
-                with reaching(shard.path):
-                    rows = file.read_row_group(group, use_threads=False)
-                yield from rows.to_batches(max_chunksize=_BATCH)
-
-    def _row_groups(self, shard: ReleaseShard) -> tuple[pq.FileMetaData, dict[str, list[int]]]:
-        """The footer of a file, which is fetched once, and the row groups of each model in it."""
-        with self._lock:
-            if shard.path not in self._groups:
-                metadata = shard.open().metadata
-                groups: dict[str, list[int]] = defaultdict(list)
-                for group in range(metadata.num_row_groups):
-                    if metadata.row_group(group).num_rows:
-                        groups[model_of(metadata, group)].append(group)
-                self._groups[shard.path] = (metadata, groups)
-            return self._groups[shard.path]
 
     def _table(self, name: str) -> ds.Dataset:
         with self._lock:

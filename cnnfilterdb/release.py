@@ -9,7 +9,7 @@ from __future__ import annotations
 import atexit
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
@@ -63,22 +63,28 @@ class ReleaseShard:
         path: Its path in the file system.
         filesystem: The file system; None for that of the machine.
         models: Only row groups of these models are wanted; None wants all.
+        footers: Footers by path, so that each is fetched once.
     """
 
     path: str
     filesystem: fsspec.AbstractFileSystem | None
     models: frozenset[str] | None = None
+    footers: dict[str, pq.FileMetaData] = field(default_factory=dict, compare=False, repr=False)
 
     def __str__(self) -> str:
-        return self.path
+        return self.path if self.filesystem is None else str(self.filesystem.unstrip_protocol(self.path))
 
     def open(self, **options: Any) -> pq.ParquetFile:
         """Open it; row groups are then fetched by a request or two each."""
+        options.setdefault("metadata", self.footers.get(self.path))
         if self.filesystem is None:
-            return pq.ParquetFile(self.path, memory_map=True, **options)
-        # Ranges are asked for as they are needed: pyarrow joins those of a row group.
-        file = self.filesystem.open(self.path, "rb", cache_type="none")
-        return pq.ParquetFile(file, pre_buffer=True, **options)
+            file = pq.ParquetFile(self.path, memory_map=True, **options)
+        else:
+            # Ranges are asked for as they are needed: pyarrow joins those of a row group.
+            content = self.filesystem.open(self.path, "rb", cache_type="none")
+            file = pq.ParquetFile(content, pre_buffer=True, **options)
+        self.footers.setdefault(self.path, file.metadata)
+        return file
 
     def wanted(self, metadata: pq.FileMetaData, group: int) -> bool:
         """Whether a row group is of a model that was asked for."""
@@ -114,6 +120,7 @@ class Release:
         self.manifest = manifest
         self._remote = None if isinstance(filesystem, LocalFileSystem) else filesystem
         self._files = filesystem if self._remote is None else Blocks(filesystem)
+        self._footers: dict[str, pq.FileMetaData] = {}
 
     def __repr__(self) -> str:
         return f"Release({self.location!r})"
@@ -186,7 +193,7 @@ class Release:
         """
         chosen = None if model_ids is None else frozenset(model_ids)
         return [
-            ReleaseShard(self.path(file.path), self._remote, chosen)
+            ReleaseShard(self.path(file.path), self._remote, chosen, self._footers)
             for file in self.manifest.of(f"filters_{kernel}")
             if chosen is None or any(_within(model_id, file.first_model, file.last_model) for model_id in chosen)
         ]

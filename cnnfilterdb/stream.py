@@ -1,4 +1,4 @@
-"""Streams the filters of chosen layers with their keys, in the order of models and layers, in bounded memory.
+"""Filters with their keys as a stream, in the order of models and layers, in bounded memory.
 
 Rows lie in that order within a file, and a file or a row group is of one model: nothing has to be sorted, and what was
 not asked for is passed over by the statistics of row groups.
@@ -6,20 +6,24 @@ not asked for is passed over by the statistics of row groups.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cnnfilterdb import layout
+from cnnfilterdb.errors import CorruptError
 from cnnfilterdb.runners import ahead
 from cnnfilterdb.scan import FilterFile, FilterFiles, damaged, failures, first_line, open_parquet, threads
-from cnnfilterdb.schema import filter_schema
+from cnnfilterdb.schema import filter_schema, weight_columns
 
-__all__ = ["filters_of"]
+__all__ = ["Rows", "filters_of"]
 
 
 def filters_of(storage: FilterFiles, kernel: str, layers: Mapping[str, Collection[int]]) -> Iterator[pa.Table]:
@@ -72,6 +76,49 @@ def filters_of(storage: FilterFiles, kernel: str, layers: Mapping[str, Collectio
                 yield table
 
 
+class Rows:
+    """Takes the rows of layers off a stream of filters, a batch in memory at a time.
+
+    Args:
+        batches: Record batches of filters, in the order of layers.
+        kernel: Their kernel size.
+    """
+
+    def __init__(self, batches: Iterable[pa.RecordBatch], kernel: str) -> None:
+        self._columns = weight_columns(kernel)
+        self._batches: Iterator[pa.RecordBatch] = iter(batches)
+        self._batch: pa.RecordBatch | None = None
+
+    def take(self, count: int) -> tuple[set[str], npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+        """The next rows.
+
+        Returns:
+            Their models; (3, count) layer, out channel and in channel; (count, weights) little-endian, C-contiguous.
+
+        Raises:
+            CorruptError: The stream ends before.
+        """
+        models: set[str] = set()
+        keys = np.empty((3, count), np.int32)
+        weights = np.empty((count, len(self._columns)), "<f4")
+        start = 0
+        while start < count:
+            if self._batch is None or not self._batch.num_rows:
+                self._batch = next(self._batches, None)
+                if self._batch is None:
+                    raise CorruptError(f"ends {count - start:,} filters early")
+            part = self._batch.slice(0, count - start)
+            stop = start + part.num_rows
+            models.update(pc.unique(part["model_id"]).to_pylist())
+            for number, column in enumerate(("layer", "out_channel", "in_channel")):
+                keys[number, start:stop] = part[column]
+            for number, column in enumerate(self._columns):
+                weights[start:stop, number] = part[column]
+            self._batch = self._batch.slice(part.num_rows)
+            start = stop
+        return models, keys, weights
+
+
 def _in_order(
     files: Sequence[FilterFile], layers: Mapping[str, Collection[int]]
 ) -> Iterator[tuple[FilterFile, str | None]]:
@@ -82,7 +129,7 @@ def _in_order(
     yield from ((path, None) for path in files if not isinstance(path, Path))
 
 
-def _bounds(metadata: pq.FileMetaData, group: int, column: int) -> tuple[object, object]:
+def _bounds(metadata: pq.FileMetaData, group: int, column: int) -> tuple[Any, Any]:
     """Smallest and largest value of a column of a row group; None where its statistics do not tell."""
     statistics = metadata.row_group(group).column(column).statistics
     return (statistics.min, statistics.max) if statistics is not None and statistics.has_min_max else (None, None)

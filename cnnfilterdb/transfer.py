@@ -26,9 +26,9 @@ from cnnfilterdb.index import FittedBasis, Index, Projection, basis_table
 from cnnfilterdb.origin import FolderOrigin, Origin, ReleaseOrigin, signatures
 from cnnfilterdb.reading import Reader
 from cnnfilterdb.release import Release
-from cnnfilterdb.rows import Rows
 from cnnfilterdb.runners import ahead
 from cnnfilterdb.store import Store
+from cnnfilterdb.stream import Rows
 from cnnfilterdb.writer import Writer
 
 __all__ = ["TransferReport", "address", "merge", "pull", "transfer"]
@@ -255,15 +255,18 @@ def _write(writer: Writer, origin: Origin, model_id: str, index: Index, known: s
     histograms = {basis_id: table for basis_id, table in origin.histograms(model_id).items() if basis_id in known}
     projection = Projection(index, but=histograms)
     projection.begin(model_id)
-    rows: dict[str, Rows] = {}
+    layers = origin.layers(model_id).to_pylist()
+    stored: dict[str, list[int]] = {}
+    for layer in layers:
+        if layer["stored"]:
+            stored.setdefault(layer["kernel"], []).append(layer["layer"])
+    rows = {kernel: origin.rows(model_id, kernel, numbers) for kernel, numbers in stored.items()}
     total = 0
-    for layer in origin.layers(model_id).to_pylist():
+    for layer in layers:
         number, kernel = layer["layer"], layer["kernel"]
         if not layer["stored"]:
             writer.add_layer(layer, None)
             continue
-        if kernel not in rows:
-            rows[kernel] = origin.rows(model_id, kernel)
         weight = _weight(rows[kernel], layer, f"{origin.location}: {model_id}, layer {number} ({layer['name']})")
         writer.add_layer(layer, weight)
         projection.add(number, kernel, weight.reshape(-1, weight.shape[2] * weight.shape[3]))

@@ -23,9 +23,9 @@ import pyarrow.parquet as pq
 from cnnfilterdb import layout
 from cnnfilterdb.disk import sha256
 from cnnfilterdb.errors import CorruptError
-from cnnfilterdb.rows import Rows
 from cnnfilterdb.schema import BASES, HISTOGRAMS, LAYERS, MODELS, filter_schema, kernel_name, weight_columns
 from cnnfilterdb.stats import Moments
+from cnnfilterdb.stream import Rows
 
 __all__ = ["TOLERANCE", "Problem", "Progress", "verify_models"]
 

@@ -316,6 +316,9 @@ class Repository:
         if isinstance(error, errors.HfHubHTTPError):
             return self._answered(error)
         reason = self._clean(str(error)) or type(error).__name__
+        if type(error).__name__ in ("ConnectError", "ConnectTimeout"):
+            what = f"{self.endpoint} cannot be reached ({reason}); check the network and HF_ENDPOINT"
+            return Refused(f"{self.name}: {what}", passing=True)
         if type(error).__module__.partition(".")[0] in _CLIENT:
             return Refused(f"{self.name}: the connection to {self.endpoint} broke ({reason}); {AGAIN}", passing=True)
         if isinstance(error, OSError | ValueError | RuntimeError):

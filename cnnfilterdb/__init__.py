@@ -82,7 +82,7 @@ def open(path: str | Path, *, create: bool = True, **options: Any) -> FilterDB:
         from cnnfilterdb.reading import Reader
 
         release = Release.open(path, **options)
-        return Reader(release, ReleaseBases(lambda: release.table("bases")))  # type: ignore[return-value]
+        return Reader(release, ReleaseBases(release.location, lambda: release.table("bases")))  # type: ignore[return-value]
     from cnnfilterdb.database import FilterDB
 
     return FilterDB(path, create=create)

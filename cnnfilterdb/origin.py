@@ -149,7 +149,7 @@ class ReleaseOrigin(Origin):
         self._folder = folder
         self._lock = Lock()  # what several models need is fetched once
         self.location = release.location
-        self.bases = ReleaseBases(lambda: self._table("bases").to_table())
+        self.bases = ReleaseBases(self.location, lambda: self._table("bases").to_table())
 
     def models(self) -> pa.Table:
         """The models table."""

@@ -252,10 +252,12 @@ class ReleaseBases(Bases):
     """The bases of a release.
 
     Args:
+        location: Where the release lies.
         read: Reads the bases table, when it is asked for first.
     """
 
-    def __init__(self, read: Callable[[], pa.Table]) -> None:
+    def __init__(self, location: str, read: Callable[[], pa.Table]) -> None:
+        self.location = location
         self._read = read
 
     @cached_property

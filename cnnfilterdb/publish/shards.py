@@ -74,7 +74,7 @@ def plan(models: Sequence[tuple[str, int]], least: int, most: int) -> list[int]:
         most: Bytes that it has at most, but for a single larger model.
 
     >>> plan([("custom/a", 5), ("custom/b", 5), ("custom/c", 5)], 5, 10)
-    [1, 2]
+    [0, 2]
     """
     ends = []
     start, rest = 0, sum(size for _, size in models)

@@ -42,6 +42,7 @@ FROM read_parquet(database_files('/layers/*.parquet'), hive_partitioning = false
 CREATE OR REPLACE VIEW bases AS
 SELECT * FROM read_parquet(database_files('$bases'), hive_partitioning = false);
 
+-- Where the histograms are.
 CREATE OR REPLACE MACRO histogram_files() AS database_files('$histograms');
 
 -- Histograms of the coefficients: one row per basis, recipe and layer.

@@ -79,6 +79,8 @@ class Blocks(fsspec.AbstractFileSystem):  # type: ignore[misc]
 
     def open(self, path: str, mode: str = "rb", **options: Any) -> io.BufferedIOBase:
         """Open a file."""
+        # DuckDB spells paths with their protocol, which is the same file.
+        path = str(self._filesystem._strip_protocol(path))
         return _File(self, path, self.size(path))
 
     def size(self, path: str) -> int:

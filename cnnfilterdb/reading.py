@@ -601,9 +601,10 @@ class Reader:
             self._named |= {kernel for kernel in kernels if re.search(rf"_{kernel}\b", query)}
             self._named |= {"3x3"} if "svd_coefficients" in query else set()
             kernels = [kernel for kernel in kernels if kernel in self._named]
-        current = {kernel: (fitted.basis_id, fitted.basis) for kernel, fitted in self._bases.current().items()}
+        current = self._bases.current() if kernels else {}
+        bases = {kernel: (fitted.basis_id, fitted.basis) for kernel, fitted in current.items()}
         text = sqltext.render(
-            storage.location, kernels, current, annotated=storage.annotated, published=storage.published
+            storage.location, kernels, bases, annotated=storage.annotated, published=storage.published
         )
         if self._connection is None:
             self._connection = duckdb.connect()

@@ -33,8 +33,8 @@ from cnnfilterdb.writer import Writer
 
 __all__ = ["TransferReport", "address", "merge", "pull", "transfer"]
 
-# Each waits for the network or for the disk most of the time.
-_WRITERS = 4
+# Each waits for the network or for the disk much of the time, and holds a layer in memory.
+_WRITERS = 3
 
 # Name of the folder that holds the small tables of a release meanwhile
 _FETCHED = "fetched"

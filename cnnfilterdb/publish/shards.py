@@ -239,6 +239,7 @@ def write_filters(
 
 
 def _row_groups(path: Path) -> Iterator[pa.Table]:
-    with pq.ParquetFile(path, memory_map=True) as file:
+    # Not mapped: of a database that is larger than the memory all pages would be counted as in use.
+    with pq.ParquetFile(path, pre_buffer=False) as file:
         for group in range(file.metadata.num_row_groups):
             yield file.read_row_group(group)

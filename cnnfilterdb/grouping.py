@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from cnnfilterdb.errors import RemoteError, SelectionError
 from cnnfilterdb.index import FittedBasis, coefficient_range, ranges
-from cnnfilterdb.scan import FilterFiles, Run, scan
+from cnnfilterdb.scan import FilterFiles, Run, joined, scan
 from cnnfilterdb.sql import literal
 from cnnfilterdb.stats import RECIPES, Basis, Histogram, balance_weights
 
@@ -179,15 +179,21 @@ def by_model(
     return places[places >= 0], counts[places >= 0]
 
 
-def selection(connection: duckdb.DuckDBPyConnection, grouping: Grouping) -> pa.Table:
-    """The layers of a grouping: group, model_id, layer, filters, family and moments; one row per layer."""
+def selection(connection: duckdb.DuckDBPyConnection, grouping: Grouping, *, variant: str = "all") -> pa.Table:
+    """The layers of a grouping: group, model_id, layer, filters and moments; one row per layer.
+
+    Args:
+        connection: With the views of the database.
+        grouping: The question; where families count the same, there is a column ``family``, too.
+        variant: Which moments :func:`~cnnfilterdb.index.moments_of` will be asked for.
+    """
+    family = "coalesce(family, architecture, model_id) AS family, " if grouping.balance == "families" else ""
+    nonsparse = ", nonsparse_filters, nonsparse_mean, nonsparse_scatter" if variant == "nonsparse" else ""
     keep = f"AND ({grouping.where})" if grouping.where else ""
     papers = "" if grouping.all_layers else "AND kind IS DISTINCT FROM 'transposed' AND dead IS NOT TRUE"
     table = run(
         connection,
-        f'SELECT ({grouping.by}) AS "group", model_id, layer, filters, '
-        "coalesce(family, architecture, model_id) AS family, scaled_mean, scaled_scatter, "
-        "nonsparse_filters, nonsparse_mean, nonsparse_scatter "
+        f'SELECT ({grouping.by}) AS "group", model_id, layer, filters, {family}scaled_mean, scaled_scatter{nonsparse} '
         f"FROM facts WHERE stored AND kernel = {literal(grouping.kernel)} {keep} {papers} "
         'AND "group" IS NOT NULL ORDER BY "group", model_id, layer',
     )
@@ -243,11 +249,8 @@ def scanned(
     outside = np.zeros(len(labels), np.int64)
 
     def project(runs: list[Run]) -> list[tuple[int, float, Histogram]]:
-        found = []
-        for run in runs:
-            if place := where.get((run.model_id, run.layer)):
-                found.append((*place, Histogram.of_columns(run.columns, basis, low, high, bins)))
-        return found
+        places = joined(runs, lambda run: where.get((run.model_id, run.layer)))
+        return [(*place, Histogram.of_columns(run.columns, basis, low, high, bins)) for place, run in places if place]
 
     model_ids = sorted(set(rows["model_id"].to_pylist()))
     for found in scan(store.filter_files(basis.kernel, model_ids), basis.kernel, project):

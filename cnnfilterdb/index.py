@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 
 from cnnfilterdb.disk import move, writing
 from cnnfilterdb.errors import SelectionError
-from cnnfilterdb.scan import FilterFiles, Run, scan
+from cnnfilterdb.scan import FilterFiles, Run, joined, scan
 from cnnfilterdb.schema import BASES, HISTOGRAMS, kernel_shape
 from cnnfilterdb.stats import RECIPES, Basis, Histogram, Moments, Recipe, histograms
 from cnnfilterdb.store import Store
@@ -143,7 +143,13 @@ def _lists(arrays: list[npt.NDArray[np.int64]], length: int) -> pa.Array:
 
 
 class Bases(ABC):
-    """The bases of a database, wherever they lie."""
+    """The bases of a database, wherever they lie.
+
+    Attributes:
+        location: Where the database lies.
+    """
+
+    location: str
 
     @abstractmethod
     def bases(self) -> list[FittedBasis]:
@@ -161,7 +167,7 @@ class Bases(ABC):
         """
         known = {fitted.basis_id: fitted for fitted in self.bases()}
         if basis_id not in known:
-            raise SelectionError(f"no basis {basis_id!r}; known: {', '.join(known) or 'none'}")
+            raise SelectionError(f"no basis {basis_id!r} in {self.location}; known: {', '.join(known) or 'none'}")
         return known[basis_id]
 
 
@@ -174,6 +180,7 @@ class Index(Bases):
 
     def __init__(self, store: Store) -> None:
         self.store = store
+        self.location = store.location
         self.path = store.path / "index"
 
     def bases(self) -> list[FittedBasis]:
@@ -315,7 +322,7 @@ def coefficient_range(
     total, done = pc.sum(layers["filters"]).as_py(), 0
 
     def extremes(runs: list[Run]) -> tuple[float, float, int]:
-        chosen = [run for run in runs if (run.model_id, run.layer) in keys]
+        chosen = [run for wanted, run in joined(runs, lambda run: (run.model_id, run.layer) in keys) if wanted]
         found = [basis.coefficient_range(run.columns) for run in chosen]
         return (
             min((low for low, _ in found), default=np.inf),

@@ -440,7 +440,8 @@ class Reader:
             SelectionError: Nothing is selected, or an unknown variant.
         """
         kernel_shape(kernel)
-        rows = groupings.selection(self._connect(), Grouping("true", where, kernel, all_layers=all_layers))
+        question = Grouping("true", where, kernel, all_layers=all_layers)
+        rows = groupings.selection(self._connect(), question, variant=variant)
         return moments_of(rows, kernel, variant=variant)
 
     def descriptor_batches(

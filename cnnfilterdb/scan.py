@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, replace
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -23,8 +23,21 @@ from cnnfilterdb.errors import CnnFilterDbError, CorruptError, RemoteError
 from cnnfilterdb.runners import ahead
 from cnnfilterdb.schema import weight_columns
 
-__all__ = ["FilterFile", "FilterFiles", "Run", "Shard", "open_parquet", "scan", "threads"]
+__all__ = [
+    "FilterFile",
+    "FilterFiles",
+    "Run",
+    "Shard",
+    "damaged",
+    "failures",
+    "first_line",
+    "joined",
+    "open_parquet",
+    "scan",
+    "threads",
+]
 
+K = TypeVar("K")
 T = TypeVar("T")
 
 
@@ -74,57 +87,93 @@ class Run:
     Attributes:
         model_id: Key of the model.
         layer: Order of the layer in its model.
-        columns: One float32 array per kernel weight, each of length n, without copies.
         path: The file that they are in.
         row: Row of the first of them in that file.
+        within: The rows of the row group that they are.
+        group: The weights of the row group, one float32 array per kernel weight.
     """
 
     model_id: str
     layer: int
-    columns: list[npt.NDArray[np.float32]]
     path: FilterFile
     row: int
+    within: slice
+    group: list[npt.NDArray[np.float32]]
+
+    @property
+    def columns(self) -> list[npt.NDArray[np.float32]]:
+        """One float32 array per kernel weight, each of length n, without copies."""
+        return [column[self.within] for column in self.group]
 
     @property
     def filters(self) -> int:
         """Number of filters in the run."""
-        return len(self.columns[0])
+        return int(self.within.stop - self.within.start)
+
+
+def joined(runs: Iterable[Run], key: Callable[[Run], K]) -> Iterator[tuple[K, Run]]:
+    """The runs of a row group, neighbours of one key as one: what is computed of them takes fewer calls.
+
+    Args:
+        runs: All of a row group, as :func:`scan` gives them.
+        key: What neighbours must have in common.
+
+    Yields:
+        A key, and a run that has model and layer of the first of its neighbours.
+    """
+    for found, group in groupby(runs, key):
+        neighbours = list(group)
+        rows = slice(neighbours[0].within.start, neighbours[-1].within.stop)
+        yield found, replace(neighbours[0], within=rows)
+
+
+def _constant(metadata: pq.FileMetaData, group: int, column: str) -> Any:
+    """What is the same in all rows of a row group, where its statistics tell; None where they do not."""
+    names = metadata.schema.names
+    statistics = metadata.row_group(group).column(names.index(column)).statistics if column in names else None
+    if statistics is None or not statistics.has_min_max or statistics.min != statistics.max:
+        return None
+    return statistics.min
 
 
 def _runs(path: FilterFile, metadata: pq.FileMetaData, group: int, first: int, columns: Sequence[str]) -> list[Run]:
-    names = ["model_id", "layer", *columns]
+    # A file of a folder belongs to one model, and so does a row group of a release.
+    model_id = _constant(metadata, group, "model_id")
+    names = ["layer", *columns] if model_id is not None else ["model_id", "layer", *columns]
     try:
-        # The key is the same in every row, and is not spelt out for each.
-        file = open_parquet(path, metadata=metadata, read_dictionary=["model_id"])
+        file = open_parquet(path, metadata=metadata)
         table = file.read_row_group(group, columns=names, use_threads=False)
-    except _failures(path) as error:
-        raise _damaged(path, f"row group {group} cannot be read ({_first_line(error)})") from error
-    if missing := [name for name in names if name not in table.column_names]:
-        raise _damaged(path, f"no column {missing[0]}; expected {', '.join(names)}")
+    except failures(path) as error:
+        raise damaged(path, f"row group {group} cannot be read ({first_line(error)})") from error
+    there = table.column_names
+    if missing := [name for name in names if name not in there]:
+        raise damaged(path, f"no column {missing[0]}; expected {', '.join(names)}")
     table = table.combine_chunks()
     layers = table["layer"].to_numpy()
     bounds = [0, *(np.flatnonzero(layers[1:] != layers[:-1]) + 1).tolist(), len(layers)] if len(layers) else []
     weights = [table[column].to_numpy() for column in columns]
-    # A file belongs to one model, so its first row tells the model of all.
-    model_id = table["model_id"][0].as_py() if len(layers) else ""
+    if model_id is None:
+        model_id = table["model_id"][0].as_py() if len(layers) else ""
     return [
-        Run(model_id, int(layers[start]), [column[start:stop] for column in weights], path, first + start)
+        Run(model_id, int(layers[start]), path, first + start, slice(start, stop), weights)
         for start, stop in pairwise(bounds)
     ]
 
 
-def _failures(path: FilterFile) -> tuple[type[Exception], ...]:
+def failures(path: FilterFile) -> tuple[type[Exception], ...]:
     """What reading a file may raise; file systems that are elsewhere have errors of their own."""
     return (OSError, pa.ArrowException) if isinstance(path, Path) else (Exception,)
 
 
-def _damaged(path: FilterFile, what: str) -> CnnFilterDbError:
+def damaged(path: FilterFile, what: str) -> CnnFilterDbError:
+    """The error for a file that cannot be read: damaged in a folder, perhaps only out of reach elsewhere."""
     if not isinstance(path, Path):
         return RemoteError(f"{path}: {what}; check the network and try again")
     return CorruptError(f"{path}: {what}; run `cnnfilterdb verify`, remove the model and bring it again")
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says, without the lines that only help those who work on what raised it."""
     return str(error).partition("\n")[0]
 
 
@@ -158,8 +207,8 @@ def scan(
         for path in files:
             try:
                 metadata, first = open_parquet(path).metadata, 0
-            except _failures(path) as error:
-                raise _damaged(path, f"cannot be read ({_first_line(error)})") from error
+            except failures(path) as error:
+                raise damaged(path, f"cannot be read ({first_line(error)})") from error
             for group in range(metadata.num_row_groups):
                 if isinstance(path, Path) or path.wanted(metadata, group):
                     yield path, metadata, group, first

@@ -108,20 +108,20 @@ def _kernel_block(kernel: str, basis: tuple[str, Basis] | None, published: bool)
 
 
 def _annotations(annotated: bool) -> dict[str, str]:
-    """The view of the annotations, which have no file before there is one, and what it replaces."""
+    """The views of the annotations, which have no file before there is one, and of the models that they change."""
+    if not annotated:
+        none = 'SELECT NULL::VARCHAR AS model_id, NULL::VARCHAR AS "column", NULL::VARCHAR AS value WHERE false'
+        return {"annotations": none, "models": "FROM models_stored"}
     text = ", ".join(f"'{column}': 'VARCHAR'" for column in ("model_id", "column", "value"))
-    file = f"database_files('/{layout.ANNOTATIONS}')"
-    none = 'SELECT NULL::VARCHAR AS model_id, NULL::VARCHAR AS "column", NULL::VARCHAR AS value WHERE false'
+    replaced = ",\n    ".join(
+        f"CASE WHEN coalesce(map_contains(a.facts, '{column}'), false) "
+        f"THEN a.facts['{column}'] ELSE m.{column} END AS {column}"
+        for column in overlay.COLUMNS
+    )
     return {
-        "annotations": f"FROM read_csv({file}, columns = {{{text}}}, header = true, auto_detect = false, "
-        "delim = ',', quote = '\"', escape = '\"')"
-        if annotated
-        else none,
-        "annotated": ",\n    ".join(
-            f"CASE WHEN coalesce(map_contains(a.facts, '{column}'), false) "
-            f"THEN a.facts['{column}'] ELSE m.{column} END AS {column}"
-            for column in overlay.COLUMNS
-        ),
+        "annotations": f"FROM read_csv(database_files('/{layout.ANNOTATIONS}'), columns = {{{text}}}, header = true, "
+        "auto_detect = false, delim = ',', quote = '\"', escape = '\"')",
+        "models": _template("annotated.sql").substitute(replaced=replaced).rstrip(),
     }
 
 

@@ -17,13 +17,7 @@ $annotations;
 
 -- One row per model, annotations in place of what was stored.
 CREATE OR REPLACE VIEW models AS
-SELECT m.* REPLACE (
-    $annotated)
-FROM models_stored AS m
-LEFT JOIN (
-    SELECT model_id, map_from_entries(list({'key': "column", 'value': value})) AS facts
-    FROM (SELECT model_id, "column", max(value) AS value FROM annotations GROUP BY ALL) GROUP BY model_id
-) AS a USING (model_id);
+$models;
 
 -- One row per convolution layer, with its statistics. A layer without a models row was never committed.
 CREATE OR REPLACE VIEW layers AS

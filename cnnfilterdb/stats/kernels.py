@@ -2,19 +2,21 @@
 
 All of them work through blocks of a few hundred filters that stay in the first-level cache. Within a block every
 weight is a contiguous row, which is what lets the compiler use vector instructions; columns of Parquet come that way,
-and rows of a weight tensor are turned on the way in. Arithmetic is in double precision on filters that were scaled in
-single precision, the precision in which they are stored. Each function releases the interpreter lock.
+and rows of a weight tensor are turned on the way in. Results are those of double precision on filters that were scaled
+in single precision, the precision in which they are stored. Each function releases the interpreter lock.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from functools import cache, partial
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from llvmlite import ir  # type: ignore[import-untyped]
 from numba import carray, njit, types
 from numba.extending import intrinsic
 
@@ -24,6 +26,7 @@ __all__ = [
     "centred",
     "coefficient_bounds",
     "cosines",
+    "entropies",
     "extremes",
     "forms",
     "layer_sums",
@@ -37,10 +40,19 @@ __all__ = [
 #: One float32 array per kernel weight, all of one length.
 Columns = Sequence[npt.NDArray[np.float32]]
 
+T = TypeVar("T")
+U = TypeVar("U")
+
 _BLOCK = 256
 
 # Filters that one thread sums at a time. The parts do not depend on the machine, so that sums do not either.
 _PART = 32_768
+
+# Rows whose products with all rows before them one thread sums at a time; and how many of them pass by together.
+_PAIRED, _ROWS = 64, 16
+
+# Products of weights that take a millisecond or two: with fewer, starting threads takes longer than they save.
+_WORTH_THREADS = 1 << 26
 
 # A coefficient this close to the edge of a bin (in bin widths) is compared with the edge itself, as NumPy does it.
 _NEAR = 1e-9
@@ -61,6 +73,21 @@ def _float32_at(typing_context: Any, address: Any) -> Any:
         return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
 
     return types.CPointer(types.float32)(types.uint64), generate
+
+
+@intrinsic
+def _fma(typing_context: Any, x: Any, y: Any, z: Any) -> Any:
+    """The number x y + z, rounded once where the processor can do it, and then in whatever loop it stands.
+
+    Left to the compiler, sums that should be equal would not be.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = args[0].type
+        function = builder.module.declare_intrinsic("llvm.fmuladd", [kind], ir.FunctionType(kind, [kind] * 3))
+        return builder.call(function, args)
+
+    return x(x, x, x), generate
 
 
 @njit(inline="always")
@@ -98,30 +125,43 @@ def _gather(addresses: Any, start: int, size: int, block: Any) -> None:
 
 @njit(inline="always")
 def _project_block(scaled: Any, components: Any, offsets: Any, i: int, size: int, out: Any) -> None:
-    for b in range(size):
-        out[b] = -offsets[i]
     k = scaled.shape[0]
-    # Three weights at a time, so that the sums are loaded and stored a third as often.
-    for j in range(0, k - 2, 3):
-        x, y, z = components[i, j], components[i, j + 1], components[i, j + 2]
-        first, second, third = scaled[j], scaled[j + 1], scaled[j + 2]
+    start = -offsets[i]
+    # All weights of a 3x3 kernel at a time, so that no sum is stored and loaded again half-done; the others by three.
+    first = 9 if k >= 9 else 0
+    if first:
+        v = components[i]
+        v0, v1, v2, v3, v4, v5, v6, v7, v8 = v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7], v[8]
+        s0, s1, s2, s3, s4 = scaled[0], scaled[1], scaled[2], scaled[3], scaled[4]
+        s5, s6, s7, s8 = scaled[5], scaled[6], scaled[7], scaled[8]
         for b in range(size):
-            out[b] += x * first[b] + y * second[b] + z * third[b]
+            part = _fma(v2, s2[b], _fma(v1, s1[b], _fma(v0, s0[b], start)))
+            part = _fma(v5, s5[b], _fma(v4, s4[b], _fma(v3, s3[b], part)))
+            out[b] = _fma(v8, s8[b], _fma(v7, s7[b], _fma(v6, s6[b], part)))
+    else:
+        for b in range(size):
+            out[b] = start
+    for j in range(first, k - 2, 3):
+        x, y, z = components[i, j], components[i, j + 1], components[i, j + 2]
+        sx, sy, sz = scaled[j], scaled[j + 1], scaled[j + 2]
+        for b in range(size):
+            out[b] = _fma(z, sz[b], _fma(y, sy[b], _fma(x, sx[b], out[b])))
     for j in range(k - k % 3, k):
         loading = components[i, j]
         for b in range(size):
-            out[b] += loading * scaled[j, b]
+            out[b] = _fma(loading, scaled[j, b], out[b])
 
 
 @njit(inline="always")
 def _load_block(filters: Any, start: int, size: int, block: Any) -> None:
-    """Turn filters into the rows of a block. One flat index lets the compiler gather several at a time."""
+    """Turn filters into the rows of a block. One flat, unsigned index lets the compiler gather several at a time."""
     k = block.shape[0]
-    flat = filters.reshape(filters.size)
+    part = filters[start : start + size]
+    flat = part.reshape(part.size)
     for j in range(k):
-        first = start * k + j
+        row = block[j]
         for b in range(size):
-            block[j, b] = flat[first + b * k]
+            row[b] = flat[np.uint64(j + b * k)]
 
 
 @njit(inline="always")
@@ -221,52 +261,75 @@ def _layer_sums(
     for start in range(0, n, _BLOCK):
         size = min(_BLOCK, n - start)
         _load_block(filters, start, size, block)
-        _scale_block(block, work, peak, size)
+        _peak_block(block, peak, size)
+        for j in range(k):
+            for b in range(size):
+                work[j, b] = np.float64(np.float32(block[j, b] / peak[b])) - scaled_shift[j]
+        _accumulate(work, size, scaled_total, scaled_products)
         length[:size] = 0
         square[:size] = 0
         for j in range(k):
             for b in range(size):
                 value = np.float64(block[j, b])
+                work[j, b] = value - shift[j]
                 length[b] += abs(value)
                 square[b] += value * value
+        _accumulate(work, size, total, products)
         for b in range(size):
             norm += length[b]
             energy += square[b]
             binary += (square[b] > 0) and (k * square[b] - length[b] * length[b] <= tolerance * k * square[b])
             # A filter of zeros was scaled by 1.
             peaks[start + b] = peak[b] if square[b] > 0 else np.float32(0)
-        for j in range(k):
-            for b in range(size):
-                work[j, b] -= scaled_shift[j]
-        _accumulate(work, size, scaled_total, scaled_products)
-        for j in range(k):
-            for b in range(size):
-                work[j, b] = np.float64(block[j, b]) - shift[j]
-        _accumulate(work, size, total, products)
     return total, products, scaled_total, scaled_products, norm, energy, binary
+
+
+@njit(inline="always")
+def _widen(values: Any, size: int, low: Any, high: Any) -> None:
+    for b in range(size):
+        low[b] = values[b] if values[b] < low[b] else low[b]
+        high[b] = values[b] if values[b] > high[b] else high[b]
 
 
 @njit(**_COMPILED)
 def _coefficient_bounds(
-    addresses: Any, count: int, components: Any, offsets: Any
+    addresses: Any, count: int, components: Any, offsets: Any, rough_components: Any, rough_offsets: Any, error: float
 ) -> Any:  # pragma: no cover (compiled)
     k = addresses.shape[0]
     block = np.empty((k, _BLOCK), np.float32)
-    scaled = np.empty((k, _BLOCK))
     peak = np.empty(_BLOCK, np.float32)
-    out = np.empty(_BLOCK)
-    low = np.full(_BLOCK, np.inf)
-    high = np.full(_BLOCK, -np.inf)
+    rough, near = np.empty((k, _BLOCK), np.float32), np.empty(_BLOCK, np.float32)
+    least, most = np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.float32)
+    scaled, out = np.empty((k, _BLOCK)), np.empty(_BLOCK)
+    lows, highs = np.full(_BLOCK, np.inf), np.full(_BLOCK, -np.inf)
+    low, high = np.inf, -np.inf
     for start in range(0, count, _BLOCK):
         size = min(_BLOCK, count - start)
         _gather(addresses, start, size, block)
-        _scale_block(block, scaled, peak, size)
-        for i in range(k):
-            _project_block(scaled, components, offsets, i, size, out)
+        # In single precision first, in half the time: few blocks come near the bounds of those before them.
+        _peak_block(block, peak, size)
+        for b in range(size):
+            peak[b] = np.float32(1) / peak[b]
+        for j in range(k):
             for b in range(size):
-                low[b] = out[b] if out[b] < low[b] else low[b]
-                high[b] = out[b] if out[b] > high[b] else high[b]
-    return low.min(), high.max()
+                rough[j, b] = block[j, b] * peak[b]
+        least[:size] = np.inf
+        most[:size] = -np.inf
+        for i in range(k):
+            _project_block(rough, rough_components, rough_offsets, i, size, near)
+            _widen(near, size, least, most)
+        unsure = 0
+        for b in range(size):
+            inside = least[b] > low + error and most[b] < high - error
+            # The inverse of a very large or small weight is less exact than the error allows for, or infinite.
+            unsure += not (inside and peak[b] > np.float32(1e-37) and peak[b] < np.float32(1e37))
+        if unsure:
+            _scale_block(block, scaled, peak, size)
+            for i in range(k):
+                _project_block(scaled, components, offsets, i, size, out)
+                _widen(out, size, lows, highs)
+            low, high = lows.min(), highs.max()
+    return low, high
 
 
 @njit(inline="always")
@@ -289,12 +352,30 @@ def _bin_exactly(values: Any, size: int, edges: Any, factor: float, row: Any, be
             row[bin_] += 1
 
 
+@njit(inline="always")
+def _count(place: Any, size: int, parts: Any) -> None:
+    """Count the places of a block into four histograms (4, bins).
+
+    One alone would often have to wait for its own last sum: most coefficients lie in a few bins.
+    """
+    quarter = size // 4
+    first, second, third, fourth = parts[0], parts[1], parts[2], parts[3]
+    for b in range(quarter):
+        first[place[b]] += np.uint32(1)
+        second[place[b + quarter]] += np.uint32(1)
+        third[place[b + 2 * quarter]] += np.uint32(1)
+        fourth[place[b + 3 * quarter]] += np.uint32(1)
+    for b in range(4 * quarter, size):
+        first[place[b]] += np.uint32(1)
+
+
 @njit(**_COMPILED)
 def _bin_coefficients(
     addresses: Any, count: int, components: Any, offsets: Any, edges: Any, counts: Any, below: Any, above: Any
 ) -> None:  # pragma: no cover (compiled)
     k = addresses.shape[0]
     ranges, bins = edges.shape[0], edges.shape[1] - 1
+    parts = np.zeros((ranges, k, 4, bins), np.uint32)
     block = np.empty((k, _BLOCK), np.float32)
     scaled = np.empty((k, _BLOCK))
     peak = np.empty(_BLOCK, np.float32)
@@ -317,12 +398,15 @@ def _bin_coefficients(
                     rest = t - bin_
                     unsure += not (rest >= _NEAR and rest <= 1 - _NEAR and t < bins)
                     place[b] = np.uint32(bin_)
-                row = counts[r, i]
                 if unsure == 0:
-                    for b in range(size):
-                        row[place[b]] += 1
+                    _count(place, size, parts[r, i])
                 else:
-                    _bin_exactly(out, size, edges[r], factor, row, below[r], above[r], i)
+                    _bin_exactly(out, size, edges[r], factor, counts[r, i], below[r], above[r], i)
+    for r in range(ranges):
+        for i in range(k):
+            for part in range(4):
+                for j in range(bins):
+                    counts[r, i, j] += parts[r, i, part, j]
 
 
 @njit(**_COMPILED)
@@ -364,15 +448,56 @@ def _squares(rows: Any, out: Any) -> None:  # pragma: no cover (compiled)
         out[row] = total
 
 
+@njit(inline="always")
+def _dots(w: Any, i: int, j: int, tile: Any) -> None:
+    """Products of four rows with four, (4, 4): sixteen sums are kept in registers for eight rows that are read."""
+    x0, x1, x2, x3 = w[i], w[i + 1], w[i + 2], w[i + 3]
+    y0, y1, y2, y3 = w[j], w[j + 1], w[j + 2], w[j + 3]
+    s00 = s01 = s02 = s03 = s10 = s11 = s12 = s13 = np.float32(0)
+    s20 = s21 = s22 = s23 = s30 = s31 = s32 = s33 = np.float32(0)
+    for k in range(w.shape[1]):
+        a, b, c, d = x0[k], x1[k], x2[k], x3[k]
+        y = y0[k]
+        s00, s10, s20, s30 = s00 + a * y, s10 + b * y, s20 + c * y, s30 + d * y
+        y = y1[k]
+        s01, s11, s21, s31 = s01 + a * y, s11 + b * y, s21 + c * y, s31 + d * y
+        y = y2[k]
+        s02, s12, s22, s32 = s02 + a * y, s12 + b * y, s22 + c * y, s32 + d * y
+        y = y3[k]
+        s03, s13, s23, s33 = s03 + a * y, s13 + b * y, s23 + c * y, s33 + d * y
+    tile[0, 0], tile[0, 1], tile[0, 2], tile[0, 3] = s00, s01, s02, s03
+    tile[1, 0], tile[1, 1], tile[1, 2], tile[1, 3] = s10, s11, s12, s13
+    tile[2, 0], tile[2, 1], tile[2, 2], tile[2, 3] = s20, s21, s22, s23
+    tile[3, 0], tile[3, 1], tile[3, 2], tile[3, 3] = s30, s31, s32, s33
+
+
 @njit(**_COMPILED, fastmath=_REORDER)
-def _cosines(gram: Any, left: Any, right: Any, lower: bool) -> float:  # pragma: no cover (compiled)
+def _cosines(rows: Any, inverse: Any, first: int, last: int) -> float:  # pragma: no cover (compiled)
+    tile = np.empty((4, 4), np.float32)
     total = 0.0
-    for i in range(gram.shape[0]):
-        part = 0.0
-        for j in range(i if lower else gram.shape[1]):
-            part += abs(gram[i, j]) * right[j]
-        total += part * left[i]
+    # A few rows at a time, which stay in the second-level cache while the others pass by.
+    for start in range(0, last, _ROWS):
+        for i in range(max(first, start), last, 4):
+            for j in range(start, min(start + _ROWS, i + 4), 4):
+                _dots(rows, i, j, tile)
+                for p in range(4):
+                    for q in range(4):
+                        if j + q < i + p:
+                            total += abs(tile[p, q]) * inverse[i + p] * inverse[j + q]
     return total
+
+
+@njit(**_COMPILED)
+def _entropies(spectra: Any, out: Any) -> None:  # pragma: no cover (compiled)
+    for row in range(spectra.shape[0]):
+        total = 0.0
+        for value in spectra[row]:
+            total += max(value, 0.0)
+        found = 0.0
+        for value in spectra[row]:
+            if value > 0:
+                found -= value / total * np.log10(value / total)
+        out[row] = max(found, 0.0) if total > 0 else np.nan
 
 
 @njit(**_COMPILED)
@@ -503,6 +628,16 @@ def _rows(filters: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     return rows
 
 
+@cache
+def _pool() -> ThreadPoolExecutor:
+    # Kept, because to start threads takes as long as to measure a small layer.
+    return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="kernels")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # a child process has none of the threads
+
+
 def sums(
     filters: npt.NDArray[np.float32], shift: npt.NDArray[np.float64], *, scale: bool
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
@@ -521,7 +656,11 @@ def coefficient_bounds(
     columns: Columns, components: npt.NDArray[np.float64], offsets: npt.NDArray[np.float64]
 ) -> tuple[float, float]:
     """Smallest and largest of all coefficients V s - offset of the scaled filters; (inf, -inf) without filters."""
-    low, high = _coefficient_bounds(_addresses(columns), len(columns[0]), components, offsets)
+    rough = components.astype(np.float32), offsets.astype(np.float32)
+    # Twice what single precision may be wrong by: k + 8 roundings, each of half a unit, of sums of this size.
+    largest = float((np.abs(components).sum(axis=1) + np.abs(offsets)).max())
+    error = 2 * (len(columns) + 8) * 2.0**-24 * largest
+    low, high = _coefficient_bounds(_addresses(columns), len(columns[0]), components, offsets, *rough, error)
     return float(low), float(high)
 
 
@@ -620,8 +759,7 @@ def layer_sums(
     if len(parts) == 1:
         found = measure(parts[0])
     else:
-        with ThreadPoolExecutor(min(len(parts), os.cpu_count() or 1), thread_name_prefix="sums") as pool:
-            found = [sum(values) for values in zip(*pool.map(measure, parts), strict=True)]
+        found = [sum(values) for values in zip(*_pool().map(measure, parts), strict=True)]
     total, products, scaled_total, scaled_products, norm, energy, binary = found
     return (total, products), (scaled_total, scaled_products), peaks, float(norm), float(energy), int(binary)
 
@@ -633,15 +771,36 @@ def squares(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     return out
 
 
-def cosines(
-    gram: npt.NDArray[np.float32],
-    left: npt.NDArray[np.float64],
-    right: npt.NDArray[np.float64],
-    *,
-    lower: bool,
-) -> float:
-    """Sum of |gram| left right', (m, n); ``lower``: only what is left of the diagonal."""
-    return float(_cosines(gram, left, right, lower))
+def cosines(rows: npt.NDArray[np.float32], inverse: npt.NDArray[np.float64]) -> Callable[[], float]:
+    """Begin to sum |x'y| over all pairs of different rows, each product times the factors of both.
+
+    Args:
+        rows: (n, k).
+        inverse: A factor of each row, (n,).
+
+    Returns:
+        What waits for the sum: with many rows, threads go on with it meanwhile.
+    """
+    n, k = rows.shape
+    rest = -n % 4
+    if rest:  # rows of zeros
+        rows, inverse = np.pad(rows, ((0, rest), (0, 0))), np.pad(inverse, (0, rest))
+    rows = _rows(rows)
+
+    def part(first: int) -> float:
+        return float(_cosines(rows, inverse, first, min(first + _PAIRED, len(rows))))
+
+    # The last rows meet the most others, and come first.
+    parts = range(0, len(rows), _PAIRED)[::-1]
+    found = _pool().map(part, parts) if n * n * k > _WORTH_THREADS else map(part, parts)
+    return partial(sum, found)
+
+
+def entropies(spectra: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    """Entropy, base 10, of the shares of variances (m, k), of which rounding may make some negative; NaN for none."""
+    out = np.empty(len(spectra))
+    _entropies(spectra, out)
+    return out
 
 
 def levels(rows: npt.NDArray[np.float32], most: int) -> int:

@@ -6,12 +6,12 @@ what the others do.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg.blas import ssyrk
 from scipy.special import chdtrc
 
 from cnnfilterdb.errors import SelectionError
@@ -139,22 +139,10 @@ def variance_entropy(moments: Moments, *, rule: str = "cvpr2022") -> float:
     0.9031
     """
     _check_rule(rule)
-    found = _entropy(np.linalg.eigvalsh(moments.scatter)) if moments.count > 1 else float("nan")
-    return 0.0 if rule == "torchconvquality" and moments.count > 1 and found != found else found
-
-
-def _entropy(values: npt.NDArray[np.floating]) -> float:
-    """Entropy, base 10, of the shares of variances (k,), of which rounding may make some negative; NaN for none."""
-    values = values[values > 0]
-    total = values.sum()
-    if not total > 0:
+    if moments.count < 2:
         return float("nan")
-    shares = values / total
-    return max(0.0, -float(shares @ np.log10(shares)))
-
-
-#: Rows and columns of the similarity matrix that are in memory at a time.
-_TILE = 1024
+    found = float(kernels.entropies(np.linalg.eigvalsh(moments.scatter)[None])[0])
+    return 0.0 if rule == "torchconvquality" and found != found else found
 
 
 def orthogonality(weight: npt.NDArray[np.float32]) -> float:
@@ -173,37 +161,23 @@ def orthogonality(weight: npt.NDArray[np.float32]) -> float:
     >>> orthogonality(np.eye(4, dtype=np.float32).reshape(4, 1, 2, 2))
     1.0
     """
+    return _orthogonality(weight)()
+
+
+def _orthogonality(weight: npt.NDArray[np.float32]) -> Callable[[], float]:
+    """Begin with it; what is returned waits for it."""
     n = len(weight)
     if n < 2:
-        return float("nan")
+        return partial(float, "nan")
     rows = np.ascontiguousarray(weight.reshape(n, -1), np.float32)
-    # Triangles of W W', tile by tile; the matrix is symmetric.
-    triangles = [_gram(rows[start : start + _TILE]) for start in range(0, n, _TILE)]
-    lengths = np.sqrt(np.concatenate([triangle.diagonal() for triangle in triangles]).astype(np.float64))
-    zeros = 0
+    lengths = np.sqrt(kernels.squares(rows))
+    zeros = lengths == 0
+    lengths[zeros] = 1
     if not (lengths.min() > 1e-10 and lengths.max() < 1e15):
-        # Their products vanish or overflow in single precision, or are zeros.
-        lengths = np.sqrt(kernels.squares(rows))
-        zeros = int(np.count_nonzero(lengths == 0))
-        lengths[lengths == 0] = 1
-        rows = (rows / lengths[:, None]).astype(np.float32)
-        triangles = [_gram(rows[start : start + _TILE]) for start in range(0, n, _TILE)]
-        lengths = np.ones(n)
-    inverse = 1 / lengths
-    total = 0.0
-    for place, triangle in enumerate(triangles):
-        here = slice(place * _TILE, (place + 1) * _TILE)
-        total += kernels.cosines(triangle, inverse[here], inverse[here], lower=True)
-        for other in range((place + 1) * _TILE, n, _TILE):
-            there = slice(other, other + _TILE)
-            total += kernels.cosines(rows[here] @ rows[there].T, inverse[here], inverse[there], lower=False)
-    return 1 - (2 * total + zeros) / (n * (n - 1))
-
-
-def _gram(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """The lower triangle of W W' of rows W (n, k), in half the time of a whole matrix product."""
-    triangle: npt.NDArray[np.float32] = ssyrk(1.0, rows.T, trans=1).T
-    return triangle
+        # Their products would vanish or overflow in single precision.
+        rows, lengths = (rows / lengths[:, None]).astype(np.float32), np.ones(n)
+    total = kernels.cosines(rows, 1 / lengths)
+    return lambda: 1 - (2 * total() + int(np.count_nonzero(zeros))) / (n * (n - 1))
 
 
 def norms(weight: npt.NDArray[np.float32], *, standardise: bool = False) -> tuple[float, float]:
@@ -367,6 +341,7 @@ def layer_statistics(weight: npt.NDArray[np.float32]) -> LayerStatistics:
     out_channels, in_channels, height, width = weight.shape
     n, k = out_channels * in_channels, height * width
     filters = weight.reshape(n, k)
+    apart = _orthogonality(weight)  # goes on in threads while the rest is computed
     raw_shift, shift = first_filter(filters, scale=False), first_filter(filters, scale=True)
     raw_sums, sums, peaks, norm_l1, energy, binary = kernels.layer_sums(filters, raw_shift, shift, BINARY_TOLERANCE)
     raw, moments = Moments.from_sums(n, raw_shift, *raw_sums), Moments.from_sums(n, shift, *sums)
@@ -377,8 +352,8 @@ def layer_statistics(weight: npt.NDArray[np.float32]) -> LayerStatistics:
         raw_kept = _without(filters, sparse, raw_shift, raw_sums, scale=False)
         kept = _without(filters, sparse, shift, sums, scale=True)
     # One call for all of them: for small kernels, calls are what takes the time.
-    spectra = np.linalg.eigvalsh(np.stack([raw.scatter, kept.scatter, raw_kept.scatter][: 3 if dropped else 2]))
-    entropies = [_defined(_entropy(spectrum)) for spectrum in spectra]
+    spectra = np.linalg.eigvalsh(np.array([raw.scatter, kept.scatter, raw_kept.scatter][: 3 if dropped else 2]))
+    entropies = [_defined(entropy) for entropy in kernels.entropies(spectra).tolist()]
     return LayerStatistics(
         moments=moments,
         nonsparse=kept if dropped else None,
@@ -388,7 +363,7 @@ def layer_statistics(weight: npt.NDArray[np.float32]) -> LayerStatistics:
         randomness_threshold=_defined(randomness_threshold(n, k)),
         variance_entropy_clean=entropies[2 if dropped else 0],
         variance_entropy_scaled=entropies[1],
-        orthogonality=_defined(orthogonality(weight)),
+        orthogonality=_defined(apart()),
         norm_l1=norm_l1,
         norm_l2=float(np.sqrt(energy)),
         isotropy=_isotropy(raw, spectra[0]),

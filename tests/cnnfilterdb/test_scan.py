@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from cnnfilterdb import scan as scan_module
 from cnnfilterdb.errors import CorruptError
-from cnnfilterdb.scan import scan, threads
+from cnnfilterdb.scan import joined, scan, threads
 from cnnfilterdb.schema import filter_schema, weight_columns
 
 
-def write(path, layers, group_rows, kernel="3x3", model_id="custom/m", seed=0):
+def write(path, layers, group_rows, kernel="3x3", model_id="custom/m", seed=0, **options):
     """A file of filters with layers of so many filters, in row groups of so many rows; returns its weights."""
     size = len(weight_columns(kernel))
     total = sum(layers)
@@ -28,7 +28,7 @@ def write(path, layers, group_rows, kernel="3x3", model_id="custom/m", seed=0):
         "in_channel": np.zeros(total, int),
         **{name: weights[:, i] for i, name in enumerate(weight_columns(kernel))},
     }
-    pq.write_table(pa.table(columns).cast(filter_schema(kernel)), path, row_group_size=group_rows)
+    pq.write_table(pa.table(columns).cast(filter_schema(kernel)), path, row_group_size=group_rows, **options)
     return weights
 
 
@@ -51,6 +51,32 @@ def test_runs_are_the_layers_in_order_across_row_groups(tmp_path_factory, layers
     for run in runs:
         filters[run.layer] += run.filters
     assert filters.tolist() == layers
+
+
+def test_neighbouring_runs_are_joined(tmp_path):
+    path = tmp_path / "m.parquet"
+    weights = write(path, [3, 1, 4, 1, 5], 14)
+    (runs,) = scan([path], "3x3", list)
+    found = list(joined(runs, lambda run: run.layer in (1, 2)))
+    assert [(key, run.layer, run.row, run.filters) for key, run in found] == [
+        (False, 0, 0, 3),
+        (True, 1, 3, 5),
+        (False, 3, 8, 6),
+    ]
+    for _, run in found:
+        np.testing.assert_array_equal(np.stack(run.columns, axis=1), weights[run.row : run.row + run.filters])
+
+
+@pytest.mark.parametrize("statistics", [True, False, ["layer"]])
+def test_files_need_no_statistics(tmp_path, statistics):
+    path = tmp_path / "m.parquet"
+    write(path, [3, 4], 5, write_statistics=statistics)
+    runs = [run for group in scan([path], "3x3", list) for run in group]
+    assert [(run.model_id, run.layer, run.filters) for run in runs] == [
+        ("custom/m", 0, 3),
+        ("custom/m", 1, 2),
+        ("custom/m", 1, 2),
+    ]
 
 
 def test_results_come_in_order_however_long_they_take(tmp_path):

@@ -80,9 +80,28 @@ def test_histograms_are_numpys(seed, bins, limits):
         assert found.above[i] == (coefficients[:, i] > limits[1]).sum()
     assert (found.counts.sum(axis=1) + found.below + found.above == len(filters)).all()
     first, second = (
-        Histogram.of_columns(columns(part), basis, *limits, bins) for part in (filters[:100], filters[100:])
+        Histogram.of_columns(columns(part), basis, *limits, bins) for part in (filters[:101], filters[101:])
     )
     np.testing.assert_array_equal(first.merge(second).counts, found.counts)
+
+
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([1, 255, 700, 3000]),
+    st.sampled_from([2, 9, 25]),
+    st.sampled_from([-44, -41, -39, -37, -20, 0, 37]),
+    st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_range_is_that_of_the_coefficients_at_any_magnitude(seed, count, size, exponent, repeated):
+    rng = np.random.default_rng(seed)
+    basis = Basis.fit(Moments.of(make(seed, 500, size)), f"1x{size}")
+    filters = rng.uniform(-1, 1, (count, size)) * 10.0 ** (exponent * rng.integers(0, 2, (count, 1)))
+    if repeated:  # the largest coefficients are hardly apart in single precision
+        filters[::3] = np.sign(basis.components[0]) * (1 - 1e-6 * rng.random(filters[::3].shape))
+    filters = filters.astype(np.float32)
+    found = basis.project(filters)
+    assert basis.coefficient_range(columns(filters)) == (found.min(), found.max())
 
 
 def test_several_ranges_at_once_and_both_edges():

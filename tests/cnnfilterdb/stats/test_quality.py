@@ -1,5 +1,7 @@
 """Quality of layers against torchconvquality, and against the formulas written as plain loops."""
 
+import multiprocessing
+import os
 from itertools import product
 
 import numpy as np
@@ -284,11 +286,23 @@ def test_orthogonality_of_known_layers():
     assert orthogonality(zeros) == pytest.approx(tcq.orthogonality(torch.from_numpy(zeros)), abs=1e-7)
 
 
-def test_orthogonality_of_more_filters_than_a_tile():
-    weight = np.random.default_rng(0).normal(size=(2100, 1, 2, 3)).astype(np.float32)
-    weight[[0, 1500]] = 0
+@pytest.mark.parametrize("shape", [(2100, 1, 2, 3), (301, 90, 3, 3), (67, 5, 1, 7)])
+def test_orthogonality_of_many_filters(shape):
+    weight = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    weight[[0, shape[0] // 2]] = 0
     expected = tcq.orthogonality(torch.from_numpy(weight).double())
     assert orthogonality(weight) == pytest.approx(expected, abs=1e-6)
+    assert orthogonality(weight) == orthogonality(weight)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_process_has_threads_of_its_own():
+    weight = np.random.default_rng(0).normal(size=(301, 120, 3, 3)).astype(np.float32)
+    expected = layer_statistics(weight)
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        found = pool.apply_async(layer_statistics, (weight,)).get(timeout=60)
+    assert (found.orthogonality, found.norm_l1) == (expected.orthogonality, expected.norm_l1)
 
 
 # --------------------------------------------------------------------------------------- norms, levels, binary ones

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
@@ -27,7 +27,7 @@ from cnnfilterdb.scan import FilterFiles
 from cnnfilterdb.store import Store
 from cnnfilterdb.stream import Rows, filters_of
 
-__all__ = ["FolderOrigin", "Origin", "ReleaseOrigin"]
+__all__ = ["IDENTITY", "FolderOrigin", "Origin", "ReleaseOrigin", "signatures"]
 
 _CHUNK = 4 << 20  # bytes fetched at a time
 
@@ -50,8 +50,8 @@ class Origin(ABC):
         """The models table, sorted by ``model_id``."""
 
     @abstractmethod
-    def layers(self, model_id: str | None = None) -> pa.Table:
-        """The layers of one model or of all, in order."""
+    def layers(self, model_id: str | None = None, columns: Sequence[str] | None = None) -> pa.Table:
+        """The layers of one model or of all, in order; these columns only."""
 
     def rows(self, model_id: str, kernel: str, layers: Collection[int]) -> Rows:
         """The filters of layers of one kernel size of a model."""
@@ -73,14 +73,18 @@ class Origin(ABC):
 
     def signatures(self) -> dict[str, str]:
         """What a model is by its weights: a hash of the hashes of its layers; none for a model without filters."""
-        return signatures(self.layers())
+        return signatures(self.layers(columns=IDENTITY))
+
+
+#: Columns of the layers table that tell what a model is.
+IDENTITY = ("model_id", "layer", "kernel", "stored", "tensor_sha256")
 
 
 def signatures(layers: pa.Table) -> dict[str, str]:
-    """See :meth:`Origin.signatures`; from ``model_id``, ``kernel``, ``stored`` and ``tensor_sha256`` of all layers."""
+    """See :meth:`Origin.signatures`; from the columns :data:`IDENTITY` of all layers, in order."""
     hashes: dict[str, list[str]] = defaultdict(list)
-    columns = (layers[name].to_pylist() for name in ("model_id", "kernel", "stored", "tensor_sha256"))
-    for model_id, kernel, stored, digest in zip(*columns, strict=True):
+    columns = (layers[name].to_pylist() for name in IDENTITY)
+    for model_id, _, kernel, stored, digest in zip(*columns, strict=True):
         if stored:
             hashes[model_id].append(f"{kernel} {digest}")
     return {model_id: hashlib.sha256("\n".join(of).encode()).hexdigest() for model_id, of in hashes.items()}
@@ -115,9 +119,9 @@ class FolderOrigin(Origin):
         """The models table as it was stored."""
         return self._store.models()
 
-    def layers(self, model_id: str | None = None) -> pa.Table:
+    def layers(self, model_id: str | None = None, columns: Sequence[str] | None = None) -> pa.Table:
         """The layers of one model or of all."""
-        return self._store.layers(None if model_id is None else [model_id])
+        return self._store.layers(None if model_id is None else [model_id], columns=columns)
 
     def histograms(self, model_id: str) -> dict[str, pa.Table]:
         """The histograms of a model in each basis."""
@@ -155,9 +159,10 @@ class ReleaseOrigin(Origin):
         """The models table."""
         return self._table("models").to_table()
 
-    def layers(self, model_id: str | None = None) -> pa.Table:
+    def layers(self, model_id: str | None = None, columns: Sequence[str] | None = None) -> pa.Table:
         """The layers of one model or of all."""
-        table = self._table("layers").to_table(filter=None if model_id is None else pc.field("model_id") == model_id)
+        chosen = None if model_id is None else pc.field("model_id") == model_id
+        table = self._table("layers").to_table(filter=chosen, columns=None if columns is None else list(columns))
         return table.sort_by([("model_id", "ascending"), ("layer", "ascending")])
 
     def histograms(self, model_id: str) -> dict[str, pa.Table]:

@@ -23,7 +23,7 @@ from cnnfilterdb import layout, overlay
 from cnnfilterdb.disk import move, writing
 from cnnfilterdb.errors import CnnFilterDbError, CorruptError
 from cnnfilterdb.index import FittedBasis, Index, Projection, basis_table
-from cnnfilterdb.origin import FolderOrigin, Origin, ReleaseOrigin, signatures
+from cnnfilterdb.origin import IDENTITY, FolderOrigin, Origin, ReleaseOrigin, signatures
 from cnnfilterdb.reading import Reader
 from cnnfilterdb.release import Release
 from cnnfilterdb.runners import ahead
@@ -40,8 +40,6 @@ _WRITERS = 3
 _FETCHED = "fetched"
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
-
-_IDENTITY = ["model_id", "kernel", "stored", "tensor_sha256"]
 
 #: Called with the key of a model, the number of models done and of all.
 Progress = Callable[[str, int, int], None]
@@ -176,13 +174,14 @@ def transfer(
     index = Index(store)
     wanted = sorted(origin.facts if model_ids is None else model_ids)
     report = TransferReport()
-    taken = _take_bases(index, origin)
     chosen = _choose(store, origin, wanted, report, drop_duplicates=drop_duplicates, overwrite=overwrite)
+    # First, so that no reader meets histograms without their basis.
+    shared = _take_bases(index, origin) if chosen else set()
     done = len(wanted) - len(chosen)
 
     def take(model_id: str) -> int:
         with store.writer(model_id, overwrite=overwrite) as writer:
-            return _write(writer, origin, model_id, index, taken)
+            return _write(writer, origin, model_id, index, shared)
 
     with closing(ahead(take, chosen, threads=_WRITERS, window=2 * _WRITERS)) as models:
         for model_id, filters in models:
@@ -208,7 +207,7 @@ def _choose(
 ) -> list[str]:
     """The models to take over, in order; the others go into the report."""
     new = origin.signatures()
-    old = signatures(store.layers(columns=_IDENTITY))
+    old = signatures(store.layers(columns=IDENTITY))
     holder = {signature: model_id for model_id, signature in old.items()}
     chosen = []
     for model_id in wanted:

@@ -77,6 +77,8 @@ def test_only_what_a_condition_selects(in_memory, sample, tmp_path):
     with pytest.raises(SelectionError, match="colour"):
         pull(in_memory, tmp_path / "other", where="colour = 1")
     assert list(pull(in_memory, tmp_path / "none", where="domain = 'nothing'").done) == []
+    with cnnfilterdb.open(tmp_path / "none", create=False) as db:
+        assert db.bases() == []
 
 
 def test_a_killed_run_is_gone_on_with(release_path, sample, tmp_path):

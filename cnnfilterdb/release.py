@@ -30,6 +30,7 @@ from cnnfilterdb.errors import (
 )
 from cnnfilterdb.index import Bases, FittedBasis, fitted_basis
 from cnnfilterdb.manifest import MARKER, Manifest, version_of
+from cnnfilterdb.scan import constant
 from cnnfilterdb.schema import kernel_shape
 from cnnfilterdb.verify import Problem, Progress
 
@@ -93,10 +94,9 @@ class ReleaseShard:
 
 def model_of(metadata: pq.FileMetaData, group: int) -> str:
     """The model of a row group of filters, by its statistics: the release has a model in each."""
-    statistics = metadata.row_group(group).column(0).statistics
-    if statistics is None or not statistics.has_min_max or statistics.min != statistics.max:
+    model_id: str | None = constant(metadata, group, "model_id")
+    if model_id is None:
         raise DatabaseError(f"row group {group} does not tell its model; publish the release again")
-    model_id: str = statistics.min
     return model_id
 
 

@@ -28,6 +28,7 @@ __all__ = [
     "FilterFiles",
     "Run",
     "Shard",
+    "constant",
     "damaged",
     "failures",
     "first_line",
@@ -127,7 +128,7 @@ def joined(runs: Iterable[Run], key: Callable[[Run], K]) -> Iterator[tuple[K, Ru
         yield found, replace(neighbours[0], within=rows)
 
 
-def _constant(metadata: pq.FileMetaData, group: int, column: str) -> Any:
+def constant(metadata: pq.FileMetaData, group: int, column: str) -> Any:
     """What is the same in all rows of a row group, where its statistics tell; None where they do not."""
     names = metadata.schema.names
     statistics = metadata.row_group(group).column(names.index(column)).statistics if column in names else None
@@ -138,7 +139,7 @@ def _constant(metadata: pq.FileMetaData, group: int, column: str) -> Any:
 
 def _runs(path: FilterFile, metadata: pq.FileMetaData, group: int, first: int, columns: Sequence[str]) -> list[Run]:
     # A file of a folder belongs to one model, and so does a row group of a release.
-    model_id = _constant(metadata, group, "model_id")
+    model_id = constant(metadata, group, "model_id")
     names = ["layer", *columns] if model_id is not None else ["model_id", "layer", *columns]
     try:
         file = open_parquet(path, metadata=metadata)

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from cnnfilterdb import layout
 from cnnfilterdb.errors import CorruptError
 from cnnfilterdb.runners import ahead
-from cnnfilterdb.scan import FilterFile, FilterFiles, damaged, failures, first_line, open_parquet, threads
+from cnnfilterdb.scan import FilterFile, FilterFiles, constant, damaged, failures, first_line, open_parquet, threads
 from cnnfilterdb.schema import filter_schema, weight_columns
 
 __all__ = ["Rows", "filters_of"]
@@ -62,8 +62,8 @@ def filters_of(storage: FilterFiles, kernel: str, layers: Mapping[str, Collectio
             except failures(path) as error:
                 raise damaged(path, f"cannot be read ({first_line(error)})") from error
             for group in range(metadata.num_row_groups):
-                chosen = layers.get(model_id or str(_bounds(metadata, group, 0)[0]), ())
-                low, high = _bounds(metadata, group, 1)
+                chosen = layers.get(model_id or constant(metadata, group, "model_id"), ())
+                low, high = _layers(metadata, group)
                 if any(low is None or low <= layer <= high for layer in chosen):
                     yield path, metadata, group, chosen
 
@@ -129,7 +129,7 @@ def _in_order(
     yield from ((path, None) for path in files if not isinstance(path, Path))
 
 
-def _bounds(metadata: pq.FileMetaData, group: int, column: int) -> tuple[Any, Any]:
-    """Smallest and largest value of a column of a row group; None where its statistics do not tell."""
-    statistics = metadata.row_group(group).column(column).statistics
+def _layers(metadata: pq.FileMetaData, group: int) -> tuple[Any, Any]:
+    """Smallest and largest layer of a row group; None where its statistics do not tell."""
+    statistics = metadata.row_group(group).column(1).statistics
     return (statistics.min, statistics.max) if statistics is not None and statistics.has_min_max else (None, None)

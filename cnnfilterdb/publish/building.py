@@ -72,10 +72,12 @@ def build(
         raise PublishError(f"{folder}: not an empty folder; choose another one for the release")
     facts = db.sql("FROM models ORDER BY model_id").to_arrow_table()
     chosen, left_out = _permitted(facts, include_license)
+    if not facts.num_rows:
+        raise PublishError(f"{db.path}: holds no model; `cnnfilterdb ingest` brings some")
     if not chosen:
         raise PublishError(
-            f"{db.path}: none of its {len(left_out)} models may be published: "
-            f"{left_out[0].reason if left_out else 'it is empty'}; `--include-license` names exceptions"
+            f"{db.path}: none of its {len(left_out)} models may be published: {left_out[0].reason}; "
+            "`--include-license` names exceptions"
         )
     store = Store.open(db.path)
     kernels = list(dict.fromkeys(["3x3", *store.kernels()]))
@@ -99,15 +101,16 @@ def build(
         created_by=f"cnnfilterdb {package_version()}",
     )
     current = {fitted.basis.kernel: (fitted.basis_id, fitted.basis) for fitted in bases}
+    frame = models.to_pandas()
     texts = {
         "init.sql": sql.render(address(repo, version), kernels, current, published=True),
         MARKER: manifest.to_json(),
-        "MODELS.md": card.models_page(repo, manifest, models.to_pandas()),
-        "CITATION.cff": card.citation(repo, manifest, models.to_pandas()),
+        "MODELS.md": card.models_page(repo, manifest, frame),
+        "CITATION.cff": card.citation(repo, manifest, frame),
         "README.md": card.readme(
             repo,
             manifest,
-            models.to_pandas(),
+            frame,
             layers.select(["model_id", "kernel", "filters", "stored"]).to_pandas(),
             [row for fitted in bases for row in basis_table(fitted).to_pylist()],
             figure=_draw(db, folder, chosen),

@@ -213,6 +213,14 @@ def test_licences_decide_what_is_published(tmp_path):
             build(db, tmp_path / "r3", repo="o/n", version="1.0.0")
 
 
+def test_an_empty_database_is_no_release(tmp_path):
+    with (
+        cnnfilterdb.open(tmp_path / "db") as db,
+        pytest.raises(cnnfilterdb.CnnFilterDbError, match="holds no model; `cnnfilterdb ingest` brings some"),
+    ):
+        build(db, tmp_path / "release", repo="o/n", version="1.0.0")
+
+
 def test_a_release_needs_an_empty_folder(sample, tmp_path):
     (tmp_path / "x").write_text("mine")
     with pytest.raises(cnnfilterdb.CnnFilterDbError, match="not an empty folder"):

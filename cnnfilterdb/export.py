@@ -29,7 +29,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-import duckdb
 import h5py
 import numpy as np
 import numpy.typing as npt
@@ -40,7 +39,6 @@ import pyarrow.parquet as pq
 
 from cnnfilterdb.disk import sync, sync_folder, writing
 from cnnfilterdb.errors import CorruptError, DatabaseError, MissingExtraError, SelectionError
-from cnnfilterdb.grouping import one_line, unreachable
 from cnnfilterdb.index import Progress
 from cnnfilterdb.released_layout import OF_PAPERS, frame_image, released_frame
 from cnnfilterdb.schema import LAYERS, MODELS, filter_schema, kernel_shape, weight_columns
@@ -227,9 +225,7 @@ class _Filters:
         layers = _ask(db, f"SELECT {columns} FROM facts WHERE {condition} ORDER BY model_id, layer")
         if layers.num_rows:
             return cls(db, kernel, layers)
-        there = _ask(db, "SELECT DISTINCT kernel FROM layers WHERE stored ORDER BY kernel")["kernel"].to_pylist()
-        if kernel not in there:
-            raise SelectionError(f"no {kernel} filters in {db.location}; there are: {', '.join(there) or 'none'}")
+        db._check_stored(kernel)
         left_out = " in layers that are neither transposed nor dead" if papers else ""
         raise SelectionError(
             f"no {kernel} filters{f' where {where}' if where else ''}{left_out} in {db.location}; "
@@ -313,12 +309,7 @@ def _resized(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
 
 def _ask(db: Reader, query: str) -> pa.Table:
     try:
-        return db.sql(query).to_arrow_table()
-    except SelectionError as error:
-        cause = error.__cause__
-        raise SelectionError(one_line(cause if isinstance(cause, duckdb.Error) else error)) from error
-    except duckdb.Error as error:  # some conditions fail at the row that they cannot be computed for
-        raise unreachable(error) or SelectionError(one_line(error)) from error
+        return db._table(query)
     except OSError as error:  # which would be taken for one of the file that is written
         raise DatabaseError(f"{db.location}: cannot be read: {' '.join(str(error).split())}") from error
 

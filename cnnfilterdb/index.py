@@ -272,9 +272,13 @@ class Index(Bases):
         if self.current()[fitted.basis.kernel].basis_id == basis_id:
             return None
         fitted = replace(fitted, created_at=datetime.now(UTC))
-        with self.store.staging(basis_id) as staging:
-            _write_table(basis_table(fitted), staging, self.path / basis_id / "basis.parquet")
+        self.put(fitted)
         return fitted
+
+    def put(self, fitted: FittedBasis) -> None:
+        """Write a basis without its histograms: one that is there already, or of another database."""
+        with self.store.staging(fitted.basis_id) as staging:
+            _write_table(basis_table(fitted), staging, self.path / fitted.basis_id / "basis.parquet")
 
     def _write_histograms(
         self,

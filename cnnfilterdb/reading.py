@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
@@ -59,7 +59,7 @@ class Storage(FilterFiles, Protocol):
     def attach(self, connection: duckdb.DuckDBPyConnection) -> None:
         """Teach a connection how to reach it."""
 
-    def verify(self, model_ids: Iterable[str] | None = None, progress: ModelProgress | None = None) -> list[Problem]:
+    def verify(self, *, progress: ModelProgress | None = None) -> list[Problem]:
         """Check every count and every hash."""
 
 
@@ -622,8 +622,11 @@ class Reader:
         return self._connection
 
     def _frame(self, query: str) -> pd.DataFrame:
-        frame: pd.DataFrame = groupings.run(self._connect(query), query).to_pandas()
+        frame: pd.DataFrame = self._table(query).to_pandas()
         return frame
+
+    def _table(self, query: str) -> pa.Table:
+        return groupings.run(self._connect(query), query)
 
     def _chosen(self, where: str | None) -> str:
         if where is None:

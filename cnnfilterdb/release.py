@@ -7,10 +7,10 @@ models that are wanted. Any file system that fsspec knows will do.
 from __future__ import annotations
 
 import atexit
+import hashlib
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -26,12 +26,12 @@ from cnnfilterdb.errors import (
     MissingExtraError,
     NotADatabaseError,
     RemoteError,
-    UnknownModelError,
 )
 from cnnfilterdb.index import Bases, FittedBasis, fitted_basis
-from cnnfilterdb.manifest import MARKER, Manifest, version_of
+from cnnfilterdb.manifest import MARKER, Manifest, ReleaseFile, version_of
 from cnnfilterdb.scan import constant
-from cnnfilterdb.schema import kernel_shape
+from cnnfilterdb.schema import kernel_order
+from cnnfilterdb.store import unknown_model
 from cnnfilterdb.verify import Problem, Progress
 
 if TYPE_CHECKING:
@@ -173,16 +173,12 @@ class Release:
         """
         there = self.model_ids()
         for model_id in set(model_ids).difference(there):
-            near = get_close_matches(model_id, there, 3)
-            raise UnknownModelError(
-                f"no model {model_id!r} in {self.location}; "
-                + (f"near: {', '.join(near)}" if near else "no name is near it")
-            )
+            raise unknown_model(model_id, there, self.location)
 
     def kernels(self) -> list[str]:
         """Kernel sizes of its filters, sorted by number of weights, then by name."""
         sizes = {file.table.removeprefix("filters_") for file in self.manifest.files if "filters_" in file.table}
-        return sorted(sizes, key=lambda kernel: (kernel_shape(kernel)[0] * kernel_shape(kernel)[1], kernel))
+        return sorted(sizes, key=kernel_order)
 
     def filter_files(self, kernel: str, model_ids: Iterable[str] | None = None) -> Sequence[ReleaseShard]:
         """The files of a kernel size that may hold some models; none for a size that it does not have.
@@ -219,33 +215,34 @@ class Release:
             # DuckDB should not outlive the interpreter that its file system needs.
             atexit.register(_close, weakref.ref(connection))
 
-    def verify(self, model_ids: Iterable[str] | None = None, progress: Progress | None = None) -> list[Problem]:
+    def verify(self, progress: Progress | None = None) -> list[Problem]:
         """Read every file and compare its size and hash with the manifest.
 
         Args:
-            model_ids: Not for a release, whose files are of many models.
             progress: Called with the path of a file, the number of files done and of all.
         """
-        import hashlib
-
         problems = []
         for done, file in enumerate(self.manifest.files, 1):
-            digest, size = hashlib.sha256(), 0
-            try:
-                with reaching(file.path), self.filesystem.open(self.path(file.path), "rb") as content:
-                    while data := content.read(8 << 20):
-                        digest.update(data)
-                        size += len(data)
-            except RemoteError as error:
-                problems.append(Problem(None, Path(file.path), str(error).removeprefix(f"{file.path}: ")))
-                continue
-            if size != file.bytes:
-                problems.append(Problem(None, Path(file.path), f"{size:,} bytes, expected {file.bytes:,}"))
-            elif digest.hexdigest() != file.sha256:
-                problems.append(Problem(None, Path(file.path), f"SHA-256 {digest.hexdigest()}, expected {file.sha256}"))
+            if message := self._problem(file):
+                problems.append(Problem(None, Path(file.path), message))
             if progress:
                 progress(file.path, done, len(self.manifest.files))
         return problems
+
+    def _problem(self, file: ReleaseFile) -> str | None:
+        digest, size = hashlib.sha256(), 0
+        try:
+            with reaching(file.path), self.filesystem.open(self.path(file.path), "rb") as content:
+                while data := content.read(8 << 20):
+                    digest.update(data)
+                    size += len(data)
+        except RemoteError as error:
+            return str(error).removeprefix(f"{file.path}: ")
+        if size != file.bytes:
+            return f"{size:,} bytes, expected {file.bytes:,}"
+        if digest.hexdigest() != file.sha256:
+            return f"SHA-256 {digest.hexdigest()}, expected {file.sha256}"
+        return None
 
 
 class ReleaseBases(Bases):

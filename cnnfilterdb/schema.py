@@ -25,6 +25,7 @@ __all__ = [
     "describe",
     "filter_schema",
     "kernel_name",
+    "kernel_order",
     "kernel_shape",
     "release_schema",
     "weight_columns",
@@ -59,6 +60,16 @@ def kernel_shape(kernel: str) -> tuple[int, int]:
     if not (separator and height.isdecimal() and width.isdecimal() and int(height) > 0 and int(width) > 0):
         raise SelectionError(f"not a kernel size: {kernel!r}; expected height x width, such as 3x3")
     return int(height), int(width)
+
+
+def kernel_order(kernel: str) -> tuple[int, str]:
+    """Key to sort kernel sizes by: number of weights, then name.
+
+    >>> sorted(["7x7", "3x3", "1x9"], key=kernel_order)
+    ['1x9', '3x3', '7x7']
+    """
+    height, width = kernel_shape(kernel)
+    return height * width, kernel
 
 
 def weight_columns(kernel: str) -> list[str]:

@@ -49,12 +49,13 @@ from cnnfilterdb.schema import (
     LAYERS,
     MODELS,
     filter_schema,
+    kernel_order,
     kernel_shape,
 )
 from cnnfilterdb.verify import Problem, Progress, verify_models
 from cnnfilterdb.writer import MANIFEST, Writer, package_version, write_table
 
-__all__ = ["LOCK_SECONDS", "Problem", "Store", "Writer"]
+__all__ = ["LOCK_SECONDS", "Problem", "Store", "Writer", "unknown_model"]
 
 #: How long a writer waits for another one of the same model.
 LOCK_SECONDS = 5.0
@@ -240,7 +241,7 @@ class Store:
         """Kernel sizes of which a committed model has filters, sorted by number of weights, then by name."""
         committed = self._committed()
         sizes = {path.parts[-3].partition("=")[2] for path in self._filter_files("*") if path.stem in committed}
-        return sorted(sizes, key=lambda kernel: (kernel_shape(kernel)[0] * kernel_shape(kernel)[1], kernel))
+        return sorted(sizes, key=kernel_order)
 
     def filter_files(self, kernel: str, model_ids: Iterable[str] | None = None) -> list[Path]:
         """The Parquet files of a kernel size, of committed models only, sorted.
@@ -292,10 +293,7 @@ class Store:
         return {layout.slug(model_id) for model_id in chosen}
 
     def _unknown(self, model_id: str) -> UnknownModelError:
-        near = get_close_matches(model_id, self.model_ids(), 3)
-        return UnknownModelError(
-            f"no model {model_id!r} in {self.path}; " + (f"near: {', '.join(near)}" if near else "no name is near it")
-        )
+        return unknown_model(model_id, self.model_ids(), self.path)
 
     def _filter_files(self, kernel: str) -> Iterator[Path]:
         return (self.path / "filters").glob(f"kernel={kernel}/source=*/*.parquet")
@@ -508,6 +506,14 @@ class Store:
         found |= {path.stem for path in (self.path / "index").glob("[!.]*/histograms/*.parquet")}
         # The models are listed last: one that is committed meanwhile is none.
         return found - self._committed() - {layout.EMPTY}
+
+
+def unknown_model(model_id: str, there: Sequence[str], where: Path | str) -> UnknownModelError:
+    """The error for a key that no model has, with the nearest of those that there are."""
+    near = get_close_matches(model_id, there, 3)
+    return UnknownModelError(
+        f"no model {model_id!r} in {where}; " + (f"near: {', '.join(near)}" if near else "no name is near it")
+    )
 
 
 def _rows(files: Iterable[Path], schema: pa.Schema, columns: Sequence[str]) -> pa.Table:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,19 +16,18 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
 
 import cnnfilterdb
-from cnnfilterdb import layout, overlay
-from cnnfilterdb.disk import move, writing
+from cnnfilterdb import overlay
 from cnnfilterdb.errors import CnnFilterDbError, CorruptError
-from cnnfilterdb.index import FittedBasis, Index, Projection, basis_table
+from cnnfilterdb.index import Index, Projection
 from cnnfilterdb.origin import IDENTITY, FolderOrigin, Origin, ReleaseOrigin, signatures
 from cnnfilterdb.reading import Reader
 from cnnfilterdb.release import Release
 from cnnfilterdb.runners import ahead
 from cnnfilterdb.store import Store
 from cnnfilterdb.stream import Rows
+from cnnfilterdb.verify import Progress
 from cnnfilterdb.writer import Writer
 
 __all__ = ["TransferReport", "address", "merge", "pull", "transfer"]
@@ -40,9 +39,6 @@ _WRITERS = 3
 _FETCHED = "fetched"
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
-
-#: Called with the key of a model, the number of models done and of all.
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(slots=True)
@@ -237,16 +233,8 @@ def _take_bases(index: Index, origin: Origin) -> set[str]:
     own = index.current()
     for kernel, fitted in origin.bases.current().items():
         if kernel not in own:
-            _write_basis(index.store, fitted)
+            index.put(fitted)
     return {fitted.basis_id for fitted in index.bases()} & {fitted.basis_id for fitted in origin.bases.bases()}
-
-
-def _write_basis(store: Store, fitted: FittedBasis) -> None:
-    with store.staging(fitted.basis_id) as folder:
-        target = store.path / layout.basis_path(fitted.basis_id)
-        with writing(target):
-            pq.write_table(basis_table(fitted), folder / target.name, compression="zstd", write_page_checksum=True)
-            move(folder / target.name, target)
 
 
 def _write(writer: Writer, origin: Origin, model_id: str, index: Index, known: set[str]) -> int:

@@ -23,6 +23,7 @@ from cnnfilterdb.errors import BadWeightsError
 from cnnfilterdb.schema import HISTOGRAMS, LAYERS, MODELS, filter_schema, kernel_name, weight_columns
 
 __all__ = [
+    "HISTOGRAM_ENCODING",
     "MANIFEST",
     "ROW_GROUP_BYTES",
     "ROW_GROUP_ROWS",
@@ -75,18 +76,21 @@ def row_group_rows(kernel: str) -> int:
     return min(ROW_GROUP_ROWS, ROW_GROUP_BYTES // (4 * len(weight_columns(kernel))))
 
 
+#: How the histograms table is encoded. Counts are small numbers beside each other: coded by their differences they take
+#: 15 to 30 % less space, and half the time to read.
+HISTOGRAM_ENCODING: dict[str, Any] = {
+    "use_dictionary": ["basis_id", "model_id", "recipe"],
+    "column_encoding": {"counts.list.element": "DELTA_BINARY_PACKED"},
+}
+
+
 def histogram_settings(table: pa.Table) -> dict[str, Any]:
     """Options of :func:`pyarrow.parquet.write_table` for rows of the histograms table, which are sorted by recipe.
 
-    A question is asked in one recipe; with a row group for each, DuckDB passes over the others. Counts are small
-    numbers beside each other: coded by their differences they take 15 to 30 % less space, and half the time to read.
+    A question is asked in one recipe; with a row group for each, DuckDB passes over the others.
     """
     recipes = pc.count_distinct(table["recipe"]).as_py() or 1
-    return {
-        "use_dictionary": ["basis_id", "model_id", "recipe"],
-        "column_encoding": {"counts.list.element": "DELTA_BINARY_PACKED"},
-        "row_group_size": max(1, -(-table.num_rows // recipes)),
-    }
+    return HISTOGRAM_ENCODING | {"row_group_size": max(1, -(-table.num_rows // recipes))}
 
 
 def write_table(table: pa.Table, path: Path, **settings: Any) -> None:

@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 from cnnfilterdb import layout, sql
 from cnnfilterdb.disk import writing
 from cnnfilterdb.errors import CnnFilterDbError, PublishError
-from cnnfilterdb.index import FittedBasis, basis_table
+from cnnfilterdb.index import FittedBasis, Index, Progress, basis_table
 from cnnfilterdb.manifest import MARKER, LeftOut, Manifest
 from cnnfilterdb.publish import card
 from cnnfilterdb.publish.licenses import decide
-from cnnfilterdb.publish.shards import SIZES, Progress, write_filters, write_table
+from cnnfilterdb.publish.shards import SIZES, write_filters, write_table
 from cnnfilterdb.schema import HISTOGRAMS
 from cnnfilterdb.stats import RECIPES
 from cnnfilterdb.store import Store
@@ -84,7 +84,7 @@ def build(
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     # Those in use; older ones stay in the database.
-    bases = list({fitted.basis.kernel: fitted for fitted in db.bases()}.values())
+    bases = list(Index(store).current().values())
     models = facts.filter(pc.is_in(facts["model_id"], pa.array(chosen)))
     layers = store.layers(chosen)
     files = write_table(folder, "models", [models]) + write_table(folder, "layers", [layers])

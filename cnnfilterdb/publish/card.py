@@ -20,7 +20,7 @@ from cnnfilterdb.catalog.entries import CONDITIONS
 from cnnfilterdb.manifest import Manifest
 from cnnfilterdb.publish.licenses import UNKNOWN, Verdict, card_licenses, known, terms
 from cnnfilterdb.publish.markdown import code, line, link, table, text
-from cnnfilterdb.schema import describe, filter_schema, kernel_shape, release_schema
+from cnnfilterdb.schema import describe, filter_schema, kernel_order, release_schema
 
 __all__ = ["citation", "features", "models_page", "readme", "size_category"]
 
@@ -276,7 +276,7 @@ def _kernels(layers: pd.DataFrame, manifest: Manifest) -> str:
     groups = layers.groupby("kernel").agg(
         models=("model_id", "nunique"), layers=("model_id", "size"), filters=("filters", "sum")
     )
-    order = sorted(groups.index, key=lambda kernel: (kernel_shape(kernel)[0] * kernel_shape(kernel)[1], kernel))
+    order = sorted(groups.index, key=kernel_order)
     tables = manifest.tables()
     rows = []
     for kernel in order:

@@ -14,20 +14,18 @@ and before another one is sent the server is asked for it by its hash.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cnnfilterdb.disk import sha256
 from cnnfilterdb.errors import DatabaseError, PublishError
+from cnnfilterdb.index import Progress
 from cnnfilterdb.manifest import MARKER, Manifest, version_of
 from cnnfilterdb.publish.repository import Refused, Repository, Stored, without_bars
 
 __all__ = ["Published", "Released", "next_version", "releases", "upload"]
-
-#: Called with what is being done, how much is done and how much there is.
-Progress = Callable[[str, int, int], None]
 
 _MAIN = "main"
 _CARD = "README.md"

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cnnfilterdb.errors import CorruptError, PublishError
+from cnnfilterdb.index import Progress
 from cnnfilterdb.manifest import Manifest, version_of
 from cnnfilterdb.publish.building import build
 from cnnfilterdb.publish.hub import Published, next_version, upload
-from cnnfilterdb.publish.shards import Progress
 from cnnfilterdb.store import Store
 
 if TYPE_CHECKING:

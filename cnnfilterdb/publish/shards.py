@@ -10,7 +10,7 @@ content (content-defined chunking of Parquet).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cnnfilterdb.disk import sha256, writing
+from cnnfilterdb.index import Progress
 from cnnfilterdb.manifest import ReleaseFile, shard_path
 from cnnfilterdb.schema import release_schema, weight_columns
 from cnnfilterdb.store import Store
+from cnnfilterdb.writer import HISTOGRAM_ENCODING, filter_settings
 
 __all__ = ["SIZES", "TableWriter", "plan", "write_filters", "write_table"]
 
@@ -30,10 +32,6 @@ SIZES = (128 << 20, 512 << 20)
 
 # Rows of the other tables are wide: those of layers hold their moments, those of histograms their counts.
 _ROWS = {"models": 4096, "layers": 4096, "histograms": 1024, "bases": 64}
-_KEYS = ["model_id", "layer", "out_channel", "in_channel"]
-
-#: Called with what is being done, how much is done and how much there is.
-Progress = Callable[[str, int, int], None]
 
 
 def _settings(table: str) -> dict[str, Any]:
@@ -47,18 +45,8 @@ def _settings(table: str) -> dict[str, Any]:
         "write_page_checksum": True,
     }
     if table.startswith("filters_"):
-        weights = weight_columns(table.removeprefix("filters_"))
-        return settings | {
-            "use_dictionary": _KEYS,
-            "column_encoding": dict.fromkeys(weights, "BYTE_STREAM_SPLIT"),
-            "sorting_columns": [pq.SortingColumn(number) for number in range(len(_KEYS))],
-        }
-    if table == "histograms":
-        return settings | {
-            "use_dictionary": ["basis_id", "model_id", "recipe"],
-            "column_encoding": {"counts.list.element": "DELTA_BINARY_PACKED"},
-        }
-    return settings
+        return filter_settings(table.removeprefix("filters_")) | settings
+    return (HISTOGRAM_ENCODING if table == "histograms" else {}) | settings
 
 
 def plan(models: Sequence[tuple[str, int]], least: int, most: int) -> list[int]:

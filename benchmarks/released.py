@@ -28,10 +28,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import cnnfilterdb
-import cnnfilterdb.ingest.released  # or its imports would be timed
+import cnnfilterdb.ingest.papers_dataset
 from cnnfilterdb.schema import weight_columns
 from cnnfilterdb.stats import layer_statistics
-from cnnfilterdb.writer import filter_settings
+from cnnfilterdb.store.writer import filter_settings
 
 #: Output and input channels of the layers of each model, those of a ResNet-18 but one layer of each size.
 LAYERS = [(64, 64), (128, 64), (128, 128), (256, 128), (256, 256), (512, 256), (512, 512)]

@@ -24,12 +24,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import cnnfilterdb
-from cnnfilterdb import layout
-from cnnfilterdb.index import FittedBasis, basis_table, histogram_table, ranges
+from cnnfilterdb import paths
+from cnnfilterdb.analysis.bases import FittedBasis, basis_table, histogram_table, ranges
 from cnnfilterdb.schema import LAYERS, MODELS, filter_schema
 from cnnfilterdb.stats import BINS, Basis, Histogram, Moments
-from cnnfilterdb.store import Store
-from cnnfilterdb.writer import histogram_settings
+from cnnfilterdb.store.folder import Store
+from cnnfilterdb.store.writer import histogram_settings
 
 LAYER_COUNT, MODEL_COUNT = 21_436, 647
 DOMAINS = {
@@ -61,7 +61,7 @@ def build(path: Path) -> None:
     now = datetime.now(UTC)
     ids = [f"made/m{number}" for number in range(MODEL_COUNT)]
     fitted = FittedBasis(BASIS, basis, now, tuple(ids), LAYER_COUNT)
-    _write(basis_table(fitted), path / layout.basis_path(BASIS))
+    _write(basis_table(fitted), path / paths.basis_path(BASIS))
 
     domains = [domain for domain, count in DOMAINS.items() for _ in range(count)]
     character = {domain: rng.normal(0, 0.1, (2, 9)) for domain in DOMAINS}
@@ -73,7 +73,7 @@ def build(path: Path) -> None:
         row = {"model_id": model_id, "source": "made", "name": f"m{number}", "domain": domain, "ingested_at": now,
                "family": f"family {number % 40}",
                "conv_layers": len(filters), "filters": int(filters.sum())}  # fmt: skip
-        _write(pa.Table.from_pylist([row], MODELS), path / layout.models_path(layout.slug(model_id)))
+        _write(pa.Table.from_pylist([row], MODELS), path / paths.models_path(paths.slug(model_id)))
         rows: list[dict[str, Any]] = []
         parts: list[tuple[int, list[Histogram]]] = []
         for layer, count in enumerate(filters.tolist()):
@@ -85,12 +85,12 @@ def build(path: Path) -> None:
                          "conv_depth_norm": layer / max(len(filters) - 1, 1),
                          "scaled_mean": moments.mean, "scaled_scatter": moments.packed()})  # fmt: skip
             parts.append((layer, [_histogram(rng, shape, count, *limits) for limits in ranges(basis)]))
-        slug = layout.slug(model_id)
-        _write(pa.Table.from_pylist(rows, LAYERS), path / layout.layers_path(slug))
+        slug = paths.slug(model_id)
+        _write(pa.Table.from_pylist(rows, LAYERS), path / paths.layers_path(slug))
         # Without rows, but there: a model is looked for in the index when it has filters.
-        _write(filter_schema("3x3").empty_table(), path / layout.filters_path("3x3", "made", slug))
+        _write(filter_schema("3x3").empty_table(), path / paths.filters_path("3x3", "made", slug))
         table = histogram_table(BASIS, model_id, basis, parts)
-        _write(table, path / layout.histograms_path(BASIS, slug), **histogram_settings(table))
+        _write(table, path / paths.histograms_path(BASIS, slug), **histogram_settings(table))
 
 
 def _histogram(rng: np.random.Generator, shape: np.ndarray, count: int, low: float, high: float) -> Histogram:

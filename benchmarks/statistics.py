@@ -25,10 +25,10 @@ LAYER = (200, 100)  # channels of a synthetic layer: 20,000 filters
 def build(path: Path, filters: int) -> None:
     """Make a database of synthetic layers, forty to a model, ten domains; each domain mixes kernels in its own way."""
     import cnnfilterdb
-    from cnnfilterdb.index import Projection
-    from cnnfilterdb.ingest.layers import ConvLayer, Weights
+    from cnnfilterdb.ingest.network.layers import ConvLayer, Weights
     from cnnfilterdb.ingest.pipeline import take_in
     from cnnfilterdb.schema import ModelFacts
+    from cnnfilterdb.store.index import Projection
 
     layers = filters // (LAYER[0] * LAYER[1])
     db = cnnfilterdb.open(path)
@@ -117,8 +117,8 @@ def ours(path: Path, filters: int) -> dict[str, float]:
 
 def read_only(path: Path, filters: int) -> dict[str, float]:
     """Only reading the nine columns with pyarrow, row group by row group, in as many threads."""
-    from cnnfilterdb.scan import scan
-    from cnnfilterdb.store import Store
+    from cnnfilterdb.scan.scan import scan
+    from cnnfilterdb.store.folder import Store
 
     files = Store.open(path).filter_files("3x3")
     start = time.perf_counter()

@@ -17,7 +17,6 @@ from importlib.resources.abc import Traversable
 from types import MappingProxyType
 from typing import TypeVar
 
-from cnnfilterdb.catalog import match
 from cnnfilterdb.catalog.entries import (
     CONDITIONS,
     FORBIDDING,
@@ -34,6 +33,7 @@ from cnnfilterdb.catalog.entries import (
     Term,
     license_parts,
 )
+from cnnfilterdb.catalog.names import match
 from cnnfilterdb.errors import CatalogError, UnknownModelError
 
 __all__ = ["METADATA", "problems", "read"]

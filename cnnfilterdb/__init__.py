@@ -9,18 +9,16 @@
 from __future__ import annotations
 
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cnnfilterdb.errors import CnnFilterDbError
 
 if TYPE_CHECKING:
-    from cnnfilterdb.artefact import load_basis, save_basis
-    from cnnfilterdb.database import FilterDB
+    from cnnfilterdb.analysis.basis_files import load_basis, save_basis
+    from cnnfilterdb.database import FilterDB, open, pull
     from cnnfilterdb.publish.hub import releases
-    from cnnfilterdb.reading import Reader
+    from cnnfilterdb.reader import Reader
     from cnnfilterdb.stats import Basis
-    from cnnfilterdb.transfer import pull
 
 __all__ = [
     "Basis",
@@ -39,11 +37,12 @@ __all__ = [
 _lazy = {
     "Basis": "cnnfilterdb.stats",
     "FilterDB": "cnnfilterdb.database",
-    "Reader": "cnnfilterdb.reading",
-    "load_basis": "cnnfilterdb.artefact",
-    "pull": "cnnfilterdb.transfer",
+    "Reader": "cnnfilterdb.reader",
+    "load_basis": "cnnfilterdb.analysis.basis_files",
+    "open": "cnnfilterdb.database",
+    "pull": "cnnfilterdb.database",
     "releases": "cnnfilterdb.publish.hub",
-    "save_basis": "cnnfilterdb.artefact",
+    "save_basis": "cnnfilterdb.analysis.basis_files",
 }
 
 
@@ -59,30 +58,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-def open(path: str | Path, *, create: bool = True, **options: Any) -> FilterDB:
-    """Open a database.
-
-    Args:
-        path: Its folder; or a release, which can be read only (:class:`Reader`): its folder, or its address, such as
-            ``hf://datasets/owner/name@v1.0.0`` or ``s3://bucket/folder``. Of a release only what is asked for is
-            fetched.
-        create: Make the folder when it does not exist yet.
-        **options: For an address, those of its fsspec file system, such as ``token``.
-
-    Raises:
-        NotADatabaseError: The folder is something else, or absent and not to be made; no release lies at the address.
-        DatabaseError: A newer version of the package wrote it.
-        RemoteError: The address cannot be reached.
-    """
-    from cnnfilterdb.release import Release, ReleaseBases, is_release
-
-    if is_release(path):
-        from cnnfilterdb.reading import Reader
-
-        release = Release.open(path, **options)
-        return Reader(release, ReleaseBases(release.location, lambda: release.table("bases")))  # type: ignore[return-value]
-    from cnnfilterdb.database import FilterDB
-
-    return FilterDB(path, create=create)

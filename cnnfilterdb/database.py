@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -9,22 +10,26 @@ from typing import TYPE_CHECKING, Any
 
 import duckdb
 
-from cnnfilterdb import overlay
+from cnnfilterdb.analysis.bases import FittedBasis
 from cnnfilterdb.errors import NotADatabaseError, SelectionError
-from cnnfilterdb.index import FittedBasis, Index, Progress, Projection
-from cnnfilterdb.reading import Reader
-from cnnfilterdb.release import is_release
+from cnnfilterdb.reader import Reader
+from cnnfilterdb.release.release import Release, ReleaseBases, is_release
+from cnnfilterdb.reports import Problem, Progress
+from cnnfilterdb.reports import Progress as ModelProgress
 from cnnfilterdb.schema import ModelFacts
-from cnnfilterdb.store import Problem, Store
-from cnnfilterdb.verify import Progress as ModelProgress
+from cnnfilterdb.store import annotations as notes
+from cnnfilterdb.store.folder import Store
+from cnnfilterdb.store.index import Index, Projection
 
 if TYPE_CHECKING:
+    from cnnfilterdb.exchange.transfer import TransferReport
     from cnnfilterdb.ingest.pipeline import IngestReport, Observer
-    from cnnfilterdb.manifest import Manifest
     from cnnfilterdb.publish.hub import Published
-    from cnnfilterdb.transfer import TransferReport
+    from cnnfilterdb.release.manifest import Manifest
 
-__all__ = ["FilterDB"]
+__all__ = ["FilterDB", "address", "open", "pull"]
+
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
 class FilterDB(Reader):
@@ -115,7 +120,7 @@ class FilterDB(Reader):
         """
         from cnnfilterdb.ingest import pipeline
 
-        overlay.check_facts(facts, [f.name for f in fields(ModelFacts)])
+        notes.check_facts(facts, [f.name for f in fields(ModelFacts)])
         name = pipeline.stored_name(name, fold_bn=fold_bn)
         model_id = f"custom/{name}"
         if self._store.has(model_id) and not overwrite:
@@ -145,12 +150,12 @@ class FilterDB(Reader):
         """Correct or add facts about models that are there, without rewriting anything that is stored.
 
         From then on every query sees the new values; ``models_stored`` keeps the old ones. The annotations are in
-        ``annotations.csv`` of the folder (:mod:`cnnfilterdb.overlay`).
+        ``annotations.csv`` of the folder (:mod:`cnnfilterdb.store.annotations`).
 
         Args:
             *models: Keys, or shell-style wildcards such as ``pypi/deepcr/*``.
             where: Condition over the columns of models, which selects further ones.
-            file: A CSV or TOML file with the facts of models (:func:`cnnfilterdb.overlay.load`).
+            file: A CSV or TOML file with the facts of models (:func:`cnnfilterdb.store.annotations.load`).
             reset: Facts whose annotations are forgotten, so that the stored value shows again.
             **facts: The facts; None says that one is unknown.
 
@@ -162,9 +167,9 @@ class FilterDB(Reader):
             SelectionError: An unknown fact, or nothing to do.
             CorruptError: The annotations that are there cannot be read.
         """
-        overlay.check_facts([*facts, *reset])
+        notes.check_facts([*facts, *reset])
         there = self._store.model_ids()
-        chosen = overlay.matching(models, there)
+        chosen = notes.matching(models, there)
         if where is not None:
             chosen = list(dict.fromkeys([*chosen, *self.models(where)["model_id"]]))
         if bool(chosen) != bool(facts or reset) or not (chosen or file):
@@ -172,18 +177,18 @@ class FilterDB(Reader):
                 f"annotate: {len(chosen)} models and {len(facts) + len(reset)} facts; "
                 "give models with facts such as domain='thermal', or a file of facts"
             )
-        told = overlay.load(Path(file), there) if file else {}
+        told = notes.load(Path(file), there) if file else {}
         for model_id in chosen:
             told.setdefault(model_id, {}).update(facts)
 
-        def apply(known: overlay.Facts) -> None:
+        def apply(known: notes.Facts) -> None:
             for model_id, new in told.items():
                 known.setdefault(model_id, {}).update(new)
             for model_id in chosen:
                 for fact in reset:
                     known[model_id].pop(fact, None)
 
-        overlay.change(self._store, apply)
+        notes.change(self._store, apply)
         self._connect()
         return list(told)
 
@@ -206,10 +211,10 @@ class FilterDB(Reader):
             UnsafeFileError: It asks for code to be executed.
             MissingExtraError: ``trust`` without the extra.
         """
-        from cnnfilterdb.ingest import released
+        from cnnfilterdb.ingest import papers_dataset
 
-        with released.ReleasedDataset(path, trust=trust) as dataset:
-            return released.import_models(
+        with papers_dataset.ReleasedDataset(path, trust=trust) as dataset:
+            return papers_dataset.import_models(
                 self._store, dataset, projector=lambda: Projection(self._index), overwrite=overwrite, observer=observer
             )
 
@@ -240,11 +245,12 @@ class FilterDB(Reader):
             RemoteError: It cannot be reached.
             SelectionError: A condition that cannot be answered.
         """
-        from cnnfilterdb.transfer import merge
-
-        return merge(
-            self._store, other, where, drop_duplicates=not keep_duplicates, overwrite=overwrite, progress=progress
-        )
+        if not isinstance(other, Reader):
+            with open(other, create=False) as reader:
+                return self.merge(
+                    reader, where=where, overwrite=overwrite, keep_duplicates=keep_duplicates, progress=progress
+                )
+        return _merge(self._store, other, where, not keep_duplicates, overwrite, progress)
 
     def publish(
         self,
@@ -282,7 +288,7 @@ class FilterDB(Reader):
             PublishError: It was not published.
             CorruptError: The database is damaged.
         """
-        from cnnfilterdb.publish.publishing import publish
+        from cnnfilterdb.publish.publish import publish
 
         return publish(
             self,
@@ -305,11 +311,11 @@ class FilterDB(Reader):
         self._store.require(model_ids)
         for model_id in model_ids:
             self._store.remove(model_id)
-        if overlay.read(self.path).keys() & set(model_ids):
-            overlay.change(self._store, lambda known: overlay.forget(known, model_ids))
+        if notes.read(self.path).keys() & set(model_ids):
+            notes.change(self._store, lambda known: notes.forget(known, model_ids))
 
     def index(self, *, refit: bool = False, progress: Progress | None = None) -> list[FittedBasis]:
-        """Bring the index up to date; see :meth:`cnnfilterdb.index.Index.build`.
+        """Bring the index up to date; see :meth:`cnnfilterdb.store.index.Index.build`.
 
         Args:
             refit: Fit new bases on all models that are there now.
@@ -324,17 +330,17 @@ class FilterDB(Reader):
 
     def verify(self, progress: Progress | None = None) -> list[Problem]:
         """Check every count and every hash, and the annotations; an empty list means that all is well."""
-        return self._store.verify(progress=progress) + overlay.problems(self._store)
+        return self._store.verify(progress=progress) + notes.problems(self._store)
 
     # ---------------------------------------------------------------------------------------------- private
 
     def _connect(self, query: str = "") -> duckdb.DuckDBPyConnection:
         if not self._store.path.exists():
             raise NotADatabaseError(f"{self.path}: the database is gone")
-        loaded = self._loaded
+        loaded = self._views.text
         connection = super()._connect(query)
-        if self._loaded is not None and self._loaded != loaded:
-            self._store.write_init(self._loaded)
+        if self._views.text is not None and self._views.text != loaded:
+            self._store.write_init(self._views.text)
         return connection
 
     def _ensure_index(self) -> None:
@@ -342,9 +348,92 @@ class FilterDB(Reader):
             self._index.build()
 
 
+def open(path: str | Path, *, create: bool = True, **options: Any) -> FilterDB:
+    """Open a database.
+
+    Args:
+        path: Its folder; or a release, which can be read only (:class:`Reader`): its folder, or its address, such as
+            ``hf://datasets/owner/name@v1.0.0`` or ``s3://bucket/folder``. Of a release only what is asked for is
+            fetched.
+        create: Make the folder when it does not exist yet.
+        **options: For an address, those of its fsspec file system, such as ``token``.
+
+    Raises:
+        NotADatabaseError: The folder is something else, or absent and not to be made; no release lies at the address.
+        DatabaseError: A newer version of the package wrote it.
+        RemoteError: The address cannot be reached.
+    """
+    if is_release(path):
+        release = Release.open(path, **options)
+        return Reader(release, ReleaseBases(release.location, lambda: release.table("bases")))  # type: ignore[return-value]
+    return FilterDB(path, create=create)
+
+
+def pull(
+    location: str | Path,
+    path: str | Path,
+    *,
+    where: str | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    **options: Any,
+) -> TransferReport:
+    """Bring a release, or part of it, into a database folder.
+
+    Models that are there already are passed over, so that an interrupted run is finished by the same call. The weight
+    of each layer is compared with its hash on the way. A folder without bases takes over those of the release, and then
+    gives the same numbers.
+
+    Args:
+        location: ``owner/name`` or ``owner/name@v1.0.0`` on the Hugging Face Hub, or the address or folder of a
+            release.
+        path: The folder of the database; it is made if it is missing.
+        where: Condition over the columns of models, such as ``"domain LIKE 'medical%'"``: only these are fetched.
+        overwrite: Replace models of the same key that have other weights; otherwise they are reported as conflicts.
+        progress: Called with the key of a model, the number of models done and of all.
+        **options: For an address, those of its fsspec file system, such as ``token``.
+
+    Returns:
+        What became of each model; one that fails does not stop the others.
+
+    Raises:
+        RemoteError: It cannot be reached.
+        NotADatabaseError: No release lies there, or the path is something else than a database.
+        SelectionError: A condition that cannot be answered.
+    """
+    with open(address(location), create=False, **options) as reader:
+        return _merge(Store.create(path), reader, where, False, overwrite, progress)
+
+
+def address(location: str | Path) -> str | Path:
+    """Where a release lies: what looks like a repository of the Hub, and is no folder, is one.
+
+    >>> address("owner/name@v1.0.0")
+    'hf://datasets/owner/name@v1.0.0'
+    >>> address("s3://bucket/folder")
+    's3://bucket/folder'
+    """
+    text = str(location)
+    if _REPOSITORY.fullmatch(text) and not Path(text).exists():
+        return f"hf://datasets/{text}"
+    return location
+
+
+def _merge(
+    store: Store, reader: Reader, where: str | None, drop_duplicates: bool, overwrite: bool, progress: Progress | None
+) -> TransferReport:
+    from cnnfilterdb.exchange.transfer import merge
+
+    model_ids = None if where is None else list(reader.models(where)["model_id"])
+    storage = reader.storage
+    assert isinstance(storage, Store | Release)
+    return merge(store, storage, model_ids, drop_duplicates=drop_duplicates, overwrite=overwrite, progress=progress)
+
+
 def _read(weights: Any) -> tuple[Any, str | None, dict[str, Any]]:
     """Read what a user gives to :meth:`FilterDB.add`: layers, a name for messages, and facts about the file."""
-    from cnnfilterdb.ingest import extract, formats
+    from cnnfilterdb.ingest import formats
+    from cnnfilterdb.ingest.network import extract
 
     if isinstance(weights, str | Path):
         from cnnfilterdb.ingest.sources import get

@@ -26,6 +26,10 @@ Every message is one line that says what was expected, what was found and what t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+
 __all__ = [
     "BadWeightsError",
     "CatalogError",
@@ -45,6 +49,7 @@ __all__ = [
     "UnknownModelError",
     "UnsafeFileError",
     "WeightFileError",
+    "unknown_model",
 ]
 
 
@@ -122,3 +127,11 @@ class CatalogError(CnnFilterDbError):
 
 class MissingExtraError(CnnFilterDbError, ImportError):
     """An optional dependency is absent; the message gives the install line."""
+
+
+def unknown_model(model_id: str, there: Sequence[str], where: Path | str) -> UnknownModelError:
+    """The error for a key that no model has, with the nearest of those that there are."""
+    near = get_close_matches(model_id, there, 3)
+    return UnknownModelError(
+        f"no model {model_id!r} in {where}; " + (f"near: {', '.join(near)}" if near else "no name is near it")
+    )

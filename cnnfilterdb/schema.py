@@ -15,6 +15,7 @@ import pyarrow as pa
 from cnnfilterdb.errors import SelectionError
 
 __all__ = [
+    "ANNOTATED",
     "BASES",
     "FORMAT_VERSION",
     "HISTOGRAMS",
@@ -211,6 +212,22 @@ HISTOGRAMS = pa.schema(
         _field("below", pa.list_(pa.int64()), "per component, coefficients left of the range", nullable=False),
         _field("above", pa.list_(pa.int64()), "per component, coefficients right of the range", nullable=False),
     ]
+)
+
+
+#: Facts that can be annotated: all of :class:`ModelFacts` that are text and not about the file.
+ANNOTATED = (
+    "architecture",
+    "family",
+    "task",
+    "domain",
+    "training_dataset",
+    "pretraining_dataset",
+    "framework",
+    "revision",
+    "url",
+    "license",
+    "paper",
 )
 
 

@@ -19,13 +19,14 @@ import numpy.typing as npt
 from cnnfilterdb import catalog
 from cnnfilterdb.errors import BadWeightsError, CnnFilterDbError, NoConvolutionError
 from cnnfilterdb.ingest import formats
-from cnnfilterdb.ingest.folding import SUFFIX, folded
-from cnnfilterdb.ingest.layers import ConvLayer, Weights
+from cnnfilterdb.ingest.network.folding import SUFFIX, folded
+from cnnfilterdb.ingest.network.layers import ConvLayer, Weights
 from cnnfilterdb.ingest.sources import Source
-from cnnfilterdb.runners import ahead
 from cnnfilterdb.schema import MAX_KERNEL_WEIGHTS, ModelFacts
 from cnnfilterdb.stats import LayerStatistics, layer_statistics, looks_untrained
-from cnnfilterdb.store import Store, Writer
+from cnnfilterdb.store.folder import Store
+from cnnfilterdb.store.writer import Writer
+from cnnfilterdb.workers import ahead
 
 __all__ = ["Failure", "IngestReport", "Observer", "Projector", "ingest", "stored_name", "take_in"]
 
@@ -190,8 +191,8 @@ def take_in(
         projector: Adds its histograms.
         overwrite: Replace a model of the same name.
         origin: What to call the weights in an error message; the model id by default.
-        fold_bn: Fold the batch normalisations that are known to follow (:mod:`cnnfilterdb.ingest.folding`) into the
-            kernels; ``name`` should be a :func:`stored_name` then.
+        fold_bn: Fold the batch normalisations that are known to follow into the kernels
+            (:mod:`cnnfilterdb.ingest.network.folding`); ``name`` should be a :func:`stored_name` then.
         allow_untrained: Take it in, and flag it, when all its kernels look like random initialisation.
 
     Returns:
@@ -291,7 +292,7 @@ def ingest(
         overwrite: Bring models again that are there already.
         observer: Hears what is done.
         fold_bn: Store kernels with folded batch normalisations, under the name with
-            :data:`~cnnfilterdb.ingest.folding.SUFFIX`.
+            :data:`~cnnfilterdb.ingest.network.folding.SUFFIX`.
         allow_untrained: Take in models whose weights look like random initialisation.
     """
     observer = observer or Observer()

@@ -103,7 +103,7 @@ def notebook():
 @pytest.fixture(scope="session")
 def release_path(tmp_path_factory: pytest.TempPathFactory, sample_path: Path) -> Path:
     """Folder of a release of the sample database. Do not write to it: copy it."""
-    from cnnfilterdb.publish.building import build
+    from cnnfilterdb.publish.build import build
 
     path = tmp_path_factory.mktemp("releases") / "sample"
     with cnnfilterdb.open(sample_path, create=False) as db:

@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from cnnfilterdb.cli import comparison, exchange, intake, listings, pictures, upkeep
+from cnnfilterdb.cli import comparison, exchange, figures, ingesting, listings, maintenance
 from cnnfilterdb.errors import CnnFilterDbError
 
 __all__ = ["cli", "main"]
@@ -23,12 +23,12 @@ def cli() -> None:
 
 # The verbs lie by theme in modules that are never named like a verb, so that `cnnfilterdb.cli.x` is always a module.
 for _verb in (
-    intake.demo,
-    intake.ingest,
-    intake.add,
-    upkeep.annotate,
-    intake.import_,
-    upkeep.index,
+    ingesting.demo,
+    ingesting.ingest,
+    ingesting.add,
+    maintenance.annotate,
+    ingesting.import_,
+    maintenance.index,
     listings.models,
     listings.layers,
     listings.sql,
@@ -37,15 +37,15 @@ for _verb in (
     comparison.quality,
     listings.nearest,
     listings.shared,
-    pictures.plot,
-    pictures.report,
+    figures.plot,
+    figures.report,
     exchange.publish,
     exchange.pull,
     exchange.releases,
     exchange.merge,
     exchange.export,
-    upkeep.verify,
-    upkeep.remove,
+    maintenance.verify,
+    maintenance.remove,
 ):
     cli.add_command(_verb)
 

@@ -15,8 +15,8 @@ from cnnfilterdb.cli.progress import progress_bars
 from cnnfilterdb.errors import DatabaseError
 
 if TYPE_CHECKING:
-    from cnnfilterdb.manifest import LeftOut, Manifest
-    from cnnfilterdb.transfer import TransferReport
+    from cnnfilterdb.exchange.transfer import TransferReport
+    from cnnfilterdb.release.manifest import LeftOut, Manifest
 
 __all__ = ["export", "merge", "publish", "pull", "releases"]
 
@@ -48,7 +48,7 @@ def publish(
       cnnfilterdb publish me/filters --dry-run release
       cnnfilterdb publish me/filters
     """
-    from cnnfilterdb.manifest import Manifest
+    from cnnfilterdb.release.manifest import Manifest
 
     db = open_database(path)
     with progress_bars(quiet) as progress:
@@ -101,7 +101,7 @@ def pull(location: str, where: str | None, overwrite: bool, path: Path, quiet: b
       cnnfilterdb pull me/filters@v1.0.0 --where "domain LIKE 'medical%'"
       cnnfilterdb pull s3://bucket/release --db mine.db
     """
-    from cnnfilterdb.transfer import pull
+    from cnnfilterdb.database import pull
 
     with progress_bars(quiet) as progress:
         outcome = pull(location, path, where=where, overwrite=overwrite, progress=_models(progress))

@@ -11,7 +11,7 @@ import click
 
 if TYPE_CHECKING:
     from cnnfilterdb.database import FilterDB
-    from cnnfilterdb.reading import Reader
+    from cnnfilterdb.reader import Reader
 
 __all__ = [
     "all_layers_option",

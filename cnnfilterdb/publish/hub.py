@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cnnfilterdb.disk import sha256
 from cnnfilterdb.errors import DatabaseError, PublishError
-from cnnfilterdb.index import Progress
-from cnnfilterdb.manifest import MARKER, Manifest, version_of
 from cnnfilterdb.publish.repository import Refused, Repository, Stored, without_bars
+from cnnfilterdb.release.manifest import MARKER, Manifest, version_of
+from cnnfilterdb.reports import Progress
+from cnnfilterdb.store.durable import sha256
 
 __all__ = ["Published", "Released", "next_version", "releases", "upload"]
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cnnfilterdb.errors import PublishError
+from cnnfilterdb.version import package_version
 
 __all__ = ["AGAIN", "Refused", "Repository", "Stored", "without_bars"]
 
@@ -93,8 +94,6 @@ class Repository:
     def __init__(self, name: str, token: str | None = None, endpoint: str | None = None) -> None:
         from huggingface_hub import HfApi, get_token
 
-        from cnnfilterdb import __version__
-
         if not _is_name(name):
             raise PublishError(
                 f"{name!r} cannot be a repository; expected owner/name, of letters, digits, '-', '_' and '.'"
@@ -113,7 +112,7 @@ class Repository:
             endpoint=self.endpoint,
             token=self._token or False,
             library_name="cnnfilterdb",
-            library_version=__version__,
+            library_version=package_version(),
         )
 
     def need_token(self) -> None:

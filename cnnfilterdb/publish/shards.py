@@ -18,12 +18,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cnnfilterdb.disk import sha256, writing
-from cnnfilterdb.index import Progress
-from cnnfilterdb.manifest import ReleaseFile, shard_path
+from cnnfilterdb.release.manifest import ReleaseFile, shard_path
+from cnnfilterdb.reports import Progress
 from cnnfilterdb.schema import release_schema, weight_columns
-from cnnfilterdb.store import Store
-from cnnfilterdb.writer import HISTOGRAM_ENCODING, filter_settings
+from cnnfilterdb.store.durable import sha256, writing
+from cnnfilterdb.store.folder import Store
+from cnnfilterdb.store.writer import HISTOGRAM_ENCODING, filter_settings
 
 __all__ = ["SIZES", "TableWriter", "plan", "write_filters", "write_table"]
 

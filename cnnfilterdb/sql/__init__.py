@@ -16,8 +16,8 @@ from functools import cache
 from importlib.resources import files
 from string import Template
 
-from cnnfilterdb import layout, overlay
-from cnnfilterdb.schema import weight_columns
+from cnnfilterdb import paths
+from cnnfilterdb.schema import ANNOTATED, weight_columns
 from cnnfilterdb.stats import Basis
 
 __all__ = ["NEEDS_INDEX", "identifier", "literal", "render"]
@@ -116,10 +116,10 @@ def _annotations(annotated: bool) -> dict[str, str]:
     replaced = ",\n    ".join(
         f"CASE WHEN coalesce(map_contains(a.facts, '{column}'), false) "
         f"THEN a.facts['{column}'] ELSE m.{column} END AS {column}"
-        for column in overlay.COLUMNS
+        for column in ANNOTATED
     )
     return {
-        "annotations": f"FROM read_csv(database_files('/{layout.ANNOTATIONS}'), columns = {{{text}}}, header = true, "
+        "annotations": f"FROM read_csv(database_files('/{paths.ANNOTATIONS}'), columns = {{{text}}}, header = true, "
         "auto_detect = false, delim = ',', quote = '\"', escape = '\"')",
         "models": _template("annotated.sql").substitute(replaced=replaced).rstrip(),
     }
@@ -155,7 +155,7 @@ def render(
         kernels: Kernel sizes whose views are made; of a folder 3x3 is always there.
         bases: The current basis of each kernel size that has one: kernel -> (basis id, basis).
         annotated: Whether the folder holds annotations.
-        published: Whether the tables are in the shards of a release (:mod:`cnnfilterdb.manifest`).
+        published: Whether the tables are in the shards of a release (:mod:`cnnfilterdb.release.manifest`).
     """
     sizes = list(kernels) if published else list(dict.fromkeys(["3x3", *kernels]))
     places = _RELEASE if published else _FOLDER

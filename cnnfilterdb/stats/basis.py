@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.schema import kernel_shape
-from cnnfilterdb.stats import kernels
-from cnnfilterdb.stats.kernels import Columns
+from cnnfilterdb.stats import compiled
+from cnnfilterdb.stats.compiled import Columns
 from cnnfilterdb.stats.moments import Moments
 
 __all__ = ["BINS", "Basis"]
@@ -110,14 +110,14 @@ class Basis:
             raise SelectionError(
                 f"filters of shape {filters.shape} were given; this basis is of {self.kernel}: (n, {len(self.mean)})"
             )
-        return kernels.project(filters, self.components, self.offsets)
+        return compiled.project(filters, self.components, self.offsets)
 
     def coefficient_range(self, columns: Columns) -> tuple[float, float]:
         """Smallest and largest coefficient, over all components, of filters given as k arrays (n,).
 
         Without filters it is (inf, -inf), which any other range absorbs.
         """
-        return kernels.coefficient_bounds(columns, self.components, self.offsets)
+        return compiled.coefficient_bounds(columns, self.components, self.offsets)
 
 
 def _signed(components: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -17,7 +17,7 @@ from scipy.fft import dct
 
 from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.schema import kernel_shape
-from cnnfilterdb.stats import kernels
+from cnnfilterdb.stats import compiled
 
 __all__ = ["DESCRIPTORS", "DescriptorSums", "dct_energies", "descriptors", "variance_map"]
 
@@ -78,7 +78,7 @@ def descriptors(filters: npt.NDArray[np.float32], kernel: str) -> dict[str, npt.
     size = vectors.shape[1]
     if filters.ndim != 2 or filters.shape[1] != size:
         raise SelectionError(f"filters of shape {filters.shape} were given; {kernel} kernels are (n, {size})")
-    found = kernels.forms(filters, matrices, vectors)
+    found = compiled.forms(filters, matrices, vectors)
     if not vectors[1].any():
         found[:, 11] = np.nan
     energy, even, mirror_x, mirror_y, dc, low, spectrum, xx, yy, xy = found[:, :10].T

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cnnfilterdb.stats.basis import Basis
-from cnnfilterdb.stats.kernels import Columns, bin_coefficients
+from cnnfilterdb.stats.compiled import Columns, bin_coefficients
 
 __all__ = ["Histogram", "histograms"]
 

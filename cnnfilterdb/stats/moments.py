@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from cnnfilterdb.stats.kernels import centred, sums
+from cnnfilterdb.stats.compiled import centred, sums
 
 __all__ = ["Moments"]
 

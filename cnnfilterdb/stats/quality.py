@@ -15,7 +15,7 @@ import numpy.typing as npt
 from scipy.special import chdtrc
 
 from cnnfilterdb.errors import SelectionError
-from cnnfilterdb.stats import kernels
+from cnnfilterdb.stats import compiled
 from cnnfilterdb.stats.moments import Moments, first_filter
 from cnnfilterdb.stats.randomness import randomness_threshold
 
@@ -79,7 +79,7 @@ def sparse_kernels(
     [False, True]
     """
     _check_rule(rule)
-    low, high = kernels.extremes(filters)
+    low, high = compiled.extremes(filters)
     return _small(high if rule == "medneurips2022" else np.maximum(high, -low), threshold, rule)
 
 
@@ -141,7 +141,7 @@ def variance_entropy(moments: Moments, *, rule: str = "cvpr2022") -> float:
     _check_rule(rule)
     if moments.count < 2:
         return float("nan")
-    found = float(kernels.entropies(np.linalg.eigvalsh(moments.scatter)[None])[0])
+    found = float(compiled.entropies(np.linalg.eigvalsh(moments.scatter)[None])[0])
     return 0.0 if rule == "torchconvquality" and found != found else found
 
 
@@ -170,13 +170,13 @@ def _orthogonality(weight: npt.NDArray[np.float32]) -> Callable[[], float]:
     if n < 2:
         return partial(float, "nan")
     rows = np.ascontiguousarray(weight.reshape(n, -1), np.float32)
-    lengths = np.sqrt(kernels.squares(rows))
+    lengths = np.sqrt(compiled.squares(rows))
     zeros = lengths == 0
     lengths[zeros] = 1
     if not (lengths.min() > 1e-10 and lengths.max() < 1e15):
         # Their products would vanish or overflow in single precision.
         rows, lengths = (rows / lengths[:, None]).astype(np.float32), np.ones(n)
-    total = kernels.cosines(rows, 1 / lengths)
+    total = compiled.cosines(rows, 1 / lengths)
     return lambda: 1 - (2 * total() + int(np.count_nonzero(zeros))) / (n * (n - 1))
 
 
@@ -252,7 +252,7 @@ def levels(weight: npt.NDArray[np.float32], most: int = MAX_LEVELS) -> int | Non
     >>> levels(np.float32([[[[1, -1], [1, 0]]], [[[2, 2], [2, 2]]]]))
     3
     """
-    found = kernels.levels(weight.reshape(len(weight), -1), most)
+    found = compiled.levels(weight.reshape(len(weight), -1), most)
     return found if found <= most else None
 
 
@@ -343,7 +343,7 @@ def layer_statistics(weight: npt.NDArray[np.float32]) -> LayerStatistics:
     filters = weight.reshape(n, k)
     apart = _orthogonality(weight)  # goes on in threads while the rest is computed
     raw_shift, shift = first_filter(filters, scale=False), first_filter(filters, scale=True)
-    raw_sums, sums, peaks, norm_l1, energy, binary = kernels.layer_sums(filters, raw_shift, shift, BINARY_TOLERANCE)
+    raw_sums, sums, peaks, norm_l1, energy, binary = compiled.layer_sums(filters, raw_shift, shift, BINARY_TOLERANCE)
     raw, moments = Moments.from_sums(n, raw_shift, *raw_sums), Moments.from_sums(n, shift, *sums)
     sparse = _small(peaks, SPARSITY_THRESHOLD, "cvpr2022")
     dropped = int(np.count_nonzero(sparse))
@@ -353,7 +353,7 @@ def layer_statistics(weight: npt.NDArray[np.float32]) -> LayerStatistics:
         kept = _without(filters, sparse, shift, sums, scale=True)
     # One call for all of them: for small kernels, calls are what takes the time.
     spectra = np.linalg.eigvalsh(np.array([raw.scatter, kept.scatter, raw_kept.scatter][: 3 if dropped else 2]))
-    entropies = [_defined(entropy) for entropy in kernels.entropies(spectra).tolist()]
+    entropies = [_defined(entropy) for entropy in compiled.entropies(spectra).tolist()]
     return LayerStatistics(
         moments=moments,
         nonsparse=kept if dropped else None,
@@ -388,7 +388,7 @@ def _without(
     kept = ~dropped
     count = int(np.count_nonzero(kept))
     if 2 * count > len(filters):
-        total, products = kernels.sums(filters[dropped], shift, scale=scale)
+        total, products = compiled.sums(filters[dropped], shift, scale=scale)
         moments = Moments.from_sums(count, shift, sums[0] - total, sums[1] - products)
         # Where those that are kept hardly differ, what the subtraction leaves is rounding.
         if np.trace(moments.scatter) > _CANCELLED * np.trace(sums[1]):

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cnnfilterdb.errors import SelectionError
-from cnnfilterdb.stats import kernels
-from cnnfilterdb.stats.kernels import Columns
+from cnnfilterdb.stats import compiled
+from cnnfilterdb.stats.compiled import Columns
 
 __all__ = ["Nearest", "Pattern", "symmetries"]
 
@@ -101,7 +101,7 @@ class Pattern:
             (n,) float64 from -1 to 1, -inf for filters without direction, and the number of the variant, (n,); with
             ``sign``, a variant whose negative is meant has the number -1 - v.
         """
-        return kernels.similarities(columns, self.variants, self.sign, self.offset)
+        return compiled.similarities(columns, self.variants, self.sign, self.offset)
 
 
 @dataclass(slots=True, eq=False)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from cnnfilterdb.errors import WeightFileError
-from cnnfilterdb.ingest.layers import Weights
+from cnnfilterdb.ingest.network.layers import Weights
 
 __all__ = ["Format", "read", "register", "registered"]
 
@@ -38,7 +38,16 @@ _formats: dict[str, Format] = {}
 
 # Imported on first use: reading a safetensors file should not import the ONNX library. The order is the order in which
 # they are asked.
-_modules = ("safetensors", "keras", "tflite", "npz", "tfjs", "tensorflow", "torch", "onnx")
+_modules = (
+    "safetensors",
+    "keras.model",
+    "tflite",
+    "npz",
+    "tfjs",
+    "tensorflow.model",
+    "torch.checkpoint",
+    "onnx.model",
+)
 # What a folder that is one model is read from
 _MAIN_FILES = ("saved_model.pb", "model.json")
 

@@ -24,14 +24,14 @@ import numpy.typing as npt
 from numpy.lib import format as npy
 
 from cnnfilterdb.errors import WeightFileError
-from cnnfilterdb.ingest.checkpoint import networks
-from cnnfilterdb.ingest.composition import parameters
-from cnnfilterdb.ingest.extract import layers_from_tensors
 from cnnfilterdb.ingest.formats import pickle, register
 from cnnfilterdb.ingest.formats.damage import undamaged
-from cnnfilterdb.ingest.formats.graphdef import widened
+from cnnfilterdb.ingest.formats.tensorflow.graphdef import widened
 from cnnfilterdb.ingest.formats.variables import is_training_state, layers_from_variables, natural
-from cnnfilterdb.ingest.layers import ConvLayer, Skipped, Tensor, Weights
+from cnnfilterdb.ingest.network.checkpoint import networks
+from cnnfilterdb.ingest.network.composition import parameters
+from cnnfilterdb.ingest.network.extract import layers_from_tensors
+from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Tensor, Weights
 
 __all__ = ["NpzFormat"]
 

@@ -27,12 +27,12 @@ import numpy as np
 import numpy.typing as npt
 
 from cnnfilterdb.errors import WeightFileError
-from cnnfilterdb.ingest.checkpoint import networks
-from cnnfilterdb.ingest.composition import parameters
-from cnnfilterdb.ingest.extract import layers_from_tensors
 from cnnfilterdb.ingest.formats import register
 from cnnfilterdb.ingest.formats.damage import undamaged
-from cnnfilterdb.ingest.layers import ConvLayer, Skipped, Tensor, Weights
+from cnnfilterdb.ingest.network.checkpoint import networks
+from cnnfilterdb.ingest.network.composition import parameters
+from cnnfilterdb.ingest.network.extract import layers_from_tensors
+from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Tensor, Weights
 
 __all__ = ["SafetensorsFormat"]
 

@@ -22,12 +22,12 @@ import numpy.typing as npt
 from cnnfilterdb.errors import WeightFileError
 from cnnfilterdb.ingest.formats import register
 from cnnfilterdb.ingest.formats.damage import undamaged
-from cnnfilterdb.ingest.formats.dataflow import Dataflow, Definition, Function, layers
-from cnnfilterdb.ingest.formats.keras import layers_of
-from cnnfilterdb.ingest.formats.keras_config import leaves, parse
-from cnnfilterdb.ingest.formats.keras_file import Stored, Variable
+from cnnfilterdb.ingest.formats.keras.config import leaves, parse
+from cnnfilterdb.ingest.formats.keras.file import Stored, Variable
+from cnnfilterdb.ingest.formats.keras.model import layers_of
+from cnnfilterdb.ingest.formats.tensorflow.dataflow import Dataflow, Definition, Function, layers
 from cnnfilterdb.ingest.formats.variables import layers_from_variables
-from cnnfilterdb.ingest.layers import Skipped, Tensor, Weights
+from cnnfilterdb.ingest.network.layers import Skipped, Tensor, Weights
 
 __all__ = ["TfjsFormat"]
 

@@ -16,14 +16,14 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from cnnfilterdb.ingest.extract import conv_depths
 from cnnfilterdb.ingest.formats import register
+from cnnfilterdb.ingest.formats.axes import Pair, turned, unique_names
 from cnnfilterdb.ingest.formats.damage import undamaged
-from cnnfilterdb.ingest.formats.dataflow import layer_name
 from cnnfilterdb.ingest.formats.flatbuffer import Table
-from cnnfilterdb.ingest.formats.layout import Pair, turned, unique_names
 from cnnfilterdb.ingest.formats.protobuf import mapped
-from cnnfilterdb.ingest.layers import ConvLayer, Skipped, Tensor, Weights
+from cnnfilterdb.ingest.formats.tensorflow.dataflow import layer_name
+from cnnfilterdb.ingest.network.extract import conv_depths
+from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Tensor, Weights
 
 __all__ = ["TfliteFormat"]
 

@@ -2,7 +2,7 @@
 
 Names and shapes are brought to the form that PyTorch gives them, ``scope.weight`` of (out, in / groups, h, w), or for a
 transposed layer (in, out / groups, h, w). What they prove is then told by
-:func:`~cnnfilterdb.ingest.extract.layers_from_tensors`, as for any other file.
+:func:`~cnnfilterdb.ingest.network.extract.layers_from_tensors`, as for any other file.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from cnnfilterdb.ingest.composition import parameters
-from cnnfilterdb.ingest.extract import ConvFacts, layers_from_tensors
-from cnnfilterdb.ingest.folding import EPSILON_KERAS, EPSILON_TORCH
-from cnnfilterdb.ingest.formats.layout import unique_names
-from cnnfilterdb.ingest.layers import ConvLayer, Skipped, Tensor
+from cnnfilterdb.ingest.formats.axes import unique_names
+from cnnfilterdb.ingest.network.composition import parameters
+from cnnfilterdb.ingest.network.extract import ConvFacts, layers_from_tensors
+from cnnfilterdb.ingest.network.folding import EPSILON_KERAS, EPSILON_TORCH
+from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Tensor
 
 __all__ = ["is_training_state", "layers_from_variables", "natural"]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from cnnfilterdb.errors import SelectionError, UnknownModelError
-from cnnfilterdb.ingest.layers import Weights
+from cnnfilterdb.ingest.network.layers import Weights
 from cnnfilterdb.schema import ModelFacts
 
 __all__ = ["Progress", "Source", "get", "register", "registered"]

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cnnfilterdb.errors import DownloadError, UnknownModelError
-from cnnfilterdb.ingest.cache import sha256_of
-from cnnfilterdb.ingest.layers import Weights
+from cnnfilterdb.ingest.fetch.cache import sha256_of
+from cnnfilterdb.ingest.network.layers import Weights
 from cnnfilterdb.ingest.sources import Progress, register
 from cnnfilterdb.schema import ModelFacts
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from cnnfilterdb.errors import DownloadError, UnknownModelError, WeightFileError
-from cnnfilterdb.ingest.cache import Cache, sha256_of
-from cnnfilterdb.ingest.hugging_face import Brought, HuggingFace, Repository, partial_origin
-from cnnfilterdb.ingest.layers import Weights
+from cnnfilterdb.ingest.fetch.cache import Cache, sha256_of
+from cnnfilterdb.ingest.fetch.hugging_face import Brought, HuggingFace, Repository, partial_origin
+from cnnfilterdb.ingest.network.layers import Weights
 from cnnfilterdb.ingest.sources import Progress, register
 from cnnfilterdb.schema import ModelFacts
 

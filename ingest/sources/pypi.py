@@ -21,11 +21,11 @@ from typing import IO, TYPE_CHECKING
 from urllib.parse import quote
 
 from cnnfilterdb.errors import CatalogError, DownloadError, HashMismatchError, IngestError, UnknownModelError
-from cnnfilterdb.ingest import archive
-from cnnfilterdb.ingest.cache import Cache, sha256_of
-from cnnfilterdb.ingest.download import NoRangesError, RemoteFile, download
-from cnnfilterdb.ingest.layers import Weights
-from cnnfilterdb.ingest.packages import Offer, PackageIndex
+from cnnfilterdb.ingest.fetch import archive
+from cnnfilterdb.ingest.fetch.cache import Cache, sha256_of
+from cnnfilterdb.ingest.fetch.download import NoRangesError, RemoteFile, download
+from cnnfilterdb.ingest.fetch.packages import Offer, PackageIndex
+from cnnfilterdb.ingest.network.layers import Weights
 from cnnfilterdb.ingest.sources import Progress, register
 from cnnfilterdb.schema import ModelFacts
 

@@ -25,17 +25,17 @@ import numpy as np
 import numpy.typing as npt
 
 from cnnfilterdb.errors import DownloadError, IngestError, UnknownModelError
-from cnnfilterdb.ingest.cache import Cache, sha256_of
-from cnnfilterdb.ingest.download import Session
-from cnnfilterdb.ingest.hugging_face import Brought, HuggingFace, partial_origin
-from cnnfilterdb.ingest.layers import Weights
+from cnnfilterdb.ingest.fetch.cache import Cache, sha256_of
+from cnnfilterdb.ingest.fetch.download import Session
+from cnnfilterdb.ingest.fetch.hugging_face import Brought, HuggingFace, partial_origin
+from cnnfilterdb.ingest.network.layers import Weights
 from cnnfilterdb.ingest.sources import Progress, register
 from cnnfilterdb.ingest.sources.web import WebSource
 from cnnfilterdb.schema import ModelFacts
 
 if TYPE_CHECKING:
     from cnnfilterdb.catalog import CatalogModel
-    from cnnfilterdb.ingest.architecture import Architecture
+    from cnnfilterdb.ingest.network.architecture import Architecture
 
 __all__ = ["TimmSource"]
 
@@ -189,7 +189,7 @@ class TimmSource:
         known = _architecture(name)
         if known is None:
             return weights
-        from cnnfilterdb.ingest.architecture import described
+        from cnnfilterdb.ingest.network.architecture import described
 
         return described(weights, known, None if path is None else _matrices(path))
 
@@ -299,7 +299,7 @@ def _architecture(name: str) -> Architecture | None:
         return None
     import torch
 
-    from cnnfilterdb.ingest.architecture import architecture
+    from cnnfilterdb.ingest.network.architecture import architecture
 
     try:
         with torch.device("meta"):

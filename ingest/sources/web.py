@@ -24,11 +24,12 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from cnnfilterdb.errors import CatalogError, DownloadError, HashMismatchError, IngestError, UnknownModelError
-from cnnfilterdb.ingest import formats, settings
-from cnnfilterdb.ingest.cache import Cache, Trust, sha256_of
-from cnnfilterdb.ingest.download import Session, download
-from cnnfilterdb.ingest.extract import conv_depths
-from cnnfilterdb.ingest.layers import ConvLayer, Skipped, Weights
+from cnnfilterdb.ingest import formats
+from cnnfilterdb.ingest.fetch import pip_settings
+from cnnfilterdb.ingest.fetch.cache import Cache, Trust, sha256_of
+from cnnfilterdb.ingest.fetch.download import Session, download
+from cnnfilterdb.ingest.network.extract import conv_depths
+from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Weights
 from cnnfilterdb.ingest.sources import Progress, register
 from cnnfilterdb.schema import ModelFacts
 
@@ -138,7 +139,7 @@ class WebSource:
 
     @cached_property
     def _session(self) -> Session:
-        return self._given_session or Session(settings.read())
+        return self._given_session or Session(pip_settings.read())
 
     def list(self, patterns: Sequence[str] = ()) -> Sequence[str]:
         """Names of the models that match any of the patterns, all without patterns; no network.

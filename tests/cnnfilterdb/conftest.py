@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from cnnfilterdb.layout import basis_path
+from cnnfilterdb.paths import basis_path
 from cnnfilterdb.schema import BASES, HISTOGRAMS
 from cnnfilterdb.stats import Moments
-from cnnfilterdb.store import Store
-from cnnfilterdb.writer import write_table
+from cnnfilterdb.store.folder import Store
+from cnnfilterdb.store.writer import write_table
 
 SHAPES = [(8, 3, 3, 3), (4, 8, 5, 5), (6, 4, 3, 3), (5, 6, 1, 1), (7, 1, 1, 7)]
 BASIS, BINS = "3x3-test", 4

@@ -127,6 +127,6 @@ def test_a_full_disk_leaves_a_clean_database(folder, tmp_path, monkeypatch):
 
 
 def _projector(db):
-    from cnnfilterdb.index import Projection
+    from cnnfilterdb.store.index import Projection
 
     return Projection(db._index)

@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cnnfilterdb.disk import sha256
-from cnnfilterdb.manifest import MARKER, Manifest, ReleaseFile, shard_path
 from cnnfilterdb.publish import hub as publishing
+from cnnfilterdb.release.manifest import MARKER, Manifest, ReleaseFile, shard_path
 from cnnfilterdb.schema import release_schema
+from cnnfilterdb.store.durable import sha256
 
 TOKEN = "hf_secretsecret"
 

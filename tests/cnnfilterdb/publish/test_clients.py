@@ -7,7 +7,7 @@ import pytest
 from huggingface_hub import HfFileSystem, snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
-from cnnfilterdb.manifest import Manifest
+from cnnfilterdb.release.manifest import Manifest
 
 TOKEN = "hf_secretsecret"
 REPO = "owner/kernels"

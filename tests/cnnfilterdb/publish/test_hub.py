@@ -3,9 +3,9 @@ import json
 import pytest
 
 from cnnfilterdb.errors import PublishError
-from cnnfilterdb.manifest import MARKER
 from cnnfilterdb.publish import hub as publishing
 from cnnfilterdb.publish.hub import Released
+from cnnfilterdb.release.manifest import MARKER
 
 TOKEN = "hf_secretsecret"
 REPO = "owner/kernels"

@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import cnnfilterdb
-from cnnfilterdb.manifest import Manifest
-from cnnfilterdb.publish.building import build
+from cnnfilterdb.publish.build import build
 from cnnfilterdb.publish.shards import plan, write_filters, write_table
-from cnnfilterdb.release import model_of
+from cnnfilterdb.release.manifest import Manifest
+from cnnfilterdb.release.release import model_of
 from cnnfilterdb.schema import BASES, HISTOGRAMS, LAYERS, MODELS, describe, filter_schema, release_schema
-from cnnfilterdb.store import Store
+from cnnfilterdb.store.folder import Store
 
 SMALL = (20_000, 60_000)
 

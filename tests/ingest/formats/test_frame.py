@@ -14,7 +14,7 @@ import pytest
 
 from cnnfilterdb.errors import UnsafeFileError, WeightFileError
 from cnnfilterdb.ingest.formats import frame
-from cnnfilterdb.ingest.formats.pickle import Object
+from cnnfilterdb.ingest.network.objects import Object
 
 pytest.importorskip("tables")
 

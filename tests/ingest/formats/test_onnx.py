@@ -20,8 +20,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from cnnfilterdb.errors import CnnFilterDbError, WeightFileError
-from cnnfilterdb.ingest.formats import onnx_constants, onnx_graph
-from cnnfilterdb.ingest.formats.onnx import OnnxFormat
+from cnnfilterdb.ingest.formats.onnx import constants as onnx_constants
+from cnnfilterdb.ingest.formats.onnx import graph
+from cnnfilterdb.ingest.formats.onnx.model import OnnxFormat
 
 
 def weight(*shape, seed=0, dtype=np.float32):
@@ -581,7 +582,7 @@ def test_hostile_functions(tmp_path):
     ]
     functions = [*twice, block("F40", [conv()])]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(onnx_graph, "MAX_STEPS", 1000)
+        patch.setattr(graph, "MAX_STEPS", 1000)
         with pytest.raises(WeightFileError, match="expands to more than 1,000 nodes"):
             read(model([call], tensors(w=weight(4, 4, 3, 3)), domains=["local"], functions=functions), tmp_path)
     chained = [block(f"F{n}", [helper.make_node(f"F{n + 1}", ["x", "w"], ["y"], domain="local")]) for n in range(200)]

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from cnnfilterdb.errors import WeightFileError
 from cnnfilterdb.ingest import formats
-from cnnfilterdb.ingest.cache import Cache
-from cnnfilterdb.ingest.formats.bundle import Bundle
-from cnnfilterdb.ingest.formats.dataflow import Dataflow, Definition, Function
+from cnnfilterdb.ingest.fetch.cache import Cache
 from cnnfilterdb.ingest.formats.protobuf import MalformedError, fields, float32s, integers
-from cnnfilterdb.ingest.layers import Tensor
+from cnnfilterdb.ingest.formats.tensorflow.bundle import Bundle
+from cnnfilterdb.ingest.formats.tensorflow.dataflow import Dataflow, Definition, Function
+from cnnfilterdb.ingest.network.layers import Tensor
 from cnnfilterdb.ingest.sources.pypi import PypiSource
 
 QUICK = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

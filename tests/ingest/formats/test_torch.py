@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from cnnfilterdb.errors import CnnFilterDbError, UnsafeFileError, WeightFileError
-from cnnfilterdb.ingest.formats.torch import TorchFormat
+from cnnfilterdb.ingest.formats.torch.checkpoint import TorchFormat
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit", "ignore:ComplexHalf")
 
@@ -554,7 +554,7 @@ def test_pytorch_is_not_imported(tmp_path):
     paths = [save(network().state_dict(), tmp_path / f"{layout}.pt", layout) for layout in LAYOUTS]
     torch.jit.save(torch.jit.script(network()), tmp_path / "script.pt")
     program = (
-        "import sys; from pathlib import Path; from cnnfilterdb.ingest.formats.torch import TorchFormat\n"
+        "import sys; from pathlib import Path; from cnnfilterdb.ingest.formats.torch.checkpoint import TorchFormat\n"
         "for path in sys.argv[1:]:\n"
         "    for layer in TorchFormat().read(Path(path)).layers: layer.read()\n"
         "assert 'torch' not in sys.modules; print('read')"

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from cnnfilterdb.errors import CnnFilterDbError
-from cnnfilterdb.ingest.extract import weights_from_module
-from cnnfilterdb.ingest.formats.torch import TorchFormat
+from cnnfilterdb.ingest.formats.torch.checkpoint import TorchFormat
+from cnnfilterdb.ingest.network.extract import weights_from_module
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

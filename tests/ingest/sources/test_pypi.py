@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from cnnfilterdb.errors import CatalogError, DownloadError, HashMismatchError, UnknownModelError
-from cnnfilterdb.ingest.cache import Cache
-from cnnfilterdb.ingest.packages import PackageIndex
-from cnnfilterdb.ingest.settings import Settings, read
+from cnnfilterdb.ingest.fetch.cache import Cache
+from cnnfilterdb.ingest.fetch.packages import PackageIndex
+from cnnfilterdb.ingest.fetch.pip_settings import Settings, read
 from cnnfilterdb.ingest.sources import Source, get
 from cnnfilterdb.ingest.sources.pypi import Origin, PypiSource
 

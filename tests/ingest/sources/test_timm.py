@@ -17,10 +17,10 @@ from cnnfilterdb import catalog
 from cnnfilterdb.cli import cli
 from cnnfilterdb.errors import DownloadError, HashMismatchError, UnknownModelError
 from cnnfilterdb.ingest import formats
-from cnnfilterdb.ingest.cache import Cache
-from cnnfilterdb.ingest.download import Session
-from cnnfilterdb.ingest.hugging_face import HuggingFace
-from cnnfilterdb.ingest.settings import Settings
+from cnnfilterdb.ingest.fetch.cache import Cache
+from cnnfilterdb.ingest.fetch.download import Session
+from cnnfilterdb.ingest.fetch.hugging_face import HuggingFace
+from cnnfilterdb.ingest.fetch.pip_settings import Settings
 from cnnfilterdb.ingest.sources import Source, get
 from cnnfilterdb.ingest.sources import timm as adapter
 from cnnfilterdb.ingest.sources.timm import TimmSource

@@ -1,0 +1,265 @@
+"""Bases as values: what a stored basis is, how it is fitted from moments, and the rows of its tables."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.reports import Progress
+from cnnfilterdb.scan.scan import FilterFiles, Run, joined, scan
+from cnnfilterdb.schema import BASES, HISTOGRAMS, kernel_shape
+from cnnfilterdb.stats import RECIPES, Basis, Histogram, Moments, Recipe
+
+__all__ = [
+    "MAX_INDEXED_WEIGHTS",
+    "VARIANTS",
+    "Bases",
+    "FittedBasis",
+    "basis_table",
+    "coefficient_range",
+    "fitted_basis",
+    "histogram_table",
+    "indexable",
+    "moments_of",
+    "papers_layers",
+    "ranges",
+]
+
+#: Kernel sizes with more weights (over 11 x 11) are stored but not indexed: too few exist for a distribution of so many
+#: coefficients, and a histogram row would hold tens of thousands of numbers.
+MAX_INDEXED_WEIGHTS = 121
+
+
+#: Which filters a basis may be fitted on: all, as the CVPR paper does, or without the sparse ones of each layer, as
+#: *Adversarial Robustness Through the Lens of Convolutional Filters* (arXiv 2204.02481) does.
+VARIANTS = ("all", "nonsparse")
+
+
+@dataclass(frozen=True, slots=True)
+class FittedBasis:
+    """A basis of the index with its provenance.
+
+    Attributes:
+        basis_id: Its key: kernel size and a digest of what it was fitted on.
+        basis: The basis, with its range and bins.
+        created_at: When it was last fitted; of the bases of a kernel size, the newest is in use.
+        models: Keys of the models that it was fitted on.
+        layers: Number of layers that it was fitted on.
+    """
+
+    basis_id: str
+    basis: Basis
+    created_at: datetime
+    models: tuple[str, ...]
+    layers: int
+
+
+def papers_layers(layers: pa.Table) -> pa.Table:
+    """The layers that the papers would have seen: what is stored, without transposed and dead ones.
+
+    Their extraction reads the Conv nodes of exported graphs, in which transposed convolutions are other nodes and
+    layers that are never executed do not occur (papers' extraction code).
+    """
+    transposed = pc.fill_null(pc.equal(layers["kind"], "transposed"), False)
+    kept = pc.and_not(layers["stored"], pc.or_(transposed, pc.fill_null(layers["dead"], False)))
+    return layers.filter(kept)
+
+
+def ranges(basis: Basis, recipes: Mapping[str, Recipe] = RECIPES) -> list[tuple[float, float]]:
+    """The coefficient range of each recipe, in order; a recipe without one takes that of the basis."""
+    if basis.low is None or basis.high is None:
+        raise SelectionError("the basis has no coefficient range; give one with Basis.with_range")
+    return [
+        (basis.low if recipe.low is None else recipe.low, basis.high if recipe.high is None else recipe.high)
+        for recipe in recipes.values()
+    ]
+
+
+def histogram_table(
+    basis_id: str, model_id: str, basis: Basis, layers: Iterable[tuple[int, Sequence[Histogram]]]
+) -> pa.Table:
+    """Rows of the histograms table for the layers of one model.
+
+    Args:
+        basis_id: Key of the basis.
+        model_id: Key of the model.
+        basis: The basis.
+        layers: Pairs of a layer and its histograms, one per recipe in the order of ``RECIPES``.
+    """
+    found = list(layers)
+    # By recipe first: each gets a row group of its own (cnnfilterdb.store.writer.histogram_settings).
+    rows = [(layer, recipe, per_recipe[number]) for number, recipe in enumerate(RECIPES) for layer, per_recipe in found]
+    size = len(basis.mean)
+    columns: dict[str, Any] = {
+        "basis_id": [basis_id] * len(rows),
+        "model_id": [model_id] * len(rows),
+        "layer": [layer for layer, _, _ in rows],
+        "recipe": [recipe for _, recipe, _ in rows],
+        "low": [histogram.low for *_, histogram in rows],
+        "high": [histogram.high for *_, histogram in rows],
+        "filters": [histogram.filters for *_, histogram in rows],
+        "counts": _lists([histogram.counts for *_, histogram in rows], size * basis.bins),
+        "below": _lists([histogram.below for *_, histogram in rows], size),
+        "above": _lists([histogram.above for *_, histogram in rows], size),
+    }
+    return pa.table({field.name: pa.array(columns[field.name], field.type) for field in HISTOGRAMS}, schema=HISTOGRAMS)
+
+
+def _lists(arrays: list[npt.NDArray[np.int64]], length: int) -> pa.Array:
+    flat = np.concatenate([array.ravel() for array in arrays]) if arrays else np.empty(0, np.int64)
+    offsets = np.arange(0, len(flat) + 1, length, dtype=np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat))
+
+
+class Bases(ABC):
+    """The bases of a database, wherever they lie.
+
+    Attributes:
+        location: Where the database lies.
+    """
+
+    location: str
+
+    @abstractmethod
+    def bases(self) -> list[FittedBasis]:
+        """All bases, oldest first."""
+
+    def current(self) -> dict[str, FittedBasis]:
+        """The basis in use for each kernel size: the newest."""
+        return {fitted.basis.kernel: fitted for fitted in self.bases()}
+
+    def get(self, basis_id: str) -> FittedBasis:
+        """A basis by its key.
+
+        Raises:
+            SelectionError: There is none.
+        """
+        known = {fitted.basis_id: fitted for fitted in self.bases()}
+        if basis_id not in known:
+            raise SelectionError(f"no basis {basis_id!r} in {self.location}; known: {', '.join(known) or 'none'}")
+        return known[basis_id]
+
+
+def coefficient_range(
+    store: FilterFiles, basis: Basis, layers: pa.Table, progress: Progress | None = None
+) -> tuple[float, float]:
+    """Smallest and largest coefficient of some layers in a basis, over all components; scans their filters.
+
+    Half a unit wider on both sides if they coincide, as ``numpy.histogram`` does.
+
+    Args:
+        store: The folder.
+        basis: The basis.
+        layers: Rows of the layers table, of which ``model_id``, ``layer`` and ``filters`` are read.
+        progress: Called with what is being done, the filters done and the filters in all.
+    """
+    keys = set(zip(layers["model_id"].to_pylist(), layers["layer"].to_pylist(), strict=True))
+    total, done = pc.sum(layers["filters"]).as_py(), 0
+
+    def extremes(runs: list[Run]) -> tuple[float, float, int]:
+        chosen = [run for wanted, run in joined(runs, lambda run: (run.model_id, run.layer) in keys) if wanted]
+        found = [basis.coefficient_range(run.columns) for run in chosen]
+        return (
+            min((low for low, _ in found), default=np.inf),
+            max((high for _, high in found), default=-np.inf),
+            sum(run.filters for run in chosen),
+        )
+
+    low, high = np.inf, -np.inf
+    files = store.filter_files(basis.kernel, sorted({model_id for model_id, _ in keys}))
+    for found in scan(files, basis.kernel, extremes):
+        low, high = min(low, found[0]), max(high, found[1])
+        done += found[2]
+        if progress:
+            progress(f"range of {basis.kernel}", done, total)
+    return (low, high) if low < high else (low - 0.5, high + 0.5)
+
+
+def moments_of(layers: pa.Table, kernel: str, *, variant: str = "all") -> Moments:
+    """Moments of the filters of some rows of the layers table, which must be of one kernel size.
+
+    Args:
+        layers: The rows.
+        kernel: Their kernel size.
+        variant: ``all`` filters, or ``nonsparse``, without the sparse ones of each layer.
+
+    Raises:
+        SelectionError: An unknown variant.
+    """
+    if variant not in VARIANTS:
+        raise SelectionError(f"variant: {variant!r} is none of {', '.join(VARIANTS)}")
+    height, width = kernel_shape(kernel)
+    size = height * width
+    counts = layers["filters"].to_numpy()
+    means = _matrix(layers["scaled_mean"], size)
+    scatters = _matrix(layers["scaled_scatter"], size * (size + 1) // 2)
+    if variant == "nonsparse":
+        # Layers without sparse kernels hold no second pair of moments.
+        there = layers["nonsparse_filters"].is_valid().to_numpy()
+        counts, means, scatters = counts.copy(), means.copy(), scatters.copy()
+        some = layers.filter(pa.array(there))
+        counts[there] = some["nonsparse_filters"].to_numpy()
+        means[there] = _matrix(some["nonsparse_mean"], size)
+        scatters[there] = _matrix(some["nonsparse_scatter"], size * (size + 1) // 2)
+    return Moments.stacked(counts, means, scatters)
+
+
+def _matrix(column: pa.ChunkedArray, width: int) -> npt.NDArray[np.float64]:
+    """A column of lists of one length as an array (rows, length)."""
+    flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    matrix: npt.NDArray[np.float64] = flat.reshape(len(column), width)
+    return matrix
+
+
+def indexable(kernel: str) -> bool:
+    """Whether a kernel size gets a basis; see :data:`MAX_INDEXED_WEIGHTS`."""
+    height, width = kernel_shape(kernel)
+    return height * width <= MAX_INDEXED_WEIGHTS
+
+
+def basis_table(fitted: FittedBasis) -> pa.Table:
+    """The row of the bases table for a basis."""
+    basis = fitted.basis
+    row = {
+        "basis_id": fitted.basis_id,
+        "kernel": basis.kernel,
+        "created_at": fitted.created_at,
+        "variant": basis.variant,
+        "models": list(fitted.models),
+        "layers": fitted.layers,
+        "filters": basis.filters,
+        "mean": basis.mean.tolist(),
+        "components": basis.components.tolist(),
+        "explained_variance": basis.explained_variance.tolist(),
+        "explained_variance_ratio": basis.explained_variance_ratio.tolist(),
+        "bins": basis.bins,
+        "low": basis.low,
+        "high": basis.high,
+    }
+    return pa.Table.from_pylist([row], schema=BASES)
+
+
+def fitted_basis(row: Mapping[str, Any]) -> FittedBasis:
+    """The basis of a row of the bases table."""
+    basis = Basis(
+        kernel=row["kernel"],
+        mean=np.asarray(row["mean"]),
+        components=np.asarray(row["components"]),
+        explained_variance=np.asarray(row["explained_variance"]),
+        explained_variance_ratio=np.asarray(row["explained_variance_ratio"]),
+        filters=row["filters"],
+        low=row["low"],
+        high=row["high"],
+        bins=row["bins"],
+        variant=row["variant"],
+    )
+    return FittedBasis(row["basis_id"], basis, row["created_at"], tuple(row["models"]), row["layers"])

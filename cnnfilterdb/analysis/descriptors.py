@@ -1,0 +1,71 @@
+"""Descriptors of the filters of a database: streamed beside their keys, or averaged by layer."""
+
+from __future__ import annotations
+
+import duckdb
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from cnnfilterdb.analysis import groups as groupings
+from cnnfilterdb.scan.scan import FilterFiles, Run, scan
+from cnnfilterdb.schema import filter_schema, kernel_shape, weight_columns
+from cnnfilterdb.sql import literal
+from cnnfilterdb.stats import DESCRIPTORS, DescriptorSums, descriptors
+
+__all__ = ["describe_batch", "of_layers", "schema"]
+
+_KEYS = ("model_id", "layer", "out_channel", "in_channel")
+
+
+def schema() -> pa.Schema:
+    """The keys of a filter, and its descriptors with what they tell as metadata."""
+    keys = [filter_schema("1x1").field(name).remove_metadata() for name in _KEYS]
+    return pa.schema(
+        keys + [pa.field(name, pa.float64(), metadata={"description": text}) for name, text in DESCRIPTORS.items()]
+    )
+
+
+def describe_batch(batch: pa.RecordBatch, kernel: str) -> pa.RecordBatch:
+    """The keys and descriptors of a batch of filters; NULL where a descriptor is not defined."""
+    weights = np.column_stack([batch[name].to_numpy() for name in weight_columns(kernel)])
+    found = descriptors(weights, kernel)
+    arrays = [batch[name] for name in _KEYS] + [pa.array(found[name], from_pandas=True) for name in DESCRIPTORS]
+    return pa.RecordBatch.from_arrays(arrays, schema=schema())
+
+
+def of_layers(
+    store: FilterFiles, connection: duckdb.DuckDBPyConnection, where: str | None, kernel: str
+) -> pd.DataFrame:
+    """Mean descriptors of each layer: one row per layer, found by one scan of its filters.
+
+    Args:
+        store: Whose files are scanned.
+        connection: With the views of the database.
+        where: Condition over the columns of models and layers.
+        kernel: Kernel size.
+    """
+    kernel_shape(kernel)
+    condition = f"AND ({where})" if where else ""
+    chosen = groupings.run(
+        connection,
+        f"SELECT model_id, layer, filters FROM facts WHERE stored AND kernel = {literal(kernel)} {condition} "
+        "ORDER BY model_id, layer",
+    ).to_pandas()
+    keys = list(zip(chosen["model_id"], chosen["layer"], strict=True))
+    wanted = set(keys)
+
+    def describe(runs: list[Run]) -> list[tuple[tuple[str, int], DescriptorSums]]:
+        return [
+            (key, DescriptorSums.of(descriptors(np.column_stack(run.columns), kernel)))
+            for run in runs
+            if (key := (run.model_id, run.layer)) in wanted
+        ]
+
+    sums: dict[tuple[str, int], DescriptorSums] = {}
+    for found in scan(store.filter_files(kernel, sorted({model_id for model_id, _ in keys})), kernel, describe):
+        for key, part in found:
+            sums[key] = sums[key].merge(part) if key in sums else part
+    means = pd.DataFrame([sums[key].means() for key in keys], columns=list(DESCRIPTORS), dtype=float)
+    frame: pd.DataFrame = pd.concat([chosen, means], axis=1)
+    return frame

@@ -1,0 +1,333 @@
+"""Groups of filters and the histograms of their coefficients: what every shift and every ridge plot starts from.
+
+A grouping is answered from the index where the index can answer it, by summing a few small rows. Another basis, other
+bins or another range need the filters themselves, which are then scanned once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import duckdb
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+
+from cnnfilterdb.analysis.bases import FittedBasis, coefficient_range, ranges
+from cnnfilterdb.errors import RemoteError, SelectionError
+from cnnfilterdb.scan.scan import FilterFiles, Run, joined, scan
+from cnnfilterdb.sql import literal
+from cnnfilterdb.stats import RECIPES, Basis, Histogram, balance_weights
+
+__all__ = ["BALANCES", "Grouping", "Groups", "by_model", "scanned", "selection", "stored"]
+
+#: What may count the same within a group.
+BALANCES = ("filters", "layers", "models", "families")
+
+
+@dataclass(frozen=True, slots=True)
+class Grouping:
+    """Which filters are grouped, and how.
+
+    Attributes:
+        by: SQL expression over the columns of the view ``facts``.
+        where: SQL condition over the same columns; None keeps all rows.
+        kernel: Kernel size.
+        recipe: Name of the recipe.
+        balance: What counts the same within a group; one of :data:`BALANCES`.
+        all_layers: Take in transposed and dead layers, which the papers never saw.
+
+    Raises:
+        SelectionError: An unknown recipe or balance.
+    """
+
+    by: str
+    where: str | None = None
+    kernel: str = "3x3"
+    recipe: str = "cvpr2022"
+    balance: str = "filters"
+    all_layers: bool = False
+
+    def __post_init__(self) -> None:
+        if self.recipe not in RECIPES:
+            raise SelectionError(f"recipe: {self.recipe!r} is none of {', '.join(RECIPES)}")
+        if self.balance not in BALANCES:
+            raise SelectionError(f"balance: {self.balance!r} is none of {', '.join(BALANCES)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """Groups with the histograms of their coefficients. All arrays have one row per group.
+
+    Attributes:
+        labels: The groups, sorted.
+        models: Number of models, (g,).
+        layers: Number of layers, (g,).
+        filters: Number of filters, (g,).
+        outside: Number of coefficients outside the range, (g,).
+        counts: Histograms, weighted when balanced, (g, k, bins) float64.
+        low: Left edge of the range.
+        high: Right edge.
+        weights: Weight of each component in a shift, (k,).
+        basis: The basis.
+        basis_id: Its key; None for one that is not in the index.
+        grouping: The question that they answer.
+    """
+
+    labels: list[Any]
+    models: npt.NDArray[np.int64]
+    layers: npt.NDArray[np.int64]
+    filters: npt.NDArray[np.int64]
+    outside: npt.NDArray[np.int64]
+    counts: npt.NDArray[np.float64]
+    low: float
+    high: float
+    weights: npt.NDArray[np.float64]
+    basis: Basis
+    basis_id: str | None
+    grouping: Grouping
+
+    def sizes(self) -> pd.DataFrame:
+        """Number of models, layers and filters of each group, and the share of coefficients outside the range."""
+        return pd.DataFrame(
+            {
+                "models": self.models,
+                "layers": self.layers,
+                "filters": self.filters,
+                "outside": self.outside / (self.filters * self.counts.shape[1]),
+            },
+            index=pd.Index(self.labels, name=self.grouping.by),
+        )
+
+    def at_least(self, models: int, filters: int) -> Groups:
+        """Those groups that have so many models and filters.
+
+        Raises:
+            SelectionError: None has.
+        """
+        kept = np.flatnonzero((self.models >= models) & (self.filters >= filters))
+        if len(kept) == len(self.labels):
+            return self
+        if len(kept) == 0:
+            raise SelectionError(
+                f"no group by {self.grouping.by} has {models:,} models and {filters:,} filters; "
+                f"the largest has {self.models.max():,} and {self.filters.max():,}"
+            )
+        return replace(
+            self,
+            labels=[self.labels[i] for i in kept],
+            models=self.models[kept],
+            layers=self.layers[kept],
+            filters=self.filters[kept],
+            outside=self.outside[kept],
+            counts=self.counts[kept],
+        )
+
+
+def _arguments(grouping: Grouping, basis_id: str | None) -> str:
+    keep = f"({grouping.where})" if grouping.where else "true"
+    return (
+        f"({grouping.by}), keep := {keep}, recipe := {literal(grouping.recipe)}, "
+        f"balance := {literal(grouping.balance)}, kernel := {literal(grouping.kernel)}, "
+        f"basis := {literal(basis_id) if basis_id else 'NULL'}, all_layers := {grouping.all_layers}"
+    )
+
+
+def stored(connection: duckdb.DuckDBPyConnection, grouping: Grouping, fitted: FittedBasis) -> Groups:
+    """Groups from the index.
+
+    Raises:
+        SelectionError: ``by`` or ``where`` cannot be answered, or selects nothing.
+    """
+    table = run(connection, f"FROM group_histograms({_arguments(grouping, fitted.basis_id)})")
+    if not table.num_rows:
+        raise empty(grouping)
+    k, bins = len(fitted.basis.mean), fitted.basis.bins
+    return Groups(
+        labels=table["group"].to_pylist(),
+        models=table["models"].to_numpy(),
+        layers=table["layers"].to_numpy(),
+        filters=table["filters"].to_numpy(),
+        outside=table["outside"].to_numpy(),
+        counts=table["counts"].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, k, bins),
+        low=table["low"][0].as_py(),
+        high=table["high"][0].as_py(),
+        weights=np.asarray(table["weights"][0].as_py()),
+        basis=fitted.basis,
+        basis_id=fitted.basis_id,
+        grouping=grouping,
+    )
+
+
+def by_model(
+    connection: duckdb.DuckDBPyConnection, groups: Groups
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """The histograms of the models of some groups of the index, balanced as the groups are.
+
+    Returns:
+        Number of the group of each, (m,), and its counts, (m, k, bins). A model that is in several groups is there once
+        for each.
+    """
+    table = run(connection, f"FROM group_histograms({_arguments(groups.grouping, groups.basis_id)}, by_model := true)")
+    number = {label: i for i, label in enumerate(groups.labels)}
+    places = np.array([number.get(label, -1) for label in table["group"].to_pylist()])
+    flat = table["counts"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    counts = flat.reshape(len(places), *groups.counts.shape[1:])
+    return places[places >= 0], counts[places >= 0]
+
+
+def selection(connection: duckdb.DuckDBPyConnection, grouping: Grouping, *, variant: str = "all") -> pa.Table:
+    """The layers of a grouping: group, model_id, layer, filters and moments; one row per layer.
+
+    Args:
+        connection: With the views of the database.
+        grouping: The question; where families count the same, there is a column ``family``, too.
+        variant: Which moments :func:`~cnnfilterdb.analysis.bases.moments_of` will be asked for.
+    """
+    family = "coalesce(family, architecture, model_id) AS family, " if grouping.balance == "families" else ""
+    nonsparse = ", nonsparse_filters, nonsparse_mean, nonsparse_scatter" if variant == "nonsparse" else ""
+    keep = f"AND ({grouping.where})" if grouping.where else ""
+    papers = "" if grouping.all_layers else "AND kind IS DISTINCT FROM 'transposed' AND dead IS NOT TRUE"
+    table = run(
+        connection,
+        f'SELECT ({grouping.by}) AS "group", model_id, layer, filters, {family}scaled_mean, scaled_scatter{nonsparse} '
+        f"FROM facts WHERE stored AND kernel = {literal(grouping.kernel)} {keep} {papers} "
+        'AND "group" IS NOT NULL ORDER BY "group", model_id, layer',
+    )
+    if not table.num_rows:
+        raise empty(grouping)
+    return table
+
+
+def scanned(
+    store: FilterFiles,
+    grouping: Grouping,
+    rows: pa.Table,
+    basis: Basis,
+    *,
+    bins: int,
+    limits: tuple[float, float] | None = None,
+    basis_id: str | None = None,
+) -> Groups:
+    """Groups from the filters themselves.
+
+    Args:
+        store: Whose files are scanned.
+        grouping: The question.
+        rows: Its layers, from :func:`selection`.
+        basis: Any basis of the kernel size.
+        bins: Number of bins.
+        limits: Range of the histograms; by default that of the recipe, and where that leaves it to the basis, the
+            smallest and largest coefficient of the basis, or of the selection for a basis without a range.
+        basis_id: Key of the basis, if it is in the index.
+    """
+    if bins < 1:
+        raise SelectionError(f"bins: {bins} given; at least 1 is needed")
+    recipe = RECIPES[grouping.recipe]
+    if limits is None:
+        if basis.low is None and recipe.low is None:
+            basis = basis.with_range(*coefficient_range(store, basis, rows))
+        elif basis.low is None:
+            basis = basis.with_range(*(float(edge) for edge in (recipe.low or 0.0, recipe.high or 0.0)))
+        limits = dict(zip(RECIPES, ranges(basis), strict=True))[grouping.recipe]
+    low, high = limits
+    if not low < high:
+        raise SelectionError(f"range: ({low}, {high}) given; the first must be less than the second")
+
+    labels = sorted(set(rows["group"].to_pylist()))
+    number = {label: i for i, label in enumerate(labels)}
+    groups = np.array([number[label] for label in rows["group"].to_pylist()])
+    filters = rows["filters"].to_numpy()
+    factors = balance_weights(filters, groups, _members(rows, grouping.balance), grouping.balance)
+    where = {key: (group, factor) for key, group, factor in zip(_keys(rows), groups, factors, strict=True)}
+
+    k = len(basis.mean)
+    counts = np.zeros((len(labels), k, bins))
+    outside = np.zeros(len(labels), np.int64)
+
+    def project(runs: list[Run]) -> list[tuple[int, float, Histogram]]:
+        places = joined(runs, lambda run: where.get((run.model_id, run.layer)))
+        return [(*place, Histogram.of_columns(run.columns, basis, low, high, bins)) for place, run in places if place]
+
+    model_ids = sorted(set(rows["model_id"].to_pylist()))
+    for found in scan(store.filter_files(basis.kernel, model_ids), basis.kernel, project):
+        for group, factor, histogram in found:
+            counts[group] += factor * histogram.counts
+            outside[group] += histogram.below.sum() + histogram.above.sum()
+
+    frame = pd.DataFrame({"group": groups, "model_id": rows["model_id"].to_pylist(), "filters": filters}).groupby(
+        "group"
+    )
+    return Groups(
+        labels=labels,
+        models=np.asarray(frame["model_id"].nunique(), np.int64),
+        layers=np.asarray(frame.size(), np.int64),
+        filters=frame["filters"].sum().to_numpy(),
+        outside=outside,
+        counts=counts,
+        low=low,
+        high=high,
+        weights=recipe_weights(grouping.recipe, basis),
+        basis=basis,
+        basis_id=basis_id,
+        grouping=grouping,
+    )
+
+
+def recipe_weights(recipe: str, basis: Basis) -> npt.NDArray[np.float64]:
+    """Weights of the components in a recipe: explained variance ratio, or all the same."""
+    if RECIPES[recipe].weights == "uniform":
+        return np.full(len(basis.mean), 1 / len(basis.mean))
+    return basis.explained_variance_ratio
+
+
+def _keys(rows: pa.Table) -> list[tuple[str, int]]:
+    return list(zip(rows["model_id"].to_pylist(), rows["layer"].to_pylist(), strict=True))
+
+
+def _members(rows: pa.Table, balance: str) -> Sequence[Any]:
+    if balance == "families":
+        return list(rows["family"].to_pylist())
+    if balance == "models":
+        return list(rows["model_id"].to_pylist())
+    return _keys(rows)
+
+
+def empty(grouping: Grouping) -> SelectionError:
+    """The error for a grouping without filters."""
+    where = f" where {grouping.where}" if grouping.where else ""
+    return SelectionError(
+        f"no {grouping.kernel} filters to group by {grouping.by}{where}; "
+        f"`cnnfilterdb models` shows what there is, group_sizes({grouping.by}) what each group holds"
+    )
+
+
+def run(connection: duckdb.DuckDBPyConnection, query: str) -> pa.Table:
+    """Run a query that holds a user's expression, and turn what DuckDB says of it into one clear line."""
+    try:
+        return connection.sql(query).to_arrow_table()
+    except duckdb.Error as error:
+        raise unreachable(error) or SelectionError(one_line(error)) from error
+
+
+def unreachable(error: duckdb.Error) -> RemoteError | None:
+    """What a file system of Python told DuckDB, which passes on the text of a traceback; None for other errors."""
+    traceback, found, told = str(error).rpartition(f"{RemoteError.__name__}: ")
+    return RemoteError(told.partition("\n")[0]) if found and "Traceback" in traceback else None
+
+
+def one_line(error: Exception) -> str:
+    """What DuckDB says, without the excerpt of a query that the user did not write."""
+    text = str(error).split("\nLINE ")[0]
+    for prefix in (
+        "Binder Error: ",
+        "Invalid Input Error: ",
+        "Parser Error: ",
+        "Catalog Error: ",
+        "Conversion Error: ",
+    ):
+        text = text.removeprefix(prefix)
+    return " ".join(text.split())

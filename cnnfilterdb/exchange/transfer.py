@@ -1,0 +1,222 @@
+"""Models out of one database into another: what pulling a release and merging two folders have in common.
+
+Each model is written as an ingest writes it, whole or not at all, and the weight of each layer is compared with its
+hash on the way. So a run that was cut goes on where it stopped, and what arrives is what was stored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cnnfilterdb.errors import CnnFilterDbError, CorruptError
+from cnnfilterdb.exchange.origins import IDENTITY, FolderOrigin, Origin, ReleaseOrigin, signatures
+from cnnfilterdb.release.release import Release
+from cnnfilterdb.reports import Progress
+from cnnfilterdb.scan.ordered import Rows
+from cnnfilterdb.store import annotations as notes
+from cnnfilterdb.store.folder import Store
+from cnnfilterdb.store.index import Index, Projection
+from cnnfilterdb.store.writer import Writer
+from cnnfilterdb.workers import ahead
+
+__all__ = ["TransferReport", "merge", "transfer"]
+
+# Name of the folder that holds the small tables of a release meanwhile.
+_FETCHED = "fetched"
+
+# Each waits for the network or for the disk much of the time, and holds a layer in memory.
+_WRITERS = 3
+
+
+@dataclass(slots=True)
+class TransferReport:
+    """What became of each model.
+
+    Attributes:
+        done: Models taken over: model id -> stored filters.
+        skipped: Models that were there already.
+        duplicates: Models left out because another one has the same weights: model id -> that one.
+        conflicts: Models that are there under the same key with other weights, and were kept.
+        failed: Models that could not be taken over, with the reason.
+    """
+
+    done: dict[str, int] = field(default_factory=dict)
+    skipped: list[str] = field(default_factory=list)
+    duplicates: dict[str, str] = field(default_factory=dict)
+    conflicts: list[str] = field(default_factory=list)
+    failed: dict[str, CnnFilterDbError] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """One line of counts.
+
+        >>> str(TransferReport(done={"pypi/a": 10}, conflicts=["pypi/b"]))
+        '1 done, 0 skipped, 0 duplicates, 1 conflicts, 0 failed'
+        """
+        parts = ("done", "skipped", "duplicates", "conflicts", "failed")
+        return ", ".join(f"{len(getattr(self, name))} {name}" for name in parts)
+
+
+def merge(
+    store: Store,
+    other: Store | Release,
+    model_ids: Iterable[str] | None = None,
+    *,
+    drop_duplicates: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> TransferReport:
+    """Take over the models of another database folder or of a release; see :func:`transfer` for the arguments."""
+    settings: dict[str, Any] = {"drop_duplicates": drop_duplicates, "overwrite": overwrite, "progress": progress}
+    if isinstance(other, Store):
+        return transfer(store, FolderOrigin(other), model_ids, **settings)
+    with store.staging(_FETCHED) as folder:
+        return transfer(store, ReleaseOrigin(other, folder), model_ids, **settings)
+
+
+def transfer(
+    store: Store,
+    origin: Origin,
+    model_ids: Iterable[str] | None = None,
+    *,
+    drop_duplicates: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> TransferReport:
+    """Take models over.
+
+    A database that has no basis for a kernel size takes over the one of the origin, with the histograms in it, so that
+    both give the same numbers; in bases of its own the models are projected.
+
+    Args:
+        store: Where to.
+        origin: Where from.
+        model_ids: These models only.
+        drop_duplicates: Leave out a model whose weights another one has, there or earlier in the origin.
+        overwrite: Replace models of the same key that have other weights.
+        progress: Called with the key of a model, the number of models done and of all.
+
+    Returns:
+        What became of each model; one that fails does not stop the others.
+    """
+    index = Index(store)
+    wanted = sorted(origin.facts if model_ids is None else model_ids)
+    report = TransferReport()
+    chosen = _choose(store, origin, wanted, report, drop_duplicates=drop_duplicates, overwrite=overwrite)
+    # First, so that no reader meets histograms without their basis.
+    shared = _take_bases(index, origin) if chosen else set()
+    done = len(wanted) - len(chosen)
+
+    def take(model_id: str) -> int:
+        with store.writer(model_id, overwrite=overwrite) as writer:
+            return _write(writer, origin, model_id, index, shared)
+
+    with closing(ahead(take, chosen, threads=_WRITERS, window=2 * _WRITERS)) as models:
+        for model_id, filters in models:
+            try:
+                report.done[model_id] = filters.result()
+            except CnnFilterDbError as error:
+                report.failed[model_id] = error
+            done += 1
+            if progress:
+                progress(model_id, done, len(wanted))
+    _annotate(store, origin, report.done)
+    return report
+
+
+def _choose(
+    store: Store,
+    origin: Origin,
+    wanted: list[str],
+    report: TransferReport,
+    *,
+    drop_duplicates: bool,
+    overwrite: bool,
+) -> list[str]:
+    """The models to take over, in order; the others go into the report."""
+    new = origin.signatures()
+    old = signatures(store.layers(columns=IDENTITY))
+    holder = {signature: model_id for model_id, signature in old.items()}
+    chosen = []
+    for model_id in wanted:
+        signature = new.get(model_id)
+        if store.has(model_id):
+            if old.get(model_id) == signature:
+                report.skipped.append(model_id)
+                continue
+            if not overwrite:
+                report.conflicts.append(model_id)
+                continue
+        elif drop_duplicates and signature in holder:
+            report.duplicates[model_id] = holder[signature]
+            continue
+        if signature is not None:
+            holder.setdefault(signature, model_id)
+        chosen.append(model_id)
+    return chosen
+
+
+def _take_bases(index: Index, origin: Origin) -> set[str]:
+    """Take over the bases of kernel sizes that have none yet.
+
+    Returns:
+        Keys of the bases that both have.
+    """
+    own = index.current()
+    for kernel, fitted in origin.bases.current().items():
+        if kernel not in own:
+            index.put(fitted)
+    return {fitted.basis_id for fitted in index.bases()} & {fitted.basis_id for fitted in origin.bases.bases()}
+
+
+def _write(writer: Writer, origin: Origin, model_id: str, index: Index, known: set[str]) -> int:
+    """Write one model; its histograms come from the origin where both have the basis."""
+    histograms = {basis_id: table for basis_id, table in origin.histograms(model_id).items() if basis_id in known}
+    projection = Projection(index, but=histograms)
+    projection.begin(model_id)
+    layers = origin.layers(model_id).to_pylist()
+    stored: dict[str, list[int]] = {}
+    for layer in layers:
+        if layer["stored"]:
+            stored.setdefault(layer["kernel"], []).append(layer["layer"])
+    rows = {kernel: origin.rows(model_id, kernel, numbers) for kernel, numbers in stored.items()}
+    total = 0
+    for layer in layers:
+        number, kernel = layer["layer"], layer["kernel"]
+        if not layer["stored"]:
+            writer.add_layer(layer, None)
+            continue
+        weight = _weight(rows[kernel], layer, f"{origin.location}: {model_id}, layer {number} ({layer['name']})")
+        writer.add_layer(layer, weight)
+        projection.add(number, kernel, weight.reshape(-1, weight.shape[2] * weight.shape[3]))
+        total += layer["filters"]
+    for basis_id, table in histograms.items():
+        writer.add_index(basis_id, table)
+    projection.finish(writer)
+    writer.commit(origin.facts[model_id])
+    return total
+
+
+def _weight(rows: Rows, layer: dict[str, Any], what: str) -> npt.NDArray[np.float32]:
+    """The weight of a layer, compared with its hash."""
+    try:
+        models, keys, weights = rows.take(layer["filters"])
+    except CorruptError as error:
+        raise CorruptError(f"{what}: {error}; publish it again, or leave the model out") from error
+    digest = hashlib.sha256(weights.data).hexdigest()
+    if models != {layer["model_id"]} or (keys[0] != layer["layer"]).any() or digest != layer["tensor_sha256"]:
+        raise CorruptError(f"{what}: SHA-256 of its weight is {digest}, expected {layer['tensor_sha256']}; try again")
+    out_channels = layer["out_channels"] or 1
+    return weights.reshape(out_channels, -1, layer["kernel_h"], layer["kernel_w"]).astype(np.float32, copy=False)
+
+
+def _annotate(store: Store, origin: Origin, model_ids: Iterable[str]) -> None:
+    told = {model_id: facts for model_id, facts in origin.annotations().items() if model_id in set(model_ids)}
+    if told:
+        notes.change(store, lambda known: known.update(told))

@@ -1,0 +1,1 @@
+"""How a published database is read in place, locally or over the network, without copying it."""

@@ -1,0 +1,1 @@
+"""How the stored filters are read: parallel scans, in order, and the search for the nearest kernels."""

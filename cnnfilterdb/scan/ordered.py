@@ -1,0 +1,135 @@
+"""Filters with their keys as a stream, in the order of models and layers, in bounded memory.
+
+Rows lie in that order within a file, and a file or a row group is of one model: nothing has to be sorted, and what was
+not asked for is passed over by the statistics of row groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from cnnfilterdb import paths
+from cnnfilterdb.errors import CorruptError
+from cnnfilterdb.scan.scan import FilterFile, FilterFiles, constant, damaged, failures, first_line, open_parquet
+from cnnfilterdb.schema import filter_schema, weight_columns
+from cnnfilterdb.workers import ahead, threads
+
+__all__ = ["Rows", "filters_of"]
+
+
+def filters_of(storage: FilterFiles, kernel: str, layers: Mapping[str, Collection[int]]) -> Iterator[pa.Table]:
+    """The filters of layers of one kernel size, sorted by ``model_id`` and ``layer``.
+
+    Args:
+        storage: Whose they are.
+        kernel: Their kernel size.
+        layers: The layers of each model.
+
+    Yields:
+        Rows of the filters table, those of a row group at a time; no table is empty.
+
+    Raises:
+        CorruptError: A file cannot be read, or is not one of filters of that size.
+        RemoteError: One that lies elsewhere cannot be reached.
+    """
+    names = filter_schema(kernel).names
+
+    def read(place: tuple[FilterFile, pq.FileMetaData, int, Collection[int]]) -> pa.Table:
+        path, metadata, group, wanted = place
+        try:
+            table = open_parquet(path, metadata=metadata).read_row_group(group, columns=names, use_threads=False)
+        except failures(path) as error:
+            raise damaged(path, f"row group {group} cannot be read ({first_line(error)})") from error
+        if table.column_names != names:
+            raise damaged(path, f"its columns are not {', '.join(names)}")
+        if set(pc.unique(table["layer"]).to_pylist()) <= set(wanted):
+            return table
+        return table.filter(pc.is_in(table["layer"], pa.array(wanted, pa.int32())))
+
+    def row_groups() -> Iterator[tuple[FilterFile, pq.FileMetaData, int, Collection[int]]]:
+        for path, model_id in _in_order(storage.filter_files(kernel, sorted(layers)), layers):
+            try:
+                metadata = open_parquet(path).metadata
+            except failures(path) as error:
+                raise damaged(path, f"cannot be read ({first_line(error)})") from error
+            for group in range(metadata.num_row_groups):
+                chosen = layers.get(model_id or constant(metadata, group, "model_id"), ())
+                low, high = _layers(metadata, group)
+                if any(low is None or low <= layer <= high for layer in chosen):
+                    yield path, metadata, group, chosen
+
+    workers = threads()
+    with closing(ahead(read, row_groups(), threads=workers, window=2 * workers)) as tables:
+        for _, future in tables:
+            table = future.result()
+            del future  # and with it the table, when it has been used
+            if table.num_rows:
+                yield table
+
+
+class Rows:
+    """Takes the rows of layers off a stream of filters, a batch in memory at a time.
+
+    Args:
+        batches: Record batches of filters, in the order of layers.
+        kernel: Their kernel size.
+    """
+
+    def __init__(self, batches: Iterable[pa.RecordBatch], kernel: str) -> None:
+        self._columns = weight_columns(kernel)
+        self._batches: Iterator[pa.RecordBatch] = iter(batches)
+        self._batch: pa.RecordBatch | None = None
+
+    def take(self, count: int) -> tuple[set[str], npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+        """The next rows.
+
+        Returns:
+            Their models; (3, count) layer, out channel and in channel; (count, weights) little-endian, C-contiguous.
+
+        Raises:
+            CorruptError: The stream ends before.
+        """
+        models: set[str] = set()
+        keys = np.empty((3, count), np.int32)
+        weights = np.empty((count, len(self._columns)), "<f4")
+        start = 0
+        while start < count:
+            if self._batch is None or not self._batch.num_rows:
+                self._batch = next(self._batches, None)
+                if self._batch is None:
+                    raise CorruptError(f"ends {count - start:,} filters early")
+            part = self._batch.slice(0, count - start)
+            stop = start + part.num_rows
+            models.update(pc.unique(part["model_id"]).to_pylist())
+            for number, column in enumerate(("layer", "out_channel", "in_channel")):
+                keys[number, start:stop] = part[column]
+            for number, column in enumerate(self._columns):
+                weights[start:stop, number] = part[column]
+            self._batch = self._batch.slice(part.num_rows)
+            start = stop
+        return models, keys, weights
+
+
+def _in_order(
+    files: Sequence[FilterFile], layers: Mapping[str, Collection[int]]
+) -> Iterator[tuple[FilterFile, str | None]]:
+    """Files by the key of their model, with it; those of a release are in order, and tell it by row group."""
+    model_of = {paths.slug(model_id): model_id for model_id in layers}
+    own = {path: model_of[path.stem] for path in files if isinstance(path, Path)}
+    yield from ((path, own[path]) for path in sorted(own, key=own.__getitem__))
+    yield from ((path, None) for path in files if not isinstance(path, Path))
+
+
+def _layers(metadata: pq.FileMetaData, group: int) -> tuple[Any, Any]:
+    """Smallest and largest layer of a row group; None where its statistics do not tell."""
+    statistics = metadata.row_group(group).column(1).statistics
+    return (statistics.min, statistics.max) if statistics is not None and statistics.has_min_max else (None, None)

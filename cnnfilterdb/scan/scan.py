@@ -1,0 +1,218 @@
+"""Scans over the stored filters: Parquet row groups in threads, columns as they lie in memory.
+
+Everything that must look at each filter again (a new basis, other bins, another range) goes through :func:`scan`.
+Memory is bounded by the row groups in flight, whatever the size of the database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from itertools import groupby, pairwise
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cnnfilterdb.errors import CnnFilterDbError, CorruptError, RemoteError
+from cnnfilterdb.schema import weight_columns
+from cnnfilterdb.workers import ahead, threads
+
+__all__ = [
+    "FilterFile",
+    "FilterFiles",
+    "Run",
+    "Shard",
+    "constant",
+    "damaged",
+    "failures",
+    "first_line",
+    "joined",
+    "open_parquet",
+    "scan",
+]
+
+K = TypeVar("K")
+T = TypeVar("T")
+
+
+class Shard(Protocol):
+    """A file of filters that does not lie in a folder: part of a release, each row group of one model."""
+
+    def open(self, **options: Any) -> pq.ParquetFile:
+        """Open it.
+
+        Args:
+            **options: Those of :class:`pyarrow.parquet.ParquetFile`.
+        """
+
+    def wanted(self, metadata: pq.FileMetaData, group: int) -> bool:
+        """Whether a row group is of a model that was asked for."""
+
+
+#: A Parquet file of filters.
+FilterFile = Path | Shard
+
+
+class FilterFiles(Protocol):
+    """What has files of filters: a folder, or a release."""
+
+    def filter_files(self, kernel: str, model_ids: Iterable[str] | None = None) -> Sequence[FilterFile]:
+        """The Parquet files of a kernel size; of some models only, as far as files are of models."""
+
+
+def open_parquet(file: FilterFile, **options: Any) -> pq.ParquetFile:
+    """Open a file of filters; see :class:`pyarrow.parquet.ParquetFile` for the options."""
+    if isinstance(file, Path):
+        return pq.ParquetFile(file, memory_map=True, pre_buffer=False, **options)
+    return file.open(**options)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Filters of one layer that follow one another in a row group.
+
+    A layer that spans several row groups comes as several runs.
+
+    Attributes:
+        model_id: Key of the model.
+        layer: Order of the layer in its model.
+        path: The file that they are in.
+        row: Row of the first of them in that file.
+        within: The rows of the row group that they are.
+        group: The weights of the row group, one float32 array per kernel weight.
+    """
+
+    model_id: str
+    layer: int
+    path: FilterFile
+    row: int
+    within: slice
+    group: list[npt.NDArray[np.float32]]
+
+    @property
+    def columns(self) -> list[npt.NDArray[np.float32]]:
+        """One float32 array per kernel weight, each of length n, without copies."""
+        return [column[self.within] for column in self.group]
+
+    @property
+    def filters(self) -> int:
+        """Number of filters in the run."""
+        return int(self.within.stop - self.within.start)
+
+
+def joined(runs: Iterable[Run], key: Callable[[Run], K]) -> Iterator[tuple[K, Run]]:
+    """The runs of a row group, neighbours of one key as one: what is computed of them takes fewer calls.
+
+    Args:
+        runs: All of a row group, as :func:`scan` gives them.
+        key: What neighbours must have in common.
+
+    Yields:
+        A key, and a run that has model and layer of the first of its neighbours.
+    """
+    for found, group in groupby(runs, key):
+        neighbours = list(group)
+        rows = slice(neighbours[0].within.start, neighbours[-1].within.stop)
+        yield found, replace(neighbours[0], within=rows)
+
+
+def constant(metadata: pq.FileMetaData, group: int, column: str) -> Any:
+    """What is the same in all rows of a row group, where its statistics tell; None where they do not."""
+    names = metadata.schema.names
+    statistics = metadata.row_group(group).column(names.index(column)).statistics if column in names else None
+    if statistics is None or not statistics.has_min_max or statistics.min != statistics.max:
+        return None
+    return statistics.min
+
+
+def _runs(path: FilterFile, metadata: pq.FileMetaData, group: int, first: int, columns: Sequence[str]) -> list[Run]:
+    # A file of a folder belongs to one model, and so does a row group of a release.
+    model_id = constant(metadata, group, "model_id")
+    names = ["layer", *columns] if model_id is not None else ["model_id", "layer", *columns]
+    try:
+        file = open_parquet(path, metadata=metadata)
+        table = file.read_row_group(group, columns=names, use_threads=False)
+    except failures(path) as error:
+        raise damaged(path, f"row group {group} cannot be read ({first_line(error)})") from error
+    there = table.column_names
+    if missing := [name for name in names if name not in there]:
+        raise damaged(path, f"no column {missing[0]}; expected {', '.join(names)}")
+    table = table.combine_chunks()
+    layers = table["layer"].to_numpy()
+    bounds = [0, *(np.flatnonzero(layers[1:] != layers[:-1]) + 1).tolist(), len(layers)] if len(layers) else []
+    weights = [table[column].to_numpy() for column in columns]
+    if model_id is None:
+        model_id = table["model_id"][0].as_py() if len(layers) else ""
+    return [
+        Run(model_id, int(layers[start]), path, first + start, slice(start, stop), weights)
+        for start, stop in pairwise(bounds)
+    ]
+
+
+def failures(path: FilterFile) -> tuple[type[Exception], ...]:
+    """What reading a file may raise; file systems that are elsewhere have errors of their own."""
+    return (OSError, pa.ArrowException) if isinstance(path, Path) else (Exception,)
+
+
+def damaged(path: FilterFile, what: str) -> CnnFilterDbError:
+    """The error for a file that cannot be read: damaged in a folder, perhaps only out of reach elsewhere."""
+    if not isinstance(path, Path):
+        return RemoteError(f"{path}: {what}; check the network and try again")
+    return CorruptError(f"{path}: {what}; run `cnnfilterdb verify`, remove the model and bring it again")
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, without the lines that only help those who work on what raised it."""
+    return str(error).partition("\n")[0]
+
+
+def scan(
+    files: Iterable[FilterFile],
+    kernel: str,
+    work: Callable[[list[Run]], T],
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> Iterator[T]:
+    """Apply a function to the runs of every row group, in threads, and yield its results in order.
+
+    Args:
+        files: Parquet files of filters.
+        kernel: Their kernel size.
+        work: Called with the runs of one row group, in a worker thread; it should release the interpreter lock, as
+            the compiled functions of :mod:`cnnfilterdb.stats` do.
+        progress: Called with the number of filters done since the last call.
+
+    Raises:
+        CorruptError: A file is not readable, or not one of filters of that size.
+    """
+    columns = weight_columns(kernel)
+
+    def task(place: tuple[FilterFile, pq.FileMetaData, int, int]) -> tuple[T, int]:
+        path, metadata, group, first = place
+        runs = _runs(path, metadata, group, first, columns)
+        return work(runs), sum(run.filters for run in runs)
+
+    def row_groups() -> Iterator[tuple[FilterFile, pq.FileMetaData, int, int]]:
+        for path in files:
+            try:
+                metadata, first = open_parquet(path).metadata, 0
+            except failures(path) as error:
+                raise damaged(path, f"cannot be read ({first_line(error)})") from error
+            for group in range(metadata.num_row_groups):
+                if isinstance(path, Path) or path.wanted(metadata, group):
+                    yield path, metadata, group, first
+                first += metadata.row_group(group).num_rows
+
+    workers = threads()
+    with closing(ahead(task, row_groups(), threads=workers, window=2 * workers)) as done:
+        for _, future in done:
+            result, filters = future.result()
+            del future  # and with it the result
+            if progress:
+                progress(filters)
+            yield result

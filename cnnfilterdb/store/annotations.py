@@ -1,0 +1,238 @@
+"""Corrections and additional facts about models, in one small file of the user's beside the data.
+
+The file ``annotations.csv`` in the folder of a database has the columns ``model_id``, ``column`` and ``value``. The
+view ``models`` shows its values in place of the stored ones, and with it everything that groups or selects; the view
+``models_stored`` shows what was stored, and ``annotations`` the file. Layers, filters and models files are never
+rewritten. An empty value says that the fact is unknown.
+
+The file may be edited by hand, kept under version control, and copied from one database to another.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import tomllib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from cnnfilterdb import paths
+from cnnfilterdb.errors import CorruptError, SelectionError, UnknownModelError
+from cnnfilterdb.reports import Problem
+from cnnfilterdb.schema import ANNOTATED
+from cnnfilterdb.store.durable import move, sync, writing
+from cnnfilterdb.store.folder import Store
+
+__all__ = ["Facts", "change", "check_facts", "forget", "load", "matching", "problems", "read"]
+
+_HEADER = ("model_id", "column", "value")
+
+#: Annotated facts by model and column; None says that a fact is unknown.
+Facts = dict[str, dict[str, str | None]]
+
+
+def check_facts(names: Iterable[str], known: Sequence[str] = ANNOTATED) -> None:
+    """Refuse names that are no facts.
+
+    Raises:
+        SelectionError: One of them is not known; the message gives the nearest name.
+
+    >>> check_facts(["domain"])
+    """
+    for name in names:
+        if name not in known:
+            near = get_close_matches(name, known, 1)
+            hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
+            raise SelectionError(f"unknown fact {name!r}{hint}")
+
+
+def read(root: Path) -> Facts:
+    """The annotations of a database.
+
+    Args:
+        root: Its folder.
+
+    Raises:
+        CorruptError: The file is not of the form that the views can read; the message tells the line.
+    """
+    path = root / paths.ANNOTATIONS
+    if not path.exists():
+        return {}
+    facts: Facts = {}
+    for _, message, row in _rows(path):
+        if message:
+            raise CorruptError(f"{path}: {message}")
+        model_id, column, value = row
+        facts.setdefault(model_id, {})[column] = value or None
+    return facts
+
+
+def problems(store: Store) -> list[Problem]:
+    """What is wrong with the annotations of a database; none when all is well."""
+    path = store.path / paths.ANNOTATIONS
+    if not path.exists():
+        return []
+    there = set(store.model_ids())
+    found = []
+    for line, message, row in _rows(path):
+        if not message and row[0] not in there:
+            message = f"line {line}: there is no model {row[0]!r}; correct its key or remove the line"
+        if message:
+            known = row[0] if row and row[0] in there else None
+            found.append(Problem(known, path, message))
+    return found
+
+
+def change(store: Store, apply: Callable[[Facts], None]) -> None:
+    """Change the annotations of a database: read, apply, write, by one process at a time.
+
+    Args:
+        store: The database.
+        apply: Changes the facts in place.
+
+    Raises:
+        CorruptError: The file that is there cannot be read.
+        DatabaseError: It cannot be written.
+        LockedError: Another process is changing it.
+    """
+    with store.staging(paths.ANNOTATIONS) as folder:
+        facts = read(store.path)
+        apply(facts)
+        text = io.StringIO(newline="")
+        lines = csv.writer(text, lineterminator="\n")
+        lines.writerow(_HEADER)
+        lines.writerows(
+            (model_id, column, value or "")
+            for model_id, known in sorted(facts.items())
+            for column, value in sorted(known.items())
+        )
+        staged, path = folder / paths.ANNOTATIONS, store.path / paths.ANNOTATIONS
+        with writing(path):
+            staged.write_text(text.getvalue(), encoding="utf-8", newline="")
+            sync(staged)
+            move(staged, path)
+
+
+def forget(facts: Facts, model_ids: Iterable[str]) -> None:
+    """Drop all annotations of models.
+
+    >>> facts = {"custom/a": {"domain": "thermal"}}
+    >>> forget(facts, ["custom/a"])
+    >>> facts
+    {}
+    """
+    for model_id in model_ids:
+        facts.pop(model_id, None)
+
+
+def load(path: Path, model_ids: Sequence[str]) -> Facts:
+    """Read facts that a user keeps in a file of their own.
+
+    A ``.toml`` file has one table per model, such as ``["pypi/deepcr/mask-decam"]``, with its facts. A CSV file has
+    either the columns ``model_id``, ``column`` and ``value``, in which an empty value means unknown, or ``model_id``
+    and one column per fact, in which an empty cell changes nothing. A shell-style pattern stands for all models that it
+    matches; of two entries the later one counts.
+
+    Args:
+        path: The file.
+        model_ids: Models of the database.
+
+    Raises:
+        SelectionError: The file cannot be read, is of another form, or names an unknown fact.
+        UnknownModelError: It names a model that is not there.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        entries = list(_from_toml(text) if path.suffix.lower() == ".toml" else _from_csv(text))
+    except OSError as error:
+        raise SelectionError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, csv.Error, UnicodeDecodeError) as error:
+        raise SelectionError(f"{path}: not a TOML or CSV file in UTF-8: {error}") from error
+    except SelectionError as error:
+        raise SelectionError(f"{path}: {error}") from error
+    facts: Facts = {}
+    for name, known in entries:
+        try:
+            check_facts(known)
+            for model_id in matching([name], model_ids):
+                facts.setdefault(model_id, {}).update(known)
+        except (SelectionError, UnknownModelError) as error:
+            raise type(error)(f"{path}: [{name}] {error}") from error
+    return facts
+
+
+def matching(patterns: Iterable[str], model_ids: Sequence[str]) -> list[str]:
+    """Models that patterns stand for: keys, or shell-style wildcards.
+
+    Raises:
+        UnknownModelError: A pattern stands for none; the message gives the nearest keys.
+
+    >>> matching(["pypi/*"], ["pypi/a", "custom/b"])
+    ['pypi/a']
+    """
+    found: dict[str, None] = {}
+    for pattern in patterns:
+        chosen = [pattern] if pattern in model_ids else [name for name in model_ids if fnmatchcase(name, pattern)]
+        if not chosen:
+            near = get_close_matches(pattern, model_ids, 3)
+            raise UnknownModelError(f"no model {pattern!r}" + (f"; near: {', '.join(near)}" if near else ""))
+        found |= dict.fromkeys(chosen)
+    return list(found)
+
+
+def _rows(path: Path) -> Iterator[tuple[int, str | None, list[str]]]:
+    """Line number, what is wrong with it, and cells of each row."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        yield 1, f"cannot be read as UTF-8: {error}", []
+        return
+    lines = csv.reader(io.StringIO(text, newline=""), strict=True)
+    seen: dict[tuple[str, str], int] = {}
+    try:
+        if tuple(next(lines, ())) != _HEADER:
+            yield 1, f"line 1: expected the header {','.join(_HEADER)}", []
+            return
+        for row in lines:
+            line, message = lines.line_num, None
+            if len(row) != len(_HEADER):
+                message = f"line {line}: {len(_HEADER)} cells expected, {len(row)} found; quote cells that hold a comma"
+            elif row[1] not in ANNOTATED:
+                message = f"line {line}: {row[1]!r} cannot be annotated; choose one of {', '.join(ANNOTATED)}"
+            elif (first := seen.setdefault((row[0], row[1]), line)) != line:
+                message = f"line {line}: {row[1]} of {row[0]} stands in line {first} already; keep one of them"
+            yield line, message, row
+    except csv.Error as error:
+        yield lines.line_num, f"line {lines.line_num}: is not a CSV row: {error}", []
+
+
+def _from_toml(text: str) -> Iterator[tuple[str, dict[str, str | None]]]:
+    for name, table in tomllib.loads(text).items():
+        if not isinstance(table, Mapping):
+            raise SelectionError(f"{name}: expected a table of facts, such as ['custom/mine'] and domain = 'thermal'")
+        yield name, {column: _text(name, column, value) for column, value in table.items()}
+
+
+def _text(name: str, column: str, value: Any) -> str | None:
+    if not isinstance(value, str):
+        raise SelectionError(f"[{name}] {column}: expected text, found {value!r}; put it in quotes")
+    return value or None
+
+
+def _from_csv(text: str) -> Iterator[tuple[str, dict[str, str | None]]]:
+    lines = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    header = tuple(lines.fieldnames or ())
+    if "model_id" not in header:
+        raise SelectionError(f"expected the columns {', '.join(_HEADER)}, or model_id and facts; found {header}")
+    for row in lines:
+        if None in row or None in row.values():
+            raise SelectionError(f"line {lines.line_num}: {len(header)} cells expected; quote cells that hold a comma")
+        name = row.pop("model_id")
+        if header == _HEADER or set(header) == set(_HEADER):
+            yield name, {row["column"]: row["value"] or None}
+        else:
+            check_facts(row)
+            yield name, {column: value for column, value in row.items() if value}

@@ -1,0 +1,266 @@
+"""Whether the files of a database hold what they say: every count and every hash, in bounded memory.
+
+Each model is checked on its own, several at a time, and each layer is taken up once: the memory needed is that of the
+largest layer, once per thread.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from cnnfilterdb import paths
+from cnnfilterdb.errors import CorruptError
+from cnnfilterdb.reports import Problem, Progress
+from cnnfilterdb.scan.ordered import Rows
+from cnnfilterdb.schema import BASES, HISTOGRAMS, LAYERS, MODELS, filter_schema, kernel_name, weight_columns
+from cnnfilterdb.stats import Moments
+from cnnfilterdb.store.durable import sha256
+
+__all__ = ["TOLERANCE", "verify_models"]
+
+#: How far stored moments may be from recomputed ones, as a share of their largest value. They are sums in double
+#: precision, of which another order of adding changes the last digits only.
+TOLERANCE = 1e-9
+
+_THREADS = 4
+_BATCH = 64 * 1024  # rows read at a time
+
+
+def verify_models(
+    root: Path, slugs: Sequence[str], files: Callable[[str], Iterable[str]], progress: Progress | None = None
+) -> list[Problem]:
+    """Check models.
+
+    Args:
+        root: Folder of the database.
+        slugs: The models.
+        files: Tells the files of a slug that are in place, relative to the folder.
+        progress: Called with the key of a model, the number of models done and of all.
+    """
+    problems: list[Problem] = []
+    with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1), thread_name_prefix="verify") as pool:
+        checks = pool.map(lambda slug: _Check(root, slug, files(slug)).run(), slugs)
+        for done, check in enumerate(checks, 1):
+            problems += check.problems
+            if progress:
+                progress(check.model_id or slugs[done - 1], done, len(slugs))
+    return problems
+
+
+class _Damaged(Exception):
+    """A file that cannot be read to its end."""
+
+
+def _reason(error: Exception) -> str:
+    return str(error).partition("\n")[0]
+
+
+def _read(path: Path, schema: pa.Schema) -> pa.Table:
+    """Read a small table, checking the checksums of its pages and its columns."""
+    try:
+        table = pq.ParquetFile(path, page_checksum_verification=True).read()
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise _Damaged(f"cannot be read: {_reason(error)}") from error
+    if not table.schema.equals(schema):
+        raise _Damaged("its columns are not those of the schema")
+    return table
+
+
+class _Check:
+    """The check of one model."""
+
+    def __init__(self, root: Path, slug: str, files: Iterable[str]) -> None:
+        self.model_id: str | None = None
+        self.problems: list[Problem] = []
+        self._root = root
+        self._slug = slug
+        self._in_place = set(files)
+
+    def run(self) -> _Check:
+        """Check everything, and return itself."""
+        row = self._models_row()
+        if row is not None:
+            self._listed_files(row)
+            layers = self._layers(row)
+            if layers is not None:
+                self._filters(row, layers)
+                self._histograms(layers)
+        return self
+
+    def _problem(self, path: str, message: str) -> None:
+        self.problems.append(Problem(self.model_id, self._root / path, message))
+
+    def _models_row(self) -> dict[str, Any] | None:
+        path = paths.models_path(self._slug)
+        try:
+            rows: list[dict[str, Any]] = _read(self._root / path, MODELS).to_pylist()
+        except _Damaged as error:
+            self._problem(path, str(error))
+            return None
+        if len(rows) != 1:
+            self._problem(path, f"{len(rows)} rows, expected 1")
+            return None
+        row = rows[0]
+        self.model_id = row["model_id"]
+        if paths.slug(row["model_id"]) != self._slug:
+            self._problem(
+                path, f"holds {row['model_id']}, whose file is {paths.models_path(paths.slug(row['model_id']))}"
+            )
+            return None
+        if row["model_id"] != f"{row['source']}/{row['name']}":
+            self._problem(path, f"source {row['source']!r} and name {row['name']!r} are not those of {row['model_id']}")
+        return row
+
+    def _listed_files(self, row: dict[str, Any]) -> None:
+        listed = {file["path"]: file for file in row["files"] or ()}
+        expected = {path for path in self._in_place if path.startswith(("layers/", "filters/"))}
+        for path in sorted(expected - listed.keys()):
+            self._problem(path, "is not in the list of files of its model")
+        for path, file in listed.items():
+            if path not in expected:
+                self._problem(path, "is missing")
+                continue
+            target = self._root / path
+            size = target.stat().st_size
+            if size != file["bytes"]:
+                self._problem(path, f"{size:,} bytes, expected {file['bytes']:,}")
+            elif (found := sha256(target)) != file["sha256"]:
+                self._problem(path, f"SHA-256 {found}, expected {file['sha256']}")
+            try:
+                rows = pq.read_metadata(target).num_rows
+            except (OSError, ValueError, pa.ArrowException):
+                continue  # told when it is read
+            if rows != file["rows"]:
+                self._problem(path, f"{rows:,} rows, expected {file['rows']:,}")
+
+    def _layers(self, row: dict[str, Any]) -> pa.Table | None:
+        path = paths.layers_path(self._slug)
+        if path not in self._in_place:
+            return None
+        try:
+            layers = _read(self._root / path, LAYERS)
+        except _Damaged as error:
+            self._problem(path, str(error))
+            return None
+        if layers.num_rows != row["conv_layers"]:
+            self._problem(path, f"{layers.num_rows:,} layers, expected {row['conv_layers']:,}")
+        filters = pc.sum(layers.filter(layers["stored"])["filters"]).as_py() or 0
+        if filters != row["filters"]:
+            self._problem(path, f"{filters:,} stored filters, expected {row['filters']:,}")
+        if layers["layer"].to_pylist() != list(range(layers.num_rows)):
+            self._problem(path, "the layers are not numbered from 0 in order")
+        if set(layers["model_id"].to_pylist()) - {row["model_id"]}:
+            self._problem(path, f"holds layers of another model than {row['model_id']}")
+        sizes = zip(layers["kernel_h"].to_pylist(), layers["kernel_w"].to_pylist(), strict=True)
+        if layers["kernel"].to_pylist() != [kernel_name(height, width) for height, width in sizes]:
+            self._problem(path, "kernel is not kernel_h x kernel_w everywhere")
+        return layers
+
+    def _filters(self, row: dict[str, Any], layers: pa.Table) -> None:
+        stored = layers.filter(layers["stored"])
+        for kernel in sorted(set(stored["kernel"].to_pylist())):
+            path = paths.filters_path(kernel, row["source"], self._slug)
+            if path not in self._in_place:
+                self._problem(path, f"is missing, though the model has {kernel} layers")
+                continue
+            columns = ["layer", "name", "out_channels", "filters", "tensor_sha256", "scaled_mean", "scaled_scatter"]
+            expected = stored.filter(pc.equal(stored["kernel"], kernel)).select(columns)
+            try:
+                self._filter_file(path, kernel, expected)
+            except (_Damaged, CorruptError, OSError, ValueError, pa.ArrowException) as error:
+                self._problem(path, f"cannot be read: {_reason(error)}")
+
+    def _filter_file(self, path: str, kernel: str, layers: pa.Table) -> None:
+        with pq.ParquetFile(self._root / path) as file:
+            if not file.schema_arrow.equals(filter_schema(kernel)):
+                raise _Damaged("its columns are not those of the schema")
+            rows, expected = file.metadata.num_rows, pc.sum(layers["filters"]).as_py()
+            if rows != expected:
+                self._problem(path, f"{rows:,} filters, expected {expected:,} by the layers table")
+                return
+            rows_of = Rows(file.iter_batches(_BATCH, use_threads=False), kernel)
+            for batch in layers.to_batches(max_chunksize=1):
+                (layer,) = batch.to_pylist()
+                self._layer(path, layer, *rows_of.take(layer["filters"]))
+
+    def _layer(
+        self,
+        path: str,
+        layer: dict[str, Any],
+        models: set[str],
+        keys: npt.NDArray[np.int32],
+        weights: npt.NDArray[np.float32],
+    ) -> None:
+        where = f"layer {layer['layer']} ({layer['name']})"
+        if models != {self.model_id}:
+            self._problem(path, f"{where} belongs to {', '.join(sorted(models - {self.model_id or ''}))}")
+        count, out_channels = layer["filters"], 1 if layer["out_channels"] is None else layer["out_channels"]
+        in_channels = max(1, count // max(1, out_channels))
+        out_channel, in_channel = np.divmod(np.arange(count), in_channels)
+        if count != out_channels * in_channels or not (
+            (keys[0] == layer["layer"]).all() and (keys[1] == out_channel).all() and (keys[2] == in_channel).all()
+        ):
+            self._problem(path, f"{where}: its {count:,} filters are not in order of layer, out_channel, in_channel")
+        digest = hashlib.sha256(weights.data).hexdigest()
+        if digest != layer["tensor_sha256"]:
+            self._problem(path, f"{where}: SHA-256 of the weight is {digest}, expected {layer['tensor_sha256']}")
+        if not np.isfinite(weights).all():
+            self._problem(path, f"{where} holds NaN or infinite weights")
+        elif layer["scaled_mean"] is not None or layer["scaled_scatter"] is not None:
+            moments = Moments.of(weights.astype(np.float32, copy=False))
+            for column, value in (("scaled_mean", moments.mean), ("scaled_scatter", moments.packed())):
+                if not _close(layer[column], value):
+                    self._problem(paths.layers_path(self._slug), f"{where}: {column} is not that of its filters")
+
+    def _histograms(self, layers: pa.Table) -> None:
+        for path in sorted(path for path in self._in_place if path.startswith("index/")):
+            try:
+                self._histogram_file(path, layers)
+            except _Damaged as error:
+                self._problem(path, str(error))
+
+    def _histogram_file(self, path: str, layers: pa.Table) -> None:
+        basis_id = path.split("/")[1]
+        if not (self._root / paths.basis_path(basis_id)).exists():
+            raise _Damaged(f"there is no basis {basis_id}")
+        basis = _read(self._root / paths.basis_path(basis_id), BASES).to_pylist()
+        if len(basis) != 1:
+            raise _Damaged(f"{len(basis)} rows in {paths.basis_path(basis_id)}, expected 1")
+        table = _read(self._root / path, HISTOGRAMS)
+        if set(table["model_id"].to_pylist()) - {self.model_id} or set(table["basis_id"].to_pylist()) - {basis_id}:
+            self._problem(path, "holds histograms of another model or basis")
+        kernel, bins = basis[0]["kernel"], basis[0]["bins"]
+        chosen = layers.filter(pc.and_(layers["stored"], pc.equal(layers["kernel"], kernel)))
+        filters = dict(zip(chosen["layer"].to_pylist(), chosen["filters"].to_pylist(), strict=True))
+        for recipe in sorted(set(table["recipe"].to_pylist())):
+            if sorted(table.filter(pc.equal(table["recipe"], recipe))["layer"].to_pylist()) != sorted(filters):
+                self._problem(path, f"the layers of recipe {recipe} are not the {kernel} layers of the model")
+        size = len(weight_columns(kernel))
+        for row in table.to_pylist():
+            where = f"layer {row['layer']}, recipe {row['recipe']}"
+            counts, below, above = (np.asarray(row[column], np.int64) for column in ("counts", "below", "above"))
+            if (len(counts), len(below), len(above)) != (size * bins, size, size):
+                self._problem(path, f"{where}: not {bins} counts for each of {size} components")
+            elif ((counts.reshape(size, bins).sum(axis=1) + below + above) != row["filters"]).any():
+                self._problem(path, f"{where}: its counts do not add up to its {row['filters']:,} filters")
+            elif row["filters"] != filters.get(row["layer"], row["filters"]):
+                self._problem(path, f"{where}: {row['filters']:,} filters, the layer has {filters[row['layer']]:,}")
+
+
+def _close(found: list[float] | None, expected: npt.NDArray[np.float64]) -> bool:
+    if found is None or len(found) != expected.size:
+        return False
+    difference = np.abs(np.asarray(found) - expected.ravel())
+    # NaN is no difference that is small enough.
+    return bool((difference <= TOLERANCE * np.abs(expected).max(initial=0.0)).all())

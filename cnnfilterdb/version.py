@@ -1,0 +1,15 @@
+"""The version of the installed package."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+
+__all__ = ["package_version"]
+
+
+def package_version() -> str:
+    """Version of the installed package; ``0`` when it runs from an uninstalled checkout."""
+    try:
+        return version("cnnfilterdb")
+    except PackageNotFoundError:
+        return "0"

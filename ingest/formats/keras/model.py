@@ -1,0 +1,445 @@
+"""Keras models: HDF5 files of Keras 1 to 3, and ``.keras`` archives. Neither Keras nor TensorFlow is needed.
+
+Where the file holds the configuration of the model, it tells the class of every layer and the graph that they make.
+Weights alone are told apart by the names that Keras gives to layers without a name, and by what their shapes prove.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from cnnfilterdb.ingest.formats import register
+from cnnfilterdb.ingest.formats.axes import turned
+from cnnfilterdb.ingest.formats.damage import undamaged
+from cnnfilterdb.ingest.formats.keras.config import ConvClass, Node, conv_class, leaves, parse, place
+from cnnfilterdb.ingest.formats.keras.file import HDF5_MAGIC, Archive, Stored, Variable, is_archive, read_hdf5
+from cnnfilterdb.ingest.formats.variables import layers_from_variables, natural
+from cnnfilterdb.ingest.network.extract import conv_depths, conv_facts
+from cnnfilterdb.ingest.network.folding import EPSILON_KERAS, BatchNorm, paired
+from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Tensor, Weights
+
+__all__ = ["KerasFormat", "layers_of"]
+
+
+@register
+class KerasFormat:
+    """``.h5``, ``.hdf5``, ``.weights.h5`` and ``.keras`` files."""
+
+    name = "keras"
+
+    def matches(self, path: Path, head: bytes) -> bool:
+        """Any HDF5 file, and zip files that hold one as Keras does."""
+        return head.startswith(HDF5_MAGIC) or is_archive(path, head)
+
+    def read(self, path: Path) -> Weights:
+        """Read the convolution layers of a model.
+
+        With a configuration they come in order of execution, with the depth of their first use. A separable
+        convolution gives two layers, ``name/depthwise_kernel`` and ``name/pointwise_kernel``. Without a configuration
+        they come in the order of the file, without depth.
+
+        Raises:
+            WeightFileError: The file is damaged, not of Keras, or would make HDF5 open other files.
+        """
+        with undamaged(str(path), "file of Keras"):
+            with path.open("rb") as file:
+                zipped = not file.read(len(HDF5_MAGIC)).startswith(HDF5_MAGIC)
+            stored = Archive(path).stored() if zipped else read_hdf5(path)
+            format = "keras-v3" if stored.numbered else "keras-h5"
+            layers, skipped, parameters = layers_of(stored)
+            return Weights(format, "keras", layers, parameters, skipped)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Which weight belongs to which layer
+
+# Groups of Keras 3 that hold the layers of a model, and have no name of their own; the second in 2.13
+_CONTAINERS = ("layers", "_layer_checkpoint_dependencies")
+# What a model has beside its layers
+_TRAINING = re.compile(r"_?optimizer|optimizer_weights|_?(?:compile_)?metrics|_?compile_loss|_?loss_tracker")
+# Roles in the order in which Keras 3 numbers them
+_NUMBERED = {
+    "conv": ("kernel", "bias"),
+    "transposed": ("kernel", "bias"),
+    "depthwise": ("depthwise_kernel", "bias"),
+    "separable": ("depthwise_kernel", "pointwise_kernel", "bias"),
+}
+_ROLES_1 = {"W": "kernel", "b": "bias", "running_mean": "moving_mean", "running_std": "moving_variance"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Weight:
+    """A weight and the layer that it belongs to.
+
+    Attributes:
+        owner: Name of the layer, with those of the models that it stands in.
+        role: ``kernel``, ``depthwise_kernel``, ``pointwise_kernel``, ``bias``, ``gamma``, ...
+        tensor: The array.
+        node: The layer in the configuration, None where that does not have it.
+        family: What the name tells of a layer that the configuration does not have.
+        old: Whether it is the kernel of a layer of Keras 1.
+    """
+
+    owner: str
+    role: str
+    tensor: Tensor
+    node: Node | None
+    family: ConvClass | None = None
+    old: bool = False
+
+
+class _Owners:
+    """Finds the layer of a weight in the configuration."""
+
+    def __init__(self, model: Node | None) -> None:
+        self.by_path: dict[tuple[str, ...], Node] = {}
+        self.tops: dict[str, Node] = {}
+        if model is not None:
+            self.by_path = {leaf.path: leaf for leaf in leaves(model)}
+            self.tops = {child.name: child for child in model.children or ()}
+
+    def numbered(self, group: tuple[str, ...]) -> Node | None:
+        return self.by_path.get(tuple(part for part in group if part not in _CONTAINERS))
+
+    def listed(self, group: tuple[str, ...]) -> Node | None:
+        top = self.tops.get(group[0])
+        if top is None or top.children is None:
+            return top
+        # The weights of a model in the place of a layer are named after its own layers
+        inside: dict[str, list[Node]] = {}
+        for leaf in leaves(top):
+            inside.setdefault(leaf.name, []).append(leaf)
+        for part in reversed(group[1:]):
+            for name in (part, re.sub(r"_\d+$", "", part)):
+                if found := inside.get(name):
+                    return max(found, key=lambda leaf: _agreement(leaf, group))
+        return None
+
+
+def _agreement(leaf: Node, group: tuple[str, ...]) -> int:
+    return sum(part in group for part in leaf.full_name.split("/"))
+
+
+def _weights(stored: Stored, model: Node | None) -> list[_Weight]:
+    owners = _Owners(model)
+    kept = [
+        variable for variable in stored.variables if not (variable.group and _TRAINING.fullmatch(variable.group[0]))
+    ]
+    if not stored.numbered:
+        shared = _one_layer_groups(kept)
+        return [_listed(variable, owners, shared) for variable in kept]
+    groups: dict[tuple[str, ...], list[Variable]] = {}
+    for variable in kept:
+        groups.setdefault(variable.group, []).append(variable)
+    # HDF5 lists groups by name, but Keras has written them in the order of the layers: the largest weight of each, as
+    # HDF5 may put small ones into gaps
+    places = {name: max(group, key=lambda one: math.prod(one.tensor.shape)).place for name, group in groups.items()}
+    return [
+        _numbered(variable, owners, len(groups[name]))
+        for name in sorted(groups, key=lambda name: (places[name] or 0, natural("/".join(name))))
+        for variable in groups[name]
+    ]
+
+
+def _one_layer_groups(variables: Iterable[Variable]) -> set[str]:
+    """Groups of Keras 2 whose weights all have the same scope: those of a layer, not of a model."""
+    scopes: dict[str, set[tuple[str, ...]]] = {}
+    for variable in variables:
+        scopes.setdefault(variable.group[0], set()).add(variable.group[1:])
+    return {group for group, found in scopes.items() if len(found) == 1}
+
+
+def _listed(variable: Variable, owners: _Owners, single: set[str]) -> _Weight:
+    node = owners.listed(variable.group)
+    group = variable.group
+    if node is not None:
+        owner = node.full_name
+    elif group[0] in single:
+        owner = group[0]
+    else:
+        # Keras 3 repeats the name of the model in front
+        owner = "/".join(group[:1] + (group[2:] if group[1:2] == group[:1] else group[1:]))
+    role = variable.role
+    old = False
+    for suffix, meaning in _ROLES_1.items():
+        if role == suffix or role.endswith(f"_{suffix}"):
+            role, old = meaning, True
+    found = conv_class(node.class_name) if node is not None else conv_class(owner.rpartition("/")[2], whole=False)
+    if role == "kernel" and found is not None and found.kind == "depthwise":
+        role = "depthwise_kernel"  # as Keras 2 calls it, and Keras 3 does not
+    return _Weight(owner, role, variable.tensor, node, None if node else found, old and role == "kernel")
+
+
+def _numbered(variable: Variable, owners: _Owners, count: int) -> _Weight:
+    node = owners.numbered(variable.group)
+    parts = [part for part in variable.group if part not in _CONTAINERS]
+    kind_name = parts[-1] if parts else ""
+    if node is not None:
+        owner, found = node.full_name, conv_class(node.class_name)
+        normalisation = "BatchNorm" in node.class_name
+    else:
+        owner = "/".join([*parts[:-1], variable.label or kind_name])
+        found = conv_class(kind_name, whole=False) or conv_class(variable.label or "", whole=False)
+        normalisation = kind_name.startswith("batch_normalization")
+        if re.fullmatch(r"normalization(_\d+)?", kind_name):  # statistics of the data, not trained
+            return _Weight(owner, "mean", variable.tensor, None)
+    index, role = int(variable.role), variable.role
+    if found is not None:
+        role = dict(enumerate(_NUMBERED[found.kind])).get(index, role)
+    elif normalisation:
+        # It has no gamma without scale, and no beta without center
+        told = {} if node is None else node.config
+        absent = {"gamma": told.get("scale") is False, "beta": told.get("center") is False}
+        roles = [part for part in ("gamma", "beta", *_BUFFERS[:2]) if not absent.get(part)]
+        role = roles[index - count] if count - len(roles) <= index < count else role
+    elif index == 0 and len(variable.tensor.shape) == 4:
+        role = "kernel"
+    elif index == 1 and len(variable.tensor.shape) == 1:
+        role = "bias"
+    return _Weight(owner, role, variable.tensor, node, None if node else found)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Layers
+
+_BUFFERS = ("moving_mean", "moving_variance", "mean", "variance", "count")
+_OTHERS = {
+    "ConvLSTM2D": "a recurrent layer, whose kernels are those of four gates",
+    "LocallyConnected2D": "its kernels differ from place to place",
+}
+_DIMENSIONS = {1: "a one-dimensional convolution", 3: "a three-dimensional convolution"}
+_Axes: TypeAlias = tuple[int, int, int, int]
+# Order of the stored axes that makes (out, in / groups, h, w), by form; a depthwise one is (in, multiplier, h, w) then
+_AXES: Mapping[str, _Axes] = {
+    "conv": (3, 2, 0, 1),
+    "depthwise": (2, 3, 0, 1),
+    "pointwise": (3, 2, 0, 1),
+    "transposed": (2, 3, 0, 1),
+}
+# Keras 1 had two orders, named after Theano and TensorFlow
+_AXES_1: Mapping[str, tuple[_Axes, _Axes]] = {
+    "conv": ((0, 1, 2, 3), (3, 2, 0, 1)),
+    "depthwise": ((1, 0, 2, 3), (2, 3, 0, 1)),
+    "pointwise": ((0, 1, 2, 3), (3, 2, 0, 1)),
+    "transposed": ((0, 1, 2, 3), (3, 2, 0, 1)),
+}
+# Role of the kernel and form of the layer, by kind of the class
+_KERNELS: Mapping[str, tuple[tuple[str, str], ...]] = {
+    "conv": (("kernel", "conv"),),
+    "transposed": (("kernel", "transposed"),),
+    "depthwise": (("depthwise_kernel", "depthwise"),),
+    "separable": (("depthwise_kernel", "depthwise"), ("pointwise_kernel", "pointwise")),
+}
+
+
+def layers_of(stored: Stored) -> tuple[tuple[ConvLayer, ...], tuple[Skipped, ...], int]:
+    """The layers of a file, what was left out, and the number of parameters."""
+    model = parse(stored.config)
+    order = list(leaves(model)) if model is not None else []
+    if model is not None:
+        place(model)
+    weights = _weights(stored, model)
+    told: dict[Node, list[_Weight]] = {}
+    rest = []
+    for weight in weights:
+        if weight.node is None:
+            rest.append(weight)
+        elif conv_class(weight.node.class_name) is not None or weight.node.class_name in _OTHERS:
+            told.setdefault(weight.node, []).append(weight)
+        elif len(weight.tensor.shape) in (1, 4):
+            rest.append(weight)  # a class that Keras does not have; it may hold kernels
+    places = {node: number for number, node in enumerate(order)}
+    nodes = {weight.owner: weight.node for weight in weights if weight.node is not None}
+
+    norms = _norms(weights)
+    found = [part for node in order for part in _from_config(node, told.get(node, ()), norms.get(node.norm))]
+    found += _from_names(rest, stored)
+    layers = [part for part in found if isinstance(part, ConvLayer)]
+    skipped = tuple(part for part in found if isinstance(part, Skipped))
+    holders = [_holder(layer, nodes) for layer in layers]
+    placed = []
+    depths = []
+    for layer, node in zip(layers, holders, strict=True):
+        # The two halves of a separable convolution follow each other
+        depth = None if node is None or node.depth is None else node.depth + layer.name.endswith("/pointwise_kernel")
+        unused = None if node is None or node.used is None else not node.used
+        depths.append(depth)
+        placed.append(replace(layer, dead=unused))
+    ranked = [
+        (
+            len(places) if node is None else places[node],
+            replace(layer, conv_depth=rank, conv_depth_norm=norm, depth_source=None if rank is None else "graph"),
+        )
+        for layer, node, (rank, norm) in zip(placed, holders, conv_depths(depths), strict=True)
+    ]
+    if stored.backend == "theano":
+        ranked = [(number, _flipped(layer)) for number, layer in ranked]
+    ranked.sort(key=lambda item: item[0])
+    return tuple(layer for _, layer in ranked), skipped, _parameters(weights)
+
+
+def _holder(layer: ConvLayer, nodes: Mapping[str, Node]) -> Node | None:
+    """The layer of the configuration that holds a kernel, whose name begins with that of the layer."""
+    name = layer.name
+    while name:
+        if name in nodes:
+            return nodes[name]
+        name = name.rpartition("/")[0]
+    return None
+
+
+def _parameters(weights: Iterable[_Weight]) -> int:
+    return sum(
+        math.prod(weight.tensor.shape)
+        for weight in weights
+        if weight.role not in _BUFFERS
+        and weight.tensor.dtype.startswith(("float", "bfloat"))
+        and (weight.node is None or weight.node.class_name != "Normalization")
+    )
+
+
+def _norms(weights: Iterable[_Weight]) -> dict[Node | None, BatchNorm]:
+    """The batch normalisations of the configuration."""
+    parts: dict[Node, dict[str, Tensor]] = {}
+    for weight in weights:
+        if weight.node is not None and "BatchNorm" in weight.node.class_name:
+            parts.setdefault(weight.node, {})[weight.role] = weight.tensor
+    found: dict[Node | None, BatchNorm] = {}
+    for node, roles in parts.items():
+        variance, gamma, mean = (roles.get(role) for role in ("moving_variance", "gamma", "moving_mean"))
+        if variance is not None and len(variance.shape) == 1 and (gamma is None or gamma.shape == variance.shape):
+            epsilon = node.config.get("epsilon", EPSILON_KERAS)
+            if isinstance(epsilon, float) and epsilon > 0:
+                found[node] = BatchNorm(node.full_name, variance, gamma, mean, epsilon)
+    return found
+
+
+def _from_config(node: Node, weights: Sequence[_Weight], norm: BatchNorm | None) -> Iterator[ConvLayer | Skipped]:
+    """The layers of an entry of the configuration."""
+    found = conv_class(node.class_name)
+    if node.class_name in _OTHERS:
+        yield Skipped(node.full_name, _OTHERS[node.class_name])
+    elif found is not None and found.dimensions in _DIMENSIONS:
+        yield Skipped(node.full_name, _DIMENSIONS[found.dimensions])
+    elif found is not None and node.wrapper == "WeightNormalization":
+        yield Skipped(node.full_name, "weight normalisation by a wrapper; save the plain kernel")
+    elif found is not None:
+        by_role = {weight.role: weight for weight in weights}
+        for role, form in _KERNELS[found.kind]:
+            if role not in by_role:
+                yield Skipped(node.full_name, "a convolution whose kernel is not in the file")
+                continue
+            name = f"{node.full_name}/{role}" if found.kind == "separable" else node.full_name
+            layer = _layer(name, by_role[role].tensor, form, node)
+            # The norm reads the second half of a separable convolution, and no norm reads past an activation
+            linear = node.config.get("activation") in (None, "linear") and not name.endswith("/depthwise_kernel")
+            yield paired(layer, norm if linear else None, known=True) if isinstance(layer, ConvLayer) else layer
+
+
+def _layer(name: str, tensor: Tensor, form: str, node: Node) -> ConvLayer | Skipped:
+    config = node.config
+    old = "nb_filter" in config
+    if len(tensor.shape) != 4:
+        return Skipped(name, f"a kernel of shape {tensor.shape}; expected four dimensions")
+    candidates = [_AXES[form]]
+    if old:
+        candidates = list(_AXES_1[form] if config.get("dim_ordering") == "th" else reversed(_AXES_1[form]))
+    axes = next((axes for axes in candidates if _fits(tensor.shape, axes, form, config)), None)
+    if axes is None:
+        return Skipped(name, f"a kernel of shape {tensor.shape}, which is not that of its configuration")
+    values = {
+        "groups": config.get("groups", 1),
+        "stride": _pair(config.get("subsample" if old else "strides")),
+        "dilation": _pair(config.get("atrous_rate" if old else "dilation_rate")),
+    }
+    facts = conv_facts(node.class_name, values.get)
+    second = tensor.shape[axes[1]]
+    # Of a separable convolution only the first half moves by strides
+    pointwise = form == "pointwise"
+    layer = turned(
+        name,
+        tensor,
+        form="conv" if pointwise else form,
+        axes=axes,
+        channels=second * (facts.groups or 1) if form == "conv" else second if pointwise else None,
+        stride=(1, 1) if pointwise else facts.stride,
+        dilation=(1, 1) if pointwise else facts.dilation,
+    )
+    if isinstance(layer, Skipped):
+        return layer
+    followed = node.normalised and not name.endswith("/depthwise_kernel")
+    return replace(layer, bn_folded=False if followed else None, weight_norm=facts.weight_norm)
+
+
+def _pair(value: Any) -> Any:
+    return (1, 1) if value is None else value
+
+
+def _fits(shape: tuple[int, ...], axes: _Axes, form: str, config: Mapping[str, Any]) -> bool:
+    """Whether a kernel has the size and the number of filters that the configuration tells, as far as it does."""
+    first, second, height, width = (shape[axis] for axis in axes)
+    if form == "pointwise":
+        size: Any = (1, 1)
+    elif "nb_row" in config:
+        size = (config["nb_row"], config.get("nb_col"))
+    else:
+        size = config.get("kernel_size", (height, width))
+    size = (size, size) if isinstance(size, int) else size
+    if not isinstance(size, Sequence) or tuple(size) != (height, width):
+        return False
+    if form == "depthwise":
+        return bool(second == config.get("depth_multiplier", second))
+    return bool(first == config.get("filters", config.get("nb_filter", first)))
+
+
+def _flipped(layer: ConvLayer) -> ConvLayer:
+    """Theano convolves where all others correlate, so its kernels are stored the other way round."""
+    return replace(layer, read=lambda: np.ascontiguousarray(layer.read()[:, :, ::-1, ::-1]))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Weights without configuration
+
+
+def _from_names(weights: Sequence[_Weight], stored: Stored) -> list[ConvLayer | Skipped]:
+    """The layers of weights alone: what names and shapes prove.
+
+    A layer that Keras has named after its class (``conv2d_transpose_3``) is taken for one of that class, and for one
+    without groups, which weights do not tell and which hardly any model has.
+    """
+    tensors = [replace(weight.tensor, name=f"{weight.owner}/{weight.role}") for weight in weights]
+    layout = "OIHW" if _is_theano_order(weights, stored) else "HWIO"
+    layers, skipped, _ = layers_from_variables(tensors, ordered=not stored.numbered, layout=layout)
+    named: dict[str, ConvLayer | Skipped] = {}
+    for weight in weights:
+        if weight.family is None or weight.family.dimensions != 2 or len(weight.tensor.shape) != 4:
+            continue
+        for role, form in _KERNELS[weight.family.kind]:
+            if role == weight.role:
+                name = f"{weight.owner}/{role}" if weight.family.kind == "separable" else weight.owner
+                axes = _AXES_1[form][0] if layout == "OIHW" else _AXES[form]
+                channels = weight.tensor.shape[axes[1]] if form in ("conv", "pointwise") else None
+                form = "conv" if form == "pointwise" else form
+                named[name] = turned(name, weight.tensor, form=form, axes=axes, channels=channels)
+    found: list[ConvLayer | Skipped] = [named.pop(layer.name, layer) for layer in layers]
+    return [*found, *named.values(), *skipped]
+
+
+def _is_theano_order(weights: Iterable[_Weight], stored: Stored) -> bool:
+    """Whether kernels of Keras 1 are (out, in, h, w), which their biases tell from (h, w, in, out)."""
+    if stored.version is not None and not stored.version.startswith("1"):
+        return False
+    kernels = {weight.owner: weight.tensor.shape for weight in weights if weight.old and len(weight.tensor.shape) == 4}
+    votes = 0
+    for weight in weights:
+        shape = kernels.get(weight.owner)
+        if weight.role == "bias" and shape is not None:
+            votes += (weight.tensor.shape == shape[:1]) - (weight.tensor.shape == shape[3:])
+    return votes > 0 or (bool(kernels) and votes == 0 and stored.backend == "theano")

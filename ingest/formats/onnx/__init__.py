@@ -1,0 +1,1 @@
+"""ONNX files: graphs, constants that are computed, and external data."""

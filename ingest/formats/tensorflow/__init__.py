@@ -1,0 +1,1 @@
+"""TensorFlow files: SavedModels, checkpoints and frozen graphs."""

@@ -1,0 +1,249 @@
+"""Models of TensorFlow: SavedModel, checkpoint, frozen graph.
+
+TensorFlow is not needed, and nothing of a graph is executed. What a model consists of is found from any of its files:
+
+    saved_model.pb, variables/variables.index, variables/variables.data-00000-of-00001    SavedModel
+    model.ckpt.index, model.ckpt.data-00000-of-00001 [, model.ckpt.meta]                  checkpoint [with its graph]
+    frozen.pb                                                                             graph of constants
+
+Where there is a graph, it tells which variables are kernels, in which layout, how deep; a checkpoint without one tells
+names and shapes only.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from cnnfilterdb.errors import WeightFileError
+from cnnfilterdb.ingest.formats import register
+from cnnfilterdb.ingest.formats.damage import undamaged
+from cnnfilterdb.ingest.formats.protobuf import fields, mapped, message
+from cnnfilterdb.ingest.formats.tensorflow.bundle import MAGIC, Bundle, prefix_of
+from cnnfilterdb.ingest.formats.tensorflow.dataflow import Dataflow, layers
+from cnnfilterdb.ingest.formats.tensorflow.graphdef import definition, meta_graphs
+from cnnfilterdb.ingest.formats.variables import is_training_state, layers_from_variables, natural
+from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Tensor, Weights
+
+__all__ = ["TensorflowFormat"]
+
+_WHAT = "model of TensorFlow"
+_SAVED_MODEL = "saved_model.pb"
+_DATA = re.compile(r".\.data-\d{5}-of-\d{5}$")
+# What a frozen graph adds to the name of a variable
+_READ = re.compile(r"(?:/(?:read|resource|ReadVariableOp|Identity))+$")
+_AVERAGE = "/ExponentialMovingAverage"
+# The first node of a GraphDef: a message, in it a name and the name of an operation
+_GRAPH = re.compile(
+    rb"\x0a[\x80-\xff]{0,9}[\x00-\x7f]\x0a(?:[\x01-\x7f]|[\x80-\xff][\x01-\x3f])[\w./>][^\x00-\x1f]{0,500}"
+    rb"\x12[\x01-\x40][A-Za-z_][A-Za-z0-9_>]*(?=[\x1a\x22\x2a])",
+    re.DOTALL,
+)
+
+
+@register
+class TensorflowFormat:
+    """``.pb``, ``.index``, ``.meta`` and ``.data-00000-of-00001`` files."""
+
+    name = "tensorflow"
+
+    def matches(self, path: Path, head: bytes) -> bool:
+        """Whether the file is a part of a SavedModel or checkpoint, or a graph."""
+        return (
+            _is_saved_model(path, head)
+            or (path.suffix == ".meta" and head.startswith(b"\x0a"))
+            or (_DATA.search(path.name) is not None and _index_of(path).is_file())
+            or _ends_as_index(path)
+            or _GRAPH.match(head) is not None
+        )
+
+    def read(self, path: Path) -> Weights:
+        """Read the graph and the places of the variables; the variables when the layers are read.
+
+        Raises:
+            WeightFileError: A file of the model is damaged or missing.
+        """
+        with undamaged(str(path), _WHAT):
+            folder = _saved_model_of(path)
+            if folder is not None:
+                return _saved_model(folder)
+            if path.suffix == ".meta" or _DATA.search(path.name) or _ends_as_index(path):
+                return _checkpoint(path)
+            return _frozen(path)
+
+
+def _is_saved_model(path: Path, head: bytes) -> bool:
+    # schema_version = 1, then the graphs. ONNX may begin so too, but not with a text that is as long as the file
+    if not head.startswith(b"\x08\x01\x12"):
+        return False
+    size = shift = 0
+    for position, byte in enumerate(head[3:13], 4):
+        size |= (byte & 127) << shift
+        shift += 7
+        if byte < 128:
+            return path.name == _SAVED_MODEL or position + size == path.stat().st_size
+    return False
+
+
+def _index_of(path: Path) -> Path:
+    prefix = prefix_of(path)
+    return prefix.with_name(f"{prefix.name}.index")
+
+
+def _ends_as_index(path: Path) -> bool:
+    if not path.is_file() or path.stat().st_size < 48:
+        return False
+    with path.open("rb") as file:
+        file.seek(-8, 2)
+        return file.read(8) == MAGIC
+
+
+def _saved_model_of(path: Path) -> Path | None:
+    """The folder of the SavedModel that a path is a part of."""
+    if path.name == _SAVED_MODEL:
+        return path.parent
+    if path.parent.name == "variables" and prefix_of(path).name == "variables":
+        folder = path.parent.parent
+        return folder if (folder / _SAVED_MODEL).is_file() else None
+    return None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The three kinds
+
+
+def _frozen(path: Path) -> Weights:
+    flow = Dataflow(definition(mapped(path)))
+
+    def weight(number: int) -> Tensor | Skipped:
+        node = flow.node(number)
+        tensor = node.constant() if flow.op(number) == "Const" else None
+        return tensor or Skipped(
+            node.name, "a variable, whose value is not in the graph; freeze it, or give a checkpoint"
+        )
+
+    found, skipped = layers(flow, _guarded(path, weight))
+    constants = {tensor.name: tensor for tensor in flow.constants() if tensor.shape}
+    return Weights("tf-graph", "tensorflow", tuple(found), _parameters(constants.values()), tuple(skipped))
+
+
+def _saved_model(folder: Path) -> Weights:
+    path = folder / _SAVED_MODEL
+    graphs = meta_graphs(mapped(path))
+    if not graphs:
+        raise WeightFileError(f"{path}: holds no graph; expected one that tf.saved_model.save has written")
+    prefix = folder / "variables" / "variables"
+    bundle = Bundle(prefix) if prefix.with_name("variables.index").is_file() else None
+    # One graph for each set of tags; the one to serve comes first where there are several
+    graph = min(graphs, key=lambda parts: b"serve" not in bytes(message(parts[1][-1])) if 1 in parts else True)
+    return _with_graph(path, message(graph[2][-1]), bundle, "tf-saved-model")
+
+
+def _checkpoint(path: Path) -> Weights:
+    if path.suffix not in (".index", ".meta") and not _DATA.search(path.name):
+        raise WeightFileError(
+            f"{path}: a checkpoint of the first version of the format, or one whose name was changed; "
+            "expected a name that ends in .index"
+        )
+    prefix = prefix_of(path)
+    bundle = Bundle(prefix)
+    meta = prefix.with_name(f"{prefix.name}.meta")
+    if meta.is_file():
+        return _with_graph(meta, message(fields(mapped(meta), (2,))[2][-1]), bundle, "tf-checkpoint")
+    found, skipped, count = _by_name(bundle, set(), {})
+    return Weights("tf-checkpoint", "tensorflow", found, count, (*bundle.skipped, *skipped))
+
+
+def _with_graph(path: Path, graph: memoryview, bundle: Bundle | None, format: str) -> Weights:
+    """Layers of a graph, then kernels of the checkpoint that the graph does not use."""
+    flow = Dataflow(definition(graph))
+    restored = flow.restored()
+    tensors = {} if bundle is None else bundle.tensors
+    keys: set[str] = set()
+
+    def weight(number: int) -> Tensor | Skipped:
+        node = flow.node(number)
+        if flow.op(number) == "Const":
+            return node.constant() or Skipped(node.name, "a constant without a value")
+        shared = node.text("shared_name") or node.name
+        names = {} if bundle is None else bundle.names
+        key = restored.get(number) or names.get(shared) or next((n for n in (shared, node.name) if n in tensors), "")
+        if key not in tensors:
+            return Skipped(node.name, "a variable that is not in the checkpoint")
+        keys.add(key)
+        average = f"{key}{_AVERAGE}"
+        return tensors.get(average, tensors[key])
+
+    found, skipped = layers(flow, _guarded(path, weight))
+    if bundle is None:
+        constants = {tensor.name: tensor for tensor in flow.constants() if tensor.shape}
+        return Weights(format, "tensorflow", tuple(found), _parameters(constants.values()), tuple(skipped))
+    seen = {bundle.checksums[key] for key in keys}
+    same = {key for key, sums in bundle.checksums.items() if sums in seen}
+    named = {key: flow.node(number).name for number, key in restored.items()}
+    further, reasons, count = _by_name(bundle, same, named)
+    # What the graph has told already of a variable by its name there
+    told = {entry.name for entry in skipped}
+    skipped += [entry for entry in (*bundle.skipped, *reasons) if entry.name not in told]
+    return Weights(format, "tensorflow", (*found, *further), count, tuple(skipped))
+
+
+def _by_name(
+    bundle: Bundle, taken: set[str], named: Mapping[str, str]
+) -> tuple[tuple[ConvLayer, ...], tuple[Skipped, ...], int]:
+    """Layers of the variables of a checkpoint, but of those in ``taken``, and the number of its parameters.
+
+    Args:
+        bundle: The checkpoint.
+        taken: Keys of variables whose layers are known.
+        named: What the graph calls variables, by key.
+    """
+    known = {key: name for name, key in bundle.names.items()} | dict(named)
+    # Keras 3 exports every variable twice, in two lists, and calls only those of one list by their names
+    lists = ("variables/", "_all_variables/")
+    twice = all(any(key.startswith(part) for key in bundle.tensors) for part in lists)
+    other = lists[not any(key.startswith(lists[1]) for key in named)]
+    variables = []
+    for key, tensor in bundle.tensors.items():
+        path = key.removesuffix("/.ATTRIBUTES/VARIABLE_VALUE")
+        name = known.get(key, path)
+        if (twice and key.startswith(other)) or any(map(is_training_state, (key, name))) or key.endswith(_AVERAGE):
+            continue
+        average = bundle.tensors.get(f"{key}{_AVERAGE}")
+        variables.append((path, key, replace(average or tensor, name=name if "/" in name else path)))
+    variables.sort(key=lambda entry: natural(entry[0]))
+    # Objects of Keras stand in the order of its layers; the names of a graph in that of the alphabet
+    ordered = any(path.startswith("layer_with_weights-") for path, _, _ in variables)
+    found, skipped, count = layers_from_variables([tensor for _, _, tensor in variables], ordered=ordered)
+    if taken:
+        rest = [tensor for _, key, tensor in variables if key not in taken]
+        found, skipped, _ = layers_from_variables(rest, ordered=False)
+    return found, skipped, count
+
+
+def _parameters(constants: Iterable[Tensor]) -> int:
+    _, _, count = layers_from_variables([replace(t, name=_READ.sub("", t.name)) for t in constants], ordered=False)
+    return count
+
+
+def _guarded(path: Path, weight: Callable[[int], Tensor | Skipped]) -> Callable[[int], Tensor | Skipped]:
+    """Tensors whose errors name the file."""
+
+    def find(number: int) -> Tensor | Skipped:
+        tensor = weight(number)
+        if isinstance(tensor, Skipped):
+            return tensor
+        stored = tensor.read
+
+        def read() -> npt.NDArray[np.generic]:
+            with undamaged(str(path), _WHAT):
+                return stored()
+
+        return replace(tensor, read=read)
+
+    return find

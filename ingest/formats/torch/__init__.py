@@ -1,0 +1,1 @@
+"""PyTorch files: checkpoints, whole pickled modules and TorchScript."""

@@ -1,0 +1,474 @@
+"""Weight files of PyTorch, read without PyTorch.
+
+Four layouts, told apart by what is in them:
+
+- a zip archive with ``data.pkl`` and one member per storage (``torch.save`` since PyTorch 1.6; also TorchScript, which
+  adds ``code/`` and ``constants.pkl``);
+- five pickles, then the bytes of the storages (``torch.save`` before, and still on request);
+- a tar archive with ``storages``, ``tensors`` and ``pickle`` (before PyTorch 0.1.10);
+- a plain pickle, of NumPy arrays or of tensors.
+
+The layouts are those that ``torch/serialization.py`` of PyTorch 2.13 reads and writes. Pickles are read by
+:mod:`cnnfilterdb.ingest.formats.pickle`, so that nothing of the file is executed and whole pickled modules need no
+source code. A tensor is its place in the file until it is read: memory holds one tensor at a time.
+"""
+
+from __future__ import annotations
+
+import io
+import tarfile
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cnnfilterdb.errors import WeightFileError
+from cnnfilterdb.ingest.formats import register
+from cnnfilterdb.ingest.formats.blob import Blob
+from cnnfilterdb.ingest.formats.damage import undamaged
+from cnnfilterdb.ingest.formats.pickle import Array, load
+from cnnfilterdb.ingest.formats.torch.script import Journey, follow
+from cnnfilterdb.ingest.formats.torch.script_code import Code
+from cnnfilterdb.ingest.formats.torch.tensors import (
+    CONSTRUCTORS,
+    MAX_DIMENSIONS,
+    Storage,
+    StoredTensor,
+    as_storage,
+    byte_count,
+    rebuilt,
+    storage_type,
+)
+from cnnfilterdb.ingest.network.extract import ConvFacts, conv_depths, conv_facts, weights_from_checkpoint
+from cnnfilterdb.ingest.network.layers import Tensor, Weights
+from cnnfilterdb.ingest.network.objects import Global, Object
+
+__all__ = ["TorchFormat"]
+
+_ZIP = b"PK\x03\x04"
+_PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+# What torch.save writes first, to know its own files by
+_MAGIC = 0x1950A86A20F9469CFC6C
+
+# A compressed member that grows more than this is a bomb, not weights
+_MAX_GROWTH = 200
+# Compressed pickles are read in one piece; those of honest files take some kilobytes per layer
+_MAX_COMPRESSED_PICKLE = 1 << 28
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Containers
+
+
+@dataclass(slots=True)
+class _Checkpoint:
+    """What a file holds.
+
+    Attributes:
+        format: Name of the layout.
+        root: The tree of containers, tensors and modules.
+        code: Code of its classes, where it has it.
+        journey: What following the code told.
+    """
+
+    format: str
+    root: Any
+    code: Code | None = None
+    journey: Journey = field(default_factory=Journey)
+
+    def facts(self, module: Object) -> ConvFacts:
+        """What the stub of a module tells about its convolution."""
+        code, cls = self.code, str(module.cls)
+        if code is None:
+            return conv_facts(module.cls.name, module.attributes.get)
+        return conv_facts(module.cls.name, lambda key: module.attributes.get(key, code.constant(cls, key)))
+
+
+def _open(blob: Blob, name: str, depth: int = 0) -> _Checkpoint:
+    """Read any of the layouts."""
+    if depth > 2:
+        raise WeightFileError(f"{name}: archives in archives; unpack the checkpoint and pass it itself")
+    head = blob.part(0, min(512, blob.size)).read()
+    if head.startswith(_ZIP):
+        return _open_zip(blob, name, depth)
+    if _is_tar(head):
+        return _open_tar(blob, name, depth)
+    return _open_pickle(blob, name, depth)
+
+
+def _is_tar(head: bytes) -> bool:
+    return head[257:262] == b"ustar"
+
+
+class _Archive:
+    """Members of a zip archive, as blobs."""
+
+    def __init__(self, blob: Blob) -> None:
+        self.blob = blob
+        with blob.stream() as stream, zipfile.ZipFile(stream) as archive:
+            self.infos = {info.filename: info for info in archive.infolist() if not info.is_dir()}
+
+    def __contains__(self, member: str) -> bool:
+        return member in self.infos
+
+    def size(self, member: str) -> int:
+        """Number of bytes of a member, after a check that they can be read."""
+        info = self.infos.get(member)
+        if info is None:
+            raise ValueError(f"member {member} is missing")
+        if info.flag_bits & 1:
+            raise ValueError(f"member {member} is encrypted")
+        if info.compress_type == zipfile.ZIP_STORED:
+            if info.header_offset + info.file_size > self.blob.size:
+                raise ValueError(f"member {member} is truncated")
+        elif info.file_size > _MAX_GROWTH * max(info.compress_size, 1):
+            raise ValueError(f"member {member} grows to more than {_MAX_GROWTH} times its size: refused as a bomb")
+        return info.file_size
+
+    def member(self, member: str) -> Blob:
+        """The bytes of a member; a compressed one is read into memory."""
+        size, info = self.size(member), self.infos[member]
+        if info.compress_type != zipfile.ZIP_STORED:
+            with self.blob.stream() as stream, zipfile.ZipFile(stream) as archive, archive.open(info) as file:
+                data = file.read(size + 1)
+            if len(data) != size:
+                raise ValueError(f"member {member} has not the size that it announces")
+            return Blob.of(data)
+        header = self.blob.part(info.header_offset, 30).read()
+        if not header.startswith(_ZIP):
+            raise ValueError(f"member {member} has no header")
+        # Name and padding stand between the header and the bytes
+        start = (
+            info.header_offset + 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+        )
+        return self.blob.part(start, size)
+
+    def pickle(self, member: str) -> Blob:
+        """The bytes of a pickle, which are read at once."""
+        if self.size(member) > _MAX_COMPRESSED_PICKLE and self.infos[member].compress_type != zipfile.ZIP_STORED:
+            raise ValueError(f"member {member} is compressed and larger than {_MAX_COMPRESSED_PICKLE:,} bytes")
+        return self.member(member)
+
+
+def _open_zip(blob: Blob, name: str, depth: int) -> _Checkpoint:
+    archive = _Archive(blob)
+    roots = [member.removesuffix("data.pkl") for member in archive.infos if f"/{member}".endswith("/data.pkl")]
+    if not roots:
+        return _open_single(archive, name, depth)
+    root = min(roots, key=len)
+    byteorder = "little"
+    if f"{root}byteorder" in archive:
+        byteorder = archive.member(f"{root}byteorder").read().decode("ascii")
+        if byteorder not in ("little", "big"):
+            raise ValueError(f"an unknown byte order, {byteorder[:20]}")
+    content = _load_zip_pickle(archive, name, root, "data.pkl", "data", byteorder)
+    if f"{root}constants.pkl" not in archive:
+        return _Checkpoint("torch-zip", content)
+    constants = _load_zip_pickle(archive, name, root, "constants.pkl", "constants", byteorder)
+    return _script(archive, root, content, constants)
+
+
+def _script(archive: _Archive, root: str, content: Any, constants: Any) -> _Checkpoint:
+    """Follow the code of a TorchScript archive, and name the weights that only the code tells apart."""
+    sources = {}
+    for member in archive.infos:
+        path = member.removeprefix(f"{root}code/")
+        if path != member and path.endswith(".py"):
+            sources[path.removesuffix(".py").replace("/", ".")] = archive.pickle(member).read().decode()
+    try:
+        code = Code(sources)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return _Checkpoint("torchscript", content)  # the weights are there all the same
+    if not isinstance(content, Object) or not isinstance(constants, list | tuple):
+        return _Checkpoint("torchscript", content, code)
+    stored = _mark(content, code)
+    journey = follow(code, content, constants, lambda value: isinstance(value, StoredTensor) and len(value.shape) == 4)
+    numbers = {id(value): number for number, value in enumerate(constants)}
+    for use in journey.uses:
+        if use.weight.identity in stored:
+            continue
+        stored.add(use.weight.identity)
+        if id(use.weight) in numbers:  # of a frozen network
+            frozen = content.attributes.setdefault("CONSTANTS", {})
+            layer = Object(Global("__torch__", "Constant"), attributes={"weight": use.weight})
+            frozen[f"c{numbers[id(use.weight)]}"] = layer
+        else:  # of a layer that packs its weight, such as a quantised one
+            use.owner.state = None
+            use.owner.attributes.setdefault("weight", use.weight)
+    return _Checkpoint("torchscript", content, code, journey)
+
+
+def _mark(root: Object, code: Code) -> set[Any]:
+    """Mark parameters and buffers as what the classes say that they are; identities of all tensors."""
+    found: set[Any] = set()
+    seen: set[int] = set()
+    stack = [root]
+    while stack:
+        module = stack.pop()
+        if id(module) in seen:
+            continue
+        seen.add(id(module))
+        parameters, buffers = code.parameters(str(module.cls)), code.buffers(str(module.cls))
+        for key, value in module.attributes.items():
+            if isinstance(value, StoredTensor):
+                found.add(value.identity)
+                value.parameter = True if key in parameters else False if key in buffers else None
+            elif isinstance(value, Object):
+                stack.append(value)
+    return found
+
+
+def _load_zip_pickle(archive: _Archive, name: str, root: str, pickle: str, folder: str, byteorder: str) -> Any:
+    storages: dict[Any, Storage] = {}
+
+    def persistent(identifier: Any) -> Any:
+        kind, cls, key, _location, count = identifier
+        if kind != "storage" or not isinstance(key, str):
+            raise ValueError("an unknown persistent id")
+        dtype = storage_type(cls)
+        if (key, dtype) not in storages:
+            member = f"{root}{folder}/{key}"
+            size = byte_count(count, dtype)
+            if archive.size(member) < size:
+                raise ValueError(f"member {member} is shorter than the {size:,} bytes that are expected")
+            storages[key, dtype] = Storage(member, dtype, size, partial(archive.member, member), byteorder)
+        return storages[key, dtype]
+
+    with archive.pickle(root + pickle).stream() as stream:
+        return load(stream, name, _constructors(name), persistent)
+
+
+def _is_clutter(member: str) -> bool:
+    """Whether a member is what macOS adds to archives."""
+    return member.startswith("__MACOSX/") or member.rpartition("/")[2].startswith("._")
+
+
+def _open_single(archive: _Archive, name: str, depth: int) -> _Checkpoint:
+    members = [member for member in archive.infos if not _is_clutter(member)]
+    if any(f"/{member}".endswith("/model.json") for member in members):
+        raise WeightFileError(
+            f"{name}: TorchScript of PyTorch before 1.4; load it and save it again with a newer PyTorch"
+        )
+    if len(members) != 1:
+        raise WeightFileError(
+            f"{name}: a zip archive of {len(members)} members without data.pkl, not a PyTorch file; "
+            "unpack it and pass the weight file in it"
+        )
+    return _open(archive.member(members[0]), name, depth + 1)
+
+
+def _constructors(name: str, depth: int = 0) -> Mapping[tuple[str, str], Callable[..., Any]]:
+    def load_from_bytes(data: Any) -> Any:
+        # How tensors are written by pickle itself: each storage a file of its own
+        if not isinstance(data, bytes | bytearray):
+            raise ValueError("a storage without bytes")
+        storage = _open(Blob.of(bytes(data)), name, depth + 1).root
+        return as_storage(storage)
+
+    return {**CONSTRUCTORS, ("torch.storage", "_load_from_bytes"): load_from_bytes}
+
+
+def _open_pickle(blob: Blob, name: str, depth: int) -> _Checkpoint:
+    with blob.stream() as stream:
+        content = load(stream, name, _constructors(name, depth))
+        if content != _MAGIC:
+            return _Checkpoint("pickle", content)
+        if (version := load(stream, name)) != 1001:
+            raise ValueError(f"version {version} of the format")
+        load(stream, name)  # byte order and sizes of the machine; storages are little-endian all the same
+
+        storages: dict[Any, Storage] = {}
+        views: dict[Any, Storage] = {}  # of a part of a storage, or of it as another type
+
+        def persistent(identifier: Any) -> Any:
+            if identifier[0] == "module":
+                return identifier[1]
+            kind, cls, key, _location, count, view = identifier
+            if kind != "storage" or not isinstance(key, str):
+                raise ValueError("an unknown persistent id")
+            dtype = storage_type(cls)
+            storage = storages.setdefault(key, Storage(key, dtype, byte_count(count, dtype)))
+            if view is None and storage.dtype == dtype:
+                return storage
+            start, size = (0, storage.size) if view is None else (byte_count(number, dtype) for number in view[1:])
+            if start + size > storage.size:
+                raise ValueError("a view beyond its storage")
+            return views.setdefault((key, dtype, start, size), Storage(key, dtype, size, start=start))
+
+        root = load(stream, name, _constructors(name, depth), persistent)
+        keys = load(stream, name)
+        place = stream.tell()
+    if not isinstance(keys, list):
+        raise ValueError("no list of storages")
+    found: dict[Any, Callable[[], Blob]] = {}
+    for key in keys:
+        storage = storages[key]
+        count = int.from_bytes(blob.part(place, 8).read(), "little")
+        if byte_count(count, storage.dtype) != storage.size:
+            raise ValueError(f"storage {key} has {count} elements where {storage.size} bytes are expected")
+        blob.part(place + 8, storage.size)  # is there
+        found[key] = partial(blob.part, place + 8, storage.size)
+        place += 8 + storage.size
+    for storage in (*storages.values(), *views.values()):
+        if storage.key not in found:
+            raise ValueError(f"storage {storage.key} is missing")
+        storage.blob = found[storage.key]
+    return _Checkpoint("torch-legacy", root)
+
+
+def _open_tar(blob: Blob, name: str, depth: int) -> _Checkpoint:
+    with blob.stream() as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
+        members = {
+            member.name.removeprefix("./"): blob.part(member.offset_data, member.size)
+            for member in archive
+            if member.isreg() and not member.issparse() and not _is_clutter(member.name)
+        }
+    if not {"storages", "tensors", "pickle"} <= set(members):
+        if len(members) != 1:
+            raise WeightFileError(
+                f"{name}: a tar archive of {len(members)} files, not a PyTorch file; unpack it and pass the weight file"
+            )
+        return _open(next(iter(members.values())), name, depth + 1)
+
+    known: dict[Any, Any] = {}
+
+    def resolve(identifier: Any) -> Any:
+        if isinstance(identifier, tuple):
+            return identifier[0]
+        return known[int(identifier)]
+
+    with members["storages"].stream() as stream:
+        for _ in range(_count(load(stream, name))):
+            key, _location, cls = load(stream, name)
+            dtype = storage_type(cls)
+            size = byte_count(int.from_bytes(stream.read(8), "little"), dtype)
+            members["storages"].part(stream.tell(), size)  # is there
+            known[key] = Storage(key, dtype, size, partial(members["storages"].part, stream.tell(), size))
+            stream.seek(size, io.SEEK_CUR)
+        for target, source, start, size in load(stream, name):
+            root = as_storage(known[source])
+            start, size = byte_count(start, root.dtype), byte_count(size, root.dtype)
+            if start + size > root.size:
+                raise ValueError("a view beyond its storage")
+            known[target] = replace(root, start=root.start + start, size=size)
+    with members["tensors"].stream() as stream:
+        for _ in range(_count(load(stream, name))):
+            key, source, _cls = load(stream, name)
+            dimensions = int.from_bytes(stream.read(8)[:4], "little")
+            if dimensions > MAX_DIMENSIONS:
+                raise ValueError("a tensor of an impossible shape")
+            numbers = [int.from_bytes(stream.read(8), "little") for _ in range(2 * dimensions + 1)]
+            known[key] = rebuilt(known[source], numbers[-1], numbers[:dimensions], numbers[dimensions:-1])
+    with members["pickle"].stream() as stream:
+        return _Checkpoint("torch-legacy", load(stream, name, _constructors(name), resolve))
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int:
+        raise ValueError("no number of tensors")
+    return value
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The format
+
+
+@register
+class TorchFormat:
+    """Files of torch.save and torch.jit.save, and plain pickles of arrays."""
+
+    name = "torch"
+
+    def matches(self, path: Path, head: bytes) -> bool:
+        """Zip, tar, or a pickle of protocol 2 or later."""
+        return head.startswith((_ZIP, *_PICKLES)) or _is_tar(head)
+
+    def read(self, path: Path) -> Weights:
+        """Read the file; the tensors when the layers are read.
+
+        Raises:
+            WeightFileError: The file is damaged, or no PyTorch file.
+            UnsafeFileError: The file asks for code to be executed.
+        """
+        name = str(path)
+        with undamaged(name, "PyTorch file"):
+            checkpoint = _open(Blob(lambda: path.open("rb"), 0, path.stat().st_size), name)
+            stored: dict[str, Any] = {}
+            used = {use.weight.identity: use.facts for use in checkpoint.journey.uses}
+
+            def tensor(key: str, value: Any, parameter: bool | None) -> Tensor:
+                stored[key] = value
+                return _named(name, key, value, parameter)
+
+            def facts(module: Object) -> ConvFacts:
+                known = checkpoint.facts(module)
+                called = (used.get(_identity(value)) for value in module.attributes.values() if _is_tensor(value))
+                return next((replace(found, weight_norm=known.weight_norm) for found in called if found), known)
+
+            try:
+                weights = weights_from_checkpoint(
+                    checkpoint.root,
+                    format=checkpoint.format,
+                    framework="pytorch",
+                    is_tensor=_is_tensor,
+                    tensor=tensor,
+                    identity=_identity,
+                    facts=facts,
+                )
+            except WeightFileError as error:
+                raise WeightFileError(f"{name}: {error}") from error
+            if not any(isinstance(value, StoredTensor) for value in stored.values()):
+                weights = replace(weights, framework=None)  # arrays of NumPy, whoever wrote them
+            return _placed(weights, stored, checkpoint.journey)
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, StoredTensor) or (isinstance(value, Array) and isinstance(value.data, bytes))
+
+
+def _identity(value: Any) -> Any:
+    return value.identity if isinstance(value, StoredTensor) else id(value)
+
+
+def _placed(weights: Weights, stored: Mapping[str, Any], journey: Journey) -> Weights:
+    """Layers in the order and at the depths at which the code uses them, if that is known; those not used last."""
+    if not journey.complete:
+        return weights
+    rank: dict[Any, int] = {}
+    depths: dict[Any, int] = {}
+    for use in journey.uses:
+        key = use.weight.identity
+        rank.setdefault(key, len(rank))
+        depths[key] = min(use.depth, depths.get(key, use.depth))
+    names = {layer.name for layer in weights.layers}
+    keys = {}
+    for name, value in stored.items():
+        if len(value.shape) == 4:
+            owner = name.rpartition(".")[0].removesuffix(".parametrizations.weight")
+            keys[name if name in names else owner] = _identity(value)
+    layers = sorted(weights.layers, key=lambda layer: rank.get(keys.get(layer.name), len(rank)))
+    places = conv_depths([depths.get(keys.get(layer.name)) for layer in layers])
+    return replace(
+        weights,
+        layers=tuple(
+            replace(layer, conv_depth=depth, conv_depth_norm=norm, depth_source="graph", dead=False)
+            if depth is not None
+            else layer
+            for layer, (depth, norm) in zip(layers, places, strict=True)
+        ),
+    )
+
+
+def _named(file: str, name: str, value: Any, parameter: bool | None) -> Tensor:
+    def read() -> npt.NDArray[np.generic]:
+        with undamaged(f"{file}: {name}", "PyTorch file"):
+            array: npt.NDArray[np.generic] = value.read()
+            return array.astype(np.float32) if array.dtype.kind == "f" else array
+
+    dtype = value.dtype if isinstance(value, StoredTensor) else value.dtype.name
+    return Tensor(name, value.shape, dtype, read, parameter)

@@ -1,0 +1,1 @@
+"""From tensors to convolution layers: kind, order, depth, composed weights and folded normalisation."""

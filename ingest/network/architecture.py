@@ -1,0 +1,159 @@
+"""What an architecture tells of the layers of a file: kind, order, depth, and what is shared or never executed.
+
+A file of tensors tells names and shapes. Where a library can build the network, without weights, on PyTorch's ``meta``
+device, a run on shapes (:mod:`cnnfilterdb.ingest.network.execution`) gives the rest, and :func:`described` adds it to
+the layers of the file. Weights come from the file alone.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cnnfilterdb.ingest.network.extract import turned, weights_from_module
+from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Weights
+
+__all__ = ["Architecture", "architecture", "described"]
+
+_log = logging.getLogger(__name__)
+
+#: Gives a matrix of a file by the name of its tensor; None where the file has none of that name.
+Matrix = Callable[[str], "npt.NDArray[np.float32] | None"]
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """The layers of a network without their weights.
+
+    Attributes:
+        layers: In order of execution, with all but weights.
+        shared: Layers that use the weight of another one: name -> the other's name.
+        mixtures: Layers of the experts of CondConv: name -> (name of the matrix, row).
+    """
+
+    layers: tuple[ConvLayer, ...]
+    shared: Mapping[str, str]
+    mixtures: Mapping[str, tuple[str, int]]
+
+
+def architecture(module: Any, example: Any = None) -> Architecture:
+    """Learn the architecture of a module, which may be on the ``meta`` device.
+
+    Args:
+        module: A ``torch.nn.Module``.
+        example: An input, of which only the shape is used.
+    """
+    from cnnfilterdb.ingest.network.execution import named_tensors, unwrapped
+
+    layers = weights_from_module(module, example, shapes=True).layers
+    _, shared = named_tensors(unwrapped(module), shapes=True)
+    mixtures = {}
+    for layer in layers:
+        owner, experts, number = layer.name.rpartition(".experts.")
+        if experts and hasattr(module.get_submodule(owner), "weight_shape"):
+            mixtures[layer.name] = f"{owner}.weight", int(number)
+    ends = ".weight"
+    return Architecture(layers, {one.removesuffix(ends): other.removesuffix(ends) for one, other in shared}, mixtures)
+
+
+def described(weights: Weights, known: Architecture, matrix: Matrix | None = None) -> Weights:
+    """Give the layers of a file what their architecture tells.
+
+    Layers are found by their names, which may all have the same prefix in the file. What the architecture has and the
+    file has not is told in a warning; depths are then left out, as they would be those of another network. What only
+    the file has (another tower, say) comes last, as the file tells it.
+
+    Args:
+        weights: The layers of a file.
+        known: The network that the file is of.
+        matrix: Gives a matrix of the file, for the experts of CondConv.
+
+    >>> read = lambda: np.zeros((8, 3, 3, 3), np.float32)
+    >>> file = Weights("safetensors", None, (ConvLayer("net.a", (8, 3, 3, 3), read),))
+    >>> told = Architecture((ConvLayer("a", (8, 3, 3, 3), read, stride=(2, 2), conv_depth=0),), {}, {})
+    >>> [(layer.name, layer.stride, layer.conv_depth) for layer in described(file, told).layers]
+    [('net.a', (2, 2), 0)]
+    """
+    there = {layer.name: layer for layer in weights.layers}
+    prefix = _prefix(there, known)
+    aliases: dict[str, list[str]] = {}
+    for alias, original in known.shared.items():
+        aliases.setdefault(original, []).append(alias)
+    layers: list[ConvLayer] = []
+    skipped = list(weights.skipped)
+    taken: set[str] = set()
+    missing: list[str] = []
+    for told in known.layers:
+        names = [prefix + name for name in (told.name, *aliases.get(told.name, ()))]
+        present = [name for name in names if name in there]
+        layer = _expert(told, known, prefix, matrix) if told.name in known.mixtures else None
+        if layer is None and present:
+            layer = _told(there[present[0]], told)
+            if layer is not None:
+                # Some formats keep a shared weight once, some under each of its names
+                skipped += [Skipped(name, f"shares the weight of {present[0]}") for name in present[1:]]
+                taken.update(present)
+        if layer is None:
+            missing.append(told.name)
+        else:
+            layers.append(layer)
+    if missing:
+        _log.warning(
+            "%d of the %d layers of the architecture are not in the file, first %s; the layers get no depths",
+            *(len(missing), len(known.layers), missing[0]),
+        )
+        layers = [replace(layer, conv_depth=None, conv_depth_norm=None, depth_source=None) for layer in layers]
+    layers += [layer for layer in weights.layers if layer.name not in taken]
+    return replace(weights, layers=tuple(layers), skipped=tuple(skipped))
+
+
+def _prefix(there: Mapping[str, ConvLayer], known: Architecture) -> str:
+    """What stands before all names of the network in the file."""
+    names = {layer.name for layer in known.layers}
+    candidates = {""}
+    for layer in known.layers[:1]:
+        candidates |= {name.removesuffix(layer.name) for name in there if name.endswith(f".{layer.name}")}
+    return max(sorted(candidates), key=lambda prefix: sum(prefix + name in there for name in names))
+
+
+def _told(layer: ConvLayer, told: ConvLayer) -> ConvLayer | None:
+    """A layer with the facts of another; None where it cannot be the same."""
+    shape, read = layer.shape, layer.read
+    if (layer.kind == "transposed") != (told.kind == "transposed"):
+        # The file was taken the other way round, as shapes need not tell a transposed layer; turning is its own inverse
+        groups = (told if told.kind == "transposed" else layer).groups or 1
+        if shape[0] % groups:
+            return None
+        shape, read = (shape[1] * groups, shape[0] // groups, *shape[2:]), turned(read, groups)
+    if shape != told.shape:
+        return None
+    return replace(
+        told,
+        name=layer.name,
+        read=read,
+        dtype=layer.dtype,
+        bn_folded=layer.bn_folded,
+        batch_norm=layer.batch_norm,
+        # The file knows of weights that had to be composed, the network of those that are standardised
+        weight_norm=told.weight_norm or layer.weight_norm,
+    )
+
+
+def _expert(told: ConvLayer, known: Architecture, prefix: str, matrix: Matrix | None) -> ConvLayer | None:
+    name, row = known.mixtures[told.name]
+    found = None if matrix is None else matrix(prefix + name)
+    size = int(np.prod(told.shape))
+    if found is None or found.ndim != 2 or found.shape[1] != size or row >= len(found):
+        return None
+
+    def read() -> npt.NDArray[np.float32]:
+        rows = None if matrix is None else matrix(prefix + name)
+        assert rows is not None
+        return np.ascontiguousarray(rows[row].reshape(told.shape), np.float32)
+
+    return replace(told, name=prefix + told.name, read=read)

@@ -1,0 +1,357 @@
+"""Which of the things in a checkpoint are the weights of the network.
+
+People save a state dict, a module, or a dictionary that holds one of them beside an optimiser, an epoch and a moving
+average, under a name of their choice. :func:`networks` finds the tensors of the network or networks in it. It works on
+plain containers and on the :class:`~cnnfilterdb.ingest.formats.pickle.Object` trees of pickled modules.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from cnnfilterdb.errors import WeightFileError
+from cnnfilterdb.ingest.network.layers import Skipped
+from cnnfilterdb.ingest.network.objects import Object
+
+__all__ = ["Entry", "Network", "networks"]
+
+# A hostile file may nest containers without end, or share one among so many that walking every path would not end.
+_MAX_DEPTH = 100
+_MAX_PARTS = 1_000
+_MAX_MODULES = 200_000
+# A log of the training may be long: what has more containers is taken for one. A file has a few of them at most.
+_MAX_SEARCH = 200_000
+_MAX_SEARCHES = 2_000_000
+
+# Keys under which a checkpoint holds its one network, by preference.
+_MAIN = (
+    "state_dict",
+    "model_state_dict",
+    "model_state",
+    "model",
+    "net",
+    "network",
+    "net_state_dict",
+    "params",
+    "weights",
+    "module",
+)
+# State of the training, which may hold tensors of the shape of the weights.
+_TRAINING = re.compile(
+    r"optim|sched|scaler|callback|criterion|hyper_?param|hparams|history|(?:^|_)opt(?:_|$)|^(?:loss(?:es)?|amp)$"
+)
+# Parts of a network that only tell how good it is, such as a VGG whose features are compared.
+_LOSS = re.compile(r"(?:(?:perceptual_|lpips_)?loss(?:es)?|lpips|criterion)(?:_f(?:n|unc))?")
+# Names that wrappers put before those of the network: DataParallel, Lightning, ...
+_LEADING = ("module", "model", "net", "network", "backbone", "state_dict")
+# What torch.compile puts before them, or between them where it compiled a part.
+_COMPILED = "_orig_mod"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A tensor of a network.
+
+    Attributes:
+        name: Its name in the network.
+        value: The tensor, as the file's reader represents it.
+        parameter: True for a parameter, False for a buffer, None where the file does not tell.
+    """
+
+    name: str
+    value: Any
+    parameter: bool | None = None
+
+
+@dataclass(slots=True)
+class Network:
+    """The tensors of one network, in the order of the file.
+
+    Attributes:
+        entries: Its tensors.
+        modules: Its modules by name, where the file holds modules.
+    """
+
+    entries: list[Entry] = field(default_factory=list)
+    modules: dict[str, Object] = field(default_factory=dict)
+
+
+def networks(root: Any, is_tensor: Callable[[Any], bool]) -> tuple[list[Network], list[Skipped]]:
+    """Find the networks of a checkpoint.
+
+    Of a network and its moving average (``state_dict`` and ``state_dict_ema``, ``g`` and ``g_ema``, ...) the average
+    is taken, as it is the one that is used, unless its tensors have lost their names. Several networks side by side
+    (``netG`` and ``netD``) are all taken, with their names as prefix. Names of wrappers (``module.``, ``_orig_mod.``, a
+    ``model.`` before every name) are removed. What only serves the training is left out.
+
+    Args:
+        root: What the file holds.
+        is_tensor: Tells a tensor, which must have a ``shape``, from a container.
+
+    Returns:
+        The networks, and the parts with convolution-like tensors that were left out.
+
+    Raises:
+        WeightFileError: The containers are nested too deeply.
+
+    >>> import numpy as np
+    >>> weight = np.zeros((8, 3, 3, 3))
+    >>> checkpoint = {"epoch": 9, "state_dict": {"module.conv.weight": weight}, "optimizer": {"state": [weight]}}
+    >>> found, left_out = networks(checkpoint, lambda value: isinstance(value, np.ndarray))
+    >>> [entry.name for network in found for entry in network.entries], left_out
+    (['conv.weight'], [])
+    """
+    finder = _Finder(is_tensor)
+    return finder.find(root, ""), finder.skipped
+
+
+class _Finder:
+    def __init__(self, is_tensor: Callable[[Any], bool]) -> None:
+        self.is_tensor = is_tensor
+        self.skipped: list[Skipped] = []
+        self.parts = 0
+        self.modules = 0
+        self.searched = 0
+        self.styles: dict[int, tuple[Any, str | None]] = {}  # by id; the object is kept, or its id would be used again
+
+    def find(self, value: Any, prefix: str, depth: int = 0) -> list[Network]:
+        """Go down through what wraps networks, to the networks."""
+        if self.is_tensor(value):
+            return []
+        self.parts += 1
+        if depth > _MAX_DEPTH or self.parts > _MAX_PARTS:
+            raise WeightFileError("the checkpoint is nested too deeply; save the state dict alone")
+        children = list(self.children(value))
+        parts = {
+            key: child
+            for key, child in children
+            if _is_container(child) and not _is_training(key, child) and self.style(child)
+        }
+        # A sample image, say, may lie beside the state dict
+        wrapped = any(key in _MAIN or _without_ema(key) is not None for key in parts)
+        if _is_module(value) or (not wrapped and any(self.is_kernel(child) for _, child in children)):
+            return [self.network(value, prefix)]
+        chosen = self.choose(parts, prefix)
+        if not wrapped and any(self.style(parts[key]) == "nested" for key in chosen):
+            return [self.network(value, prefix, without=parts.keys() - set(chosen))]
+        if len(chosen) == 1:
+            return self.find(parts[chosen[0]], prefix, depth + 1)
+        return [network for key in chosen for network in self.find(parts[key], f"{prefix}{key}.", depth + 1)]
+
+    def choose(self, parts: Mapping[str, Any], prefix: str) -> list[str]:
+        """Which of several parts to take; the others are recorded with the reason."""
+        chosen = list(parts)
+        for average in [key for key in parts if _without_ema(key) is not None]:
+            for key, reason in self.superseded(average, chosen, lambda key: self.entries(parts[key])):
+                chosen.remove(key)
+                self.skip(prefix + key, reason)
+        # An average of the main network stands for it
+        main = [key for key in chosen if _without_ema(key) in ("", *_MAIN)] or [key for key in _MAIN if key in chosen]
+        for key in chosen if main else []:
+            if key != main[0]:
+                self.skip(prefix + key, f"another part of the checkpoint; {main[0]} was taken")
+        return main[:1] or chosen
+
+    def superseded(
+        self, average: str, keys: Iterable[str], entries: Callable[[str], list[Entry]]
+    ) -> Iterator[tuple[str, str]]:
+        """What a moving average makes needless, with the reason: its network, or itself where it has lost the names."""
+        twins = _twins(average, keys)
+        if not twins:
+            return
+        endings = {ending for entry in entries(average) for ending in _endings(entry.name)}
+        same = [key for key in twins if all(e.name in endings for e in entries(key) if self.is_kernel(e.value))]
+        for key in same:
+            yield key, f"its moving average, {average}, was taken instead"
+        if not same:
+            yield average, f"a moving average whose tensors do not have the names of {twins[0]}"
+
+    def skip(self, name: str, reason: str) -> None:
+        self.skipped.append(Skipped(name, reason))
+
+    def network(self, value: Any, prefix: str, without: Collection[str] = ()) -> Network:
+        """The tensors of a container, but for what serves the training only."""
+        network = Network()
+        self.collect(value, "", network, 0, without)
+        network = _renamed(network)
+        tops = dict.fromkeys(entry.name.partition(".")[0] for entry in network.entries if self.is_kernel(entry.value))
+        losses = [top for top in tops if _LOSS.fullmatch(top.lower())]
+        left_out = [(top, "it serves the training only") for top in losses if len(losses) < len(tops)]
+        for average in [top for top in tops if _without_ema(top) is not None]:
+            # With names of its own it may be something else, such as a kind of attention
+            own = any("." in entry.name for entry in _below(network, average))
+            superseded = self.superseded(average, tops, partial(_below, network))
+            left_out += [(key, reason) for key, reason in superseded if key != average or not own]
+        for top, reason in left_out:
+            self.skip(prefix + top, reason)
+            network.entries = [entry for entry in network.entries if not f"{entry.name}.".startswith(f"{top}.")]
+        network = _renamed(network)
+        return Network(
+            [Entry(prefix + entry.name, entry.value, entry.parameter) for entry in network.entries],
+            {(prefix + name).removesuffix("."): module for name, module in network.modules.items()},
+        )
+
+    def entries(self, value: Any) -> list[Entry]:
+        network = Network()
+        self.collect(value, "", network, 0)
+        return _renamed(network).entries
+
+    def collect(self, value: Any, prefix: str, network: Network, depth: int, without: Collection[str] = ()) -> None:
+        """Take every tensor below, named as a state dict names it."""
+        self.modules += 1
+        if depth > _MAX_DEPTH or self.modules > _MAX_MODULES:
+            raise WeightFileError("the network is nested too deeply; save the state dict alone")
+        buffers: Collection[Any] = ()
+        if isinstance(value, Object):
+            network.modules.setdefault(prefix.removesuffix("."), value)
+            if _is_torch_module(value) and isinstance(value.attributes.get("_buffers"), dict):
+                buffers = value.attributes["_buffers"]
+        for key, child in self.children(value):
+            if self.is_tensor(child):
+                parameter = getattr(child, "parameter", None)
+                if _is_torch_module(value):
+                    parameter = key not in buffers
+                network.entries.append(Entry(f"{prefix}{key}", child, parameter))
+            elif _is_container(child) and key not in without and (_is_module(value) or not _is_training(key, child)):
+                self.collect(child, f"{prefix}{key}.", network, depth + 1)
+
+    def style(self, value: Any) -> str | None:
+        """How the kernels below are held, those of 3 to 5 dimensions; None where there is none.
+
+        ``module``, ``flat`` (a state dict: names with dots) or ``nested`` (a container for each layer).
+        """
+        if id(value) in self.styles:
+            return self.styles[id(value)][1]
+        # Level by level, and each container once: hostile files nest deeply and share parts
+        seen: dict[int, tuple[Any, Any]] = {}  # containers with the one that they lie in
+        queue = deque([(value, None)])
+        style = None
+        while queue and style is None and len(seen) < _MAX_SEARCH:
+            node, above = queue.popleft()
+            if id(node) in seen or self.is_tensor(node):
+                continue
+            seen[id(node)] = node, above
+            self.searched += 1
+            if self.searched > _MAX_SEARCHES:
+                raise WeightFileError("the checkpoint has too many parts; save the state dict alone")
+            for key, child in self.children(node):
+                if self.is_kernel(child):
+                    style = "module" if _is_module(node) else "flat" if "." in key else "nested"
+                    break
+                if _is_container(child) and not _is_training(key, child):
+                    queue.append((child, node))
+        self.styles[id(value)] = value, style
+        # What holds for the container holds for those between it and the kernel, or for all where there is none
+        if style is None:
+            self.styles |= {key: (part, None) for key, (part, _) in seen.items()} if not queue else {}
+        else:
+            while node is not value:
+                self.styles[id(node)] = node, style
+                node = seen[id(node)][1]
+        return style
+
+    def is_kernel(self, value: Any) -> bool:
+        return self.is_tensor(value) and 3 <= len(value.shape) <= 5
+
+    def children(self, value: Any) -> Iterator[tuple[str, Any]]:
+        """Content of a container by name; of a module, what its state dict holds."""
+        parts: Iterable[tuple[Any, Any]] = ()
+        if isinstance(value, Object):
+            if _is_torch_module(value):
+                groups = [value.attributes.get(name) for name in ("_parameters", "_buffers", "_modules")]
+                parts = [item for group in groups if isinstance(group, dict) for item in group.items()]
+            else:
+                state = {"state": value.state} if _is_container(value.state) else {}
+                parts = [*value.attributes.items(), *value.items.items(), *enumerate(value.elements), *state.items()]
+        elif isinstance(value, Mapping):
+            parts = value.items()
+        elif isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray):
+            parts = enumerate(value)
+        for key, child in parts:
+            if isinstance(key, str | int):
+                yield str(key), child
+
+
+def _is_torch_module(value: Any) -> bool:
+    return isinstance(value, Object) and isinstance(value.attributes.get("_modules"), dict)
+
+
+def _is_module(value: Any) -> bool:
+    return isinstance(value, Object) and (value.cls.module.startswith("__torch__") or _is_torch_module(value))
+
+
+def _is_container(value: Any) -> bool:
+    return isinstance(value, Object | Mapping | list | tuple)
+
+
+def _is_training(key: str, value: Any) -> bool:
+    content = value.items if isinstance(value, Object) else value
+    return _TRAINING.search(key.lower()) is not None or (
+        isinstance(content, Mapping) and "state" in content and "param_groups" in content
+    )
+
+
+def _without_ema(key: str) -> str | None:
+    """The key of the network that a moving average belongs to; None for what is no average.
+
+    >>> _without_ema("state_dict_ema"), _without_ema("ema"), _without_ema("schema")
+    ('state_dict', '', None)
+    """
+    words = re.split(r"[_\-.]", key.lower())
+    return "_".join(word for word in words if word != "ema") if "ema" in words else None
+
+
+def _twins(average: str, keys: Iterable[str]) -> list[str]:
+    """The networks that a moving average may belong to.
+
+    >>> _twins("g_ema", ["g", "d", "g_ema"]), _twins("ema", ["ema", "model"])
+    (['g'], ['model'])
+    """
+    plain = _without_ema(average)
+    twins = _MAIN if plain in ("", *_MAIN) else (plain,)
+    # ema-pytorch calls the network itself the online model
+    return [key for key in keys if key.lower().removeprefix("online_") in twins]
+
+
+def _endings(name: str) -> Iterator[str]:
+    yield name
+    while "." in name:
+        name = name.partition(".")[2]
+        yield name
+
+
+def _below(network: Network, top: str) -> list[Entry]:
+    """The entries under a name, named as below it."""
+    return [
+        Entry(entry.name.removeprefix(f"{top}."), entry.value, entry.parameter)
+        for entry in network.entries
+        if entry.name.startswith(f"{top}.")
+    ]
+
+
+def _renamed(network: Network) -> Network:
+    """Remove the names of wrappers, unless two tensors would then have one name."""
+    paths = [_path(entry.name) for entry in network.entries]
+    leading = 0
+    # One name of a layer must be left, for one tensor at least
+    while all(len(path) > leading + 1 for path in paths) and any(len(path) > leading + 2 for path in paths):
+        first, *others = {path[leading] for path in paths}
+        if others or (first not in _LEADING and _without_ema(first) not in ("", *_LEADING)):
+            break
+        leading += 1
+    names = [".".join(path[leading:]) for path in paths]
+    if len(set(names)) != len(names) or not all(names):
+        return network
+    return Network(
+        [Entry(name, entry.value, entry.parameter) for name, entry in zip(names, network.entries, strict=True)],
+        {".".join(_path(name)[leading:]): module for name, module in network.modules.items()},
+    )
+
+
+def _path(name: str) -> list[str]:
+    return [part for part in name.split(".") if part != _COMPILED]

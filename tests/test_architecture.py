@@ -1,0 +1,154 @@
+"""Imports run in one direction: the table below is the picture of the architecture."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+#: What each room may import besides itself; a room is a folder, or a module that stands alone. Anything else is
+#: refused: adding an arrow is a decision.
+GROUND = {"errors", "schema", "paths", "reports", "version", "workers"}
+CORE = GROUND | {"scan", "sql", "stats"}
+ALLOWED: dict[str, set[str]] = {
+    "errors": set(),
+    "version": set(),
+    "workers": set(),
+    "paths": {"errors"},
+    "reports": {"errors"},
+    "schema": {"errors"},
+    "stats": {"errors", "schema"},
+    "scan": GROUND | {"stats"},
+    "sql": GROUND | {"stats"},
+    "analysis": CORE,
+    "store": CORE | {"analysis"},
+    "release": CORE | {"analysis"},
+    "connection": CORE | {"analysis"},
+    "plots": CORE | {"analysis", "store"},
+    "catalog": {"errors", "schema"},
+    "ingest": CORE | {"catalog", "store"},
+    "exchange": CORE | {"analysis", "release", "store"},
+    "publish": CORE | {"analysis", "catalog", "release", "store"},
+    "reader": CORE | {"analysis", "connection", "exchange", "plots"},
+    "database": CORE | {"analysis", "connection", "exchange", "ingest", "publish", "reader", "release", "store"},
+    "": CORE | {"analysis", "connection", "database", "exchange", "ingest", "publish", "reader", "release", "store"},
+    "cli": CORE
+    | {"", "analysis", "catalog", "database", "exchange", "ingest", "publish", "reader", "release", "store"},
+}
+
+#: Libraries that a question to a stored index must not load: each costs every start of the command line.
+NOT_LOADED = ("numba", "scipy", "matplotlib", "onnx", "h5py", "torch", "timm", "datasets")
+
+
+def sources() -> list[tuple[str, Path]]:
+    """The modules of the package by dotted name, as they install."""
+    found = []
+    for folder in ("cnnfilterdb", "ingest", "catalog"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            parts = parts if folder == "cnnfilterdb" else ("cnnfilterdb", *parts)
+            found.append((".".join(part for part in parts if part != "__init__"), path))
+    return found
+
+
+MODULES = {name for name, _ in sources()}
+
+
+def room(module: str) -> str:
+    """The room of a module: its first part below the package; the package itself is the room ``""``."""
+    return [*module.split("."), ""][1]
+
+
+def imports(tree: ast.AST) -> list[tuple[int, str]]:
+    """Modules of the package that a module imports anywhere in it, with the line; not those for type checkers only."""
+    found = []
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+            for child in node.orelse:
+                visit(child)
+            return
+        if isinstance(node, ast.Import):
+            found.extend((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: relative imports hide where a name comes from"
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                found.append((node.lineno, full if full in MODULES else str(node.module)))
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(tree)
+    return [(line, name) for line, name in found if name.split(".")[0] == "cnnfilterdb"]
+
+
+@pytest.mark.parametrize(("name", "path"), sources(), ids=[name for name, _ in sources()])
+def test_imports_run_in_one_direction(name: str, path: Path):
+    here = room(name)
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line}: {here or 'the package root'} must not import {target}"
+        for line, target in imports(ast.parse(path.read_text(encoding="utf-8")))
+        if room(target) not in ALLOWED[here] | {here}
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_table_names_every_room_and_has_no_circle():
+    assert set(ALLOWED) == {room(name) for name, _ in sources()}
+    rooms, below = dict(ALLOWED), set()
+    while rooms:
+        free = [name for name, allowed in rooms.items() if allowed <= below]
+        assert free, f"a circle among {', '.join(rooms)}"
+        below |= set(free)
+        for name in free:
+            del rooms[name]
+
+
+def test_modules_import_each_other_in_no_circle():
+    graph = {
+        name: {target for _, target in imports(ast.parse(path.read_text(encoding="utf-8"))) if target != name}
+        for name, path in sources()
+    }
+    while graph:
+        free = [name for name, targets in graph.items() if not targets & graph.keys()]
+        assert free, f"a circle among {', '.join(sorted(graph))}"
+        for name in free:
+            del graph[name]
+
+
+def test_the_top_of_the_package_is_small():
+    assert len(list((ROOT / "cnnfilterdb").glob("*.py"))) <= 12
+
+
+def test_every_room_says_what_question_it_answers():
+    for path in [*(ROOT / "cnnfilterdb").glob("*/__init__.py"), *(ROOT / "ingest").rglob("__init__.py")]:
+        first = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n")[0]
+        assert len(first) > 20, path
+
+
+def test_modules_stay_short():
+    # numba's cache does not see changes of functions that are inlined from another module: they stay in one file.
+    exempt = {ROOT / "cnnfilterdb/stats/compiled.py"}
+    long = [
+        f"{path.relative_to(ROOT)}: {lines} lines"
+        for _, path in sources()
+        if path not in exempt and (lines := len(path.read_text(encoding="utf-8").splitlines())) > 650
+    ]
+    assert not long, "\n".join(long)
+
+
+def test_a_question_to_the_index_loads_no_heavy_library(sample_path):
+    code = (
+        "import sys, cnnfilterdb\n"
+        f"with cnnfilterdb.open({str(sample_path)!r}) as db:\n"
+        "    assert len(db.models()) == 5\n"
+        "    assert db.kl_shift(by='domain').shape == (3, 3)\n"
+        f"print(*sorted(set({NOT_LOADED!r}) & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout.strip(), done.stderr) == ("", "")

@@ -2,7 +2,7 @@
 
 The files beside this module are the catalog: vocabularies (``domains.csv``, ``tasks.csv``, ``licenses.csv``), data sets
 (``datasets.csv``), sources (``sources.csv``) with the models of each (``<source>.csv``), and named lists of models
-(``collections.toml``). Their columns are told in ``README.md``. They are read and checked on first use; importing this
+(``collections.toml``). ``README.md`` describes their columns. They are read and checked on first use; importing this
 module costs nothing.
 
 >>> from cnnfilterdb import catalog
@@ -24,6 +24,7 @@ from cnnfilterdb.errors import SelectionError, UnknownModelError
 
 if TYPE_CHECKING:
     from cnnfilterdb.catalog.entries import Catalog, CatalogModel, Collection, Dataset, License, Term
+    from cnnfilterdb.catalog.words import Word
 
 __all__ = [
     "Catalog",
@@ -32,6 +33,7 @@ __all__ = [
     "Dataset",
     "License",
     "Term",
+    "check_facts",
     "collections",
     "datasets",
     "domains",
@@ -41,6 +43,7 @@ __all__ = [
     "models",
     "published",
     "tasks",
+    "vocabulary",
 ]
 
 _entries = ("Catalog", "CatalogModel", "Collection", "Dataset", "License", "Term")
@@ -67,11 +70,11 @@ def _shipped() -> Catalog:
 
 @cache
 def published() -> Mapping[str, Any]:
-    """Numbers that the papers published, to compare with: the SVD basis and shift matrices of version 1.0.0.
+    """Numbers that the papers published, for comparison: the SVD basis and shift matrices of version 1.0.0.
 
     ``basis`` holds ``mean``, ``mean_recomputed``, ``explained_variance_ratio`` (9,) and the sizes of the data;
     ``basis.nonsparse`` the ratios without sparse filters; ``shift`` the matrices by ``task``, ``domain`` and ``depth``,
-    each with its ``labels``. Where each is from stands in ``published.toml``.
+    each with its ``labels``. ``published.toml`` gives the origin of each number.
 
     >>> len(published()["shift"]["domain"]["labels"])
     16
@@ -83,7 +86,7 @@ def published() -> Mapping[str, Any]:
 
 
 def domains() -> Mapping[str, Term]:
-    """Image domains by name: the papers' visual categories and what other weights needed."""
+    """Image domains by name: the papers' visual categories, and additions for other weights."""
     return _shipped().domains
 
 
@@ -108,10 +111,10 @@ def collections() -> Mapping[str, Collection]:
 
 
 def models(source: str | None = None) -> tuple[CatalogModel, ...]:
-    """Models on offer, in the order of the files.
+    """Models of the catalog, in the order of the files.
 
     Args:
-        source: Those of one source only.
+        source: Return the models of this source only.
 
     Raises:
         SelectionError: The catalog has no such source.
@@ -122,6 +125,43 @@ def models(source: str | None = None) -> tuple[CatalogModel, ...]:
     if source not in by_source:
         raise SelectionError(f"the catalog has no source {source!r}; it has {', '.join(by_source)}")
     return by_source[source]
+
+
+def check_facts(facts: Mapping[str, Any], *, new_words: bool = False) -> None:
+    """Refuse facts whose domain, task, framework or family is not in the catalog.
+
+    Args:
+        facts: Facts of a model by name. Facts that are None, empty or not checked are ignored.
+        new_words: Accept words that the catalog does not know.
+
+    Raises:
+        SelectionError: A word is unknown; the message suggests the nearest known ones.
+
+    >>> check_facts({"domain": "natural", "task": None, "license": "MIT"})
+    >>> check_facts({"domain": "naturel"})  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    cnnfilterdb.errors.SelectionError: unknown domain 'naturel'; did you mean 'natural'? ...
+    """
+    from cnnfilterdb.catalog.words import check_words
+
+    check_words(_shipped(), facts, new_words=new_words)
+
+
+def vocabulary(name: str) -> list[Word]:
+    """The words of a vocabulary, with their meaning and the number of models in the catalog that they describe.
+
+    Args:
+        name: ``domains``, ``tasks``, ``families``, ``frameworks``, ``datasets`` or ``licenses``.
+
+    Raises:
+        SelectionError: There is no such vocabulary.
+
+    >>> vocabulary("tasks")[0].name
+    'Classification'
+    """
+    from cnnfilterdb.catalog.words import words
+
+    return words(_shipped(), name)
 
 
 def expand(collection: str) -> list[tuple[str, str]]:

@@ -22,7 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "paths": {"errors"},
     "reports": {"errors"},
     "schema": {"errors"},
-    "stats": {"errors", "schema"},
+    "stats": {"errors", "schema", "workers"},
     "scan": GROUND | {"stats"},
     "sql": GROUND | {"stats"},
     "analysis": CORE,

@@ -1,7 +1,8 @@
-"""What is computed from filters: moments, bases, histograms, shifts, quality.
+"""How statistics are computed from arrays of filters: moments, bases, histograms, shifts, quality.
 
-NumPy arrays in, NumPy arrays and mergeable states out; nothing here knows of files. Each function gives the source of
-its formula.
+NumPy arrays in, NumPy arrays and mergeable states out; nothing here knows about files. Each function gives the source
+of its formula. The compiled loops and SciPy are imported by the functions that call them: most questions are answered
+from stored statistics and need neither, and importing them takes longer than the answer.
 """
 
 from __future__ import annotations

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.schema import kernel_shape
-from cnnfilterdb.stats import compiled
-from cnnfilterdb.stats.compiled import Columns
 from cnnfilterdb.stats.moments import Moments
+
+if TYPE_CHECKING:
+    from cnnfilterdb.stats.compiled import Columns
 
 __all__ = ["BINS", "Basis"]
 
@@ -106,6 +108,8 @@ class Basis:
         Raises:
             SelectionError: Filters of another size.
         """
+        from cnnfilterdb.stats import compiled
+
         if filters.ndim != 2 or filters.shape[1] != len(self.mean):
             raise SelectionError(
                 f"filters of shape {filters.shape} were given; this basis is of {self.kernel}: (n, {len(self.mean)})"
@@ -117,6 +121,8 @@ class Basis:
 
         Without filters it is (inf, -inf), which any other range absorbs.
         """
+        from cnnfilterdb.stats import compiled
+
         return compiled.coefficient_bounds(columns, self.components, self.offsets)
 
 

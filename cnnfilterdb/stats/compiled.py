@@ -20,6 +20,8 @@ from llvmlite import ir  # type: ignore[import-untyped]
 from numba import carray, njit, types
 from numba.extending import intrinsic
 
+from cnnfilterdb.workers import threads
+
 __all__ = [
     "Columns",
     "bin_coefficients",
@@ -57,8 +59,25 @@ _WORTH_THREADS = 1 << 26
 # A coefficient this close to the edge of a bin (in bin widths) is compared with the edge itself, as NumPy does it.
 _NEAR = 1e-9
 
+
+def _cacheable() -> bool:
+    """Whether numba can keep compiled code: next to this file, or in the user's cache folder.
+
+    With neither writable (another user's installation and no home folder), every process compiles anew.
+    """
+    try:
+        njit(cache=True)(_worth_caching)
+    except RuntimeError:
+        return False
+    return True
+
+
+def _worth_caching() -> None:
+    """A function for numba to look for a cache for; it is never compiled."""
+
+
 # Python's check for a division by zero would keep quotients from vector instructions.
-_COMPILED = {"cache": True, "nogil": True, "error_model": "numpy"}
+_COMPILED = {"cache": _cacheable(), "nogil": True, "error_model": "numpy"}
 
 # What LLVM may do to sums in double precision: reorder them, which lets them use vector instructions. Quotients stay
 # exact.
@@ -631,7 +650,7 @@ def _rows(filters: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
 @cache
 def _pool() -> ThreadPoolExecutor:
     # Kept, because to start threads takes as long as to measure a small layer.
-    return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="kernels")
+    return ThreadPoolExecutor(threads(), thread_name_prefix="kernels")
 
 
 if hasattr(os, "register_at_fork"):

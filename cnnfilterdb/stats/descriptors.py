@@ -13,11 +13,9 @@ from functools import cache
 
 import numpy as np
 import numpy.typing as npt
-from scipy.fft import dct
 
 from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.schema import kernel_shape
-from cnnfilterdb.stats import compiled
 
 __all__ = ["DESCRIPTORS", "DescriptorSums", "dct_energies", "descriptors", "variance_map"]
 
@@ -74,6 +72,8 @@ def descriptors(filters: npt.NDArray[np.float32], kernel: str) -> dict[str, npt.
     >>> [round(float(found[name][0]), 3) for name in ("symmetry", "mirror_y", "dct_low", "orientation", "coherence")]
     [0.0, 1.0, 0.889, 0.0, 0.636]
     """
+    from cnnfilterdb.stats import compiled
+
     matrices, vectors = _forms(kernel)
     size = vectors.shape[1]
     if filters.ndim != 2 or filters.shape[1] != size:
@@ -133,6 +133,8 @@ def dct_energies(filters: npt.NDArray[np.float32], kernel: str) -> npt.NDArray[n
 
 def _dct_rows(height: int, width: int) -> npt.NDArray[np.float64]:
     """The orthonormal DCT-II as a matrix, (k, k)."""
+    from scipy.fft import dct
+
     return np.kron(*(dct(np.eye(side), axis=0, norm="ortho") for side in (height, width)))
 
 

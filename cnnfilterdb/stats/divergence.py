@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from scipy.spatial.distance import pdist, squareform
-from scipy.special import entr
 
 from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.stats.shift import probabilities, shares
@@ -101,6 +99,8 @@ def _leibler(p: npt.NDArray[np.float64], log_p: npt.NDArray[np.float64], *, dire
 
 def _jensen_shannon(p: npt.NDArray[np.float64], weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Entropy of the middle of every two rows less the mean of their entropies, bins by weight."""
+    from scipy.special import entr
+
     own = entr(p) @ weights
     matrix = np.zeros((len(p), len(p)))
     for row in range(len(p) - 1):
@@ -111,5 +111,7 @@ def _jensen_shannon(p: npt.NDArray[np.float64], weights: npt.NDArray[np.float64]
 
 def _city_block(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Sum of absolute differences of every two rows."""
+    from scipy.spatial.distance import pdist, squareform
+
     matrix: npt.NDArray[np.float64] = squareform(pdist(rows, "cityblock")) if len(rows) > 1 else np.zeros((1, 1))
     return matrix

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from cnnfilterdb.stats.basis import Basis
-from cnnfilterdb.stats.compiled import Columns, bin_coefficients
+
+if TYPE_CHECKING:
+    from cnnfilterdb.stats.compiled import Columns
 
 __all__ = ["Histogram", "histograms"]
 
@@ -73,6 +76,8 @@ def histograms(columns: Columns, basis: Basis, ranges: Sequence[tuple[float, flo
     Raises:
         ValueError: A range is empty, or there are no bins.
     """
+    from cnnfilterdb.stats.compiled import bin_coefficients
+
     if bins < 1 or not all(low < high for low, high in ranges):
         raise ValueError(f"at least 1 bin and ranges with low < high are needed, not {bins} bins in {list(ranges)}")
     edges = np.stack([np.linspace(low, high, bins + 1) for low, high in ranges])

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from cnnfilterdb.stats.compiled import centred, sums
-
 __all__ = ["Moments"]
 
 
@@ -50,11 +48,13 @@ class Moments:
             filters: (n, k), finite.
             scale: Scale each filter first; False takes the raw weights, as the quality metrics do.
         """
+        from cnnfilterdb.stats import compiled
+
         n, size = filters.shape
         if n == 0:
             return cls.empty(size)
         shift = first_filter(filters, scale=scale)
-        return cls.from_sums(n, shift, *sums(filters, shift, scale=scale))
+        return cls.from_sums(n, shift, *compiled.sums(filters, shift, scale=scale))
 
     @classmethod
     def from_sums(
@@ -68,7 +68,9 @@ class Moments:
             total: Sum of the rest, (k,).
             products: Sum of its products, (k, k), of which the upper triangle is read.
         """
-        return cls(n, *centred(n, shift, total, products))
+        from cnnfilterdb.stats import compiled
+
+        return cls(n, *compiled.centred(n, shift, total, products))
 
     @property
     def covariance(self) -> npt.NDArray[np.float64]:

@@ -12,10 +12,8 @@ from functools import partial
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import chdtrc
 
 from cnnfilterdb.errors import SelectionError
-from cnnfilterdb.stats import compiled
 from cnnfilterdb.stats.moments import Moments, first_filter
 from cnnfilterdb.stats.randomness import randomness_threshold
 
@@ -78,6 +76,8 @@ def sparse_kernels(
     >>> sparse_kernels(filters).tolist()
     [False, True]
     """
+    from cnnfilterdb.stats import compiled
+
     _check_rule(rule)
     low, high = compiled.extremes(filters)
     return _small(high if rule == "medneurips2022" else np.maximum(high, -low), threshold, rule)
@@ -138,6 +138,8 @@ def variance_entropy(moments: Moments, *, rule: str = "cvpr2022") -> float:
     >>> round(variance_entropy(Moments.of(np.eye(9, dtype=np.float32), scale=False)), 4)   # log10 8
     0.9031
     """
+    from cnnfilterdb.stats import compiled
+
     _check_rule(rule)
     if moments.count < 2:
         return float("nan")
@@ -166,6 +168,8 @@ def orthogonality(weight: npt.NDArray[np.float32]) -> float:
 
 def _orthogonality(weight: npt.NDArray[np.float32]) -> Callable[[], float]:
     """Begin with it; what is returned waits for it."""
+    from cnnfilterdb.stats import compiled
+
     n = len(weight)
     if n < 2:
         return partial(float, "nan")
@@ -252,6 +256,8 @@ def levels(weight: npt.NDArray[np.float32], most: int = MAX_LEVELS) -> int | Non
     >>> levels(np.float32([[[[1, -1], [1, 0]]], [[[2, 2], [2, 2]]]]))
     3
     """
+    from cnnfilterdb.stats import compiled
+
     found = compiled.levels(weight.reshape(len(weight), -1), most)
     return found if found <= most else None
 
@@ -273,6 +279,8 @@ def isotropy(moments: Moments) -> float | None:
 
 
 def _isotropy(moments: Moments, spectrum: npt.NDArray[np.floating]) -> float | None:
+    from scipy.special import chdtrc
+
     n, k = moments.count, len(moments.mean)
     if n < 10 * k or k < 2:
         return None
@@ -338,6 +346,8 @@ def layer_statistics(weight: npt.NDArray[np.float32]) -> LayerStatistics:
     >>> statistics.sparsity, statistics.variance_entropy > 0.9
     (0.0, True)
     """
+    from cnnfilterdb.stats import compiled
+
     out_channels, in_channels, height, width = weight.shape
     n, k = out_channels * in_channels, height * width
     filters = weight.reshape(n, k)
@@ -385,6 +395,8 @@ def _without(
     scale: bool,
 ) -> Moments:
     """Moments without some of the filters, given the sums of all: only the smaller part is looked at again."""
+    from cnnfilterdb.stats import compiled
+
     kept = ~dropped
     count = int(np.count_nonzero(kept))
     if 2 * count > len(filters):

@@ -5,9 +5,12 @@ from __future__ import annotations
 import csv
 from functools import cache
 from importlib.resources import files
+from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.interpolate import PchipInterpolator
+
+if TYPE_CHECKING:
+    from scipy.interpolate import PchipInterpolator
 
 __all__ = ["published_threshold", "randomness_threshold", "simulated_weights"]
 
@@ -68,6 +71,8 @@ def simulated_weights() -> list[int]:
 @cache
 def _simulated() -> dict[int, tuple[PchipInterpolator, int, float]]:
     """Per number of weights: the curve over log2 of the number of kernels, its last number of kernels and value."""
+    from scipy.interpolate import PchipInterpolator
+
     curves: dict[int, list[tuple[int, float]]] = {}
     text = files(__package__).joinpath("randomness.csv").read_text(encoding="utf-8")
     for row in csv.DictReader(text.splitlines()):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from cnnfilterdb.errors import SelectionError
-from cnnfilterdb.stats import compiled
-from cnnfilterdb.stats.compiled import Columns
+
+if TYPE_CHECKING:
+    from cnnfilterdb.stats.compiled import Columns
 
 __all__ = ["Nearest", "Pattern", "symmetries"]
 
@@ -101,6 +103,8 @@ class Pattern:
             (n,) float64 from -1 to 1, -inf for filters without direction, and the number of the variant, (n,); with
             ``sign``, a variant whose negative is meant has the number -1 - v.
         """
+        from cnnfilterdb.stats import compiled
+
         return compiled.similarities(columns, self.variants, self.sign, self.offset)
 
 

@@ -72,7 +72,7 @@ def build(path: Path) -> None:
         filters = np.minimum(rng.lognormal(9.5, 1.8, layer_counts[number]).astype(np.int64) + 64, 6_000_000)
         row = {"model_id": model_id, "source": "made", "name": f"m{number}", "domain": domain, "ingested_at": now,
                "family": f"family {number % 40}",
-               "conv_layers": len(filters), "filters": int(filters.sum())}  # fmt: skip
+               "conv_layers": len(filters), "stored_filters": int(filters.sum())}  # fmt: skip
         _write(pa.Table.from_pylist([row], MODELS), path / paths.models_path(paths.slug(model_id)))
         rows: list[dict[str, Any]] = []
         parts: list[tuple[int, list[Histogram]]] = []
@@ -80,9 +80,9 @@ def build(path: Path) -> None:
             # A wide matrix of that many filters would give the same moments; these are made up.
             scatter = np.diag(rng.uniform(0.1, 0.3, 9)) * count
             moments = Moments(count, rng.normal(0, 0.05, 9), scatter)
-            rows.append({"model_id": model_id, "layer": layer, "name": f"l{layer}", "kind": "conv", "kernel": "3x3",
-                         "kernel_h": 3, "kernel_w": 3, "dtype": "float32", "stored": True, "filters": count,
-                         "conv_depth_norm": layer / max(len(filters) - 1, 1),
+            rows.append({"model_id": model_id, "layer": layer, "layer_name": f"l{layer}", "kind": "conv",
+                         "kernel": "3x3", "kernel_h": 3, "kernel_w": 3, "dtype": "float32", "stored": True,
+                         "filters": count, "conv_depth_norm": layer / max(len(filters) - 1, 1),
                          "scaled_mean": moments.mean, "scaled_scatter": moments.packed()})  # fmt: skip
             parts.append((layer, [_histogram(rng, shape, count, *limits) for limits in ranges(basis)]))
         slug = paths.slug(model_id)

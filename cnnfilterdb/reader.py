@@ -385,9 +385,9 @@ class Reader:
             low_entropy: Entropy below which a layer counts as repetitive.
             high_sparsity: Sparsity from which a layer counts as sparse.
         """
-        keep = f"({where})" if where else "true"
+        condition = f"({where})" if where else "true"
         query = (
-            f"FROM filter_quality(({by}), keep := {keep}, kernel := {sqltext.literal(kernel)}, "
+            f'FROM filter_quality(({by}), "where" := {condition}, kernel := {sqltext.literal(kernel)}, '
             f"all_layers := {all_layers}, margin := {float(margin)!r}, low_entropy := {float(low_entropy)!r}, "
             f"high_sparsity := {float(high_sparsity)!r})"
         )

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.errors import DatabaseError, SelectionError
 
 __all__ = [
     "ANNOTATED",
@@ -22,21 +23,42 @@ __all__ = [
     "LAYERS",
     "MAX_KERNEL_WEIGHTS",
     "MODELS",
+    "PAPERS_LAYER",
     "ModelFacts",
+    "check_format",
     "describe",
     "filter_schema",
     "kernel_name",
     "kernel_order",
     "kernel_shape",
+    "papers_layers",
     "release_schema",
     "weight_columns",
 ]
 
-#: Version of the folder layout; a reader refuses a folder with a higher one.
-FORMAT_VERSION = 1
+#: Version of the folder layout. A reader refuses any other: newer folders need a newer package, older ones an import.
+FORMAT_VERSION = 2
 
 #: Kernels with more weights than this (32 x 32) are counted, not stored: they are patch embeddings, not filters.
 MAX_KERNEL_WEIGHTS = 1024
+
+
+def check_format(found: int, where: str, remedy: str) -> None:
+    """Refuse a folder layout that this version does not read.
+
+    Args:
+        found: The version of the layout.
+        where: The folder or release, for the message.
+        remedy: What to do about an older one.
+
+    Raises:
+        DatabaseError: It is not :data:`FORMAT_VERSION`.
+    """
+    if found != FORMAT_VERSION:
+        raise DatabaseError(
+            f"{where}: written in format {found}, this version reads format {FORMAT_VERSION}; "
+            + ("upgrade cnnfilterdb" if found > FORMAT_VERSION else remedy)
+        )
 
 
 def kernel_name(height: int, width: int) -> str:
@@ -107,7 +129,7 @@ MODELS = pa.schema(
         _field("paper", pa.string(), "paper to cite: a DOI, an arXiv number or a URL"),
         _field("parameters", pa.int64(), "floating-point parameters of the file"),
         _field("conv_layers", pa.int32(), "two-dimensional convolution layers, 1x1 included", nullable=False),
-        _field("filters", pa.int64(), "stored filters, of all kernel sizes", nullable=False),
+        _field("stored_filters", pa.int64(), "stored filters, of all kernel sizes", nullable=False),
         _field("untrained", pa.bool_(), "true when the kernels look like random initialisation"),
         _field("metrics", pa.map_(pa.string(), pa.float64()), "published metrics by name, such as top1"),
         _field(
@@ -132,7 +154,7 @@ LAYERS = pa.schema(
     [
         _field("model_id", pa.string(), "key of the model", nullable=False),
         _field("layer", pa.int32(), "order of the layer in its model, from 0", nullable=False),
-        _field("name", pa.string(), "name of the layer in its file", nullable=False),
+        _field("layer_name", pa.string(), "name of the layer in its file", nullable=False),
         _field("kind", pa.string(), "conv, depthwise, grouped or transposed; NULL where it cannot be known"),
         _field("kernel", pa.string(), "kernel size as text, such as 3x3", nullable=False),
         _field("kernel_h", pa.int32(), "kernel height", nullable=False),
@@ -229,6 +251,29 @@ ANNOTATED = (
     "license",
     "paper",
 )
+
+
+#: Values of columns of the layers table that the papers never saw. Their extraction reads the Conv nodes of exported
+#: graphs: a transposed convolution is another kind of node, and a layer that is never executed is not in the graph.
+_NOT_IN_PAPERS = {"kind": "transposed", "dead": True}
+
+#: The papers' layer rule as a SQL condition over columns of the layers table; the column ``papers_layer`` of ``facts``.
+PAPERS_LAYER = " AND ".join(f"{column} IS DISTINCT FROM {value!r}" for column, value in _NOT_IN_PAPERS.items())
+
+
+def papers_layers(layers: pa.Table) -> pa.Table:
+    """Those stored layers of a layers table that the papers would have seen: neither transposed nor dead.
+
+    The same rule as :data:`PAPERS_LAYER`, applied to rows in memory.
+
+    >>> rows = {"kind": ["conv", "transposed", None], "dead": [False, None, True], "stored": [True] * 3}
+    >>> papers_layers(pa.table(rows))["kind"].to_pylist()
+    ['conv']
+    """
+    kept = layers["stored"]
+    for column, value in _NOT_IN_PAPERS.items():
+        kept = pc.and_not(kept, pc.fill_null(pc.equal(layers[column], value), False))
+    return layers.filter(kept)
 
 
 def filter_schema(kernel: str) -> pa.Schema:

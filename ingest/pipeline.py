@@ -125,7 +125,7 @@ def _layer_row(layer: ConvLayer, stored: bool, weight: npt.NDArray[np.float32]) 
     stride_h, stride_w = layer.stride or (None, None)
     dilation_h, dilation_w = layer.dilation or (None, None)
     return {
-        "name": layer.name,
+        "layer_name": layer.name,
         "kind": layer.kind,
         "kernel": layer.kernel,
         "kernel_h": height,

@@ -30,7 +30,6 @@ __all__ = [
     "histogram_table",
     "indexable",
     "moments_of",
-    "papers_layers",
     "ranges",
 ]
 
@@ -61,17 +60,6 @@ class FittedBasis:
     created_at: datetime
     models: tuple[str, ...]
     layers: int
-
-
-def papers_layers(layers: pa.Table) -> pa.Table:
-    """The layers that the papers would have seen: what is stored, without transposed and dead ones.
-
-    Their extraction reads the Conv nodes of exported graphs, in which transposed convolutions are other nodes and
-    layers that are never executed do not occur (papers' extraction code).
-    """
-    transposed = pc.fill_null(pc.equal(layers["kind"], "transposed"), False)
-    kept = pc.and_not(layers["stored"], pc.or_(transposed, pc.fill_null(layers["dead"], False)))
-    return layers.filter(kept)
 
 
 def ranges(basis: Basis, recipes: Mapping[str, Recipe] = RECIPES) -> list[tuple[float, float]]:

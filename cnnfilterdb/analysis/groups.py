@@ -128,9 +128,10 @@ class Groups:
 
 
 def _arguments(grouping: Grouping, basis_id: str | None) -> str:
-    keep = f"({grouping.where})" if grouping.where else "true"
+    where = f"({grouping.where})" if grouping.where else "true"
     return (
-        f"({grouping.by}), keep := {keep}, recipe := {literal(grouping.recipe)}, "
+        f'({grouping.by}), "where" := {where}, '
+        f"recipe := {literal(grouping.recipe)}, "
         f"balance := {literal(grouping.balance)}, kernel := {literal(grouping.kernel)}, "
         f"basis := {literal(basis_id) if basis_id else 'NULL'}, all_layers := {grouping.all_layers}"
     )
@@ -189,12 +190,12 @@ def selection(connection: duckdb.DuckDBPyConnection, grouping: Grouping, *, vari
     """
     family = "coalesce(family, architecture, model_id) AS family, " if grouping.balance == "families" else ""
     nonsparse = ", nonsparse_filters, nonsparse_mean, nonsparse_scatter" if variant == "nonsparse" else ""
-    keep = f"AND ({grouping.where})" if grouping.where else ""
-    papers = "" if grouping.all_layers else "AND kind IS DISTINCT FROM 'transposed' AND dead IS NOT TRUE"
+    where = f"AND ({grouping.where})" if grouping.where else ""
+    papers = "" if grouping.all_layers else "AND papers_layer"
     table = run(
         connection,
         f'SELECT ({grouping.by}) AS "group", model_id, layer, filters, {family}scaled_mean, scaled_scatter{nonsparse} '
-        f"FROM facts WHERE stored AND kernel = {literal(grouping.kernel)} {keep} {papers} "
+        f"FROM facts WHERE stored AND kernel = {literal(grouping.kernel)} {where} {papers} "
         'AND "group" IS NOT NULL ORDER BY "group", model_id, layer',
     )
     if not table.num_rows:

@@ -101,7 +101,7 @@ def add(file: Path, name: str, overwrite: bool, fold_bn: bool, path: Path, **fac
     known = {key: value for key, value in facts.items() if value is not None}
     model_id = db.add(file, name, overwrite=overwrite, fold_bn=fold_bn, **known)
     row = db.models(f"model_id = {literal(model_id)}").iloc[0]
-    click.echo(f"{model_id}: {row.conv_layers} convolution layers, {row.filters:,} filters")
+    click.echo(f"{model_id}: {row.conv_layers} convolution layers, {row.stored_filters:,} filters")
 
 
 @click.command("import")

@@ -46,7 +46,7 @@ def models(
     if licenses:
         frame = frame[["model_id", "license", "paper", "url"]]
     elif style == "table" and output is None:
-        columns = ["model_id", "architecture", "task", "domain", "conv_layers", "filters", "license"]
+        columns = ["model_id", "architecture", "task", "domain", "conv_layers", "stored_filters", "license"]
         frame = frame[[column for column in columns if column in frame]]
     emit(frame.fillna({"license": "unknown"}), style, output)
 
@@ -60,7 +60,7 @@ def layers(where: str | None, style: str, output: Path | None, path: Path) -> No
     frame = open_reader(path).layers(where)
     if style == "table" and output is None:
         frame = frame[
-            ["model_id", "layer", "name", "kind", "kernel", "in_channels", "out_channels", "filters", "sparsity",
+            ["model_id", "layer", "layer_name", "kind", "kernel", "in_channels", "out_channels", "filters", "sparsity",
              "variance_entropy", "orthogonality"]
         ]  # fmt: skip
     emit(frame, style, output)

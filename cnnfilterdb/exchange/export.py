@@ -38,7 +38,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from cnnfilterdb.errors import CorruptError, DatabaseError, MissingExtraError, SelectionError
-from cnnfilterdb.exchange.papers_hdf5 import OF_PAPERS, frame_image, released_frame
+from cnnfilterdb.exchange.papers_hdf5 import frame_image, released_frame
 from cnnfilterdb.reports import Progress
 from cnnfilterdb.scan.ordered import filters_of
 from cnnfilterdb.schema import LAYERS, MODELS, filter_schema, kernel_shape, weight_columns
@@ -219,7 +219,7 @@ class _Filters:
         """The filters of a kernel size that a condition selects; ``papers`` leaves out what their extraction does."""
         kernel_shape(kernel)
         conditions = [f"stored AND filters > 0 AND kernel = {literal(kernel)}"]
-        conditions += [OF_PAPERS] if papers else []
+        conditions += ["papers_layer"] if papers else []
         conditions += [f"({where})"] if where else []
         columns = ", ".join(("model_id", "layer", "filters", *FACTS))
         condition = " AND ".join(conditions)
@@ -329,7 +329,6 @@ def _text_encoded(table: pa.Table) -> pa.Table:
 def _schema(filters: _Filters, *, encoded: bool) -> pa.Schema:
     """Schema of the rows: keys, weights, facts; each column with its description."""
     described = {field.name: field for field in (*LAYERS, *MODELS, *filter_schema(filters.kernel))}
-    described["layer_name"] = LAYERS.field("name").with_name("layer_name")
     names = (*_KEYS, *weight_columns(filters.kernel), *FACTS)
     fields = [described[name].with_nullable(name in FACTS) for name in names]
     if encoded:

@@ -12,12 +12,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cnnfilterdb.schema import PAPERS_LAYER
 from cnnfilterdb.sql import literal
 
-__all__ = ["OF_PAPERS", "frame_image", "released_frame"]
-
-#: What the papers' extraction takes in: it knows no transposed convolution, and no layer that a graph never runs.
-OF_PAPERS = "kind IS DISTINCT FROM 'transposed' AND dead IS NOT TRUE"
+__all__ = ["frame_image", "released_frame"]
 
 #: The columns of the release that are always there, in its order; those that only some models have follow.
 _RELEASED = (
@@ -87,7 +85,7 @@ def _models(model_ids: list[str], ask: Callable[[str], pa.Table]) -> dict[str, d
     counted: dict[str, dict[str, float]] = {model_id: {} for model_id in model_ids}
     query = (
         "SELECT model_id, kernel_h, kernel_w, sum(filters)::BIGINT AS filters FROM layers "
-        f"WHERE {OF_PAPERS} AND model_id IN ({among}) GROUP BY ALL ORDER BY ALL"
+        f"WHERE {PAPERS_LAYER} AND model_id IN ({among}) GROUP BY ALL ORDER BY ALL"
     )
     for row in ask(query).to_pylist():
         counted[row["model_id"]][f"({row['kernel_h']}, {row['kernel_w']}) filters"] = row["filters"]

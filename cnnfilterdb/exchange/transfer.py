@@ -192,7 +192,7 @@ def _write(writer: Writer, origin: Origin, model_id: str, index: Index, known: s
         if not layer["stored"]:
             writer.add_layer(layer, None)
             continue
-        weight = _weight(rows[kernel], layer, f"{origin.location}: {model_id}, layer {number} ({layer['name']})")
+        weight = _weight(rows[kernel], layer, f"{origin.location}: {model_id}, layer {number} ({layer['layer_name']})")
         writer.add_layer(layer, weight)
         projection.add(number, kernel, weight.reshape(-1, weight.shape[2] * weight.shape[3]))
         total += layer["filters"]

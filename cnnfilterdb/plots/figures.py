@@ -99,11 +99,11 @@ class Figures:
         row = rows.iloc[0]
         if not row.stored:
             raise SelectionError(
-                f"layer {layer} of {model_id} ({row['name']}) has {row.kernel} kernels, which are not stored"
+                f"layer {layer} of {model_id} ({row['layer_name']}) has {row.kernel} kernels, which are not stored"
             )
         frame = self._db.filters(where, row.kernel)
         kernels = frame.filter(regex=r"^w\d+$").to_numpy(np.float32).reshape(-1, *kernel_shape(row.kernel))
-        title = f"{model_id}, layer {layer} ({row['name']})"
+        title = f"{model_id}, layer {layer} ({row['layer_name']})"
         return plots.filter_grid(kernels, title=title, limit=limit, scale=scale, columns=columns)
 
     def quality(self, by: str = "domain", where: str | None = None, *, kernel: str = "3x3") -> MatplotlibFigure:
@@ -132,11 +132,12 @@ class Figures:
             if kernels is None
             else f"kernel IN ({', '.join(literal(size) for size in kernels)})"
         )
-        keep = f"AND ({where})" if where else ""
-        papers = "" if all_layers else "AND kind IS DISTINCT FROM 'transposed' AND dead IS NOT TRUE"
+        condition = f"AND ({where})" if where else ""
+        papers = "" if all_layers else "AND papers_layer"
         frame = self._db._frame(
             f'SELECT ({by}) AS "group", kernel, filters, raw_mean, raw_variance FROM facts '
-            f'WHERE stored AND raw_mean IS NOT NULL AND {chosen} {keep} {papers} AND "group" IS NOT NULL ORDER BY ALL'
+            f'WHERE stored AND raw_mean IS NOT NULL AND {chosen} {condition} {papers} AND "group" IS NOT NULL '
+            "ORDER BY ALL"
         )
         maps: dict[Any, dict[str, tuple[Any, int]]] = {}
         for (label, size), rows in frame.groupby(["group", "kernel"]):

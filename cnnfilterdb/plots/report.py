@@ -42,7 +42,7 @@ _MODEL_COLUMNS = {
     "task": "Task",
     "training_dataset": "Training data",
     "conv_layers": "Layers",
-    "filters": "Filters",
+    "stored_filters": "Filters",
     "sparsity": "Sparsity",
     "license": "Licence",
 }
@@ -273,7 +273,7 @@ def _groups(data: ReportData) -> pd.DataFrame | None:
         return None
     grouped = data.models.groupby(data.by, dropna=False, sort=True)
     columns: dict[str, Any] = {"models": grouped.size()}
-    for column, heading in (("conv_layers", "layers"), ("filters", "filters")):
+    for column, heading in (("conv_layers", "layers"), ("stored_filters", "filters")):
         if column in data.models.columns:
             columns[heading] = grouped[column].sum()
     if "license" in data.models.columns:
@@ -303,7 +303,7 @@ def _introduction(data: ReportData) -> str:
 
 def _tiles(data: ReportData, groups: pd.DataFrame | None) -> str:
     tiles = [("models", len(data.models))]
-    for column, heading in (("conv_layers", "convolution layers"), ("filters", "filters")):
+    for column, heading in (("conv_layers", "convolution layers"), ("stored_filters", "filters")):
         if column in data.models.columns:
             tiles.append((heading, int(data.models[column].fillna(0).sum())))
     if groups is not None:

@@ -97,7 +97,7 @@ def build(
     manifest = Manifest(
         version=version,
         models=len(chosen),
-        filters=pc.sum(models["filters"]).as_py() or 0,
+        filters=pc.sum(models["stored_filters"]).as_py() or 0,
         files=tuple(files),
         left_out=tuple(left_out),
         created_by=f"cnnfilterdb {package_version()}",

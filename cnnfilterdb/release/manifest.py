@@ -19,7 +19,7 @@ import re
 from dataclasses import asdict, dataclass
 
 from cnnfilterdb.errors import DatabaseError
-from cnnfilterdb.schema import FORMAT_VERSION
+from cnnfilterdb.schema import FORMAT_VERSION, check_format
 
 __all__ = ["MARKER", "LeftOut", "Manifest", "ReleaseFile", "shard_path", "version_of"]
 
@@ -135,13 +135,9 @@ class Manifest:
         """
         try:
             known = json.loads(text)
-            if known["format_version"] > FORMAT_VERSION:
-                raise DatabaseError(
-                    f"{where}: written in format {known['format_version']}, this version reads up to {FORMAT_VERSION}; "
-                    "upgrade cnnfilterdb"
-                )
             if known.get("layout") != _LAYOUT:
                 raise DatabaseError(f"{where}: the marker of a database folder, not of a release")
+            check_format(known["format_version"], where, "publish it again, or read it with an older cnnfilterdb")
             return cls(
                 version=known["version"],
                 models=int(known["models"]),

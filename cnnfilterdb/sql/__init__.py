@@ -17,7 +17,7 @@ from importlib.resources import files
 from string import Template
 
 from cnnfilterdb import paths
-from cnnfilterdb.schema import ANNOTATED, weight_columns
+from cnnfilterdb.schema import ANNOTATED, PAPERS_LAYER, weight_columns
 from cnnfilterdb.stats import Basis
 
 __all__ = ["NEEDS_INDEX", "identifier", "literal", "render"]
@@ -159,7 +159,11 @@ def render(
     """
     sizes = list(kernels) if published else list(dict.fromkeys(["3x3", *kernels]))
     places = _RELEASE if published else _FOLDER
-    parts = [_template("views.sql").substitute(path=literal(path), **places, **_annotations(annotated))]
+    parts = [
+        _template("views.sql").substitute(
+            path=literal(path), papers_layer=PAPERS_LAYER, **places, **_annotations(annotated)
+        )
+    ]
     parts += [_template(name).template for name in ("macros.sql", "quality.sql", "descriptors.sql", "search.sql")]
     parts += [_kernel_block(kernel, bases.get(kernel), published) for kernel in sizes]
     return "\n".join(parts)

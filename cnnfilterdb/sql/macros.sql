@@ -8,7 +8,7 @@ CREATE OR REPLACE MACRO scale_filter(w) AS list_transform(
 -- ------------------------------------------------------------------------------------------------- table macros
 -- Arguments that several of them share:
 --   by          any expression over the columns of `facts`; rows where it is NULL are left out
---   keep        a boolean expression that narrows the rows
+--   where       a boolean expression that selects rows, quoted because WHERE is a keyword: "where" := task = 'Denoising'
 --   kernel      kernel size
 --   all_layers  true takes in transposed layers and layers that are never executed, which the papers never saw
 --   recipe      'cvpr2022' (range of the basis, weights by explained variance) or 'medneurips2022' (-3..3, uniform)
@@ -16,20 +16,20 @@ CREATE OR REPLACE MACRO scale_filter(w) AS list_transform(
 --   basis       id of a basis; NULL is the newest of the kernel size
 
 -- How many models, layers and filters each group holds.
-CREATE OR REPLACE MACRO group_sizes("by", keep := true, kernel := '3x3', all_layers := false) AS TABLE
+CREATE OR REPLACE MACRO group_sizes("by", "where" := true, kernel := '3x3', all_layers := false) AS TABLE
 SELECT "by" AS "group",
        count(DISTINCT facts.model_id) AS models,
        count(*) AS layers,
        CAST(sum(facts.filters) AS BIGINT) AS filters
 FROM facts
-WHERE facts.stored AND facts.kernel = kernel AND keep AND "by" IS NOT NULL
-  AND (all_layers OR (facts.kind IS DISTINCT FROM 'transposed' AND facts.dead IS NOT TRUE))
+WHERE facts.stored AND facts.kernel = kernel AND "where" AND "by" IS NOT NULL
+  AND (all_layers OR facts.papers_layer)
 GROUP BY ALL ORDER BY ALL;
 
 -- The histograms of each group, summed (and balanced), with what went into them. Raises an error, never leaves out rows,
 -- when a selected layer is not in the index. `by_model` gives one row per group and model, balanced within the group.
 CREATE OR REPLACE MACRO group_histograms(
-    "by", keep := true, recipe := 'cvpr2022', balance := 'filters', kernel := '3x3', basis := NULL, all_layers := false,
+    "by", "where" := true, recipe := 'cvpr2022', balance := 'filters', kernel := '3x3', basis := NULL, all_layers := false,
     min_models := 1, min_filters := 1, by_model := false
 ) AS TABLE
 WITH chosen AS (
@@ -48,8 +48,8 @@ WITH chosen AS (
                ELSE error('balance: ''' || balance || ''' is none of filters, layers, models, families')
            END AS member
     FROM facts
-    WHERE facts.stored AND facts.kernel = kernel AND keep AND "by" IS NOT NULL
-      AND (all_layers OR (facts.kind IS DISTINCT FROM 'transposed' AND facts.dead IS NOT TRUE))
+    WHERE facts.stored AND facts.kernel = kernel AND "where" AND "by" IS NOT NULL
+      AND (all_layers OR facts.papers_layer)
 ), weighted AS (
     SELECT *,
            CASE balance WHEN 'filters' THEN 1.0
@@ -102,11 +102,11 @@ ORDER BY "group", model_id;
 -- Shares of the coefficients of each group in each bin, one row per component. `share` is of the counts as they are; in
 -- `p` empty bins hold what the papers give them, the density of the float32 machine epsilon, before p is scaled to sum 1.
 CREATE OR REPLACE MACRO group_probabilities(
-    "by", keep := true, recipe := 'cvpr2022', balance := 'filters', kernel := '3x3', basis := NULL, all_layers := false,
+    "by", "where" := true, recipe := 'cvpr2022', balance := 'filters', kernel := '3x3', basis := NULL, all_layers := false,
     min_models := 1, min_filters := 1
 ) AS TABLE
 WITH groups AS (
-    FROM group_histograms("by", keep := keep, recipe := recipe, balance := balance, kernel := kernel, basis := basis,
+    FROM group_histograms("by", "where" := "where", recipe := recipe, balance := balance, kernel := kernel, basis := basis,
                           all_layers := all_layers, min_models := min_models, min_filters := min_filters)
 ), components AS (
     SELECT "group", component, weights[component + 1] AS weight, (high - low) / bins AS width,
@@ -132,7 +132,7 @@ ORDER BY "group", component;
 -- `shift` sums, over components by weight, sum over bins of (p - q)(ln p - ln q); `directed` is KL(a, b) alone. Groups
 -- with fewer models or filters than `min_models` or `min_filters` are left out.
 CREATE OR REPLACE MACRO kl_shift(
-    "by", keep := true, recipe := 'cvpr2022', balance := 'filters', kernel := '3x3', basis := NULL, all_layers := false,
+    "by", "where" := true, recipe := 'cvpr2022', balance := 'filters', kernel := '3x3', basis := NULL, all_layers := false,
     min_models := 1, min_filters := 1
 ) AS TABLE
 WITH vectors AS MATERIALIZED (
@@ -142,7 +142,7 @@ WITH vectors AS MATERIALIZED (
                any_value(basis_id) AS basis_id,
                flatten(list(list_transform(p, lambda x: weight * x) ORDER BY component)) AS p,
                flatten(list(list_transform(p, lambda x: ln(x)) ORDER BY component)) AS log_p
-        FROM group_probabilities("by", keep := keep, recipe := recipe, balance := balance, kernel := kernel,
+        FROM group_probabilities("by", "where" := "where", recipe := recipe, balance := balance, kernel := kernel,
                                  basis := basis, all_layers := all_layers, min_models := min_models,
                                  min_filters := min_filters)
         GROUP BY "group"
@@ -171,7 +171,7 @@ ORDER BY there.a, there.b;
 -- Beside it, unweighted too: the directed divergence KL(a, b), the Jensen-Shannon divergence (both in nats), the total
 -- variation distance (0 to 1) and the Wasserstein-1 distance (in units of the coefficients).
 CREATE OR REPLACE MACRO kl_shift_components(
-    "by", keep := true, recipe := 'cvpr2022', balance := 'filters', kernel := '3x3', basis := NULL, all_layers := false,
+    "by", "where" := true, recipe := 'cvpr2022', balance := 'filters', kernel := '3x3', basis := NULL, all_layers := false,
     min_models := 1, min_filters := 1
 ) AS TABLE
 WITH probabilities AS MATERIALIZED (
@@ -182,7 +182,7 @@ WITH probabilities AS MATERIALIZED (
            list_sum(list_transform(share, lambda s: CASE WHEN s > 0 THEN -s * ln(s) ELSE 0 END)) AS entropy,
            -- P(X <= right edge of the bin): the Wasserstein-1 distance is the area between two such staircases.
            list_transform(range(len(share)), lambda i: list_sum(list_slice(share, 1, i + 1))) AS cumulated
-    FROM group_probabilities("by", keep := keep, recipe := recipe, balance := balance, kernel := kernel,
+    FROM group_probabilities("by", "where" := "where", recipe := recipe, balance := balance, kernel := kernel,
                              basis := basis, all_layers := all_layers, min_models := min_models,
                              min_filters := min_filters)
 ), limited AS MATERIALIZED (
@@ -219,31 +219,31 @@ ORDER BY number_a, number_b;
 -- Other measures of how far every two groups are apart, each summed over components by weight: symmetric and directed KL
 -- divergence, Jensen-Shannon divergence, total variation distance, Wasserstein-1 distance.
 CREATE OR REPLACE MACRO shift_metrics(
-    "by", keep := true, recipe := 'cvpr2022', balance := 'filters', kernel := '3x3', basis := NULL, all_layers := false,
+    "by", "where" := true, recipe := 'cvpr2022', balance := 'filters', kernel := '3x3', basis := NULL, all_layers := false,
     min_models := 1, min_filters := 1
 ) AS TABLE
 SELECT group_a, group_b, sum(shift) AS kl, sum(weight * directed) AS directed,
        sum(weight * jensen_shannon) AS jensen_shannon, sum(weight * total_variation) AS total_variation,
        sum(weight * wasserstein) AS wasserstein, any_value(basis_id) AS basis_id
-FROM kl_shift_components("by", keep := keep, recipe := recipe, balance := balance, kernel := kernel, basis := basis,
+FROM kl_shift_components("by", "where" := "where", recipe := recipe, balance := balance, kernel := kernel, basis := basis,
                          all_layers := all_layers, min_models := min_models, min_filters := min_filters)
 GROUP BY group_a, group_b ORDER BY group_a, group_b;
 
--- The `k` groups nearest to the group `target`, by symmetric KL divergence: nearest_groups(domain, 'thermal', k := 3)
+-- The `top` groups nearest to the group `group`, by symmetric KL divergence: nearest_groups(domain, 'thermal', top := 3)
 CREATE OR REPLACE MACRO nearest_groups(
-    "by", target, k := 10, keep := true, recipe := 'cvpr2022', balance := 'filters', kernel := '3x3', basis := NULL,
+    "by", "group", top := 10, "where" := true, recipe := 'cvpr2022', balance := 'filters', kernel := '3x3', basis := NULL,
     all_layers := false, min_models := 1, min_filters := 1
 ) AS TABLE
 WITH shifts AS MATERIALIZED (
-    FROM kl_shift("by", keep := keep, recipe := recipe, balance := balance, kernel := kernel, basis := basis,
+    FROM kl_shift("by", "where" := "where", recipe := recipe, balance := balance, kernel := kernel, basis := basis,
                   all_layers := all_layers, min_models := min_models, min_filters := min_filters)
 )
 SELECT group_b AS "group", shift, directed, models_b AS models, filters_b AS filters, outside_b AS outside, basis_id
 FROM shifts
-WHERE group_a = target AND group_b <> target
-ORDER BY shift, "group"
+WHERE group_a = "group" AND group_b <> "group"
+ORDER BY shift, group_b
 LIMIT (
     SELECT CASE WHEN count(*) = 0
-                THEN error('no group ' || target || ' to compare; group_sizes tells which groups there are') ELSE k END
-    FROM shifts WHERE group_a = target
+                THEN error('no group ' || "group" || ' to compare; group_sizes lists the groups') ELSE top END
+    FROM shifts WHERE group_a = "group"
 );

@@ -47,7 +47,7 @@ CREATE OR REPLACE MACRO is_quantised(levels, channel_weights, share := 0.5) AS
 -- shares of layers with a label of `degeneration`, whose thresholds are arguments, among those that have one;
 -- degenerated_layers is random and collapsed together, quantised_layers the share of quantised layers among all.
 CREATE OR REPLACE MACRO filter_quality(
-    "by", keep := true, kernel := '3x3', all_layers := false,
+    "by", "where" := true, kernel := '3x3', all_layers := false,
     margin := 0.02, low_entropy := 0.5, high_sparsity := 0.14
 ) AS TABLE
 WITH labelled AS (
@@ -56,8 +56,8 @@ WITH labelled AS (
                         weights := facts.kernel_h * facts.kernel_w, margin := margin, low_entropy := low_entropy,
                         high_sparsity := high_sparsity) AS label
     FROM facts
-    WHERE facts.stored AND facts.kernel = kernel AND keep AND "by" IS NOT NULL
-      AND (all_layers OR (facts.kind IS DISTINCT FROM 'transposed' AND facts.dead IS NOT TRUE))
+    WHERE facts.stored AND facts.kernel = kernel AND "where" AND "by" IS NOT NULL
+      AND (all_layers OR facts.papers_layer)
 )
 SELECT l."group",
        count(DISTINCT l.model_id) AS models,

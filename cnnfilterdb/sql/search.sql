@@ -20,7 +20,7 @@ GROUP BY a.model_id, b.model_id ORDER BY share DESC, model_a, model_b;
 -- Layers that several models (or one model twice) hold bit for bit: where each of them is.
 CREATE OR REPLACE VIEW shared_layers AS
 SELECT tensor_sha256, any_value(kernel) AS kernel, any_value(filters) AS filters, count(DISTINCT model_id) AS models,
-       list({'model_id': model_id, 'layer': layer, 'name': name} ORDER BY model_id, layer) AS places
+       list({'model_id': model_id, 'layer': layer, 'layer_name': layer_name} ORDER BY model_id, layer) AS places
 FROM layers WHERE stored AND norm_l2 > 0
 GROUP BY tensor_sha256 HAVING count(*) > 1
 ORDER BY models DESC, tensor_sha256;

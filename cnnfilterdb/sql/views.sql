@@ -24,12 +24,10 @@ CREATE OR REPLACE VIEW layers AS
 SELECT * FROM read_parquet(database_files('/layers/*.parquet'), hive_partitioning = false)
 SEMI JOIN models_stored USING (model_id);
 
--- What `by` and `keep` of the table macros may name: every column of models and of layers. `name` is the model's,
--- `layer_name` the layer's, `filters` the layer's.
+-- The columns that `by` and `where` of the table macros may name: one row per layer, with every column of models and of
+-- layers. papers_layer: whether the papers' extraction would have read the layer, that is, neither transposed nor dead.
 CREATE OR REPLACE VIEW facts AS
-SELECT m.* EXCLUDE (filters, conv_layers, files, skipped),
-       l.* EXCLUDE (model_id, name),
-       l.name AS layer_name
+SELECT m.* EXCLUDE (files), l.* EXCLUDE (model_id), $papers_layer AS papers_layer
 FROM read_parquet(database_files('/layers/*.parquet'), hive_partitioning = false) AS l JOIN models AS m USING (model_id);
 
 -- Fitted bases; the newest of a kernel size is the one that is used.

@@ -48,6 +48,7 @@ from cnnfilterdb.schema import (
     HISTOGRAMS,
     LAYERS,
     MODELS,
+    check_format,
     filter_schema,
     kernel_order,
     kernel_shape,
@@ -129,14 +130,11 @@ class Store:
         marker = self.path / _MARKER
         try:
             found = json.loads(marker.read_text(encoding="utf-8"))["format_version"]
-            newer = found > FORMAT_VERSION
+            if not isinstance(found, int):
+                raise TypeError(f"{found!r} is not a number")
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise DatabaseError(f"{marker}: no format version in it ({error}); restore this file") from error
-        if newer:
-            raise DatabaseError(
-                f"{self.path}: written in format {found}, this version reads up to {FORMAT_VERSION}; "
-                "upgrade cnnfilterdb"
-            )
+        check_format(found, str(self.path), "ingest its models again into a new folder")
 
     def _make(self) -> None:
         try:

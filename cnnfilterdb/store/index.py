@@ -38,11 +38,11 @@ from cnnfilterdb.analysis.bases import (
     histogram_table,
     indexable,
     moments_of,
-    papers_layers,
     ranges,
 )
 from cnnfilterdb.reports import Progress
 from cnnfilterdb.scan.scan import Run, scan
+from cnnfilterdb.schema import papers_layers
 from cnnfilterdb.stats import RECIPES, Basis, Histogram, histograms
 from cnnfilterdb.store.durable import move, writing
 from cnnfilterdb.store.folder import Store

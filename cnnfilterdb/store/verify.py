@@ -156,8 +156,8 @@ class _Check:
         if layers.num_rows != row["conv_layers"]:
             self._problem(path, f"{layers.num_rows:,} layers, expected {row['conv_layers']:,}")
         filters = pc.sum(layers.filter(layers["stored"])["filters"]).as_py() or 0
-        if filters != row["filters"]:
-            self._problem(path, f"{filters:,} stored filters, expected {row['filters']:,}")
+        if filters != row["stored_filters"]:
+            self._problem(path, f"{filters:,} stored filters, expected {row['stored_filters']:,}")
         if layers["layer"].to_pylist() != list(range(layers.num_rows)):
             self._problem(path, "the layers are not numbered from 0 in order")
         if set(layers["model_id"].to_pylist()) - {row["model_id"]}:
@@ -174,7 +174,15 @@ class _Check:
             if path not in self._in_place:
                 self._problem(path, f"is missing, though the model has {kernel} layers")
                 continue
-            columns = ["layer", "name", "out_channels", "filters", "tensor_sha256", "scaled_mean", "scaled_scatter"]
+            columns = [
+                "layer",
+                "layer_name",
+                "out_channels",
+                "filters",
+                "tensor_sha256",
+                "scaled_mean",
+                "scaled_scatter",
+            ]
             expected = stored.filter(pc.equal(stored["kernel"], kernel)).select(columns)
             try:
                 self._filter_file(path, kernel, expected)
@@ -202,7 +210,7 @@ class _Check:
         keys: npt.NDArray[np.int32],
         weights: npt.NDArray[np.float32],
     ) -> None:
-        where = f"layer {layer['layer']} ({layer['name']})"
+        where = f"layer {layer['layer']} ({layer['layer_name']})"
         if models != {self.model_id}:
             self._problem(path, f"{where} belongs to {', '.join(sorted(models - {self.model_id or ''}))}")
         count, out_channels = layer["filters"], 1 if layer["out_channels"] is None else layer["out_channels"]

@@ -211,7 +211,7 @@ class Writer:
                 f"{self.model_id}: expected a float32 weight of four axes, got {weight.dtype} {weight.shape}"
             )
         if not np.isfinite(weight).all():
-            raise BadWeightsError(f"{self.model_id}: layer {row.get('name')} holds NaN or infinite weights")
+            raise BadWeightsError(f"{self.model_id}: layer {row.get('layer_name')} holds NaN or infinite weights")
         out_channels, in_channels, height, width = weight.shape
         measured = {
             "kernel": kernel_name(height, width),
@@ -239,7 +239,7 @@ class Writer:
         """Make the model visible, whole.
 
         Args:
-            row: Columns of the models table. ``model_id``, ``conv_layers``, ``filters``, ``files``,
+            row: Columns of the models table. ``model_id``, ``conv_layers``, ``stored_filters``, ``files``,
                 ``cnnfilterdb_version`` and ``ingested_at`` are filled in, and so are ``source`` and ``name`` if absent.
 
         Raises:
@@ -262,7 +262,7 @@ class Writer:
                 write_table(table, self._folder / moves[-1], **histogram_settings(table))
             facts |= {
                 "conv_layers": len(self._layers),
-                "filters": sum(filters.rows for filters in self._filters.values()),
+                "stored_filters": sum(filters.rows for filters in self._filters.values()),
                 "files": files,
                 "cnnfilterdb_version": package_version(),
                 "ingested_at": datetime.now(UTC),

@@ -68,7 +68,7 @@ def write_model() -> Callable[..., list[np.ndarray]]:
         with store.writer(model_id, overwrite=overwrite) as writer:
             for number, weight in enumerate(weights):
                 out_channels, in_channels, height, width = weight.shape
-                row = {"name": f"conv{number}", "dtype": "float32", "filters": out_channels * in_channels}
+                row = {"layer_name": f"conv{number}", "dtype": "float32", "filters": out_channels * in_channels}
                 if height * width == 1:
                     row |= {"kernel": "1x1", "kernel_h": 1, "kernel_w": 1, "out_channels": out_channels}
                     writer.add_layer(row, None)

@@ -71,16 +71,16 @@ def test_add_models_layers_remove(run, checkpoint, tmp_path):
 
 
 def test_rows_in_every_format(run, sample_path, tmp_path):
-    query = "SELECT name, domain, filters FROM models ORDER BY name"
+    query = "SELECT name, domain, stored_filters FROM models ORDER BY name"
     _, table, _ = run("sql", query, "--db", sample_path)
-    assert table.splitlines()[0].split() == ["name", "domain", "filters"]
+    assert table.splitlines()[0].split() == ["name", "domain", "stored_filters"]
     _, csv, _ = run("sql", query, "--db", sample_path, "--format", "csv")
     frame = pd.read_csv(io.StringIO(csv))
     _, text, _ = run("sql", query, "--db", sample_path, "--format", "json")
     assert [row["name"] for row in json.loads(text)] == frame["name"].tolist()
     target = tmp_path / "rows.parquet"
     assert run("sql", query, "--db", sample_path, "--format", "parquet", "-o", target)[0] == 0
-    assert pq.read_table(target).to_pandas()["filters"].tolist() == frame["filters"].tolist()
+    assert pq.read_table(target).to_pandas()["stored_filters"].tolist() == frame["stored_filters"].tolist()
 
 
 def test_shift_prints_the_matrix_and_how_it_was_made(run, sample_path, sample):

@@ -72,7 +72,7 @@ def test_other_kernel_sizes(sample):
 def test_where_and_keep_narrow_the_rows(sample):
     matrix = sample.kl_shift("name", "domain = 'natural'")
     assert list(matrix) == ["photo-a", "photo-b"]
-    rows = sample.sql("FROM kl_shift(name, keep := domain = 'natural')").df()
+    rows = sample.sql("FROM kl_shift(name, \"where\" := domain = 'natural')").df()
     assert rows["shift"].max() == pytest.approx(matrix.to_numpy().max(), abs=1e-12)
 
 
@@ -104,7 +104,7 @@ def test_tables_as_data_frames(sample, tensors):
     models = sample.models("domain LIKE 'medical%'")
     assert list(models["name"]) == ["ct-a", "ct-b"]
     layers = sample.layers("task = 'Face Detection'")
-    assert list(layers["name"]) == ["a", "b"]
+    assert list(layers["layer_name"]) == ["a", "b"]
     filters = sample.filters("name = 'face'")
     expected = np.concatenate([tensors["face"][f"{name}.weight"].reshape(-1, 9) for name in "ab"])
     np.testing.assert_array_equal(filters[[f"w{i}" for i in range(9)]].to_numpy(), expected)

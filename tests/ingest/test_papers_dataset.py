@@ -189,7 +189,7 @@ def test_every_kernel_arrives_in_order(imported, path, source):
     rows, filters = table()
     with h5py.File(path) as file:
         expected = file["filters"][...].reshape(-1, 9)
-    layers = imported.layers().set_index(["model_id", "name"])
+    layers = imported.layers().set_index(["model_id", "layer_name"])
     assert len(layers) == len(rows)
     name = {model.id: f"{source}/{name}" for model, name in zip(MODELS, names(), strict=True)}
     for _, row in rows.iterrows():

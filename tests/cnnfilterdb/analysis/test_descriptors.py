@@ -152,7 +152,7 @@ def test_descriptors_per_layer(edges, layers, kernel):
     rows = edges.layers(f"kernel = '{kernel}'")
     pd.testing.assert_frame_equal(found[["model_id", "layer", "filters"]], rows[["model_id", "layer", "filters"]])
     each = edges.descriptors(kernel=kernel)
-    for (_, row), name in zip(found.iterrows(), rows["name"], strict=True):
+    for (_, row), name in zip(found.iterrows(), rows["layer_name"], strict=True):
         part = each[(each["model_id"] == row["model_id"]) & (each["layer"] == row["layer"])]
         assert len(part) == row["filters"] == math.prod(layers[name].shape[:2])
         for column in DESCRIPTORS:
@@ -195,7 +195,7 @@ def test_descriptors_of_nothing(sample):
 
 
 def test_the_table_holds_the_statistics_of_each_layer(edges, layers):
-    rows = edges.layers().set_index("name")
+    rows = edges.layers().set_index("layer_name")
     assert set(rows.index) == set(layers)
     columns = ["sparsity", "variance_entropy", "randomness_threshold", "variance_entropy_clean",
                "variance_entropy_scaled", "orthogonality", "binary_filters", "levels"]  # fmt: skip
@@ -214,7 +214,7 @@ def test_the_table_holds_the_statistics_of_each_layer(edges, layers):
 def test_sparsity_by_all_rules_in_sql(edges, layers, kernel, threshold):
     columns = ", ".join(f"sparsity(w, threshold := {threshold}, rule := '{rule}') AS {rule}" for rule in QUALITY_RULES)
     found = edges.sql(
-        f"SELECT any_value(l.name) AS name, {columns} "
+        f"SELECT any_value(l.layer_name) AS name, {columns} "
         f"FROM filters_{kernel} JOIN layers AS l USING (model_id, layer) GROUP BY model_id, layer"
     ).df().set_index("name")  # fmt: skip
     there = {name: weight for name, weight in layers.items() if weight.shape[2:] == kernel_shape(kernel)}

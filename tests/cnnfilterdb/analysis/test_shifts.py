@@ -76,7 +76,7 @@ def test_nearest_groups(sample):
     expected = sample.kl_shift("domain").loc["faces"].drop("faces").sort_values()
     assert list(found.index) == list(expected.index)
     np.testing.assert_array_equal(found["shift"], expected)
-    sql = sample.sql("FROM nearest_groups(domain, 'faces', k := 1)").df()
+    sql = sample.sql("FROM nearest_groups(domain, 'faces', top := 1)").df()
     assert list(sql["group"]) == list(expected.index[:1])
     with pytest.raises(SelectionError, match=r"no group 'cars'.*faces"):
         sample.nearest_groups("cars", "domain")

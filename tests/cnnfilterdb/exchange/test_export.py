@@ -59,7 +59,7 @@ def add_dead(db) -> None:
         for number, dead in enumerate((False, True)):
             weight = np.random.default_rng(number).normal(size=(6, 5, 3, 3)).astype(np.float32)
             moments = Moments.of(weight.reshape(-1, 9))
-            row = {"name": f"conv{number}", "dtype": "float32", "kind": "conv", "dead": dead, "in_channels": 5}
+            row = {"layer_name": f"conv{number}", "dtype": "float32", "kind": "conv", "dead": dead, "in_channels": 5}
             writer.add_layer(row | {"scaled_mean": moments.mean, "scaled_scatter": moments.packed()}, weight)
         writer.commit({"domain": "natural"})
 
@@ -89,7 +89,7 @@ def mixed(mixed_path):
 def expected_rows(db, where=None, kernel="3x3") -> pd.DataFrame:
     """Keys, weights and facts, joined by pandas from what the database gives."""
     models = db.models().set_index("model_id")
-    layers = db.layers().rename(columns={"name": "layer_name"}).set_index(["model_id", "layer"])
+    layers = db.layers().set_index(["model_id", "layer"])
     filters = db.filters(where, kernel)
     rows = filters.join(models[[name for name in FACTS if name in models]], on="model_id")
     return rows.join(layers[[name for name in FACTS if name in layers]], on=["model_id", "layer"])[
@@ -564,7 +564,7 @@ def test_memory_does_not_grow_with_the_number_of_filters(tmp_path):
     with cnnfilterdb.open(tmp_path / "large.db") as db, db._store.writer("custom/large") as writer:
         for number in range(16):
             weight = rng.standard_normal((512, 512, 3, 3), np.float32)
-            writer.add_layer({"name": f"conv{number}", "dtype": "float32"}, weight)
+            writer.add_layer({"layer_name": f"conv{number}", "dtype": "float32"}, weight)
         writer.commit({})
     target = tmp_path / "a.parquet"
     few, many = (int(run_script(MEMORY, tmp_path / "large.db", target, layers)) / 1e3 for layers in (2, 16))

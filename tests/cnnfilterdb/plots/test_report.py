@@ -64,7 +64,7 @@ def data(histograms, make_basis):
             "task": "Classification",
             "training_dataset": [None, "ImageNet", None, None, None],
             "conv_layers": pd.array([10, 20, 30, 40, None], dtype="Int64"),
-            "filters": [1000, 2000, 3000, 4000, 5_000_000],
+            "stored_filters": [1000, 2000, 3000, 4000, 5_000_000],
             "sparsity": [0.0, 0.125, np.nan, 0.001, 1.0],
             "license": ["MIT", None, "Apache-2.0", HOSTILE, "MIT"],
             "untrained": pd.array([False, None, True, False, False], dtype="boolean"),
@@ -220,7 +220,7 @@ def test_a_basis_that_is_not_stored_is_told_as_such(data):
 
 
 def test_sections_without_data_are_left_out(data):
-    page = Page(report(ReportData(title="Bare", models=data.models[["model_id", "filters"]])))
+    page = Page(report(ReportData(title="Bare", models=data.models[["model_id", "stored_filters"]])))
     assert page.ids == ["models", "cite"]
     assert not page.attributes("src")
     assert ["custom/m0", "1,000"] in page.rows
@@ -247,4 +247,4 @@ def test_a_report_needs_models(data):
     with pytest.raises(SelectionError, match="ingest or add one first"):
         report(dataclasses.replace(data, models=data.models.iloc[:0]))
     with pytest.raises(SelectionError, match="name or model_id"):
-        report(ReportData(title="t", models=data.models[["filters"]]))
+        report(ReportData(title="t", models=data.models[["stored_filters"]]))

@@ -76,7 +76,7 @@ def models_of(**columns):
     count = len(next(iter(columns.values())))
     empty = {name: [None] * count for name in MODELS.names}
     names = [f"custom/{number}" for number in range(count)]
-    known = {"model_id": names, "source": ["custom"] * count, "filters": [9] * count, "conv_layers": [1] * count}
+    known = {"model_id": names, "source": ["custom"] * count, "stored_filters": [9] * count, "conv_layers": [1] * count}
     return pd.DataFrame({**empty, **known, **columns})
 
 
@@ -200,7 +200,7 @@ def test_the_numbers_are_those_of_the_frames(frames):
         filters = {name: int(cells[2].replace(",", "")) for name, cells in found.items()}
         assert filters == stored.groupby(column)["filters"].sum().to_dict()
         assert list(filters.values()) == sorted(filters.values(), reverse=True)
-        assert sum(filters.values()) == models["filters"].sum()
+        assert sum(filters.values()) == models["stored_filters"].sum()
     kernels = page.table("kernel size", "models", "layers", "kernels", "table")
     assert list(kernels) == ["1x1", "3x3", "5x5", "7x7"]
     counts = {name: int(cells[2].replace(",", "")) for name, cells in kernels.items()}

@@ -30,7 +30,7 @@ def add(db, name, channels=16, seed=None):
 
 def row(model_id, **facts):
     name = model_id.partition("/")[2]
-    known = {"source": "custom", "name": name, "conv_layers": 1, "filters": 1, "ingested_at": datetime.now(UTC)}
+    known = {"source": "custom", "name": name, "conv_layers": 1, "stored_filters": 1, "ingested_at": datetime.now(UTC)}
     return {"model_id": model_id, **known, **facts}
 
 
@@ -181,7 +181,7 @@ def test_published_columns_are_those_of_the_database_and_described():
 def test_a_release_is_whole_and_says_so(release_path, sample):
     manifest = Manifest.from_json((release_path / "cnnfilterdb.json").read_text(), "here")
     assert manifest.tables() == ["models", "layers", "filters_3x3", "filters_5x5", "filters_7x7", "histograms", "bases"]
-    assert (manifest.models, manifest.filters) == (5, int(sample.models()["filters"].sum()))
+    assert (manifest.models, manifest.filters) == (5, int(sample.models()["stored_filters"].sum()))
     there = {path.relative_to(release_path).as_posix() for path in release_path.rglob("*") if path.is_file()}
     own = {"README.md", "MODELS.md", "CITATION.cff", "init.sql", "cnnfilterdb.json", "shift.png"}
     assert there == own | {file.path for file in manifest.files}

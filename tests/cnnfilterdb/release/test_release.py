@@ -136,7 +136,7 @@ def test_the_same_in_sql(release, sample):
         "FROM shared_models",
         "SELECT model_id, avg(c0), avg(svd_coefficients(w)[2]) FROM coefficients_3x3 "
         "JOIN filters_3x3 USING (model_id, layer, out_channel, in_channel) GROUP BY ALL ORDER BY ALL",
-        "FROM nearest_5x5(range(25), k := 3)",
+        "FROM nearest_5x5(range(25), top := 3)",
         "SELECT metrics, original, files FROM models_stored",
     ):
         found, expected = release.sql(query).df(), sample.sql(query).df()
@@ -232,7 +232,8 @@ def test_a_missing_package_is_named():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 99}, "written in format 99, this version reads up to 1; upgrade cnnfilterdb"),
+        ({"format_version": 99}, "written in format 99, this version reads format 2; upgrade cnnfilterdb"),
+        ({"format_version": 1}, "written in format 1, this version reads format 2; publish it again"),
         ({"files": [{"path": "x"}]}, "not the manifest of a release"),
         ({"layout": "folder"}, "the marker of a database folder, not of a release"),
     ],

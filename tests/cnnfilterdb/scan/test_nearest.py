@@ -48,7 +48,7 @@ def test_nearest_is_what_brute_force_finds(sample, sign, offset, rotation):
 def test_sql_finds_the_same(sample, sign, offset):
     python = sample.nearest(SOBEL, 7, sign=sign, offset=offset)
     numbers = SOBEL.ravel().tolist()
-    sql = sample.sql(f"FROM nearest_3x3({numbers}, k := 7, sign := {sign}, centred := {offset})").df()
+    sql = sample.sql(f"FROM nearest_3x3({numbers}, top := 7, sign := {sign}, centred := {offset})").df()
     np.testing.assert_allclose(sql["similarity"], python["similarity"], atol=1e-12)
     assert list(sql["out_channel"]) == list(python["out_channel"])
 
@@ -59,7 +59,7 @@ def test_other_sizes_and_conditions(sample):
     assert "w48" in found
     narrowed = sample.nearest(SOBEL, 5, "domain = 'faces'")
     assert set(narrowed["model_id"]) == {"custom/face"}
-    sql = sample.sql(f"FROM nearest_3x3({SOBEL.ravel().tolist()}, k := 5, keep := domain = 'faces')").df()
+    sql = sample.sql(f"FROM nearest_3x3({SOBEL.ravel().tolist()}, top := 5, \"where\" := domain = 'faces')").df()
     np.testing.assert_allclose(sql["similarity"], narrowed["similarity"], atol=1e-12)
 
 

@@ -59,7 +59,7 @@ def test_every_metric_is_pythons(sample, sql, recipe, balance):
 
 
 @pytest.mark.parametrize(
-    ("by", "keep"),
+    ("by", "where"),
     [
         ("domain", "true"),
         ("layer", "domain <> 'faces'"),
@@ -68,16 +68,16 @@ def test_every_metric_is_pythons(sample, sql, recipe, balance):
         ("filters > 200", "true"),
     ],
 )
-def test_kl_shift_is_pythons_for_any_expression(sample, sql, by, keep):
-    rows = sql.sql(f"FROM kl_shift({by}, keep := {keep})").df()
+def test_kl_shift_is_pythons_for_any_expression(sample, sql, by, where):
+    rows = sql.sql(f'FROM kl_shift({by}, "where" := {where})').df()
     for value, metric in (("shift", "kl"), ("directed", "directed")):
-        expected = sample.kl_shift(by, keep, metric=metric)
+        expected = sample.kl_shift(by, where, metric=metric)
         np.testing.assert_allclose(square(rows, value), expected, atol=1e-9)
-    sizes = sample.groups(by, keep).sizes()
+    sizes = sample.groups(by, where).sizes()
     found = rows.drop_duplicates("group_a").set_index("group_a").reindex(sizes.index)
     for column in ("models", "filters", "outside"):
         np.testing.assert_allclose(found[f"{column}_a"], sizes[column])
-    counted = sql.sql(f"FROM group_sizes({by}, keep := {keep})").df().set_index("group").reindex(sizes.index)
+    counted = sql.sql(f'FROM group_sizes({by}, "where" := {where})').df().set_index("group").reindex(sizes.index)
     np.testing.assert_array_equal(counted, sizes[["models", "layers", "filters"]])
 
 
@@ -127,11 +127,11 @@ def test_small_groups_are_left_out(sample, sql):
 def test_nearest_groups_are_pythons(sample, sql):
     for by, target in (("name", "face"), ("layer", 0)):
         expected = sample.nearest_groups(target, by, limit=2)
-        rows = sql.sql(f"FROM nearest_groups({by}, {target!r}, k := 2)").df()
+        rows = sql.sql(f"FROM nearest_groups({by}, {target!r}, top := 2)").df()
         assert list(rows["group"]) == list(expected.index)
         np.testing.assert_allclose(rows["shift"], expected["shift"], atol=1e-9)
         assert list(rows["filters"]) == list(expected["filters"])
-    assert len(sql.sql("FROM nearest_groups(name, 'face', keep := domain <> 'natural')").fetchall()) == 2
+    assert len(sql.sql("FROM nearest_groups(name, 'face', \"where\" := domain <> 'natural')").fetchall()) == 2
 
 
 def test_transposed_layers_come_in_on_demand(tmp_path, tensors):
@@ -225,8 +225,8 @@ def test_unknown_columns_and_groups(sql):
     with pytest.raises(duckdb.Error, match="no group nobody to compare"):
         sql.sql("FROM nearest_groups(domain, 'nobody')").fetchall()
     with pytest.raises(duckdb.Error, match="no group faces to compare"):
-        sql.sql("FROM nearest_groups(domain, 'faces', keep := false)").fetchall()
-    assert sql.sql("FROM kl_shift(domain, keep := false)").fetchall() == []
+        sql.sql("FROM nearest_groups(domain, 'faces', \"where\" := false)").fetchall()
+    assert sql.sql('FROM kl_shift(domain, "where" := false)').fetchall() == []
 
 
 def test_a_basis_of_another_kernel_size_is_refused(sample, sql):
@@ -258,7 +258,9 @@ def test_thousands_of_groups(tmp_path):
         for macro in ("kl_shift", "kl_shift_components", "shift_metrics"):
             with pytest.raises(duckdb.Error, match="2001 groups: at most 2000 can be compared"):
                 db.sql(f"FROM {macro}(layer)").fetchall()
-        rows = db.sql("SELECT max(shift) AS most, count(*) AS n FROM kl_shift(layer, keep := layer < 300)").fetchall()
+        rows = db.sql(
+            'SELECT max(shift) AS most, count(*) AS n FROM kl_shift(layer, "where" := layer < 300)'
+        ).fetchall()
         assert rows == [(pytest.approx(whole.iloc[:300, :300].to_numpy().max(), abs=1e-9), 90_000)]
 
 

@@ -137,11 +137,18 @@ def test_open_refuses_what_is_no_database(tmp_path, kind):
     assert isinstance(caught.value, FileNotFoundError)
 
 
-def test_open_refuses_a_newer_format_and_a_damaged_marker(store):
+def test_open_refuses_another_format_and_a_damaged_marker(store):
     marker = store.path / "cnnfilterdb.json"
     marker.write_text(json.dumps({"format_version": FORMAT_VERSION + 1}))
     with pytest.raises(DatabaseError, match="upgrade cnnfilterdb"):
         Store.open(store.path)
+    marker.write_text(json.dumps({"format_version": 1}))
+    for method in (Store.open, Store.create):
+        with pytest.raises(DatabaseError) as caught:
+            method(store.path)
+        assert str(caught.value) == (
+            f"{store.path}: written in format 1, this version reads format 2; ingest its models again into a new folder"
+        )
     for text in ("", "{}", "[]", '{"format_version": "one"}'):
         marker.write_text(text)
         with pytest.raises(DatabaseError, match="no format version"):
@@ -161,7 +168,7 @@ def test_what_is_written_is_read_back_bit_by_bit(store, write_model):
     assert store.kernels() == ["1x7", "3x3", "5x5"]
     model = store.models().to_pylist()[1]
     assert (model["source"], model["name"], model["conv_layers"]) == ("pypi", "one", 5)
-    assert model["filters"] == sum(len(w) * w.shape[1] for w in weights if w.shape[2:] != (1, 1))
+    assert model["stored_filters"] == sum(len(w) * w.shape[1] for w in weights if w.shape[2:] != (1, 1))
     assert dict(model["metrics"]) == {"top1": 0.5}
     assert [(file["path"], file["rows"]) for file in model["files"]] == [
         (f"filters/kernel=1x7/source=pypi/{slug('pypi/one')}.parquet", 7),
@@ -173,7 +180,7 @@ def test_what_is_written_is_read_back_bit_by_bit(store, write_model):
     assert layers["layer"].to_pylist() == [0, 1, 2, 3, 4]
     assert layers["stored"].to_pylist() == [True, True, True, False, True]
     assert store.layers()["model_id"].to_pylist() == ["custom/two"] * 5 + ["pypi/one"] * 5
-    assert store.layers(columns=["name"]).column_names == ["name"]
+    assert store.layers(columns=["layer_name"]).column_names == ["layer_name"]
 
     for number, weight in enumerate(weights):
         kernel = f"{weight.shape[2]}x{weight.shape[3]}"
@@ -194,7 +201,7 @@ def test_what_is_written_is_read_back_bit_by_bit(store, write_model):
 def test_special_values_keep_their_bits(store):
     values = np.array([-0.0, 1e-45, -3.4e38, np.finfo(np.float32).tiny, 0.1, 1, -1, 2, 0], np.float32)
     with store.writer("custom/special") as writer:
-        writer.add_layer({"name": "a", "dtype": "float32"}, values.reshape(1, 1, 3, 3))
+        writer.add_layer({"layer_name": "a", "dtype": "float32"}, values.reshape(1, 1, 3, 3))
         writer.commit({})
     (file,) = store.filter_files("3x3")
     read = pq.ParquetFile(file).read()
@@ -279,8 +286,15 @@ def test_a_kernel_size_still_binds_when_its_last_model_is_gone(store, write_mode
 
 def test_a_writer_refuses_what_does_not_fit(store):
     weight = np.ones((2, 1, 3, 3), np.float32)
-    row = {"name": "a", "dtype": "float32"}
-    for bad in ({"kernal": "3x3"}, {"kernel": "5x5"}, {"filters": 3}, {"layer": 1}, {"stored": False}, {"name": None}):
+    row = {"layer_name": "a", "dtype": "float32"}
+    for bad in (
+        {"kernal": "3x3"},
+        {"kernel": "5x5"},
+        {"filters": 3},
+        {"layer": 1},
+        {"stored": False},
+        {"layer_name": None},
+    ):
         with pytest.raises(ValueError, match=next(iter(bad))), store.writer("custom/a") as writer:
             writer.add_layer(row | bad, weight)
     with pytest.raises(ValueError, match="float32"), store.writer("custom/a") as writer:
@@ -308,7 +322,7 @@ def test_an_error_inside_the_block_passes_through_and_leaves_nothing(store, writ
 
     def broken_weights():
         with store.writer("custom/new") as writer:
-            writer.add_layer({"name": "a", "dtype": "float32"}, np.ones((2, 1, 3, 3), np.float32))
+            writer.add_layer({"layer_name": "a", "dtype": "float32"}, np.ones((2, 1, 3, 3), np.float32))
             raise OSError("from reading the weights")
 
     with pytest.raises(OSError, match="from reading the weights") as caught:
@@ -460,14 +474,14 @@ MEMORY = """
     import sys, tracemalloc
     import numpy as np
     import pyarrow as pa
-    from cnnfilterdb.store import Store
+    from cnnfilterdb.store.folder import Store
 
     store = Store.open(sys.argv[1])
     weight = np.random.default_rng(0).normal(size=(512, 512, 3, 3)).astype(np.float32)  # 9.4 MB
     tracemalloc.start()
     with store.writer("custom/large") as writer:
         for number in range(int(sys.argv[2])):
-            writer.add_layer({"name": str(number), "dtype": "float32"}, weight)
+            writer.add_layer({"layer_name": str(number), "dtype": "float32"}, weight)
         writer.commit({})
     print(tracemalloc.get_traced_memory()[1], pa.default_memory_pool().max_memory())
 """
@@ -487,7 +501,7 @@ def test_a_real_limit_on_the_size_of_files(store):
         import resource, signal, sys
         import numpy as np
         from cnnfilterdb.errors import DatabaseError
-        from cnnfilterdb.store import Store
+        from cnnfilterdb.store.folder import Store
 
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))
@@ -495,7 +509,7 @@ def test_a_real_limit_on_the_size_of_files(store):
         weight = np.random.default_rng(0).normal(size=(512, 256, 3, 3)).astype(np.float32)
         try:
             with store.writer("custom/large") as writer:
-                writer.add_layer({"name": "a", "dtype": "float32"}, weight)
+                writer.add_layer({"layer_name": "a", "dtype": "float32"}, weight)
                 writer.commit({})
         except DatabaseError as error:
             print(error)
@@ -513,7 +527,7 @@ def test_a_real_limit_on_the_size_of_files(store):
 KILLED = """
     import itertools, os, shutil, signal, sys
     import numpy as np
-    from cnnfilterdb.store import Store
+    from cnnfilterdb.store.folder import Store
 
     case, before, folder = sys.argv[1:]
 
@@ -522,7 +536,7 @@ KILLED = """
         with store.writer("custom/a", overwrite=True) as writer:
             for number, size in enumerate((3, 5, 3) if seed == 1 else (3, 7)):
                 weight = rng.normal(size=(4, 3, size, size)).astype(np.float32)
-                writer.add_layer({"name": str(number), "dtype": "float32"}, weight)
+                writer.add_layer({"layer_name": str(number), "dtype": "float32"}, weight)
             writer.commit({"domain": f"seed {seed}"})
 
     def at(point):
@@ -601,7 +615,7 @@ def test_a_model_is_there_whole_or_not_at_all_whenever_the_process_is_killed(tmp
 LOOP = """
     import itertools, os, random, signal, sys, time
     import numpy as np
-    from cnnfilterdb.store import Store
+    from cnnfilterdb.store.folder import Store
 
     def write_for_ever(path, seed):
         store = Store.create(path)
@@ -610,7 +624,7 @@ LOOP = """
             with store.writer(f"custom/{number % 5}", overwrite=True) as writer:
                 for layer in range(6):
                     weight = rng.normal(size=(32, 32, 3 + 2 * (layer % 2), 3)).astype(np.float32)
-                    writer.add_layer({"name": str(layer), "dtype": "float32"}, weight)
+                    writer.add_layer({"layer_name": str(layer), "dtype": "float32"}, weight)
                 writer.commit({})
 
     for seed in range(12):
@@ -637,10 +651,10 @@ def test_kills_at_any_time_leave_a_sound_database(store):
 HOLD = """
     import sys
     import numpy as np
-    from cnnfilterdb.store import Store
+    from cnnfilterdb.store.folder import Store
 
     with Store.open(sys.argv[1]).writer("custom/held") as writer:
-        writer.add_layer({"name": "a", "dtype": "float32"}, np.ones((2, 1, 3, 3), np.float32))
+        writer.add_layer({"layer_name": "a", "dtype": "float32"}, np.ones((2, 1, 3, 3), np.float32))
         print("held", flush=True)
         if sys.stdin.readline():
             writer.commit({})
@@ -686,7 +700,7 @@ def test_the_next_writer_takes_over_from_a_killed_one(store, holder, write_model
 MANY = """
     import os, sys
     import numpy as np
-    from cnnfilterdb.store import Store
+    from cnnfilterdb.store.folder import Store
 
     pids = []
     for worker in range(4):
@@ -698,7 +712,7 @@ MANY = """
                 for name, overwrite in ((f"custom/{worker}-{number}", False), ("custom/shared", True)):
                     with store.writer(name, overwrite=overwrite) as writer:
                         weight = np.full((8, 8, 3, 3), worker + 1, np.float32)
-                        writer.add_layer({"name": "a", "dtype": "float32"}, weight)
+                        writer.add_layer({"layer_name": "a", "dtype": "float32"}, weight)
                         writer.commit({})
             os._exit(0)
         pids.append(pid)

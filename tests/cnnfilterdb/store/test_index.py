@@ -9,8 +9,9 @@ import pytest
 from sklearn.decomposition import PCA
 
 import cnnfilterdb
-from cnnfilterdb.analysis.bases import moments_of, papers_layers
+from cnnfilterdb.analysis.bases import moments_of
 from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.schema import papers_layers
 from cnnfilterdb.stats import Basis, sparse_kernels
 from cnnfilterdb.store.folder import Store
 from cnnfilterdb.store.index import Index
@@ -97,7 +98,7 @@ def test_a_basis_is_frozen_and_comes_back_in_use(copy, tensors):
 KILLED = """
 import os, sys
 from cnnfilterdb.index import Index
-from cnnfilterdb.store import Store
+from cnnfilterdb.store.folder import Store
 
 steps = int(sys.argv[2])
 def progress(what, done, total):

@@ -120,7 +120,7 @@ def test_a_changed_weight_is_found_though_all_hashes_of_files_agree(full, value)
 @pytest.mark.parametrize(
     ("path", "column", "row", "value", "message"),
     [
-        (MODELS, "filters", 0, 88, "87 stored filters, expected 88"),
+        (MODELS, "stored_filters", 0, 88, "87 stored filters, expected 88"),
         (MODELS, "conv_layers", 0, 6, "5 layers, expected 6"),
         (MODELS, "source", 0, "pypi", "are not those of custom/a"),
         (MODELS, "model_id", 0, B, f"whose file is {models_path(slug(B))}"),
@@ -254,7 +254,7 @@ def test_verification_reads_layers_across_batches_and_row_groups(store, monkeypa
     rng = np.random.default_rng(0)
     with store.writer(A) as writer:
         for number, shape in enumerate([(1, 1, 3, 3), (5, 5, 3, 3), (1, 2, 3, 3), (40, 1, 3, 3)]):
-            writer.add_layer({"name": str(number), "dtype": "float32"}, rng.normal(size=shape).astype(np.float32))
+            writer.add_layer({"layer_name": str(number), "dtype": "float32"}, rng.normal(size=shape).astype(np.float32))
         writer.commit({})
     assert store.verify() == []
 

@@ -254,7 +254,7 @@ def test_raw_and_folded_live_side_by_side(tmp_path):
     db = cnnfilterdb.open(tmp_path / "a.db")
     assert db.add(model, "net") == "custom/net"
     assert db.add(model, "net", fold_bn=True) == "custom/net+bn"
-    rows = db.layers().set_index(["model_id", "name"])["bn_folded"]
+    rows = db.layers().set_index(["model_id", "layer_name"])["bn_folded"]
     raw, fold = rows["custom/net"].to_dict(), rows["custom/net+bn"].to_dict()
     assert [raw[name] for name in ("conv1", "conv2", "up.0")] == [False] * 3
     assert [fold[name] for name in ("conv1", "conv2", "up.0")] == [True] * 3

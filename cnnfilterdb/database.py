@@ -291,8 +291,10 @@ class FilterDB(Reader):
         from cnnfilterdb.publish.publish import publish
 
         return publish(
-            self,
+            self._index,
             repo,
+            query=self._table,
+            draw=lambda where: self.plot.kl_shift(by="domain", where=where),
             version=version,
             include_license=include_license,
             private=private,

@@ -20,6 +20,7 @@ from urllib.parse import quote
 __all__ = [
     "ANNOTATIONS",
     "EMPTY",
+    "MARKER",
     "basis_path",
     "empty_filters_path",
     "filters_path",
@@ -32,6 +33,9 @@ __all__ = [
 #: Stem of the files without rows, by which DuckDB can bind a view before there is a model. The underscore makes pyarrow
 #: (and Spark) pass over them; no slug begins with one.
 EMPTY = "_empty"
+
+#: The file that says what a folder holds: a database, or a release with its manifest.
+MARKER = "cnnfilterdb.json"
 
 #: The user's corrections of facts about models (:mod:`cnnfilterdb.store.annotations`).
 ANNOTATIONS = "annotations.csv"

@@ -103,9 +103,7 @@ def notebook():
 @pytest.fixture(scope="session")
 def release_path(tmp_path_factory: pytest.TempPathFactory, sample_path: Path) -> Path:
     """Folder of a release of the sample database. Do not write to it: copy it."""
-    from cnnfilterdb.publish.build import build
-
     path = tmp_path_factory.mktemp("releases") / "sample"
     with cnnfilterdb.open(sample_path, create=False) as db:
-        build(db, path, repo="owner/sample", version="1.0.0")
+        db.publish("owner/sample", folder=path, version="1.0.0")
     return path

@@ -121,6 +121,18 @@ def test_modules_import_each_other_in_no_circle():
             del graph[name]
 
 
+def test_nothing_below_knows_the_database_even_for_types():
+    above = {"", "cli", "database"}
+    wrong = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for name, path in sources()
+        if room(name) not in above
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and node.module == "cnnfilterdb.database"
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
 def test_the_top_of_the_package_is_small():
     assert len(list((ROOT / "cnnfilterdb").glob("*.py"))) <= 12
 

@@ -150,8 +150,8 @@ def export(
             )
         if find_spec("tables") is None:
             raise MissingExtraError(f"{target}: h5 needs PyTables; install it: pip install 'cnnfilterdb[hdf5]'")
-    filters = _Filters.select(db, where, kernel, papers=kind == "h5")
-    with writing(target), _whole(target) as part:
+    filters = _Selection.select(db, where, kernel, papers=kind == "h5")
+    with writing(target), _appearing(target) as part:
         _WRITERS[kind](part, filters, progress or (lambda what, done, total: None), target)
     return Exported(target, kind, filters.count, len(filters.model_ids), target.stat().st_size)
 
@@ -172,7 +172,7 @@ def _format(target: Path, to: str | None) -> str:
 
 
 @contextmanager
-def _whole(target: Path) -> Iterator[Path]:
+def _appearing(target: Path) -> Iterator[Path]:
     """A name beside the target, which becomes the target when all has gone well and goes away when not."""
     if target.is_dir():
         raise DatabaseError(f"{target}: is a folder; give the name of a file")
@@ -189,7 +189,7 @@ def _whole(target: Path) -> Iterator[Path]:
 # ----------------------------------------------------------------------------------------------------------- selection
 
 
-class _Filters:
+class _Selection:
     """The filters to export.
 
     Args:
@@ -215,7 +215,7 @@ class _Filters:
         self._chosen = {model_id: part.tolist() for model_id, part in zip(self.model_ids, parts, strict=True)}
 
     @classmethod
-    def select(cls, db: Reader, where: str | None, kernel: str, *, papers: bool) -> _Filters:
+    def select(cls, db: Reader, where: str | None, kernel: str, *, papers: bool) -> _Selection:
         """The filters of a kernel size that a condition selects; ``papers`` leaves out what their extraction does."""
         kernel_shape(kernel)
         conditions = [f"stored AND filters > 0 AND kernel = {literal(kernel)}"]
@@ -326,7 +326,7 @@ def _text_encoded(table: pa.Table) -> pa.Table:
 # --------------------------------------------------------------------------------------------------------------- tables
 
 
-def _schema(filters: _Filters, *, encoded: bool) -> pa.Schema:
+def _schema(filters: _Selection, *, encoded: bool) -> pa.Schema:
     """Schema of the rows: keys, weights, facts; each column with its description."""
     described = {field.name: field for field in (*LAYERS, *MODELS, *filter_schema(filters.kernel))}
     names = (*_KEYS, *weight_columns(filters.kernel), *FACTS)
@@ -338,8 +338,8 @@ def _schema(filters: _Filters, *, encoded: bool) -> pa.Schema:
     return pa.schema(fields, metadata=told)
 
 
-def _tables(
-    filters: _Filters, progress: Progress, schema: pa.Schema, layers: Callable[[slice], pa.Table]
+def _joined_rows(
+    filters: _Selection, progress: Progress, schema: pa.Schema, layers: Callable[[slice], pa.Table]
 ) -> Iterator[pa.Table]:
     """The rows, those of a row group at a time.
 
@@ -356,30 +356,30 @@ def _tables(
         yield pa.table(columns, schema=schema)
 
 
-def _write_parquet(part: Path, filters: _Filters, progress: Progress, target: Path) -> None:
+def _write_parquet(part: Path, filters: _Selection, progress: Progress, target: Path) -> None:
     schema = _schema(filters, encoded=True)
     settings = filter_settings(filters.kernel) | {"use_dictionary": [*_KEYS, *FACTS]}
     with pq.ParquetWriter(part, schema, **settings) as writer:
         # Each row group stores the whole dictionary, so it gets one of its own layers only.
-        for table in _tables(filters, progress, schema, lambda rows: _text_encoded(filters.layers[rows])):
+        for table in _joined_rows(filters, progress, schema, lambda rows: _text_encoded(filters.layers[rows])):
             writer.write_table(table)
 
 
-def _write_arrow(part: Path, filters: _Filters, progress: Progress, target: Path) -> None:
+def _write_arrow(part: Path, filters: _Selection, progress: Progress, target: Path) -> None:
     schema = _schema(filters, encoded=True)
     # The compression of Feather files, which leaves what it cannot make smaller, such as weights, as it is
     options = pa.ipc.IpcWriteOptions(compression="lz4")
     layers = _text_encoded(filters.layers)
     with pa.OSFile(str(part), "wb") as file, pa.ipc.new_file(file, schema, options=options) as writer:
         # One dictionary for all batches: the format has no room for a second.
-        for table in _tables(filters, progress, schema, layers.__getitem__):
+        for table in _joined_rows(filters, progress, schema, layers.__getitem__):
             writer.write_table(table)
 
 
-def _write_csv(part: Path, filters: _Filters, progress: Progress, target: Path) -> None:
+def _write_csv(part: Path, filters: _Selection, progress: Progress, target: Path) -> None:
     schema = _schema(filters, encoded=False)
     with part.open("wb") as plain, _compressed(plain, target) as file, pacsv.CSVWriter(file, schema) as writer:
-        for table in _tables(filters, progress, schema, filters.layers.__getitem__):
+        for table in _joined_rows(filters, progress, schema, filters.layers.__getitem__):
             writer.write_table(table)
 
 
@@ -393,14 +393,14 @@ def _compressed(file: IO[bytes], target: Path) -> AbstractContextManager[Any]:
 # --------------------------------------------------------------------------------------------------------------- arrays
 
 
-def _weights(filters: _Filters, table: pa.Table) -> npt.NDArray[np.float32]:
+def _kernels_of(filters: _Selection, table: pa.Table) -> npt.NDArray[np.float32]:
     """Kernels (n, kh, kw) of a table of filters."""
     columns = [table[column].to_numpy() for column in weight_columns(filters.kernel)]
     return np.stack(columns, axis=1).reshape(-1, *kernel_shape(filters.kernel))
 
 
-def _write_npz(part: Path, filters: _Filters, progress: Progress, target: Path) -> None:
-    arrays = {f"layers_{name}": _plain(filters.layers[name]) for name in ("model_id", "layer", "filters", *FACTS)}
+def _write_npz(part: Path, filters: _Selection, progress: Progress, target: Path) -> None:
+    arrays = {f"layers_{name}": _array_of(filters.layers[name]) for name in ("model_id", "layer", "filters", *FACTS)}
     arrays["layers_first"] = np.cumsum(filters.counts) - filters.counts
     arrays["model_ids"] = np.array(filters.model_ids)
     # Each array is a file of its own in the archive, and only one can be written at a time: what is known without the
@@ -414,7 +414,7 @@ def _write_npz(part: Path, filters: _Filters, progress: Progress, target: Path) 
     }
     shape = (filters.count, *kernel_shape(filters.kernel))
     with zipfile.ZipFile(part, "w") as archive:
-        blocks = (_weights(filters, table) for _, table in filters.batches(progress))
+        blocks = (_kernels_of(filters, table) for _, table in filters.batches(progress))
         _write_npy(archive, "filters", "<f4", shape, blocks)
         for name, of in keys.items():
             _write_npy(archive, name, "<i4", shape[:1], map(of, filters.spans()))
@@ -433,7 +433,7 @@ def _write_npy(
             file.write(np.ascontiguousarray(block, dtype).data)
 
 
-def _plain(column: pa.ChunkedArray) -> npt.NDArray[Any]:
+def _array_of(column: pa.ChunkedArray) -> npt.NDArray[Any]:
     """A column as an array that needs no pickle: unknown text is empty, whole numbers and truth values -1."""
     if pa.types.is_string(column.type):
         return np.array([text or "" for text in column.to_pylist()])
@@ -447,13 +447,13 @@ def _plain(column: pa.ChunkedArray) -> npt.NDArray[Any]:
 # ------------------------------------------------------------------------------------------------- the released layout
 
 
-def _write_h5(part: Path, filters: _Filters, progress: Progress, target: Path) -> None:
+def _write_h5(part: Path, filters: _Selection, progress: Progress, target: Path) -> None:
     image = frame_image(released_frame(filters.layers, partial(_ask, filters.db)), part)
     try:
         with h5py.File(io.BytesIO(image), "r") as table, h5py.File(part, "w") as file:
             array = file.create_dataset("filters", (filters.count, 3, 3), np.float64)
             for span, kernels in filters.batches(progress):
-                array[span.start : span.stop] = _weights(filters, kernels)
+                array[span.start : span.stop] = _kernels_of(filters, kernels)
             file.copy(table["meta"], "meta")
             file.flush()
     except (OSError, RuntimeError) as error:  # what the HDF5 library says of the file system, without its number
@@ -463,7 +463,7 @@ def _write_h5(part: Path, filters: _Filters, progress: Progress, target: Path) -
         raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
 
 
-_WRITERS: dict[str, Callable[[Path, _Filters, Progress, Path], None]] = {
+_WRITERS: dict[str, Callable[[Path, _Selection, Progress, Path], None]] = {
     "parquet": _write_parquet,
     "arrow": _write_arrow,
     "csv": _write_csv,

@@ -29,12 +29,12 @@ from cnnfilterdb.store.durable import writing
 from cnnfilterdb.store.folder import Store
 from cnnfilterdb.store.index import Index
 
-__all__ = ["IDENTITY", "FolderOrigin", "Origin", "ReleaseOrigin", "signatures"]
+__all__ = ["IDENTITY", "DatabaseOrigin", "FolderOrigin", "ReleaseOrigin", "signatures"]
 
 _CHUNK = 4 << 20  # bytes fetched at a time
 
 
-class Origin(ABC):
+class DatabaseOrigin(ABC):
     """What models are taken from.
 
     Attributes:
@@ -83,7 +83,7 @@ IDENTITY = ("model_id", "layer", "kernel", "stored", "tensor_sha256")
 
 
 def signatures(layers: pa.Table) -> dict[str, str]:
-    """See :meth:`Origin.signatures`; from the columns :data:`IDENTITY` of all layers, in order."""
+    """See :meth:`DatabaseOrigin.signatures`; from the columns :data:`IDENTITY` of all layers, in order."""
     hashes: dict[str, list[str]] = defaultdict(list)
     columns = (layers[name].to_pylist() for name in IDENTITY)
     for model_id, _, kernel, stored, digest in zip(*columns, strict=True):
@@ -105,7 +105,7 @@ def _entries(value: list[Any]) -> bool:
     return bool(value) and isinstance(value[0], dict)
 
 
-class FolderOrigin(Origin):
+class FolderOrigin(DatabaseOrigin):
     """The models of a database folder.
 
     Args:
@@ -128,18 +128,18 @@ class FolderOrigin(Origin):
     def histograms(self, model_id: str) -> dict[str, pa.Table]:
         """The histograms of a model in each basis."""
         slug = self._store.slug(model_id)
-        paths = {
+        files = {
             fitted.basis_id: self._store.path / paths.histograms_path(fitted.basis_id, slug)
             for fitted in self.bases.bases()
         }
-        return {basis_id: pq.ParquetFile(path).read() for basis_id, path in paths.items() if path.exists()}
+        return {basis_id: pq.ParquetFile(path).read() for basis_id, path in files.items() if path.exists()}
 
     def annotations(self) -> notes.Facts:
         """The annotations of the folder."""
         return notes.read(self._store.path)
 
 
-class ReleaseOrigin(Origin):
+class ReleaseOrigin(DatabaseOrigin):
     """The models of a release.
 
     Its small tables are fetched whole, and their hashes compared with the manifest; of the filters the row groups of

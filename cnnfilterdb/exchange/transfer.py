@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cnnfilterdb.errors import CnnFilterDbError, CorruptError
-from cnnfilterdb.exchange.origins import IDENTITY, FolderOrigin, Origin, ReleaseOrigin, signatures
+from cnnfilterdb.exchange.origins import IDENTITY, DatabaseOrigin, FolderOrigin, ReleaseOrigin, signatures
 from cnnfilterdb.release.release import Release
 from cnnfilterdb.reports import Progress
 from cnnfilterdb.scan.ordered import Rows
@@ -82,7 +82,7 @@ def merge(
 
 def transfer(
     store: Store,
-    origin: Origin,
+    origin: DatabaseOrigin,
     model_ids: Iterable[str] | None = None,
     *,
     drop_duplicates: bool = False,
@@ -132,7 +132,7 @@ def transfer(
 
 def _choose(
     store: Store,
-    origin: Origin,
+    origin: DatabaseOrigin,
     wanted: list[str],
     report: TransferReport,
     *,
@@ -162,7 +162,7 @@ def _choose(
     return chosen
 
 
-def _take_bases(index: Index, origin: Origin) -> set[str]:
+def _take_bases(index: Index, origin: DatabaseOrigin) -> set[str]:
     """Take over the bases of kernel sizes that have none yet.
 
     Returns:
@@ -175,7 +175,7 @@ def _take_bases(index: Index, origin: Origin) -> set[str]:
     return {fitted.basis_id for fitted in index.bases()} & {fitted.basis_id for fitted in origin.bases.bases()}
 
 
-def _write(writer: Writer, origin: Origin, model_id: str, index: Index, known: set[str]) -> int:
+def _write(writer: Writer, origin: DatabaseOrigin, model_id: str, index: Index, known: set[str]) -> int:
     """Write one model; its histograms come from the origin where both have the basis."""
     histograms = {basis_id: table for basis_id, table in origin.histograms(model_id).items() if basis_id in known}
     projection = Projection(index, but=histograms)
@@ -216,7 +216,7 @@ def _weight(rows: Rows, layer: dict[str, Any], what: str) -> npt.NDArray[np.floa
     return weights.reshape(out_channels, -1, layer["kernel_h"], layer["kernel_w"]).astype(np.float32, copy=False)
 
 
-def _annotate(store: Store, origin: Origin, model_ids: Iterable[str]) -> None:
+def _annotate(store: Store, origin: DatabaseOrigin, model_ids: Iterable[str]) -> None:
     told = {model_id: facts for model_id, facts in origin.annotations().items() if model_id in set(model_ids)}
     if told:
         notes.change(store, lambda known: known.update(told))

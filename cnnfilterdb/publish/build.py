@@ -1,8 +1,8 @@
-"""Builds a release of a database in a folder: what may be published, as shards, with card, macros and manifest."""
+"""Builds a release in a folder: the models that may be published, as shards, with card, macros and manifest."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,8 +15,8 @@ from cnnfilterdb.analysis.bases import FittedBasis, basis_table
 from cnnfilterdb.errors import CnnFilterDbError, PublishError
 from cnnfilterdb.publish import card
 from cnnfilterdb.publish.licenses import decide
-from cnnfilterdb.publish.shards import SIZES, write_filters, write_table
-from cnnfilterdb.release.manifest import MARKER, LeftOut, Manifest
+from cnnfilterdb.publish.shards import SIZES, write_filter_shards, write_shards
+from cnnfilterdb.release.manifest import LeftOut, Manifest
 from cnnfilterdb.reports import Progress
 from cnnfilterdb.schema import HISTOGRAMS
 from cnnfilterdb.stats import RECIPES
@@ -26,74 +26,84 @@ from cnnfilterdb.store.index import Index
 from cnnfilterdb.version import package_version
 
 if TYPE_CHECKING:
-    from cnnfilterdb.database import FilterDB
+    from matplotlib.figure import Figure
 
-__all__ = ["address", "build"]
+__all__ = ["Draw", "Query", "build", "release_address"]
+
+#: Answers SQL over the views of a database.
+Query = Callable[[str], pa.Table]
+#: Draws the shifts between the image domains of the models that a condition selects.
+Draw = Callable[[str], "Figure"]
 
 _FIGURE = "shift.png"
 _DPI = 120
 
 
-def address(repo: str, version: str) -> str:
-    """Where a release is read on the Hub.
+def release_address(repo: str, version: str) -> str:
+    """Address under which a release is read on the Hub.
 
-    >>> address("owner/name", "1.0.0")
+    >>> release_address("owner/name", "1.0.0")
     'hf://datasets/owner/name@v1.0.0'
     """
     return f"hf://datasets/{repo}@v{version}"
 
 
 def build(
-    db: FilterDB,
+    index: Index,
     folder: Path,
     *,
     repo: str,
     version: str,
-    include_license: Collection[str] = (),
+    query: Query,
+    draw: Draw,
+    include_license: str | Sequence[str] = (),
     sizes: tuple[int, int] = SIZES,
     progress: Progress | None = None,
 ) -> Manifest:
     """Write a release.
 
-    The same database gives the same bytes again, but for the card.
+    The same database gives the same bytes again, except for the card.
 
     Args:
-        db: The database, with its index up to date.
-        folder: Where to, an empty or absent folder.
-        repo: Where it is to be published, ``owner/name``.
+        index: The index of the database, up to date; it names the folder as well.
+        folder: Folder to write to, empty or absent.
+        repo: Data set that the release is for, ``owner/name``.
         version: Its version, ``X.Y.Z``.
-        include_license: Licences whose models are taken in although they are not known to permit it.
-        sizes: Bytes of a file of filters: at least, and at most.
-        progress: Called with what is being done, how much is done and how much there is.
+        query: Answers SQL over the views of the database.
+        draw: Draws the shifts between the image domains of the models that a condition selects.
+        include_license: A licence, or several, whose models are included although they are not known to permit it.
+        sizes: Smallest and largest size of a file of filters, in bytes.
+        progress: Called with the current step, the amount done and the total.
 
     Raises:
         PublishError: No model may be published, or the folder is not empty.
         DatabaseError: The disk is full.
     """
+    store = index.store
     if folder.exists() and any(folder.iterdir()):
         raise PublishError(f"{folder}: not an empty folder; choose another one for the release")
-    facts = db.sql("FROM models ORDER BY model_id").to_arrow_table()
-    chosen, left_out = _permitted(facts, include_license)
+    facts = query("FROM models ORDER BY model_id")
     if not facts.num_rows:
-        raise PublishError(f"{db.path}: holds no model; `cnnfilterdb ingest` brings some")
+        raise PublishError(f"{store.path}: contains no models; `cnnfilterdb ingest` imports some")
+    exceptions = [include_license] if isinstance(include_license, str) else include_license
+    chosen, left_out = _permitted(facts, exceptions)
     if not chosen:
         raise PublishError(
-            f"{db.path}: none of its {len(left_out)} models may be published: {left_out[0].reason}; "
+            f"{store.path}: none of its {len(left_out)} models may be published: {left_out[0].reason}; "
             "`--include-license` names exceptions"
         )
-    store = Store.open(db.path)
-    kernels = list(dict.fromkeys(["3x3", *store.kernels()]))
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    # Those in use; older ones stay in the database.
-    bases = list(Index(store).current().values())
+    # The bases in use; older ones stay in the database.
+    bases = list(index.current().values())
+    kernels = list(dict.fromkeys(["3x3", *store.kernels()]))
     models = facts.filter(pc.is_in(facts["model_id"], pa.array(chosen)))
     layers = store.layers(chosen)
-    files = write_table(folder, "models", [models]) + write_table(folder, "layers", [layers])
+    files = write_shards(folder, "models", [models]) + write_shards(folder, "layers", [layers])
     for kernel in kernels:
-        files += write_filters(folder, store, kernel, chosen, sizes=sizes, progress=progress)
-    files += write_table(folder, "histograms", _histograms(store, bases, chosen))
-    files += write_table(folder, "bases", [basis_table(fitted) for fitted in bases])
+        files += write_filter_shards(folder, store, kernel, chosen, sizes=sizes, progress=progress)
+    files += write_shards(folder, "histograms", _histograms(store, bases, chosen))
+    files += write_shards(folder, "bases", [basis_table(fitted) for fitted in bases])
     manifest = Manifest(
         version=version,
         models=len(chosen),
@@ -105,8 +115,7 @@ def build(
     current = {fitted.basis.kernel: (fitted.basis_id, fitted.basis) for fitted in bases}
     frame = models.to_pandas()
     texts = {
-        "init.sql": sql.render(address(repo, version), kernels, current, published=True),
-        MARKER: manifest.to_json(),
+        "init.sql": sql.render(release_address(repo, version), kernels, current, published=True),
         "MODELS.md": card.models_page(repo, manifest, frame),
         "CITATION.cff": card.citation(repo, manifest, frame),
         "README.md": card.readme(
@@ -115,8 +124,10 @@ def build(
             frame,
             layers.select(["model_id", "kernel", "filters", "stored"]).to_pandas(),
             [row for fitted in bases for row in basis_table(fitted).to_pylist()],
-            figure=_draw(db, folder, chosen),
+            figure=_save_figure(draw, folder, chosen),
         ),
+        # Last: a folder with this file holds a whole release.
+        paths.MARKER: manifest.to_json(),
     }
     with writing(folder):
         for name, text in texts.items():
@@ -124,7 +135,7 @@ def build(
     return manifest
 
 
-def _permitted(models: pa.Table, include: Collection[str]) -> tuple[list[str], list[LeftOut]]:
+def _permitted(models: pa.Table, include: Sequence[str]) -> tuple[list[str], list[LeftOut]]:
     chosen, left_out = [], []
     for model_id, license_ in zip(models["model_id"].to_pylist(), models["license"].to_pylist(), strict=True):
         verdict = decide(license_, include)
@@ -136,7 +147,7 @@ def _permitted(models: pa.Table, include: Collection[str]) -> tuple[list[str], l
 
 
 def _histograms(store: Store, bases: Sequence[FittedBasis], model_ids: Sequence[str]) -> Iterator[pa.Table]:
-    """By basis and recipe, then by model: a question is asked in one basis and one recipe."""
+    """Ordered by basis and recipe, then by model, because a query reads one basis and one recipe."""
     for fitted in bases:
         for recipe in RECIPES:
             for model_id in model_ids:
@@ -145,11 +156,11 @@ def _histograms(store: Store, bases: Sequence[FittedBasis], model_ids: Sequence[
                     yield pq.read_table(path, schema=HISTOGRAMS, filters=pc.field("recipe") == recipe)
 
 
-def _draw(db: FilterDB, folder: Path, model_ids: Sequence[str]) -> str | None:
-    """The shifts between domains as a picture; None where there are no two domains to compare."""
+def _save_figure(draw: Draw, folder: Path, model_ids: Sequence[str]) -> str | None:
+    """Save the shifts between domains as a picture; None if there are no two domains to compare."""
     ids = ", ".join(sql.literal(model_id) for model_id in model_ids)
     try:
-        figure = db.plot.kl_shift(by="domain", where=f"model_id IN ({ids})")
+        figure = draw(f"model_id IN ({ids})")
     except CnnFilterDbError:
         return None
     with writing(folder):

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from cnnfilterdb.errors import DatabaseError, PublishError
-from cnnfilterdb.publish.repository import Refused, Repository, Stored, without_bars
-from cnnfilterdb.release.manifest import MARKER, Manifest, version_of
+from cnnfilterdb.paths import MARKER
+from cnnfilterdb.publish.repository import DatasetRepository, Refused, RepositoryFile, without_bars
+from cnnfilterdb.release.manifest import Manifest, version_of
 from cnnfilterdb.reports import Progress
 from cnnfilterdb.store.durable import sha256
 
@@ -105,7 +106,7 @@ def upload(
         PublishError: The folder is not what the manifest says, the token or the repository is refused, the version is
             published already, the connection was cut, or somebody else published meanwhile.
     """
-    repository = Repository(repo, token, endpoint)
+    repository = DatasetRepository(repo, token, endpoint)
     repository.need_token()
     files = _release_files(folder, manifest)
     repository.check_token()
@@ -123,7 +124,7 @@ def upload(
             if file.path == _CARD:
                 repository.check_card(file.source)
 
-        def complete(tree: Mapping[str, Stored]) -> bool:
+        def complete(tree: Mapping[str, RepositoryFile]) -> bool:
             return not _problems(files, tree)
 
         # Everything arrives on a branch of its own, that of a run that was cut where there is one.
@@ -138,7 +139,7 @@ def upload(
         operations += [*_copies(missing, known), *_deletions(files, there)]
         staged = repository.commit(operations, branch, base, f"Files of {manifest.tag}", complete)
         arrived = repository.tree(staged)
-        _verify(f"{repo}, branch {branch}", files, arrived)
+        _require_complete(f"{repo}, branch {branch}", files, arrived)
 
         # Then main refers to it.
         changed = [file for file in files if not file.is_at(before)]
@@ -146,7 +147,7 @@ def upload(
         operations = repository.send(small, _MAIN) if small else []
         operations += [*_copies(changed, _large({staged: arrived})), *_deletions(files, before)]
         commit = repository.commit(operations, _MAIN, head, f"Release {manifest.tag}", complete)
-        _verify(repo, files, repository.tree(commit))
+        _require_complete(repo, files, repository.tree(commit))
         repository.tag(manifest.tag, commit)
         repository.forget_branch(branch)
     return Published(
@@ -172,7 +173,7 @@ def releases(repo: str, *, token: str | None = None, endpoint: str | None = None
     Raises:
         PublishError: There is no such repository, access is refused, or the Hub cannot be reached.
     """
-    return _released(Repository(repo, token, endpoint).refs()[1])
+    return _released(DatasetRepository(repo, token, endpoint).refs()[1])
 
 
 def next_version(repo: str, *, token: str | None = None, endpoint: str | None = None) -> str:
@@ -215,7 +216,7 @@ def _version_after(known: Sequence[Released]) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _File:
+class _LocalFile:
     """A file of a release: path in there, where it is, size in bytes, SHA-256."""
 
     path: str
@@ -223,7 +224,7 @@ class _File:
     size: int
     sha256: str
 
-    def is_at(self, tree: Mapping[str, Stored]) -> bool:
+    def is_at(self, tree: Mapping[str, RepositoryFile]) -> bool:
         """Whether a repository has it at its path, with this content."""
         stored = tree.get(self.path)
         if stored is None or stored.size != self.size:
@@ -238,7 +239,7 @@ class _File:
         return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
-def _release_files(folder: Path, manifest: Manifest) -> list[_File]:
+def _release_files(folder: Path, manifest: Manifest) -> list[_LocalFile]:
     """The files of a release folder, those of the manifest first."""
     try:
         marker = folder / MARKER
@@ -258,17 +259,17 @@ def _release_files(folder: Path, manifest: Manifest) -> list[_File]:
                 raise PublishError(
                     f"{folder / file.path}: expected {file.bytes} bytes, found {there}; write the release again"
                 )
-            files.append(_File(file.path, source, file.bytes, file.sha256))
+            files.append(_LocalFile(file.path, source, file.bytes, file.sha256))
         stray = [source for path, source in found.items() if path.endswith(".parquet")]
         if stray:
             raise PublishError(f"{stray[0]}: not in the manifest; write the release into an empty folder")
-        texts = [_File(path, source, source.stat().st_size, sha256(source)) for path, source in found.items()]
+        texts = [_LocalFile(path, source, source.stat().st_size, sha256(source)) for path, source in found.items()]
     except (OSError, DatabaseError) as error:
         raise PublishError(f"{folder}: not a release ({error}); write it again") from error
     return files + texts
 
 
-def _prepare(repository: Repository, private: bool) -> tuple[dict[str, str], dict[str, str]]:
+def _prepare(repository: DatasetRepository, private: bool) -> tuple[dict[str, str], dict[str, str]]:
     """Branches and tags of a repository, which is made where there is none."""
     refs = None
     try:
@@ -286,7 +287,7 @@ def _prepare(repository: Repository, private: bool) -> tuple[dict[str, str], dic
     return refs
 
 
-def _check_purpose(repo: str, tree: Mapping[str, Stored]) -> None:
+def _check_purpose(repo: str, tree: Mapping[str, RepositoryFile]) -> None:
     """Refuse a repository that holds another data set."""
     other = [path for path in tree if path.endswith(".parquet")]
     if other and MARKER not in tree:
@@ -296,7 +297,7 @@ def _check_purpose(repo: str, tree: Mapping[str, Stored]) -> None:
 
 
 def _send(
-    repository: Repository, files: Sequence[_File], branch: str, total: int, progress: Progress | None
+    repository: DatasetRepository, files: Sequence[_LocalFile], branch: str, total: int, progress: Progress | None
 ) -> list[Any]:
     """Send files in batches; all others of the total are there."""
     operations: list[Any] = []
@@ -309,8 +310,8 @@ def _send(
     return operations
 
 
-def _batches(files: Sequence[_File]) -> Iterator[list[_File]]:
-    batch: list[_File] = []
+def _batches(files: Sequence[_LocalFile]) -> Iterator[list[_LocalFile]]:
+    batch: list[_LocalFile] = []
     for file in files:
         if batch and (len(batch) == _BATCH_FILES or sum(one.size for one in batch) + file.size > _BATCH_BYTES):
             yield batch
@@ -320,13 +321,13 @@ def _batches(files: Sequence[_File]) -> Iterator[list[_File]]:
         yield batch
 
 
-def _stale(files: Sequence[_File], tree: Mapping[str, Stored]) -> list[str]:
+def _stale(files: Sequence[_LocalFile], tree: Mapping[str, RepositoryFile]) -> list[str]:
     """What an earlier release left in a repository."""
     paths = {file.path for file in files}
     return sorted(path for path in tree if path not in paths and (path.endswith(".parquet") or path in _OPTIONAL))
 
 
-def _problems(files: Sequence[_File], tree: Mapping[str, Stored]) -> list[str]:
+def _problems(files: Sequence[_LocalFile], tree: Mapping[str, RepositoryFile]) -> list[str]:
     """What a repository has otherwise than a release."""
     problems = [f"{path}: expected no such file" for path in _stale(files, tree)]
     for file in files:
@@ -337,7 +338,7 @@ def _problems(files: Sequence[_File], tree: Mapping[str, Stored]) -> list[str]:
     return problems
 
 
-def _verify(where: str, files: Sequence[_File], tree: Mapping[str, Stored]) -> None:
+def _require_complete(where: str, files: Sequence[_LocalFile], tree: Mapping[str, RepositoryFile]) -> None:
     problems = _problems(files, tree)
     if problems:
         others = f", and {len(problems) - 1} more" if problems[1:] else ""
@@ -347,7 +348,7 @@ def _verify(where: str, files: Sequence[_File], tree: Mapping[str, Stored]) -> N
         )
 
 
-def _large(trees: Mapping[str, Mapping[str, Stored]]) -> dict[str, tuple[str, str]]:
+def _large(trees: Mapping[str, Mapping[str, RepositoryFile]]) -> dict[str, tuple[str, str]]:
     """Where large files lie, of several revisions: SHA-256 -> (path, revision)."""
     return {
         stored.digest: (path, revision)
@@ -357,7 +358,7 @@ def _large(trees: Mapping[str, Mapping[str, Stored]]) -> dict[str, tuple[str, st
     }
 
 
-def _copies(files: Sequence[_File], known: Mapping[str, tuple[str, str]]) -> Iterator[Any]:
+def _copies(files: Sequence[_LocalFile], known: Mapping[str, tuple[str, str]]) -> Iterator[Any]:
     """Operations that refer to large files which the repository has; they move no content."""
     from huggingface_hub import CommitOperationCopy
 
@@ -367,7 +368,7 @@ def _copies(files: Sequence[_File], known: Mapping[str, tuple[str, str]]) -> Ite
             yield CommitOperationCopy(path, file.path, src_revision=revision)
 
 
-def _deletions(files: Sequence[_File], tree: Mapping[str, Stored]) -> Iterator[Any]:
+def _deletions(files: Sequence[_LocalFile], tree: Mapping[str, RepositoryFile]) -> Iterator[Any]:
     from huggingface_hub import CommitOperationDelete
 
     for path in _stale(files, tree):

@@ -1,33 +1,32 @@
-"""Publishes a database: verify, build, upload."""
+"""Publishes a database folder: verify it, bring its index up to date, build the release, upload it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cnnfilterdb.errors import CorruptError, PublishError
-from cnnfilterdb.publish.build import build
+from cnnfilterdb.publish.build import Draw, Query, build
 from cnnfilterdb.publish.hub import Published, next_version, upload
 from cnnfilterdb.release.manifest import Manifest, version_of
 from cnnfilterdb.reports import Progress
-from cnnfilterdb.store.folder import Store
-
-if TYPE_CHECKING:
-    from cnnfilterdb.database import FilterDB
+from cnnfilterdb.store import annotations as notes
+from cnnfilterdb.store.index import Index
 
 __all__ = ["publish"]
 
-# Name of the folder in the database that holds the release meanwhile
+# Name of the staging folder in the database that holds the release until it is uploaded
 _BUILT = "release"
 
 
 def publish(
-    db: FilterDB,
+    index: Index,
     repo: str,
     *,
+    query: Query,
+    draw: Draw,
     version: str | None = None,
-    include_license: Sequence[str] = (),
+    include_license: str | Sequence[str] = (),
     private: bool = False,
     token: str | None = None,
     endpoint: str | None = None,
@@ -38,16 +37,18 @@ def publish(
     """Publish a release; see :meth:`cnnfilterdb.FilterDB.publish`.
 
     Args:
-        db: The database.
-        repo: Where to, ``owner/name``.
-        version: ``X.Y.Z``; by default the next minor version, and 1.0.0 where nothing is uploaded.
-        include_license: Licences whose models are published all the same.
-        private: Make a new data set private.
-        token: Token of the user.
-        endpoint: Address of the Hub, by default what ``HF_ENDPOINT`` says.
-        folder: Write the release to this folder, and upload nothing.
+        index: The index of the database, which names the folder as well.
+        repo: Data set to publish to, ``owner/name``.
+        query: Answers SQL over the views of the database.
+        draw: Draws the shifts between the image domains of the models that a condition selects.
+        version: ``X.Y.Z``; by default the next minor version, or 1.0.0 if ``folder`` is given.
+        include_license: Licences whose models are published although they are not known to permit it.
+        private: Create a new data set as a private one.
+        token: Access token of the user.
+        endpoint: Address of the Hub; by default the value of ``HF_ENDPOINT``.
+        folder: Write the release to this folder and upload nothing.
         verify: Check every count and every hash first.
-        progress: Called with what is being done, how much is done and how much there is.
+        progress: Called with the current step, the amount done and the total.
     """
     if version is not None and version_of(version) is None:
         raise PublishError(f"version: {version!r} given; expected three numbers, such as 1.0.0")
@@ -55,26 +56,35 @@ def publish(
     if folder is None:
         version = version or next_version(repo, token=token, endpoint=endpoint)
     if verify:
-        _verify(db, progress)
-    db.index(progress=progress)
-    if folder is not None:
+        _verify(index, progress)
+    index.build(progress=progress)
+
+    def built(target: Path) -> Manifest:
         return build(
-            db, folder, repo=repo, version=version or "1.0.0", include_license=include_license, progress=progress
+            index,
+            target,
+            repo=repo,
+            version=version or "1.0.0",
+            query=query,
+            draw=draw,
+            include_license=include_license,
+            progress=progress,
         )
-    with Store.open(db.path).staging(_BUILT) as staged:
-        manifest = build(
-            db, staged / "files", repo=repo, version=version, include_license=include_license, progress=progress
-        )
+
+    if folder is not None:
+        return built(folder)
+    with index.store.staging(_BUILT) as staged:
+        manifest = built(staged / "files")
         return upload(
             staged / "files", manifest, repo, token=token, endpoint=endpoint, private=private, progress=progress
         )
 
 
-def _verify(db: FilterDB, progress: Progress | None) -> None:
-    def told(model_id: str, done: int, total: int) -> None:
+def _verify(index: Index, progress: Progress | None) -> None:
+    def report(model_id: str, done: int, total: int) -> None:
         if progress:
             progress("models verified", done, total)
 
-    problems = db.verify(progress=told)
+    problems = index.store.verify(progress=report) + notes.problems(index.store)
     if problems:
         raise CorruptError(f"{len(problems)} problems, the first is {problems[0]}; nothing was published")

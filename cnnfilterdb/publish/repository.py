@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from cnnfilterdb.errors import PublishError
 from cnnfilterdb.version import package_version
 
-__all__ = ["AGAIN", "Refused", "Repository", "Stored", "without_bars"]
+__all__ = ["AGAIN", "DatasetRepository", "Refused", "RepositoryFile", "without_bars"]
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ _CLIENT = frozenset({"httpx", "httpx2", "httpcore", "httpcore2"})
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class RepositoryFile:
     """A file in a repository.
 
     Attributes:
@@ -79,7 +79,7 @@ class Refused(PublishError):
         self.status, self.passing, self.wait, self.missing = status, passing, wait, missing
 
 
-class Repository:
+class DatasetRepository:
     """A data set repository. Every method raises :class:`PublishError` where it is refused.
 
     Args:
@@ -145,7 +145,7 @@ class Repository:
         """Whether only its owner sees it."""
         return bool(self._ask(lambda: self._api.dataset_info(self.name)).private)
 
-    def tree(self, revision: str) -> dict[str, Stored]:
+    def tree(self, revision: str) -> dict[str, RepositoryFile]:
         """Files of a branch, a tag or a commit by path."""
         from huggingface_hub.hf_api import RepoFile
 
@@ -153,7 +153,7 @@ class Repository:
             return list(self._api.list_repo_tree(self.name, recursive=True, revision=revision, repo_type=_DATASET))
 
         return {
-            entry.path: Stored(
+            entry.path: RepositoryFile(
                 size=entry.lfs.size if entry.lfs else entry.size,
                 digest=entry.lfs.sha256 if entry.lfs else entry.blob_id,
                 large=entry.lfs is not None,
@@ -214,7 +214,7 @@ class Repository:
         branch: str,
         parent: str,
         title: str,
-        done: Callable[[Mapping[str, Stored]], bool],
+        done: Callable[[Mapping[str, RepositoryFile]], bool],
     ) -> str:
         """One commit on top of a certain other one; none without operations.
 

@@ -25,7 +25,7 @@ from cnnfilterdb.store.durable import sha256, writing
 from cnnfilterdb.store.folder import Store
 from cnnfilterdb.store.writer import HISTOGRAM_ENCODING, filter_settings
 
-__all__ = ["SIZES", "TableWriter", "plan", "write_filters", "write_table"]
+__all__ = ["SIZES", "TableWriter", "plan", "write_filter_shards", "write_shards"]
 
 #: Bytes of a file of filters before compression: at least, and at most.
 SIZES = (128 << 20, 512 << 20)
@@ -74,14 +74,14 @@ def plan(models: Sequence[tuple[str, int]], least: int, most: int) -> list[int]:
             allowed = [i for i, size in enumerate(sizes) if least <= size <= most]
             # With none, the model that leads over the limit has a file for itself, or ends this one.
             over = next(i for i, size in enumerate(sizes) if size > most)
-            end = start + (min(allowed, key=lambda i: _draw(models[start + i][0])) if allowed else max(over - 1, 0))
+            end = start + (min(allowed, key=lambda i: _rank(models[start + i][0])) if allowed else max(over - 1, 0))
         ends.append(end)
         rest -= sizes[end - start]
         start = end + 1
     return ends
 
 
-def _draw(model_id: str) -> bytes:
+def _rank(model_id: str) -> bytes:
     return hashlib.sha256(model_id.encode()).digest()
 
 
@@ -156,7 +156,7 @@ class TableWriter:
         return self._folder / shard_path(self._table, len(self._files))
 
 
-def write_table(folder: Path, table: str, parts: Iterable[pa.Table]) -> list[ReleaseFile]:
+def write_shards(folder: Path, table: str, parts: Iterable[pa.Table]) -> list[ReleaseFile]:
     """Write a table that is not of filters; its rows are taken in the order in which they come.
 
     Args:
@@ -191,7 +191,7 @@ def _plain(column: pa.ChunkedArray) -> pa.Array:
     return pa.ListArray.from_arrays(array.offsets, entries, mask=array.is_null())
 
 
-def write_filters(
+def write_filter_shards(
     folder: Path,
     store: Store,
     kernel: str,

@@ -17,7 +17,7 @@ import fsspec
 
 from cnnfilterdb.errors import CnnFilterDbError, RemoteError
 
-__all__ = ["BLOCK", "Blocks", "reaching"]
+__all__ = ["BLOCK", "CachedFileSystem", "reaching"]
 
 #: Bytes of a block.
 BLOCK = 16 << 10
@@ -58,7 +58,7 @@ def _reason(error: Exception) -> str:
     return f"cannot be read ({text[:300] or type(error).__name__}); check the address and the network and try again"
 
 
-class Blocks(fsspec.AbstractFileSystem):  # type: ignore[misc]
+class CachedFileSystem(fsspec.AbstractFileSystem):  # type: ignore[misc]
     """A read-only view of a file system whose files do not change.
 
     Args:
@@ -148,7 +148,7 @@ class Blocks(fsspec.AbstractFileSystem):  # type: ignore[misc]
 class _File(io.BufferedIOBase):
     """A file out of blocks."""
 
-    def __init__(self, filesystem: Blocks, path: str, size: int) -> None:
+    def __init__(self, filesystem: CachedFileSystem, path: str, size: int) -> None:
         self._filesystem = filesystem
         self._path = path
         self._place = 0

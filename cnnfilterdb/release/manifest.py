@@ -21,10 +21,7 @@ from dataclasses import asdict, dataclass
 from cnnfilterdb.errors import DatabaseError
 from cnnfilterdb.schema import FORMAT_VERSION, check_format
 
-__all__ = ["MARKER", "LeftOut", "Manifest", "ReleaseFile", "shard_path", "version_of"]
-
-#: Name of the file that tells what a folder holds.
-MARKER = "cnnfilterdb.json"
+__all__ = ["LeftOut", "Manifest", "ReleaseFile", "shard_path", "version_of"]
 
 _LAYOUT = "release"
 _VERSION = re.compile(r"(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)")

@@ -28,8 +28,9 @@ from cnnfilterdb.errors import (
     RemoteError,
     unknown_model,
 )
-from cnnfilterdb.release.cached_filesystem import Blocks, reaching
-from cnnfilterdb.release.manifest import MARKER, Manifest, ReleaseFile, version_of
+from cnnfilterdb.paths import MARKER
+from cnnfilterdb.release.cached_filesystem import CachedFileSystem, reaching
+from cnnfilterdb.release.manifest import Manifest, ReleaseFile, version_of
 from cnnfilterdb.reports import Problem, Progress
 from cnnfilterdb.scan.scan import constant
 from cnnfilterdb.schema import kernel_order
@@ -119,7 +120,7 @@ class Release:
         self.root = root.rstrip("/")
         self.manifest = manifest
         self._remote = None if isinstance(filesystem, LocalFileSystem) else filesystem
-        self._files = filesystem if self._remote is None else Blocks(filesystem)
+        self._files = filesystem if self._remote is None else CachedFileSystem(filesystem)
         self._footers: dict[str, pq.FileMetaData] = {}
 
     def __repr__(self) -> str:
@@ -210,7 +211,7 @@ class Release:
 
     def attach(self, connection: duckdb.DuckDBPyConnection) -> None:
         """Teach a connection to reach it through fsspec."""
-        if isinstance(self._files, Blocks):
+        if isinstance(self._files, CachedFileSystem):
             connection.register_filesystem(self._files)
             # DuckDB should not outlive the interpreter that its file system needs.
             atexit.register(_close, weakref.ref(connection))

@@ -63,7 +63,7 @@ __all__ = ["LOCK_SECONDS", "Problem", "Store", "Writer", "unknown_model"]
 #: How long a writer waits for another one of the same model.
 LOCK_SECONDS = 5.0
 
-_MARKER = "cnnfilterdb.json"
+_MARKER = paths.MARKER
 _STAGING = ".staging"
 _LOCKS = ".locks"
 _REPLACED = "replaced"

@@ -13,8 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import cnnfilterdb
-from cnnfilterdb.publish.build import build
-from cnnfilterdb.publish.shards import plan, write_filters, write_table
+from cnnfilterdb.publish.shards import plan, write_filter_shards, write_shards
 from cnnfilterdb.release.manifest import Manifest
 from cnnfilterdb.release.release import model_of
 from cnnfilterdb.schema import BASES, HISTOGRAMS, LAYERS, MODELS, describe, filter_schema, release_schema
@@ -45,7 +44,7 @@ def many(tmp_path):
 
 def written(db, folder, sizes=SMALL):
     store = Store.open(db.path)
-    files = write_filters(folder, store, "3x3", store.model_ids(), sizes=sizes)
+    files = write_filter_shards(folder, store, "3x3", store.model_ids(), sizes=sizes)
     return {file.path: file for file in files}
 
 
@@ -138,7 +137,7 @@ def test_a_plan_is_hardly_changed_by_a_model_more():
 
 def test_tables_without_rows_tell_their_columns(tmp_path):
     for table in ("models", "layers", "histograms", "bases"):
-        (file,) = write_table(tmp_path, table, [])
+        (file,) = write_shards(tmp_path, table, [])
         assert (file.rows, file.first_model) == (0, None)
         assert pq.read_schema(tmp_path / file.path).equals(release_schema(table))
 
@@ -150,7 +149,7 @@ def test_rows_come_in_groups_of_one_size_however_they_arrive(tmp_path, parts):
         pa.Table.from_pylist([row(f"custom/{next(numbers)}", metrics={"top1": 1.0}) for _ in range(part)], MODELS)
         for part in parts
     ]
-    (file,) = write_table(tmp_path, "models", tables)
+    (file,) = write_shards(tmp_path, "models", tables)
     found = pq.ParquetFile(tmp_path / file.path)
     assert found.read()["model_id"].to_pylist() == [f"custom/{number}" for number in range(sum(parts))]
     sizes = [found.metadata.row_group(number).num_rows for number in range(found.num_row_groups)]
@@ -163,7 +162,7 @@ def test_maps_are_lists_of_key_and_value(tmp_path):
         row("custom/b", metrics=None, original={}),
     ]
     table = pa.Table.from_pylist(rows, MODELS)
-    (file,) = write_table(tmp_path, "models", [table.slice(0, 1), table.slice(1)])
+    (file,) = write_shards(tmp_path, "models", [table.slice(0, 1), table.slice(1)])
     assert pq.read_table(tmp_path / file.path)["metrics"].to_pylist() == [
         [{"key": "top1", "value": 0.5}, {"key": "top5", "value": 0.75}],
         None,
@@ -195,7 +194,7 @@ def test_licences_decide_what_is_published(tmp_path):
             weight = rng.normal(size=(16, 16, 3, 3)).astype(np.float32)
             db.add({"a.weight": weight}, name, license=license_, domain="faces")
         db.index()
-        manifest = build(db, tmp_path / "r1", repo="o/n", version="1.0.0")
+        manifest = db.publish("o/n", folder=tmp_path / "r1", version="1.0.0", verify=False)
         assert manifest.models == 1
         assert {left.model_id: left.license for left in manifest.left_out} == {
             "custom/closed": "LicenseRef-BWH",
@@ -206,25 +205,25 @@ def test_licences_decide_what_is_published(tmp_path):
             assert release.models()["name"].tolist() == ["free"]
             assert set(release.layers()["model_id"]) == set(release.filters()["model_id"]) == {"custom/free"}
             assert release.sql("SELECT DISTINCT model_id FROM histograms").fetchall() == [("custom/free",)]
-        manifest = build(db, tmp_path / "r2", repo="o/n", version="1.0.0", include_license=["unknown"])
+        manifest = db.publish("o/n", folder=tmp_path / "r2", version="1.0.0", verify=False, include_license="unknown")
         assert manifest.models == 2
         db.annotate("custom/free", license="LicenseRef-BWH")
         with pytest.raises(cnnfilterdb.CnnFilterDbError, match="none of its 3 models may be published"):
-            build(db, tmp_path / "r3", repo="o/n", version="1.0.0")
+            db.publish("o/n", folder=tmp_path / "r3", version="1.0.0", verify=False)
 
 
 def test_an_empty_database_is_no_release(tmp_path):
     with (
         cnnfilterdb.open(tmp_path / "db") as db,
-        pytest.raises(cnnfilterdb.CnnFilterDbError, match="holds no model; `cnnfilterdb ingest` brings some"),
+        pytest.raises(cnnfilterdb.CnnFilterDbError, match="contains no models; `cnnfilterdb ingest` imports some"),
     ):
-        build(db, tmp_path / "release", repo="o/n", version="1.0.0")
+        db.publish("o/n", folder=tmp_path / "release", version="1.0.0", verify=False)
 
 
 def test_a_release_needs_an_empty_folder(sample, tmp_path):
     (tmp_path / "x").write_text("mine")
     with pytest.raises(cnnfilterdb.CnnFilterDbError, match="not an empty folder"):
-        build(sample, tmp_path, repo="o/n", version="1.0.0")
+        sample.publish("o/n", folder=tmp_path, version="1.0.0", verify=False)
 
 
 def test_annotations_are_published_as_facts(sample_path, tmp_path):
@@ -233,7 +232,7 @@ def test_annotations_are_published_as_facts(sample_path, tmp_path):
     shutil.copytree(sample_path, tmp_path / "db")
     with cnnfilterdb.open(tmp_path / "db") as db:
         db.annotate("custom/face", domain="thermal")
-        build(db, tmp_path / "release", repo="o/n", version="1.0.0")
+        db.publish("o/n", folder=tmp_path / "release", version="1.0.0", verify=False)
         with cnnfilterdb.open(tmp_path / "release") as release:
             assert release.models("domain = 'thermal'")["name"].tolist() == ["face"]
             np.testing.assert_array_equal(release.kl_shift("domain"), db.kl_shift("domain"))

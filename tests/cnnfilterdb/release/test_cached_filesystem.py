@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cnnfilterdb.errors import RemoteError, SelectionError
-from cnnfilterdb.release.cached_filesystem import BLOCK, Blocks, reaching
+from cnnfilterdb.release.cached_filesystem import BLOCK, CachedFileSystem, reaching
 
 DATA = np.random.default_rng(0).bytes(5 * BLOCK + 123)
 
@@ -41,7 +41,7 @@ class Counting(MemoryFileSystem):
 
 @given(st.lists(st.tuples(st.integers(0, len(DATA) + 10), st.integers(-1, 3 * BLOCK)), max_size=12), st.integers(1, 6))
 def test_what_is_read_is_what_is_there(places, blocks):
-    file = Blocks(Counting(), memory=blocks * BLOCK).open("file")
+    file = CachedFileSystem(Counting(), memory=blocks * BLOCK).open("file")
     for start, size in places:
         assert file.seek(start) == start
         expected = DATA[start:] if size < 0 else DATA[start : start + size]
@@ -50,7 +50,7 @@ def test_what_is_read_is_what_is_there(places, blocks):
 
 
 def test_seeking_from_anywhere():
-    file = Blocks(Counting()).open("file")
+    file = CachedFileSystem(Counting()).open("file")
     assert file.seek(-10, io.SEEK_END) == len(DATA) - 10
     assert file.read() == DATA[-10:]
     assert file.seek(-4, io.SEEK_CUR) == len(DATA) - 4
@@ -60,7 +60,7 @@ def test_seeking_from_anywhere():
 
 def test_nothing_is_fetched_twice_while_it_is_remembered():
     source = Counting()
-    blocks = Blocks(source)
+    blocks = CachedFileSystem(source)
     for _ in range(3):
         with blocks.open("file") as file:
             file.seek(BLOCK + 5)
@@ -73,21 +73,21 @@ def test_nothing_is_fetched_twice_while_it_is_remembered():
 
 def test_missing_neighbours_are_one_request():
     source = Counting()
-    blocks = Blocks(source)
+    blocks = CachedFileSystem(source)
     blocks.fetch("file", 10, 4 * BLOCK)
     assert source.reads == [(0, 4 * BLOCK)]
 
 
 def test_memory_is_bounded():
     source = Counting()
-    blocks = Blocks(source, memory=2 * BLOCK)
+    blocks = CachedFileSystem(source, memory=2 * BLOCK)
     blocks.fetch("file", 0, len(DATA))
     assert len(blocks._blocks) == 2
     assert blocks.fetch("file", 0, 4) == DATA[:4]
 
 
 def test_threads_get_the_same():
-    blocks = Blocks(Counting(), memory=3 * BLOCK)
+    blocks = CachedFileSystem(Counting(), memory=3 * BLOCK)
     starts = [int(start) for start in np.random.default_rng(1).integers(0, len(DATA) - 5000, 300)]
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda start: blocks.fetch("file", start, start + 5000), starts))

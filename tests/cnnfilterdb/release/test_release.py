@@ -23,8 +23,9 @@ from cnnfilterdb.errors import (
     RemoteError,
     UnknownModelError,
 )
+from cnnfilterdb.paths import MARKER
 from cnnfilterdb.release.cached_filesystem import BLOCK
-from cnnfilterdb.release.manifest import MARKER, Manifest
+from cnnfilterdb.release.manifest import Manifest
 from cnnfilterdb.release.release import Release, is_release
 
 MOVED = {"bytes": 0, "requests": 0}

@@ -6,7 +6,7 @@ touches pyplot: no display is needed, and no figure outlives its last reference.
 
 from __future__ import annotations
 
-from cnnfilterdb.plots.heatmap import density2d, heatmap, ordered_groups
+from cnnfilterdb.plots.heatmap import heatmap, ordered_groups
 from cnnfilterdb.plots.kernels import BasisLike, eigenfilters, filter_grid
 from cnnfilterdb.plots.quality import depth_deciles, quality
 from cnnfilterdb.plots.report import Coefficients, Method, ReportData, report
@@ -21,7 +21,6 @@ __all__ = [
     "Method",
     "ReportData",
     "binned_density",
-    "density2d",
     "depth_deciles",
     "eigenfilters",
     "filter_grid",

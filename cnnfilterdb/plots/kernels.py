@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import matplotlib
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure as MatplotlibFigure
 
@@ -23,9 +24,13 @@ from cnnfilterdb.plots.style import (
     TITLE,
     Figure,
     bare,
+    colour_bar,
+    column_labels,
     distinct_labels,
     finite_array,
+    image_rows_page,
     place_title,
+    root_figure,
     row_label_width,
     row_labels,
     text_width,
@@ -34,9 +39,15 @@ from cnnfilterdb.schema import kernel_shape
 
 __all__ = ["BasisLike", "eigenfilters", "filter_grid"]
 
+#: Space between two kernels of a grid, in kernel widths.
+_SPACE = 0.14
+
+#: Size of the channel labels of a grid, in points.
+_TINY = 4.5
+
 
 class BasisLike(Protocol):
-    """What :func:`eigenfilters` needs to know of a basis."""
+    """What :func:`eigenfilters` needs from a basis."""
 
     @property
     def components(self) -> npt.NDArray[np.float64]:
@@ -57,6 +68,8 @@ def filter_grid(
     columns: int | None = None,
     scale: Literal["filter", "layer"] = "filter",
     title: str | None = None,
+    subtitle: str | None = None,
+    channels: Sequence[tuple[int, int]] | None = None,
     limit: int = 256,
     ax: Axes | None = None,
 ) -> MatplotlibFigure:
@@ -64,63 +77,50 @@ def filter_grid(
 
     Args:
         filters: Kernels, shape (n, kh, kw), or (n, k) where k is a square: row-major weights.
-        columns: Kernels per row; without it about as many as rows.
+        columns: Kernels per row; by default about as many as rows, or one output channel per row if that fits.
         scale: ``filter`` shows every kernel over its own range, which compares shapes; ``layer`` shows all over one
             range, the largest absolute weight of all (drawn or not), which compares strengths too.
-        title: Line over the figure.
-        limit: Most kernels to draw, from the first on; a line under the figure tells how many were left out.
-        ax: Panel to draw on; without it a new figure is made.
+        title: Title of the figure.
+        subtitle: A line under the title; its end is kept if it has to be shortened.
+        channels: Output and input channel of each kernel, used to label rows and columns.
+        limit: Largest number of kernels to draw, starting with the first; a line below the figure says how many were
+            omitted.
+        ax: Panel to draw on, without labels and colour bar; by default a new figure is created.
 
     Returns:
         The figure, with one image per kernel.
 
     Raises:
-        SelectionError: Nothing to draw, weights that are not finite, or weights of a kernel size that cannot be known.
+        SelectionError: No kernels, weights that are not finite, or weights of an unknown kernel size.
     """
-    array = np.asarray(filters, dtype=np.float64)
-    if not array.size:
-        raise SelectionError("filters: nothing to draw, found no kernels; widen the selection")
-    if array.ndim == 2:
-        side = round(np.sqrt(array.shape[1]))
-        if side * side != array.shape[1]:
-            raise SelectionError(
-                f"filters: {array.shape[1]} weights are no square kernel; pass shape (n, height, width)"
-            )
-        array = array.reshape(-1, side, side)
-    array = finite_array(array, "filters", 3)
+    array = _kernels(filters)
     if scale not in ("filter", "layer"):
         raise SelectionError(f"scale: expected 'filter' or 'layer', found {scale!r}")
     if limit < 1 or (columns is not None and columns < 1):
         raise SelectionError(f"limit, columns: expected at least 1, found {limit} and {columns}")
     total, kernel_h, kernel_w = array.shape
+    if channels is not None and len(channels) != total:
+        raise SelectionError(f"channels: expected one pair for each of {total} kernels, found {len(channels)}")
     peak = float(np.abs(array).max())
     array = array[:limit]
     drawn = len(array)
+    # Lengths are in kernel widths.
+    ratio = kernel_h / kernel_w
     if columns is None:
-        columns = int(np.ceil(np.sqrt(drawn * kernel_h / kernel_w)))
+        columns = _columns(channels, drawn, ratio)
     columns = min(columns, drawn)
     rows = -(-drawn // columns)
-    # Lengths below are in kernel widths.
-    ratio = kernel_h / kernel_w
-    gap = 0.14
-    wide, high = columns * (1 + gap) - gap, rows * (ratio + gap) - gap
+    wide, high = columns * (1 + _SPACE) - _SPACE, rows * (ratio + _SPACE) - _SPACE
     note = "" if drawn == total else f"first {drawn:,} of {total:,} kernels"
 
+    bar: Axes | None = None
     if ax is None:
+        labels, headings = _channel_labels(channels, rows, columns, drawn)
         unit = float(np.clip(min(5.0 / wide, 7.0 / high), 0.12, 0.15 * kernel_w))
-        upper = 0.06 + (0.26 if title else 0.0)
-        bottom = 0.06 + (0.18 if note else 0.0)
-        heading = min(max(text_width(title or "", TITLE), text_width(note, SMALL)) + 0.12, 5.12)
-        figure: MatplotlibFigure = Figure(max(unit * wide + 0.12, heading), upper + unit * high + bottom)
-        width, height = figure.get_size_inches()
-        ax = figure.add_axes((0.06 / width, bottom / height, unit * wide / width, unit * high / height))
-        place_title(figure, title)
-        if note:
-            figure.text(0.06 / width, 0.05 / height, note, va="bottom", fontsize=SMALL, color=MUTED)
+        figure, ax, bar = _grid_page(unit * wide, unit * high, labels, headings, (title, subtitle), note)
     else:
-        root = ax.get_figure(root=True)
-        assert isinstance(root, MatplotlibFigure)
-        figure = root
+        labels, headings = [], []
+        figure = root_figure(ax)
         if title:
             ax.set_title(title, fontsize=TITLE, color=INK, loc="left", parse_math=False)
         if note:
@@ -128,13 +128,91 @@ def filter_grid(
     bare(ax)
     for index, kernel in enumerate(array):
         bound = peak if scale == "layer" else float(np.abs(kernel).max())
-        _draw(ax, kernel, (index % columns) * (1 + gap), (index // columns) * (ratio + gap), 1.0, ratio, bound or 1.0)
+        place = ((index % columns) * (1 + _SPACE), (index // columns) * (ratio + _SPACE))
+        _draw(ax, kernel, *place, 1.0, ratio, bound or 1.0)
     ax.set_xlim(-0.02, wide + 0.02)
     ax.set_ylim(high + 0.02, -0.02)
     ax.set_aspect("equal")
     ax.set_xticks([])
     ax.set_yticks([])
+    if labels:
+        row_labels(ax, [row * (ratio + _SPACE) + 0.5 * ratio for row in range(rows)], labels, [], _TINY)
+    if headings:
+        column_labels(ax, [column * (1 + _SPACE) + 0.5 for column in range(columns)], headings, _TINY)
+    if bar is not None:
+        _grid_bar(bar, ax, peak if scale == "layer" else None)
     return figure
+
+
+def _kernels(filters: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Kernels as an array (n, kh, kw) of finite numbers."""
+    array = np.asarray(filters, dtype=np.float64)
+    if not array.size:
+        raise SelectionError("filters: nothing to draw, found no kernels; widen the selection")
+    if array.ndim == 2:
+        side = round(np.sqrt(array.shape[1]))
+        if side * side != array.shape[1]:
+            raise SelectionError(
+                f"filters: {array.shape[1]} weights are not a square kernel; pass shape (n, height, width)"
+            )
+        array = array.reshape(-1, side, side)
+    return finite_array(array, "filters", 3)
+
+
+def _columns(channels: Sequence[tuple[int, int]] | None, drawn: int, ratio: float) -> int:
+    """Kernels per row: the input channels of one output channel where these are few, else a square."""
+    square = int(np.ceil(np.sqrt(drawn * ratio)))
+    if channels:
+        inputs = len({second for _, second in channels})
+        if square <= 2 * inputs <= 48:
+            return inputs
+    return square
+
+
+def _channel_labels(
+    channels: Sequence[tuple[int, int]] | None, rows: int, columns: int, drawn: int
+) -> tuple[list[str], list[str]]:
+    """Labels of rows and columns: channels alone where each row is one output channel, else ``out:in`` of its first."""
+    if channels is None:
+        return [], []
+    grid = [channels[row * columns : min((row + 1) * columns, drawn)] for row in range(rows)]
+    if all(len({first for first, _ in row}) == 1 for row in grid) and len({row[0][1] for row in grid}) == 1:
+        names = [f"out {row[0][0]}" if position == 0 else str(row[0][0]) for position, row in enumerate(grid)]
+        heads = [f"in {second}" if position == 0 else str(second) for position, (_, second) in enumerate(grid[0])]
+        return names, heads
+    names = [f"{row[0][0]}:{row[0][1]}" for row in grid]
+    names[0] = f"out:in {names[0]}"
+    return names, []
+
+
+def _grid_page(
+    width: float,
+    height: float,
+    labels: Sequence[str],
+    headings: Sequence[str],
+    titles: tuple[str | None, str | None],
+    note: str,
+) -> tuple[MatplotlibFigure, Axes, Axes]:
+    """A new figure with room for labels: the figure, the panel of so many inches, and that of the colour bar."""
+    left = 0.06 + (row_label_width(labels, [], _TINY) if labels else 0.0)
+    upper = 0.06 + (0.26 if titles[0] else 0.0) + (0.15 if titles[1] else 0.0) + (0.16 if headings else 0.0)
+    bottom = 0.06 + (0.18 if note else 0.0)
+    wanted = max(text_width(titles[0] or "", TITLE), text_width(titles[1] or "", SMALL), left + text_width(note, SMALL))
+    bar = float(np.clip(height, 0.55, 1.4))
+    figure = Figure(max(left + width + 0.62, min(wanted + 0.12, 5.12)), upper + max(height, bar + 0.06) + bottom)
+    place_title(figure, *titles)
+    if note:
+        page_width, page_height = figure.get_size_inches()
+        figure.text(left / page_width, 0.05 / page_height, note, va="bottom", fontsize=SMALL, color=MUTED)
+    return figure, figure.panel(left, upper, width, height), figure.panel(left + width + 0.14, upper + 0.03, 0.09, bar)
+
+
+def _grid_bar(bar: Axes, panel: Axes, peak: float | None) -> None:
+    """The colour bar of a grid: weights of the layer, or shares of each kernel's largest weight."""
+    bound = peak or 1.0
+    colour_bar(bar, ScalarMappable(Normalize(-bound, bound), DIVERGING), ticks=[-bound, 0.0, bound])
+    names = ["−max", "0", "max"] if peak is None else [f"{-bound:.2g}".replace("-", "−"), "0", f"{bound:.2g}"]
+    bar.set_yticks([-bound, 0.0, bound], labels=names)
 
 
 def eigenfilters(
@@ -146,14 +224,14 @@ def eigenfilters(
 ) -> Figure:
     """Draw the components of bases as images: a row per basis, a column per component, as the papers do.
 
-    The sign of a component has no meaning: a picture and its negative are the same component. Under each stands its
-    share of the variance (0.40 is 40 %).
+    The sign of a component has no meaning: a picture and its negative are the same component. Below each is its share
+    of the variance (0.40 is 40 %).
 
     Args:
         bases: Bases by name of the group that they were fitted on, all of one kernel size.
-        components: How many of the first components to draw; without it up to nine.
+        components: How many of the first components to draw; by default up to nine.
         vmax: Weight of the darkest red; minus that is the darkest blue. Components have unit length.
-        title: Line over the figure.
+        title: Title of the figure.
 
     Returns:
         The figure, with one image per component, row by row.
@@ -165,7 +243,7 @@ def eigenfilters(
         raise SelectionError("bases: nothing to draw, found no basis; widen the selection")
     sizes = sorted({basis.kernel for basis in bases.values()})
     if len(sizes) > 1:
-        raise SelectionError(f"bases: expected one kernel size, found {', '.join(sizes)}; draw them one by one")
+        raise SelectionError(f"bases: expected one kernel size, found {', '.join(sizes)}; draw one size at a time")
     if not vmax > 0:
         raise SelectionError(f"vmax: expected a positive number, found {vmax!r}")
     kernel_h, kernel_w = kernel_shape(sizes[0])
@@ -176,18 +254,13 @@ def eigenfilters(
 
     names = distinct_labels(bases)
     ratio = kernel_h / kernel_w
-    # Lengths in kernel widths: the room between two columns, and between two rows, where the share stands.
+    # Lengths in kernel widths: the room between two columns, and between two rows, where the share is written.
     unit = float(np.clip(6.0 / len(bases), 0.26, 0.46))
     across, down = 0.16, 0.20 / unit
     wide = shown * (1 + across) - across
     high = len(bases) * (ratio + down)
-    left = 0.06 + row_label_width(names, [], BODY)
-    upper = 0.28 + (0.26 if title else 0.0)
-    bar_room = 0.62
-    figure = Figure(left + unit * wide + bar_room, upper + unit * high + 0.08)
-    width, height = figure.get_size_inches()
-    axes = figure.add_axes((left / width, 0.08 / height, unit * wide / width, unit * high / height))
-    bare(axes)
+    bar_height = min(unit * ratio if len(bases) == 1 else unit * high, 1.4)
+    figure, axes, bar = image_rows_page(names, unit * wide, unit * high, bar=bar_height, title=title)
     for row, basis in enumerate(bases.values()):
         top = row * (ratio + down)
         for column in range(min(shown, len(basis.components))):
@@ -206,29 +279,20 @@ def eigenfilters(
     axes.set_xlim(-0.02, wide + 0.02)
     axes.set_ylim(high, -0.02)
     row_labels(axes, [row * (ratio + down) + 0.5 * ratio for row in range(len(bases))], names, [], BODY)
-    axes.xaxis.tick_top()
-    axes.set_xticks(
+    column_labels(
+        axes,
         [column * (1 + across) + 0.5 for column in range(shown)],
-        labels=[f"$c_{{{column}}}$" for column in range(shown)],
-        fontsize=TITLE,
-        color=INK,
+        [f"$c_{{{column}}}$" for column in range(shown)],
+        TITLE,
     )
-    axes.tick_params(axis="x", length=0, pad=2)
-    bar_height = min(unit * ratio if len(bases) == 1 else unit * high, 1.4)
-    bar = figure.add_axes(
-        ((left + unit * wide + 0.14) / width, 1 - (upper + bar_height) / height, 0.09 / width, bar_height / height)
-    )
-    colour_bar = figure.colorbar(axes.images[0], cax=bar, ticks=[-vmax, 0.0, vmax])
-    colour_bar.outline.set_visible(False)
-    bar.tick_params(labelsize=SMALL, length=2, color=RULE, labelcolor=INK)
-    place_title(figure, title)
+    colour_bar(bar, axes.images[0], ticks=[-vmax, 0.0, vmax])
     return figure
 
 
 def _draw(
     axes: Axes, kernel: npt.NDArray[np.float64], x: float, y: float, width: float, height: float, bound: float
 ) -> None:
-    """Put a kernel at a place of a panel whose y axis points down, with a hairline around it."""
+    """Draw a kernel at a place of a panel whose y axis points down, with a hairline around it."""
     image = axes.imshow(
         kernel,
         extent=(x, x + width, y + height, y),

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib.axes import Axes
 from scipy.special import ndtr
 
 from cnnfilterdb.errors import SelectionError
@@ -44,7 +45,7 @@ def silverman_bandwidth(counts: npt.ArrayLike, low: float, high: float) -> float
     """Silverman's bandwidth of binned data, from the moments of the histogram.
 
     h = s (3 n / 4)^(-1/5), where n is the number of values and s their standard deviation (n - 1 in the denominator),
-    each value taken to lie in the middle of its bin (Silverman 1986, as in ``scipy.stats.gaussian_kde``).
+    each value placed at the middle of its bin (Silverman 1986, as in ``scipy.stats.gaussian_kde``).
 
     Args:
         counts: Values per bin, shape (bins,).
@@ -52,7 +53,7 @@ def silverman_bandwidth(counts: npt.ArrayLike, low: float, high: float) -> float
         high: Right edge of the last bin.
 
     Returns:
-        The bandwidth, in the unit of the edges; 0 where all values lie in one bin.
+        The bandwidth, in the unit of the edges; 0 where all values are in one bin.
 
     Raises:
         SelectionError: Nothing was counted, or the range is empty.
@@ -75,9 +76,9 @@ def binned_density(
 ) -> npt.NDArray[np.float64]:
     """Smooth density of binned data: the histogram, as a density, convolved with a normal distribution.
 
-    Within a bin the values are taken as evenly spread. Silverman's bandwidth falls with the number of filters, and for
-    millions of them it is far narrower than a bin, where it would draw the steps of the histogram; so half a bin is
-    the least that is used. The density integrates to 1 over the real line.
+    Within a bin the values are assumed to be evenly spread. Silverman's bandwidth falls with the number of filters; for
+    millions of filters it is far narrower than a bin and would show the steps of the histogram, so at least half a bin
+    is used. The density integrates to 1 over the real line.
 
     Args:
         counts: Values per bin, shape (bins,).
@@ -131,16 +132,16 @@ def ridge(
         counts: Histograms of the coefficients, shape (groups, components, bins).
         low: Left edge of the first bin, the same for all.
         high: Right edge of the last bin.
-        labels: Names of the groups, from the top row down.
-        filters: Number of filters per group, written behind its name; without it, the number that was counted.
-        explained_variance_ratio: Share of the variance per component of the basis, written over its column.
-        components: Which components to draw; without it the first nine.
+        labels: Names of the groups, from top to bottom.
+        filters: Number of filters per group, printed next to its name; by default the number counted.
+        explained_variance_ratio: Share of the variance per component of the basis, printed above its column.
+        components: Which components to draw; by default the first nine.
         bandwidth: Standard deviation of the smoothing, or ``silverman``.
         xlim: Range of the x axis; ``full`` for low to high, ``auto`` for the narrowest range that keeps 99 % of the
             filters of every curve.
         scale: ``curve`` draws every curve to the same height, as the papers do, and compares shapes; ``column``
             draws the curves of a column to the same area.
-        title: Line over the figure.
+        title: Title of the figure.
 
     Returns:
         The figure: one Axes per component, from left to right.
@@ -148,6 +149,50 @@ def ridge(
     Raises:
         SelectionError: Nothing to draw, or arguments that do not fit together.
     """
+    array, names, shown = _checked(counts, labels, components)
+    groups, width, _ = array.shape
+    sizes = array[:, shown].sum(axis=2).max(axis=1) if filters is None else finite_array(filters, "filters", 1)
+    if sizes.size != groups:
+        raise SelectionError(f"filters: expected one number for each of {groups} groups, found {sizes.size}")
+    ratios = None
+    if explained_variance_ratio is not None:
+        ratios = finite_array(explained_variance_ratio, "explained_variance_ratio", 1)
+        if ratios.size < width:
+            raise SelectionError(f"explained_variance_ratio: expected {width} values, found {ratios.size}")
+    array = array[:, shown]
+    left_x, right_x = _x_range(array, low, high, xlim)
+    x = np.linspace(left_x, right_x, _POINTS)
+    ticks = _ticks(left_x, right_x)
+    label_size = BODY if groups <= 24 else SMALL
+    notes = [compact(size) for size in sizes]
+    figure, panels = _page(names, notes, label_size, len(shown), with_ratios=ratios is not None, title=title)
+    baselines = np.arange(groups - 1, -1, -1, dtype=np.float64)
+    for position, (axes, component) in enumerate(zip(panels, shown, strict=True)):
+        bare(axes)
+        axes.set_xlim(left_x, right_x)
+        axes.set_ylim(-0.12, groups - 1 + _REACH + 0.10)
+        axes.axvline(0.0, color=RULE, linewidth=0.6, zorder=0)
+        curves = [
+            binned_density(histogram, low, high, x, bandwidth=bandwidth) if histogram.any() else np.zeros_like(x)
+            for histogram in array[:, position]
+        ]
+        _draw_curves(axes, x, curves, baselines, scale)
+        if position == 0:
+            row_labels(axes, list(baselines + 0.14), names, notes, label_size, heading="filters")
+        else:
+            axes.set_yticks([])
+        axes.set_xticks(ticks, labels=[f"{tick:g}".replace("-", "−") for tick in ticks])
+        narrow = axes.get_position().width * figure.get_size_inches()[0] <= 0.56
+        axes.tick_params(axis="x", length=2, pad=1.5, labelsize=SMALL - 0.5 if narrow else SMALL)
+        _write_heading(axes, component, None if ratios is None else float(ratios[component]))
+    place_title(figure, title)
+    return figure
+
+
+def _checked(
+    counts: npt.ArrayLike, labels: Sequence[object], components: Sequence[int] | None
+) -> tuple[npt.NDArray[np.float64], list[str], list[int]]:
+    """The histograms, the names of the groups, and the components to draw."""
     array = finite_array(counts, "counts", 3)
     groups, width, _ = array.shape
     if len(labels) != groups:
@@ -159,88 +204,54 @@ def ridge(
     shown = list(range(min(width, 9))) if components is None else [int(component) for component in components]
     if not shown or not all(0 <= component < width for component in shown):
         raise SelectionError(f"components: expected some of 0 to {width - 1}, found {shown}")
-    array = array[:, shown, :]
-    sizes = array.sum(axis=2).max(axis=1) if filters is None else finite_array(filters, "filters", 1)
-    if sizes.size != groups:
-        raise SelectionError(f"filters: expected one number for each of {groups} groups, found {sizes.size}")
-    ratios = None
-    if explained_variance_ratio is not None:
-        ratios = finite_array(explained_variance_ratio, "explained_variance_ratio", 1)
-        if ratios.size < width:
-            raise SelectionError(f"explained_variance_ratio: expected {width} values, found {ratios.size}")
-    left_x, right_x = _x_range(array, low, high, xlim)
-    x = np.linspace(left_x, right_x, _POINTS)
-    ticks = _ticks(left_x, right_x)
+    return array, names, shown
 
-    label_size = BODY if groups <= 24 else SMALL
+
+def _page(
+    names: Sequence[str], notes: Sequence[str], size: float, columns: int, *, with_ratios: bool, title: str | None
+) -> tuple[Figure, list[Axes]]:
+    """A new figure with one panel per column; the columns share what the names leave of the width of a page."""
+    groups = len(names)
     pitch = float(np.clip(5.6 / groups, 0.19, 0.42))
-    notes = [compact(size) for size in sizes]
-    # The room for the names is measured first: the columns share what is left of the page.
-    left = 0.06 + row_label_width(names, notes, label_size, "filters")
-    column = float(np.clip((TEXT_WIDTH - left - 0.08) / len(shown), 0.50, 1.30))
-    top = 0.24 + (0.15 if ratios is not None else 0.0) + (0.26 if title else 0.0)
+    left = 0.06 + row_label_width(names, notes, size, "filters")
+    column = float(np.clip((TEXT_WIDTH - left - 0.08) / columns, 0.50, 1.30))
+    top = 0.24 + (0.15 if with_ratios else 0.0) + (0.26 if title else 0.0)
     bottom = 0.38
     height = (groups - 1 + _REACH + 0.22) * pitch
-    figure = Figure(left + column * len(shown) + 0.08, top + height + bottom)
-    total_width, total_height = figure.get_size_inches()
+    figure = Figure(left + column * columns + 0.08, top + height + bottom)
+    width, total = figure.get_size_inches()
+    centre = (left + 0.5 * column * columns) / width
+    figure.text(centre, 0.07 / total, "coefficient", ha="center", va="bottom", fontsize=BODY, color=INK)
+    return figure, [figure.panel(left + column * (i + 0.03), top, 0.94 * column, height) for i in range(columns)]
 
-    colours = ramp(groups)
-    baselines = np.arange(groups - 1, -1, -1, dtype=np.float64)
-    for position, component in enumerate(shown):
-        axes = figure.add_axes(
-            (
-                (left + column * (position + 0.03)) / total_width,
-                bottom / total_height,
-                0.94 * column / total_width,
-                height / total_height,
-            )
-        )
-        bare(axes)
-        axes.set_xlim(left_x, right_x)
-        axes.set_ylim(-0.12, groups - 1 + _REACH + 0.10)
-        axes.axvline(0.0, color=RULE, linewidth=0.6, zorder=0)
-        curves = [
-            binned_density(histogram, low, high, x, bandwidth=bandwidth) if histogram.any() else np.zeros_like(x)
-            for histogram in array[:, position]
-        ]
-        highest = max(float(curve.max()) for curve in curves) or 1.0
-        for row, curve in enumerate(curves):
-            peak = highest if scale == "column" else float(curve.max()) or 1.0
-            outline = baselines[row] + _REACH * curve / peak
-            axes.fill_between(
-                x, baselines[row], outline, color=colours[row], alpha=0.72, linewidth=0, zorder=2 * row + 1
-            )
-            axes.plot(x, outline, color="white", linewidth=1.5, zorder=2 * row + 2, solid_capstyle="butt")
-            axes.plot(x, outline, color=colours[row], linewidth=0.7, zorder=2 * row + 2, solid_capstyle="butt")
-        if position == 0:
-            row_labels(axes, list(baselines + 0.14), names, notes, label_size, heading="filters")
-        else:
-            axes.set_yticks([])
-        axes.set_xticks(ticks, labels=[f"{tick:g}".replace("-", "−") for tick in ticks])
-        axes.tick_params(axis="x", length=2, pad=1.5, labelsize=SMALL if column > 0.6 else SMALL - 0.5)
-        head = axes.get_xaxis_transform()
-        middle = 0.5 * (left_x + right_x)
-        points_up = 72.0 * height
-        offset = 1.0 + (11.5 if ratios is not None else 1.5) / points_up
-        axes.text(
-            middle, offset, f"$c_{{{component}}}$", transform=head, ha="center", va="bottom", fontsize=TITLE, color=INK
-        )
-        if ratios is not None:
-            share = f"{100 * ratios[component]:.1f} %"
-            axes.text(
-                middle,
-                1.0 + 1.5 / points_up,
-                share,
-                transform=head,
-                ha="center",
-                va="bottom",
-                fontsize=SMALL,
-                color=MUTED,
-            )
-    centre = (left + 0.5 * column * len(shown)) / total_width
-    figure.text(centre, 0.07 / total_height, "coefficient", ha="center", va="bottom", fontsize=BODY, color=INK)
-    place_title(figure, title)
-    return figure
+
+def _draw_curves(
+    axes: Axes,
+    x: npt.NDArray[np.float64],
+    curves: Sequence[npt.NDArray[np.float64]],
+    baselines: npt.NDArray[np.float64],
+    scale: Literal["curve", "column"],
+) -> None:
+    colours = ramp(len(curves))
+    highest = max(float(curve.max()) for curve in curves) or 1.0
+    for row, curve in enumerate(curves):
+        peak = highest if scale == "column" else float(curve.max()) or 1.0
+        outline = baselines[row] + _REACH * curve / peak
+        axes.fill_between(x, baselines[row], outline, color=colours[row], alpha=0.72, linewidth=0, zorder=2 * row + 1)
+        axes.plot(x, outline, color="white", linewidth=1.5, zorder=2 * row + 2, solid_capstyle="butt")
+        axes.plot(x, outline, color=colours[row], linewidth=0.7, zorder=2 * row + 2, solid_capstyle="butt")
+
+
+def _write_heading(axes: Axes, component: int, ratio: float | None) -> None:
+    """Write the name of a component, and its share of the variance, above its column."""
+    share = None if ratio is None else f"{100 * ratio:.1f} %"
+    lines = ((f"$c_{{{component}}}$", 1.5 if share is None else 11.5, TITLE, INK), (share, 1.5, SMALL, MUTED))
+    for text, offset, size, colour in lines:
+        if text:
+            axes.annotate(
+                text, (0.5, 1.0), xycoords="axes fraction", xytext=(0, offset), textcoords="offset points",
+                ha="center", va="bottom", fontsize=size, color=colour, annotation_clip=False,
+            )  # fmt: skip
 
 
 def _histogram(counts: npt.ArrayLike, low: float, high: float) -> npt.NDArray[np.float64]:

@@ -1,6 +1,6 @@
-"""What the figures share: colours, sizes, labels, and a figure that needs no display.
+"""What the figures share: colours, sizes, labels, colour bars, and a figure that needs no display.
 
-Nothing here touches pyplot, so no backend is chosen and no figure is kept alive by a global register.
+Nothing here uses pyplot, so no backend is selected and no global registry keeps figures alive.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure as MatplotlibFigure
 from matplotlib.font_manager import FontProperties
@@ -37,14 +38,18 @@ __all__ = [
     "TITLE",
     "Figure",
     "bare",
+    "colour_bar",
+    "column_labels",
     "compact",
     "contrast",
     "distinct_labels",
     "finite_array",
+    "image_rows_page",
     "is_unknown",
     "label_text",
     "place_title",
     "ramp",
+    "root_figure",
     "row_label_width",
     "row_labels",
     "shorten",
@@ -91,6 +96,20 @@ class Figure(MatplotlibFigure):
     def __init__(self, width: float, height: float) -> None:
         super().__init__(figsize=(width, height), facecolor="white")
         FigureCanvasAgg(self)
+
+    def panel(self, left: float, top: float, width: float, height: float) -> Axes:
+        """Add a panel at a place of the page.
+
+        Args:
+            left: From the left edge of the page to the panel, in inches.
+            top: From the top edge of the page to the panel, in inches.
+            width: Width of the panel, in inches.
+            height: Height of the panel, in inches.
+        """
+        page_width, page_height = (float(inches) for inches in self.get_size_inches())
+        return self.add_axes(
+            (left / page_width, 1 - (top + height) / page_height, width / page_width, height / page_height)
+        )
 
     def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
         width, height = self.get_size_inches()
@@ -236,17 +255,67 @@ def ramp(count: int) -> list[tuple[float, float, float, float]]:
     return [matplotlib.colormaps[CURVES](float(position)) for position in positions]
 
 
-def place_title(figure: MatplotlibFigure, title: str | None) -> None:
-    """Write a line at the top left of a figure, shortened in its middle where the figure is too narrow for it."""
-    if not title:
-        return
+def place_title(figure: MatplotlibFigure, title: str | None, subtitle: str | None = None) -> None:
+    """Write a title at the top left of a figure, and a smaller line under it.
+
+    What is too long for the figure is shortened: the title in its middle, the subtitle after its first words, because
+    the last part of the name of a layer says most.
+
+    Args:
+        figure: The figure.
+        title: The title.
+        subtitle: The line under it.
+    """
     width, height = (float(inches) for inches in figure.get_size_inches())
-    text = label_text(title)
-    # Hinting adds up along a line as long as this.
-    room = 0.99 * width - 0.12
-    while len(text) > 1 and text_width(text, TITLE) > room:
-        text = shorten(label_text(title), min(len(text) - 1, int(len(text) * room / text_width(text, TITLE)) + 1))
-    figure.text(0.06 / width, 1 - 0.07 / height, text, va="top", fontsize=TITLE, color=INK, parse_math=False)
+    top = 0.07
+    for text, size, head, colour in ((title, TITLE, None, INK), (subtitle, SMALL, 12, MUTED)):
+        if text:
+            line = _fitted(label_text(text), size, 0.99 * width - 0.12, head)
+            figure.text(0.06 / width, 1 - top / height, line, va="top", fontsize=size, color=colour, parse_math=False)
+            top += 0.17
+
+
+def _fitted(text: str, size: float, room: float, head: int | None) -> str:
+    """A line shortened to fit into so many inches."""
+    line = text
+    while len(line) > 1 and text_width(line, size) > room:
+        line = shorten(text, min(len(line) - 1, int(len(line) * room / text_width(line, size)) + 1), head=head)
+    return line
+
+
+def colour_bar(
+    bar: Axes,
+    image: ScalarMappable,
+    *,
+    label: str | None = None,
+    ticks: Sequence[float] | None = None,
+    extend: Literal["neither", "both", "min", "max"] = "neither",
+) -> None:
+    """Draw the colour scale of an image.
+
+    Args:
+        bar: The panel it fills.
+        image: The image.
+        label: What the values are.
+        ticks: Values to label; without it, about four.
+        extend: Which ends of the scale stand for values beyond it, too.
+    """
+    figure = bar.get_figure(root=True)
+    assert figure is not None
+    artist = figure.colorbar(image, cax=bar, ticks=ticks, extend=extend)
+    artist.outline.set_visible(False)
+    if label:
+        artist.set_label(label, fontsize=BODY, color=INK)
+    if ticks is None:
+        bar.locator_params(axis="y", nbins=5)
+    bar.tick_params(labelsize=SMALL, length=2, color=RULE, labelcolor=INK)
+
+
+def root_figure(axes: Axes) -> MatplotlibFigure:
+    """The figure that a panel belongs to, however deep."""
+    figure = axes.get_figure(root=True) if hasattr(axes.figure, "subfigs") else axes.figure
+    assert isinstance(figure, MatplotlibFigure)
+    return figure
 
 
 def bare(axes: Axes, *, keep: Sequence[str] = ()) -> None:
@@ -314,6 +383,43 @@ def row_label_width(labels: Sequence[str], notes: Sequence[str], size: float, he
     """Width in inches that :func:`row_labels` needs at the left of a panel."""
     note_width = _notes_width(notes, size, heading)
     return max(text_width(label, size) for label in labels) + note_width + (2 if note_width else 1) * _GAP
+
+
+def image_rows_page(
+    names: Sequence[str], width: float, height: float, *, bar: float, title: str | None
+) -> tuple[Figure, Axes, Axes]:
+    """A new page for rows of small images with column labels above them and a colour bar at their right.
+
+    Args:
+        names: Names of the rows.
+        width: Width of the panel of images, in inches.
+        height: Its height, in inches.
+        bar: Height of the colour bar, in inches.
+        title: Title of the figure.
+
+    Returns:
+        The figure, the panel of the images, and the panel of the colour bar.
+    """
+    left, upper = 0.06 + row_label_width(names, [], BODY), 0.28 + (0.26 if title else 0.0)
+    figure = Figure(left + width + 0.62, upper + height + 0.08)
+    place_title(figure, title)
+    images = figure.panel(left, upper, width, height)
+    bare(images)
+    return figure, images, figure.panel(left + width + 0.14, upper, 0.09, bar)
+
+
+def column_labels(axes: Axes, columns: Sequence[float], labels: Sequence[str], size: float) -> None:
+    """Write the names of columns above a panel.
+
+    Args:
+        axes: The panel.
+        columns: Horizontal position of each column, in data units.
+        labels: Names, which become the tick labels.
+        size: Font size in points.
+    """
+    axes.xaxis.tick_top()
+    axes.set_xticks(list(columns), labels=list(labels), fontsize=size, color=INK)
+    axes.tick_params(axis="x", length=0, pad=2)
 
 
 def _notes_width(notes: Sequence[str], size: float, heading: str) -> float:

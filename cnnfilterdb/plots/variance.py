@@ -8,23 +8,22 @@ from typing import Any
 import matplotlib
 import numpy as np
 import numpy.typing as npt
+from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 
 from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.plots.style import (
     BODY,
-    INK,
     MUTED,
-    RULE,
     SEQUENTIAL,
     SMALL,
     Figure,
-    bare,
+    colour_bar,
+    column_labels,
     compact,
     distinct_labels,
     finite_array,
-    place_title,
-    row_label_width,
+    image_rows_page,
     row_labels,
 )
 from cnnfilterdb.schema import kernel_shape
@@ -71,32 +70,16 @@ def variance(
     unit = float(np.clip(min(4.8 / len(sizes), 7.0 / len(maps)), 0.45, 0.7))
     across, down = 0.14, 0.20 / unit
     wide, high = len(sizes) * (1 + across) - across, len(maps) * (1 + down)
-    left, upper, bar_room = 0.06 + row_label_width(names, [], BODY), 0.28 + (0.26 if title else 0.0), 0.62
-    figure = Figure(left + unit * wide + bar_room, upper + unit * high + 0.08)
-    width, height = figure.get_size_inches()
-    axes = figure.add_axes((left / width, 0.08 / height, unit * wide / width, unit * high / height))
-    bare(axes)
+    figure, axes, bar = image_rows_page(names, unit * wide, unit * high, bar=min(unit * high, 1.4), title=title)
     for row, (label, group) in enumerate(maps.items()):
         for column, size in enumerate(sizes):
             if size not in group:
                 continue
-            kernel_h, kernel_w = kernel_shape(size)
-            # Lines and other long kernels keep their shape within the square.
-            scale = 1 / max(kernel_h, kernel_w)
-            x = column * (1 + across) + (1 - scale * kernel_w) / 2
-            y = row * (1 + down) + (1 - scale * kernel_h) / 2
-            box = (x, x + scale * kernel_w, y + scale * kernel_h, y)
-            axes.imshow(
-                images[label, size].reshape(kernel_h, kernel_w),
-                extent=box,
-                cmap=matplotlib.colormaps[SEQUENTIAL],
-                norm=norm,
-                interpolation="nearest",
-                aspect="auto",
-            )
+            place = (column * (1 + across), row * (1 + down))
+            _draw(axes, images[label, size].reshape(kernel_shape(size)), place, norm)
             axes.text(
-                column * (1 + across) + 0.5,
-                row * (1 + down) + 1 + 0.03 / unit,
+                place[0] + 0.5,
+                place[1] + 1 + 0.03 / unit,
                 compact(group[size][1]),
                 ha="center",
                 va="top",
@@ -107,18 +90,21 @@ def variance(
     axes.set_ylim(high, -0.02)
     axes.set_aspect("equal")
     row_labels(axes, [row * (1 + down) + 0.5 for row in range(len(maps))], names, [], BODY)
-    axes.xaxis.tick_top()
-    axes.set_xticks(
-        [column * (1 + across) + 0.5 for column in range(len(sizes))], labels=sizes, fontsize=BODY, color=INK
-    )
-    axes.tick_params(axis="x", length=0, pad=2)
-    bar_height = min(unit * high, 1.4)
-    bar = figure.add_axes(
-        ((left + unit * wide + 0.14) / width, 1 - (upper + bar_height) / height, 0.09 / width, bar_height / height)
-    )
-    colour_bar = figure.colorbar(axes.images[0], cax=bar)
-    colour_bar.outline.set_visible(False)
-    bar.locator_params(axis="y", nbins=4)
-    bar.tick_params(labelsize=SMALL, length=2, color=RULE, labelcolor=INK)
-    place_title(figure, title)
+    column_labels(axes, [column * (1 + across) + 0.5 for column in range(len(sizes))], sizes, BODY)
+    colour_bar(bar, axes.images[0])
     return figure
+
+
+def _draw(axes: Axes, values: npt.NDArray[np.float64], place: tuple[float, float], norm: PowerNorm) -> None:
+    """Draw one kernel in the unit square at a place; lines and other long kernels keep their shape in it."""
+    height, width = values.shape
+    scale = 1 / max(height, width)
+    x, y = place[0] + (1 - scale * width) / 2, place[1] + (1 - scale * height) / 2
+    axes.imshow(
+        values,
+        extent=(x, x + scale * width, y + scale * height, y),
+        cmap=matplotlib.colormaps[SEQUENTIAL],
+        norm=norm,
+        interpolation="nearest",
+        aspect="auto",
+    )

@@ -7,7 +7,7 @@ from hypothesis.extra import numpy as arrays
 from matplotlib.figure import Figure as PlainFigure
 
 from cnnfilterdb.errors import SelectionError
-from cnnfilterdb.plots import density2d, heatmap, ordered_groups
+from cnnfilterdb.plots import heatmap, ordered_groups
 
 # Shifts between tasks as published with version 1.0.0 of the authors' data set, in the published order.
 PUBLISHED = """
@@ -153,39 +153,20 @@ def test_what_cannot_be_drawn_is_told_in_one_line(matrix, options, message):
     assert "\n" not in str(caught.value)
 
 
-def test_joint_density_has_the_first_component_to_the_right(assert_legible):
-    counts = np.zeros((8, 8))
-    counts[6, 1] = 50.0
-    counts[0, 0] = 5.0
-    figure = density2d(counts, -3.3, 3.3, title="A title that is far too long to fit " * 8)
-    image = figure.axes[0].images[0]
-    shown = np.asarray(image.get_array())
-    assert shown[1, 6] == 1.0
-    assert shown[0, 0] == pytest.approx(0.1)
-    assert shown[7, 7] == image.norm.vmin == 1e-5
-    assert image.get_extent() == [-3.3, 3.3, -3.3, 3.3]
-    assert image.origin == "lower"
-    assert_legible(figure)
+def test_an_outlying_group_does_not_own_the_colours():
+    values = random_shifts(9)
+    usual = values[:8, :8].max()
+    values[8, :8] = values[:8, 8] = 40.0
+    figure = heatmap(square(values), order=None)
+    assert figure.axes[0].images[0].norm.vmax == usual
+    assert "40.0" in {text.get_text() for text in figure.axes[0].texts}
+    # Two groups of equal standing are not outliers of each other.
+    two = np.kron(1 - np.eye(2), np.ones((4, 4)) * 9) + np.kron(np.eye(2), np.ones((4, 4)))
+    np.fill_diagonal(two, 0)
+    assert heatmap(square(two)).axes[0].images[0].norm.vmax == 9
 
 
-@pytest.mark.parametrize("groups", [2, 7, 40])
-def test_joint_densities_of_groups(assert_legible, long_labels, groups):
-    figure = density2d(np.random.default_rng(0).poisson(3, (groups, 16, 16)), -3, 3, long_labels(groups))
-    assert len(figure.axes) == groups + 1
-    assert_legible(figure)
-
-
-@pytest.mark.parametrize(
-    ("counts", "options", "message"),
-    [
-        (np.zeros((0, 4, 4)), {}, "nothing to draw"),
-        (np.zeros((4, 4)), {}, "no filters in the range"),
-        (np.ones((4, 5)), {}, "as many bins on both axes"),
-        (np.ones((2, 4, 4)), {"labels": ["a"]}, "one for each of 2 groups"),
-        (np.ones((4, 4)), {"floor": 1.0}, "between 0 and 1"),
-        (np.ones((2, 4, 4)), {"ax": PlainFigure().subplots()}, "one histogram"),
-    ],
-)
-def test_joint_densities_that_cannot_be_drawn(counts, options, message):
-    with pytest.raises(SelectionError, match=message):
-        density2d(counts, -3, 3, **options)
+def test_small_values_in_small_cells_keep_three_decimals():
+    values = np.full((25, 25), 0.004)
+    np.fill_diagonal(values, 0)
+    assert {text.get_text() for text in heatmap(square(values)).axes[0].texts} == {".004", ".000"}

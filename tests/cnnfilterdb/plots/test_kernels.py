@@ -53,6 +53,29 @@ def test_a_limit_is_told(kernels, assert_legible):
     assert not any("first" in text.get_text() for text in filter_grid(kernels, limit=30).texts)
 
 
+def test_channels_label_rows_and_columns(kernels, assert_legible):
+    channels = [(out, inner) for out in range(10) for inner in range(3)]
+    figure = filter_grid(kernels, channels=channels, title="model", subtitle="layer 3 (a.b.c)")
+    axes, bar = figure.axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["out 0", *map(str, range(1, 10))]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["in 0", "1", "2"]
+    assert [label.get_text() for label in bar.get_yticklabels()] == ["−max", "0", "max"]
+    assert_legible(figure)
+    deep = filter_grid(kernels, channels=[(0, inner) for inner in range(30)], columns=10)
+    assert [label.get_text() for label in deep.axes[0].get_yticklabels()] == ["out:in 0:0", "0:10", "0:20"]
+    with pytest.raises(SelectionError, match="channels: expected one pair"):
+        filter_grid(kernels, channels=channels[:3])
+
+
+def test_a_long_subtitle_keeps_the_name_of_the_layer(kernels):
+    name = "layer 1 (" + "features." * 40 + "down1.conv)"
+    figure = filter_grid(kernels, title="pypi/some-package/" + "weights" * 40, subtitle=name)
+    title, subtitle = (text.get_text() for text in figure.texts)
+    assert title.startswith("pypi/")
+    assert subtitle.startswith("layer 1 (fea")
+    assert subtitle.endswith("down1.conv)")
+
+
 @pytest.mark.parametrize("shape", [(1, 3, 3), (256, 3, 3), (20, 7, 7), (20, 1, 7), (20, 7, 1), (5, 2, 31)])
 def test_pictures_of_any_kernel_size_have_a_sensible_size(shape, assert_legible):
     figure = filter_grid(np.random.default_rng(1).normal(size=shape), title="t")
@@ -78,7 +101,7 @@ def test_it_draws_on_a_given_panel(kernels):
     ("filters", "options", "message"),
     [
         (np.zeros((0, 9)), {}, "nothing to draw"),
-        (np.zeros((4, 7)), {}, "no square kernel; pass shape"),
+        (np.zeros((4, 7)), {}, "not a square kernel; pass shape"),
         (np.full((1, 9), np.nan), {}, "NaN or infinity"),
         (np.zeros(9), {}, "expected 3 dimensions"),
         (np.zeros((1, 9)), {"scale": "model"}, "'filter' or 'layer'"),

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import Normalize, to_rgba
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure as MatplotlibFigure
 from matplotlib.image import AxesImage
 from scipy.cluster.hierarchy import leaves_list, linkage, optimal_leaf_ordering
@@ -136,7 +136,8 @@ def heatmap(
         if title:
             ax.set_title(title, fontsize=TITLE, color=INK, loc="left", parse_math=False)
     # A matrix of zeros (a single group) still needs a range of colours.
-    image = _draw_cells(ax, values, Normalize(0.0, top or 1.0))
+    norm = Normalize(0.0, top or 1.0)
+    image = _draw_cells(ax, values, norm)
     row_labels(ax, list(range(groups)), names, notes, size, heading=heading)
     ax.set_xticks(
         range(groups),
@@ -150,7 +151,7 @@ def heatmap(
     )
     ax.tick_params(axis="x", length=0, pad=3)
     if groups <= _ANNOTATED if annotate is None else annotate:
-        _draw_numbers(ax, values, image, cell)
+        _draw_numbers(ax, values, norm, cell)
     if bar is not None:
         colour_bar(bar, image, label=label, extend="max" if largest > top else "neither")
     return figure
@@ -196,13 +197,14 @@ def _draw_cells(ax: Axes, values: npt.NDArray[np.float64], norm: Normalize) -> A
     return image
 
 
-def _draw_numbers(ax: Axes, values: npt.NDArray[np.float64], image: AxesImage, cell: float) -> None:
+def _draw_numbers(ax: Axes, values: npt.NDArray[np.float64], norm: Normalize, cell: float) -> None:
     """Print the values in their cells of so many inches, all in the largest size that fits."""
     texts = [[_number(value, short=cell <= 0.34) for value in row] for row in values]
+    colours = matplotlib.colormaps[SEQUENTIAL]
     room = 0.78 * cell / max(max(text_width(text, 1.0) for row in texts for text in row), 1e-9)
     size = min(room, 7.0)
     for row, column in np.ndindex(*values.shape):
-        value = values[row, column]
+        value = float(values[row, column])
         ax.text(
             column,
             row,
@@ -210,7 +212,7 @@ def _draw_numbers(ax: Axes, values: npt.NDArray[np.float64], image: AxesImage, c
             ha="center",
             va="center_baseline",
             fontsize=size,
-            color=contrast(to_rgba(image.cmap(image.norm(value)))) if np.isfinite(value) else INK,
+            color=contrast(colours(norm(value))) if np.isfinite(value) else INK,
         )
 
 

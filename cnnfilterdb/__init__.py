@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from cnnfilterdb.errors import CnnFilterDbError
 
 if TYPE_CHECKING:
-    from cnnfilterdb.analysis.basis_files import load_basis, save_basis
     from cnnfilterdb.database import FilterDB, open, pull
+    from cnnfilterdb.exchange.basis_files import load_basis, save_basis
     from cnnfilterdb.publish.hub import releases
     from cnnfilterdb.reader import Reader
     from cnnfilterdb.stats import Basis
@@ -38,11 +38,11 @@ _lazy = {
     "Basis": "cnnfilterdb.stats",
     "FilterDB": "cnnfilterdb.database",
     "Reader": "cnnfilterdb.reader",
-    "load_basis": "cnnfilterdb.analysis.basis_files",
+    "load_basis": "cnnfilterdb.exchange.basis_files",
     "open": "cnnfilterdb.database",
     "pull": "cnnfilterdb.database",
     "releases": "cnnfilterdb.publish.hub",
-    "save_basis": "cnnfilterdb.analysis.basis_files",
+    "save_basis": "cnnfilterdb.exchange.basis_files",
 }
 
 

@@ -6,7 +6,8 @@
     ├── DatabaseError             the folder on disk is not what it should be
     │   ├── NotADatabaseError     no database at this path (also FileNotFoundError)
     │   ├── LockedError           another process writes this model
-    │   └── CorruptError          a count or a hash does not match
+    │   ├── CorruptError          a count or a hash does not match
+    │   └── UnsafePathError       a path that leaves its folder, or that is not a regular file
     ├── SelectionError            a `by`, `where` or argument that cannot be answered (also ValueError)
     ├── UnknownModelError         no model of that name, with the nearest names (also KeyError)
     ├── IngestError               a model that could not be taken in
@@ -48,6 +49,7 @@ __all__ = [
     "SelectionError",
     "UnknownModelError",
     "UnsafeFileError",
+    "UnsafePathError",
     "WeightFileError",
     "unknown_model",
 ]
@@ -75,6 +77,10 @@ class LockedError(DatabaseError):
 
 class CorruptError(DatabaseError):
     """A count or a hash of stored data does not match."""
+
+
+class UnsafePathError(DatabaseError):
+    """A path from elsewhere leaves its folder, or does not name a regular file."""
 
 
 class SelectionError(CnnFilterDbError, ValueError):

@@ -1,56 +1,107 @@
-"""The names of the files in a database folder. Nothing here touches the disk.
+"""The names of the files in a database folder: the only module that spells one. Every join goes through ``inside``.
 
 ::
 
-    models/<slug>.parquet
+    cnnfilterdb.json                                    marker: the format of the folder
+    models/<slug>.parquet                               one row; a model exists when this file exists
     layers/<slug>.parquet
     filters/kernel=3x3/source=pypi/<slug>.parquet
     index/<basis id>/basis.parquet
     index/<basis id>/histograms/<slug>.parquet
+    annotations.csv, annotations.csv.sha256             the user's corrections, and their checksum
+    init.sql                                            views and macros for any DuckDB client
+    .locks/<name>.lock                                  held by the process that writes <name>
+    .staging/<name>-<random>/                           what is being written, moved into place by renames
+    .quarantine/<time>/...                              files that were set aside, under the paths they had
 
-All paths are relative to the folder and use ``/``, as they stand in the ``files`` column of the models table.
+All paths are relative to the folder and use ``/``, as in the ``files`` column of the models table. The functions
+:func:`inside` and :func:`regular` look at the disk to refuse links that leave the folder; everything else is text.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
+import stat
+from pathlib import Path
 from urllib.parse import quote
+
+from cnnfilterdb.errors import UnsafePathError
 
 __all__ = [
     "ANNOTATIONS",
+    "ANNOTATIONS_SUM",
+    "COMMIT",
     "EMPTY",
+    "FOLDERS",
+    "INIT",
+    "LOCKS",
     "MARKER",
+    "QUARANTINE",
+    "STAGING",
+    "bases_pattern",
+    "basis_folder",
     "basis_path",
     "empty_filters_path",
     "filters_path",
+    "filters_pattern",
     "histograms_path",
+    "histograms_pattern",
+    "inside",
+    "is_basis_id",
+    "is_slug",
     "layers_path",
+    "layers_pattern",
+    "lock_path",
     "models_path",
+    "models_pattern",
+    "regular",
+    "relative",
     "slug",
 ]
 
-#: Stem of the files without rows, by which DuckDB can bind a view before there is a model. The underscore makes pyarrow
-#: (and Spark) pass over them; no slug begins with one.
-EMPTY = "_empty"
-
-#: The file that says what a folder holds: a database, or a release with its manifest.
+#: The file that makes a folder a database, or a release.
 MARKER = "cnnfilterdb.json"
 
-#: The user's corrections of facts about models (:mod:`cnnfilterdb.store.annotations`).
+#: The views and macros for any DuckDB client.
+INIT = "init.sql"
+
+#: The user's corrections of facts about models (:mod:`cnnfilterdb.store.annotations`), and their checksum.
 ANNOTATIONS = "annotations.csv"
+ANNOTATIONS_SUM = "annotations.csv.sha256"
+
+#: Folders of locks, of work in progress, and of files that were set aside.
+LOCKS = ".locks"
+STAGING = ".staging"
+QUARANTINE = ".quarantine"
+
+#: Everything that a database folder consists of, besides single files.
+FOLDERS = frozenset({LOCKS, STAGING, QUARANTINE, "models", "layers", "filters", "index"})
+
+#: Name, in a staging folder, of the record of a commit. The commit is decided when this file exists.
+COMMIT = "commit.json"
+
+#: Stem of the files without rows, by which DuckDB can bind a view before there is a model. The underscore makes pyarrow
+#: (and Spark) skip them; no slug begins with one.
+EMPTY = "_empty"
 
 _READABLE = 80  # characters; with the hash and the suffix far below the 255 bytes that file systems allow
 _HASH = 10  # hexadecimal digits
+_SLUG = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_-]{{0,{_READABLE}}}-[0-9a-f]{{{_HASH}}}", re.ASCII)
+_BASIS = re.compile(r"[1-9][0-9]{0,3}x[1-9][0-9]{0,3}-[A-Za-z0-9]{1,64}", re.ASCII)
+_NAME_BYTES = 255  # of one part of a path
+
+# Windows opens devices under these names, whatever the extension.
+_DEVICES = frozenset({"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))})
 
 
 def slug(model_id: str) -> str:
-    """Name of the files of a model: what is readable of its key, and a hash that makes it unique.
+    """Name of the files of a model: the readable part of its key, and a hash that makes it unique.
 
-    The readable part keeps ASCII letters, digits and underscores. So the name is one path component on any file
-    system, needs no quoting in a shell or in SQL, and holds no wildcard, no dot and no ``=``, which has a meaning in
-    Hive paths. The hash tells apart keys that differ in case only, or beyond the readable part; it also keeps the name
-    from being one that Windows reserves, such as ``con``.
+    The readable part keeps ASCII letters, digits and underscores, so the name is one path component on any file
+    system, needs no quoting in a shell or in SQL, and contains no wildcard, no dot and no ``=``, which has a meaning in
+    Hive paths. The hash distinguishes keys that differ in case only, or beyond the readable part; it also keeps the
+    name from being one that Windows reserves, such as ``con``.
 
     >>> slug("pypi/facenet_pytorch/onet.pt")
     'pypi-facenet_pytorch-onet-pt-262a6a7121'
@@ -60,6 +111,24 @@ def slug(model_id: str) -> str:
     readable = re.sub(r"[^A-Za-z0-9_]+", "-", model_id).strip("-_")[:_READABLE].rstrip("-_")
     digest = hashlib.sha256(model_id.encode("utf-8", "surrogatepass")).hexdigest()[:_HASH]
     return f"{readable or 'model'}-{digest}"
+
+
+def is_slug(text: str) -> bool:
+    """Whether a text has the form of a :func:`slug`.
+
+    >>> is_slug("custom-a-0123456789"), is_slug("my_notes")
+    (True, False)
+    """
+    return _SLUG.fullmatch(text) is not None
+
+
+def is_basis_id(text: object) -> bool:
+    """Whether a value has the form of the key of a basis: kernel size, hyphen, letters and digits.
+
+    >>> is_basis_id("3x3-0a1b2c3d"), is_basis_id("../3x3-0a"), is_basis_id(None)
+    (True, False, False)
+    """
+    return isinstance(text, str) and _BASIS.fullmatch(text) is not None
 
 
 def models_path(slug: str) -> str:
@@ -86,6 +155,11 @@ def empty_filters_path(kernel: str) -> str:
     return filters_path(kernel, "_", EMPTY)
 
 
+def basis_folder(basis_id: str) -> str:
+    """The folder of a basis of the index."""
+    return f"index/{basis_id}"
+
+
 def basis_path(basis_id: str) -> str:
     """A basis of the index."""
     return f"index/{basis_id}/basis.parquet"
@@ -94,3 +168,114 @@ def basis_path(basis_id: str) -> str:
 def histograms_path(basis_id: str, slug: str) -> str:
     """The histograms of a model in a basis."""
     return f"index/{basis_id}/histograms/{slug}.parquet"
+
+
+def lock_path(name: str) -> str:
+    """The lock of what is written under a name."""
+    return f"{LOCKS}/{name}.lock"
+
+
+# Patterns as Path.glob and DuckDB read them; with an argument, a slug, a kernel size or a basis may stay open.
+
+
+def models_pattern() -> str:
+    """All models rows."""
+    return models_path("*")
+
+
+def layers_pattern() -> str:
+    """All layers rows."""
+    return layers_path("*")
+
+
+def filters_pattern(kernel: str = "*", slug: str = "*") -> str:
+    """All filters of a kernel size, of a model, or of both."""
+    return f"filters/kernel={kernel}/source=*/{slug}.parquet"
+
+
+def bases_pattern() -> str:
+    """All bases."""
+    return basis_path("*")
+
+
+def histograms_pattern(basis_id: str = "[!.]*", slug: str = "*") -> str:
+    """All histograms in a basis, of a model, or of both."""
+    return histograms_path(basis_id, slug)
+
+
+def relative(path: str) -> tuple[str, ...]:
+    """The parts of a relative path that comes from elsewhere: a manifest, an archive, a commit record.
+
+    Args:
+        path: With ``/`` between its parts.
+
+    Raises:
+        UnsafePathError: It is empty or absolute, has an empty, reserved or too long part, ``.`` or ``..``, a drive, a
+            backslash or a control character; on one of the systems that the package runs on, it would leave its folder
+            or name a device.
+
+    >>> relative("models/a.parquet")
+    ('models', 'a.parquet')
+    >>> relative("../victim")
+    Traceback (most recent call last):
+    ...
+    cnnfilterdb.errors.UnsafePathError: '../victim': not a relative path inside a folder: it has a part '..'
+    """
+    parts = tuple(path.split("/")) if isinstance(path, str) else ()
+    found = "it is empty" if not parts or path == "" else None
+    for part in parts if found is None else ():
+        if part == "" and part is parts[0]:
+            found = "it is absolute"
+        elif part == "":
+            found = "it has an empty part"
+        elif part in (".", ".."):
+            found = f"it has a part {part!r}"
+        elif "\\" in part or any(ord(character) < 32 or ord(character) == 127 for character in part):
+            found = "it has a backslash or a control character"
+        elif re.match(r"[A-Za-z]:", part):
+            found = "it has a drive letter"
+        elif part.split(".")[0].rstrip(" ").lower() in _DEVICES:
+            found = f"{part!r} is the name of a device on Windows"
+        elif len(part.encode("utf-8", "replace")) > _NAME_BYTES:
+            found = "one of its parts is too long"
+        elif not part.isprintable() and any(0xD800 <= ord(character) <= 0xDFFF for character in part):
+            found = "it is not valid Unicode"
+        if found:
+            break
+    if found:
+        shown = path if len(str(path)) <= 200 else f"{str(path)[:200]}..."
+        raise UnsafePathError(f"{shown!r}: not a relative path inside a folder: {found}")
+    return parts
+
+
+def inside(root: Path, path: str) -> Path:
+    """Join a folder and a relative path that comes from elsewhere; every such join goes through here.
+
+    The file need not exist. Links inside the folder may not lead out of it.
+
+    Args:
+        root: The folder.
+        path: See :func:`relative`.
+
+    Raises:
+        UnsafePathError: The path is not a relative one, or a link on the way leaves the folder.
+    """
+    target = root.joinpath(*relative(path))
+    if not target.resolve().is_relative_to(root.resolve()):
+        raise UnsafePathError(f"{target}: a link that leads out of {root}; replace it by the file itself")
+    return target
+
+
+def regular(root: Path, path: str) -> Path:
+    """Like :func:`inside`, for a file that is going to be read: it must exist and be a regular file.
+
+    Devices, sockets and named pipes are refused: reading one could wait for ever.
+
+    Raises:
+        UnsafePathError: See :func:`inside`; or it is something else than a file.
+        FileNotFoundError: There is nothing.
+    """
+    target = inside(root, path)
+    if not stat.S_ISREG(target.stat().st_mode):
+        raise UnsafePathError(f"{target}: not a regular file; remove it, or replace it by a file")
+    return target

@@ -44,7 +44,7 @@ def shift(
     """
     db, where = open_reader(path), options.pop("where")
     if options["basis"] and options["basis"].endswith((".json", ".npz")):
-        from cnnfilterdb.analysis.basis_files import load_basis
+        from cnnfilterdb.exchange.basis_files import load_basis
 
         options["basis"] = load_basis(options["basis"])
     if sum((components, bootstrap is not None, nearest is not None)) > 1:
@@ -77,7 +77,7 @@ def basis(file: Path, where: str | None, kernel: str, variant: str, path: Path) 
       cnnfilterdb basis natural.json --where "domain = 'natural'"
       cnnfilterdb shift domain --basis natural.json
     """
-    from cnnfilterdb.analysis.basis_files import save_basis
+    from cnnfilterdb.exchange.basis_files import save_basis
 
     fitted = open_reader(path).basis(where, kernel=kernel, variant=variant)
     save_basis(fitted, file)

@@ -18,10 +18,9 @@ from __future__ import annotations
 import io
 import os
 import re
-import secrets
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from gzip import GzipFile
@@ -43,7 +42,7 @@ from cnnfilterdb.reports import Progress
 from cnnfilterdb.scan.ordered import filters_of
 from cnnfilterdb.schema import LAYERS, MODELS, filter_schema, kernel_shape, weight_columns
 from cnnfilterdb.sql import literal
-from cnnfilterdb.store.durable import sync, sync_folder, writing
+from cnnfilterdb.store.durable import replacing
 from cnnfilterdb.store.writer import filter_settings, row_group_rows
 from cnnfilterdb.version import package_version
 
@@ -151,7 +150,7 @@ def export(
         if find_spec("tables") is None:
             raise MissingExtraError(f"{target}: h5 needs PyTables; install it: pip install 'cnnfilterdb[hdf5]'")
     filters = _Selection.select(db, where, kernel, papers=kind == "h5")
-    with writing(target), _appearing(target) as part:
+    with replacing(target) as part:
         _WRITERS[kind](part, filters, progress or (lambda what, done, total: None), target)
     return Exported(target, kind, filters.count, len(filters.model_ids), target.stat().st_size)
 
@@ -169,21 +168,6 @@ def _format(target: Path, to: str | None) -> str:
     if to not in FORMATS:
         raise SelectionError(f"format: {to!r} is none of {', '.join(FORMATS)}")
     return to
-
-
-@contextmanager
-def _appearing(target: Path) -> Iterator[Path]:
-    """A name beside the target, which becomes the target when all has gone well and goes away when not."""
-    if target.is_dir():
-        raise DatabaseError(f"{target}: is a folder; give the name of a file")
-    part = target.with_name(f".cnnfilterdb-{secrets.token_hex(8)}.part")
-    try:
-        yield part
-        sync(part)
-        part.replace(target)
-        sync_folder(target.parent)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 # ----------------------------------------------------------------------------------------------------------- selection

@@ -5,7 +5,6 @@ The pictures themselves know nothing of databases (:mod:`cnnfilterdb.plots`); he
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -18,10 +17,11 @@ from cnnfilterdb import plots
 from cnnfilterdb.analysis import groups as groupings
 from cnnfilterdb.analysis.bases import moments_of
 from cnnfilterdb.analysis.groups import Grouping, Groups
-from cnnfilterdb.errors import CnnFilterDbError, DatabaseError, SelectionError
+from cnnfilterdb.errors import CnnFilterDbError, SelectionError
 from cnnfilterdb.schema import kernel_shape
 from cnnfilterdb.sql import literal
 from cnnfilterdb.stats import Basis, kl_shift, variance_map
+from cnnfilterdb.store.durable import write_text, writing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as MatplotlibFigure
@@ -176,13 +176,9 @@ def write_report(db: Reader, path: Path, by: str, kernel: str) -> Path:
     """Write the report page; see :meth:`Reader.report`."""
     groups = db.groups(by, kernel=kernel)
     page = plots.report(report_data(db, groups))
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.{os.getpid()}")
-        part.write_text(page, encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        raise DatabaseError(f"{path}: cannot be written: {error.strerror or error}") from error
+    write_text(path, page)
     return path
 
 

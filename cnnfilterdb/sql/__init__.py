@@ -79,7 +79,7 @@ def _kernel_block(kernel: str, basis: tuple[str, Basis] | None, published: bool)
     columns = weight_columns(kernel)
     text = _template("kernel.sql").substitute(
         kernel=kernel,
-        filters=f"/filters_{kernel}/*.parquet" if published else f"/filters/kernel={kernel}/*/*.parquet",
+        filters=f"/filters_{kernel}/*.parquet" if published else f"/{paths.filters_pattern(kernel)}",
         columns=", ".join(columns),
         size=len(columns),
     )
@@ -128,8 +128,8 @@ def _annotations(annotated: bool) -> dict[str, str]:
 # Where the tables are in a folder and in a release, which has lists in place of maps.
 _FOLDER = {
     "models_columns": "*",
-    "bases": "/index/*/basis.parquet",
-    "histograms": "/index/*/histograms/*.parquet",
+    "bases": f"/{paths.bases_pattern()}",
+    "histograms": f"/{paths.histograms_pattern('*')}",
 }
 _RELEASE = {
     "models_columns": "* REPLACE (map_from_entries(metrics) AS metrics, map_from_entries(original) AS original), "

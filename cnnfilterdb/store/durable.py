@@ -1,17 +1,32 @@
-"""What the store asks of the file system: durable files, hashes, and errors that a person can act on."""
+"""Durable files: the one way in which the package writes a file, with errors that a person can act on.
+
+:func:`replacing` writes a file beside its target and renames it when it is complete and on the disk. So the target is
+always whole: the old file or the new one, whatever is killed when, and after a power cut.
+"""
 
 from __future__ import annotations
 
 import errno
 import hashlib
 import os
+import re
+import secrets
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from cnnfilterdb.errors import DatabaseError
 
-__all__ = ["move", "sha256", "sync", "sync_folder", "writing"]
+__all__ = [
+    "move",
+    "replacing",
+    "sha256",
+    "sync",
+    "sync_folder",
+    "write_text",
+    "writing",
+]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
@@ -24,7 +39,7 @@ def writing(path: Path) -> Iterator[None]:
         path: What is being written.
 
     Raises:
-        DatabaseError: In the place of any OSError.
+        DatabaseError: In place of any OSError.
     """
     try:
         yield
@@ -33,8 +48,68 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in _FULL:
             raise DatabaseError(f"{path}: the disk is full; free some space and run it again") from error
-        reason = os.strerror(error.errno) if error.errno else str(error)
+        reason = os.strerror(error.errno) if error.errno else str(error).partition("\n")[0]
         raise DatabaseError(f"{path}: cannot be written: {reason}; check the folder and its permissions") from error
+
+
+@contextmanager
+def replacing(target: Path, folder: Path | None = None) -> Iterator[Path]:
+    """Write a file so that it appears whole or not at all: the durable way to write any file.
+
+    The block writes to the path that it is given. Then the content is flushed to the disk, the file is renamed to its
+    target, and the folder is flushed. After an error nothing is left behind; what a killed process left beside a target
+    is removed by the next write of that target on the same machine.
+
+    Args:
+        target: The file. Its folder must exist. An existing file is replaced in one step.
+        folder: Where to write first: a staging folder on the same file system; by default beside the target.
+
+    Yields:
+        The path to write to.
+
+    Raises:
+        DatabaseError: The target is a folder, the disk is full or read-only, or any other error of the file system; one
+            line that names the target.
+    """
+    with writing(target):
+        if target.is_dir():
+            raise DatabaseError(f"{target}: is a folder; give the name of a file")
+        if folder is None:
+            # Names of this machine's processes only: those of another one that writes the same folder may be alive.
+            stem = hashlib.sha256(f"{socket.gethostname()}/{target.name}".encode("utf-8", "surrogatepass")).hexdigest()
+            for left in target.parent.glob(f".cnnfilterdb-{stem[:12]}-*.part"):
+                if not _alive(left):
+                    left.unlink(missing_ok=True)
+            part = target.with_name(f".cnnfilterdb-{stem[:12]}-{os.getpid()}-{secrets.token_hex(4)}.part")
+        else:
+            part = folder / f"{secrets.token_hex(8)}.part"
+        try:
+            yield part
+            sync(part)
+            part.replace(target)
+            sync_folder(target.parent)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def _alive(part: Path) -> bool:
+    """Whether the process that made a temporary file still runs."""
+    found = re.search(r"-(\d+)-[0-9a-f]+\.part$", part.name)
+    if found is None or os.name == "nt":  # where a signal of 0 would end the process
+        return True
+    try:
+        os.kill(int(found[1]), 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
+
+
+def write_text(target: Path, text: str, folder: Path | None = None) -> None:
+    """Write a text in UTF-8, line ends as they are; see :func:`replacing`."""
+    with replacing(target, folder) as part:
+        part.write_text(text, encoding="utf-8", newline="")
 
 
 def sync(path: Path) -> None:
@@ -44,7 +119,7 @@ def sync(path: Path) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Wait until the names in a folder are on the disk. Where folders cannot be opened (Windows) there is no way to."""
+    """Wait until the names in a folder are on the disk. Windows cannot open folders, so nothing is done there."""
     if os.name == "nt":
         return
     descriptor = os.open(path, os.O_RDONLY)
@@ -61,6 +136,6 @@ def sha256(path: Path) -> str:
 
 
 def move(source: Path, target: Path) -> None:
-    """Rename a file, making the folder that it goes to. What was there is replaced in one step."""
+    """Rename a file, creating the folder that it goes to. An existing file is replaced in one step."""
     target.parent.mkdir(parents=True, exist_ok=True)
     source.replace(target)

@@ -63,12 +63,7 @@ __all__ = ["LOCK_SECONDS", "Problem", "Store", "Writer", "unknown_model"]
 #: How long a writer waits for another one of the same model.
 LOCK_SECONDS = 5.0
 
-_MARKER = paths.MARKER
-_STAGING = ".staging"
-_LOCKS = ".locks"
 _REPLACED = "replaced"
-_INIT = "init.sql"
-_OWN = {_LOCKS, _STAGING, "models", "layers", "filters", "index"}
 
 
 class Store:
@@ -98,7 +93,7 @@ class Store:
             DatabaseError: A newer version of the package wrote it, or it cannot be written to.
         """
         store = cls(Path(path))
-        if not (store.path / _MARKER).exists():
+        if not (store.path / paths.MARKER).exists():
             store._make()
         store._check()
         if os.access(store.path, os.W_OK):
@@ -114,7 +109,7 @@ class Store:
             DatabaseError: A newer version of the package wrote it.
         """
         store = cls(Path(path))
-        if not (store.path / _MARKER).exists():
+        if not (store.path / paths.MARKER).exists():
             what = (
                 "holds no database"
                 if store.path.is_dir()
@@ -127,7 +122,7 @@ class Store:
         return store
 
     def _check(self) -> None:
-        marker = self.path / _MARKER
+        marker = self.path / paths.MARKER
         try:
             found = json.loads(marker.read_text(encoding="utf-8"))["format_version"]
             if not isinstance(found, int):
@@ -144,18 +139,18 @@ class Store:
         except NotADirectoryError as error:
             raise NotADatabaseError(f"{self.path}: a file, not a database folder; choose another path") from error
         # The folder of locks comes first and the marker last: a creation that was killed between them may go on.
-        if entries and not (_LOCKS in entries and entries <= _OWN):
+        if entries and not (paths.LOCKS in entries and entries <= paths.FOLDERS):
             raise NotADatabaseError(
                 f"{self.path}: a folder with other things in it ({', '.join(sorted(entries)[:3])}), not a database; "
                 "choose an empty or a new one"
             )
         empty = paths.EMPTY
         with writing(self.path):
-            (self.path / _LOCKS).mkdir(parents=True, exist_ok=True)
-            with self._locked(_MARKER, str(self.path)):
-                if (self.path / _MARKER).exists():
+            (self.path / paths.LOCKS).mkdir(parents=True, exist_ok=True)
+            with self._locked(paths.MARKER, str(self.path)):
+                if (self.path / paths.MARKER).exists():
                     return
-                with self._staging(_MARKER) as folder:
+                with self._staging(paths.MARKER) as folder:
                     for schema, relative in (
                         (MODELS, paths.models_path(empty)),
                         (LAYERS, paths.layers_path(empty)),
@@ -170,8 +165,8 @@ class Store:
                         "created_by": f"cnnfilterdb {package_version()}",
                         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
                     }
-                    (folder / _MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
-                    move(folder / _MARKER, self.path / _MARKER)
+                    (folder / paths.MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
+                    move(folder / paths.MARKER, self.path / paths.MARKER)
                     sync_folder(self.path)
 
     # ------------------------------------------------------------------------------------------------ read
@@ -367,7 +362,7 @@ class Store:
         Returns:
             What was found, as paths relative to the database.
         """
-        staged = {path.name.rpartition("-")[0] for path in (self.path / _STAGING).glob("*")}
+        staged = {path.name.rpartition("-")[0] for path in (self.path / paths.STAGING).glob("*")}
         found: list[str] = []
         for slug in sorted(staged | self._strays()):
             with suppress(LockedError), self._locked(slug, slug, seconds=0), writing(self.path):
@@ -379,12 +374,12 @@ class Store:
 
         A database that cannot be written to keeps the one that it has.
         """
-        path = self.path / _INIT
+        path = self.path / paths.INIT
         if (path.exists() and path.read_text(encoding="utf-8") == text) or not os.access(self.path, os.W_OK):
             return
-        with self.staging(_INIT) as folder, writing(path):
-            (folder / _INIT).write_text(text, encoding="utf-8")
-            move(folder / _INIT, path)
+        with self.staging(paths.INIT) as folder, writing(path):
+            (folder / paths.INIT).write_text(text, encoding="utf-8")
+            move(folder / paths.INIT, path)
 
     @contextmanager
     def staging(self, name: str) -> Iterator[Path]:
@@ -404,9 +399,9 @@ class Store:
     @contextmanager
     def _locked(self, name: str, what: str, seconds: float | None = None) -> Iterator[None]:
         """Hold the lock of a slug."""
-        lock = FileLock(self.path / _LOCKS / f"{name}.lock")
+        lock = FileLock(self.path / paths.LOCKS / f"{name}.lock")
         with writing(self.path):
-            (self.path / _LOCKS).mkdir(exist_ok=True)
+            (self.path / paths.LOCKS).mkdir(exist_ok=True)
             try:
                 lock.acquire(timeout=LOCK_SECONDS if seconds is None else seconds)
             except Timeout as error:
@@ -429,8 +424,8 @@ class Store:
     def _staging(self, name: str) -> Iterator[Path]:
         """A new folder whose name tells the lock under which it is used; removed at the end, whatever is in it."""
         with writing(self.path):
-            (self.path / _STAGING).mkdir(exist_ok=True)
-            folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self.path / _STAGING))
+            (self.path / paths.STAGING).mkdir(exist_ok=True)
+            folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self.path / paths.STAGING))
         try:
             yield folder
         finally:
@@ -478,7 +473,7 @@ class Store:
     def _recover(self, slug: str) -> list[str]:
         """Under the lock of a slug: finish or throw away what a killed run has left."""
         found = []
-        for folder in (self.path / _STAGING).glob(f"{slug}-*"):
+        for folder in (self.path / paths.STAGING).glob(f"{slug}-*"):
             if folder.name.rpartition("-")[0] != slug:
                 continue
             found.append(folder.relative_to(self.path).as_posix())

@@ -97,7 +97,7 @@ def test_a_basis_is_frozen_and_comes_back_in_use(copy, tensors):
 
 KILLED = """
 import os, sys
-from cnnfilterdb.index import Index
+from cnnfilterdb.store.index import Index
 from cnnfilterdb.store.folder import Store
 
 steps = int(sys.argv[2])

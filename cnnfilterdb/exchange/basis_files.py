@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 from cnnfilterdb.errors import DatabaseError
 from cnnfilterdb.schema import kernel_shape
 from cnnfilterdb.stats import Basis
+from cnnfilterdb.store.durable import replacing
 
 __all__ = ["load_basis", "save_basis"]
 
@@ -48,8 +48,7 @@ def save_basis(basis: Basis, path: str | Path) -> Path:
     """
     path = _checked(Path(path))
     values = dataclasses.asdict(basis) | {"version": VERSION, "sha256": _digest(basis)}
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replacing(path) as part:
         if path.suffix == ".json":
             text = json.dumps(values, default=lambda array: array.tolist(), indent=1) + "\n"
             part.write_text(text, encoding="utf-8")
@@ -57,10 +56,6 @@ def save_basis(basis: Basis, path: str | Path) -> Path:
             facts = json.dumps({key: value for key, value in values.items() if key not in _ARRAYS})
             with part.open("wb") as file:
                 np.savez(file, facts=np.array(facts), **{key: values[key] for key in _ARRAYS})
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise DatabaseError(f"{path}: cannot be written: {error.strerror or error}") from error
     return path
 
 

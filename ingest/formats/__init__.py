@@ -6,13 +6,16 @@ file, never at its name alone, and hands it to the format that knows them. No fo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from cnnfilterdb.errors import WeightFileError
-from cnnfilterdb.ingest.network.layers import Weights
+from cnnfilterdb.ingest.formats import limits
+from cnnfilterdb.ingest.network.layers import ConvLayer, Weights
 
 __all__ = ["Format", "read", "register", "registered"]
 
@@ -91,11 +94,36 @@ def read(path: str | Path) -> Weights:
     reject(path, head)
     for fmt in registered().values():
         if fmt.matches(path, head):
-            return fmt.read(path)
+            with limits.reading(str(path), path.stat().st_size) as used:
+                return _limited(fmt.read(path), used)
     raise WeightFileError(
         f"{path}: not a known weight format (begins with {head[:8].hex(' ')}); expected PyTorch, TorchScript, "
         "safetensors, ONNX, Keras, TensorFlow, TensorFlow Lite, TensorFlow.js or NumPy"
     )
+
+
+def _limited(weights: Weights, used: limits.Limits) -> Weights:
+    """The weights of a file, each layer of which is read within limits of its own."""
+    used.create(len(weights.layers))
+    # Many layers may be views of the same bytes
+    whole = used.renewed()
+    whole.allocate(sum(4 * math.prod(layer.shape) for layer in weights.layers))
+    return replace(weights, layers=tuple(_limited_layer(layer, used) for layer in weights.layers))
+
+
+T = TypeVar("T")
+
+
+def _limited_layer(layer: ConvLayer, used: limits.Limits) -> ConvLayer:
+    def within(read: Callable[[], T]) -> Callable[[], T]:
+        def limited() -> T:
+            with limits.active(used.renewed()):
+                return read()
+
+        return limited
+
+    norm = layer.batch_norm
+    return replace(layer, read=within(layer.read), batch_norm=None if norm is None else within(norm))
 
 
 def reject(path: Path, head: bytes) -> None:

@@ -101,7 +101,10 @@ def _values(dataset: h5py.Dataset, name: str) -> npt.NDArray[Any]:
     if kind.startswith(("datetime", "timedelta", "period")):
         raise ValueError(f"{dataset.name} holds values of the type {kind}")
     if "shape" in attributes:  # an empty array is stored as one with a single element
-        return np.empty(tuple(attributes["shape"]), object)
+        shape = tuple(int(side) for side in attributes["shape"])
+        if 0 not in shape or not all(0 <= side < 1 << 31 for side in shape):
+            raise ValueError(f"{dataset.name} is announced as empty and of shape {shape}")
+        return np.empty(shape, object)
     if _text(attributes.get("CLASS", "")) == "VLARRAY":
         pickled = pickle.load(io.BytesIO(np.asarray(dataset[0], np.uint8).tobytes()), f"{name}{dataset.name}")
         values = pickled.read() if isinstance(pickled, pickle.Array) else np.asarray(pickled, object)

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from numpy.lib import format as npy
 
 from cnnfilterdb.errors import WeightFileError
-from cnnfilterdb.ingest.formats import pickle, register
+from cnnfilterdb.ingest.formats import limits, pickle, register
 from cnnfilterdb.ingest.formats.damage import undamaged
 from cnnfilterdb.ingest.formats.tensorflow.graphdef import widened
 from cnnfilterdb.ingest.formats.variables import is_training_state, layers_from_variables, natural
@@ -38,9 +38,6 @@ __all__ = ["NpzFormat"]
 _WHAT = "NumPy file"
 _ZIP = b"PK\x03\x04"
 _NPY = b"\x93NUMPY"
-_MAX_MEMBERS = 1_000_000
-# A pickle within a zip file could expand without end
-_MAX_PICKLE = 1 << 32
 
 
 @register
@@ -99,8 +96,7 @@ def _root(path: Path) -> Any:
     found: dict[str, Any] = {}
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
-        if len(entries) > _MAX_MEMBERS:
-            raise WeightFileError(f"{path}: {len(entries):,} arrays; not a weight file")
+        limits.current().create(len(entries))
         for entry in entries:
             with archive.open(entry) as member:
                 found[entry.filename.removesuffix(".npy")] = _member(path, entry, member, entry.file_size)
@@ -111,8 +107,7 @@ def _member(path: Path, entry: zipfile.ZipInfo | None, file: IO[bytes], size: in
     """An array, to be read later, or the content of a pickle."""
     shape, fortran, dtype, start = _header(file)
     if dtype.hasobject:
-        if size > _MAX_PICKLE:
-            raise WeightFileError(f"{path}: a pickle of {size:,} bytes")
+        limits.current().allocate(size)
         value = pickle.load(io.BytesIO(file.read(size)), str(path))
         # One object is stored as an array without dimensions
         objects = value.data if isinstance(value, pickle.Array) and isinstance(value.data, list) else value
@@ -126,12 +121,15 @@ def _member(path: Path, entry: zipfile.ZipInfo | None, file: IO[bytes], size: in
 
     def read() -> npt.NDArray[Any]:
         with undamaged(str(path), _WHAT):
+            limits.current().allocate(expected)
             if entry is None:
                 with path.open("rb") as file:
-                    data = file.read(start + expected)[start:]
+                    file.seek(start)
+                    data = file.read(expected)
             else:
                 with zipfile.ZipFile(path) as archive, archive.open(entry) as member:
-                    data = member.read(start + expected)[start:]
+                    member.read(start)
+                    data = member.read(expected)
             return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
 
     return _Stored(dtype, shape, read)

@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cnnfilterdb.errors import UnsafeFileError, WeightFileError
+from cnnfilterdb.ingest.formats import limits
 from cnnfilterdb.ingest.formats.damage import undamaged
 from cnnfilterdb.ingest.network.objects import Global, Object
 
@@ -34,6 +35,14 @@ __all__ = ["MAX_OPCODES", "Array", "Constructors", "Stream", "load"]
 MAX_OPCODES = 10_000_000
 # Names of classes are shorter; looking into one takes time that grows with the square of its length
 _MAX_NAME = 1_000
+
+
+# Bytes of memory that an opcode takes, roughly; they are accounted for in batches.
+_COST = 64
+_COSTS = {"EMPTY_SET": 216, "FROZENSET": 216, "MARK": 120, "EMPTY_DICT": 120, "REDUCE": 320, "NEWOBJ": 320, "OBJ": 320}
+_PAID_EVERY = 1024
+# Protocol 2 has no bytes: the content of an array is a text that is encoded, and then taken as the state of the array
+_COPIES = 4
 
 
 class Stream(Protocol):
@@ -331,9 +340,11 @@ class _Machine:
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
+        self.used = limits.current()
         self.allowance = 1 << 16
 
     def run(self, stream: Stream) -> Any:
+        unpaid = 0
         # pickletools decodes opcodes and their arguments, with the lengths checked
         for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):  # type: ignore[arg-type]
             if count > MAX_OPCODES:
@@ -341,9 +352,13 @@ class _Machine:
             if opcode.name == "STOP":
                 break
             self.allowance += 1
+            unpaid += _COSTS.get(opcode.name, _COST)
+            if count % _PAID_EVERY == 0:
+                self.used.allocate(unpaid)
+                unpaid = 0
             if opcode.name in _PUSHED:
                 self.stack.append(argument)
-                self.allowance += len(argument) if isinstance(argument, str | bytes | bytearray) else 0
+                self.allowance += _COPIES * len(argument) if isinstance(argument, str | bytes | bytearray) else 0
             else:
                 _ACTIONS[opcode.name](self, argument)
         return self.stack.pop()
@@ -429,8 +444,8 @@ class _Machine:
                 self.stack[-1].attributes.update(keywords)
 
     def pay(self, *copied: Any) -> None:
-        # One long list that is copied a million times would fill the memory: what is copied in all must not be more
-        # than what the file holds.
+        # One long list that is copied a million times would fill the memory: what is copied in total must stay in
+        # proportion to what the file holds.
         self.allowance -= sum(len(part) for part in copied if isinstance(part, Collection))
         if self.allowance < 0:
             raise ValueError("the same data is copied again and again")

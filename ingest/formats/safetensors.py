@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cnnfilterdb.errors import WeightFileError
-from cnnfilterdb.ingest.formats import register
+from cnnfilterdb.ingest.formats import limits, register
 from cnnfilterdb.ingest.formats.damage import undamaged
 from cnnfilterdb.ingest.network.checkpoint import networks
 from cnnfilterdb.ingest.network.composition import parameters
@@ -97,6 +97,7 @@ class _Stored:
             dtype = _DTYPES.get(self.dtype)
             if dtype is None:
                 raise ValueError(f"elements of type {self.dtype} cannot be read")
+            limits.current().allocate(self.stop - self.start + 4 * math.prod(self.shape))
             with self.path.open("rb") as file:
                 file.seek(self.start)
                 data = file.read(self.stop - self.start)
@@ -121,6 +122,7 @@ def _read_file(path: Path) -> tuple[dict[str, _Stored], str | None]:
         raise ValueError("a header that is no table")
     metadata = header.pop("__metadata__", None)
     library = metadata.get("format") if isinstance(metadata, dict) else None
+    limits.current().create(len(header))
     tensors = {}
     for name, entry in header.items():
         dtype, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -134,6 +136,11 @@ def _read_file(path: Path) -> tuple[dict[str, _Stored], str | None]:
             raise ValueError(f"tensor {name[:100]} ends behind the end of the file: truncated")
         place = 8 + length
         tensors[name] = _Stored(path, dtype, tuple(shape), place + start, place + stop, library == "mlx")
+    reached = 0
+    for one in sorted(tensors.values(), key=lambda one: (one.start, one.stop)):
+        if one.start < reached and one.stop > one.start:
+            raise ValueError("two tensors that share bytes, which the format does not allow")
+        reached = max(reached, one.stop)
     return tensors, library if isinstance(library, str) else None
 
 
@@ -224,6 +231,8 @@ class SafetensorsFormat:
                 head = file.read(4096)
             for shard in _shards(path, head):
                 with undamaged(str(shard), _WHAT):
+                    if shard != path:
+                        limits.current().opened(shard.stat().st_size)
                     more, library = _read_file(shard)
                 tensors |= more
                 libraries.add(library)

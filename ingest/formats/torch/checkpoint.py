@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cnnfilterdb.errors import WeightFileError
-from cnnfilterdb.ingest.formats import register
+from cnnfilterdb.ingest.formats import limits, register
 from cnnfilterdb.ingest.formats.blob import Blob
 from cnnfilterdb.ingest.formats.damage import undamaged
 from cnnfilterdb.ingest.formats.pickle import Array, load
@@ -54,11 +54,6 @@ _ZIP = b"PK\x03\x04"
 _PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 # What torch.save writes first, to know its own files by
 _MAGIC = 0x1950A86A20F9469CFC6C
-
-# A compressed member that grows more than this is a bomb, not weights
-_MAX_GROWTH = 200
-# Compressed pickles are read in one piece; those of honest files take some kilobytes per layer
-_MAX_COMPRESSED_PICKLE = 1 << 28
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -112,6 +107,7 @@ class _Archive:
         self.blob = blob
         with blob.stream() as stream, zipfile.ZipFile(stream) as archive:
             self.infos = {info.filename: info for info in archive.infolist() if not info.is_dir()}
+        limits.current().create(len(self.infos))
 
     def __contains__(self, member: str) -> bool:
         return member in self.infos
@@ -123,17 +119,15 @@ class _Archive:
             raise ValueError(f"member {member} is missing")
         if info.flag_bits & 1:
             raise ValueError(f"member {member} is encrypted")
-        if info.compress_type == zipfile.ZIP_STORED:
-            if info.header_offset + info.file_size > self.blob.size:
-                raise ValueError(f"member {member} is truncated")
-        elif info.file_size > _MAX_GROWTH * max(info.compress_size, 1):
-            raise ValueError(f"member {member} grows to more than {_MAX_GROWTH} times its size: refused as a bomb")
+        if info.compress_type == zipfile.ZIP_STORED and info.header_offset + info.file_size > self.blob.size:
+            raise ValueError(f"member {member} is truncated")
         return info.file_size
 
     def member(self, member: str) -> Blob:
         """The bytes of a member; a compressed one is read into memory."""
         size, info = self.size(member), self.infos[member]
         if info.compress_type != zipfile.ZIP_STORED:
+            limits.current().allocate(size)
             with self.blob.stream() as stream, zipfile.ZipFile(stream) as archive, archive.open(info) as file:
                 data = file.read(size + 1)
             if len(data) != size:
@@ -147,12 +141,6 @@ class _Archive:
             info.header_offset + 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
         )
         return self.blob.part(start, size)
-
-    def pickle(self, member: str) -> Blob:
-        """The bytes of a pickle, which are read at once."""
-        if self.size(member) > _MAX_COMPRESSED_PICKLE and self.infos[member].compress_type != zipfile.ZIP_STORED:
-            raise ValueError(f"member {member} is compressed and larger than {_MAX_COMPRESSED_PICKLE:,} bytes")
-        return self.member(member)
 
 
 def _open_zip(blob: Blob, name: str, depth: int) -> _Checkpoint:
@@ -179,7 +167,7 @@ def _script(archive: _Archive, root: str, content: Any, constants: Any) -> _Chec
     for member in archive.infos:
         path = member.removeprefix(f"{root}code/")
         if path != member and path.endswith(".py"):
-            sources[path.removesuffix(".py").replace("/", ".")] = archive.pickle(member).read().decode()
+            sources[path.removesuffix(".py").replace("/", ".")] = archive.member(member).read().decode()
     try:
         code = Code(sources)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -239,7 +227,7 @@ def _load_zip_pickle(archive: _Archive, name: str, root: str, pickle: str, folde
             storages[key, dtype] = Storage(member, dtype, size, partial(archive.member, member), byteorder)
         return storages[key, dtype]
 
-    with archive.pickle(root + pickle).stream() as stream:
+    with archive.member(root + pickle).stream() as stream:
         return load(stream, name, _constructors(name), persistent)
 
 

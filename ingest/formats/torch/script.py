@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from cnnfilterdb.ingest.formats import limits
 from cnnfilterdb.ingest.formats.torch.script_code import Code
 from cnnfilterdb.ingest.network.extract import ConvFacts, conv_facts
 from cnnfilterdb.ingest.network.objects import Object
@@ -203,6 +204,7 @@ class _Traveller:
 
     def step(self) -> None:
         self.steps += 1
+        limits.current().step()
         if self.steps > _MAX_STEPS:
             raise _LostError
 
@@ -507,8 +509,9 @@ class _Traveller:
         return all(argument is None for argument in args) == same
 
     def arithmetic(self, function: Callable[..., Any], args: list[Any]) -> Any:
-        if function is operator.mul and any(isinstance(argument, str | list | tuple) for argument in args):
-            return _Value()  # long lists are made so
+        numbers = all(isinstance(argument, int | float | None) for argument in args)
+        if not numbers and function in (operator.mul, operator.mod):
+            return _Value()  # long lists and texts are made so
         try:
             value = function(*args)
         except (TypeError, ValueError, IndexError, ZeroDivisionError, OverflowError):

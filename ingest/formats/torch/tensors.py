@@ -17,6 +17,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from cnnfilterdb.ingest.formats import limits
 from cnnfilterdb.ingest.formats.blob import Blob
 from cnnfilterdb.ingest.network.objects import Global, Object
 
@@ -181,6 +182,7 @@ class StoredTensor:
             raise ValueError("no data is stored" if dtype else f"elements of type {self.dtype} cannot be read")
         if self.elements > self.storage.size // dtype.itemsize:
             raise ValueError(f"{self.elements:,} elements in a storage of {self.storage.size:,} bytes")
+        limits.current().allocate(self.span * dtype.itemsize + 4 * self.elements)
         raw = self.storage.bytes(self.offset * dtype.itemsize, self.span * dtype.itemsize)
         # NumPy takes strides for its own types only, so that those of ml_dtypes go through it as plain bytes
         flat = _swapped(raw, dtype, self.storage.byteorder).view(f"V{dtype.itemsize}")

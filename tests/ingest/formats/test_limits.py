@@ -113,8 +113,6 @@ def formatted_text(folder):
             self.conv = torch.nn.Conv2d(3, 4, 3)
 
         def forward(self, x):
-            if "%5d" % x.dim() == "hello":
-                x = x + 1
             return self.conv(x)
 
     torch.jit.save(torch.jit.script(Net()), str(folder / "small.pt"))
@@ -195,8 +193,7 @@ def test_limits_are_counted():
 def test_time_is_limited():
     used = limits.Limits("a.bin", memory=1, seconds=0.0)
     with pytest.raises(WeightFileError, match="seconds"):
-        while True:
-            used.step()
+        used.step()
 
 
 def test_the_limits_of_a_file_hold_for_what_it_is_read_with():

@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--db", type=Path, help="folder of a database that stays; a temporary one by default")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        db = cnnfilterdb.open(arguments.db or Path(folder) / "folding.db")
+        db = cnnfilterdb.create(arguments.db or Path(folder) / "folding.db")
         for fold_bn in (False, True):
             for failure in db.ingest("pypi", arguments.models, fold_bn=fold_bn).failed:
                 raise failure.error

@@ -47,7 +47,7 @@ def ingest(path: Path) -> float:
     import cnnfilterdb
 
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        db = cnnfilterdb.open(Path(folder) / "a.db")
+        db = cnnfilterdb.create(Path(folder) / "a.db")
         db.add({"a.weight": np.random.default_rng(0).normal(size=(8, 8, 3, 3)).astype(np.float32)}, "first")
         start = time.perf_counter()
         db.ingest("files", [str(path)], allow_untrained=True)

@@ -129,7 +129,7 @@ def main() -> None:
             build(path)
         print("| question | groups | Python, s | SQL, s | largest difference |")
         print("|---|---:|---:|---:|---:|")
-        with cnnfilterdb.open(path, create=False) as db:
+        with cnnfilterdb.open(path) as db:
             for question, metric, by, options in QUESTIONS:
                 in_python, frame = median(partial(db.kl_shift, by, metric=metric, **options))
                 column = "directed" if metric == "directed" else "shift"

@@ -95,10 +95,10 @@ def ours(path: Path, filters: int) -> dict[str, float]:
 
     db = cnnfilterdb.open(path)
     few = "name = 'm0' AND layer = 0"
-    db.kl_shift("domain", few, basis="selection")
+    db.kl_shift("domain", where=few, basis="selection")
     times = {}
     start = time.perf_counter()
-    db.basis("domain <> ''")
+    db.basis(where="domain <> ''")
     times["basis"] = time.perf_counter() - start
     start = time.perf_counter()
     fresh = db.kl_shift("domain", basis="selection")

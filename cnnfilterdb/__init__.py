@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from cnnfilterdb.errors import CnnFilterDbError
 
 if TYPE_CHECKING:
-    from cnnfilterdb.database import FilterDB, open, pull
+    from cnnfilterdb.database import FilterDB, create, open, pull
     from cnnfilterdb.exchange.basis_files import load_basis, save_basis
     from cnnfilterdb.publish.hub import releases
     from cnnfilterdb.reader import Reader
@@ -26,6 +26,7 @@ __all__ = [
     "FilterDB",
     "Reader",
     "__version__",
+    "create",
     "load_basis",
     "open",
     "pull",
@@ -38,6 +39,7 @@ _lazy = {
     "Basis": "cnnfilterdb.stats",
     "FilterDB": "cnnfilterdb.database",
     "Reader": "cnnfilterdb.reader",
+    "create": "cnnfilterdb.database",
     "load_basis": "cnnfilterdb.exchange.basis_files",
     "open": "cnnfilterdb.database",
     "pull": "cnnfilterdb.database",

@@ -9,7 +9,7 @@ import duckdb
 
 from cnnfilterdb import sql
 from cnnfilterdb.analysis.bases import Bases
-from cnnfilterdb.analysis.groups import unreachable
+from cnnfilterdb.analysis.queries import unreachable
 from cnnfilterdb.reports import Problem, Progress
 from cnnfilterdb.scan.scan import FilterFiles
 

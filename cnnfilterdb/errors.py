@@ -9,6 +9,7 @@
     │   ├── CorruptError          a count or a hash does not match
     │   └── UnsafePathError       a path that leaves its folder, or that is not a regular file
     ├── SelectionError            a `by`, `where` or argument that cannot be answered (also ValueError)
+    ├── QueryError                a SQL query that is wrong, or that fails while it runs (also ValueError)
     ├── UnknownModelError         no model of that name, with the nearest names (also KeyError)
     ├── IngestError               a model that could not be taken in
     │   ├── WeightFileError       a file that is not a readable weight file
@@ -45,6 +46,7 @@ __all__ = [
     "NoConvolutionError",
     "NotADatabaseError",
     "PublishError",
+    "QueryError",
     "RemoteError",
     "SelectionError",
     "UnknownModelError",
@@ -85,6 +87,10 @@ class UnsafePathError(DatabaseError):
 
 class SelectionError(CnnFilterDbError, ValueError):
     """A grouping, a condition or an argument that cannot be answered."""
+
+
+class QueryError(CnnFilterDbError, ValueError):
+    """A SQL query that DuckDB refuses, or that fails while its rows are computed."""
 
 
 class UnknownModelError(CnnFilterDbError, KeyError):

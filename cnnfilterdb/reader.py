@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
 
 import duckdb
 import numpy as np
@@ -20,21 +20,20 @@ from cnnfilterdb.analysis import descriptors, shifts
 from cnnfilterdb.analysis import groups as groupings
 from cnnfilterdb.analysis.bases import Bases, FittedBasis, moments_of
 from cnnfilterdb.analysis.groups import Grouping, Groups
+from cnnfilterdb.analysis.options import BasisChoice, GroupOptions, ShiftOptions, Weights, check_options
+from cnnfilterdb.analysis.queries import QueryResult, condition, expression, run, translated
 from cnnfilterdb.connection import Connection, Storage
-from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.errors import QueryError, SelectionError, unknown_model
 from cnnfilterdb.reports import Problem, Progress
-from cnnfilterdb.reports import Progress as ModelProgress
 from cnnfilterdb.scan import nearest
 from cnnfilterdb.scan.ordered import filters_of
-from cnnfilterdb.schema import filter_schema, kernel_name, kernel_shape
+from cnnfilterdb.schema import filter_schema, kernel_name, kernel_shape, weight_columns
 
 if TYPE_CHECKING:
     from cnnfilterdb.exchange.export import Exported
     from cnnfilterdb.plots.figures import Figures
 
 __all__ = ["Reader"]
-
-BasisChoice = stats.Basis | Literal["selection"] | str | None
 
 
 class Reader:
@@ -81,119 +80,200 @@ class Reader:
 
     # ---------------------------------------------------------------------------------------------- reading
 
-    def models(self, where: str | None = None) -> pd.DataFrame:
-        """The models table, one row per model.
+    def models(self, *, where: str | None = None) -> pd.DataFrame:
+        """The models table: one row per model.
 
         Args:
             where: Condition over the columns of models, such as ``"domain LIKE 'medical%'"``.
-        """
-        condition = f"WHERE {where}" if where else ""
-        return self._frame(f"SELECT * EXCLUDE (files) FROM models {condition} ORDER BY model_id")
 
-    def layers(self, where: str | None = None) -> pd.DataFrame:
-        """The layers table, one row per convolution layer with its statistics.
+        Raises:
+            SelectionError: A condition that cannot be answered.
+        """
+        return self._frame(f"SELECT * EXCLUDE (files) FROM models WHERE {condition(where)} ORDER BY model_id")
+
+    def layers(self, *, where: str | None = None) -> pd.DataFrame:
+        """The layers table: one row per convolution layer, with its statistics.
 
         Args:
             where: Condition over the columns of models and layers, such as ``"task = 'Segmentation' AND kernel =
                 '3x3'"``.
-        """
-        return self._frame(f"SELECT layers.* FROM layers {self._chosen(where)} ORDER BY model_id, layer")
 
-    def filters(self, where: str | None = None, kernel: str = "3x3") -> pd.DataFrame:
-        """Filters of one kernel size: the keys and one column per weight.
-
-        All that ``where`` selects is brought into memory; :meth:`filter_batches` streams.
+        Raises:
+            SelectionError: A condition that cannot be answered.
         """
-        batches = self.filter_batches(where, kernel)
+        return self._frame(
+            f"SELECT layers.* FROM layers SEMI JOIN (SELECT model_id, layer FROM facts WHERE {condition(where)}) "
+            "USING (model_id, layer) ORDER BY model_id, layer"
+        )
+
+    def filters(self, *, where: str | None = None, kernel: str = "3x3") -> pd.DataFrame:
+        """The filters of one kernel size: their keys and one column per weight.
+
+        All that ``where`` selects is read into memory; :meth:`filter_batches` streams.
+
+        Args:
+            where: Condition over the columns of models and layers.
+            kernel: Kernel size.
+
+        Returns:
+            ``model_id``, ``layer``, ``out_channel``, ``in_channel`` and the weights ``w0``, ``w1``, ... row by row
+            (float32), sorted by the keys.
+
+        Raises:
+            SelectionError: A condition that cannot be answered, or a kernel size that is not stored.
+        """
+        batches = self.filter_batches(where=where, kernel=kernel)
         frame: pd.DataFrame = pa.Table.from_batches(batches, filter_schema(kernel)).to_pandas()
         return frame
 
     def filter_batches(
-        self, where: str | None = None, kernel: str = "3x3", *, rows: int = 131_072
+        self, *, where: str | None = None, kernel: str = "3x3", rows: int = 131_072
     ) -> Iterator[pa.RecordBatch]:
-        """Stream filters as Arrow record batches, sorted by model, layer and channels, a few row groups in memory.
+        """Stream filters as Arrow record batches, sorted by model, layer and channels.
+
+        A few row groups are in memory at a time. The arguments are checked at once, before the first batch is read.
 
         Args:
             where: Condition over the columns of models and layers.
             kernel: Kernel size.
-            rows: Rows of a batch at most.
+            rows: Largest number of rows in a batch.
 
         Raises:
-            SelectionError: A condition that cannot be answered, or a kernel size that is not there.
+            SelectionError: A condition that cannot be answered, or a kernel size that is not stored.
         """
         kernel_shape(kernel)
-        if kernel != "3x3":  # of which an empty database has none
+        if kernel != "3x3":  # which may be absent from an empty database
             self._check_stored(kernel)
-        condition = f"AND ({where})" if where else ""
-        chosen = groupings.run(
+        _at_least_one("rows", rows)
+        chosen = run(
             self._connect(),
-            f"SELECT model_id, layer FROM facts WHERE stored AND kernel = {sqltext.literal(kernel)} {condition}",
+            f"SELECT model_id, layer FROM facts WHERE stored AND kernel = {sqltext.literal(kernel)} "
+            f"AND {condition(where)}",
         )
         layers: dict[str, list[int]] = {}
         for model_id, layer in zip(chosen["model_id"].to_pylist(), chosen["layer"].to_pylist(), strict=True):
             layers.setdefault(model_id, []).append(layer)
-        for table in filters_of(self.storage, kernel, layers):
-            yield from table.to_batches(max_chunksize=rows)
+        return (
+            batch
+            for table in filters_of(self.storage, kernel, layers)
+            for batch in table.to_batches(max_chunksize=rows)
+        )
 
-    def sql(self, query: str, **parameters: Any) -> duckdb.DuckDBPyRelation:
+    def layer_weights(self, model_id: str, layer: int) -> npt.NDArray[np.float32]:
+        """The weight of one layer as an array.
+
+        Args:
+            model_id: Key of the model.
+            layer: Number of the layer in its model, from 0; the column ``layer`` of :meth:`layers`.
+
+        Returns:
+            (out channels, in channels / groups, height, width), float32: the weight as frameworks hold it. Where the
+            number of output channels is not known, as in the papers' data set, all kernels are in one output channel.
+
+        Raises:
+            UnknownModelError: There is no such model.
+            SelectionError: There is no such layer, or its kernels are not stored, as those of 1x1 layers.
+        """
+        found = self._table(
+            "SELECT layer, kernel, stored, out_channels FROM layers "
+            f"WHERE model_id = {sqltext.literal(model_id)} ORDER BY layer"
+        ).to_pylist()
+        if not found:
+            raise unknown_model(model_id, self.storage.model_ids(), self.location)
+        row = next((row for row in found if row["layer"] == layer), None)
+        if row is None:
+            raise SelectionError(f"{model_id}: no layer {layer!r}; its layers are 0 to {found[-1]['layer']}")
+        if not row["stored"]:
+            raise SelectionError(f"{model_id}: layer {layer} has {row['kernel']} kernels, which are not stored")
+        kernel = row["kernel"]
+        parts = [
+            np.column_stack([table[name].to_numpy() for name in weight_columns(kernel)])
+            for table in filters_of(self.storage, kernel, {model_id: [layer]})
+        ]
+        weights: npt.NDArray[np.float32] = np.concatenate(parts)
+        return weights.reshape(row["out_channels"] or 1, -1, *kernel_shape(kernel))
+
+    def sql(self, query: str, parameters: Mapping[str, Any] | Sequence[Any] | None = None) -> QueryResult:
         """Run SQL over the views and macros.
 
         Args:
-            query: One statement; ``$name`` stands for a parameter.
-            **parameters: Values of the parameters.
+            query: One statement; ``$name`` or ``?`` stands for a parameter.
+            parameters: Their values, by name or in order.
 
         Returns:
-            A DuckDB relation: ``.df()``, ``.to_arrow_table()``, ``.fetchall()``, ``.show()``.
+            The rows, read when they are asked for: ``.df()``, ``.to_arrow_table()``, ``.fetchall()``, ``.show()``, and
+            every other method of a DuckDB relation.
 
         Raises:
-            SelectionError: DuckDB refuses it; the message is DuckDB's.
+            QueryError: DuckDB refuses the query; also when it fails later, while rows are read.
         """
         if any(re.search(rf"\b{name}", query) for name in sqltext.NEEDS_INDEX):
             self._ensure_index()
+        connection = self._connect(query)
         try:
-            return self._connect(query).sql(query, params=parameters or None)
+            relation = connection.sql(query, params=parameters or None)
         except duckdb.Error as error:
-            raise groupings.unreachable(error) or SelectionError(str(error)) from error
+            raise translated(error, QueryError) from error
+        if relation is None:
+            raise QueryError("the query is empty; give one SQL statement, such as FROM models")
+        return QueryResult(relation)
 
     # ------------------------------------------------------------------------------------------- statistics
 
-    def basis(self, where: str | None = None, *, kernel: str = "3x3", variant: str = "all") -> stats.Basis:
+    def basis(self, *, where: str | None = None, kernel: str = "3x3", variant: str = "all") -> stats.Basis:
         """An SVD basis.
 
         Args:
-            where: Fit on the layers that it selects, from their stored moments, in milliseconds; without it, the basis
-                of the index over everything.
+            where: Fit one on the layers that it selects, from their stored moments, in milliseconds. Without it, the
+                stored basis in use is returned.
             kernel: Kernel size.
             variant: ``all`` filters, or ``nonsparse``, without the sparse ones of each layer (arXiv 2204.02481), which
                 is always fitted anew.
-        """
-        if where is None and variant == "all":
-            return self._fitted(None, kernel).basis
-        return stats.Basis.fit(self.moments(where, kernel=kernel, variant=variant), kernel, variant=variant)
 
-    def coefficients(
-        self, where: str | None = None, *, basis: stats.Basis | None = None, kernel: str = "3x3"
-    ) -> pd.DataFrame:
-        """SVD coefficients c0, c1, ... of the selected filters, beside their keys.
+        Raises:
+            SelectionError: A condition that cannot be answered, nothing selected, or an unknown variant.
+        """
+        if condition(where) == "true" and variant == "all":
+            return self._fitted(None, kernel).basis
+        return stats.Basis.fit(self.moments(where=where, kernel=kernel, variant=variant), kernel, variant=variant)
+
+    def bases(self) -> list[FittedBasis]:
+        """All stored bases, oldest first."""
+        return self._bases.bases()
+
+    def coefficients(self, *, where: str | None = None, basis: BasisChoice = None, kernel: str = "3x3") -> pd.DataFrame:
+        """SVD coefficients of the selected filters, beside their keys.
 
         Args:
             where: Condition over the columns of models and layers.
-            basis: Any basis of the kernel size; None is that of the index.
+            basis: None is the stored one in use; the key of a stored one; ``"selection"`` fits one on the selected
+                filters; or any :class:`~cnnfilterdb.Basis` of the kernel size.
             kernel: Kernel size.
+
+        Returns:
+            ``model_id``, ``layer``, ``out_channel``, ``in_channel`` and the coefficients ``c0``, ``c1``, ... (float64).
+
+        Raises:
+            SelectionError: A condition or basis that cannot be used, or a kernel size that is not stored.
         """
-        basis = basis or self._fitted(None, kernel).basis
-        _check_kernel(basis, kernel)
+        if isinstance(basis, stats.Basis):
+            chosen = basis
+        elif basis == "selection":
+            chosen = stats.Basis.fit(self.moments(where=where, kernel=kernel), kernel)
+        else:
+            chosen = self._fitted(basis, kernel).basis
+        _check_kernel(chosen, kernel)
         keys = ["model_id", "layer", "out_channel", "in_channel"]
-        frame = self.filters(where, kernel)
-        found = basis.project(frame.drop(columns=keys).to_numpy(np.float32))
+        frame = self.filters(where=where, kernel=kernel)
+        found = chosen.project(frame.drop(columns=keys).to_numpy(np.float32))
         coefficients = pd.DataFrame(found, columns=[f"c{i}" for i in range(found.shape[1])], index=frame.index)
         return pd.concat([frame[keys], coefficients], axis=1)
 
     def groups(
         self,
         by: str,
-        where: str | None = None,
         *,
+        where: str | None = None,
         recipe: str = "cvpr2022",
         basis: BasisChoice = None,
         bins: int | None = None,
@@ -204,21 +284,21 @@ class Reader:
         min_models: int = 1,
         min_filters: int = 1,
     ) -> Groups:
-        """Histograms of the coefficients by group: what every shift and ridge plot starts from.
+        """Histograms of the coefficients of each group, from which every shift and ridge plot is made.
 
         Args:
             by: Grouping expression. Rows where it is NULL are left out.
             where: Condition that narrows the rows.
             recipe: ``cvpr2022`` (range from the smallest to the largest coefficient of the basis, weights = explained
                 variance ratio) or ``medneurips2022`` (range -3 to 3, uniform weights).
-            basis: None is the stored one over everything; a key of the index; ``"selection"`` fits on the selected
-                rows; or a :class:`~cnnfilterdb.stats.Basis`.
-            bins: Number of bins, instead of 70.
-            range: Range of the histograms, instead of the recipe's.
-            balance: What counts the same within a group: ``filters`` (as the papers do), ``layers``, ``models`` or
+            basis: None is the stored one in use; the key of a stored one; ``"selection"`` fits one on the selected
+                rows; or a :class:`~cnnfilterdb.Basis`.
+            bins: Number of bins; by default 70.
+            range: Range of the histograms; by default the recipe's.
+            balance: What has the same weight within a group: ``filters`` (as in the papers), ``layers``, ``models`` or
                 ``families``.
             kernel: Kernel size.
-            all_layers: Take in transposed and dead layers.
+            all_layers: Include transposed and dead layers, which the papers leave out.
             min_models: Leave out groups of fewer models.
             min_filters: Leave out groups of fewer filters.
 
@@ -227,9 +307,8 @@ class Reader:
         """
         kernel_shape(kernel)
         question = Grouping(by, where, kernel, recipe, balance, all_layers)
-        fitted = (
-            self._fitted(basis, kernel) if basis is None or (isinstance(basis, str) and basis != "selection") else None
-        )
+        _check_histogram(bins, range)
+        fitted = self._fitted(basis, kernel) if not isinstance(basis, stats.Basis) and basis != "selection" else None
         if fitted and bins in (None, fitted.basis.bins) and range is None:
             return groupings.stored(self._connect(), question, fitted).at_least(min_models, min_filters)
         rows = groupings.selection(self._connect(), question)
@@ -251,117 +330,127 @@ class Reader:
         ).at_least(min_models, min_filters)
 
     def kl_shift(
-        self,
-        by: str,
-        where: str | None = None,
-        *,
-        metric: str = "kl",
-        weights: Sequence[float] | Literal["uniform", "explained_variance"] | None = None,
-        **options: Any,
+        self, by: str, *, metric: str = "kl", weights: Weights = None, **options: Unpack[GroupOptions]
     ) -> pd.DataFrame:
-        """Distribution shift between every two groups: symmetric KL divergence, in nats, of their SVD coefficients.
+        """Distribution shift between every two groups: symmetric KL divergence of their SVD coefficients, in nats.
 
         D(P, Q) is the sum over components i of w_i (KL(P_i, Q_i) + KL(Q_i, P_i)), as in the papers.
 
         Args:
             by: Grouping expression, such as ``"domain"`` or ``"floor(10 * conv_depth_norm)"``. Rows where it is NULL
                 are left out.
-            where: Condition that narrows the rows.
             metric: Another measure than ``kl``: ``directed``, ``jensen_shannon``, ``total_variation`` or
                 ``wasserstein``; see :data:`cnnfilterdb.stats.METRICS`.
-            weights: Of the components, instead of the recipe's.
-            **options: ``recipe``, ``basis``, ``bins``, ``range``, ``balance``, ``kernel``, ``all_layers``,
-                ``min_models`` and ``min_filters``; see :meth:`groups`.
+            weights: Of the components; by default the recipe's.
+            **options: ``where``, ``recipe``, ``basis``, ``bins``, ``range``, ``balance``, ``kernel``, ``all_layers``,
+                ``min_models`` and ``min_filters``, as in :meth:`groups`.
 
         Returns:
-            Square DataFrame with zero diagonal, groups sorted; symmetric but for ``directed``, where the row is P.
-            ``.attrs`` says which basis, recipe, range and bins, and for each group how many models, layers and filters
-            it holds and the share of coefficients outside.
+            Square DataFrame with zero diagonal, groups sorted; symmetric except for ``directed``, where the row is P.
+            ``.attrs`` has the basis, recipe, range and bins, and for each group the number of models, layers and
+            filters, and the share of coefficients outside the range.
 
         Raises:
             SelectionError: An expression or argument that cannot be answered, or nothing selected.
         """
-        frame = shifts.matrix(self.groups(by, where, **options), weights, metric)
-        if isinstance(options.get("basis"), str):
-            frame.attrs["basis"] = options["basis"]
+        check_options("kl_shift", options, GroupOptions)
+        shifts.check_measure(metric, weights, options.get("kernel", "3x3"))
+        frame = shifts.matrix(self.groups(by, **options), weights, metric)
+        basis = options.get("basis")
+        if isinstance(basis, str):
+            frame.attrs["basis"] = basis
         return frame
 
     def kl_shift_components(
-        self,
-        by: str,
-        where: str | None = None,
-        *,
-        metric: str = "kl",
-        weights: Sequence[float] | Literal["uniform", "explained_variance"] | None = None,
-        **options: Any,
+        self, by: str, *, metric: str = "kl", weights: Weights = None, **options: Unpack[GroupOptions]
     ) -> pd.DataFrame:
         """The shift of :meth:`kl_shift`, component by component; the arguments are the same.
+
+        Args:
+            by: Grouping expression.
+            metric: As in :meth:`kl_shift`.
+            weights: As in :meth:`kl_shift`.
+            **options: Those of :meth:`groups`.
 
         Returns:
             ``group_a``, ``group_b``, ``component``, the unweighted ``divergence``, ``weight``, and their product
             ``shift``, which adds up to the shift of the groups.
+
+        Raises:
+            SelectionError: An expression or argument that cannot be answered, or nothing selected.
         """
-        return shifts.components(self.groups(by, where, **options), weights, metric)
+        check_options("kl_shift_components", options, GroupOptions)
+        shifts.check_measure(metric, weights, options.get("kernel", "3x3"))
+        return shifts.components(self.groups(by, **options), weights, metric)
 
     def kl_shift_intervals(
         self,
         by: str,
-        where: str | None = None,
         *,
-        metric: str = "kl",
-        weights: Sequence[float] | Literal["uniform", "explained_variance"] | None = None,
         samples: int = 1000,
         level: float = 0.95,
         seed: int = 0,
-        **options: Any,
+        metric: str = "kl",
+        weights: Weights = None,
+        **options: Unpack[GroupOptions],
     ) -> pd.DataFrame:
-        """The shift of every two groups with a bootstrap interval over models; see :func:`stats.bootstrap_shift`.
+        """The shift of every two groups with a bootstrap interval over models.
+
+        :func:`cnnfilterdb.stats.bootstrap_shift` explains the method.
 
         Args:
             by: Grouping expression.
-            where: Condition that narrows the rows.
-            metric: As in :meth:`kl_shift`.
-            weights: As in :meth:`kl_shift`.
             samples: Number of resamples.
             level: Share of the resamples that an interval covers.
-            seed: The same one gives the same intervals.
-            **options: Those of :meth:`groups` but ``bins``, ``range`` and a basis that is not stored, which would have
-                to look at every filter again for each model.
+            seed: The same seed gives the same intervals.
+            metric: As in :meth:`kl_shift`.
+            weights: As in :meth:`kl_shift`.
+            **options: Those of :meth:`groups` except ``bins``, ``range`` and a basis that is not stored, which would
+                require a scan of the filters for every model.
 
         Returns:
             ``group_a``, ``group_b``, ``shift``, ``low``, ``high`` (NaN for a group of one model, which cannot be
-            resampled), ``models_a``, ``models_b``, ``filters_a``, ``filters_b``; each pair once.
+            resampled), ``models_a``, ``models_b``, ``filters_a``, ``filters_b``; one row per pair.
 
         Raises:
-            SelectionError: An argument that cannot be answered.
+            SelectionError: An argument that cannot be answered; nothing is scanned then.
         """
-        groups = self.groups(by, where, **options)
-        if groups.basis_id is None or options.get("bins") or options.get("range"):
-            raise SelectionError("intervals are made from the histograms of a stored basis: leave out bins and range")
-        return shifts.intervals(self._connect(), groups, weights, metric, samples=samples, level=level, seed=seed)
+        check_options("kl_shift_intervals", options, GroupOptions)
+        shifts.check_measure(metric, weights, options.get("kernel", "3x3"))
+        basis = options.get("basis")
+        if isinstance(basis, stats.Basis) or basis == "selection":
+            raise SelectionError("kl_shift_intervals: the basis must be a stored one; leave it out, or give its key")
+        for name in ("bins", "range"):
+            if options.get(name) is not None:
+                raise SelectionError(f"kl_shift_intervals: leave out {name}; intervals come from stored histograms")
+        return shifts.intervals(
+            self._connect(), self.groups(by, **options), weights, metric, samples=samples, level=level, seed=seed
+        )
 
-    def nearest_groups(
-        self, group: Any, by: str, where: str | None = None, *, limit: int = 10, **options: Any
-    ) -> pd.DataFrame:
-        """The groups nearest to one of them, by falling likeness.
+    def nearest_groups(self, by: str, group: Any, *, top: int = 10, **options: Unpack[ShiftOptions]) -> pd.DataFrame:
+        """The groups nearest to one of them, by ascending shift.
 
         Args:
-            group: The group, such as ``"thermal"``.
             by: Grouping expression.
-            where: Condition that narrows the rows.
-            limit: How many.
+            group: The group, such as ``"thermal"``.
+            top: How many to return.
             **options: Those of :meth:`kl_shift`.
 
+        Returns:
+            ``shift`` and the number of models, layers and filters of each group.
+
         Raises:
-            SelectionError: There is no such group.
+            SelectionError: There is no such group, or an argument that cannot be answered.
         """
-        return shifts.nearest(self.kl_shift(by, where, **options), group, limit)
+        check_options("nearest_groups", options, ShiftOptions)
+        _at_least_one("top", top)
+        return shifts.nearest(self.kl_shift(by, **options), group, top)
 
     def quality(
         self,
         by: str,
-        where: str | None = None,
         *,
+        where: str | None = None,
         kernel: str = "3x3",
         all_layers: bool = False,
         margin: float = stats.MARGIN,
@@ -380,23 +469,29 @@ class Reader:
             by: Grouping expression.
             where: Condition that narrows the rows.
             kernel: Kernel size.
-            all_layers: Take in transposed and dead layers.
+            all_layers: Include transposed and dead layers, which the papers leave out.
             margin: How far below the randomness threshold an entropy still counts as random.
             low_entropy: Entropy below which a layer counts as repetitive.
             high_sparsity: Sparsity from which a layer counts as sparse.
+
+        Raises:
+            SelectionError: An expression or argument that cannot be answered, or nothing selected.
         """
-        condition = f"({where})" if where else "true"
+        kernel_shape(kernel)
+        question = Grouping(by, where, kernel, all_layers=all_layers)
         query = (
-            f'FROM filter_quality(({by}), "where" := {condition}, kernel := {sqltext.literal(kernel)}, '
-            f"all_layers := {all_layers}, margin := {float(margin)!r}, low_entropy := {float(low_entropy)!r}, "
-            f"high_sparsity := {float(high_sparsity)!r})"
+            f"FROM filter_quality({expression(by, 'by')}, \"where\" := {condition(where)}, "
+            f"kernel := {sqltext.literal(kernel)}, all_layers := {bool(all_layers)}, margin := {float(margin)!r}, "
+            f"low_entropy := {float(low_entropy)!r}, high_sparsity := {float(high_sparsity)!r})"
         )
         frame = self._frame(query).set_index("group")
+        if frame.empty:
+            raise groupings.empty(question)
         frame.index.name = by
         return frame
 
     def moments(
-        self, where: str | None = None, *, kernel: str = "3x3", variant: str = "all", all_layers: bool = False
+        self, *, where: str | None = None, kernel: str = "3x3", variant: str = "all", all_layers: bool = False
     ) -> stats.Moments:
         """Number, mean and covariance of the scaled filters of one kernel size, from the stored moments of layers.
 
@@ -404,10 +499,10 @@ class Reader:
             where: Condition over the columns of models and layers.
             kernel: Kernel size.
             variant: ``all`` filters, or ``nonsparse``, without the sparse ones of each layer.
-            all_layers: Take in transposed and dead layers.
+            all_layers: Include transposed and dead layers, which the papers leave out.
 
         Raises:
-            SelectionError: Nothing is selected, or an unknown variant.
+            SelectionError: A condition that cannot be answered, nothing selected, or an unknown variant.
         """
         kernel_shape(kernel)
         question = Grouping("true", where, kernel, all_layers=all_layers)
@@ -415,23 +510,27 @@ class Reader:
         return moments_of(rows, kernel, variant=variant)
 
     def descriptor_batches(
-        self, where: str | None = None, kernel: str = "3x3", *, rows: int = 131_072
+        self, *, where: str | None = None, kernel: str = "3x3", rows: int = 131_072
     ) -> Iterator[pa.RecordBatch]:
         """Stream the descriptors of filters beside their keys, as Arrow record batches; see :meth:`descriptors`.
 
         Args:
             where: Condition over the columns of models and layers.
             kernel: Kernel size.
-            rows: Rows per batch.
+            rows: Largest number of rows in a batch.
+
+        Raises:
+            SelectionError: A condition that cannot be answered, or a kernel size that is not stored.
         """
-        return map(partial(descriptors.describe_batch, kernel=kernel), self.filter_batches(where, kernel, rows=rows))
+        batches = self.filter_batches(where=where, kernel=kernel, rows=rows)
+        return map(partial(descriptors.describe_batch, kernel=kernel), batches)
 
     def descriptors(
-        self, where: str | None = None, kernel: str = "3x3", *, per: Literal["filter", "layer"] = "filter"
+        self, *, where: str | None = None, kernel: str = "3x3", per: Literal["filter", "layer"] = "filter"
     ) -> pd.DataFrame:
         """Gain, symmetry, centre-surround contrast, frequency bands and orientation of filters or layers.
 
-        The columns are those of :data:`cnnfilterdb.stats.DESCRIPTORS`, which says what they tell;
+        The columns are those of :data:`cnnfilterdb.stats.DESCRIPTORS`, which says what each means;
         :func:`cnnfilterdb.stats.descriptors` has the formulas. In SQL they are macros: ``symmetry(w)``, ``dct_low(w)``,
         ...
 
@@ -447,50 +546,52 @@ class Reader:
         if per == "layer":
             return descriptors.of_layers(self.storage, self._connect(), where, kernel)
         if per != "filter":
-            raise SelectionError(f"per: {per!r} is none of filter, layer")
-        batches = list(self.descriptor_batches(where, kernel))
+            raise SelectionError(f"per: {per!r} given; expected filter or layer")
+        batches = list(self.descriptor_batches(where=where, kernel=kernel))
         frame: pd.DataFrame = pa.Table.from_batches(batches, descriptors.schema()).to_pandas()
         return frame
 
     def nearest(
         self,
-        kernel: npt.ArrayLike,
-        limit: int = 10,
-        where: str | None = None,
+        pattern: npt.ArrayLike,
         *,
+        top: int = 10,
+        where: str | None = None,
         sign: bool = False,
-        offset: bool = False,
+        centred: bool = False,
         rotation: bool = False,
     ) -> pd.DataFrame:
-        """The stored filters most similar to a kernel, whatever their scale.
+        """The stored filters most similar to a pattern, whatever their scale.
 
-        One scan over the filters of that size, in memory for a few row groups.
+        One scan over the filters of that size, with a few row groups in memory.
 
         Args:
-            kernel: (height, width); its size tells which filters are searched.
-            limit: How many to return.
+            pattern: Kernel to look for, (height, width); only filters of that size are searched.
+            top: How many to return.
             where: Condition over the columns of models and layers.
             sign: Negative multiples are similar too.
-            offset: A constant that is added to all weights does not matter.
+            centred: Subtract the mean of each kernel first, so that a constant added to all weights does not matter.
             rotation: Rotations by right angles and reflections are similar too.
 
         Returns:
-            By falling similarity (the cosine of the angle between both, 1 for a positive multiple; a correlation with
-            ``offset``): ``similarity``, ``variant`` (what was done to the given kernel), the keys and the weights.
+            By descending similarity (the cosine of the angle between both, 1 for a positive multiple; a correlation
+            with ``centred``): ``similarity``, ``variant`` (what was done to the pattern), the keys and the weights.
 
         Raises:
-            SelectionError: A kernel without direction, or of a size of which no filters are stored.
+            SelectionError: A pattern without direction, or of a size of which no filters are stored.
         """
-        pattern = stats.Pattern.of(kernel, sign=sign, offset=offset, rotation=rotation)
-        size = kernel_name(*np.shape(kernel))
-        if limit < 1:
-            raise SelectionError(f"limit: {limit} given; at least 1 is needed")
+        wanted = stats.Pattern.of(pattern, sign=sign, centred=centred, rotation=rotation)
+        size = kernel_name(*np.shape(pattern))
+        _at_least_one("top", top)
         self._check_stored(size)
         layers = None
-        if where is not None:
-            rows = groupings.selection(self._connect(), Grouping("true", where, size, all_layers=True))
+        if (narrowed := condition(where)) != "true":
+            rows = run(
+                self._connect(),
+                f"SELECT model_id, layer FROM facts WHERE stored AND kernel = {sqltext.literal(size)} AND {narrowed}",
+            )
             layers = set(zip(rows["model_id"].to_pylist(), rows["layer"].to_pylist(), strict=True))
-        table: pd.DataFrame = nearest.nearest(self.storage, size, pattern, layers, limit).to_pandas()
+        table: pd.DataFrame = nearest.nearest(self.storage, size, wanted, layers, top).to_pandas()
         return table
 
     def shared_models(self) -> pd.DataFrame:
@@ -524,11 +625,7 @@ class Reader:
 
         return write_report(self, Path(path), by, kernel)
 
-    def bases(self) -> list[FittedBasis]:
-        """All bases, oldest first."""
-        return self._bases.bases()
-
-    def verify(self, progress: ModelProgress | None = None) -> list[Problem]:
+    def verify(self, *, progress: Progress | None = None) -> list[Problem]:
         """Check every count and every hash; an empty list means that all is well."""
         return self.storage.verify(progress=progress)
 
@@ -569,12 +666,7 @@ class Reader:
         return frame
 
     def _table(self, query: str) -> pa.Table:
-        return groupings.run(self._connect(query), query)
-
-    def _chosen(self, where: str | None) -> str:
-        if where is None:
-            return ""
-        return f"SEMI JOIN (SELECT model_id, layer FROM facts WHERE {where}) USING (model_id, layer)"
+        return run(self._connect(query), query)
 
     def _check_stored(self, kernel: str) -> None:
         there = self.storage.kernels()
@@ -603,3 +695,21 @@ def _check_kernel(basis: stats.Basis, kernel: str) -> None:
         raise SelectionError(
             f"the basis is of {basis.kernel} kernels, the question of {kernel}; give kernel={basis.kernel!r}"
         )
+
+
+def _at_least_one(argument: str, value: int) -> None:
+    if not isinstance(value, int | np.integer) or value < 1:
+        raise SelectionError(f"{argument}: {value!r} given; expected a whole number of at least 1")
+
+
+def _check_histogram(bins: int | None, limits: tuple[float, float] | None) -> None:
+    if bins is not None:
+        _at_least_one("bins", bins)
+    if limits is None:
+        return
+    try:
+        low, high = (float(limit) for limit in limits)
+    except (TypeError, ValueError) as error:
+        raise SelectionError(f"range: {limits!r} given; expected two numbers, such as (-3, 3)") from error
+    if not (np.isfinite([low, high]).all() and low < high):
+        raise SelectionError(f"range: ({low}, {high}) given; expected two finite numbers in ascending order")

@@ -50,7 +50,7 @@ def tensors() -> dict[str, dict[str, np.ndarray]]:
 def sample_path(tmp_path_factory: pytest.TempPathFactory, tensors) -> Path:
     """Folder of a database of five small models in three domains, indexed. Do not write to it: copy it."""
     path = tmp_path_factory.mktemp("databases") / "sample.db"
-    with cnnfilterdb.open(path) as db:
+    with cnnfilterdb.create(path) as db:
         for name, (domain, task, family, _) in MODELS.items():
             db.add(tensors[name], name, domain=domain, task=task, family=family, license="MIT")
         db.index()
@@ -60,7 +60,7 @@ def sample_path(tmp_path_factory: pytest.TempPathFactory, tensors) -> Path:
 @pytest.fixture
 def sample(sample_path):
     """The sample database, opened."""
-    with cnnfilterdb.open(sample_path, create=False) as db:
+    with cnnfilterdb.open(sample_path) as db:
         yield db
 
 
@@ -104,6 +104,6 @@ def notebook():
 def release_path(tmp_path_factory: pytest.TempPathFactory, sample_path: Path) -> Path:
     """Folder of a release of the sample database. Do not write to it: copy it."""
     path = tmp_path_factory.mktemp("releases") / "sample"
-    with cnnfilterdb.open(sample_path, create=False) as db:
+    with cnnfilterdb.open(sample_path) as db:
         db.publish("owner/sample", folder=path, version="1.0.0")
     return path

@@ -20,7 +20,7 @@ def demo(tmp_path_factory):
     script = Path(sys.executable).with_name("cnnfilterdb")
     line = [script, "demo", "--db", folder / "demo.db", "--report", folder / "report", "--quiet"]
     subprocess.run(line, check=True, stdout=subprocess.DEVNULL)
-    with cnnfilterdb.open(folder / "demo.db", create=False) as db:
+    with cnnfilterdb.open(folder / "demo.db") as db:
         yield db, folder / "report"
 
 
@@ -47,7 +47,7 @@ def test_counts_are_those_of_the_catalog(demo):
 @pytest.mark.parametrize("recipe", ["cvpr2022", "medneurips2022"])
 def test_shifts_are_those_of_the_papers_method(demo, notebook, recipe):
     db, _ = demo
-    kept = db.layers("kernel = '3x3' AND kind IS DISTINCT FROM 'transposed' AND dead IS NOT TRUE")
+    kept = db.layers(where="kernel = '3x3' AND kind IS DISTINCT FROM 'transposed' AND dead IS NOT TRUE")
     frame = db.filters().merge(kept[["model_id", "layer"]]).merge(db.models()[["model_id", "domain"]])
     columns = [f"w{i}" for i in range(9)]
     groups = {label: part[columns].to_numpy() for label, part in frame.groupby("domain")}

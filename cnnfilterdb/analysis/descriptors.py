@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from cnnfilterdb.analysis import groups as groupings
+from cnnfilterdb.analysis.queries import condition, run
 from cnnfilterdb.scan.scan import FilterFiles, Run, scan
 from cnnfilterdb.schema import filter_schema, kernel_shape, weight_columns
 from cnnfilterdb.sql import literal
@@ -46,11 +46,10 @@ def of_layers(
         kernel: Kernel size.
     """
     kernel_shape(kernel)
-    condition = f"AND ({where})" if where else ""
-    chosen = groupings.run(
+    chosen = run(
         connection,
-        f"SELECT model_id, layer, filters FROM facts WHERE stored AND kernel = {literal(kernel)} {condition} "
-        "ORDER BY model_id, layer",
+        "SELECT model_id, layer, filters FROM facts "
+        f"WHERE stored AND kernel = {literal(kernel)} AND {condition(where)} ORDER BY model_id, layer",
     ).to_pandas()
     keys = list(zip(chosen["model_id"], chosen["layer"], strict=True))
     wanted = set(keys)

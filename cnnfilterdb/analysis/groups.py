@@ -17,7 +17,8 @@ import pandas as pd
 import pyarrow as pa
 
 from cnnfilterdb.analysis.bases import FittedBasis, coefficient_range, ranges
-from cnnfilterdb.errors import RemoteError, SelectionError
+from cnnfilterdb.analysis.queries import condition, expression, run
+from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.scan.scan import FilterFiles, Run, joined, scan
 from cnnfilterdb.sql import literal
 from cnnfilterdb.stats import RECIPES, Basis, Histogram, balance_weights
@@ -41,7 +42,7 @@ class Grouping:
         all_layers: Take in transposed and dead layers, which the papers never saw.
 
     Raises:
-        SelectionError: An unknown recipe or balance.
+        SelectionError: ``by`` or ``where`` is not a SQL expression; an unknown recipe or balance.
     """
 
     by: str
@@ -52,6 +53,8 @@ class Grouping:
     all_layers: bool = False
 
     def __post_init__(self) -> None:
+        expression(self.by, "by")
+        condition(self.where)
         if self.recipe not in RECIPES:
             raise SelectionError(f"recipe: {self.recipe!r} is none of {', '.join(RECIPES)}")
         if self.balance not in BALANCES:
@@ -128,9 +131,8 @@ class Groups:
 
 
 def _arguments(grouping: Grouping, basis_id: str | None) -> str:
-    where = f"({grouping.where})" if grouping.where else "true"
     return (
-        f'({grouping.by}), "where" := {where}, '
+        f"{expression(grouping.by, 'by')}, \"where\" := {condition(grouping.where)}, "
         f"recipe := {literal(grouping.recipe)}, "
         f"balance := {literal(grouping.balance)}, kernel := {literal(grouping.kernel)}, "
         f"basis := {literal(basis_id) if basis_id else 'NULL'}, all_layers := {grouping.all_layers}"
@@ -190,12 +192,12 @@ def selection(connection: duckdb.DuckDBPyConnection, grouping: Grouping, *, vari
     """
     family = "coalesce(family, architecture, model_id) AS family, " if grouping.balance == "families" else ""
     nonsparse = ", nonsparse_filters, nonsparse_mean, nonsparse_scatter" if variant == "nonsparse" else ""
-    where = f"AND ({grouping.where})" if grouping.where else ""
     papers = "" if grouping.all_layers else "AND papers_layer"
+    by, where = expression(grouping.by, "by"), condition(grouping.where)
     table = run(
         connection,
-        f'SELECT ({grouping.by}) AS "group", model_id, layer, filters, {family}scaled_mean, scaled_scatter{nonsparse} '
-        f"FROM facts WHERE stored AND kernel = {literal(grouping.kernel)} {where} {papers} "
+        f'SELECT {by} AS "group", model_id, layer, filters, {family}scaled_mean, scaled_scatter{nonsparse} '
+        f"FROM facts WHERE stored AND kernel = {literal(grouping.kernel)} AND {where} {papers} "
         'AND "group" IS NOT NULL ORDER BY "group", model_id, layer',
     )
     if not table.num_rows:
@@ -225,8 +227,6 @@ def scanned(
             smallest and largest coefficient of the basis, or of the selection for a basis without a range.
         basis_id: Key of the basis, if it is in the index.
     """
-    if bins < 1:
-        raise SelectionError(f"bins: {bins} given; at least 1 is needed")
     recipe = RECIPES[grouping.recipe]
     if limits is None:
         if basis.low is None and recipe.low is None:
@@ -235,8 +235,6 @@ def scanned(
             basis = basis.with_range(*(float(edge) for edge in (recipe.low or 0.0, recipe.high or 0.0)))
         limits = dict(zip(RECIPES, ranges(basis), strict=True))[grouping.recipe]
     low, high = limits
-    if not low < high:
-        raise SelectionError(f"range: ({low}, {high}) given; the first must be less than the second")
 
     labels = sorted(set(rows["group"].to_pylist()))
     number = {label: i for i, label in enumerate(labels)}
@@ -299,36 +297,6 @@ def _members(rows: pa.Table, balance: str) -> Sequence[Any]:
 
 def empty(grouping: Grouping) -> SelectionError:
     """The error for a grouping without filters."""
+    by = "" if grouping.by == "true" else f" by {grouping.by}"
     where = f" where {grouping.where}" if grouping.where else ""
-    return SelectionError(
-        f"no {grouping.kernel} filters to group by {grouping.by}{where}; "
-        f"`cnnfilterdb models` shows what there is, group_sizes({grouping.by}) what each group holds"
-    )
-
-
-def run(connection: duckdb.DuckDBPyConnection, query: str) -> pa.Table:
-    """Run a query that holds a user's expression, and turn what DuckDB says of it into one clear line."""
-    try:
-        return connection.sql(query).to_arrow_table()
-    except duckdb.Error as error:
-        raise unreachable(error) or SelectionError(one_line(error)) from error
-
-
-def unreachable(error: duckdb.Error) -> RemoteError | None:
-    """What a file system of Python told DuckDB, which passes on the text of a traceback; None for other errors."""
-    traceback, found, told = str(error).rpartition(f"{RemoteError.__name__}: ")
-    return RemoteError(told.partition("\n")[0]) if found and "Traceback" in traceback else None
-
-
-def one_line(error: Exception) -> str:
-    """What DuckDB says, without the excerpt of a query that the user did not write."""
-    text = str(error).split("\nLINE ")[0]
-    for prefix in (
-        "Binder Error: ",
-        "Invalid Input Error: ",
-        "Parser Error: ",
-        "Catalog Error: ",
-        "Conversion Error: ",
-    ):
-        text = text.removeprefix(prefix)
-    return " ".join(text.split())
+    return SelectionError(f"no {grouping.kernel} filters{by}{where}; `cnnfilterdb layers` lists what is stored")

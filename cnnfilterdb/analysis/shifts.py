@@ -1,8 +1,7 @@
-"""Frames of shifts between groups, with what they were made from: what FilterDB's shift methods return."""
+"""Frames of shifts between groups, with what they were made from: the results of Reader.kl_shift and its siblings."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import duckdb
@@ -12,34 +11,49 @@ import pandas as pd
 
 from cnnfilterdb import stats
 from cnnfilterdb.analysis.groups import Groups, by_model
+from cnnfilterdb.analysis.options import Weights
 from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.schema import kernel_shape
 
-__all__ = ["component_weights", "components", "intervals", "matrix", "nearest"]
+__all__ = ["check_measure", "component_weights", "components", "intervals", "matrix", "nearest"]
 
 
-def component_weights(weights: Sequence[float] | str | None, groups: Groups) -> npt.NDArray[np.float64]:
-    """Weight of each component: the recipe's, ``uniform``, ``explained_variance``, or given numbers.
+def check_measure(metric: str, weights: Weights, kernel: str) -> None:
+    """Check how groups are to be compared, before anything is read.
 
     Raises:
-        SelectionError: Another word, or not one finite number of at least 0 per component.
+        SelectionError: An unknown metric, or weights that are neither a known word nor one finite number of at least 0
+            per component.
     """
-    size = len(groups.weights)
+    if metric not in stats.METRICS:
+        raise SelectionError(f"metric: {metric!r} given; expected one of {', '.join(stats.METRICS)}")
+    height, width = kernel_shape(kernel)
+    size = height * width
+    if weights is None or (isinstance(weights, str) and weights in ("uniform", "explained_variance")):
+        return
+    wanted = f"expected uniform, explained_variance, or {size} finite numbers of at least 0, one per component"
+    if isinstance(weights, str):
+        raise SelectionError(f"weights: {weights!r} given; {wanted}")
+    try:
+        found = np.asarray(weights, np.float64)
+    except (TypeError, ValueError) as error:
+        raise SelectionError(f"weights: {weights!r} given; {wanted}") from error
+    if found.shape != (size,) or not (np.isfinite(found).all() and (found >= 0).all()):
+        raise SelectionError(f"weights: {found.size} numbers given; {wanted}")
+
+
+def component_weights(weights: Weights, groups: Groups) -> npt.NDArray[np.float64]:
+    """Weight of each component, (k,): those of the recipe, ``uniform``, ``explained_variance``, or given numbers."""
     if weights is None:
         return groups.weights
     if isinstance(weights, str):
-        if weights == "uniform":
-            return np.full(size, 1 / size)
-        if weights == "explained_variance":
-            return groups.basis.explained_variance_ratio
-        raise SelectionError(f"weights: {weights!r} is none of uniform, explained_variance, or {size} numbers")
-    found = np.asarray(weights, np.float64)
-    if found.shape != (size,) or not (np.isfinite(found).all() and (found >= 0).all()):
-        raise SelectionError(f"weights: {size} finite numbers of at least 0 are needed, one per component")
-    return found
+        size = len(groups.weights)
+        return np.full(size, 1 / size) if weights == "uniform" else groups.basis.explained_variance_ratio
+    return np.asarray(weights, np.float64)
 
 
-def matrix(groups: Groups, weights: Sequence[float] | str | None, metric: str) -> pd.DataFrame:
-    """The square frame of :meth:`FilterDB.kl_shift`."""
+def matrix(groups: Groups, weights: Weights, metric: str) -> pd.DataFrame:
+    """The square frame of :meth:`Reader.kl_shift`."""
     chosen = component_weights(weights, groups)
     found = stats.kl_shift(groups.counts, chosen, groups.low, groups.high, metric=metric)
     labels = pd.Index(groups.labels, name=groups.grouping.by)
@@ -57,8 +71,8 @@ def matrix(groups: Groups, weights: Sequence[float] | str | None, metric: str) -
     return frame
 
 
-def components(groups: Groups, weights: Sequence[float] | str | None, metric: str) -> pd.DataFrame:
-    """The long frame of :meth:`FilterDB.kl_shift_components`."""
+def components(groups: Groups, weights: Weights, metric: str) -> pd.DataFrame:
+    """The long frame of :meth:`Reader.kl_shift_components`."""
     chosen = component_weights(weights, groups)
     found = stats.kl_shift_components(groups.counts, groups.low, groups.high, metric=metric)
     size, number, _ = found.shape
@@ -79,7 +93,7 @@ def components(groups: Groups, weights: Sequence[float] | str | None, metric: st
     )
 
 
-def nearest(shifts: pd.DataFrame, group: Any, limit: int) -> pd.DataFrame:
+def nearest(shifts: pd.DataFrame, group: Any, top: int) -> pd.DataFrame:
     """The groups nearest to one of a square frame of shifts.
 
     Raises:
@@ -87,10 +101,10 @@ def nearest(shifts: pd.DataFrame, group: Any, limit: int) -> pd.DataFrame:
     """
     if group not in shifts.index:
         raise SelectionError(
-            f"no group {group!r} by {shifts.index.name}; there are {', '.join(map(str, shifts.index))}"
+            f"no group {group!r} by {shifts.index.name}; the groups are {', '.join(map(str, shifts.index))}"
         )
     sizes = pd.DataFrame.from_dict(shifts.attrs["groups"], orient="index")
-    row = shifts.loc[group].drop(group).sort_values(kind="stable").head(limit)
+    row = shifts.loc[group].drop(group).sort_values(kind="stable").head(top)
     frame: pd.DataFrame = row.rename("shift").to_frame().join(sizes)
     frame.index.name = shifts.index.name
     return frame
@@ -99,14 +113,14 @@ def nearest(shifts: pd.DataFrame, group: Any, limit: int) -> pd.DataFrame:
 def intervals(
     connection: duckdb.DuckDBPyConnection,
     groups: Groups,
-    weights: Sequence[float] | str | None,
+    weights: Weights,
     metric: str,
     *,
     samples: int,
     level: float,
     seed: int,
 ) -> pd.DataFrame:
-    """The long frame of :meth:`FilterDB.kl_shift_intervals`.
+    """The long frame of :meth:`Reader.kl_shift_intervals`.
 
     Args:
         connection: With the macros of the database.

@@ -50,16 +50,16 @@ def shift(
     if sum((components, bootstrap is not None, nearest is not None)) > 1:
         raise click.UsageError("give one of --components, --bootstrap and --nearest")
     if components:
-        emit(db.kl_shift_components(by, where, range=limits or None, **options), style, output)
+        emit(db.kl_shift_components(by, where=where, range=limits or None, **options), style, output)
     elif bootstrap is not None:
-        frame = db.kl_shift_intervals(by, where, samples=bootstrap, range=limits or None, **options)
+        frame = db.kl_shift_intervals(by, where=where, samples=bootstrap, range=limits or None, **options)
         emit(frame, style, output)
     elif nearest is not None:
-        emit(db.nearest_groups(nearest, by, where, range=limits or None, **options).reset_index(), style, output)
+        emit(db.nearest_groups(by, nearest, where=where, range=limits or None, **options).reset_index(), style, output)
     elif style == "table" and output is None:
-        print_shift(db.kl_shift(by, where, range=limits or None, **options))
+        print_shift(db.kl_shift(by, where=where, range=limits or None, **options))
     else:
-        matrix = db.kl_shift(by, where, range=limits or None, **options)
+        matrix = db.kl_shift(by, where=where, range=limits or None, **options)
         emit(matrix.rename_axis(columns=None).rename(columns=str).reset_index(), style, output)
 
 
@@ -79,7 +79,7 @@ def basis(file: Path, where: str | None, kernel: str, variant: str, path: Path) 
     """
     from cnnfilterdb.exchange.basis_files import save_basis
 
-    fitted = open_reader(path).basis(where, kernel=kernel, variant=variant)
+    fitted = open_reader(path).basis(where=where, kernel=kernel, variant=variant)
     save_basis(fitted, file)
     ratios = " ".join(f"{ratio:.3f}" for ratio in fitted.explained_variance_ratio[:9])
     click.echo(f"{file}: {fitted.filters:,} filters; explained variance ratio {ratios}")
@@ -103,5 +103,5 @@ def quality(
     **thresholds: float,
 ) -> None:  # fmt: skip
     """Sparsity, variance entropy, orthogonality and degenerated layers of the groups BY."""
-    frame = open_reader(path).quality(by, where, kernel=kernel, all_layers=all_layers, **thresholds)
+    frame = open_reader(path).quality(by, where=where, kernel=kernel, all_layers=all_layers, **thresholds)
     emit(frame.reset_index(), style, output)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 from click.core import ParameterSource
@@ -40,7 +42,7 @@ def plot(
         asked = click.get_current_context().get_parameter_source("kernel") is not ParameterSource.DEFAULT
         figure = draw.variance(by=by, where=where, kernel=kernel if asked else None)
     else:
-        method = {
+        method: dict[str, Callable[..., Any]] = {
             "shift": draw.kl_shift,
             "ridge": draw.ridge,
             "eigenfilters": draw.eigenfilters,

@@ -100,7 +100,7 @@ def add(file: Path, name: str, overwrite: bool, fold_bn: bool, path: Path, **fac
     db = open_database(path, create=True)
     known = {key: value for key, value in facts.items() if value is not None}
     model_id = db.add(file, name, overwrite=overwrite, fold_bn=fold_bn, **known)
-    row = db.models(f"model_id = {literal(model_id)}").iloc[0]
+    row = db.models(where=f"model_id = {literal(model_id)}").iloc[0]
     click.echo(f"{model_id}: {row.conv_layers} convolution layers, {row.stored_filters:,} filters")
 
 

@@ -42,7 +42,7 @@ def models(
         if where:
             raise click.UsageError("--where reads the database; it does not go with --available")
     else:
-        frame = open_reader(path).models(where)
+        frame = open_reader(path).models(where=where)
     if licenses:
         frame = frame[["model_id", "license", "paper", "url"]]
     elif style == "table" and output is None:
@@ -57,7 +57,7 @@ def models(
 @db_option
 def layers(where: str | None, style: str, output: Path | None, path: Path) -> None:
     """List convolution layers with their statistics."""
-    frame = open_reader(path).layers(where)
+    frame = open_reader(path).layers(where=where)
     if style == "table" and output is None:
         frame = frame[
             ["model_id", "layer", "layer_name", "kind", "kernel", "in_channels", "out_channels", "filters", "sparsity",
@@ -83,9 +83,9 @@ def sql(query: str, style: str, output: Path | None, path: Path) -> None:
 
 @click.command()
 @click.argument("kernel")
-@click.option("--limit", "-n", type=click.IntRange(min=1), default=10, show_default=True, help="How many to list.")
+@click.option("--top", "-n", type=click.IntRange(min=1), default=10, show_default=True, help="How many to list.")
 @click.option("--sign", is_flag=True, help="Negative multiples are similar too.")
-@click.option("--offset", is_flag=True, help="A constant added to all weights does not matter.")
+@click.option("--centred", is_flag=True, help="An added constant does not matter: means are subtracted.")
 @click.option("--rotation", is_flag=True, help="Rotations by right angles and reflections are similar too.")
 @where_option
 @rows_options

@@ -109,11 +109,11 @@ def open_reader(path: Path | str) -> Reader:
     """The database of `--db`, a folder or a release, to be read."""
     import cnnfilterdb
 
-    return cnnfilterdb.open(path, create=False)
+    return cnnfilterdb.open(path)
 
 
 def open_database(path: Path | str, *, create: bool = False) -> FilterDB:
     """The database of `--db`, to be written to; with `create`, its folder is made where there is none."""
-    from cnnfilterdb.database import FilterDB
+    import cnnfilterdb
 
-    return FilterDB(path, create=create)
+    return cnnfilterdb.create(path) if create else cnnfilterdb.open(path, read_only=False)

@@ -44,18 +44,18 @@ class Figures:
         self._db = db
 
     def kl_shift(
-        self, by: str = "domain", where: str | None = None, *, order: Any = "mean", **options: Any
+        self, by: str = "domain", *, where: str | None = None, order: Any = "mean", **options: Any
     ) -> MatplotlibFigure:
         """The matrix of shifts as a heat map, sorted by ascending column mean (the CVPR paper's Fig. 3)."""
-        matrix = self._db.kl_shift(by, where, **options)
+        matrix = self._db.kl_shift(by, where=where, **options)
         sizes = pd.DataFrame.from_dict(matrix.attrs["groups"], orient="index")
         return plots.heatmap(matrix, order=order, counts=sizes)
 
     def ridge(
-        self, by: str = "domain", where: str | None = None, *, xlim: Any = "auto", **options: Any
+        self, by: str = "domain", *, where: str | None = None, xlim: Any = "auto", **options: Any
     ) -> MatplotlibFigure:
         """Distributions of the coefficients, one row per group and one column per component (the papers' Fig. 1)."""
-        groups = self._db.groups(by, where, **options)
+        groups = self._db.groups(by, where=where, **options)
         return plots.ridge(
             groups.counts,
             groups.low,
@@ -67,25 +67,25 @@ class Figures:
         )
 
     def eigenfilters(
-        self, by: str | None = None, where: str | None = None, *, kernel: str = "3x3", all_layers: bool = False
+        self, *, by: str | None = None, where: str | None = None, kernel: str = "3x3", all_layers: bool = False
     ) -> MatplotlibFigure:
         """The components of a basis fitted on each group, with their explained variance ratios.
 
         Without ``by`` it is one basis: that of the index, or of what ``where`` selects.
         """
         if by is None:
-            return plots.eigenfilters({where or "all": self._db.basis(where, kernel=kernel)})
+            return plots.eigenfilters({where or "all": self._db.basis(where=where, kernel=kernel)})
         return plots.eigenfilters(self._bases(by, where, kernel, all_layers))
 
     def filters(
-        self, model_id: str, layer: int = 0, *, limit: int = 256, scale: Any = "filter", columns: int | None = None
+        self, model_id: str, *, layer: int = 0, top: int = 256, scale: Any = "filter", columns: int | None = None
     ) -> MatplotlibFigure:
         """The kernels of one layer.
 
         Args:
             model_id: Key of the model.
             layer: Order of the layer.
-            limit: How many at most.
+            top: How many at most.
             scale: Colour range of each ``filter``, or of the whole ``layer`` (the CVPR paper's Fig. 1).
             columns: Kernels per row.
 
@@ -93,7 +93,7 @@ class Figures:
             SelectionError: No such layer, or its kernels are not stored.
         """
         where = f"model_id = {literal(model_id)} AND layer = {int(layer)}"
-        rows = self._db.layers(where)
+        rows = self._db.layers(where=where)
         if rows.empty:
             raise SelectionError(f"no layer {layer} of {model_id!r}; db.layers() lists what there is")
         row = rows.iloc[0]
@@ -101,20 +101,20 @@ class Figures:
             raise SelectionError(
                 f"layer {layer} of {model_id} ({row['layer_name']}) has {row.kernel} kernels, which are not stored"
             )
-        frame = self._db.filters(where, row.kernel)
+        frame = self._db.filters(where=where, kernel=row.kernel)
         kernels = frame.filter(regex=r"^w\d+$").to_numpy(np.float32).reshape(-1, *kernel_shape(row.kernel))
         title = f"{model_id}, layer {layer} ({row['layer_name']})"
-        return plots.filter_grid(kernels, title=title, limit=limit, scale=scale, columns=columns)
+        return plots.filter_grid(kernels, title=title, limit=top, scale=scale, columns=columns)
 
-    def quality(self, by: str = "domain", where: str | None = None, *, kernel: str = "3x3") -> MatplotlibFigure:
+    def quality(self, by: str = "domain", *, where: str | None = None, kernel: str = "3x3") -> MatplotlibFigure:
         """Sparsity, normalised variance entropy and orthogonality of the layers of each group."""
         return plots.quality(self._layers(by, where, kernel), by=by)
 
     def variance(
         self,
         by: str = "domain",
-        where: str | None = None,
         *,
+        where: str | None = None,
         kernel: str | Sequence[str] | None = None,
         all_layers: bool = False,
     ) -> MatplotlibFigure:

@@ -1,4 +1,4 @@
-"""Similarity of kernels to a given one, up to scale and, if wanted, sign, offset, rotation and reflection."""
+"""Similarity of kernels to a given one, up to scale and, if wanted, sign, mean, rotation and reflection."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ class Pattern:
         variants: What counts as the pattern, as unit vectors, (v, k) float64.
         names: What was done to the given kernel for each variant, (v,).
         sign: A negative multiple counts as well; the similarity is |cosine|.
-        offset: A constant that is added counts as nothing; both kernels are centred, so that it is a correlation.
+        centred: The mean of both kernels is subtracted first, so that an added constant does not matter and the
+            similarity is a correlation.
 
     >>> edge = Pattern.of(np.array([[1, 0, -1]] * 3), rotation=True)
     >>> edge.names
@@ -55,21 +56,21 @@ class Pattern:
     variants: npt.NDArray[np.float64]
     names: tuple[str, ...]
     sign: bool = False
-    offset: bool = False
+    centred: bool = False
 
     @classmethod
-    def of(cls, kernel: npt.ArrayLike, *, sign: bool = False, offset: bool = False, rotation: bool = False) -> Pattern:
+    def of(cls, kernel: npt.ArrayLike, *, sign: bool = False, centred: bool = False, rotation: bool = False) -> Pattern:
         """The pattern of a kernel (height, width).
 
         Args:
             kernel: The kernel.
             sign: Negative multiples count as well.
-            offset: An added constant does not matter.
+            centred: Subtract the mean of the kernel first, so that an added constant does not matter.
             rotation: Rotations by right angles and reflections count as well.
 
         Raises:
             SelectionError: Not a finite kernel of two dimensions, or without direction: zeros, or constant with
-                ``offset``.
+                ``centred``.
         """
         given = np.asarray(kernel, np.float64)
         if given.ndim != 2 or given.size < 2 or not np.isfinite(given).all():
@@ -78,13 +79,13 @@ class Pattern:
             )
         # The largest weight becomes 1 first, so that squares of tiny weights do not vanish.
         given = given / (np.abs(given).max() or 1.0)
-        given = given - given.mean() if offset else given
+        given = given - given.mean() if centred else given
         length = np.linalg.norm(given)
         if length < 1e-12:
             raise SelectionError(
                 "a kernel of zeros has no direction to look for"
-                if not offset
-                else "a constant kernel has no direction once its offset is taken away; look for it without offset"
+                if not centred
+                else "a constant kernel has no direction once its mean is subtracted; search without centred"
             )
         turned = symmetries(given / length) if rotation else {"identity": given / length}
         if sign:
@@ -94,7 +95,7 @@ class Pattern:
                 if not any(np.array_equal(variant, -known) for known in kept.values()):
                     kept[name] = variant
             turned = kept
-        return cls(np.stack([variant.ravel() for variant in turned.values()]), tuple(turned), sign, offset)
+        return cls(np.stack([variant.ravel() for variant in turned.values()]), tuple(turned), sign, centred)
 
     def similarity(self, columns: Columns) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
         """Similarity of filters, given as k arrays (n,), to the most similar variant.
@@ -105,7 +106,7 @@ class Pattern:
         """
         from cnnfilterdb.stats import compiled
 
-        return compiled.similarities(columns, self.variants, self.sign, self.offset)
+        return compiled.similarities(columns, self.variants, self.sign, self.centred)
 
 
 @dataclass(slots=True, eq=False)

@@ -172,7 +172,7 @@ def path(source, tmp_path_factory):
 @pytest.fixture(scope="module")
 def imported(path, tmp_path_factory):
     """A database with all models of the file, indexed. Do not write to it."""
-    db = cnnfilterdb.open(tmp_path_factory.mktemp("databases") / "released.db")
+    db = cnnfilterdb.create(tmp_path_factory.mktemp("databases") / "released.db")
     report = db.import_released(path)
     assert not report.failed
     db.index()
@@ -199,15 +199,15 @@ def test_every_kernel_arrives_in_order(imported, path, source):
         assert layer.conv_depth == row.conv_depth
         assert layer.conv_depth_norm == pytest.approx(row.conv_depth_norm, nan_ok=True)
         assert layer.depth_source == "graph"
-        found = imported.filters(f"model_id = '{name[row.model_id]}' AND layer = {layer.layer}")
+        found = imported.filters(where=f"model_id = '{name[row.model_id]}' AND layer = {layer.layer}")
         assert (found[[f"w{i}" for i in range(9)]].to_numpy() == expected[first : last + 1]).all()
     assert imported.models()["filters"].sum() == filters
     assert imported.verify() == []
 
 
 def test_channels_are_those_of_the_file_or_unknown(imported, source):
-    layers = imported.layers("name LIKE 'mobilenet%'")
-    keys = imported.filters("name LIKE 'mobilenet%' AND layer = 1")[["out_channel", "in_channel"]].to_numpy()
+    layers = imported.layers(where="name LIKE 'mobilenet%'")
+    keys = imported.filters(where="name LIKE 'mobilenet%' AND layer = 1")[["out_channel", "in_channel"]].to_numpy()
     assert layers["kind"].isna().all()
     if source == "released-robustness":
         assert layers["out_channels"].tolist() == [32, 16]
@@ -290,7 +290,7 @@ class Killer(Observer):
         if model_id.endswith("_12"):
             os.kill(os.getpid(), signal.SIGKILL)
 
-cnnfilterdb.open(sys.argv[2]).import_released(sys.argv[1], observer=Killer())
+cnnfilterdb.create(sys.argv[2]).import_released(sys.argv[1], observer=Killer())
 """
     run = subprocess.run([sys.executable, "-c", killed, path, db], capture_output=True, text=True)
     assert run.returncode == -signal.SIGKILL
@@ -319,7 +319,7 @@ cnnfilterdb.open(sys.argv[2]).import_released(sys.argv[1], observer=Killer())
 
 
 def test_models_that_come_to_an_index_are_projected_on_it(path, tmp_path, tensors):
-    with cnnfilterdb.open(tmp_path / "a.db") as db:
+    with cnnfilterdb.create(tmp_path / "a.db") as db:
         db.add(tensors["photo-b"], "own", domain="natural")
         (basis, *_) = db.index()
         db.import_released(path)
@@ -396,7 +396,7 @@ def changed(row, column, value):
 )
 def test_a_file_that_does_not_add_up_is_refused_before_anything_is_written(tmp_path, filters, rows, message):
     path = write(tmp_path / "dataset.h5", filters, rows)
-    with cnnfilterdb.open(tmp_path / "a.db") as db:
+    with cnnfilterdb.create(tmp_path / "a.db") as db:
         with pytest.raises(WeightFileError, match=message) as error:
             db.import_released(path)
         assert str(error.value).startswith(f"{path}: ")
@@ -452,7 +452,7 @@ def test_one_bad_model_stops_no_other(tmp_path, value):
     filters = np.ones((12, 3, 3))
     filters[7, 1, 1] = value
     path = write(tmp_path / "dataset.h5", filters, ROWS)
-    with cnnfilterdb.open(tmp_path / "a.db") as db:
+    with cnnfilterdb.create(tmp_path / "a.db") as db:
         report = db.import_released(path)
         assert report.done == {"released-v0.1.0/b": 2}
         (failure,) = report.failed
@@ -491,7 +491,7 @@ def test_a_table_that_wants_to_run_code_is_refused_whoever_is_trusted(tmp_path, 
         cells = pickle.loads(file["meta"][name][0].tobytes())
         cells[0, 0] = Hostile(canary)
         file["meta"][name][0] = np.frombuffer(pickle.dumps(cells), np.uint8)
-    with cnnfilterdb.open(tmp_path / "a.db") as db:
+    with cnnfilterdb.create(tmp_path / "a.db") as db:
         with pytest.raises(UnsafeFileError, match=r"system to be called.*nothing was executed"):
             db.import_released(path, trust=trust)
         assert db.models().empty

@@ -71,7 +71,7 @@ def folder(tmp_path):
 
 def test_the_others_arrive_and_each_failure_has_its_reason(folder, tmp_path):
     source = FolderSource(folder)
-    db = cnnfilterdb.open(tmp_path / "a.db")
+    db = cnnfilterdb.create(tmp_path / "a.db")
     report = pipeline.ingest(db._store, source, source.list(), projector=_projector(db))
     assert report.done == {"test/good-1.safetensors": 32, "test/good-2.safetensors": 32}
     kinds = {failure.model_id.removeprefix("test/"): type(failure.error) for failure in report.failed}
@@ -93,7 +93,7 @@ def test_the_others_arrive_and_each_failure_has_its_reason(folder, tmp_path):
 
 
 def test_a_second_run_brings_nothing_again(folder, tmp_path):
-    db = cnnfilterdb.open(tmp_path / "a.db")
+    db = cnnfilterdb.create(tmp_path / "a.db")
     names = ["good-1.safetensors", "good-2.safetensors"]
     pipeline.ingest(db._store, FolderSource(folder), names, projector=_projector(db))
     source = FolderSource(folder)
@@ -110,7 +110,7 @@ def test_a_full_disk_leaves_a_clean_database(folder, tmp_path, monkeypatch):
 
     import pyarrow.parquet as pq
 
-    db = cnnfilterdb.open(tmp_path / "a.db")
+    db = cnnfilterdb.create(tmp_path / "a.db")
     pipeline.ingest(db._store, FolderSource(folder), ["good-1.safetensors"], projector=_projector(db))
 
     def full(*args, **kwargs):

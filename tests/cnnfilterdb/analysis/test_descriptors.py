@@ -67,7 +67,7 @@ def edges(tmp_path_factory, layers):
     """A database of these layers, half of them in another model."""
     path = tmp_path_factory.mktemp("edges") / "edges.db"
     names = list(layers)
-    with cnnfilterdb.open(path) as db:
+    with cnnfilterdb.create(path) as db:
         for number, part in enumerate((names[::2], names[1::2])):
             db.add({f"{name}.weight": layers[name] for name in part}, f"model {number}", domain=f"half {number}")
         yield db
@@ -124,9 +124,9 @@ def test_ternary_kernels_and_the_transform_in_sql(edges):
 
 @pytest.mark.parametrize("kernel", ["3x3", "5x5"])
 def test_descriptors_per_filter(sample, kernel):
-    found = sample.descriptors("domain = 'medical ct'", kernel)
+    found = sample.descriptors(where="domain = 'medical ct'", kernel=kernel)
     assert list(found) == [*KEYS, *DESCRIPTORS]
-    filters = sample.filters("domain = 'medical ct'", kernel)
+    filters = sample.filters(where="domain = 'medical ct'", kernel=kernel)
     pd.testing.assert_frame_equal(found[KEYS], filters[KEYS])
     expected = descriptors(filters.drop(columns=KEYS).to_numpy(np.float32), kernel)
     for name in DESCRIPTORS:
@@ -149,7 +149,7 @@ def test_descriptors_are_streamed_with_what_they_tell(edges):
 def test_descriptors_per_layer(edges, layers, kernel):
     found = edges.descriptors(kernel=kernel, per="layer")
     assert list(found) == ["model_id", "layer", "filters", *DESCRIPTORS]
-    rows = edges.layers(f"kernel = '{kernel}'")
+    rows = edges.layers(where=f"kernel = '{kernel}'")
     pd.testing.assert_frame_equal(found[["model_id", "layer", "filters"]], rows[["model_id", "layer", "filters"]])
     each = edges.descriptors(kernel=kernel)
     for (_, row), name in zip(found.iterrows(), rows["layer_name"], strict=True):
@@ -168,7 +168,7 @@ def test_descriptors_per_layer(edges, layers, kernel):
 def test_layers_that_span_row_groups_are_described_as_one(tmp_path):
     """More filters than one row group holds."""
     weight = np.random.default_rng(0).normal(size=(700, 200, 3, 3)).astype(np.float32)
-    with cnnfilterdb.open(tmp_path / "large.db") as db:
+    with cnnfilterdb.create(tmp_path / "large.db") as db:
         db.add({"small.weight": weight[:3, :5], "large.weight": weight}, "large")
         found = db.descriptors(per="layer")
         assert list(found["filters"]) == [15, 140_000]
@@ -179,16 +179,16 @@ def test_layers_that_span_row_groups_are_described_as_one(tmp_path):
 
 def test_descriptors_of_nothing(sample):
     for per in ("filter", "layer"):
-        found = sample.descriptors("domain = 'cars'", per=per)
+        found = sample.descriptors(where="domain = 'cars'", per=per)
         assert found.empty
         assert set(DESCRIPTORS) <= set(found)
-    with pytest.raises(SelectionError, match="'model' is none of filter, layer"):
+    with pytest.raises(SelectionError, match="'model' given; expected filter or layer"):
         sample.descriptors(per="model")
     for per in ("filter", "layer"):
         with pytest.raises(ValueError, match="not a kernel size: 'round'"):
             sample.descriptors(kernel="round", per=per)
     with pytest.raises(SelectionError):
-        sample.descriptors("no_such_column = 1", per="layer")
+        sample.descriptors(where="no_such_column = 1", per="layer")
 
 
 # --------------------------------------------------------------------------------------------------------- quality
@@ -296,7 +296,7 @@ def group_by_hand(rows, **thresholds):
 @pytest.mark.parametrize("thresholds", [{}, {"margin": 0.2}, {"low_entropy": 0.9}, {"high_sparsity": 0.05}])
 def test_quality_of_groups(edges, kernel, thresholds):
     # The layer of zeros counts as dead, if anything does.
-    rows = edges.layers(f"kernel = '{kernel}' AND dead IS NOT TRUE").merge(edges.models()[["model_id", "domain"]])
+    rows = edges.layers(where=f"kernel = '{kernel}' AND dead IS NOT TRUE").merge(edges.models()[["model_id", "domain"]])
     found = edges.quality("domain", kernel=kernel, **thresholds)
     assert found.index.name == "domain"
     groups = dict(list(rows.groupby("domain")))
@@ -334,7 +334,7 @@ def test_layers_are_labelled_as_they_were_made(edges):
 def test_moments_of_a_selection(sample, edges, tensors, layers):
     filters = np.concatenate([tensors[name][f"{layer}.weight"].reshape(-1, 9) for name in ("photo-b", "face")
                               for layer in "abc" if f"{layer}.weight" in tensors[name]])  # fmt: skip
-    found = sample.moments("name IN ('photo-b', 'face')")
+    found = sample.moments(where="name IN ('photo-b', 'face')")
     expected = Moments.of(filters)
     assert found.count == len(filters)
     np.testing.assert_allclose(found.mean, expected.mean, atol=1e-12)
@@ -344,7 +344,7 @@ def test_moments_of_a_selection(sample, edges, tensors, layers):
 
     kept = layers["sparse"].reshape(-1, 9)[~sparse_kernels(layers["sparse"].reshape(-1, 9))]
     assert 0 < len(kept) < 200
-    found = edges.moments("layer_name = 'sparse'", variant="nonsparse")
+    found = edges.moments(where="layer_name = 'sparse'", variant="nonsparse")
     assert found.count == len(kept)
     np.testing.assert_allclose(found.mean, Moments.of(kept).mean, atol=1e-12)
     np.testing.assert_allclose(found.scatter, Moments.of(kept).scatter, atol=1e-9)
@@ -354,6 +354,6 @@ def test_moments_that_cannot_be_answered(sample):
     with pytest.raises(SelectionError, match="'dense' is none of all, nonsparse"):
         sample.moments(variant="dense")
     with pytest.raises(SelectionError):
-        sample.moments("domain = 'cars'")
+        sample.moments(where="domain = 'cars'")
     with pytest.raises(SelectionError):
         sample.moments(kernel="9x9")

@@ -24,7 +24,7 @@ def test_a_scan_gives_the_groups_of_the_index(sample, balance, recipe):
 def test_counts_are_numpys_of_the_filters(sample):
     groups = sample.groups("name", bins=13, range=(-0.7, 0.9))
     for label, counts, outside in zip(groups.labels, groups.counts, groups.outside, strict=True):
-        found = sample.coefficients(f"name = '{label}'")[[f"c{i}" for i in range(9)]].to_numpy()
+        found = sample.coefficients(where=f"name = '{label}'")[[f"c{i}" for i in range(9)]].to_numpy()
         expected = [np.histogram(column, 13, (-0.7, 0.9))[0] for column in found.T]
         np.testing.assert_array_equal(counts, expected)
         assert outside == ((found < -0.7) | (found > 0.9)).sum()

@@ -67,19 +67,19 @@ def test_intervals_hold_the_shift_of_resamples(sample, balance):
         assert alone or 0 <= row.low <= row.high
     again = sample.kl_shift_intervals("domain", samples=200, balance=balance)
     np.testing.assert_allclose(rows["low"], again["low"], rtol=1e-9)
-    with pytest.raises(SelectionError, match="stored basis"):
+    with pytest.raises(SelectionError, match="leave out bins"):
         sample.kl_shift_intervals("domain", bins=10)
 
 
 def test_nearest_groups(sample):
-    found = sample.nearest_groups("faces", "domain")
+    found = sample.nearest_groups("domain", "faces")
     expected = sample.kl_shift("domain").loc["faces"].drop("faces").sort_values()
     assert list(found.index) == list(expected.index)
     np.testing.assert_array_equal(found["shift"], expected)
     sql = sample.sql("FROM nearest_groups(domain, 'faces', top := 1)").df()
     assert list(sql["group"]) == list(expected.index[:1])
     with pytest.raises(SelectionError, match=r"no group 'cars'.*faces"):
-        sample.nearest_groups("cars", "domain")
+        sample.nearest_groups("domain", "cars")
 
 
 def test_small_groups_are_left_out(sample):
@@ -92,7 +92,7 @@ def test_small_groups_are_left_out(sample):
 
 @pytest.mark.parametrize("suffix", ["json", "npz"])
 def test_a_basis_travels_as_a_file(sample, tmp_path, suffix):
-    basis = sample.basis("domain = 'natural'").with_range(-2.5, 2.5)
+    basis = sample.basis(where="domain = 'natural'").with_range(-2.5, 2.5)
     path = cnnfilterdb.save_basis(basis, tmp_path / f"natural.{suffix}")
     again = cnnfilterdb.load_basis(path)
     assert isinstance(again, Basis)
@@ -135,7 +135,7 @@ def test_basis_without_sparse_filters(tmp_path):
     rng = np.random.default_rng(0)
     weight = rng.normal(size=(40, 20, 3, 3)).astype(np.float32) @ (np.eye(3) + 0.4).astype(np.float32)
     weight[rng.random((40, 20)) < 0.3] *= 1e-5
-    db = cnnfilterdb.open(tmp_path / "a.db")
+    db = cnnfilterdb.create(tmp_path / "a.db")
     db.add({"a.weight": weight, "b.weight": weight[:5] * 3}, "m")
     filters = np.concatenate([weight.reshape(-1, 9), weight[:5].reshape(-1, 9) * 3])
     limits = np.repeat([np.abs(weight).max() * 0.01, np.abs(weight[:5] * 3).max() * 0.01], [800, 100])

@@ -71,7 +71,7 @@ def mixed_path(sample_path, tmp_path_factory):
     path = shutil.copytree(sample_path, folder / "mixed.db")
     torch.manual_seed(0)
     layers = [torch.nn.Conv2d(3, 8, 3), torch.nn.ConvTranspose2d(8, 6, 3), torch.nn.Conv2d(6, 6, 3, groups=6)]
-    with cnnfilterdb.open(path) as db:
+    with cnnfilterdb.create(path) as db:
         db.add(torch.nn.Sequential(*layers), UNICODE, domain="thermal", architecture=QUOTED)
         add_dead(db)
         assert not db.import_released(make_release(folder / "dataset.h5")).failed
@@ -82,7 +82,7 @@ def mixed_path(sample_path, tmp_path_factory):
 
 @pytest.fixture
 def mixed(mixed_path):
-    with cnnfilterdb.open(mixed_path, create=False) as db:
+    with cnnfilterdb.open(mixed_path) as db:
         yield db
 
 
@@ -90,7 +90,7 @@ def expected_rows(db, where=None, kernel="3x3") -> pd.DataFrame:
     """Keys, weights and facts, joined by pandas from what the database gives."""
     models = db.models().set_index("model_id")
     layers = db.layers().set_index(["model_id", "layer"])
-    filters = db.filters(where, kernel)
+    filters = db.filters(where=where, kernel=kernel)
     rows = filters.join(models[[name for name in FACTS if name in models]], on="model_id")
     return rows.join(layers[[name for name in FACTS if name in layers]], on=["model_id", "layer"])[
         [*filters.columns, *FACTS]
@@ -347,7 +347,7 @@ def test_the_released_layout(mixed, tmp_path):
         blocks = [file[f"meta/block{number}_values"].attrs["CLASS"] for number in range(2)]
         assert sorted(blocks) == [b"ARRAY", b"VLARRAY"]
     papers = "kind IS DISTINCT FROM 'transposed' AND dead IS NOT TRUE"
-    expected = mixed.filters(papers)
+    expected = mixed.filters(where=papers)
     assert len(expected) == len(mixed.filters()) - 8 * 6 - 6 * 5
     assert (weights == expected[WEIGHTS].to_numpy()).all()
     frame = frame.set_index("filter_ids", append=True).reset_index().set_index("model")
@@ -377,15 +377,15 @@ def test_the_released_layout(mixed, tmp_path):
 
 def test_what_is_exported_can_be_imported_again(mixed, tmp_path):
     path = export(mixed, tmp_path / "dataset.h5").path
-    with cnnfilterdb.open(tmp_path / "again.db") as again:
+    with cnnfilterdb.create(tmp_path / "again.db") as again:
         report = again.import_released(path)
         assert not report.failed
         assert again.verify() == []
         papers = "kind IS DISTINCT FROM 'transposed' AND dead IS NOT TRUE"
-        before, after = mixed.layers(f"kernel = '3x3' AND {papers}"), again.layers()
+        before, after = mixed.layers(where=f"kernel = '3x3' AND {papers}"), again.layers()
         assert sorted(before["tensor_sha256"]) == sorted(after["tensor_sha256"])
         assert sorted(before["out_channels"].fillna(0)) == sorted(after["out_channels"].fillna(0))
-        ours, theirs = (dict(iter(db.filters(papers).groupby("model_id"))) for db in (mixed, again))
+        ours, theirs = (dict(iter(db.filters(where=papers).groupby("model_id"))) for db in (mixed, again))
         names = [model_id.partition("/")[2] for model_id in ours]
         for number, (name, filters) in enumerate(zip(names, ours.values(), strict=True)):
             key = f"released-v1.0.0/{name}" if names.count(name) == 1 else f"released-v1.0.0/{name}.{number}"
@@ -481,7 +481,7 @@ def test_what_is_cut_off_leaves_what_was_there(sample, tmp_path, monkeypatch, to
 
 def test_filters_that_are_not_those_of_the_layers_table(mixed_path, tmp_path):
     path = shutil.copytree(mixed_path, tmp_path / "a.db")
-    with cnnfilterdb.open(path) as db:
+    with cnnfilterdb.create(path) as db:
         (row,) = db.sql("SELECT files FROM models WHERE model_id = 'custom/photo-b'").fetchall()
         (file,) = [path / entry["path"] for entry in row[0] if entry["path"].startswith("filters")]
         table = pq.read_table(file)
@@ -528,7 +528,7 @@ def test_a_real_limit_on_the_size_of_files(mixed_path, tmp_path):
         from cnnfilterdb.export import FORMATS, export
 
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        db, target = cnnfilterdb.open(sys.argv[1], create=False), Path(sys.argv[2])
+        db, target = cnnfilterdb.open(sys.argv[1]), Path(sys.argv[2])
         # Reached at once, within the filters, and, where a file has that, within the table that follows them
         for limit in (10, 100_000, 500_000):
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
@@ -552,7 +552,7 @@ MEMORY = """
     import cnnfilterdb
     from cnnfilterdb.export import export
 
-    db = cnnfilterdb.open(sys.argv[1], create=False)
+    db = cnnfilterdb.open(sys.argv[1])
     export(db, Path(sys.argv[2]), where=f"layer < {sys.argv[3]}")
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
@@ -561,7 +561,7 @@ MEMORY = """
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes there")
 def test_memory_does_not_grow_with_the_number_of_filters(tmp_path):
     rng = np.random.default_rng(0)
-    with cnnfilterdb.open(tmp_path / "large.db") as db, db._store.writer("custom/large") as writer:
+    with cnnfilterdb.create(tmp_path / "large.db") as db, db._store.writer("custom/large") as writer:
         for number in range(16):
             weight = rng.standard_normal((512, 512, 3, 3), np.float32)
             writer.add_layer({"layer_name": f"conv{number}", "dtype": "float32"}, weight)

@@ -54,7 +54,7 @@ def test_what_is_pulled_is_what_was_published(release_path, in_memory, sample, t
     )
     assert str(report) == "5 done, 0 skipped, 0 duplicates, 0 conflicts, 0 failed"
     assert [done for _, done, _ in seen] == [1, 2, 3, 4, 5]
-    with cnnfilterdb.open(tmp_path / "db", create=False) as db:
+    with cnnfilterdb.open(tmp_path / "db") as db:
         assert db.verify() == []
         same(db, sample)
         pd.testing.assert_frame_equal(db.filters(kernel="7x7"), sample.filters(kernel="7x7"))
@@ -67,17 +67,17 @@ def test_what_is_pulled_is_what_was_published(release_path, in_memory, sample, t
 def test_only_what_a_condition_selects(in_memory, sample, tmp_path):
     report = pull(in_memory, tmp_path / "db", where="domain = 'natural'")
     assert list(report.done) == ["custom/photo-a", "custom/photo-b"]
-    with cnnfilterdb.open(tmp_path / "db", create=False) as db:
+    with cnnfilterdb.open(tmp_path / "db") as db:
         assert db.verify() == []
         expected = sample.kl_shift("name", where="domain = 'natural'")
         pd.testing.assert_frame_equal(db.kl_shift("name"), expected, check_exact=True)
     assert list(pull(in_memory, tmp_path / "db").done) == ["custom/ct-a", "custom/ct-b", "custom/face"]
-    with cnnfilterdb.open(tmp_path / "db", create=False) as db:
+    with cnnfilterdb.open(tmp_path / "db") as db:
         same(db, sample)
     with pytest.raises(SelectionError, match="colour"):
         pull(in_memory, tmp_path / "other", where="colour = 1")
     assert list(pull(in_memory, tmp_path / "none", where="domain = 'nothing'").done) == []
-    with cnnfilterdb.open(tmp_path / "none", create=False) as db:
+    with cnnfilterdb.open(tmp_path / "none") as db:
         assert db.bases() == []
 
 
@@ -97,7 +97,7 @@ def test_a_killed_run_is_gone_on_with(release_path, sample, tmp_path):
     assert 0 < len(list((target / "models").glob("custom-*"))) <= 5
     report = pull(release_path, target)
     assert len(report.done) + len(report.skipped) == 5
-    with cnnfilterdb.open(target, create=False) as db:
+    with cnnfilterdb.open(target) as db:
         assert db.verify() == []
         same(db, sample)
 
@@ -114,7 +114,7 @@ def test_a_damaged_model_fails_and_the_others_arrive(in_memory, sample, tmp_path
     assert isinstance(error, CorruptError | RemoteError)
     assert model_id in str(error) or "filters_3x3" in str(error)
     assert "\n" not in str(error)
-    with cnnfilterdb.open(tmp_path / "db", create=False) as db:
+    with cnnfilterdb.open(tmp_path / "db") as db:
         assert db.verify() == []
         assert model_id not in set(db.models()["model_id"])
 
@@ -139,7 +139,7 @@ def test_a_full_disk_is_one_line_and_the_rest_can_follow(in_memory, sample, tmp_
             raise OSError(errno.ENOSPC, "No space left on device")
         real(path)
 
-    cnnfilterdb.open(tmp_path / "db")
+    cnnfilterdb.create(tmp_path / "db")
     monkeypatch.setattr("cnnfilterdb.store.writer.sync", full)
     report = pull(in_memory, tmp_path / "db")
     assert report.failed
@@ -148,7 +148,7 @@ def test_a_full_disk_is_one_line_and_the_rest_can_follow(in_memory, sample, tmp_
         assert str(error) == f"{tmp_path / 'db'}: the disk is full; free some space and run it again"
     monkeypatch.undo()
     pull(in_memory, tmp_path / "db")
-    with cnnfilterdb.open(tmp_path / "db", create=False) as db:
+    with cnnfilterdb.open(tmp_path / "db") as db:
         assert db.verify() == []
         same(db, sample)
 
@@ -174,7 +174,7 @@ def test_a_folder_of_something_else_is_left_alone(release_path, tmp_path):
 @pytest.fixture
 def two(tmp_path):
     """Two databases that share a model, have the same weights under two names, and differ about a third."""
-    with cnnfilterdb.open(tmp_path / "one") as one, cnnfilterdb.open(tmp_path / "two") as two:
+    with cnnfilterdb.create(tmp_path / "one") as one, cnnfilterdb.create(tmp_path / "two") as two:
         one.add(weights(0), "shared", domain="natural")
         one.add(weights(1), "mine", domain="natural")
         one.add(weights(2), "disputed", domain="faces")
@@ -197,7 +197,7 @@ def test_merge_drops_duplicates_and_reports_conflicts(two):
     assert report.conflicts == ["custom/disputed"]
     assert list(report.done) == ["custom/new"]
     assert one.verify() == []
-    assert one.models("domain = 'thermal'")["name"].tolist() == ["new"]
+    assert one.models(where="domain = 'thermal'")["name"].tolist() == ["new"]
     again = one.merge(other.path)
     assert (again.done, again.skipped) == ({}, ["custom/new", "custom/shared"])
     assert again.duplicates == report.duplicates
@@ -225,7 +225,7 @@ def test_merge_can_keep_duplicates_and_replace(two):
     assert one.verify() == []
     assert len(one.models()) == 6
     pd.testing.assert_frame_equal(
-        one.filters("name = 'disputed'"), other.filters("name = 'disputed'"), check_exact=True
+        one.filters(where="name = 'disputed'"), other.filters("name = 'disputed'"), check_exact=True
     )
 
 

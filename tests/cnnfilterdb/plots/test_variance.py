@@ -115,13 +115,13 @@ def test_a_database_is_drawn_by_group_and_size(sample, tensors):
 
 
 def test_sizes_and_rows_can_be_chosen(sample):
-    axes = sample.plot.variance("name", "domain = 'natural'", kernel=["7x7", "3x3"]).axes[0]
+    axes = sample.plot.variance("name", where="domain = 'natural'", kernel=["7x7", "3x3"]).axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["photo-a", "photo-b"]
     assert len(axes.images) == 3
     with pytest.raises(SelectionError):
         sample.plot.variance("domain", kernel="9x9")
     with pytest.raises(SelectionError):
-        sample.plot.variance("domain", "domain = 'cars'")
+        sample.plot.variance("domain", where="domain = 'cars'")
 
 
 @pytest.mark.parametrize("options", [[], ["--kernel", "5x5"], ["--by", "name", "--where", "domain = 'natural'"]])

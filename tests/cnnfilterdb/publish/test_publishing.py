@@ -26,7 +26,7 @@ ADDRESS = f"hf://datasets/{REPO}"
 def db(sample_path, tmp_path):
     """A copy of the sample database, with a model that may not be published."""
     shutil.copytree(sample_path, tmp_path / "sample.db")
-    with cnnfilterdb.open(tmp_path / "sample.db", create=False) as db:
+    with cnnfilterdb.open(tmp_path / "sample.db") as db:
         rng = np.random.default_rng(0)
         db.add({"a.weight": rng.normal(size=(4, 4, 3, 3)).astype(np.float32)}, "secret", domain="faces")
         yield db
@@ -47,7 +47,7 @@ def shift(sample):
 
 
 def opened(hub, address=f"{ADDRESS}@v1.0.0"):
-    return cnnfilterdb.open(address, endpoint=hub.url, token=TOKEN)
+    return cnnfilterdb.open(address, storage_options={"endpoint": hub.url, "token": TOKEN})
 
 
 def test_publish_tells_what_it_did(published, state):
@@ -64,13 +64,15 @@ def test_the_same_shift_in_place_pulled_and_in_sql(hub, published, db, sample, s
         assert remote.verify() == []
         pd.testing.assert_frame_equal(remote.kl_shift("domain"), shift, check_exact=True)
         pd.testing.assert_frame_equal(remote.models(), sample.models())
-        pd.testing.assert_frame_equal(remote.filters("domain = 'faces'"), sample.filters("domain = 'faces'"))
+        where = "domain = 'faces'"
+        pd.testing.assert_frame_equal(remote.filters(where=where), sample.filters(where=where))
         long = remote.sql("SELECT group_a, group_b, shift FROM kl_shift(domain)").df()
         pivoted = long.pivot(index="group_a", columns="group_b", values="shift")
         np.testing.assert_allclose(pivoted, shift, rtol=1e-9, atol=1e-12)
-    report = cnnfilterdb.pull(f"{REPO}@v1.0.0", tmp_path / "pulled", endpoint=hub.url, token=TOKEN)
+    options = {"endpoint": hub.url, "token": TOKEN}
+    report = cnnfilterdb.pull(f"{REPO}@v1.0.0", tmp_path / "pulled", storage_options=options)
     assert len(report.done) == 5
-    with cnnfilterdb.open(tmp_path / "pulled", create=False) as pulled:
+    with cnnfilterdb.open(tmp_path / "pulled") as pulled:
         assert pulled.verify() == []
         pd.testing.assert_frame_equal(pulled.kl_shift("domain"), shift, check_exact=True)
 
@@ -184,7 +186,7 @@ def test_metadata_move_kilobytes(hub, published):
     before = hub.sent("GET"), len(hub.asked("GET .*filters_3x3"))
     with opened(hub) as remote:
         remote.models()
-        remote.models("domain = 'faces'")
+        remote.models(where="domain = 'faces'")
     assert (
         hub.sent("GET") - before[0]
         < sum(file.bytes for file in published.manifest.files if "filters" not in file.path) + 65536
@@ -208,7 +210,7 @@ def test_what_cannot_be_reached(hub, published, monkeypatch):
     for address, token, message in cases:
         HfFileSystem.clear_instance_cache()
         with pytest.raises(RemoteError, match=message) as caught:
-            cnnfilterdb.open(address, endpoint=hub.url, token=token)
+            cnnfilterdb.open(address, storage_options={"endpoint": hub.url, "token": token})
         assert "\n" not in str(caught.value)
         assert token not in "".join(traceback.format_exception(caught.value))
 

@@ -35,7 +35,7 @@ def row(model_id, **facts):
 
 @pytest.fixture
 def many(tmp_path):
-    with cnnfilterdb.open(tmp_path / "many") as db:
+    with cnnfilterdb.create(tmp_path / "many") as db:
         for number in range(24):
             add(db, f"m{number:02}", seed=number)
         add(db, "n-large", channels=64, seed=99)
@@ -187,7 +187,7 @@ def test_a_release_is_whole_and_says_so(release_path, sample):
 
 
 def test_licences_decide_what_is_published(tmp_path):
-    with cnnfilterdb.open(tmp_path / "db") as db:
+    with cnnfilterdb.create(tmp_path / "db") as db:
         add(db, "free")
         rng = np.random.default_rng(0)
         for name, license_ in {"closed": "LicenseRef-BWH", "silent": None}.items():
@@ -214,7 +214,7 @@ def test_licences_decide_what_is_published(tmp_path):
 
 def test_an_empty_database_is_no_release(tmp_path):
     with (
-        cnnfilterdb.open(tmp_path / "db") as db,
+        cnnfilterdb.create(tmp_path / "db") as db,
         pytest.raises(cnnfilterdb.CnnFilterDbError, match="contains no models; `cnnfilterdb ingest` imports some"),
     ):
         db.publish("o/n", folder=tmp_path / "release", version="1.0.0", verify=False)
@@ -230,9 +230,9 @@ def test_annotations_are_published_as_facts(sample_path, tmp_path):
     import shutil
 
     shutil.copytree(sample_path, tmp_path / "db")
-    with cnnfilterdb.open(tmp_path / "db") as db:
+    with cnnfilterdb.create(tmp_path / "db") as db:
         db.annotate("custom/face", domain="thermal")
         db.publish("o/n", folder=tmp_path / "release", version="1.0.0", verify=False)
         with cnnfilterdb.open(tmp_path / "release") as release:
-            assert release.models("domain = 'thermal'")["name"].tolist() == ["face"]
+            assert release.models(where="domain = 'thermal'")["name"].tolist() == ["face"]
             np.testing.assert_array_equal(release.kl_shift("domain"), db.kl_shift("domain"))

@@ -93,7 +93,7 @@ def places(release_path, object_store):
 @pytest.fixture(params=["folder", "memory", "s3"])
 def release(request, places):
     address, options = places[request.param]
-    with cnnfilterdb.open(address, **options) as db:
+    with cnnfilterdb.open(address, storage_options=options) as db:
         yield db
 
 
@@ -110,8 +110,8 @@ def test_the_same_tables(release, sample):
     pd.testing.assert_frame_equal(release.models(), sample.models())
     pd.testing.assert_frame_equal(release.layers(), sample.layers())
     where = "domain = 'medical ct' AND conv_depth_norm IS NULL"
-    pd.testing.assert_frame_equal(release.filters(where), sample.filters(where))
-    assert release.filters("domain = 'nothing'").empty
+    pd.testing.assert_frame_equal(release.filters(where=where), sample.filters(where=where))
+    assert release.filters(where="domain = 'nothing'").empty
     assert [basis.basis_id for basis in release.bases()] == [basis.basis_id for basis in sample.bases()]
 
 
@@ -170,7 +170,7 @@ def test_metadata_come_first_and_once(counted, release_path):
     small = whole - filters
     assert MOVED["bytes"] - opened <= small + 4 * BLOCK
     before = MOVED["requests"]
-    counted.models("domain LIKE 'medical%'")
+    counted.models(where="domain LIKE 'medical%'")
     assert MOVED["requests"] == before
     counted.kl_shift("domain")
     assert MOVED["bytes"] - opened <= small + 4 * BLOCK
@@ -218,7 +218,7 @@ def test_wrong_addresses(tmp_path, object_store):
     ]
     for address, options, error, message in cases:
         with pytest.raises(error, match=message) as caught:
-            cnnfilterdb.open(address, **options)
+            cnnfilterdb.open(address, storage_options=options)
         assert "\n" not in str(caught.value)
 
 

@@ -33,7 +33,7 @@ def test_nearest_is_what_brute_force_finds(sample, sign, offset, rotation):
     frame = sample.filters()
     weights = frame[[f"w{i}" for i in range(9)]].to_numpy().reshape(-1, 3, 3)
     expected = np.sort(brute_force(weights, SOBEL, sign, offset, rotation))[::-1][:25]
-    found = sample.nearest(SOBEL, 25, sign=sign, offset=offset, rotation=rotation)
+    found = sample.nearest(SOBEL, top=25, sign=sign, centred=offset, rotation=rotation)
     np.testing.assert_allclose(found["similarity"], expected, atol=1e-12)
     # The rows are those of the filters themselves.
     rows = found[[f"w{i}" for i in range(9)]].to_numpy().reshape(-1, 3, 3)
@@ -46,7 +46,7 @@ def test_nearest_is_what_brute_force_finds(sample, sign, offset, rotation):
 
 @pytest.mark.parametrize(("sign", "offset"), [(False, False), (True, False), (False, True), (True, True)])
 def test_sql_finds_the_same(sample, sign, offset):
-    python = sample.nearest(SOBEL, 7, sign=sign, offset=offset)
+    python = sample.nearest(SOBEL, top=7, sign=sign, centred=offset)
     numbers = SOBEL.ravel().tolist()
     sql = sample.sql(f"FROM nearest_3x3({numbers}, top := 7, sign := {sign}, centred := {offset})").df()
     np.testing.assert_allclose(sql["similarity"], python["similarity"], atol=1e-12)
@@ -54,10 +54,10 @@ def test_sql_finds_the_same(sample, sign, offset):
 
 
 def test_other_sizes_and_conditions(sample):
-    found = sample.nearest(np.eye(7), 3)
+    found = sample.nearest(np.eye(7), top=3)
     assert set(found["model_id"]) == {"custom/photo-a"}
     assert "w48" in found
-    narrowed = sample.nearest(SOBEL, 5, "domain = 'faces'")
+    narrowed = sample.nearest(SOBEL, top=5, where="domain = 'faces'")
     assert set(narrowed["model_id"]) == {"custom/face"}
     sql = sample.sql(f"FROM nearest_3x3({SOBEL.ravel().tolist()}, top := 5, \"where\" := domain = 'faces')").df()
     np.testing.assert_allclose(sql["similarity"], narrowed["similarity"], atol=1e-12)
@@ -67,11 +67,11 @@ def test_other_sizes_and_conditions(sample):
     ("kernel", "options", "message"),
     [
         (np.zeros((3, 3)), {}, "zeros"),
-        (np.ones((3, 3)), {"offset": True}, "constant"),
+        (np.ones((3, 3)), {"centred": True}, "constant"),
         (np.ones(9), {}, "shape"),
         (np.full((3, 3), np.nan), {}, "finite"),
         (np.ones((9, 9)), {}, "no 9x9 filters"),
-        (SOBEL, {"limit": 0}, "at least 1"),
+        (SOBEL, {"top": 0}, "at least 1"),
         (SOBEL, {"where": "nosuch = 1"}, "nosuch"),
     ],
 )
@@ -84,12 +84,12 @@ def test_kernels_without_direction_are_never_found(tmp_path):
     weight = np.zeros((4, 1, 3, 3), np.float32)
     weight[1] = 0.7
     weight[2] = SOBEL * 1e-30
-    db = cnnfilterdb.open(tmp_path / "a.db")
+    db = cnnfilterdb.create(tmp_path / "a.db")
     db.add({"a.weight": weight}, "m")
-    found = db.nearest(SOBEL, 10)
+    found = db.nearest(SOBEL, top=10)
     assert list(found["out_channel"]) == [2, 1]
     assert found["similarity"][0] == pytest.approx(1)
-    assert list(db.nearest(SOBEL, 10, offset=True)["out_channel"]) == [2]
+    assert list(db.nearest(SOBEL, top=10, centred=True)["out_channel"]) == [2]
 
 
 def test_shared_layers_show_shared_ancestry(tmp_path):
@@ -97,7 +97,7 @@ def test_shared_layers_show_shared_ancestry(tmp_path):
     trunk = {f"{i}.weight": rng.normal(size=(8, 8, 3, 3)).astype(np.float32) for i in range(3)}
     tuned = trunk | {"2.weight": rng.normal(size=(8, 8, 3, 3)).astype(np.float32)}
     zeros = {"0.weight": np.zeros((8, 8, 3, 3), np.float32)}
-    db = cnnfilterdb.open(tmp_path / "a.db")
+    db = cnnfilterdb.create(tmp_path / "a.db")
     for name, tensors in {"parent": trunk, "child": tuned, "zeros": zeros, "more zeros": zeros}.items():
         db.add(tensors, name)
     (row,) = db.shared_models().itertuples()
@@ -125,7 +125,7 @@ def test_similarity_ignores_what_it_says(kernel, scale, constant):
     assert similarity(Pattern.of(kernel), kernel * scale) == pytest.approx(1, abs=1e-6)
     assert similarity(Pattern.of(kernel), -kernel * scale) == pytest.approx(-1, abs=1e-6)
     assert similarity(Pattern.of(kernel, sign=True), -kernel * scale) == pytest.approx(1, abs=1e-6)
-    assert similarity(Pattern.of(kernel, offset=True), kernel + constant) == pytest.approx(1, abs=1e-5)
+    assert similarity(Pattern.of(kernel, centred=True), kernel + constant) == pytest.approx(1, abs=1e-5)
     for turned in symmetries(kernel).values():
         assert similarity(Pattern.of(kernel, rotation=True), turned * scale) == pytest.approx(1, abs=1e-6)
 

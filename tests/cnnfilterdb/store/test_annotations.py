@@ -19,7 +19,7 @@ def layer(seed):
 
 @pytest.fixture
 def db(tmp_path):
-    db = cnnfilterdb.open(tmp_path / "a db")
+    db = cnnfilterdb.create(tmp_path / "a db")
     for number, domain in enumerate(["natural", "natural", "thermal", None]):
         db.add(layer(number), f"m{number}", domain=domain, task="Classification", license="MIT" if number else None)
     return db
@@ -43,9 +43,9 @@ def test_every_query_sees_it_and_nothing_is_rewritten(db):
     assert db.annotate("custom/m1", domain="medical ct", family='"quoted", with a comma') == ["custom/m1"]
     assert list(db.kl_shift("domain").index) == ["medical ct", "natural", "thermal"]
     assert domains(db) == ["natural", "medical ct", "thermal", None]
-    assert db.models("family = '\"quoted\", with a comma'")["model_id"].tolist() == ["custom/m1"]
-    assert set(db.layers("domain = 'medical ct'")["model_id"]) == {"custom/m1"}
-    assert len(db.filters("domain = 'medical ct'")) == 256
+    assert db.models(where="family = '\"quoted\", with a comma'")["model_id"].tolist() == ["custom/m1"]
+    assert set(db.layers(where="domain = 'medical ct'")["model_id"]) == {"custom/m1"}
+    assert len(db.filters(where="domain = 'medical ct'")) == 256
     assert list(db.quality("domain").index) == ["medical ct", "natural", "thermal"]
     stored = db.sql("SELECT domain FROM models_stored WHERE model_id = 'custom/m1'").fetchall()
     assert stored == [("natural",)]
@@ -55,7 +55,7 @@ def test_every_query_sees_it_and_nothing_is_rewritten(db):
 
 def test_a_shift_by_corrected_domains_is_that_of_models_that_were_stored_so(db, tmp_path):
     db.annotate("custom/m1", domain="thermal")
-    other = cnnfilterdb.open(tmp_path / "b.db")
+    other = cnnfilterdb.create(tmp_path / "b.db")
     for number, domain in enumerate(["natural", "thermal", "thermal", None]):
         other.add(layer(number), f"m{number}", domain=domain, task="Classification")
     np.testing.assert_allclose(db.kl_shift("domain").to_numpy(), other.kl_shift("domain").to_numpy(), rtol=1e-12)

@@ -76,7 +76,7 @@ def test_gaps_are_filled_with_what_was_there(copy):
 
 
 def test_a_basis_is_frozen_and_comes_back_in_use(copy, tensors):
-    with cnnfilterdb.open(copy) as db:
+    with cnnfilterdb.create(copy) as db:
         (first,) = (fitted for fitted in db.bases() if fitted.basis.kernel == "3x3")
         frozen = (copy / "index" / first.basis_id / "basis.parquet").read_bytes()
         db.add({"a.weight": 5 * tensors["ct-b"]["mid.weight"] ** 2}, "squares", domain="squares")
@@ -118,7 +118,7 @@ def test_a_killed_build_leaves_nothing_half(copy, steps):
     done = subprocess.run([sys.executable, "-c", KILLED, str(copy), str(steps)], check=False)
     assert done.returncode == 9
     assert files(copy) == before
-    with cnnfilterdb.open(copy) as db:  # which clears up, and builds what is missing when asked
+    with cnnfilterdb.create(copy) as db:  # which clears up, and builds what is missing when asked
         assert list((copy / ".staging").iterdir()) == []
         python, rows = db.kl_shift("domain"), db.sql("FROM group_sizes(domain)").df()
         counted = db.groups("domain")
@@ -146,7 +146,7 @@ def test_moments_without_sparse_filters(tmp_path):
     layers = [rng.normal(size=(20, 4, 3, 3)).astype(np.float32) for _ in range(3)]
     layers[0][::3] *= 1e-4
     layers[2][1, 2] = 0
-    with cnnfilterdb.open(tmp_path / "a.db") as db:
+    with cnnfilterdb.create(tmp_path / "a.db") as db:
         db.add({f"{i}.weight": layer for i, layer in enumerate(layers)}, "m")
         rows = papers_layers(Store.open(db.path).layers())
         kept = [layer.reshape(-1, 9)[~sparse_kernels(layer.reshape(-1, 9))] for layer in layers]
@@ -166,7 +166,7 @@ def test_moments_without_sparse_filters(tmp_path):
 
 def test_large_and_lonely_kernels_are_stored_without_a_basis(tmp_path):
     rng = np.random.default_rng(0)
-    with cnnfilterdb.open(tmp_path / "a.db") as db:
+    with cnnfilterdb.create(tmp_path / "a.db") as db:
         db.add({"a.weight": rng.normal(size=(8, 4, 13, 13)), "b.weight": rng.normal(size=(1, 1, 5, 5))}, "m")
         assert db.index() == []
         assert len(db.filters(kernel="13x13")) == 32

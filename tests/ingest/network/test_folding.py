@@ -251,14 +251,14 @@ def test_what_is_folded_is_not_folded_twice():
 
 def test_raw_and_folded_live_side_by_side(tmp_path):
     model = trained(Block())
-    db = cnnfilterdb.open(tmp_path / "a.db")
+    db = cnnfilterdb.create(tmp_path / "a.db")
     assert db.add(model, "net") == "custom/net"
     assert db.add(model, "net", fold_bn=True) == "custom/net+bn"
     rows = db.layers().set_index(["model_id", "layer_name"])["bn_folded"]
     raw, fold = rows["custom/net"].to_dict(), rows["custom/net+bn"].to_dict()
     assert [raw[name] for name in ("conv1", "conv2", "up.0")] == [False] * 3
     assert [fold[name] for name in ("conv1", "conv2", "up.0")] == [True] * 3
-    filters = db.filters("model_id = 'custom/net+bn' AND layer_name = 'conv1'")
+    filters = db.filters(where="model_id = 'custom/net+bn' AND layer_name = 'conv1'")
     stored = filters[[f"w{i}" for i in range(9)]].to_numpy().reshape(16, 3, 3, 3)
     np.testing.assert_allclose(stored, turned(fused(model.conv1, model.bn1)), rtol=2e-6)
     assert db.verify() == []
@@ -266,7 +266,7 @@ def test_raw_and_folded_live_side_by_side(tmp_path):
 
 def test_ingest_folds_and_skips_by_the_name_of_the_variant(tmp_path):
     torch.save(trained(Block()).state_dict(), tmp_path / "net.pth")
-    db = cnnfilterdb.open(tmp_path / "a.db")
+    db = cnnfilterdb.create(tmp_path / "a.db")
     options = {"allow_untrained": True}
     assert list(db.ingest("files", [str(tmp_path / "net.pth")], **options).done) == ["files/net"]
     assert list(db.ingest("files", [str(tmp_path / "net.pth")], fold_bn=True, **options).done) == ["files/net+bn"]
@@ -277,7 +277,7 @@ def test_random_initialisation_is_refused_from_a_source_and_flagged_otherwise(tm
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(32, 64, 3), nn.Conv2d(64, 64, 3))
     torch.save(net.state_dict(), tmp_path / "fresh.pth")
-    db = cnnfilterdb.open(tmp_path / "a.db")
+    db = cnnfilterdb.create(tmp_path / "a.db")
     (failure,) = db.ingest("files", [str(tmp_path / "fresh.pth")]).failed
     assert isinstance(failure.error, BadWeightsError)
     assert "--allow-untrained" in failure.reason
@@ -309,7 +309,7 @@ def test_what_the_catalog_pins_is_flagged_and_not_refused(tmp_path, monkeypatch)
     model = next(model for model in catalog.models("pypi") if model.pinned)
     known = replace(model, source="files", name="net")
     monkeypatch.setattr(catalog, "models", lambda source=None: (known,))
-    db = cnnfilterdb.open(tmp_path / "a.db")
+    db = cnnfilterdb.create(tmp_path / "a.db")
     assert list(db.ingest("files", [str(tmp_path / "net.pth")]).done) == ["files/net"]
     assert db.models()["untrained"].tolist() == [True]
     monkeypatch.setattr(catalog, "models", lambda source=None: (replace(known, origin={"file": "net.pth"}),))

@@ -390,7 +390,7 @@ def test_from_the_command_line_into_a_database(hub, checkpoint, tmp_path, monkey
     command = ["ingest", "timm", *names[:1], "test_resnet*", "--allow-untrained", *options, "--db", str(path)]
     outcome = CliRunner().invoke(cli, command)
     assert outcome.exit_code == 0, outcome.output
-    with cnnfilterdb.open(path) as db:
+    with cnnfilterdb.create(path) as db:
         models = db.models().set_index("name")
         assert set(models.index) == set(names)
         assert set(models["license"]) == {"Apache-2.0"}
@@ -402,4 +402,4 @@ def test_from_the_command_line_into_a_database(hub, checkpoint, tmp_path, monkey
         layers = db.layers()
         assert set(layers["depth_source"]) == {"graph"}
         assert list(layers.groupby("model_id")["conv_depth_norm"].max()) == [1.0, 1.0]
-        assert len(db.models("original['input_size'] = '160'")) == 2
+        assert len(db.models(where="original['input_size'] = '160'")) == 2

@@ -1,0 +1,185 @@
+"""SQL with a user's text in it: expressions are checked on their own, and errors become one line of this package."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import duckdb
+import pandas as pd
+import pyarrow as pa
+
+from cnnfilterdb.errors import CnnFilterDbError, DatabaseError, QueryError, RemoteError, SelectionError
+
+__all__ = ["QueryResult", "condition", "expression", "one_line", "run", "translated", "unreachable"]
+
+_PREFIXES = (
+    "Binder Error: ",
+    "Catalog Error: ",
+    "Conversion Error: ",
+    "Invalid Input Error: ",
+    "Out of Range Error: ",
+    "Parser Error: ",
+)
+
+
+def expression(text: str, argument: str) -> str:
+    """A user's SQL expression in brackets, ready to be put into a query.
+
+    It is parsed on its own first. So an error quotes what the user wrote and nothing else, and the text cannot end the
+    bracket that it is put into.
+
+    Args:
+        text: The expression.
+        argument: Name of the argument that it was given for; messages begin with it.
+
+    Raises:
+        SelectionError: It is empty, is not SQL, or holds several expressions or statements.
+
+    >>> expression("domain || task", "by")
+    '(domain || task)'
+    >>> expression("domain =", "where")
+    Traceback (most recent call last):
+    cnnfilterdb.errors.SelectionError: where: 'domain =' is not a SQL expression: syntax error at or near "="
+    """
+    if not isinstance(text, str):
+        raise SelectionError(f"{argument}: {text!r} given; expected a SQL expression as text, such as 'domain'")
+    if not text.strip():
+        raise SelectionError(f"{argument}: empty; expected a SQL expression over columns, such as domain")
+    try:
+        duckdb.SQLExpression(text)
+    except duckdb.Error as error:
+        if "only a single expression" in str(error):
+            raise SelectionError(
+                f"{argument}: {text!r} holds several expressions; join them into one, such as domain || ' ' || task"
+            ) from error
+        raise SelectionError(f"{argument}: {text!r} is not a SQL expression: {one_line(error)}") from error
+    return f"({text}\n)" if "--" in text else f"({text})"  # a comment must not swallow the closing bracket
+
+
+def condition(where: str | None) -> str:
+    """The condition of an argument ``where`` in brackets; ``true`` where there is none, which "" means as well.
+
+    Raises:
+        SelectionError: It is not a SQL expression.
+
+    >>> condition("task = 'Segmentation'")
+    "(task = 'Segmentation')"
+    >>> condition(None)
+    'true'
+    """
+    if where is None or (isinstance(where, str) and not where.strip()):
+        return "true"
+    return expression(where, "where")
+
+
+def run(connection: duckdb.DuckDBPyConnection, query: str) -> pa.Table:
+    """Run a query that contains a user's expression.
+
+    Raises:
+        SelectionError: DuckDB refuses the expression.
+        DatabaseError: A file cannot be read.
+        RemoteError: The database cannot be reached.
+    """
+    try:
+        return connection.sql(query).to_arrow_table()
+    except duckdb.Error as error:
+        raise translated(error, SelectionError) from error
+
+
+def translated(error: duckdb.Error, kind: type[CnnFilterDbError]) -> CnnFilterDbError:
+    """The error of this package for one of DuckDB.
+
+    Args:
+        error: DuckDB's.
+        kind: The class of an error in the query itself.
+    """
+    if remote := unreachable(error):
+        return remote
+    if isinstance(error, duckdb.HTTPException):
+        return RemoteError(one_line(error))
+    if isinstance(error, duckdb.IOException | duckdb.OutOfMemoryException | duckdb.InternalError):
+        return DatabaseError(one_line(error))
+    return kind(one_line(error))
+
+
+def unreachable(error: duckdb.Error) -> RemoteError | None:
+    """The RemoteError that a Python file system raised inside DuckDB, which passes on its text; None for others."""
+    traceback, found, message = str(error).rpartition(f"{RemoteError.__name__}: ")
+    return RemoteError(message.partition("\n")[0]) if found and "Traceback" in traceback else None
+
+
+def one_line(error: Exception) -> str:
+    """DuckDB's message in one line, without its excerpt of the query."""
+    text = str(error).split("\nLINE ")[0]
+    for prefix in _PREFIXES:
+        text = text.removeprefix(prefix)
+    return " ".join(text.split())
+
+
+class QueryResult:
+    """The rows of a query, read when they are asked for.
+
+    It is used like a DuckDB relation and has all of its methods (``filter``, ``aggregate``, ``limit``, ...), but an
+    error that occurs while rows are read is a :class:`~cnnfilterdb.errors.QueryError`.
+
+    Args:
+        relation: The relation.
+    """
+
+    def __init__(self, relation: duckdb.DuckDBPyRelation) -> None:
+        self._relation = relation
+
+    def df(self) -> pd.DataFrame:
+        """All rows as a pandas DataFrame."""
+        frame: pd.DataFrame = self._call(self._relation.df)
+        return frame
+
+    def to_arrow_table(self) -> pa.Table:
+        """All rows as an Arrow table."""
+        return self._call(self._relation.to_arrow_table)
+
+    def fetchall(self) -> list[tuple[Any, ...]]:
+        """All rows as tuples."""
+        rows: list[tuple[Any, ...]] = self._call(self._relation.fetchall)
+        return rows
+
+    def fetchone(self) -> tuple[Any, ...] | None:
+        """The next row; None after the last one."""
+        row: tuple[Any, ...] | None = self._call(self._relation.fetchone)
+        return row
+
+    def show(self, **options: Any) -> None:
+        """Print the first rows.
+
+        Args:
+            **options: Those of DuckDB's ``show``, such as ``max_rows``.
+        """
+        self._call(self._relation.show, **options)
+
+    def __repr__(self) -> str:
+        return str(self._call(lambda: str(self._relation)))
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *dir(self._relation)})
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # copying and pickling ask for such names before there is a relation
+            raise AttributeError(name)
+        value = getattr(self._relation, name)
+        if not callable(value):
+            return value
+
+        @wraps(value)
+        def method(*arguments: Any, **options: Any) -> Any:
+            return self._call(value, *arguments, **options)
+
+        return method
+
+    def _call(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        try:
+            value = function(*arguments, **options)
+        except duckdb.Error as error:
+            raise translated(error, QueryError) from error
+        return QueryResult(value) if isinstance(value, duckdb.DuckDBPyRelation) else value

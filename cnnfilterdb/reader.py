@@ -84,12 +84,20 @@ class Reader:
         """The models table: one row per model.
 
         Args:
-            where: Condition over the columns of models, such as ``"domain LIKE 'medical%'"``.
+            where: Condition over the columns of models and layers, such as ``"domain LIKE 'medical%'"``. One over
+                layers selects the models that have such a layer: ``"kernel = '5x5'"``.
 
         Raises:
             SelectionError: A condition that cannot be answered.
         """
-        return self._frame(f"SELECT * EXCLUDE (files) FROM models WHERE {condition(where)} ORDER BY model_id")
+        rows, chosen = "SELECT * EXCLUDE (files) FROM models", condition(where)
+        try:  # the models table alone, which is much smaller than that of the layers
+            return self._frame(f"{rows} WHERE {chosen} ORDER BY model_id")
+        except SelectionError:
+            if chosen == "true":
+                raise
+        chosen = f"SEMI JOIN (SELECT model_id FROM facts WHERE {chosen}) USING (model_id)"
+        return self._frame(f"{rows} {chosen} ORDER BY model_id")
 
     def layers(self, *, where: str | None = None) -> pd.DataFrame:
         """The layers table: one row per convolution layer, with its statistics.
@@ -480,7 +488,7 @@ class Reader:
         kernel_shape(kernel)
         question = Grouping(by, where, kernel, all_layers=all_layers)
         query = (
-            f"FROM filter_quality({expression(by, 'by')}, \"where\" := {condition(where)}, "
+            f'FROM filter_quality({expression(by, "by")}, "where" := {condition(where)}, '
             f"kernel := {sqltext.literal(kernel)}, all_layers := {bool(all_layers)}, margin := {float(margin)!r}, "
             f"low_entropy := {float(low_entropy)!r}, high_sparsity := {float(high_sparsity)!r})"
         )

@@ -132,7 +132,7 @@ class Groups:
 
 def _arguments(grouping: Grouping, basis_id: str | None) -> str:
     return (
-        f"{expression(grouping.by, 'by')}, \"where\" := {condition(grouping.where)}, "
+        f'{expression(grouping.by, "by")}, "where" := {condition(grouping.where)}, '
         f"recipe := {literal(grouping.recipe)}, "
         f"balance := {literal(grouping.balance)}, kernel := {literal(grouping.kernel)}, "
         f"basis := {literal(basis_id) if basis_id else 'NULL'}, all_layers := {grouping.all_layers}"

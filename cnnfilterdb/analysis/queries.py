@@ -147,7 +147,7 @@ class QueryResult:
 
     def fetchone(self) -> tuple[Any, ...] | None:
         """The next row; None after the last one."""
-        row: tuple[Any, ...] | None = self._call(self._relation.fetchone)
+        row: tuple[Any, ...] | None = self._call(lambda: self._relation.fetchone())
         return row
 
     def show(self, **options: Any) -> None:

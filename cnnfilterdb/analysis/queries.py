@@ -145,11 +145,6 @@ class QueryResult:
         rows: list[tuple[Any, ...]] = self._call(self._relation.fetchall)
         return rows
 
-    def fetchone(self) -> tuple[Any, ...] | None:
-        """The next row; None after the last one."""
-        row: tuple[Any, ...] | None = self._call(lambda: self._relation.fetchone())
-        return row
-
     def show(self, **options: Any) -> None:
         """Print the first rows.
 

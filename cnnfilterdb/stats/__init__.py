@@ -18,9 +18,28 @@ from cnnfilterdb.stats.degeneration import (
     degeneration,
 )
 from cnnfilterdb.stats.descriptors import DESCRIPTORS, DescriptorSums, dct_energies, descriptors, variance_map
-from cnnfilterdb.stats.divergence import METRICS, kl_shift, kl_shift_components
+from cnnfilterdb.stats.divergence import METRICS, kl_shift, kl_shift_components, paired_shift
 from cnnfilterdb.stats.histogram import Histogram, histograms
 from cnnfilterdb.stats.moments import Moments, unpacked
+from cnnfilterdb.stats.partition import (
+    Dispersion,
+    Embedding,
+    Purity,
+    Term,
+    dispersion,
+    embedding,
+    gower,
+    neighbour_purity,
+    partition,
+)
+from cnnfilterdb.stats.permutation import (
+    OverallTest,
+    ShiftTest,
+    adjusted_bh,
+    adjusted_holm,
+    overall_test,
+    shift_test,
+)
 from cnnfilterdb.stats.quality import (
     BINARY_TOLERANCE,
     QUALITY_RULES,
@@ -54,13 +73,21 @@ __all__ = [
     "RECIPES",
     "Basis",
     "DescriptorSums",
+    "Dispersion",
+    "Embedding",
     "Histogram",
     "Interval",
     "LayerStatistics",
     "Moments",
     "Nearest",
+    "OverallTest",
     "Pattern",
+    "Purity",
     "Recipe",
+    "ShiftTest",
+    "Term",
+    "adjusted_bh",
+    "adjusted_holm",
     "balance_weights",
     "binary_residual",
     "bootstrap_shift",
@@ -68,6 +95,9 @@ __all__ = [
     "degenerated",
     "degeneration",
     "descriptors",
+    "dispersion",
+    "embedding",
+    "gower",
     "histograms",
     "isotropy",
     "kl_shift",
@@ -75,11 +105,16 @@ __all__ = [
     "layer_statistics",
     "levels",
     "looks_untrained",
+    "neighbour_purity",
     "norms",
     "orthogonality",
+    "overall_test",
+    "paired_shift",
+    "partition",
     "probabilities",
     "randomness_threshold",
     "shares",
+    "shift_test",
     "sparse_kernels",
     "sparsity",
     "symmetries",

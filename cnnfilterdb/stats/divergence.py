@@ -12,7 +12,7 @@ import numpy.typing as npt
 from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.stats.shift import probabilities, shares
 
-__all__ = ["METRICS", "kl_shift", "kl_shift_components"]
+__all__ = ["METRICS", "kl_shift", "kl_shift_components", "paired_shift"]
 
 #: Measures of how far two distributions P and Q over the same bins are apart:
 #:
@@ -83,6 +83,55 @@ def kl_shift_components(
     one = np.ones(1)
     parts = [kl_shift(counts[:, i : i + 1], one, low, high, metric=metric) for i in range(counts.shape[1])]
     return np.stack(parts)
+
+
+def paired_shift(
+    first: npt.NDArray[np.float64],
+    second: npt.NDArray[np.float64],
+    weights: npt.NDArray[np.float64],
+    low: float,
+    high: float,
+    *,
+    metric: str = "kl",
+) -> npt.NDArray[np.float64]:
+    """Shift between the groups of one array and those of another, row by row; otherwise as :func:`kl_shift`.
+
+    Args:
+        first: Histograms, (n, k, bins), whole or weighted.
+        second: Histograms, (n, k, bins).
+        weights: Weight of each component, (k,).
+        low: Left edge of the range.
+        high: Right edge.
+        metric: One of :data:`METRICS`.
+
+    Returns:
+        (n,) float64, at least 0.
+
+    Raises:
+        SelectionError: A group has no coefficient in the range, or an unknown metric.
+
+    >>> first, second = np.array([[[3.0, 1.0]]]), np.array([[[1.0, 3.0]]])
+    >>> paired_shift(first, second, np.ones(1), 0, 1).round(4).tolist()
+    [1.0986]
+    """
+    bins = first.shape[-1]
+    if metric in ("kl", "directed"):
+        p, q = probabilities(first, low, high), probabilities(second, low, high)
+        found = (p - q if metric == "kl" else p) * (np.log(p) - np.log(q))
+    elif metric in METRICS:
+        p, q = shares(first), shares(second)
+        if metric == "jensen_shannon":
+            from scipy.special import entr
+
+            found = entr((p + q) / 2) - (entr(p) + entr(q)) / 2
+        elif metric == "total_variation":
+            found = np.abs(p - q) / 2
+        else:
+            found = np.abs((p - q).cumsum(axis=-1)) * ((high - low) / bins)
+    else:
+        raise SelectionError(f"metric: {metric!r} is none of {', '.join(METRICS)}")
+    result: npt.NDArray[np.float64] = np.maximum(found.sum(axis=-1) @ weights, 0)
+    return result
 
 
 def _leibler(p: npt.NDArray[np.float64], log_p: npt.NDArray[np.float64], *, directed: bool) -> npt.NDArray[np.float64]:

@@ -1,0 +1,239 @@
+"""Permutation tests of shifts: how large is a shift when the labels of the models mean nothing?
+
+A divergence is never negative, and between small groups it is large by chance. The tests exchange the labels of whole
+models, never of the layers or filters of one model, which are not independent of each other, and compare the shift that
+was observed with those that chance gives (Good, *Permutation, Parametric and Bootstrap Tests of Hypotheses*, 2005).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import comb
+
+import numpy as np
+import numpy.typing as npt
+
+from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.stats.divergence import kl_shift, paired_shift
+
+__all__ = ["OverallTest", "ShiftTest", "adjusted_bh", "adjusted_holm", "overall_test", "shift_test"]
+
+#: Numbers that the histograms of some permutations take up at a time: 100 MB.
+_CHUNK = 12_000_000
+#: Two shifts that differ by less than this share of the larger are equal: sums in another order round differently.
+_EQUAL = 1e-9
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ShiftTest:
+    """Tests of all pairs of groups. Arrays have one entry per pair (a, b), a < b, in row-major order.
+
+    Attributes:
+        first: Number of the first group, (n,).
+        second: Number of the second group, (n,).
+        shift: Observed shift, (n,).
+        null_mean: Mean shift of the permutations, (n,); NaN for a pair that cannot be tested.
+        null_high: Their 95th percentile, (n,); NaN likewise.
+        p: Probability of a shift at least as large by chance, (b + 1) / (m + 1), (n,); NaN likewise.
+        arrangements: Number of different ways to exchange the labels, (n,) float64; 1 for a pair that cannot be tested.
+    """
+
+    first: npt.NDArray[np.int64]
+    second: npt.NDArray[np.int64]
+    shift: npt.NDArray[np.float64]
+    null_mean: npt.NDArray[np.float64]
+    null_high: npt.NDArray[np.float64]
+    p: npt.NDArray[np.float64]
+    arrangements: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class OverallTest:
+    """Test of all groups at once.
+
+    Attributes:
+        shift: Mean of the observed shifts of all pairs.
+        null_mean: Mean over the permutations.
+        null_high: 95th percentile of the permutations.
+        p: Probability of a mean shift at least as large by chance.
+    """
+
+    shift: float
+    null_mean: float
+    null_high: float
+    p: float
+
+
+def shift_test(
+    counts: npt.NDArray[np.float64],
+    groups: npt.NDArray[np.int64],
+    weights: npt.NDArray[np.float64],
+    low: float,
+    high: float,
+    *,
+    metric: str = "kl",
+    strata: npt.NDArray[np.int64] | None = None,
+    permutations: int = 999,
+    seed: int = 0,
+) -> ShiftTest:
+    """Test the shift of every pair of groups against exchanging the labels of their models.
+
+    For each pair, only the models of its two groups are exchanged, within their strata, so that what other groups are
+    like has no influence. The observed arrangement counts as one of the permutations, so that p is never 0 and the test
+    keeps its level (Phipson and Smyth, *Permutation P-values Should Never Be Zero*, 2010).
+
+    Args:
+        counts: Histograms of the models, (m, k, bins), whole or weighted.
+        groups: Number of the group of each model, (m,), from 0, none left out.
+        weights: Weight of each component, (k,).
+        low: Left edge of the range.
+        high: Right edge.
+        metric: One of :data:`~cnnfilterdb.stats.METRICS`.
+        strata: Number of the stratum of each model, (m,); labels are exchanged within a stratum only.
+        permutations: Number of random permutations.
+        seed: Of the random numbers; the same seed gives the same result.
+
+    Raises:
+        SelectionError: Fewer than 1 permutation, or fewer than two groups.
+
+    >>> rng = np.random.default_rng(1)
+    >>> counts = rng.multinomial(500, [0.5, 0.3, 0.2], size=8)[:, None, :].astype(float)
+    >>> counts[4:] = rng.multinomial(500, [0.2, 0.3, 0.5], size=4)[:, None, :]
+    >>> found = shift_test(counts, np.repeat([0, 1], 4), np.ones(1), 0, 1)
+    >>> found.arrangements.tolist(), bool(found.p[0] < 0.05)
+    ([70.0], True)
+    """
+    groups, number = _checked(groups, permutations)
+    strata = np.zeros(len(groups), np.int64) if strata is None else np.unique(strata, return_inverse=True)[1]
+    first, second = np.triu_indices(number, 1)
+    flat = np.asarray(counts, np.float64).reshape(len(groups), -1)
+    shape = counts.shape[1:]
+    in_first, in_second = groups == first[:, None], groups == second[:, None]
+
+    def shifts(chosen: npt.NDArray[np.bool_], rest: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+        a, b = (_filled((part.astype(np.float64) @ flat).reshape(-1, *shape)) for part in (chosen, rest))
+        return paired_shift(a, b, weights, low, high, metric=metric)
+
+    observed = shifts(in_first, in_second)
+    member = in_first | in_second
+    levels = int(strata.max(initial=0)) + 1
+    one_hot = np.eye(levels, dtype=np.int64)[strata]
+    quota, size = in_first.astype(np.int64) @ one_hot, member.astype(np.int64) @ one_hot
+    arrangements = np.array(
+        [
+            float(np.prod([float(comb(int(n), int(k))) for n, k in zip(sizes, quotas, strict=True)]))
+            for sizes, quotas in zip(size, quota, strict=True)
+        ]
+    )
+    # Models are sorted by stratum and then at random; the first of each stratum get the label of the first group.
+    start = np.cumsum(size, axis=1) - size
+    starts, quotas = start[:, strata], quota[:, strata]
+    rng = np.random.default_rng(seed)
+    null = np.empty((permutations, len(first)))
+    step = max(1, _CHUNK // max(1, len(first) * (3 * len(groups) + 2 * flat.shape[1])))
+    for begin in range(0, permutations, step):
+        keys = rng.random((min(step, permutations - begin), 1, len(groups))) + strata
+        order = np.argsort(np.where(member, keys, np.inf), axis=-1, kind="stable")
+        rank = np.empty_like(order)
+        np.put_along_axis(rank, order, np.broadcast_to(np.arange(len(groups)), order.shape), axis=-1)
+        chosen = member & (rank - starts < quotas)
+        parts = shifts(chosen.reshape(-1, len(groups)), (member & ~chosen).reshape(-1, len(groups)))
+        null[begin : begin + len(keys)] = parts.reshape(len(keys), -1)
+    p, mean, upper = _summary(observed, null)
+    for values in (p, mean, upper):
+        values[arrangements < 2] = np.nan
+    return ShiftTest(first, second, observed, mean, upper, p, arrangements)
+
+
+def overall_test(
+    counts: npt.NDArray[np.float64],
+    groups: npt.NDArray[np.int64],
+    weights: npt.NDArray[np.float64],
+    low: float,
+    high: float,
+    *,
+    metric: str = "kl",
+    strata: npt.NDArray[np.int64] | None = None,
+    permutations: int = 999,
+    seed: int = 0,
+) -> OverallTest:
+    """Test the mean shift of all pairs of groups against exchanging the labels of all models, within their strata.
+
+    The arguments and errors are those of :func:`shift_test`.
+
+    >>> rng = np.random.default_rng(1)
+    >>> counts = rng.multinomial(500, [0.5, 0.3, 0.2], size=9)[:, None, :].astype(float)
+    >>> overall_test(counts, np.repeat([0, 1, 2], 3), np.ones(1), 0, 1, permutations=99).p > 0.05
+    True
+    """
+    groups, number = _checked(groups, permutations)
+    strata = np.zeros(len(groups), np.int64) if strata is None else strata
+    flat = np.asarray(counts, np.float64).reshape(len(groups), -1)
+    pairs = np.triu_indices(number, 1)
+
+    def mean_shift(labels: npt.NDArray[np.int64]) -> float:
+        sums = np.zeros((number, flat.shape[1]))
+        np.add.at(sums, labels, flat)
+        matrix = kl_shift(_filled(sums.reshape(number, *counts.shape[1:])), weights, low, high, metric=metric)
+        return float(matrix[pairs].mean())
+
+    rng = np.random.default_rng(seed)
+    observed = mean_shift(groups)
+    within = np.argsort(strata, kind="stable")
+    null = np.empty(permutations)
+    for number_of in range(permutations):
+        labels = np.empty_like(groups)
+        labels[within] = groups[np.lexsort((rng.random(len(groups)), strata))]
+        null[number_of] = mean_shift(labels)
+    p, mean, upper = _summary(np.array([observed]), null[:, None])
+    return OverallTest(observed, float(mean[0]), float(upper[0]), float(p[0]))
+
+
+def adjusted_holm(p: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Adjusted p-values that control the family-wise error (Holm, 1979); NaN stays NaN and does not count.
+
+    >>> adjusted_holm(np.array([0.01, 0.04, 0.03, np.nan])).tolist()
+    [0.03, 0.06, 0.06, nan]
+    """
+    found, there = np.full(len(p), np.nan), np.flatnonzero(~np.isnan(p))
+    order = there[np.argsort(p[there], kind="stable")]
+    factors = np.arange(len(order), 0, -1)
+    found[order] = np.minimum(1, np.maximum.accumulate(factors * p[order]))
+    return found
+
+
+def adjusted_bh(p: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Adjusted p-values that control the false discovery rate (Benjamini and Hochberg, 1995); NaN stays NaN.
+
+    >>> adjusted_bh(np.array([0.01, 0.04, 0.03])).round(6).tolist()
+    [0.03, 0.04, 0.04]
+    """
+    found, there = np.full(len(p), np.nan), np.flatnonzero(~np.isnan(p))
+    order = there[np.argsort(p[there], kind="stable")][::-1]
+    factors = len(order) / np.arange(len(order), 0, -1)
+    found[order] = np.minimum(1, np.minimum.accumulate(factors * p[order]))
+    return found
+
+
+def _checked(groups: npt.NDArray[np.int64], permutations: int) -> tuple[npt.NDArray[np.int64], int]:
+    if permutations < 1:
+        raise SelectionError(f"permutations: {permutations} given; at least 1 is needed, better 999")
+    groups = np.asarray(groups, np.int64)
+    number = int(groups.max(initial=-1)) + 1
+    if number < 2:
+        raise SelectionError(f"{number} groups given; a test needs at least two")
+    return groups, number
+
+
+def _filled(counts: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """A histogram without a coefficient in the range says nothing: it counts as uniform."""
+    empty = ~(counts.sum(axis=-1, keepdims=True) > 0)
+    return np.where(empty, 1.0, counts)
+
+
+def _summary(
+    observed: npt.NDArray[np.float64], null: npt.NDArray[np.float64]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    as_large = (null >= observed - _EQUAL * np.abs(observed)).sum(axis=0)
+    p = (as_large + 1) / (len(null) + 1)
+    return p, null.mean(axis=0), np.quantile(null, 0.95, axis=0)

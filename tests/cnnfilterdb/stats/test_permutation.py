@@ -1,0 +1,149 @@
+"""Permutation tests against complete enumeration, and their error rates by simulation."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import false_discovery_control
+
+from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.stats import METRICS, adjusted_bh, adjusted_holm, kl_shift, overall_test, paired_shift, shift_test
+
+WEIGHTS = np.array([0.7, 0.3])
+RANGE = (-1.0, 1.0)
+
+
+def models(rng, count, tilt=0.0, filters=400):
+    """Histograms of models that differ from each other; `tilt` moves the distribution of their group."""
+    base = np.array([0.1, 0.2, 0.4, 0.2, 0.1]) * np.exp(0.3 * tilt * np.array([-1, -0.5, 0, 0.5, 1]))
+    shares = rng.dirichlet(60 * base / base.sum(), size=(count, 2))
+    return np.array([[rng.multinomial(filters, share) for share in model] for model in shares], float)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_paired_shift_is_the_cell_of_the_matrix(metric):
+    rng = np.random.default_rng(3)
+    counts = models(rng, 6)
+    counts[2, 0, :3] = 0
+    matrix = kl_shift(counts, WEIGHTS, *RANGE, metric=metric)
+    first, second = np.triu_indices(6, 1)
+    found = paired_shift(counts[first], counts[second], WEIGHTS, *RANGE, metric=metric)
+    np.testing.assert_allclose(found, matrix[first, second], rtol=1e-9, atol=1e-12)
+
+
+def enumerated(counts, chosen, metric="kl"):
+    """p by all ways to choose which models belong to the first group."""
+    count = len(counts)
+
+    def shift(inside):
+        inside = list(inside)
+        rest = [i for i in range(count) if i not in inside]
+        sums = np.stack([counts[inside].sum(axis=0), counts[rest].sum(axis=0)])
+        return kl_shift(sums, WEIGHTS, *RANGE, metric=metric)[0, 1]
+
+    observed = shift(chosen)
+    null = np.array([shift(inside) for inside in combinations(range(count), len(chosen))])
+    return observed, (null >= observed * (1 - 1e-9)).mean(), null
+
+
+@pytest.mark.parametrize("metric", ["kl", "wasserstein"])
+def test_random_permutations_approach_all_of_them(metric):
+    rng = np.random.default_rng(5)
+    counts = np.concatenate([models(rng, 4), models(rng, 4, tilt=1.0), models(rng, 3, tilt=-2)])
+    groups = np.array([0, 1, 0, 1, 0, 1, 0, 1, 2, 2, 2])
+    found = shift_test(counts, groups, WEIGHTS, *RANGE, metric=metric, permutations=4000)
+    assert found.arrangements.tolist() == [70, 35, 35]
+    for row, (a, b) in enumerate(zip(found.first, found.second, strict=True)):
+        pair = np.flatnonzero((groups == a) | (groups == b))
+        inside = np.flatnonzero(groups[pair] == a)
+        observed, p, null = enumerated(counts[pair], inside.tolist(), metric)
+        assert found.shift[row] == pytest.approx(observed, rel=1e-9)
+        assert found.p[row] == pytest.approx(p, abs=0.03)
+        assert found.null_mean[row] == pytest.approx(null.mean(), rel=0.05)
+        assert found.null_high[row] == pytest.approx(np.quantile(null, 0.95), rel=0.2)
+
+
+def test_labels_are_exchanged_within_strata_only():
+    rng = np.random.default_rng(7)
+    counts = np.concatenate([models(rng, 4, tilt=3), models(rng, 4, tilt=-3)])
+    groups = np.array([0, 0, 0, 1, 1, 1, 1, 0])
+    strata = np.array([9, 9, 9, 9, 4, 4, 4, 4])  # the strata differ, the groups within them do not
+    free = shift_test(counts, groups, WEIGHTS, *RANGE, permutations=2000)
+    held = shift_test(counts, groups, WEIGHTS, *RANGE, strata=strata, permutations=2000)
+    assert (free.arrangements[0], held.arrangements[0]) == (70, 16)
+    observed, _, _ = enumerated(counts, [0, 1, 2, 7])
+    assert held.shift[0] == pytest.approx(observed)
+    null = []
+    for out in range(4):
+        for into in range(4, 8):
+            chosen = [i for i in range(4) if i != out] + [into]
+            null.append(enumerated(counts, chosen)[0])
+    assert held.null_mean[0] == pytest.approx(np.mean(null), rel=0.05)
+    assert held.p[0] == pytest.approx(np.mean(np.array(null) >= observed * (1 - 1e-9)), abs=0.05)
+
+
+def test_what_cannot_be_exchanged_is_not_tested():
+    rng = np.random.default_rng(1)
+    counts = models(rng, 4)
+    one = shift_test(counts[:2], np.array([0, 1]), WEIGHTS, *RANGE)
+    assert one.arrangements.tolist() == [2]
+    assert one.p.tolist() == [1.0]  # both arrangements are the same shift
+    held = shift_test(counts, np.array([0, 0, 1, 1]), WEIGHTS, *RANGE, strata=np.array([0, 0, 1, 1]))
+    assert held.arrangements.tolist() == [1]
+    assert np.isnan([held.p[0], held.null_mean[0], held.null_high[0]]).all()
+    with pytest.raises(SelectionError, match="at least two"):
+        shift_test(counts, np.zeros(4, int), WEIGHTS, *RANGE)
+    with pytest.raises(SelectionError, match="permutations: 0"):
+        shift_test(counts, np.array([0, 0, 1, 1]), WEIGHTS, *RANGE, permutations=0)
+
+
+def test_p_is_never_zero_and_the_same_seed_gives_the_same_result():
+    rng = np.random.default_rng(2)
+    counts = np.concatenate([models(rng, 6, tilt=4), models(rng, 6, tilt=-4)])
+    groups = np.repeat([0, 1], 6)
+    first, again = (shift_test(counts, groups, WEIGHTS, *RANGE, permutations=99, seed=8) for _ in range(2))
+    assert 0.01 <= first.p[0] == again.p[0] <= 0.03
+    assert first.null_mean[0] == again.null_mean[0] < first.shift[0]
+    overall = overall_test(counts, groups, WEIGHTS, *RANGE, permutations=99, seed=8)
+    assert 0.01 <= overall.p <= 0.03
+    assert overall.shift == pytest.approx(first.shift[0])
+
+
+@pytest.mark.slow
+def test_error_rates_and_power():
+    """Type I error at 5 % and power, each from 400 simulated pairs of six models, for which chance allows +-2.1 %."""
+    rng = np.random.default_rng(11)
+    groups = np.repeat([0, 1], 6)
+
+    def rejected(tilt):
+        found = 0
+        for number in range(400):
+            counts = np.concatenate([models(rng, 6), models(rng, 6, tilt=tilt)])
+            found += shift_test(counts, groups, WEIGHTS, *RANGE, permutations=199, seed=number).p[0] <= 0.05
+        return found / 400
+
+    errors, weak, strong = rejected(0), rejected(0.7), rejected(2.5)
+    assert 0.028 <= errors <= 0.073
+    assert errors < weak < strong
+    assert strong > 0.9
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(0.001, 1), min_size=1, max_size=12))
+def test_adjusted_p_values(values):
+    p = np.array(values)
+    np.testing.assert_allclose(adjusted_bh(p), false_discovery_control(p), rtol=1e-12)
+    order = np.argsort(p, kind="stable")
+    holm, highest = np.empty(len(p)), 0.0
+    for rank, place in enumerate(order):
+        highest = max(highest, min(1.0, (len(p) - rank) * p[place]))
+        holm[place] = highest
+    np.testing.assert_allclose(adjusted_holm(p), holm, rtol=1e-12)
+
+
+def test_pairs_that_were_not_tested_do_not_count():
+    p = np.array([0.02, np.nan, 0.04])
+    np.testing.assert_allclose(adjusted_holm(p), [0.04, np.nan, 0.04])
+    np.testing.assert_allclose(adjusted_bh(p), [0.04, np.nan, 0.04])

@@ -525,7 +525,7 @@ def test_a_real_limit_on_the_size_of_files(mixed_path, tmp_path):
         from pathlib import Path
         import cnnfilterdb
         from cnnfilterdb.errors import DatabaseError
-        from cnnfilterdb.export import FORMATS, export
+        from cnnfilterdb.exchange.export import FORMATS, export
 
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         db, target = cnnfilterdb.open(sys.argv[1]), Path(sys.argv[2])
@@ -550,7 +550,7 @@ MEMORY = """
     import resource, sys
     from pathlib import Path
     import cnnfilterdb
-    from cnnfilterdb.export import export
+    from cnnfilterdb.exchange.export import export
 
     db = cnnfilterdb.open(sys.argv[1])
     export(db, Path(sys.argv[2]), where=f"layer < {sys.argv[3]}")

@@ -401,9 +401,9 @@ def test_a_killed_process_leaves_what_the_next_one_goes_on_from(index_server, pa
     index_server.fail(SDIST, packaging.Fault(cut=2_500_000, stall=True))
     script = f"""
         from types import SimpleNamespace
-        from cnnfilterdb.ingest.cache import Cache
-        from cnnfilterdb.ingest.packages import PackageIndex
-        from cnnfilterdb.ingest.settings import Settings
+        from cnnfilterdb.ingest.fetch.cache import Cache
+        from cnnfilterdb.ingest.fetch.packages import PackageIndex
+        from cnnfilterdb.ingest.fetch.pip_settings import Settings
         from cnnfilterdb.ingest.sources.pypi import PypiSource
         model = SimpleNamespace(name="net/a", facts=None, origin={model.origin!r})
         index = PackageIndex(Settings(index_url={index_server.url!r}))

@@ -369,7 +369,7 @@ def test_without_timm_the_layers_come_as_the_file_tells():
 import sys
 sys.modules["timm"] = None
 import numpy as np
-from cnnfilterdb.ingest.layers import ConvLayer, Weights
+from cnnfilterdb.ingest.network.layers import ConvLayer, Weights
 from cnnfilterdb.ingest.sources.timm import TimmSource
 weights = Weights("safetensors", "pytorch", (ConvLayer("conv1", (8, 3, 7, 7), lambda: np.zeros((8, 3, 7, 7))),))
 assert TimmSource(offline=True).enrich("resnet18.a1_in1k", weights) == weights

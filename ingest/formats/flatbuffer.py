@@ -1,7 +1,9 @@
 """FlatBuffers, read in place.
 
 A table is a place in the file with a list of offsets to its fields (https://flatbuffers.dev/internals). Every offset is
-checked before it is followed, which the code that a schema compiler generates does not do.
+checked before it is followed, which the code that a schema compiler generates does not do. Many offsets may lead to one
+place, so that a small file could spell out a large one: all lists are accounted for
+(:mod:`~cnnfilterdb.ingest.formats.limits`).
 """
 
 from __future__ import annotations
@@ -11,13 +13,18 @@ import struct
 import numpy as np
 import numpy.typing as npt
 
+from cnnfilterdb.ingest.formats import limits
+
 __all__ = ["Table"]
+
+# Memory in bytes of an element of a list, and of a text or list itself
+_BYTES_PER_TABLE, _BYTES_PER_INTEGER, _BYTES_PER_LIST = 120, 40, 120
 
 
 class Table:
     """A table: fields by the number that they have in its schema.
 
-    What does not lie in the file raises ValueError.
+    Anything outside of the file raises ValueError.
     """
 
     __slots__ = ("_data", "_position")
@@ -27,7 +34,7 @@ class Table:
 
     @classmethod
     def root(cls, data: memoryview) -> Table:
-        """The table that a file is."""
+        """The outermost table of a file."""
         return cls(data, _number(data, 0, "<I"))
 
     def _place(self, field: int) -> int | None:
@@ -44,7 +51,7 @@ class Table:
         Args:
             field: Number of the field.
             format: Its type, as :mod:`struct` spells it.
-            default: What the schema says it is where it is not there.
+            default: Its value, by the schema, where it is absent.
         """
         place = self._place(field)
         return default if place is None else _number(self._data, place, format)
@@ -64,6 +71,7 @@ class Table:
         if target is None:
             return []
         offsets = _vector(self._data, target, np.dtype("<u4"))
+        limits.current().allocate(_BYTES_PER_LIST + _BYTES_PER_TABLE * len(offsets))
         return [Table(self._data, target + 4 + 4 * i + int(offset)) for i, offset in enumerate(offsets)]
 
     def array(self, field: int, dtype: str) -> npt.NDArray[np.generic]:
@@ -73,11 +81,15 @@ class Table:
 
     def integers(self, field: int, dtype: str = "<i4") -> list[int]:
         """A list of integers."""
-        return [int(value) for value in self.array(field, dtype)]
+        values = self.array(field, dtype)
+        limits.current().allocate(_BYTES_PER_LIST + _BYTES_PER_INTEGER * len(values))
+        return [int(value) for value in values]
 
     def text(self, field: int) -> str:
-        """A string; empty where there is none."""
-        return self.array(field, "u1").tobytes().decode("utf-8", "replace")
+        """A string; empty where it is absent."""
+        content = self.array(field, "u1")
+        limits.current().allocate(_BYTES_PER_LIST + 4 * len(content))
+        return content.tobytes().decode("utf-8", "replace")
 
 
 def _number(data: memoryview, position: int, format: str) -> int:

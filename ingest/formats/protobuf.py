@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from cnnfilterdb.errors import WeightFileError
+from cnnfilterdb.ingest.formats import limits
 
 __all__ = ["Field", "Fields", "MalformedError", "fields", "float32s", "integers", "mapped", "message", "text", "varint"]
 
@@ -26,7 +27,7 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
 class MalformedError(ValueError):
-    """The bytes are no message."""
+    """The bytes are not a message."""
 
 
 def mapped(path: Path) -> memoryview:
@@ -53,14 +54,16 @@ def fields(data: memoryview, wanted: Iterable[int] | None = None) -> Fields:
         Integers and fixed-size values as unsigned numbers; strings, messages and packed lists as the bytes themselves.
 
     Raises:
-        MalformedError: It is no message.
+        MalformedError: It is not a message.
 
     >>> fields(memoryview(bytes([0x08, 0x96, 0x01])))
     {1: [150]}
     """
     kept = None if wanted is None else frozenset(wanted)
     found: Fields = {}
-    for number, value in _walk(data):
+    for walked, (number, value) in enumerate(_walk(data)):
+        if not walked % 256:
+            limits.current().step(16)
         if kept is None or number in kept:
             found.setdefault(number, []).append(value)
     return found

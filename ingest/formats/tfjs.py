@@ -183,6 +183,9 @@ class _JsonNode:
     def integers(self, key: str) -> tuple[int, ...]:
         return tuple(int(value) for value in self._values(key, "i") or self._values(key, "b"))
 
+    def numbers(self, key: str) -> tuple[float, ...]:
+        return tuple(float(value) for value in self._values(key, "f"))
+
     def text(self, key: str) -> str:
         values = self._values(key, "s")
         return base64.b64decode(values[-1]).decode("utf-8", "replace") if values else ""

@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from cnnfilterdb.ingest.formats import register
+from cnnfilterdb.ingest.formats import limits, register
 from cnnfilterdb.ingest.formats.axes import Pair, turned, unique_names
 from cnnfilterdb.ingest.formats.damage import undamaged
 from cnnfilterdb.ingest.formats.flatbuffer import Table
@@ -27,7 +27,8 @@ from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Tensor, Weight
 
 __all__ = ["TfliteFormat"]
 
-_WHAT = "file of TensorFlow Lite"
+_WHAT = "TensorFlow Lite file"
+_BYTES_PER_TENSOR, _BYTES_PER_OPERATOR = 1536, 512  # of memory
 _CONV_2D, _DEPTHWISE, _DEQUANTIZE, _CUSTOM, _TRANSPOSE, _DENSIFY = 3, 4, 6, 32, 67, 124
 _CONV_3D, _CONV_3D_TRANSPOSE, _HLO_CONVOLUTION = 132, 141, 171
 _SPACE_TO_BATCH = 38
@@ -54,8 +55,6 @@ _DTYPES = {
     18: np.dtype(ml_dtypes.bfloat16),
 }
 _INT4 = 17
-# A sparse tensor may be told to have any size
-_MAX_DENSE = 1 << 26
 
 
 @register
@@ -63,6 +62,7 @@ class TfliteFormat:
     """``.tflite`` files."""
 
     name = "tflite"
+    suffixes = (".tflite", ".lite")
 
     def matches(self, path: Path, head: bytes) -> bool:
         """Whether the file has the identifier of TensorFlow Lite."""
@@ -134,6 +134,7 @@ class _Tensor:
     """A tensor of a graph."""
 
     def __init__(self, model: _Model, table: Table) -> None:
+        limits.current().allocate(_BYTES_PER_TENSOR)
         self.path = model.path
         self.data = model.data
         self.shape = tuple(table.integers(0))
@@ -181,11 +182,12 @@ class _Tensor:
 
     def _stored(self) -> npt.NDArray[np.generic]:
         assert self.source is not None
+        limits.current().allocate(16 * math.prod(self.shape))
         raw: npt.NDArray[Any] = self.source.array(0, "u1")
         if not raw.size:  # in files of more than 2 GB the bytes lie behind the FlatBuffer
             start, size = self.source.number(1, "<Q"), self.source.number(2, "<Q")
             if start + size > len(self.data):
-                raise ValueError(f"{self.name} lies beyond the end of the file")
+                raise ValueError(f"{self.name} reaches beyond the end of the file")
             raw = np.frombuffer(self.data, np.uint8, size, start)
         dtype = _DTYPES[self.type]
         if self.type == _INT4:  # two in a byte, the lower half first
@@ -212,7 +214,7 @@ def _dense(values: npt.NDArray[np.generic], shape: tuple[int, ...], sparsity: Ta
     """
     order, blocked, levels = sparsity.integers(0), sparsity.integers(1), sparsity.tables(2)
     rank = len(shape)
-    if math.prod(shape) > _MAX_DENSE or sorted(order) != list(range(rank + len(blocked))) or len(levels) != len(order):
+    if len(blocked) > rank or sorted(order) != list(range(rank + len(blocked))) or len(levels) != len(order):
         raise ValueError(f"a sparse tensor of shape {shape} whose levels do not fit")
     if any(not 0 <= axis < rank for axis in blocked):
         raise ValueError("a sparse tensor with blocks along no dimension of it")
@@ -223,6 +225,7 @@ def _dense(values: npt.NDArray[np.generic], shape: tuple[int, ...], sparsity: Ta
             size = level.number(1, "<i")
             if not size > 0 or node.size * size > math.prod(shape):
                 raise ValueError("a sparse tensor of more positions than its shape has")
+            limits.current().allocate(24 * node.size * size)
             position = np.tile(np.arange(size), node.size)
             parent = np.repeat(np.arange(node.size), size)
             node = node[parent] * size + position
@@ -237,6 +240,7 @@ def _dense(values: npt.NDArray[np.generic], shape: tuple[int, ...], sparsity: Ta
             first = np.cumsum(counts) - counts
             node = segments[node][parent] + np.arange(parent.size) - first[parent]
             position = indices[node]
+        limits.current().allocate(16 * (rank + 2) * parent.size)
         outer, inner = outer[:, parent], inner[:, parent]
         if axis < rank:
             outer[axis] = position
@@ -267,6 +271,7 @@ class _Graph:
         self.inputs = table.integers(1)
         self.operators = []
         for entry in table.tables(3):
+            limits.current().allocate(_BYTES_PER_OPERATOR)
             code, custom = model.codes[entry.number(0, "<I")]
             self.operators.append(_Operator(code, custom, entry.integers(1), entry.integers(2), entry.table(4)))
         self.makers = {output: operator for operator in self.operators for output in operator.outputs}

@@ -61,6 +61,7 @@ class Node:
         full_name: The names of the models that it stands in and its own, with slashes.
         class_name: Its class; that of the wrapped layer for wrappers such as TimeDistributed.
         wrapper: Class of the wrapper, if there is one.
+        wrapped_at: Where the weights of Keras 3 have the wrapper itself.
         config: Its configuration.
         path: Where the weights of Keras 3 have it: a group for each model on the way, named after its class.
         children: The layers of a model, in order; None for a layer.
@@ -79,6 +80,7 @@ class Node:
     config: Mapping[str, Any]
     path: tuple[str, ...]
     wrapper: str | None = None
+    wrapped_at: tuple[str, ...] | None = None
     children: list[Node] | None = None
     calls: list[list[tuple[str, int]]] | None = None
     inputs: list[str] = field(default_factory=list)
@@ -148,7 +150,7 @@ def _node(entry: Any, prefix: str, path: tuple[str, ...], taken: dict[str, int],
         node.outputs = list(_references(node.config.get("output_layers")))
     elif isinstance(inner, Mapping) and (wrapped := _node(inner, full_name, (*path, "layer"), {}, root=True)):
         # A wrapper is called, what it wraps has the weights
-        node.wrapper, node.class_name = class_name, wrapped.class_name
+        node.wrapper, node.wrapped_at, node.class_name = class_name, path, wrapped.class_name
         node.config, node.path, node.children = wrapped.config, wrapped.path, wrapped.children
         node.inputs, node.outputs = wrapped.inputs, wrapped.outputs
     return node

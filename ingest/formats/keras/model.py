@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -19,7 +20,16 @@ from cnnfilterdb.ingest.formats import register
 from cnnfilterdb.ingest.formats.axes import turned
 from cnnfilterdb.ingest.formats.damage import undamaged
 from cnnfilterdb.ingest.formats.keras.config import ConvClass, Node, conv_class, leaves, parse, place
-from cnnfilterdb.ingest.formats.keras.file import HDF5_MAGIC, Archive, Stored, Variable, is_archive, read_hdf5
+from cnnfilterdb.ingest.formats.keras.file import (
+    HDF5_MAGIC,
+    Archive,
+    Stored,
+    Variable,
+    is_archive,
+    is_index,
+    read_hdf5,
+    read_shards,
+)
 from cnnfilterdb.ingest.formats.variables import layers_from_variables, natural
 from cnnfilterdb.ingest.network.extract import conv_depths, conv_facts
 from cnnfilterdb.ingest.network.folding import EPSILON_KERAS, BatchNorm, paired
@@ -30,30 +40,39 @@ __all__ = ["KerasFormat", "layers_of"]
 
 @register
 class KerasFormat:
-    """``.h5``, ``.hdf5``, ``.weights.h5`` and ``.keras`` files."""
+    """``.h5``, ``.hdf5``, ``.weights.h5``, ``.weights.json`` and ``.keras`` files."""
 
     name = "keras"
+    suffixes = (".h5", ".hdf5", ".keras")
 
     def matches(self, path: Path, head: bytes) -> bool:
-        """Any HDF5 file, and zip files that hold one as Keras does."""
-        return head.startswith(HDF5_MAGIC) or is_archive(path, head)
+        """Any HDF5 file, and zip and JSON files that contain or list one as those of Keras do."""
+        return head.startswith(HDF5_MAGIC) or is_archive(path, head) or is_index(head)
 
     def read(self, path: Path) -> Weights:
         """Read the convolution layers of a model.
 
         With a configuration they come in order of execution, with the depth of their first use. A separable
         convolution gives two layers, ``name/depthwise_kernel`` and ``name/pointwise_kernel``. Without a configuration
-        they come in the order of the file, without depth.
+        they come in the order of the file, without depth. A model that is split into shards is read from its
+        ``.weights.json`` or from any shard beside it.
 
         Raises:
-            WeightFileError: The file is damaged, not of Keras, or would make HDF5 open other files.
+            WeightFileError: The file is damaged, incomplete, not of Keras, or would make HDF5 open other files.
         """
-        with undamaged(str(path), "file of Keras"):
+        with undamaged(str(path), "Keras file"):
             with path.open("rb") as file:
-                zipped = not file.read(len(HDF5_MAGIC)).startswith(HDF5_MAGIC)
-            stored = Archive(path).stored() if zipped else read_hdf5(path)
+                head = file.read(4096)
+            if head.startswith(HDF5_MAGIC):
+                stored = read_hdf5(path)
+            elif is_index(head):
+                stored = read_shards(path)
+            else:
+                stored = Archive(path).stored()
             format = "keras-v3" if stored.numbered else "keras-h5"
             layers, skipped, parameters = layers_of(stored)
+            if stored.partial:
+                skipped = (*skipped, Skipped(path.name, stored.partial))
             return Weights(format, "keras", layers, parameters, skipped)
 
 
@@ -106,7 +125,12 @@ class _Owners:
             self.tops = {child.name: child for child in model.children or ()}
 
     def numbered(self, group: tuple[str, ...]) -> Node | None:
-        return self.by_path.get(tuple(part for part in group if part not in _CONTAINERS))
+        path = tuple(part for part in group if part not in _CONTAINERS)
+        if path in self.by_path:
+            return self.by_path[path]
+        # Parts of a layer, such as the cell of a recurrent one, have groups of their own
+        above = (self.by_path.get(path[:length]) for length in range(len(path) - 1, 0, -1))
+        return next((node for node in above if node is not None and node.class_name in _OTHERS), None)
 
     def listed(self, group: tuple[str, ...]) -> Node | None:
         top = self.tops.get(group[0])
@@ -127,25 +151,58 @@ def _agreement(leaf: Node, group: tuple[str, ...]) -> int:
     return sum(part in group for part in leaf.full_name.split("/"))
 
 
-def _weights(stored: Stored, model: Node | None) -> list[_Weight]:
+def _weights(stored: Stored, model: Node | None) -> tuple[list[_Weight], list[Skipped]]:
+    """The weights with their layers, and what was left out: copies, and the kernels of recurrent layers."""
     owners = _Owners(model)
     kept = [
         variable for variable in stored.variables if not (variable.group and _TRAINING.fullmatch(variable.group[0]))
     ]
     if not stored.numbered:
         shared = _one_layer_groups(kept)
-        return [_listed(variable, owners, shared) for variable in kept]
+        return _without_recurrent([_listed(variable, owners, shared) for variable in kept])
     groups: dict[tuple[str, ...], list[Variable]] = {}
     for variable in kept:
         groups.setdefault(variable.group, []).append(variable)
     # HDF5 lists groups by name, but Keras has written them in the order of the layers: the largest weight of each, as
     # HDF5 may put small ones into gaps
     places = {name: max(group, key=lambda one: math.prod(one.tensor.shape)).place for name, group in groups.items()}
-    return [
-        _numbered(variable, owners, len(groups[name]))
-        for name in sorted(groups, key=lambda name: (places[name] or 0, natural("/".join(name))))
-        for variable in groups[name]
-    ]
+    weights, skipped = [], []
+    for name in sorted(groups, key=lambda name: (places[name] or 0, natural("/".join(name)))):
+        wrapped = {variable.tensor.shape for variable in groups.get((*name, "layer"), ())}
+        for variable in groups[name]:
+            if len(variable.tensor.shape) == 4 and variable.tensor.shape in wrapped:
+                reason = "a copy or a mask of the kernel of the layer that it wraps, which is read from that layer"
+                skipped.append(Skipped("/".join((*name, variable.role)), reason))
+            else:
+                weights.append(_numbered(variable, owners, groups[name]))
+    weights, recurrent = _without_recurrent(weights)
+    return weights, [*skipped, *recurrent]
+
+
+def _without_recurrent(weights: Sequence[_Weight]) -> tuple[list[_Weight], list[Skipped]]:
+    """Leave out recurrent layers that the configuration does not name: their classes, or their weights, show them."""
+    parts: dict[str, list[_Weight]] = {}
+    for weight in weights:
+        if weight.node is None or weight.node.class_name not in _OTHERS:
+            parts.setdefault(weight.owner, []).append(weight)
+    found = set()
+    for owner, own in parts.items():
+        kernels = [weight for weight in own if len(weight.tensor.shape) == 4]
+        # The gates side by side: (h, w, in, n x filters), and for the state (h, w, filters, n x filters)
+        gates = any(
+            first.tensor.shape[3] == second.tensor.shape[3] == gates * second.tensor.shape[2]
+            for first, second in pairwise(kernels)
+            for gates in (3, 4)
+        )
+        unknown = all(weight.node is None and weight.family is None for weight in own)
+        if kernels and (
+            any(weight.role == "recurrent_kernel" for weight in own)
+            or _RECURRENT.search(owner)
+            or (gates and unknown and len(kernels) == 2)
+        ):
+            found.add(owner)
+    kept = [weight for weight in weights if weight.owner not in found]
+    return kept, [Skipped(owner, _OTHERS["ConvLSTM2D"]) for owner in parts if owner in found]
 
 
 def _one_layer_groups(variables: Iterable[Variable]) -> set[str]:
@@ -177,7 +234,7 @@ def _listed(variable: Variable, owners: _Owners, single: set[str]) -> _Weight:
     return _Weight(owner, role, variable.tensor, node, None if node else found, old and role == "kernel")
 
 
-def _numbered(variable: Variable, owners: _Owners, count: int) -> _Weight:
+def _numbered(variable: Variable, owners: _Owners, group: Sequence[Variable]) -> _Weight:
     node = owners.numbered(variable.group)
     parts = [part for part in variable.group if part not in _CONTAINERS]
     kind_name = parts[-1] if parts else ""
@@ -198,6 +255,7 @@ def _numbered(variable: Variable, owners: _Owners, count: int) -> _Weight:
         told = {} if node is None else node.config
         absent = {"gamma": told.get("scale") is False, "beta": told.get("center") is False}
         roles = [part for part in ("gamma", "beta", *_BUFFERS[:2]) if not absent.get(part)]
+        count = len(group)
         role = roles[index - count] if count - len(roles) <= index < count else role
     elif index == 0 and len(variable.tensor.shape) == 4:
         role = "kernel"
@@ -214,6 +272,8 @@ _OTHERS = {
     "ConvLSTM2D": "a recurrent layer, whose kernels are those of four gates",
     "LocallyConnected2D": "its kernels differ from place to place",
 }
+# Recurrent layers by the names that Keras and others give to their groups
+_RECURRENT = re.compile(r"conv_?(?:lstm|gru|rnn)", re.IGNORECASE)
 _DIMENSIONS = {1: "a one-dimensional convolution", 3: "a three-dimensional convolution"}
 _Axes: TypeAlias = tuple[int, int, int, int]
 # Order of the stored axes that makes (out, in / groups, h, w), by form; a depthwise one is (in, multiplier, h, w) then
@@ -245,16 +305,21 @@ def layers_of(stored: Stored) -> tuple[tuple[ConvLayer, ...], tuple[Skipped, ...
     order = list(leaves(model)) if model is not None else []
     if model is not None:
         place(model)
-    weights = _weights(stored, model)
+    weights, left_out = _weights(stored, model)
+    biases = {weight.owner: weight.tensor.shape for weight in weights if weight.role == "bias"}
     told: dict[Node, list[_Weight]] = {}
     rest = []
     for weight in weights:
-        if weight.node is None:
-            rest.append(weight)
-        elif conv_class(weight.node.class_name) is not None or weight.node.class_name in _OTHERS:
+        class_name = None if weight.node is None else weight.node.class_name
+        if class_name is not None and (conv_class(class_name) is not None or class_name in _OTHERS):
+            assert weight.node is not None
             told.setdefault(weight.node, []).append(weight)
-        elif len(weight.tensor.shape) in (1, 4):
-            rest.append(weight)  # a class that Keras does not have; it may hold kernels
+        elif _is_unproved(weight, biases.get(weight.owner), stored):
+            whose = f"of a layer of class {class_name}" if class_name else "of a layer whose class is not known"
+            reason = f"{whose}; neither that nor a bias shows that shape {weight.tensor.shape} is a convolution"
+            left_out.append(Skipped(weight.owner, reason))
+        elif class_name is None or len(weight.tensor.shape) in (1, 3, 4, 5):
+            rest.append(weight)  # a class that Keras does not have; it may contain kernels
     places = {node: number for number, node in enumerate(order)}
     nodes = {weight.owner: weight.node for weight in weights if weight.node is not None}
 
@@ -262,7 +327,7 @@ def layers_of(stored: Stored) -> tuple[tuple[ConvLayer, ...], tuple[Skipped, ...
     found = [part for node in order for part in _from_config(node, told.get(node, ()), norms.get(node.norm))]
     found += _from_names(rest, stored)
     layers = [part for part in found if isinstance(part, ConvLayer)]
-    skipped = tuple(part for part in found if isinstance(part, Skipped))
+    skipped = (*left_out, *(part for part in found if isinstance(part, Skipped)))
     holders = [_holder(layer, nodes) for layer in layers]
     placed = []
     depths = []
@@ -280,9 +345,29 @@ def layers_of(stored: Stored) -> tuple[tuple[ConvLayer, ...], tuple[Skipped, ...
         for layer, node, (rank, norm) in zip(placed, holders, conv_depths(depths), strict=True)
     ]
     if stored.backend == "theano":
-        ranked = [(number, _flipped(layer)) for number, layer in ranked]
+        # Keras has turned the kernels of depthwise layers itself before it called Theano, so that those correlate
+        turned_before = {
+            name
+            for weight in weights
+            if weight.role in ("depthwise_kernel", "pointwise_kernel")
+            for name in (weight.owner, f"{weight.owner}/{weight.role}")
+        }
+        ranked = [(number, layer if layer.name in turned_before else _flipped(layer)) for number, layer in ranked]
     ranked.sort(key=lambda item: item[0])
     return tuple(layer for _, layer in ranked), skipped, _parameters(weights)
+
+
+def _is_unproved(weight: _Weight, bias: tuple[int, ...] | None, stored: Stored) -> bool:
+    """Whether a tensor of four dimensions has nothing but its shape to show that it is the kernel of a convolution.
+
+    A class that is not known may have any parameter of four dimensions, such as a map of positions. Its name, or a bias
+    as long as the last axis, shows a convolution. Where the file names its weights, those names are judged.
+    """
+    shape = weight.tensor.shape
+    if len(shape) != 4 or weight.family is not None or (weight.node is None and not stored.numbered):
+        return False
+    names = (weight.owner.rpartition("/")[2], weight.node.class_name if weight.node else "")
+    return not any("conv" in name.lower() for name in names) and bias not in (shape[3:], shape[2:3])
 
 
 def _holder(layer: ConvLayer, nodes: Mapping[str, Node]) -> Node | None:

@@ -3,14 +3,15 @@
 Exporters and quantisers do not always leave a weight as one tensor: it may pass through ``Cast`` and ``Transpose``, be
 stored as integers with a scale, or be standardised by a handful of arithmetic nodes. All of them are evaluated, one at
 a time, by the reference implementation of the ONNX library, and only when a weight is read. Operators are limited to
-those whose result has a size that is known before.
+those whose result has a size that is known before, which is accounted for (:mod:`~cnnfilterdb.ingest.formats.limits`):
+a few bytes could otherwise ask for gigabytes.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ import numpy.typing as npt
 from onnx import SparseTensorProto, TensorProto, helper, numpy_helper
 
 from cnnfilterdb.errors import WeightFileError
+from cnnfilterdb.ingest.formats import limits
+from cnnfilterdb.ingest.formats.companions import companion
 from cnnfilterdb.ingest.formats.damage import one_line
 from cnnfilterdb.ingest.formats.onnx.graph import Step, Value
 
@@ -42,7 +45,7 @@ _DTYPES = {
 
 
 class UnknownConstantError(Exception):
-    """A constant that cannot be had; the message tells why, to be shown beside the name of its layer."""
+    """A constant that cannot be computed; the message says why, to be shown beside the name of its layer."""
 
 
 def dtype_name(tensor: Any) -> str:
@@ -70,6 +73,7 @@ class Constants:
         """
         self.path = path
         self._keys: dict[Any, int] = {}
+        self._opened: set[Path] = set()
 
     def sources(self, value: Value) -> list[Value]:
         """The stored tensors that a constant is computed from, the largest first."""
@@ -98,6 +102,7 @@ class Constants:
                 keys[step.outputs[0]] = known(step.input(0))
                 continue
             attributes = tuple(sorted((name, a.SerializeToString()) for name, a in step.attributes.items()))
+            limits.current().step(sum(len(text) for _, text in attributes) // 64)
             signature = (step.domain, step.op, attributes, *map(known, step.inputs))
             for position, output in enumerate(step.outputs):
                 keys[output] = self._keys.setdefault((position, signature), len(self._keys))
@@ -107,7 +112,7 @@ class Constants:
         """Shape of a constant; it is computed where it does not follow from the stored tensor.
 
         Raises:
-            UnknownConstantError: It cannot be had.
+            UnknownConstantError: It cannot be computed.
         """
         if value.tensor is not None:
             dims = _dims(value.tensor)
@@ -128,7 +133,7 @@ class Constants:
         """Compute a constant.
 
         Raises:
-            UnknownConstantError: It cannot be had: an operator that is not evaluated, a tensor that is not there.
+            UnknownConstantError: It cannot be computed: an operator that is not evaluated, a tensor that is missing.
         """
         arrays: dict[Value, _Array] = {}
 
@@ -142,6 +147,7 @@ class Constants:
             return arrays[source]
 
         for step in self._steps(value):
+            limits.current().step()
             arrays.update(zip(step.outputs, _evaluate(step, [get(source) for source in step.inputs]), strict=False))
         found = get(value)
         assert found is not None  # value is one
@@ -155,6 +161,7 @@ class Constants:
             maker = stack.pop().maker
             if maker is not None and maker not in found:
                 found[maker] = None
+                limits.current().step(1 + len(maker.inputs))
                 if len(found) > _MAX_STEPS:
                     raise UnknownConstantError(f"its weight is computed by more than {_MAX_STEPS:,} nodes")
                 stack += [source for source in maker.inputs if source is not None]
@@ -173,6 +180,7 @@ class Constants:
         return self._array(value.name, tensor)
 
     def _array(self, name: str, tensor: Any) -> _Array:
+        limits.current().allocate(2 * (_bytes_needed(tensor) or 0))
         if tensor.data_location == TensorProto.EXTERNAL:
             stored = TensorProto(dims=tensor.dims, data_type=tensor.data_type, raw_data=self._external(name, tensor))
         else:
@@ -184,6 +192,7 @@ class Constants:
 
     def _decode_sparse(self, name: str, tensor: Any, dims: tuple[int, ...]) -> _Array:
         values, indices = self._array(name, tensor.values), self._array(name, tensor.indices)
+        limits.current().allocate(math.prod(dims) * values.dtype.itemsize + 8 * indices.size)
         dense = np.zeros(dims, values.dtype)
         try:
             if indices.ndim == 1:
@@ -203,7 +212,7 @@ class Constants:
         if expected is None:
             raise UnknownConstantError(f"elements of type {dtype_name(tensor)}")
         if tensor.HasField("segment"):
-            raise UnknownConstantError("its tensor is stored in segments, which ONNX has given up")
+            raise UnknownConstantError("its tensor is stored in segments, which ONNX no longer supports")
         if tensor.data_location == TensorProto.EXTERNAL:
             self._locate(value.name, tensor)
         elif tensor.HasField("raw_data") and len(tensor.raw_data) != expected:
@@ -215,30 +224,15 @@ class Constants:
         """File, offset and length of a tensor that is stored outside of the model.
 
         Raises:
-            WeightFileError: The file is not there, is too short, or is none that belongs to the model.
+            WeightFileError: The file is missing, too short, or outside of the folder of the model.
         """
         entries = {entry.key: entry.value for entry in tensor.external_data}
         location = entries.get("location", "")
-        parts = PurePosixPath(location.replace("\\", "/")).parts
-        windows = PureWindowsPath(location)
-        escapes = not parts or ".." in parts or windows.drive or windows.root or "\0" in location
-        try:
-            # A download cache may hold model and data under other names, side by side, and link to both
-            homes = (self.path.parent.resolve(), self.path.resolve().parent)
-            real = self.path if escapes else (self.path.parent / location).resolve()
-            if escapes or not any(real.is_relative_to(home) for home in homes):
-                raise WeightFileError(
-                    f"{self.path}: the data of {name} is said to be in {location!r}, "
-                    "outside of the model's folder; refused"
-                )
-            if not real.is_file():
-                raise WeightFileError(
-                    f"{self.path}: the data of {name} should be in {location!r} beside the model and is not there; "
-                    "bring that file too"
-                )
-            size = real.stat().st_size
-        except (OSError, ValueError) as error:
-            raise WeightFileError(f"{self.path}: {location!r} cannot be opened: {error}") from error
+        path = companion(self.path, location)
+        size = path.stat().st_size
+        if path not in self._opened:
+            self._opened.add(path)
+            limits.current().opened(size)
         needed = _bytes_needed(tensor) or 0
         offset, length = (_whole(entries.get(key), default) for key, default in (("offset", 0), ("length", needed)))
         if offset < 0 or length != needed or offset + length > size:
@@ -246,7 +240,7 @@ class Constants:
                 f"{self.path}: {name} should be {needed:,} bytes at {offset:,} of {location!r}, which has {size:,} "
                 f"(length {entries.get('length', 'not given')}); the two files do not belong together"
             )
-        return real, offset, length
+        return path, offset, length
 
     def _external(self, name: str, tensor: Any) -> bytes:
         path, offset, length = self._locate(name, tensor)
@@ -257,7 +251,7 @@ class Constants:
         except OSError as error:
             raise WeightFileError(f"{path}: cannot be read: {error.strerror}") from error
         if len(data) != length:
-            raise WeightFileError(f"{path}: ends before the data of {name}; bring it again")
+            raise WeightFileError(f"{path}: ends before the data of {name}; download it again")
         return data
 
 
@@ -352,9 +346,12 @@ def _evaluate(step: Step, inputs: Sequence[_Array | None]) -> Sequence[_Array]:
     if step.op in ("Identity", "Dropout"):
         return given[:1]
     try:
-        _check_size(limit(*given))
+        shape = limit(*given)
+        _check_size(shape)
+        # The library makes as much again on the way
+        limits.current().allocate(2 * math.prod(shape) * max(array.itemsize for array in given))
         return _run(step, inputs)
-    except UnknownConstantError:
+    except (UnknownConstantError, WeightFileError):
         raise
     except Exception as error:  # numbers and attributes come from the file, and the library checks few of them
         raise UnknownConstantError(f"its weight is computed by {step.op}, which fails ({one_line(error)})") from error

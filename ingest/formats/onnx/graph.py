@@ -17,12 +17,15 @@ import onnx
 from onnx import AttributeProto, numpy_helper
 
 from cnnfilterdb.errors import WeightFileError
+from cnnfilterdb.ingest.formats import limits
 
 __all__ = ["MAX_STEPS", "Graph", "Step", "Value", "flatten"]
 
 #: A model that expands to more nodes is refused. The largest of published models have some 100,000.
 MAX_STEPS = 1_000_000
 _MAX_CALLS = 50  # functions that call each other
+# Memory in bytes of a node that runs with its results, and of what reads and is read
+_BYTES_PER_STEP, _BYTES_PER_EDGE = 1536, 64
 
 _STANDARD = ("", "ai.onnx")
 
@@ -189,6 +192,7 @@ class _Builder:
         return [names.get(value.name) or Value(value.name) for value in graph.output]
 
     def stored(self, name: str, tensor: Any) -> Value:
+        limits.current().allocate(_BYTES_PER_STEP // 2)
         value = Value(name, constant=True, tensor=tensor)
         self.tensors.append(value)
         return value
@@ -198,6 +202,8 @@ class _Builder:
             self.count += 1
             if self.count > MAX_STEPS:
                 raise WeightFileError(f"{self.origin}: its graph expands to more than {MAX_STEPS:,} nodes; refused")
+            edges = len(node.input) + len(node.output) + len(node.attribute)
+            limits.current().allocate(_BYTES_PER_STEP + _BYTES_PER_EDGE * edges)
             function = self.functions.get(_call_key(node))
             if function is not None:
                 self.call(node, function, names, frame)

@@ -1,7 +1,7 @@
 """ONNX: convolution layers out of the nodes of a graph.
 
-A graph tells what a list of tensors does not: which tensor is the weight of a convolution, its groups, stride and
-dilation, how deep it stands and whether its result is used. The file is parsed, never run or checked, and tensors are
+A graph shows what a list of tensors does not: which tensor is the weight of a convolution, its groups, stride and
+dilation, its depth and whether its result is used. The file is parsed, never run or checked, and tensors are
 decoded when a layer is read.
 """
 
@@ -20,7 +20,7 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from cnnfilterdb.errors import WeightFileError
-from cnnfilterdb.ingest.formats import register
+from cnnfilterdb.ingest.formats import limits, register
 from cnnfilterdb.ingest.formats.damage import undamaged
 from cnnfilterdb.ingest.formats.onnx.constants import Constants, UnknownConstantError, dtype_name
 from cnnfilterdb.ingest.formats.onnx.graph import Graph, Step, Value, flatten
@@ -36,6 +36,7 @@ class OnnxFormat:
     """``.onnx`` files, with or without data outside of them."""
 
     name = "onnx"
+    suffixes = (".onnx",)
 
     def matches(self, path: Path, head: bytes) -> bool:
         """Whether the file begins as a ModelProto does; the format has no magic number."""
@@ -58,7 +59,7 @@ class OnnxFormat:
             except DecodeError as error:
                 raise WeightFileError(
                     f"{path}: begins as an ONNX file, but is truncated or damaged ({path.stat().st_size:,} bytes); "
-                    "bring it again"
+                    "download it again"
                 ) from error
             graph = flatten(model, str(path))
             exporter = _Exporter.of(model)
@@ -314,6 +315,7 @@ def _scale_after(step: Step) -> Value | None:
     values = list(step.outputs)
     for _ in range(4):
         readers = {reader: value for value in values for reader in value.readers}
+        limits.current().step(1 + len(readers))
         for reader, value in readers.items():
             if reader.op == "Mul" and len(reader.inputs) == 2:
                 other = reader.inputs[1] if reader.inputs[0] is value else reader.inputs[0]

@@ -2,7 +2,7 @@
 
 The same operations come as protocol buffers (SavedModel, frozen graph) and as JSON (TensorFlow.js). Functions are
 inlined first, so that a path leads from the input of the model through every call; what is not reached by one is never
-looked at. Weights are traced back to the constant or the variable that holds them.
+looked at. Weights are traced back to the constant or the variable that holds them, or from which they are computed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeAlias
 
 from cnnfilterdb.errors import WeightFileError
+from cnnfilterdb.ingest.formats import limits
 from cnnfilterdb.ingest.formats.axes import Pair, turned, unique_names
+from cnnfilterdb.ingest.formats.tensorflow.values import computed
 from cnnfilterdb.ingest.network.extract import conv_depths
 from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Tensor
 
@@ -33,6 +35,7 @@ __all__ = [
 # A hostile file may call functions from functions, each twice as often.
 _MAX_NODES = 2_000_000
 _MAX_CALLS = 60
+_BYTES_PER_STEP, _BYTES_PER_INPUT = 640, 160  # of memory
 
 
 class Node(Protocol):
@@ -52,6 +55,9 @@ class Node(Protocol):
 
     def integers(self, key: str) -> tuple[int, ...]:
         """A number, or list of numbers."""
+
+    def numbers(self, key: str) -> tuple[float, ...]:
+        """A fractional number, or list of them."""
 
     def text(self, key: str) -> str:
         """A string."""
@@ -104,7 +110,7 @@ class Convolution:
     Attributes:
         name: Name of the operation.
         form: How the weight is laid out: ``conv``, ``depthwise``, ``transposed``, or ``volume`` for three dimensions.
-        source: Number of the operation that holds the weight.
+        source: Number of the operation that holds or computes the weight.
         depth: Its longest path from an input; None when no input leads to it.
         channels: Channels of its input, where the graph tells.
         stride: (vertical, horizontal).
@@ -154,6 +160,7 @@ _CALLS = {
     "While": ("body",),
     "StatelessWhile": ("body",),
 }
+_VOLUME = "five dimensions, as in a three-dimensional convolution"
 _LINK = ""  # what an argument or a result of an inlined call is: no operation, no step of a path
 _VARIABLES = frozenset({"VarHandleOp", "VariableV2", "Variable", "_VarHandlesOp"})
 _NOT_INPUTS = _VARIABLES | {"Const", "NoOp", "HashTableV2", "MutableHashTableV2", "Assert", _LINK}
@@ -209,6 +216,7 @@ class Dataflow:
     def _add(self, op: str, node: Node | None = None) -> int:
         if len(self._steps) >= _MAX_NODES:
             raise WeightFileError(f"a graph of more than {_MAX_NODES:,} operations; its functions call each other")
+        limits.current().allocate(_BYTES_PER_STEP)
         self._steps.append(_Step(op, node))
         return len(self._steps) - 1
 
@@ -216,6 +224,8 @@ class Dataflow:
         if level > _MAX_CALLS:
             raise WeightFileError("a graph whose functions call each other without end")
         for node in nodes:
+            # A function may call others and have no operation itself
+            limits.current().allocate(_BYTES_PER_INPUT * (1 + len(node.inputs)))
             references = [reference for reference in node.inputs if not reference.startswith("^")]
             names = [name for key in _CALLS.get(node.op, ()) for name in node.functions(key)]
             bodies = [body for name in names or [node.op] if (body := self._definition.function(name)) is not None]
@@ -277,6 +287,7 @@ class Dataflow:
     def holder(self, edge: Pair | None) -> Pair | None:
         """What a value comes from, through all that hands it on: (operation, its output)."""
         for _ in range(len(self._steps) + 1):
+            limits.current().step()
             if edge is None:
                 return None
             step = self._steps[edge[0]]
@@ -291,6 +302,10 @@ class Dataflow:
     def op(self, number: int) -> str:
         """What an operation computes."""
         return self._steps[number].op
+
+    def inputs(self, number: int) -> Sequence[Pair | None]:
+        """What an operation reads."""
+        return self._steps[number].inputs
 
     def node(self, number: int) -> Node:
         """An operation."""
@@ -354,8 +369,8 @@ class Dataflow:
             if len(step.inputs) <= max(weight, image):
                 continue
             holder = self.holder(step.inputs[weight])
-            if holder is None or self.op(holder[0]) not in (*_VARIABLES, "Const"):
-                how = "an input of the network" if holder is None else f"computed by {self.op(holder[0]) or 'a call'}"
+            if holder is None or self.op(holder[0]) == _LINK:
+                how = "an input of the network" if holder is None else "computed by a call"
                 skipped.append(Skipped(step.node.name, f"its weight is {how}"))
                 continue
             taken = step.inputs[image]
@@ -501,7 +516,7 @@ def layer(conv: Convolution, tensor: Tensor, holder: str) -> ConvLayer | Skipped
         holder: Name of the constant or variable.
     """
     if conv.form == "volume":
-        return Skipped(conv.name, "five dimensions, as in a three-dimensional convolution")
+        return Skipped(conv.name, _VOLUME)
     return turned(
         layer_name(holder, conv.name),
         tensor,
@@ -513,12 +528,16 @@ def layer(conv: Convolution, tensor: Tensor, holder: str) -> ConvLayer | Skipped
     )
 
 
+def _is_stored(op: str) -> bool:
+    return op in _VARIABLES or op == "Const"
+
+
 def layers(flow: Dataflow, weight: Callable[[int], Tensor | Skipped]) -> tuple[list[ConvLayer], list[Skipped]]:
     """The layers of a graph.
 
     Args:
         flow: The graph.
-        weight: Finds the tensor that a constant or variable holds, or tells why there is none.
+        weight: Finds the tensor that a constant or variable holds, or the reason why there is none.
 
     Returns:
         The layers in order of depth, and what was left out.
@@ -527,7 +546,14 @@ def layers(flow: Dataflow, weight: Callable[[int], Tensor | Skipped]) -> tuple[l
     found: list[tuple[ConvLayer, Convolution, str]] = []
     for conv in convolutions:
         holder = flow.node(conv.source).name
-        tensor = weight(conv.source)
+        tensor: Tensor | Skipped
+        if _is_stored(flow.op(conv.source)):
+            tensor = weight(conv.source)
+        elif conv.form == "volume":
+            tensor = Skipped(conv.name, _VOLUME)
+        else:
+            made = computed(flow, conv.source, weight, _is_stored)
+            tensor, holder = (Skipped(conv.name, f"its weight is {made}"), holder) if isinstance(made, str) else made
         if isinstance(tensor, Skipped):
             skipped.append(tensor)
             continue

@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from cnnfilterdb.ingest.formats import limits
 from cnnfilterdb.ingest.formats.protobuf import Field, Fields, MalformedError, fields, float32s, integers, message, text
 from cnnfilterdb.ingest.formats.tensorflow.dataflow import Definition, Function
 from cnnfilterdb.ingest.network.layers import Tensor
@@ -38,9 +39,7 @@ DTYPES: dict[int, np.dtype[np.generic]] = {
     23: np.dtype("<u8"),
 }
 
-# A constant may be stored as one number that is repeated; of no trained kernel is that so, and a hostile file could ask
-# for any amount of memory by it.
-_MAX_REPEATED = 1 << 22
+_BYTES_PER_NODE, _BYTES_PER_INPUT = 640, 64  # of memory
 
 
 def dtype_name(number: int) -> str:
@@ -106,6 +105,7 @@ class _ProtoNode:
         self.op = text(parts.get(2))
         self.inputs: Sequence[str] = [text([value]) for value in parts.get(3, [])]
         self._places = parts.get(5, [])
+        limits.current().allocate(_BYTES_PER_NODE + _BYTES_PER_INPUT * len(self.inputs))
 
     @cached_property
     def _attributes(self) -> dict[str, memoryview]:
@@ -128,6 +128,9 @@ class _ProtoNode:
     def integers(self, key: str) -> tuple[int, ...]:
         return tuple(integers(self._attribute(key, 3, 3) or self._attribute(key, 5)))
 
+    def numbers(self, key: str) -> tuple[float, ...]:
+        return tuple(float32s(self._attribute(key, 4, 4)))
+
     def text(self, key: str) -> str:
         return text(self._attribute(key, 2))
 
@@ -143,8 +146,12 @@ class _ProtoNode:
         values = self._attribute("value", 8)
         return message(values[-1]) if values else None
 
-    def constant(self) -> Tensor | None:
+    @cached_property
+    def _constant(self) -> Tensor | None:
         return None if self._value is None else _tensor(self.name, self._value)
+
+    def constant(self) -> Tensor | None:
+        return self._constant
 
     def strings(self) -> tuple[str, ...]:
         return () if self._value is None else tuple(text([v]) for v in fields(self._value, (8,)).get(8, []))
@@ -191,8 +198,7 @@ def _values(
         listed = next((parts[key] for key in (7, 10, 11, 16, 17) if key in parts), [])
         values = np.array(integers(listed), np.int64).astype(dtype)
     if len(values) < size:
-        if size > _MAX_REPEATED:
-            raise MalformedError(f"{name}: {size:,} times the same number")
+        limits.current().allocate(2 * size * dtype.itemsize)  # one number that is repeated
         last = values[-1] if len(values) else np.zeros((), dtype)[()]
         values = np.concatenate([values, np.full(size - len(values), last, dtype)])
     return widened(values[:size].reshape(shape))

@@ -646,9 +646,9 @@ def test_data_outside_is_read_when_a_layer_is(outside):
     for layer in layers:
         np.testing.assert_array_equal(layer.read(), arrays[layer.name])
     (path.parent / "model.data").unlink()
-    with pytest.raises(WeightFileError, match=r"'model\.data' beside the model and is not there"):
+    with pytest.raises(WeightFileError, match=r"'model\.data', which is missing"):
         layers[0].read()
-    with pytest.raises(WeightFileError, match="bring that file too"):
+    with pytest.raises(WeightFileError, match=r"put it beside model\.onnx"):
         OnnxFormat().read(path)
 
 
@@ -658,7 +658,7 @@ def test_data_outside_is_read_when_a_layer_is(outside):
 def test_data_outside_of_the_folder_is_refused(outside, location):
     path, _ = outside
     (path.parent.parent / "secret").write_bytes(bytes(10_000))
-    with pytest.raises(WeightFileError, match="outside of the model's folder; refused"):
+    with pytest.raises(WeightFileError, match="outside of its folder; refused"):
         OnnxFormat().read(relocate(path, location=location))
 
 
@@ -668,7 +668,7 @@ def test_links_out_of_the_folder_are_refused(outside):
     secret.write_bytes(bytes(10_000))
     (path.parent / "model.data").unlink()
     (path.parent / "model.data").symlink_to(secret)
-    with pytest.raises(WeightFileError, match="outside of the model's folder; refused"):
+    with pytest.raises(WeightFileError, match="outside of its folder; refused"):
         OnnxFormat().read(path)
 
 
@@ -892,7 +892,7 @@ def test_truncated_files(tmp_path):
     whole = [cut for cut in range(1, len(SAMPLE)) if readable(SAMPLE[:cut], tmp_path)]
     # Cut between two fields, what is left is a message; the graph is one field
     assert len(whole) < 20
-    with pytest.raises(WeightFileError, match=r"truncated or damaged \(200 bytes\); bring it again"):
+    with pytest.raises(WeightFileError, match=r"truncated or damaged \(200 bytes\); download it again"):
         read(SAMPLE[:200], tmp_path)
 
 

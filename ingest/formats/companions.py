@@ -1,0 +1,44 @@
+"""Files that belong to a weight file: the data, shards and descriptions that it names, located beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from cnnfilterdb.errors import WeightFileError
+
+__all__ = ["companion"]
+
+
+def companion(model: Path, name: str) -> Path:
+    """The file that a weight file names, in its own folder or below.
+
+    Names written on Windows have backslashes between folders. A name, or a symbolic link, that leads out of the folder
+    is refused: the content of any file of this machine could be read as weights that way. The cache of the Hugging Face
+    Hub, where model and data are links into one folder, is allowed for.
+
+    Args:
+        model: The weight file.
+        name: The name as it stands in the weight file.
+
+    Returns:
+        The path of an existing regular file.
+
+    Raises:
+        WeightFileError: It is outside of the folder, or missing.
+    """
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    windows = PureWindowsPath(name)
+    escapes = not parts or ".." in parts or windows.drive or windows.root or "\0" in name
+    try:
+        # The target of a link may have another name, in another folder, and so may its data, side by side with it
+        homes = (model.parent.resolve(), model.resolve().parent)
+        path = model if escapes else model.parent.joinpath(*parts)
+        if escapes or not any(path.resolve().is_relative_to(home) for home in homes):
+            raise WeightFileError(f"{model}: names the file {name[:200]!r}, which is outside of its folder; refused")
+        if not path.is_file():
+            raise WeightFileError(
+                f"{model}: names the file {name[:200]!r}, which is missing; put it beside {model.name}"
+            )
+    except (OSError, ValueError) as error:
+        raise WeightFileError(f"{model}: names the file {name[:200]!r}, which cannot be opened: {error}") from error
+    return path

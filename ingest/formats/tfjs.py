@@ -1,8 +1,9 @@
-"""Models of TensorFlow.js: ``model.json`` and the shards of weights beside it.
+"""TensorFlow.js models: ``model.json`` and the shards of weights beside it.
 
 The JSON holds the topology, which is a graph of TensorFlow operations or the configuration of a Keras model, and a
-manifest: which weights lie in which files, one behind the other. Weights may be quantised to integers, which stand for
-integer x scale + min, or to float16.
+manifest: which weights are in which files, one behind the other. Weights may be quantised to integers, which stand for
+integer x scale + min, or to float16. Libraries such as face-api.js ship the manifest alone; names and shapes then show
+what is a convolution.
 """
 
 from __future__ import annotations
@@ -13,14 +14,15 @@ import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from cnnfilterdb.errors import WeightFileError
-from cnnfilterdb.ingest.formats import register
+from cnnfilterdb.ingest.formats import limits, register
+from cnnfilterdb.ingest.formats.companions import companion
 from cnnfilterdb.ingest.formats.damage import undamaged
 from cnnfilterdb.ingest.formats.keras.config import leaves, parse
 from cnnfilterdb.ingest.formats.keras.file import Stored, Variable
@@ -31,7 +33,7 @@ from cnnfilterdb.ingest.network.layers import Skipped, Tensor, Weights
 
 __all__ = ["TfjsFormat"]
 
-_WHAT = "model of TensorFlow.js"
+_WHAT = "TensorFlow.js model"
 _DTYPES: dict[str, np.dtype[Any]] = {
     "float32": np.dtype("<f4"),
     "float16": np.dtype("<f2"),
@@ -47,13 +49,17 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 
 @register
 class TfjsFormat:
-    """``model.json`` files, of graph models and of layers models."""
+    """``model.json`` files, of graph models and of layers models, and weights manifests."""
 
     name = "tfjs"
+    suffixes = (".json",)
 
     def matches(self, path: Path, head: bytes) -> bool:
         """Whether it is JSON that begins with the topology or the manifest of a model."""
-        return head.lstrip().startswith(b"{") and (b'"modelTopology"' in head or b'"weightsManifest"' in head)
+        text = head.lstrip()
+        if text.startswith(b"["):
+            return b'"paths"' in text and b'"weights"' in text
+        return text.startswith(b"{") and (b'"modelTopology"' in head or b'"weightsManifest"' in head)
 
     def read(self, path: Path) -> Weights:
         """Read topology and manifest; the shards when the layers are read.
@@ -62,11 +68,17 @@ class TfjsFormat:
             WeightFileError: The JSON is damaged, or a shard is missing or outside of its folder.
         """
         with undamaged(str(path), _WHAT):
-            model = json.loads(path.read_bytes())
+            content = path.read_bytes()
+            limits.current().allocate(20 * len(content))
+            model = json.loads(content)
+            if isinstance(model, list):
+                return _manifest_alone(_tensors(path, model))
             tensors = _tensors(path, model.get("weightsManifest") or ())
             topology = model.get("modelTopology") or {}
             if "node" in topology:
                 return _graph_model(topology, tensors)
+            if not topology and tensors:
+                return _manifest_alone(tensors)
             return _layers_model(topology, tensors)
 
 
@@ -79,17 +91,9 @@ class _Shards:
 
     def __init__(self, model: Path, names: Sequence[str]) -> None:
         self.model = model
-        self.paths = []
-        for name in names:
-            relative = PurePosixPath(name)
-            if relative.is_absolute() or ".." in relative.parts or "\\" in name or ":" in name:
-                raise WeightFileError(
-                    f"{model}: names the shard {name[:100]!r}, which is not below its folder; refused"
-                )
-            path = model.parent / relative
-            if not path.is_file():
-                raise WeightFileError(f"{path}: missing; it holds weights of {model.name}, put it beside it")
-            self.paths.append(path)
+        self.paths = [companion(model, str(name)) for name in names]
+        for path in set(self.paths):
+            limits.current().opened(path.stat().st_size)
         self.ends = list(accumulate(path.stat().st_size for path in self.paths))
 
     def read(self, start: int, size: int) -> bytes:
@@ -97,7 +101,7 @@ class _Shards:
         if start + size > (self.ends[-1] if self.ends else 0):
             raise WeightFileError(
                 f"{self.model}: its shards hold {self.ends[-1] if self.ends else 0:,} bytes, "
-                f"weights are expected up to byte {start + size:,}; bring them again"
+                f"weights are expected up to byte {start + size:,}; download them again"
             )
         parts = []
         while size > 0:
@@ -107,7 +111,7 @@ class _Shards:
                 file.seek(start - begin)
                 parts.append(file.read(min(size, self.ends[number] - start)))
             if not parts[-1]:
-                raise WeightFileError(f"{self.paths[number]}: became shorter while it was read; bring it again")
+                raise WeightFileError(f"{self.paths[number]}: became shorter while it was read; download it again")
             start, size = start + len(parts[-1]), size - len(parts[-1])
         return b"".join(parts)
 
@@ -134,6 +138,7 @@ def _tensors(path: Path, manifest: Sequence[Any]) -> dict[str, Tensor]:
 
 def _behind_strings(shards: _Shards, place: int, count: int) -> int:
     for _ in range(count):
+        limits.current().step()
         place += 4 + int.from_bytes(shards.read(place, 4), "little")
     return place
 
@@ -150,6 +155,7 @@ def _tensor(
 
     def read() -> npt.NDArray[Any]:
         with undamaged(str(shards.model), _WHAT):
+            limits.current().allocate(16 * math.prod(shape))
             data = shards.read(place, math.prod(shape) * dtype.itemsize)
             values: npt.NDArray[Any] = np.frombuffer(data, dtype).reshape(shape)
             if quantisation is not None and integers:
@@ -237,6 +243,12 @@ def _graph_model(topology: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Layers
+
+
+def _manifest_alone(tensors: Mapping[str, Tensor]) -> Weights:
+    # The manifest has the weights in the order in which the network was built
+    found, skipped, count = layers_from_variables(list(tensors.values()), ordered=True)
+    return Weights("tfjs", "tensorflow", found, count, skipped)
 
 
 def _layers_model(topology: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Weights:

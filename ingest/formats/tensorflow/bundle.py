@@ -5,25 +5,34 @@ uncompressed; its values are messages (tensor_bundle.proto) that say where in th
 is read from there when its layer is.
 
 What variables are called in the program stands in a further entry since TensorFlow 2, whose keys are paths through the
-objects of the program: the object graph (trackable_object_graph.proto).
+objects of the program: the object graph (trackable_object_graph.proto). A variable that the program kept in several
+slices has an entry for each of them, and is joined again.
+
+The first version of the format, one file such as ``model.ckpt``, is a table of the same kind with the values in it
+(saved_tensor_slice.proto).
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from cnnfilterdb.errors import WeightFileError
+from cnnfilterdb.ingest.formats import limits
+from cnnfilterdb.ingest.formats.companions import companion
 from cnnfilterdb.ingest.formats.protobuf import MalformedError, fields, integers, mapped, message, text, varint
-from cnnfilterdb.ingest.formats.tensorflow.graphdef import DTYPES, array, dtype_name, tensor_shape
+from cnnfilterdb.ingest.formats.tensorflow.graphdef import DTYPES, array, dtype_name, tensor_shape, tensor_values
 from cnnfilterdb.ingest.network.layers import Skipped, Tensor
 
-__all__ = ["MAGIC", "Bundle", "data_file", "prefix_of"]
+__all__ = ["MAGIC", "Bundle", "data_file", "first_version", "prefix_of"]
 
 #: The last eight bytes of an index.
 MAGIC = (0xDB4775248B80FB57).to_bytes(8, "little")
@@ -32,6 +41,7 @@ _FOOTER = 48
 _OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 # Keys share their beginnings with the key before, so that a small file could spell out long ones without end.
 _MAX_KEY = 4096
+_BYTES_PER_ENTRY = 1536  # of memory
 _MAX_ENTRIES = 1_000_000
 _PART = re.compile(r"\.(?:index|meta|data-\d{5}-of-\d{5})$")
 
@@ -54,6 +64,10 @@ def data_file(prefix: Path, shard: int, shards: int) -> Path:
     return prefix.with_name(f"{prefix.name}.data-{shard:05d}-of-{shards:05d}")
 
 
+#: Where a slice begins and how long it is along each dimension; a length of None reaches to the end.
+_Slice: TypeAlias = tuple[tuple[int, int | None], ...]
+
+
 @dataclass(frozen=True, slots=True)
 class _Entry:
     dtype: int
@@ -62,7 +76,7 @@ class _Entry:
     offset: int
     size: int
     checksum: int
-    partitioned: bool
+    slices: tuple[_Slice, ...]
 
 
 class Bundle:
@@ -92,7 +106,7 @@ class Bundle:
         try:
             self._read(index)
         except MalformedError as error:
-            raise WeightFileError(f"{index}: a damaged checkpoint ({error}); bring it again") from error
+            raise WeightFileError(f"{index}: a damaged checkpoint ({error}); download it again") from error
 
     def _read(self, index: Path) -> None:
         if not index.is_file():
@@ -100,29 +114,52 @@ class Bundle:
                 f"{index}: missing; a checkpoint is this file and {data_file(self.prefix, 0, 1).name}"
             )
         entries = dict(_table(mapped(index)))
-        header = fields(memoryview(entries.pop("", b"")))
+        header = fields(memoryview(entries.pop(b"", b"")))
         self._count = integers(header.get(1, [1]))[-1]
         if not 0 < self._count < 100_000:
             raise MalformedError(f"{self._count} data files")
         if integers(header.get(2, [0]))[-1]:
             raise WeightFileError(f"{index}: written on a big-endian machine; convert it with TensorFlow")
+        parts: dict[str, dict[_Slice, _Entry]] = {}
+        whole: dict[str, _Entry] = {}
         for key, value in entries.items():
-            entry = _entry(memoryview(value))
-            if key == _OBJECT_GRAPH:
+            if key.startswith(b"\0"):
+                name, part = _slice_of(key)
+                parts.setdefault(name, {})[part] = _entry(memoryview(value))
+            else:
+                whole[key.decode("utf-8", "replace")] = _entry(memoryview(value))
+        for name, entry in whole.items():
+            if name == _OBJECT_GRAPH:
                 self._read_objects(entry)
-            elif entry.partitioned:
-                if len(entry.shape) == 4:
-                    self.skipped.append(Skipped(key, "a variable in several slices; save it in one"))
-            elif entry.dtype in DTYPES:
-                self.checksums[key] = (entry.dtype, entry.shape, entry.checksum)
-                self.tensors[key] = Tensor(key, entry.shape, dtype_name(entry.dtype), self._reader(key, entry))
+            elif entry.dtype not in DTYPES:
+                continue
+            elif not entry.slices:
+                self.checksums[name] = (entry.dtype, entry.shape, entry.checksum)
+                self._add(name, entry, self._reader(name, entry))
+            elif all(part in parts.get(name, ()) for part in entry.slices):
+                self._add(name, entry, self._joiner(name, entry, parts[name]))
+            else:
+                self.skipped.append(Skipped(name, "a variable in several slices, some of which are missing"))
+
+    def _add(self, name: str, entry: _Entry, read: Callable[[], npt.NDArray[np.generic]]) -> None:
+        self.tensors[name] = Tensor(name, entry.shape, dtype_name(entry.dtype), read)
+
+    def _joiner(
+        self, name: str, entry: _Entry, parts: Mapping[_Slice, _Entry]
+    ) -> Callable[[], npt.NDArray[np.generic]]:
+        def read() -> npt.NDArray[np.generic]:
+            return joined(name, entry.shape, [(part, self._reader(name, parts[part])) for part in entry.slices])
+
+        return read
 
     def _reader(self, key: str, entry: _Entry) -> Callable[[], npt.NDArray[np.generic]]:
         def read() -> npt.NDArray[np.generic]:
             try:
                 return array(key, self._bytes(entry), DTYPES[entry.dtype], entry.shape)
             except MalformedError as error:
-                raise WeightFileError(f"{self.prefix}.index: a damaged checkpoint ({error}); bring it again") from error
+                raise WeightFileError(
+                    f"{self.prefix}.index: a damaged checkpoint ({error}); download it again"
+                ) from error
 
         return read
 
@@ -131,7 +168,8 @@ class Bundle:
         if entry.shard not in self._shards:
             if not path.is_file():
                 raise WeightFileError(f"{path}: missing; it holds variables of {self.prefix.name}.index")
-            self._shards[entry.shard] = mapped(path)
+            limits.current().opened(path.stat().st_size)
+            self._shards[entry.shard] = mapped(companion(self.prefix.with_name(f"{self.prefix.name}.index"), path.name))
         data = self._shards[entry.shard]
         if entry.offset < 0 or entry.size < 0 or entry.offset + entry.size > len(data):
             raise WeightFileError(
@@ -163,10 +201,132 @@ def _entry(data: memoryview) -> _Entry:
     if shape is None or None in shape:
         raise MalformedError("a variable of unknown shape")
     sides = tuple(side or 0 for side in shape)
-    return _Entry(number(1), sides, number(3), number(4), number(5), number(6), partitioned=7 in parts)
+    slices = tuple(_slice(message(value)) for value in parts.get(7, []))
+    return _Entry(number(1), sides, number(3), number(4), number(5), number(6), slices)
 
 
-def _table(data: memoryview) -> Iterator[tuple[str, bytes]]:
+def _slice(data: memoryview) -> _Slice:
+    """A TensorSliceProto."""
+    extents = [fields(message(value), (1, 2)) for value in fields(data, (1,)).get(1, [])]
+    return tuple(
+        (integers(extent.get(1, [0]))[-1], integers(extent[2])[-1] if 2 in extent else None) for extent in extents
+    )
+
+
+def joined(
+    name: str, shape: tuple[int, ...], parts: Sequence[tuple[_Slice, Callable[[], npt.NDArray[np.generic]]]]
+) -> npt.NDArray[np.generic]:
+    """A variable of its slices.
+
+    Raises:
+        MalformedError: They do not cover it exactly.
+    """
+    limits.current().allocate(2 * 8 * math.prod(shape))
+    found: npt.NDArray[np.generic] | None = None
+    covered = 0
+    for part, read in parts:
+        values = read()
+        if len(part) != len(shape) or any(start < 0 for start, _ in part):
+            raise MalformedError(f"{name}: a slice of {len(part)} dimensions in shape {shape}")
+        found = np.zeros(shape, values.dtype) if found is None else found
+        place = tuple(slice(start, None if length is None else start + length) for start, length in part)
+        if found[place].size != values.size:
+            raise MalformedError(f"{name}: a slice of {values.size:,} numbers where {found[place].size:,} belong")
+        found[place] = values.reshape(found[place].shape)
+        covered += values.size
+    if found is None or covered != found.size:
+        raise MalformedError(f"{name}: its slices have {covered:,} numbers, its shape {shape} needs another number")
+    return found
+
+
+def _slice_of(key: bytes) -> tuple[str, _Slice]:
+    """Name and slice in a key, which are encoded so that keys sort in their order (ordered_code.h of TensorFlow)."""
+    try:
+        end = key.index(b"\0\1", 1)
+        name = key[1:end].replace(b"\0\xff", b"\0").replace(b"\xff\0", b"\xff").decode("utf-8", "replace")
+        size = key[end + 2]
+        rank = int.from_bytes(key[end + 3 : end + 3 + size], "big")
+        position = end + 3 + size
+        numbers = []
+        for _ in range(2 * min(rank, 254)):
+            number, position = _signed(key, position)
+            numbers.append(number)
+    except (ValueError, IndexError) as error:
+        raise MalformedError("a damaged key of a slice") from error
+    pairs = zip(numbers[::2], numbers[1::2], strict=True)
+    return name, tuple((start, None if length < 0 else length) for start, length in pairs)
+
+
+def _signed(data: bytes, position: int) -> tuple[int, int]:
+    """A signed number: as many ones as it has bytes, then the number; all bits are turned when it is negative.
+
+    >>> _signed(bytes([0x83]), 0), _signed(bytes([0x7F]), 0), _signed(bytes([0xC1, 0x00]), 0)
+    ((3, 1), (-1, 1), (256, 2))
+    """
+    turned = 0 if data[position] & 0x80 else 0xFF
+    head = bytes(byte ^ turned for byte in data[position : position + 10])
+    bits = "".join(f"{byte:08b}" for byte in head[:2])
+    size = len(bits) - len(bits.lstrip("1"))
+    if not 0 < size <= len(head):
+        raise ValueError("a number that is cut off")
+    value = int.from_bytes(head[:size], "big") & ((1 << 7 * size) - 1)
+    return (~value if turned else value), position + size
+
+
+def first_version(path: Path) -> tuple[dict[str, Tensor], list[Skipped]] | None:
+    """The variables of a checkpoint of the first version of the format, and those that are incomplete.
+
+    Returns:
+        None for a table that is not such a checkpoint, but the index of one of the second version, for example.
+
+    Raises:
+        MalformedError: It is damaged.
+    """
+    entries = dict(_table(mapped(path)))
+    header = fields(memoryview(entries.pop(b"", b"")), (1,)).get(1)
+    if header is None or isinstance(header[-1], int) or not all(key.startswith(b"\0") for key in entries):
+        return None
+    stored: dict[str, list[tuple[_Slice, memoryview]]] = {}
+    for value in entries.values():
+        for data in fields(memoryview(value), (2,)).get(2, []):
+            one = fields(message(data), (1, 2, 3))
+            if 3 in one:
+                part = _slice(message(one[2][-1])) if 2 in one else ()
+                stored.setdefault(text(one.get(1)), []).append((part, message(one[3][-1])))
+    tensors: dict[str, Tensor] = {}
+    skipped = []
+    for described in fields(header[-1], (1,)).get(1, []):
+        about = fields(message(described), (1, 2, 3))
+        name, dtype = text(about.get(1)), integers(about.get(3, [0]))[-1]
+        shape = tensor_shape(message(about[2][-1])) if 2 in about else ()
+        if dtype not in DTYPES or shape is None or None in shape:
+            continue
+        sides = tuple(side or 0 for side in shape)
+        if name in stored:
+            tensors[name] = Tensor(name, sides, dtype_name(dtype), _slices_reader(name, sides, dtype, stored[name]))
+        else:
+            skipped.append(Skipped(name, "a variable whose numbers are missing in the checkpoint"))
+    return tensors, skipped
+
+
+def _slices_reader(
+    name: str, shape: tuple[int, ...], dtype: int, parts: Sequence[tuple[_Slice, memoryview]]
+) -> Callable[[], npt.NDArray[np.generic]]:
+    def values(data: memoryview, part: _Slice) -> npt.NDArray[np.generic]:
+        extents = zip(part, shape, strict=True)
+        own = tuple(side - start if length is None else length for (start, length), side in extents)
+        # The shape of a slice is not stored again beside its numbers
+        return tensor_values(name, data, DTYPES[dtype], own)
+
+    def read() -> npt.NDArray[np.generic]:
+        if any(len(part) != len(shape) for part, _ in parts):
+            raise MalformedError(f"{name}: a slice of other dimensions than shape {shape}")
+        return joined(name, shape, [(part, partial(values, data, part)) for part, data in parts])
+
+    return read
+
+
+def _table(data: memoryview) -> Iterator[tuple[bytes, bytes]]:
     """Keys and values of a table."""
     if len(data) < _FOOTER or data[-8:] != MAGIC:
         raise MalformedError("its last bytes are not those of an index")
@@ -179,7 +339,8 @@ def _table(data: memoryview) -> Iterator[tuple[str, bytes]]:
             count += 1
             if count > _MAX_ENTRIES:
                 raise MalformedError(f"more than {_MAX_ENTRIES:,} variables")
-            yield key.decode("utf-8", "replace"), value
+            limits.current().allocate(_BYTES_PER_ENTRY + len(key) + len(value))
+            yield key, value
 
 
 def _handle(data: memoryview) -> tuple[int, int]:
@@ -193,7 +354,7 @@ def _block(data: memoryview, offset: int, size: int) -> Iterator[tuple[bytes, by
     if offset + size + 5 > len(data) or size < 4:
         raise MalformedError("a block beyond the end of the file")
     if data[offset + size] != 0:
-        raise MalformedError("a compressed block, as in the first version of the format; save it anew")
+        raise MalformedError("a compressed block; load it in TensorFlow and save it again with tf.train.Saver")
     block = data[offset : offset + size]
     restarts = int.from_bytes(block[-4:], "little")
     end = size - 4 - 4 * restarts

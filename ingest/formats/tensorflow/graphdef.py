@@ -20,7 +20,7 @@ from cnnfilterdb.ingest.formats.protobuf import Field, Fields, MalformedError, f
 from cnnfilterdb.ingest.formats.tensorflow.dataflow import Definition, Function
 from cnnfilterdb.ingest.network.layers import Tensor
 
-__all__ = ["DTYPES", "array", "definition", "dtype_name", "meta_graphs", "tensor_shape"]
+__all__ = ["DTYPES", "array", "definition", "dtype_name", "meta_graphs", "tensor_shape", "tensor_values"]
 
 #: Element types by their number in types.proto, those that weights and shapes have.
 DTYPES: dict[int, np.dtype[np.generic]] = {
@@ -174,12 +174,17 @@ def _tensor(name: str, data: memoryview) -> Tensor | None:
     if number not in DTYPES or shape is None:
         return None
     sides = tuple(side or 0 for side in shape)
-    return Tensor(name, sides, DTYPES[number].name, lambda: _values(name, data, DTYPES[number], sides))
+    return Tensor(name, sides, DTYPES[number].name, lambda: tensor_values(name, data, DTYPES[number], sides))
 
 
-def _values(
+def tensor_values(
     name: str, data: memoryview, dtype: np.dtype[np.generic], shape: tuple[int, ...]
 ) -> npt.NDArray[np.generic]:
+    """The numbers of a TensorProto of a known type and shape.
+
+    Raises:
+        MalformedError: They do not fit the shape.
+    """
     parts = fields(data)
     size = math.prod(shape)
     content = _last(parts, 4)

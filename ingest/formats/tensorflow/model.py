@@ -4,6 +4,7 @@ TensorFlow is not needed, and nothing of a graph is executed. What a model consi
 
     saved_model.pb, variables/variables.index, variables/variables.data-00000-of-00001    SavedModel
     model.ckpt.index, model.ckpt.data-00000-of-00001 [, model.ckpt.meta]                  checkpoint [with its graph]
+    model.ckpt                                                                 checkpoint of the format's first version
     frozen.pb                                                                             graph of constants
 
 Where there is a graph, it tells which variables are kernels, in which layout, how deep; a checkpoint without one tells
@@ -24,7 +25,7 @@ from cnnfilterdb.errors import WeightFileError
 from cnnfilterdb.ingest.formats import register
 from cnnfilterdb.ingest.formats.damage import undamaged
 from cnnfilterdb.ingest.formats.protobuf import fields, mapped, message
-from cnnfilterdb.ingest.formats.tensorflow.bundle import MAGIC, Bundle, prefix_of
+from cnnfilterdb.ingest.formats.tensorflow.bundle import MAGIC, Bundle, first_version, prefix_of
 from cnnfilterdb.ingest.formats.tensorflow.dataflow import Dataflow, layers
 from cnnfilterdb.ingest.formats.tensorflow.graphdef import definition, meta_graphs
 from cnnfilterdb.ingest.formats.variables import is_training_state, layers_from_variables, natural
@@ -32,7 +33,7 @@ from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Tensor, Weight
 
 __all__ = ["TensorflowFormat"]
 
-_WHAT = "model of TensorFlow"
+_WHAT = "TensorFlow file"
 _SAVED_MODEL = "saved_model.pb"
 _DATA = re.compile(r".\.data-\d{5}-of-\d{5}$")
 # What a frozen graph adds to the name of a variable
@@ -48,9 +49,10 @@ _GRAPH = re.compile(
 
 @register
 class TensorflowFormat:
-    """``.pb``, ``.index``, ``.meta`` and ``.data-00000-of-00001`` files."""
+    """``.pb``, ``.index``, ``.meta``, ``.data-00000-of-00001`` and old ``.ckpt`` files."""
 
     name = "tensorflow"
+    suffixes = (".pb", ".index", ".ckpt")
 
     def matches(self, path: Path, head: bytes) -> bool:
         """Whether the file is a part of a SavedModel or checkpoint, or a graph."""
@@ -146,10 +148,12 @@ def _saved_model(folder: Path) -> Weights:
 
 def _checkpoint(path: Path) -> Weights:
     if path.suffix not in (".index", ".meta") and not _DATA.search(path.name):
-        raise WeightFileError(
-            f"{path}: a checkpoint of the first version of the format, or one whose name was changed; "
-            "expected a name that ends in .index"
-        )
+        old = first_version(path)
+        if old is None:
+            raise WeightFileError(
+                f"{path}: the index of a checkpoint whose name was changed; expected a name that ends in .index"
+            )
+        return _first_version(path, *old)
     prefix = prefix_of(path)
     bundle = Bundle(prefix)
     meta = prefix.with_name(f"{prefix.name}.meta")
@@ -157,6 +161,18 @@ def _checkpoint(path: Path) -> Weights:
         return _with_graph(meta, message(fields(mapped(meta), (2,))[2][-1]), bundle, "tf-checkpoint")
     found, skipped, count = _by_name(bundle, set(), {})
     return Weights("tf-checkpoint", "tensorflow", found, count, (*bundle.skipped, *skipped))
+
+
+def _first_version(path: Path, tensors: Mapping[str, Tensor], incomplete: list[Skipped]) -> Weights:
+    read = _guarded_reads(path)
+    kept = [
+        read(replace(tensors.get(f"{name}{_AVERAGE}", tensor), name=name))
+        for name, tensor in tensors.items()
+        if not is_training_state(name) and not name.endswith(_AVERAGE)
+    ]
+    kept.sort(key=lambda tensor: natural(tensor.name))
+    found, skipped, count = layers_from_variables(kept, ordered=False)
+    return Weights("tf-checkpoint", "tensorflow", found, count, (*incomplete, *skipped))
 
 
 def _with_graph(path: Path, graph: memoryview, bundle: Bundle | None, format: str) -> Weights:
@@ -233,17 +249,21 @@ def _parameters(constants: Iterable[Tensor]) -> int:
 
 def _guarded(path: Path, weight: Callable[[int], Tensor | Skipped]) -> Callable[[int], Tensor | Skipped]:
     """Tensors whose errors name the file."""
+    guarded = _guarded_reads(path)
 
     def find(number: int) -> Tensor | Skipped:
         tensor = weight(number)
-        if isinstance(tensor, Skipped):
-            return tensor
-        stored = tensor.read
+        return tensor if isinstance(tensor, Skipped) else guarded(tensor)
 
+    return find
+
+
+def _guarded_reads(path: Path) -> Callable[[Tensor], Tensor]:
+    def guarded(tensor: Tensor) -> Tensor:
         def read() -> npt.NDArray[np.generic]:
             with undamaged(str(path), _WHAT):
-                return stored()
+                return tensor.read()
 
         return replace(tensor, read=read)
 
-    return find
+    return guarded

@@ -69,7 +69,7 @@ def model(written, tmp_path):
     return change
 
 
-@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a\\b", "C:x", "sub/../../x"])
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "..\\b", "C:x", "sub/../../x"])
 def test_shards_outside_of_the_folder_are_refused(model, name):
     path = model(lambda content: content["weightsManifest"][0]["paths"].append(name))
     with pytest.raises(WeightFileError, match="refused"):
@@ -84,7 +84,7 @@ def test_shards_that_are_missing_or_cut_off(model):
     with pytest.raises(WeightFileError, match="its shards hold 1,108 bytes"):
         [layer.read() for layer in weights.layers]
     last.unlink()
-    with pytest.raises(WeightFileError, match=r"group1-shard3of3\.bin: missing"):
+    with pytest.raises(WeightFileError, match=r"'group1-shard3of3\.bin', which is missing"):
         formats.read(path)
 
 

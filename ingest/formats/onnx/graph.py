@@ -279,6 +279,7 @@ class _Builder:
 
     def sorted(self, nodes: Sequence[Any]) -> Iterator[Any]:
         """The nodes, each after those that it reads from; in file order where that is right, as it should be."""
+        limits.current().allocate(_BYTES_PER_STEP // 2 * len(nodes))
         makers: dict[str, int] = {}
         for number, node in enumerate(nodes):
             for name in node.output:

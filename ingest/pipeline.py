@@ -1,14 +1,16 @@
-"""The one way in: source -> format -> layers -> statistics -> store.
+"""The single entry point: source -> format -> layers -> statistics -> store.
 
-:func:`take_in` writes one model. :func:`ingest` brings many from a source: the next ones are downloaded while one is
-written, a model that fails is reported and the rest goes on.
+:func:`take_in` writes one model. :func:`ingest` imports many from a source: the next ones are downloaded while one
+is written, and a model that fails is reported without stopping the others.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
-from collections.abc import Sequence
-from contextlib import closing
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,39 +19,58 @@ import numpy as np
 import numpy.typing as npt
 
 from cnnfilterdb import catalog
-from cnnfilterdb.errors import BadWeightsError, CnnFilterDbError, NoConvolutionError
-from cnnfilterdb.ingest import formats
+from cnnfilterdb.errors import (
+    BadWeightsError,
+    CnnFilterDbError,
+    IngestError,
+    LockedError,
+    NoConvolutionError,
+    WeightFileError,
+)
+from cnnfilterdb.ingest import formats, isolation
 from cnnfilterdb.ingest.network.folding import SUFFIX, folded
 from cnnfilterdb.ingest.network.layers import ConvLayer, Weights
-from cnnfilterdb.ingest.sources import Source
+from cnnfilterdb.ingest.sources import as_source
 from cnnfilterdb.schema import MAX_KERNEL_WEIGHTS, ModelFacts
 from cnnfilterdb.stats import LayerStatistics, layer_statistics, looks_untrained
 from cnnfilterdb.store.folder import Store
 from cnnfilterdb.store.writer import Writer
 from cnnfilterdb.workers import ahead
 
-__all__ = ["Failure", "IngestReport", "Observer", "Projector", "ingest", "stored_name", "take_in"]
+__all__ = [
+    "Failure",
+    "Forecast",
+    "IngestReport",
+    "IngestRun",
+    "Observer",
+    "Projector",
+    "attach_report",
+    "forecast",
+    "ingest",
+    "stored_name",
+    "take_in",
+]
 
 #: Downloads that run while a model is written.
 _AHEAD = 4
 
 
 class Projector(Protocol):
-    """Adds a model's histograms in the bases that exist already; the database's index does this."""
+    """Adds a model's histograms in the existing bases; the database's index does this."""
 
     def begin(self, model_id: str) -> None:
         """Start a model."""
 
     def add(self, layer: int, kernel: str, filters: npt.NDArray[np.float32]) -> None:
-        """Take in the filters (n, k) of one layer."""
+        """Add the filters (n, k) of one layer."""
 
     def finish(self, writer: Writer) -> None:
-        """Hand the histogram rows of the model to the writer."""
+        """Pass the histogram rows of the model to the writer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A model that was not taken in, and why."""
+    """A model that was not imported, and why."""
 
     model_id: str
     error: CnnFilterDbError
@@ -62,17 +83,19 @@ class Failure:
 
 @dataclass(slots=True)
 class IngestReport:
-    """What became of each model of a run.
+    """The outcome of each model of a run.
 
     Attributes:
-        done: Models taken in: model id -> stored filters.
-        skipped: Models that were in the database already.
-        failed: Models that were not taken in, with the reason.
+        done: Imported models: model id -> stored filters.
+        skipped: Models that were already in the database, or that another process is importing.
+        failed: Models that were not imported, with the reason.
+        stopped: Why the run ended before its last model, such as a full disk; None if it did not.
     """
 
     done: dict[str, int] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
     failed: list[Failure] = field(default_factory=list)
+    stopped: str | None = None
 
     def __str__(self) -> str:
         """One line of counts.
@@ -84,16 +107,107 @@ class IngestReport:
 
 
 class Observer:
-    """Hears what a run does; the command line draws its progress bar from it. All methods may be overridden."""
+    """Receives the progress of a run, such as for a progress bar. All methods may be overridden."""
 
     def started(self, total: int) -> None:
         """The number of models is known."""
 
     def downloading(self, model_id: str, done: int, total: int | None) -> None:
-        """Bytes of a model's file have come. Called from worker threads."""
+        """Bytes of a model's file have arrived. Called from worker threads."""
 
     def finished(self, model_id: str, outcome: str) -> None:
         """A model is ``done``, ``skipped`` or ``failed``."""
+
+
+class StoppedError(Exception):
+    """No further model can be imported; the report states why."""
+
+
+class IngestRun:
+    """A run over many models: decides what the outcome of each means for the run.
+
+    Args:
+        store: Where models are written.
+        observer: Receives progress events.
+        overwrite: Whether existing models are imported again.
+
+    Attributes:
+        report: The outcome of each model so far.
+    """
+
+    def __init__(self, store: Store, observer: Observer, *, overwrite: bool) -> None:
+        self.report = IngestReport()
+        self._store, self._observer, self._overwrite = store, observer, overwrite
+
+    def wanted(self, model_ids: dict[str, str]) -> list[str]:
+        """Of models, by name -> model id, the names of those to import; the others are skipped."""
+        self._observer.started(len(model_ids))
+        wanted = []
+        for name, model_id in model_ids.items():
+            if self._overwrite or not self._store.has(model_id):
+                wanted.append(name)
+            else:
+                self._skip(model_id)
+        return wanted
+
+    def record(self, model_id: str, work: Callable[[], int]) -> None:
+        """Import a model, and record the outcome. Any exception fails this model only.
+
+        Args:
+            model_id: Its key.
+            work: Imports it and returns the number of stored filters.
+
+        Raises:
+            StoppedError: The disk is full or read-only, so that every further model would fail too.
+        """
+        if not self._overwrite and self._store.has(model_id):
+            self._skip(model_id)  # another process has imported it meanwhile
+            return
+        try:
+            filters = work()
+        except Exception as error:
+            if not self._overwrite and (isinstance(error, LockedError) or self._store.has(model_id)):
+                self._skip(model_id)
+                return
+            known = error if isinstance(error, CnnFilterDbError) else _unexpected(model_id, error)
+            self.report.failed.append(Failure(model_id, known))
+            self._observer.finished(model_id, "failed")
+            if _ends_the_run(error):
+                self.report.stopped = self.report.failed[-1].reason
+                raise StoppedError from error
+        else:
+            self.report.done[model_id] = filters
+            self._observer.finished(model_id, "done")
+
+    def _skip(self, model_id: str) -> None:
+        self.report.skipped.append(model_id)
+        self._observer.finished(model_id, "skipped")
+
+
+@contextmanager
+def attach_report(report: IngestReport) -> Iterator[None]:
+    """Give any exception that leaves the block, such as KeyboardInterrupt, the attribute ``report``."""
+    try:
+        yield
+    except BaseException as error:
+        error.report = report  # type: ignore[attr-defined]
+        raise
+
+
+def _unexpected(model_id: str, error: Exception) -> IngestError:
+    """Whatever a plugin or a library raised, as an error of this package."""
+    known = IngestError(f"{model_id}: {type(error).__name__}: {' '.join(str(error).split())}")
+    known.__cause__ = error
+    return known
+
+
+def _ends_the_run(error: BaseException | None) -> bool:
+    """Whether the operating system refused to write for a reason that every further model would meet too."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EROFS}:
+            return True
+        error = error.__cause__
+    return False
 
 
 def _statistics_row(statistics: LayerStatistics) -> dict[str, Any]:
@@ -161,7 +275,7 @@ def _checked(layer: ConvLayer, origin: str) -> npt.NDArray[np.float32]:
     bad = weight.size - int(np.count_nonzero(np.isfinite(weight)))
     if bad:
         raise BadWeightsError(
-            f"{origin}: layer {layer.name} holds {bad:,} NaN or infinite weights of {weight.size:,}; "
+            f"{origin}: layer {layer.name} has {bad:,} NaN or infinite weights of {weight.size:,}; "
             "the checkpoint is damaged or the training diverged"
         )
     return weight
@@ -180,7 +294,7 @@ def take_in(
     fold_bn: bool = False,
     allow_untrained: bool = True,
 ) -> int:
-    """Write one model into the store, whole or not at all.
+    """Write one model into the store, completely or not at all.
 
     Args:
         store: Where to write.
@@ -190,10 +304,10 @@ def take_in(
         facts: What else is known about the model.
         projector: Adds its histograms.
         overwrite: Replace a model of the same name.
-        origin: What to call the weights in an error message; the model id by default.
+        origin: Name of the weights in error messages; the model id by default.
         fold_bn: Fold the batch normalisations that are known to follow into the kernels
             (:mod:`cnnfilterdb.ingest.network.folding`); ``name`` should be a :func:`stored_name` then.
-        allow_untrained: Take it in, and flag it, when all its kernels look like random initialisation.
+        allow_untrained: Import it, and flag it, when all its kernels look like random initialisation.
 
     Returns:
         The number of stored filters.
@@ -206,7 +320,7 @@ def take_in(
     origin = origin or model_id
     if not weights.layers:
         left_out = (
-            f"; left out: {'; '.join(f'{s.name}: {s.reason}' for s in weights.skipped[:3])}" if weights.skipped else ""
+            f"; excluded: {'; '.join(f'{s.name}: {s.reason}' for s in weights.skipped[:3])}" if weights.skipped else ""
         )
         raise NoConvolutionError(f"{origin}: no two-dimensional convolution among its weights{left_out}")
 
@@ -229,7 +343,7 @@ def take_in(
 
     with store.writer(model_id, overwrite=overwrite) as writer:
         projector.begin(model_id)
-        # One layer is read and measured while the one before it is written, so that few are in memory at a time.
+        # One layer is read and measured while the previous one is written, so that few are in memory at a time.
         with closing(ahead(measured, enumerate(chosen), threads=1, window=2)) as layers:
             for _, layer in layers:
                 row, weight = layer.result()
@@ -239,7 +353,7 @@ def take_in(
         if untrained and not allow_untrained:
             raise BadWeightsError(
                 f"{origin}: no layer differs from random initialisation; check that the file holds trained weights, or "
-                "take it in as a control with --allow-untrained (allow_untrained=True)"
+                "import it as a control with --allow-untrained (allow_untrained=True)"
             )
         projector.finish(writer)
         known = asdict(facts)
@@ -267,9 +381,13 @@ def stored_name(name: str, *, fold_bn: bool) -> str:
     return f"{name}{SUFFIX}" if fold_bn else name
 
 
+class _CancelledError(BaseException):
+    """Ends a download in a worker thread after the run has ended."""
+
+
 def ingest(
     store: Store,
-    source: Source,
+    source: Any,
     names: Sequence[str],
     *,
     projector: Projector,
@@ -278,62 +396,147 @@ def ingest(
     fold_bn: bool = False,
     allow_untrained: bool = False,
 ) -> IngestReport:
-    """Bring models from a source into the store.
+    """Import models from a source into the store.
 
-    A model that is there already is skipped before anything is downloaded. A model that fails is reported, and the rest
-    goes on. One whose weights look untrained fails too, unless the catalog pins the hash of its file: then it is known
-    what it is, and it is only flagged.
+    A model that is already present is skipped before anything is downloaded, and so is one that another process imports
+    at the same time. A model that fails, by whatever exception, is reported without stopping the others. One whose
+    weights look untrained fails too, unless the catalog pins the hash of its file: then it is known what it is, and it
+    is only flagged. A full disk ends the run. Files that anybody may have made are read in a child process
+    (:mod:`cnnfilterdb.ingest.isolation`).
 
     Args:
         store: Where to write.
-        source: Where they come from.
+        source: Where they come from, a :class:`~cnnfilterdb.ingest.sources.Source`.
         names: Their names in the source.
         projector: Adds their histograms in existing bases.
-        overwrite: Bring models again that are there already.
-        observer: Hears what is done.
+        overwrite: Import models again that are already present.
+        observer: Receives progress events.
         fold_bn: Store kernels with folded batch normalisations, under the name with
             :data:`~cnnfilterdb.ingest.network.folding.SUFFIX`.
-        allow_untrained: Take in models whose weights look like random initialisation.
+        allow_untrained: Import models whose weights look like random initialisation.
+
+    Returns:
+        The outcome of each model. An exception that leaves this function, such as KeyboardInterrupt, has it as its
+        attribute ``report``.
     """
+    source = as_source(source)
     observer = observer or Observer()
     pinned = {model.name for model in catalog.models() if model.source == source.name and model.pinned}
-    report = IngestReport()
-    observer.started(len(names))
-    wanted = []
+    run = IngestRun(store, observer, overwrite=overwrite)
+    cancelled = threading.Event()
 
     def key(name: str) -> str:
         return f"{source.name}/{stored_name(name, fold_bn=fold_bn)}"
 
-    for name in names:
-        model_id = key(name)
-        if not overwrite and store.has(model_id):
-            report.skipped.append(model_id)
-            observer.finished(model_id, "skipped")
-        else:
-            wanted.append(name)
+    def resolve(name: str) -> Path:
+        def progress(done: int, total: int | None) -> None:
+            if cancelled.is_set():
+                raise _CancelledError
+            observer.downloading(key(name), done, total)
 
-    def bring(name: str) -> Path:
-        return source.resolve(name, lambda done, total: observer.downloading(key(name), done, total))
+        if cancelled.is_set():
+            raise _CancelledError
+        path: Path = source.resolve(name, progress)
+        return path
 
-    for name, download in ahead(bring, wanted, threads=_AHEAD, window=2 * _AHEAD):
-        model_id = key(name)
-        try:
-            path = download.result()
-            facts = source.describe(name)
-            report.done[model_id] = take_in(
-                store,
-                source.enrich(name, formats.read(path)),
-                source=source.name,
-                name=stored_name(name, fold_bn=fold_bn),
-                facts=facts,
-                projector=projector,
-                overwrite=overwrite,
-                fold_bn=fold_bn,
-                allow_untrained=allow_untrained or name in pinned,
-            )
-        except CnnFilterDbError as error:
-            report.failed.append(Failure(model_id, error))
-            observer.finished(model_id, "failed")
-        else:
-            observer.finished(model_id, "done")
-    return report
+    with attach_report(run.report):
+        wanted = run.wanted({name: key(name) for name in names})
+        isolated = bool(wanted) and source.isolated and isolation.enabled()
+        reading = isolation.IsolatedReader() if isolated else nullcontext()
+        downloads = ahead(resolve, wanted, threads=_AHEAD, window=2 * _AHEAD)
+        with reading as reader, closing(downloads):
+            if reader is not None:
+                reader.start()
+            read = formats.read if reader is None else reader.read
+            try:
+                for name, download in downloads:
+
+                    def work(name: str = name, resolved: Callable[[], Path] = download.result) -> int:
+                        path = _regular(resolved())
+                        facts = source.describe(name)
+                        return take_in(
+                            store,
+                            source.enrich(name, read(path)),
+                            source=source.name,
+                            name=stored_name(name, fold_bn=fold_bn),
+                            facts=facts,
+                            projector=projector,
+                            overwrite=overwrite,
+                            fold_bn=fold_bn,
+                            allow_untrained=allow_untrained or name in pinned,
+                        )
+
+                    run.record(key(name), work)
+            except StoppedError:
+                pass
+            finally:
+                cancelled.set()
+    return run.report
+
+
+def _regular(path: Path) -> Path:
+    """The path of a regular file or a folder: reading a device or a pipe may never end."""
+    if not path.is_file() and not path.is_dir():
+        what = "not a regular file" if path.exists() else "does not exist"
+        raise WeightFileError(f"{path}: {what}; expected a weight file")
+    return path
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What an ingest will need.
+
+    Attributes:
+        models: Models to import.
+        present: Models that are already in the database.
+        download: Bytes to download, as far as they are known.
+        unknown: Models whose download size is unknown.
+        database: Bytes by which the database grows, as far as the number of kernels is known.
+    """
+
+    models: int
+    present: int
+    download: int
+    unknown: int
+    database: int
+
+    def __str__(self) -> str:
+        """One line.
+
+        >>> str(Forecast(models=24, present=0, download=52_000_000, unknown=0, database=40_000_000))
+        '24 models: 52 MB to download and keep in the cache, about 40 MB of database'
+        """
+        text = f"{self.models:,} models: {_megabytes(self.download)} to download and keep in the cache"
+        if self.unknown:
+            text += f" (without {self.unknown:,} of unknown size)"
+        return f"{text}, about {_megabytes(self.database)} of database"
+
+
+#: Bytes of the database for each 3x3 kernel: weights, statistics and histograms, measured on the collection pypi.
+_BYTES_PER_KERNEL = 40
+
+
+def forecast(store: Store | None, source: Any, names: Sequence[str], *, overwrite: bool = False) -> Forecast:
+    """What an ingest will download and keep; nothing is downloaded.
+
+    Args:
+        store: Where to write; None where there is no database yet.
+        source: Where models come from.
+        names: Their names in the source.
+        overwrite: Import models again that are already present.
+    """
+    source = as_source(source)
+    kernels = {model.name: model.conv3x3_filters or 0 for model in catalog.models() if model.source == source.name}
+    wanted = [name for name in names if overwrite or store is None or not store.has(f"{source.name}/{name}")]
+    sizes = [source.download_size(name) for name in wanted]
+    return Forecast(
+        models=len(wanted),
+        present=len(names) - len(wanted),
+        download=sum(size for size in sizes if size is not None),
+        unknown=sum(size is None for size in sizes),
+        database=_BYTES_PER_KERNEL * sum(kernels.get(name, 0) for name in wanted),
+    )
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.0f} MB"

@@ -1,8 +1,8 @@
-"""Archives: single members out of zip files (wheels) and tar files (source distributions).
+"""Archives: single members of zip files (wheels) and tar files (source distributions).
 
-Nothing is unpacked next to anything: the bytes of a member are handed out as a stream, so no path of an archive ever
-becomes a path on disk. Members that are not plain files, that have names which would escape a folder, or that announce
-another size than expected are refused all the same, as no honest archive needs them.
+Nothing is unpacked to disk: the bytes of a member are returned as a stream, so no path of an archive ever becomes a
+path on disk. Members that are not regular files, whose names would escape a folder, or that announce an unexpected size
+are refused nevertheless, because no valid archive needs them.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from cnnfilterdb.ingest.fetch.cache import Readable
 __all__ = ["is_zip", "members"]
 
 # Weights hardly compress (the archives of the catalog hold at most twice their size), so a tar file that grows beyond
-# this is a bomb, not a package. A zip file needs no such bound: nothing but the wanted member is decompressed.
+# this is a bomb, not a package. A zip file needs no such bound: only the wanted member is decompressed.
 _MAX_GROWTH = 200
 
 
 def is_zip(name: str) -> bool:
-    """Whether an archive of that name is a zip file, of which single members can be read without the rest.
+    """Whether an archive of that name is a zip file, whose members can be read one by one.
 
     >>> is_zip("net-1.0-py3-none-any.whl"), is_zip("net-1.0.tar.gz")
     (True, False)
@@ -45,22 +45,22 @@ def members(
 ) -> Iterator[tuple[str, Readable]]:
     """Streams of the wanted members of an archive, in the order in which it holds them.
 
-    Each stream must be read before the next one is asked for. A tar file is decompressed up to its last wanted member
+    Each stream must be read before the next one is requested. A tar file is decompressed up to its last wanted member
     and no further.
 
     Args:
         file: The archive, seekable.
-        name: Its file name, which tells its kind and stands in messages.
+        name: Its file name, which gives its kind and appears in messages.
         sizes: The wanted members: path in the archive, and number of bytes.
         ahead: Called before the bytes of a zip member are read, with the range (start, stop) in the file that holds
-            them; a remote file then fetches that much and no more.
+            them, so that a remote file fetches no more than that.
 
     Yields:
         Path of a member and its bytes.
 
     Raises:
-        DownloadError: A member is not there, or is no plain file of a harmless name.
-        HashMismatchError: A member has another size, or the archive is damaged.
+        DownloadError: A member is absent, is not a regular file, or has a name that would escape a folder.
+        HashMismatchError: A member has an unexpected size, or the archive is damaged.
     """
     for member in sizes:
         _check_name(name, member)
@@ -91,7 +91,7 @@ def _zip_members(
                 raise DownloadError(f"{name}: {member} is encrypted; it cannot be read")
             _check_size(name, member, size, info.file_size)
             wanted.append(info)
-        # What follows a member bounds its bytes from above: its own header tells its length only when it is read.
+        # The next member bounds the bytes of this one: its own header gives its length only when it is read.
         starts = sorted([*(info.header_offset for info in archive.infolist()), archive.start_dir])
         for info in sorted(wanted, key=lambda info: info.header_offset):
             if ahead is not None:
@@ -126,7 +126,7 @@ def _tar_members(file: IO[bytes], name: str, sizes: Mapping[str, int]) -> Iterat
 
 
 class _Stream:
-    """The bytes of a member; what is wrong with them is told as an error of this package."""
+    """The bytes of a member; damage is reported as an error of this package."""
 
     def __init__(self, name: str, stream: IO[bytes]) -> None:
         self._name, self._stream = name, stream
@@ -145,18 +145,18 @@ def _check_name(name: str, member: str) -> None:
 def _check_size(name: str, member: str, expected: int, found: int) -> None:
     if found != expected:
         raise HashMismatchError(
-            f"{name}: {member} should have {expected} bytes and announces {found}; it is not the expected file"
+            f"{name}: {member} expected {expected} bytes, announces {found}; it is not the expected file"
         )
 
 
 def _not_plain(name: str, member: str) -> DownloadError:
-    return DownloadError(f"{name}: {member} is not a plain file (a link, folder or device); refused")
+    return DownloadError(f"{name}: {member} is a link, a folder or a device, not a regular file; refused")
 
 
-def _missing(name: str, wanted: list[str], there: list[str]) -> DownloadError:
-    near = difflib.get_close_matches(wanted[0], there, n=3, cutoff=0.5)
+def _missing(name: str, wanted: list[str], present: list[str]) -> DownloadError:
+    near = difflib.get_close_matches(wanted[0], present, n=3, cutoff=0.5)
     hint = f"; nearest: {', '.join(near)}" if near else ""
-    return DownloadError(f"{name}: holds no {', '.join(wanted)} among its {len(there)} members{hint}")
+    return DownloadError(f"{name}: contains no {', '.join(wanted)} among its {len(present)} members{hint}")
 
 
 @contextmanager
@@ -164,4 +164,4 @@ def _undamaged(name: str) -> Iterator[None]:
     try:
         yield
     except (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, NotImplementedError) as error:
-        raise HashMismatchError(f"{name}: the archive is damaged ({error}); bring it again") from error
+        raise HashMismatchError(f"{name}: the archive is damaged ({error}); download it again") from error

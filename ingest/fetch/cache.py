@@ -1,16 +1,17 @@
-"""The cache: a folder of weight files, each under its own SHA-256.
+"""The cache: a folder of weight files, each under its SHA-256.
 
-    <cache>/members/<first two digits>/<sha256>/<file name>     weight files, complete and checked
-    <cache>/models/<first two digits>/<sha256>/<paths>          those that belong together, as links to the above
-    <cache>/archives/<sha256>.part                              an archive on its way, removed once it is unpacked
-    <cache>/trusted/<name>.json                                 hash of a file whose hash nobody told, as first brought
-    <cache>/locks/                                              one fetches, the others wait
+    <cache>/members/<first two digits>/<sha256>/<file name>     weight files, complete and verified
+    <cache>/models/<first two digits>/<sha256>/<paths>          files that belong together, as links to the above
+    <cache>/archives/<sha256>.part                              a download in progress
+    <cache>/trusted/<name>.json                                 first seen hash of a file without a published one
+    <cache>/locks/                                              one process downloads, the others wait
 
 The folder is ``$CNNFILTERDB_CACHE``, or the user's cache folder for ``cnnfilterdb``. It may be deleted at any time.
 
-It holds weight files and no archives: what is wanted of an archive is taken out in one go, and the archive removed, as
-it would double the space. A file is hashed in full whenever it is asked for, not only when its date has changed: an
-ingest asks once per model, and hashing (1.3 GiB/s on one core) is little beside the statistics of its kernels.
+It holds weight files and no archives: the wanted members of an archive are extracted together and the archive is
+removed, because keeping it would double the space. A file is hashed in full whenever it is requested, not only when its
+date has changed: an ingest asks once per model, and hashing (1.3 GiB/s on one core) costs little compared with the
+statistics of its kernels.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ import hashlib
 import json
 import logging
 import os
+import posixpath
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Protocol
+from typing import IO, Protocol, TypeVar
 
 import platformdirs
 from filelock import FileLock
@@ -34,11 +36,16 @@ from filelock import FileLock
 from cnnfilterdb.errors import DownloadError, HashMismatchError
 from cnnfilterdb.store.durable import sha256 as sha256_of
 
-__all__ = ["Cache", "Readable", "Trust", "default_folder", "sha256_of", "writing"]
+__all__ = ["ByteProgress", "Cache", "CacheEntry", "Readable", "Trust", "default_folder", "sha256_of", "writing_cache"]
 
 _log = logging.getLogger(__name__)
 
 _CHUNK = 1 << 20
+
+#: Called with (bytes done, bytes expected or None) while a file is downloaded.
+ByteProgress = Callable[[int, int | None], None]
+
+T = TypeVar("T")
 
 
 class Readable(Protocol):
@@ -55,11 +62,11 @@ def default_folder() -> Path:
 
 
 @contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """Turn what the operating system says while the cache is written into one line with the remedy.
+def writing_cache(folder: Path) -> Iterator[None]:
+    """Convert operating system errors raised while the cache is written to one line with the remedy.
 
     Raises:
-        DownloadError: No space is left, or the folder cannot be written.
+        DownloadError: The disk is full, or the folder cannot be written.
     """
     try:
         yield
@@ -71,19 +78,19 @@ def writing(folder: Path) -> Iterator[None]:
             ) from error
         raise DownloadError(
             f"{folder}: the cache cannot be written: {error.strerror or error}; "
-            "set CNNFILTERDB_CACHE to a folder that can"
+            "set CNNFILTERDB_CACHE to a folder that is writable"
         ) from error
 
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """A file whose hash nobody told, as it was when it was brought first (trust on first use).
+    """A file without a published hash, as it was when it was first downloaded (trust on first use).
 
     Attributes:
         sha256: Its SHA-256.
         bytes: Its size.
-        url: Where it came from.
-        date: Day on which it came, as YYYY-MM-DD.
+        url: Its address.
+        date: Day of the download, as YYYY-MM-DD.
     """
 
     sha256: str
@@ -92,14 +99,43 @@ class Trust:
     date: str
 
 
+@dataclass(frozen=True, slots=True)
+class CacheEntry:
+    """A file of the cache.
+
+    Attributes:
+        path: Where it is.
+        kind: ``weights``, ``download`` for an unfinished download, ``huggingface`` for a file of a repository, or
+            ``partial`` for the convolutions of one.
+        bytes: Its size on disk.
+        used: When it was last written, in seconds since the epoch.
+    """
+
+    path: Path
+    kind: str
+    bytes: int
+    used: float
+
+
+# What the cache owns: nothing else in its folder is listed or deleted, as the user may have chosen a folder with other
+# things in it.
+_OWNED = (
+    ("weights", "members/*/*", r"members/[0-9a-f]{2}/[0-9a-f]{64}"),
+    ("links", "models/*/*", r"models/[0-9a-f]{2}/[0-9a-f]{64}"),
+    ("download", "archives/*", r"archives/[0-9a-f]{64}\.part(\.validator)?"),
+    ("huggingface", "huggingface/*", r"huggingface/models--.+"),
+    ("partial", "huggingface-partial/*", r"huggingface-partial/.+--.+"),
+)
+
+
 class Cache:
     """Weight files on disk, found by their hash.
 
-    Every file appears under its name whole and checked, or not at all, whatever is killed when. Any number of processes
-    and threads may share a folder.
+    Every file appears under its name complete and verified, or not at all, whenever a process is killed. Any number of
+    processes and threads may share a folder.
 
     Attributes:
-        folder: Where it is; made when something is written first.
+        folder: Where it is; created by the first write.
 
     Example:
         >>> import io, tempfile
@@ -126,11 +162,11 @@ class Cache:
         return self.folder / "members" / sha256[:2] / sha256 / (base if base.strip(". ") else "weights")
 
     def find(self, name: str, *, size: int | None, sha256: str) -> Path | None:
-        """The path of a weight file if it is there, unharmed; None if it has to be brought.
+        """The path of a weight file if it is present and intact, else None.
 
         Args:
             name: As for :meth:`path`.
-            size: How many bytes it has; None where only the hash is known.
+            size: Its number of bytes; None where only the hash is known.
             sha256: SHA-256 of its bytes.
         """
         path = self.path(name, sha256)
@@ -139,8 +175,23 @@ class Cache:
                 return path
         except OSError:
             return None
-        _log.warning("%s was changed after it was brought; it is brought again", path)
+        _log.warning("%s was changed after it was downloaded; downloading it again", path)
         return None
+
+    def get_or(self, key: str, find: Callable[[], T | None], fetch: Callable[[], T]) -> T:
+        """What is in the cache, or what is downloaded into it, by one process while the others wait.
+
+        Args:
+            key: Name of the lock under which it is downloaded.
+            find: Returns what is in the cache, or None.
+            fetch: Downloads it, verifies it on the way, and returns it.
+        """
+        found = find()
+        if found is None:
+            with self.lock(key):
+                found = find()
+                return fetch() if found is None else found
+        return found
 
     def add(
         self,
@@ -149,30 +200,30 @@ class Cache:
         *,
         size: int,
         sha256: str,
-        progress: Callable[[int, int | None], None] | None = None,
+        progress: ByteProgress | None = None,
     ) -> Path:
-        """Write a weight file, checking it on the way.
+        """Write a weight file, verifying it on the way.
 
         Args:
-            stream: Its bytes. No more than size + 1 of them are asked for.
+            stream: Its bytes. No more than size + 1 of them are read.
             name: As for :meth:`path`.
-            size: How many bytes there must be.
-            sha256: What their SHA-256 must be.
+            size: Its expected number of bytes.
+            sha256: Its expected SHA-256.
             progress: Called with (bytes done, bytes expected).
 
         Raises:
-            HashMismatchError: More, fewer or other bytes.
+            HashMismatchError: The bytes are not the expected ones.
             DownloadError: The cache cannot be written.
         """
         path = self.path(name, sha256)
         with self.lock(sha256):
             part = path.with_name(path.name + ".part")
             try:
-                with writing(self.folder):
+                with writing_cache(self.folder):
                     path.parent.mkdir(parents=True, exist_ok=True)
                     with part.open("wb") as file:
                         _copy(stream, file, name, size, sha256, progress)
-                    # Not synced to the platter: find() hashes, so a file torn by a power cut is brought again.
+                    # Not flushed to the disk: find() hashes, so a file torn by a power cut is downloaded again.
                     part.replace(path)
             except BaseException:
                 with suppress(OSError):
@@ -181,7 +232,7 @@ class Cache:
         return path
 
     def adopt(self, part: Path, name: str, sha256: str) -> Path:
-        """Take in a weight file that was brought whole and checked; it is moved to its place.
+        """Move a complete and verified download to its place.
 
         Args:
             part: Where it is, on the file system of this cache (see :meth:`archive_part`).
@@ -192,13 +243,13 @@ class Cache:
             DownloadError: The cache cannot be written.
         """
         path = self.path(name, sha256)
-        with self.lock(sha256), writing(self.folder):
+        with self.lock(sha256), writing_cache(self.folder):
             path.parent.mkdir(parents=True, exist_ok=True)
             part.replace(path)
         return path
 
     def trusted(self, name: str) -> Trust | None:
-        """What a file was when it was brought first; None for one that was not.
+        """The record of a file's first download; None where there is none.
 
         Raises:
             DownloadError: The record cannot be read.
@@ -212,46 +263,46 @@ class Cache:
             raise DownloadError(f"{path}: cannot be read ({' '.join(str(error).split())}); delete it") from error
 
     def trust(self, name: str, trust: Trust) -> None:
-        """Record what a file was when it was brought first; whoever brings it holds the lock of it.
+        """Record the first download of a file. The caller holds the file's lock.
 
         Raises:
             DownloadError: The cache cannot be written.
         """
         path = self.trust_path(name)
         part = path.with_name(path.name + ".part")
-        with writing(self.folder):
+        with writing_cache(self.folder):
             path.parent.mkdir(parents=True, exist_ok=True)
             part.write_text(json.dumps(asdict(trust), indent=1) + "\n", encoding="utf-8")
             part.replace(path)
 
     def trust_path(self, name: str) -> Path:
-        """Where that is recorded; a user deletes it to accept another file."""
+        """Where that record is kept; deleting it accepts a changed file."""
         return self.folder / "trusted" / (re.sub(r"[^A-Za-z0-9._-]", "_", name) + ".json")
 
     def together(self, files: Mapping[str, Path]) -> dict[str, Path]:
-        """Put files that belong together beside each other, as they are in their archive.
+        """Place files that belong together next to each other, as they are in their archive.
 
-        They are links to the files that are given, or copies where the file system has no links.
+        They are links to the given files, or copies where the file system has no links.
 
         Args:
-            files: Path in the archive -> path in this cache, as :meth:`find` gives it.
+            files: Path in the archive -> path in this cache, as :meth:`find` returns it.
 
         Returns:
-            Path in the archive -> path in a folder that has these files and no others.
+            Path in the archive -> path in a folder that holds these files and no others.
 
         Raises:
-            DownloadError: A path would escape the folder, or the cache cannot be written.
+            DownloadError: A path would leave the folder, or the cache cannot be written.
         """
         members = {member: PurePosixPath(member) for member in files}
         for member, path in members.items():
             if path.is_absolute() or ".." in path.parts or re.search(r'[\x00-\x1f<>:"|?*\\]', member):
                 raise DownloadError(f"{member!r} would escape the folder of its archive; refused")
-        common = PurePosixPath(os.path.commonpath([path.parent for path in members.values()]))
+        common = PurePosixPath(posixpath.commonpath([path.parent.as_posix() for path in members.values()]))
         # The folder of a cached file is its SHA-256
         listing = "\n".join(sorted(f"{path.relative_to(common)} {files[m].parent.name}" for m, path in members.items()))
         key = hashlib.sha256(listing.encode()).hexdigest()
         placed = {}
-        with self.lock(key), writing(self.folder):
+        with self.lock(key), writing_cache(self.folder):
             for member, path in members.items():
                 target = self.folder / "models" / key[:2] / key / path.relative_to(common)
                 placed[member] = target
@@ -270,8 +321,8 @@ class Cache:
         return placed
 
     def archive_part(self, sha256: str) -> Path:
-        """Where an archive is gathered while it is brought; whoever writes it holds the :meth:`lock` of its hash."""
-        with writing(self.folder):
+        """Where a download is collected; whoever writes it holds the :meth:`lock` of its hash."""
+        with writing_cache(self.folder):
             (self.folder / "archives").mkdir(parents=True, exist_ok=True)
         return self.folder / "archives" / f"{sha256}.part"
 
@@ -282,7 +333,7 @@ class Cache:
         Raises:
             DownloadError: The cache cannot be written.
         """
-        with writing(self.folder):
+        with writing_cache(self.folder):
             (self.folder / "locks").mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.folder / "locks" / f"{key}.lock")
             lock.acquire()
@@ -291,6 +342,42 @@ class Cache:
         finally:
             lock.release()
 
+    def entries(self) -> list[CacheEntry]:
+        """The files of models in the cache, largest first."""
+        found = []
+        for kind, root in self._owned():
+            for path in [root, *root.rglob("*")]:
+                # Links take no space, and another process may delete a file meanwhile.
+                with suppress(OSError):
+                    if kind != "links" and path.is_file() and not path.is_symlink():
+                        status = path.stat()
+                        found.append(CacheEntry(path, kind, status.st_size, status.st_mtime))
+        return sorted(found, key=lambda entry: (-entry.bytes, str(entry.path)))
+
+    def clear(self) -> int:
+        """Delete the files of models. Records of trusted hashes are kept, because they protect later downloads.
+
+        Returns:
+            The number of bytes freed.
+
+        Raises:
+            DownloadError: The cache cannot be written.
+        """
+        freed = sum(entry.bytes for entry in self.entries())
+        with writing_cache(self.folder):
+            for _, root in self._owned():
+                if root.is_dir() and not root.is_symlink():
+                    shutil.rmtree(root)
+                else:
+                    root.unlink(missing_ok=True)
+        return freed
+
+    def _owned(self) -> Iterator[tuple[str, Path]]:
+        for kind, pattern, name in _OWNED:
+            for path in sorted(self.folder.glob(pattern)):
+                if re.fullmatch(name, path.relative_to(self.folder).as_posix()):
+                    yield kind, path
+
 
 def _copy(
     stream: Readable,
@@ -298,13 +385,13 @@ def _copy(
     name: str,
     size: int,
     sha256: str,
-    progress: Callable[[int, int | None], None] | None,
+    progress: ByteProgress | None,
 ) -> None:
     done, digest = 0, hashlib.sha256()
     while chunk := stream.read(min(_CHUNK, size + 1 - done)):
         done += len(chunk)
         if done > size:
-            raise HashMismatchError(f"{name}: expected {size} bytes, but more come; it is not the expected file")
+            raise HashMismatchError(f"{name}: expected {size} bytes, found more; it is not the expected file")
         digest.update(chunk)
         file.write(chunk)
         if progress is not None:

@@ -1,9 +1,9 @@
 """Downloads over HTTP: whole files that resume, and remote files of which only some ranges are read.
 
 The client is that of unearth, the package finder: it knows the credentials of package indexes (in addresses, in
-``.netrc``, in a keyring), ``file://`` addresses and trusted hosts. What it lacks is patience, which :class:`Session`
-adds: requests that fail for a passing reason are repeated, each time after a longer pause, or after the pause that the
-server asks for.
+``.netrc``, in a keyring), ``file://`` addresses and trusted hosts. :class:`Session` adds retries (requests that fail
+for a temporary reason are repeated, after growing pauses or the pause that the server asks for) and budgets of time and
+bytes (:mod:`cnnfilterdb.ingest.fetch.budget`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import logging
 import re
 import ssl
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,33 +26,38 @@ from unearth.fetchers import PyPIClient
 from unearth.link import Link
 
 from cnnfilterdb.errors import DownloadError, HashMismatchError
-from cnnfilterdb.ingest.fetch.cache import sha256_of, writing
+from cnnfilterdb.ingest.fetch.budget import GRACE, LARGEST, Budget, within
+from cnnfilterdb.ingest.fetch.cache import ByteProgress, sha256_of, writing_cache
 from cnnfilterdb.ingest.fetch.pip_settings import Settings
 
 __all__ = ["NoRangesError", "RemoteFile", "Session", "download", "explain"]
 
 _log = logging.getLogger(__name__)
 
-# Answers that may be better the next time: a timeout, too many requests, and failures of a server or of one before it.
+# Answers that may differ the next time: a timeout, too many requests, and failures of a server or of a gateway.
 _PASSING = {408, 429, 500, 502, 503, 504, 520, 527}
 _LONGEST_PAUSE = 120.0
+
+# Bytes of the largest page of an index, decompressed; the largest ones of the public index have about 40 MB.
+_LARGEST_PAGE = 256 << 20
 
 _BLOCK = 8 << 20
 _TAIL = 64 << 10
 
-# Bytes must come as they are stored: an archive must be neither compressed once more nor helpfully decompressed.
+# Bytes must arrive as they are stored: an archive must be neither compressed once more nor helpfully decompressed.
 _AS_STORED = {"Accept-Encoding": "identity"}
 
 
 class NoRangesError(DownloadError):
-    """A server does not give parts of a file."""
+    """A server does not send ranges of a file."""
 
 
 class Session:
-    """An HTTP client with patience; a ``Fetcher`` in terms of unearth.
+    """An HTTP client with retries and budgets; a ``Fetcher`` in terms of unearth.
 
     Attributes:
         retries: How often a failed request is repeated.
+        grace: Seconds in which an answer must begin, and that a transfer may take however little it sends.
     """
 
     def __init__(self, settings: Settings, *, index_urls: tuple[str, ...] = (), pause: float = 0.25) -> None:
@@ -64,6 +69,7 @@ class Session:
             pause: Seconds before the first repetition; doubled each time.
         """
         self.retries = max(0, settings.retries)
+        self.grace = GRACE
         self._pause = pause
         self._client = PyPIClient(
             trusted_hosts=settings.trusted_hosts,
@@ -72,45 +78,79 @@ class Session:
             timeout=settings.timeout,
             follow_redirects=True,
         )
-        # Never ask for a password: a run of hours must not stand still behind a prompt.
+        # Never ask for a password: a run of hours must not wait at a prompt.
         self._client.auth = MultiDomainBasicAuth(prompting=False, index_urls=index_urls)
 
     def get(self, url: str, *, headers: Mapping[str, str] | None = None) -> httpx2.Response:
         """Get a page.
 
         Raises:
-            httpx2.HTTPError: It cannot be had; also for an answer that refuses access or tells of a broken server.
+            httpx2.HTTPError: It cannot be fetched; also for an answer that refuses access or reports a server error.
+            DownloadError: It is too large or arrives too slowly.
         """
-        return self._send("GET", url, headers, stream=False)
+        response = self._send("GET", url, headers)
+        budget = self.budget(Link(url).redacted, limit=_LARGEST_PAGE)
+        parts = []
+        try:
+            for part in response.iter_bytes():
+                budget.charge(len(part))
+                parts.append(part)
+        finally:
+            response.close()
+        told = [
+            (key, value)
+            for key, value in response.headers.multi_items()
+            if key.lower() not in {"content-encoding", "content-length", "transfer-encoding"}
+        ]
+        return httpx2.Response(
+            response.status_code,
+            headers=told,
+            content=b"".join(parts),
+            request=response.request,
+            extensions=response.extensions,
+            history=response.history,
+        )
 
     def head(self, url: str, *, headers: Mapping[str, str] | None = None) -> httpx2.Response:
         """Get the headers of a page; errors as :meth:`get`."""
-        return self._send("HEAD", url, headers, stream=False)
+        response = self._send("HEAD", url, headers)
+        response.close()
+        return response
 
     @contextmanager
     def get_stream(self, url: str, *, headers: Mapping[str, str] | None = None) -> Iterator[httpx2.Response]:
-        """Get a page whose bytes are read while they come; errors as :meth:`get`."""
-        response = self._send("GET", url, headers, stream=True)
+        """Get a page whose bytes are read as they arrive; errors as :meth:`get`."""
+        response = self._send("GET", url, headers)
         try:
             yield response
         finally:
             response.close()
 
+    def budget(self, what: str, limit: int | None = None) -> Budget:
+        """A budget for one transfer.
+
+        Args:
+            what: Its name, for messages.
+            limit: Bytes that it may have; None where they are unknown.
+        """
+        return Budget(what, limit=LARGEST if limit is None else limit, grace=self.grace)
+
     def iter_secure_origins(self) -> Iterator[tuple[str, str, str]]:
-        """(scheme, host, port) of what may be asked."""
+        """(scheme, host, port) of the origins that may be asked."""
         yield from self._client.iter_secure_origins()
 
-    def wait(self, attempt: int) -> None:
-        """Pause before a repetition; the first attempt is 0."""
-        time.sleep(min(self._pause * 2**attempt, _LONGEST_PAUSE))
+    def wait(self, attempt: int) -> float:
+        """Pause before a repetition; the first attempt is 0. Returns the seconds of the pause."""
+        seconds: float = min(self._pause * 2**attempt, _LONGEST_PAUSE)
+        time.sleep(seconds)
+        return seconds
 
-    def _send(self, method: str, url: str, headers: Mapping[str, str] | None, *, stream: bool) -> httpx2.Response:
+    def _send(self, method: str, url: str, headers: Mapping[str, str] | None) -> httpx2.Response:
+        """An answer whose body has not been read."""
         for attempt in range(self.retries + 1):
             last = attempt == self.retries
             try:
-                response: httpx2.Response = self._client.send(
-                    self._client.build_request(method, url, headers=headers), stream=stream
-                )
+                response = self._answer(method, url, headers)
             except (httpx2.NetworkError, httpx2.TimeoutException, httpx2.RemoteProtocolError) as error:
                 if last:
                     raise
@@ -135,6 +175,17 @@ class Session:
             )
         return response
 
+    def _answer(self, method: str, url: str, headers: Mapping[str, str] | None) -> httpx2.Response:
+        """One request, whose headers must be complete in time: a server may send them byte by byte for hours."""
+        request = self._client.build_request(method, url, headers=headers)
+        try:
+            answer: httpx2.Response = within(
+                self.grace, lambda: self._client.send(request, stream=True), lambda late: late.close()
+            )
+            return answer
+        except TimeoutError as error:
+            raise httpx2.HTTPError(str(error)) from error
+
 
 def download(
     session: Session,
@@ -143,28 +194,28 @@ def download(
     *,
     size: int | None,
     sha256: str,
-    progress: Callable[[int, int | None], None] | None = None,
+    progress: ByteProgress | None = None,
 ) -> str:
-    """Bring a whole file, going on from what an earlier attempt has left of it.
+    """Download a whole file, resuming what an earlier attempt left of it.
 
-    Where no hash is known, an earlier part is gone on with only when the server says by its validator (``ETag`` or
-    ``Last-Modified``, kept beside the part) that the file is still the same one.
+    Where no hash is known, an earlier part is resumed only when the server's validator (``ETag`` or ``Last-Modified``,
+    kept beside the part) shows that the file has not changed.
 
     Args:
         session: The HTTP client.
-        url: Where the file is.
-        path: Where it goes. It is whole and checked only when this function returns. Whatever fails underway, it is
-            left there for the next attempt.
-        size: How many bytes there must be; None where it is not known and the server is believed.
-        sha256: What their SHA-256 must be: all of its 64 digits, the first ones, or none where it is not known.
+        url: Address of the file.
+        path: Where it is written. It is complete and verified only when this function returns. After a failure the
+            part stays there for the next attempt.
+        size: Expected number of bytes; None where it is unknown and the server is believed.
+        sha256: Expected SHA-256: all of its 64 digits, the first ones, or none where it is unknown.
         progress: Called with (bytes done, bytes expected).
 
     Returns:
         The SHA-256 of the file, as 64 hexadecimal digits.
 
     Raises:
-        DownloadError: No network, no such file, or no space left.
-        HashMismatchError: Other bytes than expected; they are removed.
+        DownloadError: No network, no such file, a server that is too slow or sends too much, or no space left.
+        HashMismatchError: The bytes are not the expected ones; they are removed.
     """
     transfer = _Transfer(session, url, path, size, bool(sha256), progress)
     name = transfer.name
@@ -176,21 +227,21 @@ def download(
             continue
         reason = transfer.go_on(done)
         now = _size(path)
-        # A server that cannot resume would begin anew for ever: only bytes beyond all earlier ones are progress.
+        # A server that cannot resume would start over forever: only bytes beyond all earlier ones are progress.
         failures = 0 if now > best else failures + 1
         best = max(best, now)
         if failures > session.retries:
             of = f" of {transfer.size}" if transfer.size is not None else ""
             raise DownloadError(f"{name}: {reason} after {best}{of} bytes; check the network and run again")
         if reason:
-            _log.info("%s: %s after %d bytes; going on from there", name, reason, now)
-            session.wait(failures)
+            _log.info("%s: %s after %d bytes; resuming", name, reason, now)
+            transfer.budget.extend(session.wait(failures))
     found = sha256_of(path)
     transfer.validator.unlink(missing_ok=True)
     if not found.startswith(sha256):
         path.unlink()
         if resumed:
-            # What an earlier run left may be of another file, or harmed since.
+            # What an earlier run left may belong to another file, or be damaged.
             return download(session, url, path, size=size, sha256=sha256, progress=progress)
         expected = sha256 if len(sha256) == 64 else f"{sha256}..."
         raise HashMismatchError(f"{name}: expected SHA-256 {expected}, found {found}; it is not the expected file")
@@ -198,12 +249,13 @@ def download(
 
 
 class _Transfer:
-    """Attempts at one file, and what they have learnt of it.
+    """Attempts at one file, and what they have learnt about it.
 
     Attributes:
         name: Name of the file, for messages.
-        size: Its bytes, None as long as neither caller nor server has told.
-        validator: Where the validator of a part is kept whose bytes no hash vouches for.
+        size: Its bytes, None until the caller or the server states it.
+        validator: Where the validator of a part without a known hash is kept.
+        budget: Limits of time and bytes for all attempts together.
     """
 
     def __init__(
@@ -213,16 +265,17 @@ class _Transfer:
         path: Path,
         size: int | None,
         hashed: bool,
-        progress: Callable[[int, int | None], None] | None,
+        progress: ByteProgress | None,
     ) -> None:
         self.name = Link(url).filename
         self.size = size
         self.validator = path.with_name(path.name + ".validator")
         self._session, self._url, self._path, self._hashed, self._progress = session, url, path, hashed, progress
         self._given = size is not None
+        self.budget = session.budget(self.name)
 
     def go_on(self, done: int) -> str:
-        """One attempt at the bytes from ``done`` on; returns why it ended early, if so."""
+        """One attempt at the bytes from ``done`` on; returns why it ended early, if it did."""
         path, name = self._path, self.name
         known = "" if self._hashed else _text(self.validator)
         if done and not self._hashed and not known:
@@ -242,7 +295,7 @@ class _Transfer:
                 mode, done = "wb", 0
                 self._announced(response)
                 if not self._hashed:
-                    with writing(path.parent):
+                    with writing_cache(path.parent):
                         self.validator.write_text(_validator(response), encoding="utf-8")
             elif (
                 done and response.status_code == 416 and self._hashed and self.size is None and _total(response) == done
@@ -253,13 +306,14 @@ class _Transfer:
                 path.unlink()
                 if not self._given:
                     self.size = None
-                return "the server could not go on"
+                return "the server could not resume"
             else:
                 raise _refused(name, response)
-            with writing(path.parent), path.open(mode) as file:
+            with writing_cache(path.parent), path.open(mode) as file:
                 try:
-                    # In whatever pieces they come: gathering larger ones would lose what is gathered when a cut comes.
+                    # In pieces as they arrive: collecting larger ones would lose them when the connection is cut.
                     for chunk in response.iter_raw():
+                        self.budget.charge(len(chunk))
                         done += len(chunk)
                         file.write(chunk)
                         if self.size is not None and done > self.size:
@@ -269,24 +323,26 @@ class _Transfer:
                 except httpx2.HTTPError as error:
                     return explain(error)
             if self.size is None:
-                # Chunks have an end of their own; without them or a length, a cut looks like the end.
+                # Chunked transfers mark their end; without chunks or a length, a cut looks like the end.
                 if not self._hashed and "chunked" not in response.headers.get("Transfer-Encoding", "").lower():
                     path.unlink()
                     raise DownloadError(
-                        f"{name}: the server does not tell its size and no hash is known, so that a cut would not be "
-                        "noticed; bring it by other means"
+                        f"{name}: the server sent no size and no checksum is known, so a truncated download would "
+                        "go unnoticed; download it another way"
                     )
                 self.size = done
         if done > self.size:
             path.unlink()
-            raise HashMismatchError(f"{name}: expected {self.size} bytes, but more come; it is not the expected file")
+            raise HashMismatchError(f"{name}: expected {self.size} bytes, found more; it is not the expected file")
         return "" if done == self.size else "the connection was closed"
 
     def _announced(self, response: httpx2.Response) -> None:
-        """Learn the size from the answer, or hold it against the one that is expected."""
+        """Learn the size from the answer, or compare it with the expected one."""
         announced = response.headers.get("Content-Length")
         if not self._given:
             self.size = int(announced) if announced is not None else None
+            if self.size is not None and self.size > LARGEST:
+                raise DownloadError(f"{self.name}: the server announces {self.size:,} bytes; refused")
         elif announced is not None and int(announced) != self.size:
             raise HashMismatchError(
                 f"{self.name}: expected {self.size} bytes, {announced} are announced; it is not the expected file"
@@ -296,15 +352,15 @@ class _Transfer:
 class RemoteFile(io.RawIOBase):
     """A file on a server, read by ranges; wrap it with :meth:`buffered`.
 
-    One request brings its last 64 KiB, where a zip file has its table of contents; later ones bring up to 8 MiB each.
+    One request fetches its last 64 KiB, where a zip file has its table of contents; later ones fetch up to 8 MiB each.
 
     Args:
         session: The HTTP client.
         url: Where the file is.
-        size: How many bytes it must have.
+        size: Its expected number of bytes.
 
     Raises:
-        NoRangesError: The server gives no ranges, or the file has another size.
+        NoRangesError: The server sends no ranges, or the file has another size.
         DownloadError: It cannot be reached. This may also happen later, while it is read.
     """
 
@@ -325,7 +381,7 @@ class RemoteFile(io.RawIOBase):
         return io.BufferedReader(self, _BLOCK)
 
     def ahead(self, start: int, stop: int) -> None:
-        """Announce that these bytes will be read; blocks then end where they end."""
+        """Announce that these bytes will be read, so that blocks end where they end."""
         self._window = (start, stop)
 
     def readable(self) -> bool:
@@ -346,7 +402,7 @@ class RemoteFile(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: Any, /) -> int:
-        """Read up to as many bytes as the buffer takes; fewer where a range ends or a connection is cut."""
+        """Read up to as many bytes as the buffer holds; fewer where a range ends or a connection is cut."""
         view = memoryview(buffer).cast("B")
         start, tail = self._position, self._size - len(self._tail)
         if start >= tail:
@@ -367,11 +423,13 @@ class RemoteFile(io.RawIOBase):
             if attempt:
                 self._session.wait(attempt - 1)
             got, reason = 0, "the connection was closed"
+            budget = self._session.budget(self._name)
             with _opened(self._session, self._url, self._name, headers) as response:
                 if response.status_code != 206 or _content_range(response) != (start, self._size):
-                    raise NoRangesError(f"{self._name}: the server gives no ranges of it")
+                    raise NoRangesError(f"{self._name}: the server sends no ranges of it")
                 try:
                     for chunk in response.iter_raw():
+                        budget.charge(len(chunk))
                         part = chunk[: len(view) - got]
                         view[got : got + len(part)] = part
                         got += len(part)
@@ -379,7 +437,7 @@ class RemoteFile(io.RawIOBase):
                             break
                 except httpx2.HTTPError as error:
                     reason = explain(error)
-            # What came before a cut counts; the reader asks for the rest by itself.
+            # What arrived before a cut counts; the reader asks for the rest by itself.
             if got:
                 return got
         raise DownloadError(f"{self._name}: {reason}; check the network and run again")
@@ -393,21 +451,21 @@ def _opened(session: Session, url: str, name: str, headers: Mapping[str, str]) -
             response = stack.enter_context(session.get_stream(url, headers=headers))
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             raise DownloadError(
-                f"{name}: cannot be brought: {explain(error)}; check the network and pip's configuration"
+                f"{name}: cannot be downloaded: {explain(error)}; check the network and pip's configuration"
             ) from error
         if response.status_code >= 400 and response.status_code != 416:
             raise _refused(name, response)
         if response.headers.get("Content-Type", "").lower().startswith("text/html"):
-            # A proxy or a portal, whose pages pass for success.
+            # A proxy or a portal whose pages look like success.
             raise DownloadError(
-                f"{name}: an HTML page came instead of the file (a proxy, a login or a quota?); "
-                "check pip's configuration, or bring it with a browser"
+                f"{name}: the server sent an HTML page instead of the file (a proxy, a login or a quota?); "
+                "check pip's configuration, or download it with a browser"
             )
         yield response
 
 
 def _certificates(settings: Settings) -> ssl.SSLContext | bool:
-    """What servers are checked against; True stands for the client's own choice, which knows ``SSL_CERT_FILE``."""
+    """How certificates are verified; True stands for the client's default, which knows ``SSL_CERT_FILE``."""
     if settings.cert is None and settings.client_cert is None:
         return True
     try:
@@ -421,7 +479,7 @@ def _certificates(settings: Settings) -> ssl.SSLContext | bool:
             context.load_cert_chain(settings.client_cert)
     except OSError as error:
         raise DownloadError(
-            f"the certificates that pip is set to use (cert={settings.cert}, client-cert={settings.client_cert}) "
+            f"the certificates of pip's configuration (cert={settings.cert}, client-cert={settings.client_cert}) "
             f"cannot be read: {error.strerror or error}; correct pip's configuration"
         ) from error
     return context
@@ -440,19 +498,19 @@ def _retry_after(response: httpx2.Response) -> float | None:
 
 
 def _content_range(response: httpx2.Response) -> tuple[int, int] | None:
-    """(first byte, bytes of the whole file) of an answer with a part of a file."""
+    """(first byte, bytes of the whole file) of an answer with a range of a file."""
     match = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
     return (int(match[1]), int(match[2])) if match else None
 
 
 def _total(response: httpx2.Response) -> int | None:
-    """Bytes of the whole file, of an answer that there are none beyond them."""
+    """Bytes of the whole file, from an answer that a range begins beyond its end."""
     match = re.fullmatch(r"bytes \*/(\d+)", response.headers.get("Content-Range", ""))
     return int(match[1]) if match else None
 
 
 def _validator(response: httpx2.Response) -> str:
-    """What tells this version of a file from others (RFC 9110, section 8.8): a strong ETag, else its date."""
+    """What identifies this version of a file (RFC 9110, section 8.8): a strong ETag, else its date."""
     etag: str = response.headers.get("ETag", "")
     return etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified", "")
 
@@ -471,6 +529,6 @@ def _size(path: Path) -> int:
 
 
 def explain(error: Exception) -> str:
-    """What an error of the HTTP client says, in one line."""
+    """The message of an error of the HTTP client, in one line."""
     text = " ".join(str(error).split())
     return text or type(error).__name__

@@ -1,7 +1,7 @@
-"""Package indexes: where an archive of a known name can be had.
+"""Package indexes: where an archive of a known name is available.
 
 unearth asks the configured indexes and reads their pages; no code of a package is run, not even to learn its metadata.
-An archive is chosen by its exact file name and hash, so it does not matter for which Python or platform it is made.
+An archive is chosen by its exact file name and hash, whichever Python or platform it is made for.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ __all__ = ["Offer", "PackageIndex"]
 
 _log = logging.getLogger(__name__)
 
-# unearth warns of every index that does not know a package, which is no news where several are configured. The reasons
-# are in the error when none of them does.
+# unearth warns about every index that does not know a package, which is normal where several are configured. When none
+# of them does, the error states the reasons.
 logging.getLogger("unearth").addHandler(logging.NullHandler())
 
 
@@ -36,8 +36,8 @@ class Offer:
         name: Its file name.
         version: The version of the package.
         url: Its address.
-        sha256: Its SHA-256 as the index tells it, None if it does not.
-        path: The file, when the address is one of this machine.
+        sha256: Its SHA-256 according to the index; None if the index does not state it.
+        path: The file, when the address is on this machine.
     """
 
     name: str
@@ -48,14 +48,14 @@ class Offer:
 
 
 class PackageIndex:
-    """The package indexes that the user has configured for pip, asked as one.
+    """The package indexes that the user has configured for pip, as one.
 
     Attributes:
-        session: The HTTP client for them and for the archives that they offer.
+        session: The HTTP client for them and their archives.
     """
 
     def __init__(self, settings: Settings | None = None, *, pause: float = 0.25) -> None:
-        """Prepare to ask; nothing is connected yet.
+        """Prepare requests; nothing is connected yet.
 
         Args:
             settings: Which indexes, and how they are reached; those of pip by default.
@@ -75,17 +75,17 @@ class PackageIndex:
         self._offers: dict[str, tuple[list[Offer], list[str]]] = {}
 
     def find(self, package: str, version: str, archive: str, sha256: str) -> list[Offer]:
-        """Where an archive can be had, the surest first.
+        """Where an archive is available, the most certain offer first.
 
         Args:
             package: Name of the package.
             version: Its version.
             archive: File name of the archive.
-            sha256: SHA-256 that it must have.
+            sha256: Its expected SHA-256.
 
         Raises:
-            DownloadError: No index has it; the message tells what they have instead, or why they did not answer.
-            HashMismatchError: It is there, but with other bytes.
+            DownloadError: No index has it; the message states what they have instead, or why they did not answer.
+            HashMismatchError: It is available, but with other bytes.
         """
         if package not in self._offers:
             self._offers[package] = self._ask(package)
@@ -102,13 +102,13 @@ class PackageIndex:
         raise DownloadError(self._nothing(package, version, archive, offers, notes))
 
     def _ask(self, package: str) -> tuple[list[Offer], list[str]]:
-        """Everything that is offered of a package, and what each location said."""
+        """Everything that is offered of a package, and the answer of each location."""
         offers, notes, answered = [], [], False
         for url, is_links in self._locations:
             shown = Link(url).redacted if "://" in url else url
             try:
                 found = list(self._ask_one(package, url, is_links))
-            # A broken page breaks the parser in more ways than can be listed; another index may still have the archive
+            # A broken page can make the parser fail in any way; another index may still have the archive.
             except Exception as error:
                 _log.info("package index %s: %s", shown, explain(error))
                 notes.append(f"{shown}: {explain(error)}")
@@ -151,10 +151,10 @@ class PackageIndex:
         same = sorted({offer.name for offer in offers if offer.version == version})
         versions = sorted({offer.version for offer in offers}, key=_sortable, reverse=True)
         if same:
-            return f"{archive}: is not offered; of {package} {version} there are {', '.join(same)} {asked}"
+            return f"{archive}: not offered; {package} {version} has {', '.join(same)} {asked}"
         if versions:
             more = ", ..." if len(versions) > 8 else ""
-            return f"{archive}: {package} {version} is not offered; there are {', '.join(versions[:8])}{more} {asked}"
+            return f"{archive}: {package} {version} is not offered; available: {', '.join(versions[:8])}{more} {asked}"
         return f"{archive}: no package index offers any file of {package} {asked}"
 
 

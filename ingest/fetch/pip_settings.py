@@ -1,11 +1,11 @@
-"""How the user reaches package indexes: the settings that pip has, read the way pip reads them.
+"""How the user reaches package indexes: pip's settings, read the way pip reads them.
 
-Somebody who can ``pip install`` behind a proxy, with a company's certificate or from a mirror has said so once, in
-pip's configuration. Nothing is asked a second time here.
+Whoever can ``pip install`` behind a proxy, with a company's certificate or from a mirror has configured pip for it.
+The same configuration applies here.
 
 The locations and their order are those of pip's documentation ("Configuration", section "Location"): system-wide, user
 and environment files, the file that ``PIP_CONFIG_FILE`` names, then ``PIP_*`` variables. The sections ``[global]`` and
-``[install]`` count. pip itself is not run: it need not be installed where this package is.
+``[install]`` count. pip itself is not run and need not be installed.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ class Settings:
     """Where packages come from and how their hosts are reached.
 
     Attributes:
-        index_url: The main index; None stands for pip's own default.
+        index_url: The main index; None stands for pip's default.
         extra_index_urls: Further indexes.
         find_links: Folders, files or pages that list archives.
-        no_index: True when only :attr:`find_links` may be asked.
-        trusted_hosts: Hosts (``name`` or ``name:port``) whose certificate is not checked, or that speak plain HTTP.
-        cert: A file or folder of certificate authorities; None stands for those of the system.
-        client_cert: A file with the user's own certificate and key.
+        no_index: True when only :attr:`find_links` may be used.
+        trusted_hosts: Hosts (``name`` or ``name:port``) whose certificate is not verified, or that use plain HTTP.
+        cert: A file or folder of certificate authorities; None stands for the system's.
+        client_cert: A file with the user's certificate and key.
         proxy: A proxy for all requests; None leaves it to the usual environment variables.
         timeout: Seconds to wait for a connection or for the next bytes.
         retries: How often a failed request is repeated.
@@ -58,14 +58,14 @@ class Settings:
 def read(environ: Mapping[str, str] | None = None) -> Settings:
     """Read the settings from pip's files and the environment.
 
-    Where pip has no index, uv's variables are looked at, and where it has no certificates, ``REQUESTS_CA_BUNDLE`` and
-    ``CURL_CA_BUNDLE``. (``SSL_CERT_FILE``, ``SSL_CERT_DIR`` and the proxy variables are read by the HTTP client.)
+    Where pip has no index, uv's variables are used, and where it has no certificates, ``REQUESTS_CA_BUNDLE`` and
+    ``CURL_CA_BUNDLE``. (The HTTP client reads ``SSL_CERT_FILE``, ``SSL_CERT_DIR`` and the proxy variables.)
 
     Args:
         environ: The environment; that of the process by default.
 
     Raises:
-        DownloadError: A configuration file cannot be parsed, or a number in it is none.
+        DownloadError: A configuration file cannot be parsed, or a setting is not a number.
 
     >>> settings = read({"PIP_CONFIG_FILE": os.devnull, "PIP_TRUSTED_HOST": "a.example b.example:81"})
     >>> settings.trusted_hosts, settings.timeout
@@ -98,7 +98,7 @@ def read(environ: Mapping[str, str] | None = None) -> Settings:
 
 
 def config_files(environ: Mapping[str, str]) -> Iterator[Path]:
-    """The files that pip would read, the least important first; not all of them exist."""
+    """The files that pip would read, lowest precedence first; not all of them exist."""
     named = environ.get("PIP_CONFIG_FILE")
     if named == os.devnull:
         return
@@ -140,7 +140,7 @@ def _normal(key: str) -> str:
 
 
 def _unnamed(index: str) -> str:
-    """An index of uv without its optional name (``name=address``)."""
+    """The address of an index in uv's form, without its optional name (``name=address``)."""
     return re.sub(r"^[\w.-]+=(?=\w+://)", "", index)
 
 
@@ -148,4 +148,4 @@ def _number(options: Mapping[str, str], key: str, default: float) -> float:
     try:
         return float(options.get(key, default))
     except ValueError as error:
-        raise DownloadError(f"pip's setting {key} should be a number and is {options[key]!r}; correct it") from error
+        raise DownloadError(f"pip's setting {key} is {options[key]!r}, expected a number; correct it") from error

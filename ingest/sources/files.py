@@ -1,49 +1,67 @@
-"""Weight files that are on disk already.
+"""Weight files on this machine.
 
-A model has the name of its file, without the suffix. In a folder that is its path from there, so that the same folder
-gives the same names each time, whatever else is in it.
+A model has the name of its file, without the suffix. In a folder that is its path from there, so the same folder gives
+the same names each time, whatever else is listed.
 """
 
 from __future__ import annotations
 
 import glob
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from functools import cache
+from pathlib import Path, PurePath
+from types import MappingProxyType
 
 from cnnfilterdb.errors import DownloadError, UnknownModelError
-from cnnfilterdb.ingest.fetch.cache import sha256_of
-from cnnfilterdb.ingest.network.layers import Weights
-from cnnfilterdb.ingest.sources import Progress, register
+from cnnfilterdb.ingest import formats
+from cnnfilterdb.ingest.fetch.cache import ByteProgress, sha256_of
+from cnnfilterdb.ingest.sources import Source, register
 from cnnfilterdb.schema import ModelFacts
 
-__all__ = ["SUFFIXES", "FilesSource"]
+__all__ = ["FilesSource", "suffixes"]
 
-#: Suffixes by which weight files are found in folders. A file that is named itself may have any.
-SUFFIXES = frozenset(
-    {
+# Parts of a model in several files, which its main file names
+_PARTS = re.compile(r".*-shard\d+of\d+(\.bin)?|.*-\d{5}-of-\d{5}(\.\w+)?")
+
+_COMMON = frozenset(
+    [
         ".bin",
         ".ckpt",
         ".h5",
         ".hdf5",
+        ".index",
         ".jit",
+        ".json",
         ".keras",
+        ".npy",
+        ".npz",
         ".onnx",
+        ".pb",
         ".pickle",
         ".pkl",
         ".pt",
         ".pth",
         ".safetensors",
         ".tar",
+        ".tflite",
         ".torchscript",
-    }
+    ]
 )
 
 
+@cache
+def suffixes() -> frozenset[str]:
+    """Suffixes by which weight files are found in folders: those of all formats. A file given by name may have any."""
+    declared = (getattr(fmt, "suffixes", ()) for fmt in formats.registered().values())
+    return frozenset(suffix for some in declared for suffix in some) | _COMMON
+
+
 @register
-class FilesSource:
-    """Weight files of this machine. It knows nothing of them but their bytes.
+class FilesSource(Source):
+    """Weight files of this machine, of which nothing is known but their bytes.
 
     Example:
         >>> import tempfile
@@ -55,99 +73,129 @@ class FilesSource:
     """
 
     name = "files"
+    unsupported = MappingProxyType({"partial": "its files are on this machine already"})
 
-    def __init__(self) -> None:
+    def __init__(self, *, folder: str | Path | None = None, offline: bool = False) -> None:
+        """Nothing is read yet.
+
+        Args:
+            folder: Where relative paths and globs begin; the current folder by default.
+            offline: Accepted, because this source never accesses the network.
+        """
+        self._folder = None if folder is None else Path(folder).expanduser()
         self._paths: dict[str, Path] = {}
 
     def list(self, patterns: Sequence[str] = ()) -> Sequence[str]:
-        """Names for the weight files that paths, folders and globs stand for; nothing without any.
+        """Names of the weight files that paths, folders and globs stand for; nothing without any.
 
-        A folder stands for all files below it that have one of the :data:`SUFFIXES`, hidden ones left out; ``**`` in a
-        glob for any number of folders. The names are good for :meth:`describe` and :meth:`resolve` of this object.
+        A folder stands for all files below it that have one of the :func:`suffixes`, except hidden ones and the parts
+        of models in several files; ``**`` in a glob stands for any number of folders. The names are valid for
+        :meth:`describe` and :meth:`resolve` of this object.
 
         Raises:
             UnknownModelError: A pattern stands for no weight file.
         """
         found: dict[Path, tuple[str, ...]] = {}
-        for pattern in patterns:
-            files = dict(_expand(pattern))
+        for pattern in [patterns] if isinstance(patterns, str) else patterns:
+            files = dict(_expand(Path(pattern).expanduser(), self._folder))
             if not files:
                 raise UnknownModelError(
-                    f"files: {pattern!r} is no weight file and holds none; "
-                    f"folders and globs are searched for {' '.join(sorted(SUFFIXES))}"
+                    f"files: {pattern!r} is not a weight file and contains none; "
+                    f"folders and globs are searched for {' '.join(sorted(suffixes()))}"
                 )
             for path, parts in files.items():
                 found.setdefault(path, parts)
         named = _names(found)
         self._paths |= named
-        return list(named)
+        return [*named]
 
     def describe(self, name: str) -> ModelFacts:
-        """The SHA-256 and the file name. Folders are not told, as they are nobody else's business.
+        """The SHA-256 and the file name. Parent folders are omitted for privacy.
 
         Raises:
             UnknownModelError: No file has that name.
             DownloadError: The file cannot be read.
         """
-        path = self._path(name)
+        path = self.resolve(name)
         try:
             return ModelFacts(weights_sha256=sha256_of(path), url=path.name)
         except OSError as error:
             raise DownloadError(f"{path}: cannot be read: {error.strerror or error}") from error
 
-    def resolve(self, name: str, progress: Progress | None = None) -> Path:
+    def resolve(self, name: str, progress: ByteProgress | None = None) -> Path:
         """The path of the file.
 
         Raises:
-            UnknownModelError: No file has that name.
+            UnknownModelError: No regular file has that name.
         """
-        return self._path(name)
-
-    def enrich(self, name: str, weights: Weights) -> Weights:
-        """The layers as the file tells them."""
-        return weights
-
-    def _path(self, name: str) -> Path:
-        path = self._paths.get(name, Path(name))
+        path = self._paths.get(name) or _below(self._folder, Path(name))
         if not path.is_file():
             raise UnknownModelError(f"files: there is no file {name!r}; give its path, or list its folder first")
         return path
 
+    def download_size(self, name: str) -> int | None:
+        """Nothing is downloaded."""
+        return 0
 
-def _expand(pattern: str) -> Iterator[tuple[Path, tuple[str, ...]]]:
+
+def _below(folder: Path | None, path: Path) -> Path:
+    """A path that the user gave, relative to the folder that the user chose."""
+    return path if folder is None else folder / path
+
+
+def _expand(pattern: Path, folder: Path | None) -> Iterator[tuple[Path, tuple[str, ...]]]:
     """Files that a pattern stands for, each with the parts of its name."""
-    given = Path(pattern).expanduser()
+    given = _below(folder, pattern)
     if given.is_file():
         yield _absolute(given), (given.name,)
     elif given.is_dir():
-        for path in _below(given):
+        for path in _weight_files(given):
             yield _absolute(path), path.relative_to(given).parts
-    elif glob.has_magic(pattern):
-        fixed = _fixed(given)
+    elif glob.has_magic(str(pattern)):
+        fixed = _fixed(given, folder)
         for path in sorted(fixed.glob(str(given.relative_to(fixed)))):
-            if _is_weights(path.relative_to(fixed)) and path.is_file():
+            if _is_weights(path.relative_to(fixed)) and _is_main(path):
                 yield _absolute(path), path.relative_to(fixed).parts
 
 
-def _fixed(pattern: Path) -> Path:
-    """The folders before the first wildcard."""
+def _fixed(pattern: Path, folder: Path | None) -> Path:
+    """The folders before the first wildcard; those of the user's folder have none."""
+    start = 0 if folder is None else len(folder.parts)
     parts = pattern.parts[:-1]
-    wild = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts))
+    wild = next((i for i, part in enumerate(parts) if i >= start and glob.has_magic(part)), len(parts))
     return Path(*parts[:wild])
 
 
-def _below(folder: Path) -> Iterator[Path]:
+def _weight_files(folder: Path) -> Iterator[Path]:
     for parent, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(parent) / name for name in sorted(files) if _is_weights(Path(name)))
+        found = (Path(parent) / name for name in sorted(files) if _is_weights(Path(name)))
+        yield from (path for path in found if _is_main(path))
 
 
 def _is_weights(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in path.parts)
+    return path.suffix.lower() in suffixes() and not any(part.startswith(".") for part in path.parts)
+
+
+def _is_main(path: Path) -> bool:
+    """Whether a file found in a folder is one that a model is read from, not a part of it or a file beside it."""
+    if not path.is_file() or _PARTS.fullmatch(path.name):
+        return False
+    if path.suffix.lower() in {".index", ".pb"} and (path.parent.parent / "saved_model.pb").is_file():
+        return False  # the variables of a SavedModel
+    if path.suffix.lower() != ".json":
+        return True
+    # Most files with this suffix are settings: only those that a format recognises are weights.
+    try:
+        with path.open("rb") as file:
+            head = file.read(4096)
+    except OSError:
+        return False
+    return any(fmt.matches(path, head) for fmt in formats.registered().values())
 
 
 def _absolute(path: Path) -> Path:
-    # Links are kept: a file of a content-addressed store has its telling name in the link.
+    # Links are kept: a file of a content-addressed store has its readable name in the link.
     return Path(os.path.abspath(path))  # noqa: PTH100
 
 
@@ -158,10 +206,20 @@ def _names(found: dict[Path, tuple[str, ...]]) -> dict[str, Path]:
     while clashes := {name for name, count in Counter(names.values()).items() if count > 1}:
         for path, name in names.items():
             if name in clashes:
-                parts = path.relative_to(path.anchor).parts
-                names[path] = "/".join(parts[-len(found[path]) - folders :])
+                names[path] = "/".join(_parts(path)[-len(found[path]) - folders :])
         folders += 1
     return {name: path for path, name in names.items()}
+
+
+def _parts(path: PurePath) -> tuple[str, ...]:
+    r"""The parts of an absolute path, its drive included, so that no two files have the same.
+
+    >>> from pathlib import PurePosixPath, PureWindowsPath
+    >>> _parts(PureWindowsPath(r"C:\x\a.pt")), _parts(PurePosixPath("/x/a.pt"))
+    (('C', 'x', 'a.pt'), ('x', 'a.pt'))
+    """
+    drive = path.drive.strip(":\\/").replace("\\", "/")
+    return (*([drive] if drive else []), *path.relative_to(path.anchor).parts)
 
 
 def _stem(name: str) -> str:
@@ -171,6 +229,6 @@ def _stem(name: str) -> str:
     ('net', 'resnet18.a1_in1k')
     """
     path = Path(name)
-    while path.suffix.lower() in SUFFIXES:
+    while path.suffix.lower() in suffixes():
         path = path.with_suffix("")
     return path.name

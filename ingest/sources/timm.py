@@ -1,12 +1,13 @@
 """Pretrained networks of timm, the PyTorch image models (Ross Wightman and others).
 
-The catalog describes all of them that have a 3x3 convolution, so that nothing needs the library or the network until
-weights are wanted. These come from Hugging Face, a few from the address of their authors, or from a folder.
+The catalog describes all of them that have a 3x3 convolution, so neither the library nor the network is needed until
+weights are requested. These are downloaded from Hugging Face, a few from an address of their authors, or read from a
+folder.
 
-A file of tensors does not tell in which order layers are executed. Where timm is installed (extra ``timm``), the
-network is built without weights, and the run on shapes tells order, depth, groups, strides, shared and dead layers,
-weights that are standardised before use, and the experts of CondConv. Without timm the layers come as the file tells
-them: in the order of their names, with no depth.
+A file of tensors does not state in which order layers are executed. Where timm is installed (extra ``timm``), the
+network is built without weights, and running it on shapes gives order, depth, groups, strides, shared and dead layers,
+weights that are standardised before use, and the experts of CondConv. Without timm the layers are in the order of their
+names, without depth.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache
-from glob import escape
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -24,12 +24,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from cnnfilterdb.errors import DownloadError, IngestError, UnknownModelError
-from cnnfilterdb.ingest.fetch.cache import Cache, sha256_of
+from cnnfilterdb.errors import DownloadError, IngestError
+from cnnfilterdb.ingest.fetch.cache import ByteProgress, Cache, sha256_of
 from cnnfilterdb.ingest.fetch.download import Session
-from cnnfilterdb.ingest.fetch.hugging_face import Brought, HuggingFace, partial_origin
+from cnnfilterdb.ingest.fetch.hub_cache import HubCache, RepositoryFile
+from cnnfilterdb.ingest.fetch.hugging_face import HuggingFace
+from cnnfilterdb.ingest.fetch.partial_safetensors import partial_origin
 from cnnfilterdb.ingest.network.layers import Weights
-from cnnfilterdb.ingest.sources import Progress, register
+from cnnfilterdb.ingest.sources import register
+from cnnfilterdb.ingest.sources.catalog_source import CatalogSource
 from cnnfilterdb.ingest.sources.web import WebSource
 from cnnfilterdb.schema import ModelFacts
 
@@ -49,21 +52,22 @@ _STATED = ("tag", "module", "input_size", "test_input_size", "num_classes")
 
 
 class _Originals(WebSource):
-    """The files that timm knows an address of, besides the repositories."""
+    """The files that have an address of their own besides the repositories."""
 
     name = "timm"
 
     def available(self, name: str) -> Path | None:
-        """The file of a model where it is in the folder or in the cache already."""
+        """The file of a model if it is in the folder or the cache."""
         origin = self._origin(name)
-        return self.resolve(name) if self._in_folder(origin) or self._cached(origin) else None
+        return self.resolve(name) if self._search(origin.file) or self._cached(origin) else None
 
 
 @register
-class TimmSource:
+class TimmSource(CatalogSource):
     """Models of the catalog that timm publishes; names are those of timm, such as ``resnet18.a1_in1k``."""
 
     name = "timm"
+    isolated = False  # the library's own repositories
 
     def __init__(
         self,
@@ -83,22 +87,17 @@ class TimmSource:
             folder: Where files are looked for before anything is downloaded: ``<model>.safetensors`` (or ``.bin``,
                 ``.pth``, ``.pt``), ``<model>/model.safetensors`` or ``<model>/pytorch_model.bin``, the original file
                 name of the authors, or a cache of huggingface_hub. Or one weight file, for one model.
-            offline: Ask nothing of the network.
-            partial: Read only the convolutions of a safetensors file, by ranges. Its hash cannot be checked so.
-            cache: Where files go; the user's cache by default.
+            offline: Do not access the network.
+            partial: Download only the convolutions of a safetensors file, by ranges. Its hash cannot be verified then.
+            cache: Where files are kept; the user's cache by default.
             client: How Hugging Face is reached.
             session: How other servers are reached.
         """
-        if models is None:
-            from cnnfilterdb import catalog
-
-            models = catalog.models(self.name)
-        self._models = {model.name: model for model in models}
-        self._folder = None if folder is None else Path(folder).expanduser()
-        self._partial = partial
         self._client = client or HuggingFace(cache=cache, offline=offline)
+        super().__init__(models, folder=folder, offline=self._client.offline, cache=self._client.cache)
+        self._partial = partial
         self._session = session
-        self._brought: dict[str, Brought] = {}
+        self._found: dict[str, RepositoryFile] = {}
         self._local: dict[str, tuple[Path, str]] = {}
 
     @cached_property
@@ -113,21 +112,11 @@ class TimmSource:
         client = self._client
         return _Originals(models, folder=folder, offline=client.offline, cache=client.cache, session=self._session)
 
-    def list(self, patterns: Sequence[str] = ()) -> Sequence[str]:
-        """Names of the models that match any of the patterns, all without patterns; no network.
-
-        Raises:
-            UnknownModelError: A pattern matches nothing; the message gives the nearest names.
-        """
-        from cnnfilterdb import catalog
-
-        return catalog.match([*self._models], patterns) if patterns else [*self._models]
-
     def describe(self, name: str) -> ModelFacts:
         """What the catalog knows about a model; no network.
 
-        After :meth:`resolve`, also the commit and the SHA-256 of what was found. Of a partial file the hash is the one
-        that the server states of the whole, unchecked, and stands in ``original``.
+        After :meth:`resolve`, also the commit and the SHA-256 of the file. The hash of a partial file is the one that
+        the server states for the whole file, unverified; it is recorded in ``original``.
 
         Raises:
             UnknownModelError: There is no such model.
@@ -140,13 +129,13 @@ class TimmSource:
         )
         if name in self._local:
             return facts.updated(weights_sha256=self._local[name][1])
-        brought = self._brought.get(name)
-        return facts if brought is None else brought.facts(facts)
+        found = self._found.get(name)
+        return facts if found is None else found.facts(facts)
 
-    def resolve(self, name: str, progress: Progress | None = None) -> Path:
-        """Find the weight file of a model in the folder or in the cache, or bring it, and return its path.
+    def resolve(self, name: str, progress: ByteProgress | None = None) -> Path:
+        """Find the weight file of a model in the folder or the cache, or download it, and return its path.
 
-        What is in the cache needs no network. The commit of a repository is the newest when its file is brought first.
+        Cached files need no network. The commit of a repository is the newest one at the first download of its file.
 
         Args:
             name: Name of the model.
@@ -154,7 +143,7 @@ class TimmSource:
 
         Raises:
             UnknownModelError: There is no such model.
-            DownloadError: It cannot be brought; the message tells how it can be had.
+            DownloadError: It cannot be downloaded; the message states how to get it.
             HashMismatchError: It is not the expected file.
         """
         origin = self._model(name).origin
@@ -163,26 +152,34 @@ class TimmSource:
             self._local[name] = path, sha256_of(path)
             return path
         if url and (path := self._originals.available(name)):
-            return self._kept(name, path)
+            return self._original(name, path)
         if not repo:
-            return self._kept(name, self._originals.resolve(name, progress))
+            return self._original(name, self._originals.resolve(name, progress))
         try:
-            found = self._client.cached(repo, _FILES)
+            found = self._client.local.file(repo, _FILES)
             if found is None and self._partial:
-                found = self._client.cached_partial(repo, _FILES)
+                found = self._client.local.partial_file(repo, _FILES)
             if found is None:
-                bring = self._client.bring_partial if self._partial else self._client.bring
-                found = bring(repo, _FILES, progress=progress)
+                fetch = self._client.fetch_partial if self._partial else self._client.fetch
+                found = fetch(repo, _FILES, progress=progress)
         except IngestError as error:
             if not url or self._client.offline:
                 raise
             _log.warning("%s; trying %s", error, url)
-            return self._kept(name, self._originals.resolve(name, progress))
-        self._brought[name] = found
+            return self._original(name, self._originals.resolve(name, progress))
+        self._found[name] = found
         return found.path
 
+    def download_size(self, name: str) -> int | None:
+        """About four bytes for each parameter; 0 for a cached file, None where only some ranges are downloaded."""
+        origin = self._model(name).origin
+        repo, parameters = origin["hf_hub_id"], origin.get("params", "")
+        if repo and self._client.local.repository(repo) is not None:
+            return 0
+        return None if self._partial or not parameters else 4 * int(parameters)
+
     def enrich(self, name: str, weights: Weights) -> Weights:
-        """Add what the architecture tells, where timm is installed."""
+        """Add what the architecture states, where timm is installed."""
         path = self._path(name)
         if path is not None and (origin := partial_origin(path)):
             weights = replace(weights, parameters=int(origin["parameters"]))
@@ -193,20 +190,14 @@ class TimmSource:
 
         return described(weights, known, None if path is None else _matrices(path))
 
-    def _model(self, name: str) -> CatalogModel:
-        if name not in self._models:
-            # Patterns match in either case, names do not.
-            near = self.list([escape(name)])
-            raise UnknownModelError(f"no model {name!r}; nearest: {', '.join(near)}")
-        return self._models[name]
-
     def _path(self, name: str) -> Path | None:
         if name in self._local:
             return self._local[name][0]
-        return self._brought[name].path if name in self._brought else None
+        return self._found[name].path if name in self._found else None
 
-    def _kept(self, name: str, path: Path) -> Path:
-        self._local[name] = path, sha256_of(path)
+    def _original(self, name: str, path: Path) -> Path:
+        sha256 = self._originals.describe(name).weights_sha256
+        self._local[name] = path, sha256 or sha256_of(path)
         return path
 
     def _in_folder(self, name: str, repo: str) -> Path | None:
@@ -222,12 +213,12 @@ class TimmSource:
         for place in places:
             if (folder / place).is_file():
                 return folder / place
-        found = HuggingFace.found(folder, repo, _FILES) if repo else None
+        found = HubCache(folder).file(repo, _FILES) if repo else None
         return None if found is None else found.path
 
 
 def _matrix(path: Path, name: str) -> npt.NDArray[np.float32] | None:
-    """A matrix of a weight file of PyTorch as float32; None where it has none of that name."""
+    """A matrix of a PyTorch weight file as float32; None where it has none of that name."""
     import torch
     from safetensors import safe_open
 
@@ -243,7 +234,7 @@ def _matrix(path: Path, name: str) -> npt.NDArray[np.float32] | None:
 
 
 def _matrices(path: Path) -> Any:
-    """A function that gives matrices of a file by name, and keeps the last one."""
+    """A function that returns matrices of a file by name, and keeps the last one."""
     kept: dict[str, npt.NDArray[np.float32] | None] = {}
 
     def matrix(name: str) -> npt.NDArray[np.float32] | None:
@@ -263,13 +254,13 @@ def _library() -> Any:
     except ImportError as error:
         _log.warning(
             "timm cannot be imported (%s): layers get no order, depth or groups; "
-            'install it by: pip install "cnnfilterdb[timm]"',
+            'install it: pip install "cnnfilterdb[timm]"',
             error,
         )
         return None
 
 
-# Operators are undeclared when the object that declared them goes
+# Operators vanish with the object that declared them.
 _declared: list[Any] = []
 
 
@@ -277,8 +268,8 @@ def _imported() -> Any:
     try:
         import timm
     except RuntimeError as error:
-        # A torchvision with CUDA beside a PyTorch without it: its operators are not there, and it stumbles over their
-        # absence. Declaring the two that it registers lets it import; nothing here calls them.
+        # A torchvision with CUDA beside a PyTorch without it: its operators are missing, and its import fails for that
+        # reason. Declaring the two that it registers lets it import; nothing here calls them.
         if "torchvision::nms" not in str(error):
             raise
         import torch
@@ -291,9 +282,9 @@ def _imported() -> Any:
     return timm
 
 
-@lru_cache(maxsize=4)  # of one architecture with several sets of weights, and no more memory than that
+@lru_cache(maxsize=4)  # several sets of weights of one architecture, without using more memory
 def _architecture(name: str) -> Architecture | None:
-    """The architecture of a model of timm; None where timm is not there or does not know it."""
+    """The architecture of a timm model; None where timm is not installed or does not know it."""
     timm = _library()
     if timm is None:
         return None
@@ -306,7 +297,7 @@ def _architecture(name: str) -> Architecture | None:
             module = timm.create_model(name, pretrained=False).eval()
             size = module.pretrained_cfg["input_size"]
             example = torch.empty(1, *size)
-    except Exception as error:  # another version of timm: its constructors raise all kinds of errors
+    except Exception as error:  # constructors of another version of timm may raise any error
         _log.warning("timm %s cannot build %s (%s); its layers get no order or depth", timm.__version__, name, error)
         return None
     return architecture(module, example)

@@ -1,12 +1,12 @@
-"""Models whose weight files lie at addresses of the web: of libraries, and of single repositories.
+"""Models whose weight files are published at web addresses: by libraries, and by single repositories.
 
 TorchXRayVision, lungmask, TorchVision and a few repositories publish plain files. Each is an entry of the catalog: its
-addresses, what is known of its hash, and what a file of tensors does not tell. The libraries are never imported and no
-code of theirs is run. A file that a person must fetch (from Google Drive, say) is named with its link, and found in a
-folder of the user's.
+addresses, what is known of its hash, and what a file of tensors does not state. The libraries are never imported and
+none of their code is run. A file that a person must download (from Google Drive, say) is named with its link, and found
+in a folder of the user's.
 
-Where nobody publishes a hash, the first file that comes is trusted and its hash recorded; another one that comes later
-is refused until the record is deleted.
+Where nobody publishes a hash, the first download is trusted and its hash recorded; a different file is refused later,
+until the record is deleted.
 """
 
 from __future__ import annotations
@@ -18,42 +18,43 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from functools import cached_property
-from glob import escape
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from cnnfilterdb.errors import CatalogError, DownloadError, HashMismatchError, IngestError, UnknownModelError
+from cnnfilterdb.errors import CatalogError, DownloadError, HashMismatchError, IngestError
 from cnnfilterdb.ingest import formats
 from cnnfilterdb.ingest.fetch import pip_settings
-from cnnfilterdb.ingest.fetch.cache import Cache, Trust, sha256_of
+from cnnfilterdb.ingest.fetch.cache import ByteProgress, Cache, Trust, sha256_of
 from cnnfilterdb.ingest.fetch.download import Session, download
 from cnnfilterdb.ingest.network.extract import conv_depths
 from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Weights
-from cnnfilterdb.ingest.sources import Progress, register
+from cnnfilterdb.ingest.sources import register
+from cnnfilterdb.ingest.sources.catalog_source import CatalogSource
 from cnnfilterdb.schema import ModelFacts
 
 if TYPE_CHECKING:
     from cnnfilterdb.catalog import CatalogModel
 
-__all__ = ["CustomSource", "LungmaskSource", "Origin", "TorchVisionSource", "TorchXRayVisionSource", "WebSource"]
+__all__ = ["CustomSource", "LungmaskSource", "TorchVisionSource", "TorchXRayVisionSource", "WebFile", "WebSource"]
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
-    """Where the weight file of a model is, and what it does not tell by itself.
+class WebFile:
+    """Where the weight file of a model is, and what it does not state itself.
 
     Attributes:
-        file: Its name, under which it is looked for in folders too.
-        urls: Addresses of the same file, by preference; none where a person must fetch it.
-        size: Its bytes, None where they are not known.
-        sha256: Its SHA-256: all of its 64 digits, the first ones, or none where it is not known.
-        manual: How a person gets it, where no address gives it to a program.
+        file: Its name, by which it is also found in folders.
+        urls: Addresses of the same file, by preference; none where a person must download it.
+        size: Its number of bytes, None where it is unknown.
+        sha256: Its SHA-256: all of its 64 digits, the first ones, or none where it is unknown.
+        manual: How a person gets it, where no address serves a program.
         dead: Shell-style pattern of the layers that are stored and never executed.
         drop: Shell-style pattern of what the file holds besides the network, such as a loss with weights.
-        ordered: Whether the file has the layers in the order in which they are executed.
+        ordered: Whether the layers are in the file in the order of their execution.
     """
 
     file: str
@@ -66,7 +67,7 @@ class Origin:
     ordered: bool = False
 
     @classmethod
-    def parse(cls, model_id: str, origin: Mapping[str, str]) -> Origin:
+    def parse(cls, model_id: str, origin: Mapping[str, str]) -> WebFile:
         """From the catalog's text fields.
 
         Args:
@@ -74,9 +75,9 @@ class Origin:
             origin: The fields; ``urls`` are separated by spaces, ``execution_order`` is ``yes`` or empty.
 
         Raises:
-            CatalogError: There is no file name, a size is no number, or there is no way to the file.
+            CatalogError: There is no file name, a size is not a number, or there is no way to get the file.
 
-        >>> Origin.parse("custom/net", {"file": "a.pt", "urls": "https://a.org/a.pt https://b.org/a.pt"}).urls
+        >>> WebFile.parse("custom/net", {"file": "a.pt", "urls": "https://a.org/a.pt https://b.org/a.pt"}).urls
         ('https://a.org/a.pt', 'https://b.org/a.pt')
         """
         size = origin.get("bytes", "")
@@ -97,13 +98,14 @@ class Origin:
         return found
 
 
-class WebSource:
+class WebSource(CatalogSource):
     """Models of the catalog that are one file each, at addresses that the catalog knows.
 
     Each subclass is the source of its name; this class has none.
     """
 
-    name = ""
+    unsupported = MappingProxyType({"partial": "its files are read as a whole"})
+    isolated = False  # the catalog names each file and most of the hashes
 
     def __init__(
         self,
@@ -119,21 +121,15 @@ class WebSource:
 
         Args:
             models: The models on offer; those of the catalog by default.
-            folder: Where files are looked for by their names, with all folders below, before anything is downloaded.
-            offline: Ask nothing of the network.
-            mirror: Address of a server that is asked in the place of all others. It has the file of
-                ``https://host/path`` at ``<mirror>/host/path``.
-            cache: Where files go; the user's cache by default.
-            session: How servers are reached; by the settings that pip has by default.
+            folder: Where files are looked for by their names, subfolders included, before anything is downloaded.
+            offline: Do not access the network.
+            mirror: Address of a server that replaces all others. It has the file of ``https://host/path`` at
+                ``<mirror>/host/path``.
+            cache: Where files are kept; the user's cache by default.
+            session: How servers are reached; by pip's settings by default.
         """
-        if models is None:
-            from cnnfilterdb import catalog
-
-            models = catalog.models(self.name)
-        self._models = {model.name: model for model in models}
-        self._folder = None if folder is None else Path(folder).expanduser()
-        self._offline, self._mirror = offline, mirror
-        self._cache = cache or Cache()
+        super().__init__(models, folder=folder, offline=offline, cache=cache)
+        self._mirror = mirror
         self._given_session = session
         self._hashes: dict[str, str] = {}
 
@@ -141,21 +137,11 @@ class WebSource:
     def _session(self) -> Session:
         return self._given_session or Session(pip_settings.read())
 
-    def list(self, patterns: Sequence[str] = ()) -> Sequence[str]:
-        """Names of the models that match any of the patterns, all without patterns; no network.
-
-        Raises:
-            UnknownModelError: A pattern matches nothing; the message gives the nearest names.
-        """
-        from cnnfilterdb import catalog
-
-        return catalog.match([*self._models], patterns) if patterns else [*self._models]
-
     def describe(self, name: str) -> ModelFacts:
         """What the catalog knows about a model; no network.
 
-        The hash is that of the file that :meth:`resolve` found; before, the one that the catalog or an earlier run
-        knows.
+        The hash is that of the file that :meth:`resolve` found; before that, the one that the catalog or an earlier run
+        recorded.
 
         Raises:
             UnknownModelError: There is no such model.
@@ -167,8 +153,8 @@ class WebSource:
             weights_sha256=sha256 if len(sha256) == 64 else None,
         )
 
-    def resolve(self, name: str, progress: Progress | None = None) -> Path:
-        """Find the weight file of a model in the folder or in the cache, or bring it, and return its path.
+    def resolve(self, name: str, progress: ByteProgress | None = None) -> Path:
+        """Find the weight file of a model in the folder or the cache, or download it, and return its path.
 
         Args:
             name: Name of the model.
@@ -176,12 +162,12 @@ class WebSource:
 
         Raises:
             UnknownModelError: There is no such model.
-            DownloadError: It cannot be brought; the message tells how it can be had.
+            DownloadError: It cannot be downloaded; the message states how to get it.
             HashMismatchError: It is not the expected file.
-            WeightFileError: An address gave something else, such as a page.
+            WeightFileError: An address sent something else, such as a page.
         """
         origin = self._origin(name)
-        if path := self._in_folder(origin):
+        for path in self._search(origin.file):
             self._hashes[name] = sha256_of(path)
             if not self._hashes[name].startswith(origin.sha256):
                 raise HashMismatchError(
@@ -189,25 +175,31 @@ class WebSource:
                     f"found {self._hashes[name]}; it is not the file of {self.name}/{name}"
                 )
             return path
-        path = self._cached(origin)
-        if path is None:
-            self._reachable(name, origin)
-            # One brings it, the others wait
-            with self._cache.lock(_key(f"{self.name}/{origin.file}")):
-                path = self._cached(origin) or self._bring(name, origin, progress)
+        path = self._cache.get_or(
+            _key(f"{self.name}/{origin.file}"),
+            lambda: self._cached(origin),
+            lambda: self._fetch(name, origin, progress),
+        )
         self._hashes[name] = path.parent.name
         return path
 
-    def enrich(self, name: str, weights: Weights) -> Weights:
-        """Leave out what is no part of the network, mark what is never executed, and give the order of the rest.
+    def download_size(self, name: str) -> int | None:
+        """Bytes of the file as far as the catalog knows them; 0 for a cached file or one in the folder."""
+        origin = self._origin(name)
+        sha256 = self._expected(origin)
+        cached = len(sha256) == 64 and self._cache.path(origin.file, sha256).exists()
+        return 0 if cached or self._search(origin.file) else origin.size
 
-        Where the catalog knows that the file has the layers in the order of their execution, their rank in it is their
-        depth, unless the file has a graph that tells more.
+    def enrich(self, name: str, weights: Weights) -> Weights:
+        """Leave out what is not part of the network, mark what is never executed, and give the order of the rest.
+
+        Where the catalog knows that the layers are in the file in the order of their execution, their rank is their
+        depth, unless the file has a graph that gives a better one.
         """
         origin = self._origin(name)
         kept = [layer for layer in weights.layers if not _fits(layer, origin.drop)]
         skipped = [
-            Skipped(layer.name, "no part of the network") for layer in weights.layers if _fits(layer, origin.drop)
+            Skipped(layer.name, "not part of the network") for layer in weights.layers if _fits(layer, origin.drop)
         ]
         layers = [replace(layer, dead=_fits(layer, origin.dead)) if origin.dead else layer for layer in kept]
         if origin.ordered and not any(layer.depth_source for layer in layers):
@@ -226,61 +218,47 @@ class WebSource:
         )
 
     def _compare(self, name: str, layers: Sequence[ConvLayer]) -> None:
-        """Warn of a file that is not the network that the catalog describes."""
+        """Warn about a file that is not the network that the catalog describes."""
         model = self._models[name]
         squares = [layer.shape[0] * layer.shape[1] for layer in layers if layer.kernel == "3x3"]
         found = len(layers), len(squares), sum(squares)
         expected = model.conv_layers, model.conv3x3_layers, model.conv3x3_filters
-        if any(count not in (None, there) for there, count in zip(found, expected, strict=True)):
+        if any(count not in (None, actual) for actual, count in zip(found, expected, strict=True)):
             _log.warning(
                 "%s/%s: expected (convolutions, 3x3 ones, their kernels) %s, found %s; is it another network?",
                 *(self.name, name, expected, found),
             )
 
-    def _origin(self, name: str) -> Origin:
-        if name not in self._models:
-            # Patterns match in either case, names do not.
-            near = self.list([escape(name)])
-            raise UnknownModelError(f"no model {name!r}; nearest: {', '.join(near)}")
-        return Origin.parse(f"{self.name}/{name}", self._models[name].origin)
+    def _origin(self, name: str) -> WebFile:
+        return WebFile.parse(f"{self.name}/{name}", self._model(name).origin)
 
-    def _expected(self, origin: Origin) -> str:
-        """The hash that the file must have, as far as it is known: of the catalog, or of the first time."""
+    def _expected(self, origin: WebFile) -> str:
+        """The expected hash, as far as it is known: from the catalog, or from the first download."""
         if len(origin.sha256) == 64:
             return origin.sha256
         first = self._cache.trusted(f"{self.name}/{origin.file}")
         return first.sha256 if first and first.sha256.startswith(origin.sha256) else origin.sha256
 
-    def _in_folder(self, origin: Origin) -> Path | None:
-        if self._folder is None:
-            return None
-        if not self._folder.is_dir():
-            raise DownloadError(f"{self._folder}: no such folder to look for {origin.file} in; name one that exists")
-        direct = self._folder / origin.file
-        if direct.is_file():
-            return direct
-        return next((path for path in sorted(self._folder.rglob(escape(origin.file))) if path.is_file()), None)
-
-    def _cached(self, origin: Origin) -> Path | None:
+    def _cached(self, origin: WebFile) -> Path | None:
         sha256 = self._expected(origin)
         return self._cache.find(origin.file, size=origin.size, sha256=sha256) if len(sha256) == 64 else None
 
-    def _reachable(self, name: str, origin: Origin) -> None:
-        """Say how a file can be had that no server will be asked for."""
-        searched = f"it is not in the cache {self._cache.folder}"
-        searched += ", and no folder is named" if self._folder is None else f" nor below {self._folder}"
+    def _reachable(self, name: str, origin: WebFile) -> None:
+        """Explain how to get a file that cannot be downloaded."""
         remedy = f"put {origin.file} into a folder and name it with --from (option folder)"
         if not origin.urls:
             raise DownloadError(
-                f"{self.name}/{name}: no program can fetch it; get it by hand: {origin.manual}; then {remedy}"
+                f"{self.name}/{name}: no program can download it; get it by hand: {origin.manual}; then {remedy}"
             )
         if self._offline:
             raise DownloadError(
-                f"{self.name}/{name}: offline, and {searched}; {remedy}, or go online for {origin.urls[0]}"
+                f"{self.name}/{name}: offline, and it is {self._searched()}; {remedy}, "
+                f"or go online for {origin.urls[0]}"
             )
 
-    def _bring(self, name: str, origin: Origin, progress: Progress | None) -> Path:
-        """From the first address that gives it."""
+    def _fetch(self, name: str, origin: WebFile, progress: ByteProgress | None) -> Path:
+        """From the first address that serves it."""
+        self._reachable(name, origin)
         errors: list[IngestError] = []
         for url in origin.urls:
             try:
@@ -290,13 +268,13 @@ class WebSource:
                 if url is not origin.urls[-1]:
                     _log.warning("%s; trying the next address", error)
         reasons = "; ".join(dict.fromkeys(str(error) for error in errors))
-        # What came last is what the user is told of most; a wrong file anywhere matters more than a dead address.
+        # The last error decides the class, except that a wrong file anywhere matters more than a dead address.
         kind = next((type(error) for error in errors if isinstance(error, HashMismatchError)), type(errors[-1]))
         raise kind(
             f"{self.name}/{name}: {reasons}; or put {origin.file} into a folder and name it with --from (option folder)"
         ) from errors[-1]
 
-    def _from(self, url: str, origin: Origin, progress: Progress | None) -> Path:
+    def _from(self, url: str, origin: WebFile, progress: ByteProgress | None) -> Path:
         trusted = f"{self.name}/{origin.file}"
         expected = self._expected(origin)
         address = _mirrored(url, self._mirror)
@@ -308,7 +286,7 @@ class WebSource:
                 raise
             first = self._cache.trust_path(trusted)
             raise HashMismatchError(
-                f"{error}: it was another one when it came first; delete {first} to accept the change"
+                f"{error}: the file has changed since its first download; delete {first} to accept the change"
             ) from error
         try:
             with part.open("rb") as file:
@@ -319,7 +297,7 @@ class WebSource:
             part.unlink(missing_ok=True)
         if len(expected) < 64:
             self._cache.trust(trusted, Trust(sha256, size, url, datetime.now(UTC).date().isoformat()))
-            _log.info("%s: no whole SHA-256 is known of it; %s is trusted from now on", origin.file, sha256)
+            _log.info("%s: its full SHA-256 is not known; %s is trusted from now on", origin.file, sha256)
         return path
 
 
@@ -341,7 +319,7 @@ def _key(text: str) -> str:
 
 
 def _fits(layer: ConvLayer, pattern: str) -> bool:
-    """Whether a layer, or a part of the network that it belongs to, is meant."""
+    """Whether a pattern means a layer, or the part of the network that it belongs to."""
     return bool(pattern) and fnmatchcase(layer.name, pattern)
 
 
@@ -370,7 +348,7 @@ class TorchVisionSource(WebSource):
 class CustomSource(WebSource):
     """Models of single repositories.
 
-    Models that a user adds to a database from memory (:meth:`cnnfilterdb.FilterDB.add`) are named ``custom/...`` too.
+    Models that a user adds to a database (:meth:`cnnfilterdb.FilterDB.add`) are named ``custom/...`` too.
     """
 
     name = "custom"

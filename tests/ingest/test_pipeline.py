@@ -1,42 +1,42 @@
 """Many models from a source: what arrives, what is reported, and that nothing else suffers."""
 
+import errno
 import os
 import pickle
+import time
 import zipfile
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 import cnnfilterdb
 from cnnfilterdb.errors import BadWeightsError, DownloadError, NoConvolutionError, UnsafeFileError, WeightFileError
 from cnnfilterdb.ingest import pipeline
+from cnnfilterdb.ingest.fetch.cache import writing_cache
 from cnnfilterdb.schema import ModelFacts
 
 
 class FolderSource:
-    """A source whose models are the files of a folder; some cannot be brought."""
+    """A source as small as the contract allows: models are the files of a folder, some of which are not available."""
 
     name = "test"
 
     def __init__(self, folder):
         self.folder = folder
-        self.brought = []
+        self.resolved = []
 
     def list(self, patterns=()):
         return sorted(path.name for path in self.folder.iterdir())
 
     def describe(self, name):
-        return ModelFacts(domain="natural", license="MIT")
+        return ModelFacts(url=name)
 
-    def resolve(self, name, progress=None):
-        self.brought.append(name)
+    def resolve(self, name):
+        self.resolved.append(name)
         if name.startswith("unreachable"):
-            raise DownloadError(f"{name}: no route to host")
+            raise DownloadError(f"{name}: no network")
         return self.folder / name
-
-    def enrich(self, name, weights):
-        return weights
 
 
 class Hostile:
@@ -92,22 +92,20 @@ def test_the_others_arrive_and_each_failure_has_its_reason(folder, tmp_path):
     assert len(db.models()) == 2
 
 
-def test_a_second_run_brings_nothing_again(folder, tmp_path):
+def test_a_second_run_resolves_nothing_again(folder, tmp_path):
     db = cnnfilterdb.create(tmp_path / "a.db")
     names = ["good-1.safetensors", "good-2.safetensors"]
     pipeline.ingest(db._store, FolderSource(folder), names, projector=_projector(db))
     source = FolderSource(folder)
     report = pipeline.ingest(db._store, source, names, projector=_projector(db))
     assert report.skipped == ["test/good-1.safetensors", "test/good-2.safetensors"]
-    assert source.brought == []
+    assert source.resolved == []
     report = pipeline.ingest(db._store, source, names[:1], projector=_projector(db), overwrite=True)
     assert list(report.done) == ["test/good-1.safetensors"]
     assert db.verify() == []
 
 
-def test_a_full_disk_leaves_a_clean_database(folder, tmp_path, monkeypatch):
-    import errno
-
+def test_a_full_disk_ends_the_run_and_leaves_a_clean_database(folder, tmp_path, monkeypatch):
     import pyarrow.parquet as pq
 
     db = cnnfilterdb.create(tmp_path / "a.db")
@@ -116,14 +114,159 @@ def test_a_full_disk_leaves_a_clean_database(folder, tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
+    source = FolderSource(folder)
+    names = ["good-2.safetensors"] + ["nan.safetensors"] * 40
     with monkeypatch.context() as patch:
         patch.setattr(pq.ParquetWriter, "write_table", full)
         patch.setattr(pq, "write_table", full)
-        report = pipeline.ingest(db._store, FolderSource(folder), ["good-2.safetensors"], projector=_projector(db))
+        report = pipeline.ingest(db._store, source, names, projector=_projector(db))
     (failure,) = report.failed
     assert "the disk is full" in failure.reason
+    assert report.stopped == failure.reason
+    assert len(source.resolved) < len(names)
     assert list(db.models()["name"]) == ["good-1.safetensors"]
     assert db.verify() == []
+
+
+def test_a_full_cache_ends_the_run(folder, tmp_path):
+    class Full(FolderSource):
+        def resolve(self, name):
+            with writing_cache(self.folder):
+                raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    db = cnnfilterdb.create(tmp_path / "a.db")
+    report = pipeline.ingest(db._store, Full(folder), ["good-1.safetensors"] * 50, projector=_projector(db))
+    assert len(report.failed) == 1
+    assert "CNNFILTERDB_CACHE" in report.stopped
+
+
+@pytest.mark.parametrize("method", ["resolve", "describe", "enrich"])
+@pytest.mark.parametrize("error", [ConnectionError("reset"), KeyError("x"), MemoryError(), RecursionError("deep")])
+def test_any_exception_of_a_plugin_fails_its_model_only(folder, tmp_path, method, error):
+    class Broken(FolderSource):
+        isolated = False
+
+        def enrich(self, name, weights):
+            return weights
+
+    def broken(self, name, *rest):
+        if name == "good-1.safetensors":
+            raise error
+        return original(self, name, *rest) if method == "enrich" else original(self, name)
+
+    original = getattr(Broken, method)
+    setattr(Broken, method, broken)
+    db = cnnfilterdb.create(tmp_path / "a.db")
+    names = ["good-1.safetensors", "good-2.safetensors"]
+    report = pipeline.ingest(db._store, Broken(folder), names, projector=_projector(db))
+    assert list(report.done) == ["test/good-2.safetensors"]
+    (failure,) = report.failed
+    assert failure.model_id == "test/good-1.safetensors"
+    assert type(error).__name__ in failure.reason
+    assert "\n" not in failure.reason
+    assert report.stopped is None
+
+
+def test_an_interrupt_carries_the_report(folder, tmp_path):
+    class Interrupted(pipeline.Observer):
+        def finished(self, model_id, outcome):
+            raise KeyboardInterrupt
+
+    db = cnnfilterdb.create(tmp_path / "a.db")
+    names = ["good-1.safetensors", "good-2.safetensors"]
+    with pytest.raises(KeyboardInterrupt) as caught:
+        pipeline.ingest(db._store, FolderSource(folder), names, projector=_projector(db), observer=Interrupted())
+    assert list(caught.value.report.done) == ["test/good-1.safetensors"]
+
+
+def test_an_interrupt_ends_the_downloads(folder, tmp_path):
+    class Slow(FolderSource):
+        def resolve(self, name, progress=None):
+            if name == "good-2.safetensors":
+                for done in range(600):
+                    progress(done, 600)
+                    time.sleep(0.05)
+                pytest.fail("the download was not cancelled")
+            return super().resolve(name)
+
+    class Interrupted(pipeline.Observer):
+        def finished(self, model_id, outcome):
+            raise KeyboardInterrupt
+
+    db = cnnfilterdb.create(tmp_path / "a.db")
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.ingest(
+            db._store, Slow(folder), ["good-1.safetensors", "good-2.safetensors"],
+            projector=_projector(db), observer=Interrupted(),
+        )  # fmt: skip
+    assert time.monotonic() - began < 20
+
+
+def test_models_that_another_run_imports_are_skipped(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("cnnfilterdb.store.folder.LOCK_SECONDS", 0.05)
+    names = ["good-1.safetensors", "good-2.safetensors"]
+    db, other = cnnfilterdb.create(tmp_path / "a.db"), cnnfilterdb.create(tmp_path / "a.db")
+
+    class Meanwhile(FolderSource):
+        def describe(self, name):
+            if name == "good-1.safetensors":  # the other run is faster
+                pipeline.ingest(other._store, FolderSource(folder), [name], projector=_projector(other))
+            return super().describe(name)
+
+    with other._store.writer("test/good-2.safetensors"):  # the other run is at it
+        report = pipeline.ingest(db._store, Meanwhile(folder), names, projector=_projector(db))
+    assert (report.done, report.failed) == ({}, [])
+    assert report.skipped == ["test/good-1.safetensors", "test/good-2.safetensors"]
+    assert db.verify() == []
+
+
+def test_only_regular_files_are_read(folder, tmp_path):
+    os.mkfifo(folder / "pipe.pth")
+    db = cnnfilterdb.create(tmp_path / "a.db")
+    report = pipeline.ingest(db._store, FolderSource(folder), ["pipe.pth", "gone.pth"], projector=_projector(db))
+    assert ["not a regular file" in failure.reason for failure in report.failed] == [True, False]
+    assert "does not exist" in report.failed[1].reason
+
+
+@pytest.mark.parametrize("isolated", [True, False])
+def test_isolation_changes_no_result(folder, tmp_path, monkeypatch, isolated):
+    monkeypatch.setattr(FolderSource, "isolated", isolated, raising=False)
+    started = []
+    monkeypatch.setattr("subprocess.Popen", _counting(started))
+    db = cnnfilterdb.create(tmp_path / "a.db")
+    pipeline.ingest(db._store, FolderSource(folder), ["good-1.safetensors"], projector=_projector(db))
+    assert len(started) == isolated
+    tensors = load_file(folder / "good-1.safetensors")
+    stored = db.sql("SELECT w FROM filters_3x3 ORDER BY out_channel, in_channel").fetchall()
+    np.testing.assert_array_equal(np.array(stored, np.float32).reshape(8, 4, 3, 3), tensors["a.weight"])
+
+
+def _counting(started):
+    import subprocess
+
+    class Popen(subprocess.Popen):
+        def __init__(self, *args, **kwargs):
+            started.append(args)
+            super().__init__(*args, **kwargs)
+
+    return Popen
+
+
+def test_a_forecast(folder, tmp_path):
+    db = cnnfilterdb.create(tmp_path / "a.db")
+    pipeline.ingest(db._store, FolderSource(folder), ["good-1.safetensors"], projector=_projector(db))
+    found = pipeline.forecast(db._store, FolderSource(folder), ["good-1.safetensors", "good-2.safetensors"])
+    assert found == pipeline.Forecast(models=1, present=1, download=0, unknown=1, database=0)
+    from cnnfilterdb.ingest.fetch.cache import Cache
+    from cnnfilterdb.ingest.sources.pypi import PypiSource
+
+    source = PypiSource(cache=Cache(tmp_path / "cache"))
+    names = source.list(["deepcr/*"])
+    found = pipeline.forecast(None, source, names)
+    assert (found.models, found.unknown) == (len(names), 0)
+    assert 1_000_000 < found.download < 200_000_000
+    assert found.database > 0
 
 
 def _projector(db):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cnnfilterdb.errors import DownloadError, HashMismatchError
-from cnnfilterdb.ingest.fetch.cache import Cache, default_folder, sha256_of, writing
+from cnnfilterdb.ingest.fetch.cache import Cache, default_folder, sha256_of, writing_cache
 
 DATA = b"weights" * 1000
 SHA256 = hashlib.sha256(DATA).hexdigest()
@@ -57,7 +57,7 @@ def test_an_empty_file(tmp_path):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (DATA + b"!", "expected 7000 bytes, but more come"),
+        (DATA + b"!", "expected 7000 bytes, found more"),
         (DATA[:-1], "expected 7000 bytes, found 6999"),
         (b"W" + DATA[1:], f"expected SHA-256 {SHA256}, found"),
     ],
@@ -100,7 +100,7 @@ def test_no_name_leads_out_of_the_cache(name, prefix):
 def test_errors_of_the_disk_have_a_remedy(tmp_path, code):
     with (
         pytest.raises(DownloadError, match="set CNNFILTERDB_CACHE to a folder") as caught,
-        writing(tmp_path),
+        writing_cache(tmp_path),
     ):
         raise OSError(code, os.strerror(code))
     assert ("no space" in str(caught.value)) == (code in {errno.ENOSPC, errno.EDQUOT})

@@ -72,7 +72,7 @@ def test_an_index_of_files_offers_only_those_that_are_there(index, tmp_path):
     (tmp_path / "net" / WHEEL).write_bytes(DATA)
     files = index(index_url=tmp_path.as_uri())
     assert files.find("net", "1.0", WHEEL, DIGEST)[0].path == tmp_path / "net" / WHEEL
-    with pytest.raises(DownloadError, match=r"net 2\.0 is not offered; there are 1\.0 "):
+    with pytest.raises(DownloadError, match=r"net 2\.0 is not offered; available: 1\.0 "):
         files.find("net", "2.0", "net-2.0.tar.gz", DIGEST)
 
 
@@ -151,13 +151,13 @@ def test_many_versions_are_told_newest_first(index_server, index):
         index_server.add("net", f"net-{version}.tar.gz", DATA)
     with pytest.raises(DownloadError) as caught:
         index().find("net", "99", "net-99.tar.gz", DIGEST)
-    assert "there are 1!0.1, 10, 9, 8, 7, 6, 5, 4, ... (asked" in str(caught.value)
+    assert "available: 1!0.1, 10, 9, 8, 7, 6, 5, 4, ... (asked" in str(caught.value)
 
 
 def test_other_files_of_the_version_are_told(index_server, index):
     index_server.add("net", WHEEL, DATA)
     index_server.add("net", "net-2.0.tar.gz", DATA)
-    with pytest.raises(DownloadError, match=rf"net-1\.0\.tar\.gz: is not offered; of net 1\.0 there are {WHEEL} "):
+    with pytest.raises(DownloadError, match=rf"net-1\.0\.tar\.gz: not offered; net 1\.0 has {WHEEL} "):
         index().find("net", "1.0", "net-1.0.tar.gz", DIGEST)
 
 

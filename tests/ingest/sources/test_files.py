@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from cnnfilterdb.errors import DownloadError, UnknownModelError
 from cnnfilterdb.ingest.sources import get
-from cnnfilterdb.ingest.sources.files import SUFFIXES, FilesSource
+from cnnfilterdb.ingest.sources.files import FilesSource, suffixes
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_a_path_is_a_name_too(folder):
 def test_what_stands_for_nothing(tmp_path, monkeypatch, pattern):
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UnknownModelError, match="is no weight file and holds none"):
+    with pytest.raises(UnknownModelError, match="is not a weight file and contains none"):
         FilesSource().list([pattern])
 
 
@@ -135,4 +135,4 @@ def test_links_keep_their_names(folder, tmp_path):
 
 
 def test_suffixes_are_lower_case():
-    assert all(suffix == suffix.lower() and suffix.startswith(".") for suffix in SUFFIXES)
+    assert all(suffix == suffix.lower() and suffix.startswith(".") for suffix in suffixes())

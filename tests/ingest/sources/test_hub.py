@@ -11,7 +11,8 @@ from safetensors.torch import save as save_torch
 from cnnfilterdb.errors import DownloadError, HashMismatchError, UnknownModelError, WeightFileError
 from cnnfilterdb.ingest import formats
 from cnnfilterdb.ingest.fetch.cache import Cache
-from cnnfilterdb.ingest.fetch.hugging_face import HuggingFace, partial_origin
+from cnnfilterdb.ingest.fetch.hugging_face import HuggingFace
+from cnnfilterdb.ingest.fetch.partial_safetensors import partial_origin
 from cnnfilterdb.ingest.sources import Source, get
 from cnnfilterdb.ingest.sources.hub import HubSource, card_facts
 
@@ -171,7 +172,7 @@ def test_only_convolutions_are_read(hub, source):
 
 
 def test_partial_reading_goes_on_where_it_was_cut(hub, source, client, monkeypatch):
-    monkeypatch.setattr("cnnfilterdb.ingest.fetch.hugging_face._BLOCK", 2000)
+    monkeypatch.setattr("cnnfilterdb.ingest.fetch.partial_safetensors._BLOCK", 2000)
     hub.push(REPO, {"model.safetensors": model(big=100_000)})
     # The header and the first blocks come, then the network goes
     hub.faults += [("GET /store", hub.Fault())] * 2 + [("GET /store", hub.Fault(status=404))]

@@ -19,7 +19,7 @@ from cnnfilterdb.ingest.fetch.cache import Cache
 from cnnfilterdb.ingest.fetch.packages import PackageIndex
 from cnnfilterdb.ingest.fetch.pip_settings import Settings, read
 from cnnfilterdb.ingest.sources import Source, get
-from cnnfilterdb.ingest.sources.pypi import Origin, PypiSource
+from cnnfilterdb.ingest.sources.pypi import PackageMember, PypiSource
 
 WHEEL = "net-1.0-py3-none-any.whl"
 SDIST = "net-1.0.tar.gz"
@@ -87,7 +87,7 @@ def test_one_wrong_catalog_entry_does_not_harm_its_siblings(index_server, packag
         packaging.model("net/renamed", SDIST, data, "net-1.0/b.pt", b"gone"),
     )
     assert pypi.resolve("net/a").read_bytes() == content
-    with pytest.raises(DownloadError, match=r"holds no net-1.0/b.pt among its 1 members; nearest: net-1.0/a.pt"):
+    with pytest.raises(DownloadError, match=r"contains no net-1.0/b.pt among its 1 members; nearest: net-1.0/a.pt"):
         pypi.resolve("net/renamed")
 
 
@@ -170,7 +170,7 @@ def test_lasting_failures_are_told(index_server, packaging, source):
     data = packaging.wheel({"net/a.pt": b"weights"})
     index_server.add("net", WHEEL, data)
     index_server.fail(WHEEL, *[packaging.Fault(503)] * 10)
-    with pytest.raises(DownloadError, match=r"net-1.0-py3-none-any.whl: cannot be brought: answered 503"):
+    with pytest.raises(DownloadError, match=r"net-1.0-py3-none-any.whl: cannot be downloaded: answered 503"):
         source(packaging.model("net/a", WHEEL, data, "net/a.pt", b"weights")).resolve("net/a")
     assert len(index_server.asked(WHEEL)) == 3
 
@@ -260,10 +260,10 @@ def test_missing_versions_and_files_are_told_with_what_is_there(index_server, pa
     for version in ("2.0", "10.0", "3.0rc1"):
         index_server.add("net", f"net-{version}-py3-none-any.whl", data)
     gone = packaging.model("net/a", WHEEL, data, "net/a.pt", b"weights")
-    with pytest.raises(DownloadError, match=r"net 1.0 is not offered; there are 10.0, 3.0rc1, 2.0 \(asked: http"):
+    with pytest.raises(DownloadError, match=r"net 1.0 is not offered; available: 10.0, 3.0rc1, 2.0 \(asked: http"):
         source(gone).resolve("net/a")
     index_server.add("net", SDIST, data)
-    with pytest.raises(DownloadError, match=r"is not offered; of net 1.0 there are net-1.0.tar.gz"):
+    with pytest.raises(DownloadError, match=r"not offered; net 1.0 has net-1.0.tar.gz"):
         source(gone).resolve("net/a")
     unknown = packaging.model("o/a", "o-1.0.tar.gz", data, "a.pt", b"weights", package="o")
     with pytest.raises(DownloadError, match=r"no package index offers any file of o \(asked: http"):
@@ -309,7 +309,7 @@ def test_html_page_in_the_place_of_an_archive(index_server, packaging, source):
     index_server.add("net", WHEEL, data)
     page = packaging.Fault(body=b"<html>Log in, please</html>", headers={"Content-Type": "text/html; charset=utf-8"})
     index_server.fail(WHEEL, *[page] * 4)
-    with pytest.raises(DownloadError, match=r"an HTML page came instead of the file \(a proxy, a login or a quota\?\)"):
+    with pytest.raises(DownloadError, match=r"an HTML page instead of the file \(a proxy, a login or a quota\?\)"):
         source(packaging.model("net/a", WHEEL, data, "net/a.pt", b"weights")).resolve("net/a")
 
 
@@ -328,11 +328,11 @@ def test_hostile_members_are_refused(index_server, packaging, source, tmp_path):
         packaging.model("net/escape", WHEEL, data, "../../escaped.pt", b"weights"),
         packaging.model("net/bomb", WHEEL, data, "net/bomb.pt", b"weights"),
     )
-    with pytest.raises(DownloadError, match="is not a plain file"):
+    with pytest.raises(DownloadError, match="not a regular file"):
         pypi.resolve("net/link")
     with pytest.raises(DownloadError, match="would escape"):
         pypi.resolve("net/escape")
-    with pytest.raises(HashMismatchError, match="should have 7 bytes and announces 10000000"):
+    with pytest.raises(HashMismatchError, match="expected 7 bytes, announces 10000000"):
         pypi.resolve("net/bomb")
     assert not list(tmp_path.rglob("*.pt"))
 
@@ -347,7 +347,7 @@ def test_links_in_a_source_distribution_are_refused(index_server, packaging, sou
     index_server.add("net", SDIST, data)
     pypi = source(*(packaging.model(info.name, SDIST, data, info.name, b"") for info in links))
     for info in links:
-        with pytest.raises(DownloadError, match="is not a plain file"):
+        with pytest.raises(DownloadError, match="not a regular file"):
             pypi.resolve(info.name)
 
 
@@ -449,7 +449,7 @@ def test_names(packaging):
 def test_broken_catalog_entries(packaging, broken):
     origin = packaging.model("net/a", WHEEL, b"", "net/a.pt", b"weights").origin | broken
     with pytest.raises(CatalogError, match=r"pypi/net/a: .*correct the catalog"):
-        Origin.parse("net/a", {key: value for key, value in origin.items() if value is not None})
+        PackageMember.parse("net/a", {key: value for key, value in origin.items() if value is not None})
 
 
 def companions(**contents):
@@ -497,14 +497,14 @@ def test_companion_that_is_not_in_the_archive(index_server, packaging, source):
     index_server.add("net", WHEEL, data)
     model = packaging.model("net/a", WHEEL, data, "net/a.data", content)
     model.origin["companions"] = companions(**{"net/a.index": b"index"})
-    with pytest.raises(DownloadError, match=r"holds no net/a\.index"):
+    with pytest.raises(DownloadError, match=r"contains no net/a\.index"):
         source(model).resolve("net/a")
 
 
 def test_companions_that_are_not_told_right(packaging, source):
     model = packaging.model("net/a", WHEEL, b"", "net/a.data", b"")
     model.origin["companions"] = "net/a.index:many:ab"
-    with pytest.raises(CatalogError, match="pypi/net/a: a size in its origin is no number"):
+    with pytest.raises(CatalogError, match="pypi/net/a: a size in its origin is not a number"):
         source(model).resolve("net/a")
 
 

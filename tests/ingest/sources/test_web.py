@@ -401,7 +401,7 @@ def test_published_hashes_are_asked_for(make, offer, model_id):
 def test_addresses_and_hashes_agree_with_file_names():
     for model_id in web_models():
         model = described(model_id)
-        origin = web.Origin.parse(model_id, model.origin)
+        origin = web.WebFile.parse(model_id, model.origin)
         assert not origin.urls or origin.urls[0].endswith(f"/{origin.file}"), model_id
         assert all(url.startswith("https://") for url in origin.urls)
         stem = origin.file.rpartition(".")[0]
@@ -681,7 +681,7 @@ def test_files_of_unannounced_length(index_server, make, lengthless, tmp_path):
     # Where only the closed connection tells the end, it must be the end of something known
     source = make(entry(sha256_prefix=SHA256[:8]), mirror=f"{lengthless}/closed")
     assert source.resolve("net").read_bytes() == DATA
-    with pytest.raises(DownloadError, match="does not tell its size and no hash is known"):
+    with pytest.raises(DownloadError, match="sent no size and no checksum is known"):
         make(entry(), mirror=f"{lengthless}/closed", cache=Cache(tmp_path / "other")).resolve("net")
 
 
@@ -731,7 +731,7 @@ def test_a_file_that_changed_since_is_refused_until_accepted(make, offer, tmp_pa
     path = make(entry()).resolve("net")
     path.unlink()
     offer(DATA[::-1])
-    with pytest.raises(HashMismatchError, match=r"another one when it came first; delete .*custom_net.pt.json"):
+    with pytest.raises(HashMismatchError, match=r"has changed since its first download; delete .*custom_net.pt.json"):
         make(entry()).resolve("net")
     (tmp_path / "cache" / "trusted" / "custom_net.pt.json").unlink()
     assert make(entry()).resolve("net").read_bytes() == DATA[::-1]

@@ -1,0 +1,304 @@
+"""Reads weight files of strangers in a child process with limits on memory and time.
+
+The readers of :mod:`cnnfilterdb.ingest.formats` have limits of their own. Whatever these miss, in this package or in a
+library that it uses, kills the child process and becomes one failed model; the run continues with a new child.
+
+The child describes the layers of a file as JSON and sends the weights of a layer when they are requested, as bytes
+through a pipe, so that memory stays bounded by the largest layer as it does without a child. Nothing that it sends is
+unpickled or executed. It is started by ``subprocess``, so no memory is shared by fork and every platform is supported;
+where the operating system has no limit for address space (macOS, Windows) only the time limit applies.
+
+``CNNFILTERDB_ISOLATION=off`` reads every file in the main process.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cnnfilterdb import errors
+from cnnfilterdb.errors import CnnFilterDbError, IngestError, WeightFileError
+from cnnfilterdb.ingest import formats
+from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Weights
+
+__all__ = ["IsolatedReader", "enabled", "serve"]
+
+#: Bytes of memory that a file may take to read, besides a multiple of its size.
+MEMORY = 1 << 30
+_GROWTH = 8
+
+#: Seconds that a file may take to read, besides those for its size.
+SECONDS = 120.0
+_BYTES_PER_SECOND = 5 << 20
+
+_START = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from cnnfilterdb.ingest.isolation import serve; serve()"
+)
+# Functions of a layer, which stay in the child
+_READ, _BATCH_NORM = "read", "batch_norm"
+# Files that name other files of a model: the size of the model is that of its folder.
+_IN_SEVERAL_FILES = (".json", ".index", ".pb", ".onnx")
+
+
+def enabled() -> bool:
+    """Whether files of strangers are read in a child process: yes, unless ``CNNFILTERDB_ISOLATION`` is off."""
+    return os.environ.get("CNNFILTERDB_ISOLATION", "").strip().lower() not in {"off", "0", "no", "false"}
+
+
+class IsolatedReader:
+    """Reads weight files in a child process; a context manager.
+
+    Args:
+        memory: Bytes of memory that a file may take, besides eight times its size.
+        seconds: Seconds that a file may take, besides those for its size.
+    """
+
+    def __init__(self, *, memory: int = MEMORY, seconds: float = SECONDS) -> None:
+        self._memory, self._seconds = memory, seconds
+        self._lock = threading.Lock()
+        self._child: subprocess.Popen[bytes] | None = None
+        self._path = Path()
+        self._left = 0.0
+        self._opened = 0
+
+    def __enter__(self) -> IsolatedReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._lock:
+            self._stop()
+
+    def start(self) -> None:
+        """Start the child now, so that it is ready when the first file is."""
+        with self._lock:
+            self._started()
+
+    def read(self, path: Path) -> Weights:
+        """Read a weight file of any known format; its layers can be read until the next file is.
+
+        Raises:
+            WeightFileError: It is not a readable weight file, or it takes too much memory or time.
+        """
+        size = _size(path)
+        with self._lock:
+            self._path = path
+            self._left = self._seconds + size / _BYTES_PER_SECOND
+            self._opened += 1
+            answer, _ = self._ask({"open": str(path.absolute()), "memory": self._memory + _GROWTH * size})
+        return _weights(answer["weights"], partial(self._array, self._opened))
+
+    def _array(self, opened: int, layer: int, what: str) -> npt.NDArray[np.float32] | None:
+        with self._lock:
+            if opened != self._opened:
+                raise IngestError(f"layer {layer} of a file that is no longer open")
+            answer, data = self._ask({what: layer})
+        if answer["dtype"] is None:
+            return None
+        array: npt.NDArray[np.float32] = np.frombuffer(data, answer["dtype"]).reshape(answer["shape"])
+        return array
+
+    def _ask(self, request: Mapping[str, Any]) -> tuple[dict[str, Any], bytearray]:
+        """One request and its answer, with the bytes that follow it."""
+        child = self._started()
+        assert child.stdin is not None
+        assert child.stdout is not None
+        late = threading.Event()
+
+        def kill() -> None:
+            late.set()
+            child.kill()
+
+        began = time.monotonic()
+        timer = threading.Timer(max(self._left, 0.0), kill)
+        timer.daemon = True
+        timer.start()
+        try:
+            child.stdin.write(json.dumps(request).encode() + b"\n")
+            child.stdin.flush()
+            line = child.stdout.readline()
+            answer: dict[str, Any] = json.loads(line) if line.endswith(b"\n") else {}
+            data = _exactly(child.stdout, answer.get("bytes", 0))
+        except (OSError, ValueError, EOFError):
+            answer, data = {}, bytearray()
+        except BaseException:
+            self._stop()  # its answer would be taken for that to the next request
+            raise
+        finally:
+            timer.cancel()
+            self._left -= time.monotonic() - began
+        if "error" in answer:
+            name, message = answer["error"]
+            if name == "MemoryError":
+                self._stop()
+                raise self._too_large()
+            kind = getattr(errors, name, None)
+            known = isinstance(kind, type) and issubclass(kind, CnnFilterDbError)
+            if kind is not None and known:
+                raise kind(message)
+            raise WeightFileError(f"{self._path}: cannot be read ({name}: {message})")
+        if not answer:
+            self._stop()
+            if late.is_set():
+                raise WeightFileError(f"{self._path}: reading it takes too long; it may be damaged or malicious")
+            raise self._too_large()
+        return answer, data
+
+    def _too_large(self) -> WeightFileError:
+        return WeightFileError(
+            f"{self._path}: reading it takes too much memory or crashes the reader; it may be damaged or malicious "
+            "(for a file that you trust, set CNNFILTERDB_ISOLATION=off)"
+        )
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        if self._child is None or self._child.poll() is not None:
+            try:
+                self._child = subprocess.Popen(
+                    [sys.executable, "-c", _START, json.dumps(sys.path)],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                )
+            except OSError as error:
+                raise IngestError(
+                    f"{sys.executable}: cannot be started to read weight files ({error.strerror or error}); "
+                    "set CNNFILTERDB_ISOLATION=off to read them in the main process"
+                ) from error
+        return self._child
+
+    def _stop(self) -> None:
+        child, self._child = self._child, None
+        if child is not None:
+            child.kill()
+            child.wait()
+            for stream in (child.stdin, child.stdout):
+                if stream is not None:
+                    with suppress(OSError):  # bytes that it did not read
+                        stream.close()
+
+
+def serve() -> None:
+    """Run the child: answer requests from standard input until it is closed."""
+    requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a library prints must not get between the answers
+    layers: tuple[ConvLayer, ...] = ()
+    for line in iter(requests.readline, b""):
+        request = json.loads(line)
+        data: bytes | memoryview = b""
+        answer: dict[str, Any]
+        try:
+            if "open" in request:
+                layers = ()
+                _limit_memory(request["memory"])
+                weights = formats.read(Path(request["open"]))
+                layers = weights.layers
+                answer = {"weights": _described(weights)}
+            else:
+                what, number = next(iter(request.items()))
+                array = getattr(layers[number], what)()
+                answer = {"dtype": None, "shape": None}
+                if array is not None:
+                    array = np.ascontiguousarray(array)
+                    data = array.tobytes() if array.size == 0 else array.data.cast("B")
+                    answer = {"dtype": array.dtype.str, "shape": array.shape, "bytes": array.nbytes}
+            text = json.dumps(answer).encode()
+        except BaseException as error:  # whatever it is, it is an answer
+            layers = layers if isinstance(error, Exception) else ()
+            data = b""
+            text = json.dumps({"error": [type(error).__name__, " ".join(str(error).split())]}).encode()
+        answers.write(text + b"\n")
+        answers.write(data)
+        answers.flush()
+
+
+def _limit_memory(budget: int) -> None:
+    """Let the address space grow by so many bytes and no more, where the operating system can limit it."""
+    try:
+        import resource
+
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        soft = pages * resource.getpagesize() + budget
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        resource.setrlimit(resource.RLIMIT_AS, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
+    except (ImportError, OSError, ValueError):
+        pass
+
+
+def _described(weights: Weights) -> dict[str, Any]:
+    """What is known about a file, as JSON; functions are left out, and whether a layer has one is recorded."""
+    known = {
+        field.name: getattr(weights, field.name)
+        for field in dataclasses.fields(weights)
+        if field.name not in {"layers", "skipped"}
+    }
+    layers = [
+        {
+            field.name: getattr(layer, field.name)
+            for field in dataclasses.fields(layer)
+            if field.name not in {_READ, _BATCH_NORM}
+        }
+        | {_BATCH_NORM: layer.batch_norm is not None}
+        for layer in weights.layers
+    ]
+    return known | {"layers": layers, "skipped": [[one.name, one.reason] for one in weights.skipped]}
+
+
+def _weights(described: dict[str, Any], array: Callable[[int, str], Any]) -> Weights:
+    layers = []
+    for number, layer in enumerate(described.pop("layers")):
+        has_norm = layer.pop(_BATCH_NORM)
+        fields: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in layer.items()
+        }
+        layers.append(
+            ConvLayer(
+                **fields,
+                read=partial(array, number, _READ),
+                batch_norm=partial(array, number, _BATCH_NORM) if has_norm else None,
+            )
+        )
+    skipped = tuple(Skipped(name, reason) for name, reason in described.pop("skipped"))
+    return Weights(**described, layers=tuple(layers), skipped=skipped)
+
+
+def _exactly(stream: IO[bytes], count: int) -> bytearray:
+    """So many bytes of a stream.
+
+    Raises:
+        EOFError: It has fewer.
+    """
+    data = bytearray(count)
+    view, done = memoryview(data), 0
+    while done < count:
+        got = stream.readinto(view[done:])  # type: ignore[attr-defined]
+        if not got:
+            raise EOFError
+        done += got
+    return data
+
+
+def _size(path: Path) -> int:
+    """Bytes of a model: of its file, or of the files next to it where it may be in several."""
+    folder = path if path.is_dir() else path.parent if path.suffix.lower() in _IN_SEVERAL_FILES else None
+    try:
+        if folder is None:
+            return path.stat().st_size
+        files = [*folder.iterdir(), *((folder / "variables").iterdir() if (folder / "variables").is_dir() else ())]
+        return sum(one.stat().st_size for one in files if one.is_file())
+    except OSError:
+        return 0

@@ -1,0 +1,176 @@
+import os
+import sys
+import threading
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from cnnfilterdb.errors import UnsafeFileError, WeightFileError
+from cnnfilterdb.ingest import formats, isolation
+from cnnfilterdb.ingest.isolation import IsolatedReader
+from cnnfilterdb.ingest.network.folding import folded
+
+
+@pytest.fixture(scope="module")
+def reader():
+    with IsolatedReader() as reader:
+        yield reader
+
+
+@pytest.fixture
+def net(tmp_path):
+    rng = np.random.default_rng(0)
+    path = tmp_path / "net.safetensors"
+    tensors = {
+        "a.weight": rng.normal(size=(8, 4, 3, 3)),
+        "b.weight": rng.normal(size=(4, 8, 5, 5)),
+        "empty.weight": rng.normal(size=(0, 8, 3, 3)),
+        "\ud7ff\u00e4.weight": rng.normal(size=(2, 2, 1, 7)),
+    }
+    save_file({name: value.astype(np.float32) for name, value in tensors.items()}, path)
+    return path
+
+
+def facts(layer):
+    return {
+        name: getattr(layer, name) for name in type(layer).__dataclass_fields__ if name not in ("read", "batch_norm")
+    }
+
+
+def test_a_file_reads_as_it_does_in_this_process(reader, net):
+    here, there = formats.read(net), reader.read(net)
+    assert (there.format, there.framework, there.parameters) == (here.format, here.framework, here.parameters)
+    assert there.skipped == here.skipped
+    assert [facts(layer) for layer in there.layers] == [facts(layer) for layer in here.layers]
+    # In any order, and more than once
+    for one, other in [*zip(here.layers, there.layers, strict=True)][::-1] * 2:
+        array = other.read()
+        assert (array.dtype, array.flags.c_contiguous, array.flags.writeable) == (np.float32, True, True)
+        np.testing.assert_array_equal(array, one.read())
+
+
+def test_batch_normalisations_are_folded_alike(reader, tmp_path):
+    import torch
+
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU()).eval()
+    with torch.no_grad():
+        net[1].weight.uniform_(0.5, 2)
+        net[1].running_var.uniform_(0.5, 2)
+    path = tmp_path / "net.onnx"
+    torch.onnx.export(
+        net, (torch.zeros(1, 3, 9, 9),), str(path), dynamo=False, do_constant_folding=False,
+        training=torch.onnx.TrainingMode.PRESERVE,
+    )  # fmt: skip
+    here, there = formats.read(path).layers, reader.read(path).layers
+    assert [layer.batch_norm is None for layer in there] == [layer.batch_norm is None for layer in here]
+    for one, other in zip(here, there, strict=True):
+        np.testing.assert_array_equal(folded(other).read(), folded(one).read())
+
+
+def test_errors_are_those_of_the_readers(reader, tmp_path, net):
+    import pickle
+
+    class Hostile:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path / 'canary'}",)
+
+    (tmp_path / "page.pth").write_text("<html></html>")
+    (tmp_path / "hostile.pth").write_bytes(pickle.dumps(Hostile(), protocol=2))
+    for name, kind in (("page.pth", WeightFileError), ("hostile.pth", UnsafeFileError), ("gone.pt", WeightFileError)):
+        with pytest.raises(WeightFileError) as here:
+            formats.read(tmp_path / name)
+        with pytest.raises(WeightFileError) as there:
+            reader.read(tmp_path / name)
+        assert type(there.value) is type(here.value) is kind
+        assert str(there.value) == str(here.value)
+    assert not (tmp_path / "canary").exists()
+    assert reader.read(net).layers
+
+
+def test_layers_of_a_file_that_was_left(reader, net):
+    layer = reader.read(net).layers[0]
+    reader.read(net)
+    with pytest.raises(Exception, match="no longer open"):
+        layer.read()
+
+
+# Readers that do what limits are for: the child runs them in the place of formats.read.
+MISBEHAVING = {
+    "memory": "import numpy; numpy.ones(1 << 30)",
+    "slow": "import time; time.sleep(600)",
+    "busy": "while True: pass",
+    "crash": "import os; os.abort()",
+    "exit": "import os; os._exit(0)",
+    "chatter": "print('not an answer'); import os; os.write(1, b'nor this\\n'); raise ValueError('bad')",
+    "recursion": "f = lambda: f(); f()",
+}
+
+
+@pytest.mark.parametrize("kind", MISBEHAVING)
+def test_a_misbehaving_reader_fails_one_file(net, monkeypatch, kind):
+    start = isolation._START.replace(
+        "serve()",
+        "from cnnfilterdb.ingest import formats; whole = formats.read\n"
+        "def read(path):\n"
+        f"    if path.name.startswith('bad'): exec({MISBEHAVING[kind]!r}, {{}})\n"
+        "    return whole(path)\n"
+        "formats.read = read; serve()",
+    )
+    monkeypatch.setattr(isolation, "_START", start)
+    bad = net.rename(net.with_name("bad.safetensors"))
+    good = net.with_name("good.safetensors")
+    good.write_bytes(bad.read_bytes())
+    with IsolatedReader(memory=1 << 30, seconds=20 if kind != "slow" else 2) as reader:
+        reader.start()
+        assert reader.read(good).layers
+        reader._seconds = 1.0 if kind in ("slow", "busy") else 60.0
+        expected = {"slow": "takes too long", "busy": "takes too long", "chatter": "bad", "recursion": "recursion"}
+        with pytest.raises(WeightFileError, match=expected.get(kind, "takes too much memory or crashes")) as caught:
+            reader.read(bad)
+        assert str(bad) in str(caught.value)
+        assert "\n" not in str(caught.value)
+        reader._seconds = 60.0
+        assert len(reader.read(good).layers) == len(formats.read(good).layers)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits address space")
+def test_memory_is_limited_for_each_file(net, monkeypatch):
+    monkeypatch.setattr(isolation, "_GROWTH", 0)
+    big = net.with_name("big.npy")
+    with big.open("wb") as file:  # 400 MB as float64 become 200 MB more as float32
+        header = {"descr": "<f8", "fortran_order": False, "shape": (1 << 12, 1 << 8, 7, 7)}
+        np.lib.format.write_array_header_1_0(file, header)
+        file.truncate(file.tell() + (1 << 20) * 49 * 8)
+
+    def read(memory):
+        with IsolatedReader(memory=memory) as reader:
+            return [layer.read().shape for layer in reader.read(big).layers]
+
+    assert read(4 << 30) == [(1 << 12, 1 << 8, 7, 7)]
+    with pytest.raises(WeightFileError, match="takes too much memory"):
+        read(0)
+
+
+def test_nothing_is_left_behind(net):
+    with IsolatedReader() as reader:
+        layers = reader.read(net).layers
+        child = reader._child
+        threads = [threading.Thread(target=layer.read) for layer in layers]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert child.poll() is not None
+
+
+def test_a_python_that_cannot_be_started(net, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/nonexistent/python")
+    with IsolatedReader() as reader, pytest.raises(Exception, match="set CNNFILTERDB_ISOLATION=off"):
+        reader.read(net)
+
+
+@pytest.mark.parametrize(("value", "expected"), [("", True), ("on", True), ("off", False), ("0", False), ("No", False)])
+def test_the_switch(monkeypatch, value, expected):
+    monkeypatch.setenv("CNNFILTERDB_ISOLATION", value)
+    assert isolation.enabled() is expected

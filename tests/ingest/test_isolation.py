@@ -1,3 +1,4 @@
+import json
 import os
 import sys
 import threading
@@ -137,17 +138,18 @@ def test_a_misbehaving_reader_fails_one_file(net, monkeypatch, kind):
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits address space")
 def test_memory_is_limited_for_each_file(net, monkeypatch):
     monkeypatch.setattr(isolation, "_GROWTH", 0)
-    big = net.with_name("big.npy")
-    with big.open("wb") as file:  # 400 MB as float64 become 200 MB more as float32
-        header = {"descr": "<f8", "fortran_order": False, "shape": (1 << 12, 1 << 8, 7, 7)}
-        np.lib.format.write_array_header_1_0(file, header)
-        file.truncate(file.tell() + (1 << 20) * 49 * 8)
+    shape, size = (1 << 12, 1 << 8, 7, 7), (1 << 20) * 49 * 8  # 400 MB as float64 become 200 MB more as float32
+    header = json.dumps({"a.weight": {"dtype": "F64", "shape": shape, "data_offsets": [0, size]}}).encode()
+    big = net.with_name("big.safetensors")
+    with big.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + size)
 
     def read(memory):
         with IsolatedReader(memory=memory) as reader:
             return [layer.read().shape for layer in reader.read(big).layers]
 
-    assert read(4 << 30) == [(1 << 12, 1 << 8, 7, 7)]
+    assert read(4 << 30) == [shape]
     with pytest.raises(WeightFileError, match="takes too much memory"):
         read(0)
 

@@ -14,15 +14,13 @@ from cnnfilterdb.analysis.bases import FittedBasis
 from cnnfilterdb.errors import NotADatabaseError, SelectionError
 from cnnfilterdb.reader import Reader
 from cnnfilterdb.release.release import Release, ReleaseBases, is_release
-from cnnfilterdb.reports import Problem, Progress
+from cnnfilterdb.reports import IngestReport, Observer, Problem, Progress, TransferReport
 from cnnfilterdb.schema import ModelFacts
 from cnnfilterdb.store import annotations as notes
 from cnnfilterdb.store.folder import Store
 from cnnfilterdb.store.index import Index, Projection
 
 if TYPE_CHECKING:
-    from cnnfilterdb.exchange.transfer import TransferReport
-    from cnnfilterdb.ingest.pipeline import IngestReport, Observer
     from cnnfilterdb.publish.hub import Published
     from cnnfilterdb.release.manifest import Manifest
 

@@ -24,13 +24,12 @@ from cnnfilterdb.analysis.options import BasisChoice, GroupOptions, ShiftOptions
 from cnnfilterdb.analysis.queries import QueryResult, condition, expression, run, translated
 from cnnfilterdb.connection import Connection, Storage
 from cnnfilterdb.errors import QueryError, SelectionError, unknown_model
-from cnnfilterdb.reports import Problem, Progress
+from cnnfilterdb.reports import Exported, Problem, Progress
 from cnnfilterdb.scan import nearest
 from cnnfilterdb.scan.ordered import filters_of
 from cnnfilterdb.schema import filter_schema, kernel_name, kernel_shape, weight_columns
 
 if TYPE_CHECKING:
-    from cnnfilterdb.exchange.export import Exported
     from cnnfilterdb.plots.figures import Figures
 
 __all__ = ["Reader"]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["Problem", "Progress"]
+from cnnfilterdb.errors import CnnFilterDbError
+
+__all__ = ["Exported", "Failure", "IngestReport", "Observer", "Problem", "Progress", "TransferReport"]
 
 #: Called with what is being done, how much of it is done and how much there is.
 Progress = Callable[[str, int, int], None]
@@ -17,7 +19,7 @@ class Problem:
     """Something that is not as it should be.
 
     Attributes:
-        model_id: Key of the model; None when it cannot be told.
+        model_id: Key of the model; None when it cannot be determined.
         path: The file.
         message: What was expected and what was found.
     """
@@ -33,3 +35,106 @@ class Problem:
         db/layers/a.parquet: is missing
         """
         return f"{self.path}: {self.message}"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A model that could not be imported, and why.
+
+    Attributes:
+        model_id: Its key.
+        error: The error.
+    """
+
+    model_id: str
+    error: CnnFilterDbError
+
+    @property
+    def reason(self) -> str:
+        """The reason in one line."""
+        return " ".join(str(self.error).split()).removeprefix(f"{self.model_id}: ")
+
+
+@dataclass(slots=True)
+class IngestReport:
+    """What became of each model of a run.
+
+    Attributes:
+        done: Models imported: model id -> stored filters.
+        skipped: Models that were already in the database, or that another process is importing.
+        failed: Models that could not be imported, with the reason.
+        stopped: Why the run ended before its last model, such as a full disk; None if it did not.
+    """
+
+    done: dict[str, int] = field(default_factory=dict)
+    skipped: list[str] = field(default_factory=list)
+    failed: list[Failure] = field(default_factory=list)
+    stopped: str | None = None
+
+    def __str__(self) -> str:
+        """One line of counts.
+
+        >>> str(IngestReport(done={"pypi/a": 10}))
+        '1 done, 0 skipped, 0 failed'
+        """
+        return f"{len(self.done)} done, {len(self.skipped)} skipped, {len(self.failed)} failed"
+
+
+class Observer:
+    """Receives the progress events of an ingest; override the methods that are wanted. All of them do nothing."""
+
+    def started(self, total: int) -> None:
+        """The number of models is known."""
+
+    def downloading(self, model_id: str, done: int, total: int | None) -> None:
+        """Bytes of a model's file have arrived; called from worker threads."""
+
+    def finished(self, model_id: str, outcome: str) -> None:
+        """A model is ``done``, ``skipped`` or ``failed``."""
+
+
+@dataclass(slots=True)
+class TransferReport:
+    """What became of each model.
+
+    Attributes:
+        done: Models copied: model id -> stored filters.
+        skipped: Models that were already present.
+        duplicates: Models left out because another one has the same weights: model id -> that one.
+        conflicts: Models present under the same key with other weights, which were kept.
+        failed: Models that could not be copied, with the error.
+    """
+
+    done: dict[str, int] = field(default_factory=dict)
+    skipped: list[str] = field(default_factory=list)
+    duplicates: dict[str, str] = field(default_factory=dict)
+    conflicts: list[str] = field(default_factory=list)
+    failed: dict[str, CnnFilterDbError] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """One line of counts.
+
+        >>> str(TransferReport(done={"pypi/a": 10}, conflicts=["pypi/b"]))
+        '1 done, 0 skipped, 0 duplicates, 1 conflicts, 0 failed'
+        """
+        parts = ("done", "skipped", "duplicates", "conflicts", "failed")
+        return ", ".join(f"{len(getattr(self, name))} {name}" for name in parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        path: The file.
+        format: One of :data:`FORMATS`.
+        filters: Number of filters in it.
+        models: Number of models that they are of.
+        bytes: Size of the file.
+    """
+
+    path: Path
+    format: str
+    filters: int
+    models: int
+    bytes: int

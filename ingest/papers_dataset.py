@@ -42,7 +42,8 @@ from cnnfilterdb.errors import CatalogError, CnnFilterDbError, MissingExtraError
 from cnnfilterdb.ingest import formats
 from cnnfilterdb.ingest.formats import frame
 from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Weights
-from cnnfilterdb.ingest.pipeline import Failure, IngestReport, Observer, Projector, take_in
+from cnnfilterdb.ingest.pipeline import Projector, take_in
+from cnnfilterdb.reports import Failure, IngestReport, Observer
 from cnnfilterdb.schema import ModelFacts
 from cnnfilterdb.store.folder import Store
 from cnnfilterdb.workers import ahead, threads

@@ -11,7 +11,7 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,6 +31,7 @@ from cnnfilterdb.ingest import formats, isolation
 from cnnfilterdb.ingest.network.folding import SUFFIX, folded
 from cnnfilterdb.ingest.network.layers import ConvLayer, Weights
 from cnnfilterdb.ingest.sources import as_source
+from cnnfilterdb.reports import Failure, IngestReport, Observer
 from cnnfilterdb.schema import MAX_KERNEL_WEIGHTS, ModelFacts
 from cnnfilterdb.stats import LayerStatistics, layer_statistics, looks_untrained
 from cnnfilterdb.store.folder import Store
@@ -38,11 +39,8 @@ from cnnfilterdb.store.writer import Writer
 from cnnfilterdb.workers import ahead
 
 __all__ = [
-    "Failure",
     "Forecast",
-    "IngestReport",
     "IngestRun",
-    "Observer",
     "Projector",
     "attach_report",
     "forecast",
@@ -66,57 +64,6 @@ class Projector(Protocol):
 
     def finish(self, writer: Writer) -> None:
         """Pass the histogram rows of the model to the writer."""
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """A model that was not imported, and why."""
-
-    model_id: str
-    error: CnnFilterDbError
-
-    @property
-    def reason(self) -> str:
-        """The reason in one line."""
-        return " ".join(str(self.error).split()).removeprefix(f"{self.model_id}: ")
-
-
-@dataclass(slots=True)
-class IngestReport:
-    """The outcome of each model of a run.
-
-    Attributes:
-        done: Imported models: model id -> stored filters.
-        skipped: Models that were already in the database, or that another process is importing.
-        failed: Models that were not imported, with the reason.
-        stopped: Why the run ended before its last model, such as a full disk; None if it did not.
-    """
-
-    done: dict[str, int] = field(default_factory=dict)
-    skipped: list[str] = field(default_factory=list)
-    failed: list[Failure] = field(default_factory=list)
-    stopped: str | None = None
-
-    def __str__(self) -> str:
-        """One line of counts.
-
-        >>> str(IngestReport(done={"pypi/a": 10}))
-        '1 done, 0 skipped, 0 failed'
-        """
-        return f"{len(self.done)} done, {len(self.skipped)} skipped, {len(self.failed)} failed"
-
-
-class Observer:
-    """Receives the progress of a run, such as for a progress bar. All methods may be overridden."""
-
-    def started(self, total: int) -> None:
-        """The number of models is known."""
-
-    def downloading(self, model_id: str, done: int, total: int | None) -> None:
-        """Bytes of a model's file have arrived. Called from worker threads."""
-
-    def finished(self, model_id: str, outcome: str) -> None:
-        """A model is ``done``, ``skipped`` or ``failed``."""
 
 
 class StoppedError(Exception):

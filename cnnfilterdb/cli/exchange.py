@@ -15,8 +15,8 @@ from cnnfilterdb.cli.progress import progress_bars
 from cnnfilterdb.errors import DatabaseError
 
 if TYPE_CHECKING:
-    from cnnfilterdb.exchange.transfer import TransferReport
     from cnnfilterdb.release.manifest import LeftOut, Manifest
+    from cnnfilterdb.reports import TransferReport
 
 __all__ = ["export", "merge", "publish", "pull", "releases"]
 

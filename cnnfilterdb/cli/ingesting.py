@@ -13,7 +13,7 @@ from cnnfilterdb.cli.progress import progress_bars, progress_observer, status
 
 if TYPE_CHECKING:
     from cnnfilterdb.database import FilterDB
-    from cnnfilterdb.ingest.pipeline import IngestReport
+    from cnnfilterdb.reports import IngestReport
 
 __all__ = ["add", "demo", "import_", "ingest"]
 
@@ -126,7 +126,7 @@ def import_(file: Path, trust: bool, overwrite: bool, path: Path, quiet: bool) -
 
 def _ingest_collection(db: FilterDB, name: str, *, quiet: bool, **options: Any) -> IngestReport:
     from cnnfilterdb import catalog
-    from cnnfilterdb.ingest.pipeline import IngestReport
+    from cnnfilterdb.reports import IngestReport
 
     by_source: dict[str, list[str]] = {}
     for source, model in catalog.expand(name):

@@ -15,7 +15,7 @@ from cnnfilterdb.errors import SelectionError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from cnnfilterdb.ingest.pipeline import IngestReport
+    from cnnfilterdb.reports import IngestReport
 
 __all__ = ["emit", "print_shift", "print_summary", "writing"]
 

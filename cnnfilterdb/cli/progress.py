@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cnnfilterdb.ingest.pipeline import Observer
+    from cnnfilterdb.reports import Observer
 
 __all__ = ["progress_bars", "progress_observer", "status"]
 
@@ -53,7 +53,7 @@ def status(what: str, quiet: bool) -> Iterator[None]:
 @contextlib.contextmanager
 def progress_observer(quiet: bool) -> Iterator[Observer]:
     """A bar of models for an ingest, with what is being downloaded."""
-    from cnnfilterdb.ingest.pipeline import Observer
+    from cnnfilterdb.reports import Observer
 
     with _bars(quiet) as bars:
         task = bars.add_task("models", total=None, note="")

@@ -21,7 +21,6 @@ import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from gzip import GzipFile
 from importlib.util import find_spec
@@ -38,7 +37,7 @@ import pyarrow.parquet as pq
 
 from cnnfilterdb.errors import CorruptError, DatabaseError, MissingExtraError, SelectionError
 from cnnfilterdb.exchange.papers_hdf5 import frame_image, released_frame
-from cnnfilterdb.reports import Progress
+from cnnfilterdb.reports import Exported, Progress
 from cnnfilterdb.scan.ordered import filters_of
 from cnnfilterdb.schema import LAYERS, MODELS, filter_schema, kernel_shape, weight_columns
 from cnnfilterdb.sql import literal
@@ -49,7 +48,7 @@ from cnnfilterdb.version import package_version
 if TYPE_CHECKING:
     from cnnfilterdb.reader import Reader
 
-__all__ = ["FACTS", "FORMATS", "Exported", "export"]
+__all__ = ["FACTS", "FORMATS", "export"]
 
 #: Formats of a file, and the endings of a name that tell them.
 FORMATS = {
@@ -68,25 +67,6 @@ FACTS = (
     "domain", "task", "architecture", "family", "training_dataset", "pretraining_dataset", "license", "layer_name",
     "kind", "in_channels", "out_channels", "groups", "conv_depth", "conv_depth_norm", "dead", "bn_folded",
 )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Exported:
-    """What was written.
-
-    Attributes:
-        path: The file.
-        format: One of :data:`FORMATS`.
-        filters: Number of filters in it.
-        models: Number of models that they are of.
-        bytes: Size of the file.
-    """
-
-    path: Path
-    format: str
-    filters: int
-    models: int
-    bytes: int
 
 
 def export(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from contextlib import closing
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ import numpy.typing as npt
 from cnnfilterdb.errors import CnnFilterDbError, CorruptError
 from cnnfilterdb.exchange.origins import IDENTITY, DatabaseOrigin, FolderOrigin, ReleaseOrigin, signatures
 from cnnfilterdb.release.release import Release
-from cnnfilterdb.reports import Progress
+from cnnfilterdb.reports import Progress, TransferReport
 from cnnfilterdb.scan.ordered import Rows
 from cnnfilterdb.store import annotations as notes
 from cnnfilterdb.store.folder import Store
@@ -26,41 +25,13 @@ from cnnfilterdb.store.index import Index, Projection
 from cnnfilterdb.store.writer import Writer
 from cnnfilterdb.workers import ahead
 
-__all__ = ["TransferReport", "merge", "transfer"]
+__all__ = ["merge", "transfer"]
 
 # Name of the folder that holds the small tables of a release meanwhile.
 _FETCHED = "fetched"
 
 # Each waits for the network or for the disk much of the time, and holds a layer in memory.
 _WRITERS = 3
-
-
-@dataclass(slots=True)
-class TransferReport:
-    """What became of each model.
-
-    Attributes:
-        done: Models taken over: model id -> stored filters.
-        skipped: Models that were there already.
-        duplicates: Models left out because another one has the same weights: model id -> that one.
-        conflicts: Models that are there under the same key with other weights, and were kept.
-        failed: Models that could not be taken over, with the reason.
-    """
-
-    done: dict[str, int] = field(default_factory=dict)
-    skipped: list[str] = field(default_factory=list)
-    duplicates: dict[str, str] = field(default_factory=dict)
-    conflicts: list[str] = field(default_factory=list)
-    failed: dict[str, CnnFilterDbError] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        """One line of counts.
-
-        >>> str(TransferReport(done={"pypi/a": 10}, conflicts=["pypi/b"]))
-        '1 done, 0 skipped, 0 duplicates, 1 conflicts, 0 failed'
-        """
-        parts = ("done", "skipped", "duplicates", "conflicts", "failed")
-        return ", ".join(f"{len(getattr(self, name))} {name}" for name in parts)
 
 
 def merge(

@@ -26,7 +26,7 @@ from cnnfilterdb.errors import (
     WeightFileError,
 )
 from cnnfilterdb.ingest.papers_dataset import ReleasedDataset, overrides
-from cnnfilterdb.ingest.pipeline import Observer
+from cnnfilterdb.reports import Observer
 
 pytest.importorskip("tables")
 
@@ -282,7 +282,7 @@ def test_a_second_run_finishes_what_a_killed_one_began(path, source, tmp_path):
     killed = """
 import os, signal, sys
 import cnnfilterdb
-from cnnfilterdb.ingest.pipeline import Observer
+from cnnfilterdb.reports import Observer
 
 class Killer(Observer):
     def finished(self, model_id, outcome):

@@ -23,7 +23,8 @@ from sklearn.decomposition import PCA
 import cnnfilterdb
 from cnnfilterdb.errors import CorruptError, DatabaseError, MissingExtraError, RemoteError, SelectionError
 from cnnfilterdb.exchange import export as export_module
-from cnnfilterdb.exchange.export import FACTS, FORMATS, Exported, export
+from cnnfilterdb.exchange.export import FACTS, FORMATS, export
+from cnnfilterdb.reports import Exported
 from cnnfilterdb.stats import Moments
 
 pytest.importorskip("tables")

@@ -1,9 +1,8 @@
 """A database of the kernels of trained convolutional networks.
 
 >>> import cnnfilterdb
->>> db = cnnfilterdb.open("mydb")                                   # doctest: +SKIP
->>> db.ingest("pypi", ["deepcr/*"])                                 # doctest: +SKIP
->>> db.kl_shift(by="domain")                                        # doctest: +SKIP
+>>> with cnnfilterdb.example() as db:                     # three small models; cnnfilterdb.open("mydb") opens yours
+...     db.kl_shift("domain").round(2)
 """
 
 from __future__ import annotations
@@ -11,22 +10,84 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from cnnfilterdb.errors import CnnFilterDbError
+from cnnfilterdb.errors import (
+    BadWeightsError,
+    CatalogError,
+    CnnFilterDbError,
+    CorruptError,
+    DatabaseError,
+    DownloadError,
+    HashMismatchError,
+    IngestError,
+    LockedError,
+    MissingExtraError,
+    NoConvolutionError,
+    NotADatabaseError,
+    PublishError,
+    QueryError,
+    RemoteError,
+    SelectionError,
+    UnknownModelError,
+    UnsafeFileError,
+    WeightFileError,
+)
 
 if TYPE_CHECKING:
+    from cnnfilterdb.analysis.bases import FittedBasis
+    from cnnfilterdb.analysis.groups import Groups
+    from cnnfilterdb.analysis.queries import QueryResult
     from cnnfilterdb.database import FilterDB, create, open, pull
+    from cnnfilterdb.examples import example
     from cnnfilterdb.exchange.basis_files import load_basis, save_basis
-    from cnnfilterdb.publish.hub import releases
+    from cnnfilterdb.publish.hub import Published, Released, releases
     from cnnfilterdb.reader import Reader
-    from cnnfilterdb.stats import Basis
+    from cnnfilterdb.release.manifest import LeftOut, Manifest, ReleaseFile
+    from cnnfilterdb.reports import Exported, Failure, IngestReport, Observer, Problem, TransferReport
+    from cnnfilterdb.schema import ModelFacts
+    from cnnfilterdb.stats import Basis, Moments
 
 __all__ = [
+    "BadWeightsError",
     "Basis",
+    "CatalogError",
     "CnnFilterDbError",
+    "CorruptError",
+    "DatabaseError",
+    "DownloadError",
+    "Exported",
+    "Failure",
     "FilterDB",
+    "FittedBasis",
+    "Groups",
+    "HashMismatchError",
+    "IngestError",
+    "IngestReport",
+    "LeftOut",
+    "LockedError",
+    "Manifest",
+    "MissingExtraError",
+    "ModelFacts",
+    "Moments",
+    "NoConvolutionError",
+    "NotADatabaseError",
+    "Observer",
+    "Problem",
+    "PublishError",
+    "Published",
+    "QueryError",
+    "QueryResult",
     "Reader",
+    "ReleaseFile",
+    "Released",
+    "RemoteError",
+    "SelectionError",
+    "TransferReport",
+    "UnknownModelError",
+    "UnsafeFileError",
+    "WeightFileError",
     "__version__",
     "create",
+    "example",
     "load_basis",
     "open",
     "pull",
@@ -34,12 +95,29 @@ __all__ = [
     "save_basis",
 ]
 
-# Looked up on first use, so that `import cnnfilterdb` costs nothing.
+# Imported on first use, so that `import cnnfilterdb` costs nothing.
 _lazy = {
     "Basis": "cnnfilterdb.stats",
+    "Exported": "cnnfilterdb.reports",
+    "Failure": "cnnfilterdb.reports",
     "FilterDB": "cnnfilterdb.database",
+    "FittedBasis": "cnnfilterdb.analysis.bases",
+    "Groups": "cnnfilterdb.analysis.groups",
+    "IngestReport": "cnnfilterdb.reports",
+    "LeftOut": "cnnfilterdb.release.manifest",
+    "Manifest": "cnnfilterdb.release.manifest",
+    "ModelFacts": "cnnfilterdb.schema",
+    "Moments": "cnnfilterdb.stats",
+    "Observer": "cnnfilterdb.reports",
+    "Problem": "cnnfilterdb.reports",
+    "Published": "cnnfilterdb.publish.hub",
+    "QueryResult": "cnnfilterdb.analysis.queries",
     "Reader": "cnnfilterdb.reader",
+    "ReleaseFile": "cnnfilterdb.release.manifest",
+    "Released": "cnnfilterdb.publish.hub",
+    "TransferReport": "cnnfilterdb.reports",
     "create": "cnnfilterdb.database",
+    "example": "cnnfilterdb.examples",
     "load_basis": "cnnfilterdb.exchange.basis_files",
     "open": "cnnfilterdb.database",
     "pull": "cnnfilterdb.database",
@@ -52,9 +130,9 @@ def __getattr__(name: str) -> Any:
     if name in _lazy:
         return getattr(import_module(_lazy[name]), name)
     if name == "__version__":
-        from importlib.metadata import version
+        from cnnfilterdb.version import package_version
 
-        return version("cnnfilterdb")
+        return package_version()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 import duckdb
 
@@ -51,6 +52,9 @@ class FilterDB(Reader):
         self.path = self._store.path
         self._index = Index(self._store)
         super().__init__(self._store, self._index)
+
+    def __reduce__(self) -> tuple[Callable[..., Self], tuple[Any, ...]]:
+        return type(self), (self.path,)
 
     def ingest(
         self,
@@ -396,7 +400,7 @@ def open(
         return FilterDB(path)
     if is_release(path):
         release = Release.open(path, **(storage_options or {}))
-        return Reader(release, ReleaseBases(release.location, lambda: release.table("bases")))
+        return Reader(release, ReleaseBases(release.location, partial(release.table, "bases")))
     if not read_only:
         return FilterDB(path)
     store = Store.open(Path(path).resolve())

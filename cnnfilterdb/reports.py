@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
+from typing import Any
 
 from cnnfilterdb.errors import CnnFilterDbError
 
-__all__ = ["Exported", "Failure", "IngestReport", "Observer", "Problem", "Progress", "TransferReport"]
+__all__ = ["Exported", "Failure", "IngestReport", "Observer", "Problem", "Progress", "TransferReport", "html_table"]
 
 #: Called with what is being done, how much of it is done and how much there is.
 Progress = Callable[[str, int, int], None]
@@ -79,6 +81,12 @@ class IngestReport:
         """
         return f"{len(self.done)} done, {len(self.skipped)} skipped, {len(self.failed)} failed"
 
+    def _repr_html_(self) -> str:
+        """The counts, for notebooks."""
+        return html_table(
+            type(self).__name__, [{name: len(getattr(self, name)) for name in ("done", "skipped", "failed")}]
+        )
+
 
 class Observer:
     """Receives the progress events of an ingest; override the methods that are wanted. All of them do nothing."""
@@ -120,6 +128,10 @@ class TransferReport:
         parts = ("done", "skipped", "duplicates", "conflicts", "failed")
         return ", ".join(f"{len(getattr(self, name))} {name}" for name in parts)
 
+    def _repr_html_(self) -> str:
+        """The counts, for notebooks."""
+        return html_table(type(self).__name__, [{name: len(getattr(self, name)) for name in self.__slots__}])
+
 
 @dataclass(frozen=True, slots=True)
 class Exported:
@@ -138,3 +150,26 @@ class Exported:
     filters: int
     models: int
     bytes: int
+
+
+def html_table(caption: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """A table for notebooks; numbers get thousands separators, and text is escaped.
+
+    Args:
+        caption: Stands above it.
+        rows: The rows, all with the same columns.
+
+    >>> html_table("a < b", [{"models": 1234}])
+    '<table><caption>a &lt; b</caption><tr><th>models</th></tr><tr><td>1,234</td></tr></table>'
+    """
+
+    def line(tag: str, cells: Sequence[Any]) -> str:
+        texts = [f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in cells]
+        return "<tr>" + "".join(f"<{tag}>{escape(text)}</{tag}>" for text in texts) + "</tr>"
+
+    head = line("th", list(rows[0])) if rows else ""
+    return (
+        f"<table><caption>{escape(caption)}</caption>{head}"
+        + "".join(line("td", list(row.values())) for row in rows)
+        + "</table>"
+    )

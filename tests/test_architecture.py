@@ -34,9 +34,11 @@ ALLOWED: dict[str, set[str]] = {
     "ingest": CORE | {"catalog", "store"},
     "exchange": CORE | {"analysis", "release", "store"},
     "publish": CORE | {"analysis", "catalog", "release", "store"},
-    "reader": CORE | {"analysis", "connection", "exchange", "plots"},
-    "database": CORE | {"analysis", "connection", "exchange", "ingest", "publish", "reader", "release", "store"},
-    "": CORE | {"analysis", "connection", "database", "exchange", "ingest", "publish", "reader", "release", "store"},
+    "tables": CORE | {"analysis", "connection"},
+    "reader": CORE | {"analysis", "exchange", "plots", "tables"},
+    "database": CORE | {"analysis", "exchange", "ingest", "publish", "reader", "release", "store"},
+    "examples": {"database", "errors"},
+    "": CORE | {"analysis", "database", "examples", "exchange", "ingest", "publish", "reader", "release", "store"},
     "cli": CORE
     | {"", "analysis", "catalog", "database", "exchange", "ingest", "publish", "reader", "release", "store"},
 }

@@ -61,7 +61,7 @@ class Grouping:
             raise SelectionError(f"balance: {self.balance!r} is none of {', '.join(BALANCES)}")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Groups:
     """Groups with the histograms of their coefficients. All arrays have one row per group.
 
@@ -104,6 +104,13 @@ class Groups:
             },
             index=pd.Index(self.labels, name=self.grouping.by),
         )
+
+    def __repr__(self) -> str:
+        return f"Groups by {self.grouping.by}: {', '.join(map(str, self.labels))}"
+
+    def _repr_html_(self) -> str:
+        """The sizes of the groups, for notebooks."""
+        return self.sizes().to_html()
 
     def at_least(self, models: int, filters: int) -> Groups:
         """Those groups that have so many models and filters.

@@ -6,10 +6,20 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, Literal, TypedDict
 
+import numpy as np
+
 from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.stats import Basis
 
-__all__ = ["BasisChoice", "GroupOptions", "ShiftOptions", "Weights", "check_options"]
+__all__ = [
+    "BasisChoice",
+    "GroupOptions",
+    "ShiftOptions",
+    "Weights",
+    "at_least_one",
+    "check_histogram",
+    "check_options",
+]
 
 #: A basis, the key of a stored one, ``"selection"`` to fit one on the selected rows, or None for the stored default.
 BasisChoice = Basis | Literal["selection"] | str | None
@@ -63,3 +73,31 @@ def check_options(question: str, given: Mapping[str, Any], known: type) -> None:
                 f"{question}: unknown option {name!r}; "
                 + (f"did you mean {near[0]!r}?" if near else f"it has {', '.join(sorted(names))}")
             )
+
+
+def at_least_one(argument: str, value: int) -> None:
+    """Refuse anything but a whole number of at least 1.
+
+    Raises:
+        SelectionError: It is something else.
+    """
+    if not isinstance(value, int | np.integer) or value < 1:
+        raise SelectionError(f"{argument}: {value!r} given; expected a whole number of at least 1")
+
+
+def check_histogram(bins: int | None, limits: tuple[float, float] | None) -> None:
+    """Check the number of bins and the range of a histogram; None stands for the default.
+
+    Raises:
+        SelectionError: Not a whole number of at least 1, or not two ascending numbers.
+    """
+    if bins is not None:
+        at_least_one("bins", bins)
+    if limits is None:
+        return
+    try:
+        low, high = (float(limit) for limit in limits)
+    except (TypeError, ValueError) as error:
+        raise SelectionError(f"range: {limits!r} given; expected two numbers, such as (-3, 3)") from error
+    if not (np.isfinite([low, high]).all() and low < high):
+        raise SelectionError(f"range: ({low}, {high}) given; expected two finite numbers in ascending order")

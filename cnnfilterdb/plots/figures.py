@@ -200,7 +200,7 @@ def report_data(db: Reader, groups: Groups) -> plots.ReportData:
     except CnnFilterDbError:
         bases = {}
     return plots.ReportData(
-        title=db.name,
+        title=Path(db.location).name,
         # Listed by their keys: two sources may have a model of the same name.
         models=db.models().drop(columns="name").merge(sparsity, how="left", on="model_id"),
         by=by,

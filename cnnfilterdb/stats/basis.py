@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from html import escape
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -59,6 +60,15 @@ class Basis:
     high: float | None = None
     bins: int = BINS
     variant: str = "all"
+
+    def _repr_html_(self) -> str:
+        """What it was fitted on, for notebooks; the arrays are left out."""
+        ratios = " ".join(f"{ratio:.3f}" for ratio in self.explained_variance_ratio[:9])
+        facts = {"kernel": self.kernel, "filters": f"{self.filters:,}", "explained variance ratio": ratios}
+        if self.low is not None and self.high is not None:
+            facts["range"] = f"{self.low:.3f} to {self.high:.3f}"
+        rows = "".join(f"<tr><th>{name}</th><td>{escape(value)}</td></tr>" for name, value in facts.items())
+        return f"<table><caption>Basis</caption>{rows}</table>"
 
     @classmethod
     def fit(cls, moments: Moments, kernel: str, *, variant: str = "all") -> Basis:

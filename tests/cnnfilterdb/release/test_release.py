@@ -280,5 +280,5 @@ def test_the_manifest_is_the_same_after_a_round_trip(release_path):
 
 
 def test_paths_of_windows_and_of_the_web_have_names(places):
-    assert cnnfilterdb.open(places["memory"][0]).name == "released"
+    assert cnnfilterdb.open(places["memory"][0]).location == "memory:///released"
     assert Path(cnnfilterdb.open(places["folder"][0]).location).is_absolute()

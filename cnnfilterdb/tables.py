@@ -1,0 +1,298 @@
+"""Tables: what a database has stored: its models, layers and filters, and SQL over all of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Self
+
+import duckdb
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+
+from cnnfilterdb import sql as sqltext
+from cnnfilterdb import stats
+from cnnfilterdb.analysis.bases import Bases
+from cnnfilterdb.analysis.options import at_least_one
+from cnnfilterdb.analysis.queries import QueryResult, condition, run, translated
+from cnnfilterdb.connection import Connection, Storage
+from cnnfilterdb.errors import CnnFilterDbError, QueryError, SelectionError, unknown_model
+from cnnfilterdb.reports import Problem, Progress, html_table
+from cnnfilterdb.scan import nearest
+from cnnfilterdb.scan.ordered import filters_of
+from cnnfilterdb.schema import filter_schema, kernel_name, kernel_shape, weight_columns
+
+__all__ = ["Tables"]
+
+
+class Tables:
+    """The stored tables of a database; :class:`~cnnfilterdb.Reader` adds what is computed from them.
+
+    Args:
+        storage: Where the database is located.
+        bases: Its bases.
+
+    Attributes:
+        storage: Where the database is located.
+    """
+
+    def __init__(self, storage: Storage, bases: Bases) -> None:
+        self.storage = storage
+        self._bases = bases
+        self._views = Connection(storage, bases)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.location!r})"
+
+    def _repr_html_(self) -> str:
+        """Location and stored filters by kernel size, for notebooks."""
+        try:
+            rows = self._table(
+                "SELECT kernel, count(DISTINCT model_id) AS models, count(*) AS layers, sum(filters)::BIGINT AS filters"
+                " FROM layers WHERE stored GROUP BY kernel ORDER BY filters DESC, kernel"
+            ).to_pylist()
+        except CnnFilterDbError as error:  # a notebook should show an object even where it cannot be read
+            rows = [{"error": str(error)}]
+        return html_table(repr(self), rows)
+
+    def __reduce__(self) -> tuple[Callable[..., Self], tuple[Any, ...]]:
+        return type(self), (self.storage, self._bases)  # a copy in another process opens a connection of its own
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the DuckDB connection; the object can be used again, which opens a new one."""
+        self._views.close()
+
+    @property
+    def location(self) -> str:
+        """Where the database lies: the absolute path of a folder, or an address."""
+        return self.storage.location
+
+    def models(self, *, where: str | None = None) -> pd.DataFrame:
+        """The models table: one row per model.
+
+        Args:
+            where: Condition over the columns of models and layers, such as ``"domain LIKE 'medical%'"``. One over
+                layers selects the models that have such a layer: ``"kernel = '5x5'"``.
+
+        Raises:
+            SelectionError: A condition that cannot be answered.
+        """
+        rows, chosen = "SELECT * EXCLUDE (files) FROM models", condition(where)
+        try:  # the models table alone, which is much smaller than that of the layers
+            return self._frame(f"{rows} WHERE {chosen} ORDER BY model_id")
+        except SelectionError:
+            if chosen == "true":
+                raise
+        chosen = f"SEMI JOIN (SELECT model_id FROM facts WHERE {chosen}) USING (model_id)"
+        return self._frame(f"{rows} {chosen} ORDER BY model_id")
+
+    def layers(self, *, where: str | None = None) -> pd.DataFrame:
+        """The layers table: one row per convolution layer, with its statistics.
+
+        Args:
+            where: Condition over the columns of models and layers, such as ``"task = 'Segmentation' AND kernel =
+                '3x3'"``.
+
+        Raises:
+            SelectionError: A condition that cannot be answered.
+        """
+        return self._frame(
+            f"SELECT layers.* FROM layers SEMI JOIN (SELECT model_id, layer FROM facts WHERE {condition(where)}) "
+            "USING (model_id, layer) ORDER BY model_id, layer"
+        )
+
+    def filters(self, *, where: str | None = None, kernel: str = "3x3") -> pd.DataFrame:
+        """The filters of one kernel size: their keys and one column per weight.
+
+        All that ``where`` selects is read into memory; :meth:`filter_batches` streams.
+
+        Args:
+            where: Condition over the columns of models and layers.
+            kernel: Kernel size.
+
+        Returns:
+            ``model_id``, ``layer``, ``out_channel``, ``in_channel`` and the weights ``w0``, ``w1``, ... row by row
+            (float32), sorted by the keys.
+
+        Raises:
+            SelectionError: A condition that cannot be answered, or a kernel size that is not stored.
+        """
+        batches = self.filter_batches(where=where, kernel=kernel)
+        frame: pd.DataFrame = pa.Table.from_batches(batches, filter_schema(kernel)).to_pandas()
+        return frame
+
+    def filter_batches(
+        self, *, where: str | None = None, kernel: str = "3x3", rows: int = 131_072
+    ) -> Iterator[pa.RecordBatch]:
+        """Stream filters as Arrow record batches, sorted by model, layer and channels.
+
+        A few row groups are in memory at a time. The arguments are checked at once, before the first batch is read.
+
+        Args:
+            where: Condition over the columns of models and layers.
+            kernel: Kernel size.
+            rows: Largest number of rows in a batch.
+
+        Raises:
+            SelectionError: A condition that cannot be answered, or a kernel size that is not stored.
+        """
+        kernel_shape(kernel)
+        if kernel != "3x3":  # which may be absent from an empty database
+            self._check_stored(kernel)
+        at_least_one("rows", rows)
+        chosen = run(
+            self._connect(),
+            f"SELECT model_id, layer FROM facts WHERE stored AND kernel = {sqltext.literal(kernel)} "
+            f"AND {condition(where)}",
+        )
+        layers: dict[str, list[int]] = {}
+        for model_id, layer in zip(chosen["model_id"].to_pylist(), chosen["layer"].to_pylist(), strict=True):
+            layers.setdefault(model_id, []).append(layer)
+        return (
+            batch
+            for table in filters_of(self.storage, kernel, layers)
+            for batch in table.to_batches(max_chunksize=rows)
+        )
+
+    def layer_weights(self, model_id: str, layer: int) -> npt.NDArray[np.float32]:
+        """The weight of one layer as an array.
+
+        Args:
+            model_id: Key of the model.
+            layer: Number of the layer in its model, from 0; the column ``layer`` of :meth:`layers`.
+
+        Returns:
+            (out channels, in channels / groups, height, width), float32: the weight as frameworks hold it. Where the
+            number of output channels is not known, as in the papers' data set, all kernels are in one output channel.
+
+        Raises:
+            UnknownModelError: There is no such model.
+            SelectionError: There is no such layer, or its kernels are not stored, as those of 1x1 layers.
+        """
+        found = self._table(
+            "SELECT layer, kernel, stored, out_channels FROM layers "
+            f"WHERE model_id = {sqltext.literal(model_id)} ORDER BY layer"
+        ).to_pylist()
+        if not found:
+            raise unknown_model(model_id, self.storage.model_ids(), self.location)
+        row = next((row for row in found if row["layer"] == layer), None)
+        if row is None:
+            raise SelectionError(f"{model_id}: no layer {layer!r}; its layers are 0 to {found[-1]['layer']}")
+        if not row["stored"]:
+            raise SelectionError(f"{model_id}: layer {layer} has {row['kernel']} kernels, which are not stored")
+        kernel = row["kernel"]
+        parts = [
+            np.column_stack([table[name].to_numpy() for name in weight_columns(kernel)])
+            for table in filters_of(self.storage, kernel, {model_id: [layer]})
+        ]
+        weights: npt.NDArray[np.float32] = np.concatenate(parts)
+        return weights.reshape(row["out_channels"] or 1, -1, *kernel_shape(kernel))
+
+    def nearest(
+        self,
+        pattern: npt.ArrayLike,
+        *,
+        top: int = 10,
+        where: str | None = None,
+        sign: bool = False,
+        centred: bool = False,
+        rotation: bool = False,
+    ) -> pd.DataFrame:
+        """The stored filters most similar to a pattern, whatever their scale.
+
+        One scan over the filters of that size, with a few row groups in memory.
+
+        Args:
+            pattern: Kernel to look for, (height, width); only filters of that size are searched.
+            top: How many to return.
+            where: Condition over the columns of models and layers.
+            sign: Negative multiples are similar too.
+            centred: Subtract the mean of each kernel first, so that a constant added to all weights does not matter.
+            rotation: Rotations by right angles and reflections are similar too.
+
+        Returns:
+            By descending similarity (the cosine of the angle between both, 1 for a positive multiple; a correlation
+            with ``centred``): ``similarity``, ``variant`` (what was done to the pattern), the keys and the weights.
+
+        Raises:
+            SelectionError: A pattern without direction, or of a size of which no filters are stored.
+        """
+        wanted = stats.Pattern.of(pattern, sign=sign, centred=centred, rotation=rotation)
+        size = kernel_name(*np.shape(pattern))
+        at_least_one("top", top)
+        self._check_stored(size)
+        layers = None
+        if (narrowed := condition(where)) != "true":
+            rows = run(
+                self._connect(),
+                f"SELECT model_id, layer FROM facts WHERE stored AND kernel = {sqltext.literal(size)} AND {narrowed}",
+            )
+            layers = set(zip(rows["model_id"].to_pylist(), rows["layer"].to_pylist(), strict=True))
+        table: pd.DataFrame = nearest.nearest(self.storage, size, wanted, layers, top).to_pandas()
+        return table
+
+    def shared_models(self) -> pd.DataFrame:
+        """Pairs of models that hold the very same layers, bit for bit: shared ancestry, such as a common pretraining.
+
+        Returns:
+            ``model_a``, ``model_b``, ``shared_layers``, ``shared_filters``, and ``share``, of the stored layers of the
+            model with fewer of them. Layers of zeros do not count.
+        """
+        return self._frame("FROM shared_models")
+
+    def sql(self, query: str, parameters: Mapping[str, Any] | Sequence[Any] | None = None) -> QueryResult:
+        """Run SQL over the views and macros.
+
+        Args:
+            query: One statement; ``$name`` or ``?`` stands for a parameter.
+            parameters: Their values, by name or in order.
+
+        Returns:
+            The rows, read when they are asked for: ``.df()``, ``.to_arrow_table()``, ``.fetchall()``, ``.show()``, and
+            every other method of a DuckDB relation.
+
+        Raises:
+            QueryError: DuckDB refuses the query; also when it fails later, while rows are read.
+        """
+        if any(re.search(rf"\b{name}", query) for name in sqltext.NEEDS_INDEX):
+            self._ensure_index()
+        connection = self._connect(query)
+        try:
+            relation = connection.sql(query, params=parameters or None)
+        except duckdb.Error as error:
+            raise translated(error, QueryError) from error
+        if relation is None:
+            raise QueryError("the query is empty; give one SQL statement, such as FROM models")
+        return QueryResult(relation)
+
+    def verify(self, *, progress: Progress | None = None) -> list[Problem]:
+        """Check every count and every hash; an empty list means that all is well."""
+        return self.storage.verify(progress=progress)
+
+    # ---------------------------------------------------------------------------------------------- private
+
+    def _connect(self, query: str = "") -> duckdb.DuckDBPyConnection:
+        return self._views.connect(query)
+
+    def _frame(self, query: str) -> pd.DataFrame:
+        frame: pd.DataFrame = self._table(query).to_pandas()
+        return frame
+
+    def _table(self, query: str) -> pa.Table:
+        return run(self._connect(query), query)
+
+    def _check_stored(self, kernel: str) -> None:
+        there = self.storage.kernels()
+        if kernel not in there:
+            raise SelectionError(f"no {kernel} filters in {self.location}; there are: {', '.join(there) or 'none'}")
+
+    def _ensure_index(self) -> None:
+        """Bring the index up to date, where this can be done."""

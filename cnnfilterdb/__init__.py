@@ -29,6 +29,7 @@ from cnnfilterdb.errors import (
     SelectionError,
     UnknownModelError,
     UnsafeFileError,
+    UnsafePathError,
     WeightFileError,
 )
 
@@ -84,6 +85,7 @@ __all__ = [
     "TransferReport",
     "UnknownModelError",
     "UnsafeFileError",
+    "UnsafePathError",
     "WeightFileError",
     "__version__",
     "create",

@@ -30,7 +30,8 @@ def test_what_public_methods_return_is_in_it():
     public = {
         name
         for cls in (cnnfilterdb.Reader, cnnfilterdb.FilterDB)
-        for _, method in inspect.getmembers(cls, inspect.isfunction)
+        for called, method in inspect.getmembers(cls, inspect.isfunction)
+        if not called.startswith("_")
         for name in str(inspect.signature(method).return_annotation).replace("[", " ").replace("]", " ").split()
         if name.isidentifier() and name[0].isupper()
     }

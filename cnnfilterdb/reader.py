@@ -16,6 +16,7 @@ from cnnfilterdb import stats
 from cnnfilterdb.analysis import descriptors, shifts
 from cnnfilterdb.analysis import groups as groupings
 from cnnfilterdb.analysis.bases import FittedBasis, moments_of
+from cnnfilterdb.analysis.conclusions import Conclusions
 from cnnfilterdb.analysis.groups import Grouping, Groups
 from cnnfilterdb.analysis.options import (
     BasisChoice,
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["Reader"]
 
 
-class Reader(Tables):
+class Reader(Tables, Conclusions):
     """A database of convolution kernels, to be read: all questions that can be asked of it.
 
     :func:`cnnfilterdb.open` returns one for a release, and with ``read_only=True`` for a folder.

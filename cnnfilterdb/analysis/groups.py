@@ -126,14 +126,18 @@ class Groups:
                 f"no group by {self.grouping.by} has {models:,} models and {filters:,} filters; "
                 f"the largest has {self.models.max():,} and {self.filters.max():,}"
             )
+        return self.take(kept.tolist())
+
+    def take(self, places: Sequence[int]) -> Groups:
+        """Some of the groups, by their numbers."""
         return replace(
             self,
-            labels=[self.labels[i] for i in kept],
-            models=self.models[kept],
-            layers=self.layers[kept],
-            filters=self.filters[kept],
-            outside=self.outside[kept],
-            counts=self.counts[kept],
+            labels=[self.labels[place] for place in places],
+            models=self.models[places],
+            layers=self.layers[places],
+            filters=self.filters[places],
+            outside=self.outside[places],
+            counts=self.counts[places],
         )
 
 

@@ -41,16 +41,17 @@ class Term:
         ss: Sum of squares, in the unit of the shift.
         r2: Its share of the total.
         omega2: The share corrected for what a factor of as many levels explains by chance; it may be negative.
-        f: Pseudo-F statistic; NaN where df or the residual degrees of freedom are 0.
-        p: Probability of an F at least as large by chance; NaN likewise.
+        f: Pseudo-F statistic; None for the residual and the total.
+        p: Probability of an F at least as large by chance; None likewise. A factor that cannot be tested, because df or
+            the residual degrees of freedom are 0, has omega2 = 0, f = 0 and p = 1.
     """
 
     df: int
     ss: float
     r2: float
-    omega2: float
-    f: float
-    p: float
+    omega2: float | None
+    f: float | None
+    p: float | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -152,7 +153,7 @@ def partition(
         seed: Of the random numbers.
 
     Returns:
-        One row per factor, then the residual and the total, whose f and p are NaN.
+        One row per factor, then the residual and the total.
 
     Raises:
         SelectionError: No factor, fewer than three models, or fewer than 1 permutation.
@@ -196,23 +197,23 @@ def partition(
         found = _f(squares(centred[np.ix_(order, order)]), df, total, df_residual)
         as_large += found >= f - _EQUAL * np.abs(f)
     testable = (df > 0) & (df_residual > 0) & (total > 0)
-    p = np.where(testable, (as_large + 1) / (permutations + 1), np.nan)
+    p = np.where(testable, (as_large + 1) / (permutations + 1), 1.0)
     residual = total - float(observed[-1])
-    mean_residual = residual / df_residual if df_residual > 0 else np.nan
+    mean_residual = residual / max(1, df_residual)
     terms = [
         Term(
             int(df[i]),
             float(observed[i]),
             float(observed[i] / total) if total > 0 else 0.0,
-            float((observed[i] - df[i] * mean_residual) / (total + mean_residual)) if testable[i] else np.nan,
-            float(f[i]) if testable[i] else np.nan,
+            float((observed[i] - df[i] * mean_residual) / (total + mean_residual)) if testable[i] else 0.0,
+            float(f[i]) if testable[i] else 0.0,
             float(p[i]),
         )
         for i in range(len(added))
     ]
     share = residual / total if total > 0 else 0.0
-    terms.append(Term(df_residual, residual, share, np.nan, np.nan, np.nan))
-    terms.append(Term(count - 1, total, 1.0, np.nan, np.nan, np.nan))
+    terms.append(Term(df_residual, residual, share, None, None, None))
+    terms.append(Term(count - 1, total, 1.0, None, None, None))
     return terms
 
 

@@ -32,10 +32,11 @@ class ShiftTest:
         first: Number of the first group, (n,).
         second: Number of the second group, (n,).
         shift: Observed shift, (n,).
-        null_mean: Mean shift of the permutations, (n,); NaN for a pair that cannot be tested.
-        null_high: Their 95th percentile, (n,); NaN likewise.
-        p: Probability of a shift at least as large by chance, (b + 1) / (m + 1), (n,); NaN likewise.
-        arrangements: Number of different ways to exchange the labels, (n,) float64; 1 for a pair that cannot be tested.
+        null_mean: Mean shift of the permutations, (n,).
+        null_high: Their 95th percentile, (n,).
+        p: Probability of a shift at least as large by chance, (b + 1) / (m + 1), (n,); 1 for a pair that cannot be
+            tested, because every permutation of its labels is the observed one.
+        arrangements: Number of different ways to exchange the labels, (n,) float64; p cannot be below its inverse.
     """
 
     first: npt.NDArray[np.int64]
@@ -140,8 +141,6 @@ def shift_test(
         parts = shifts(chosen.reshape(-1, len(groups)), (member & ~chosen).reshape(-1, len(groups)))
         null[begin : begin + len(keys)] = parts.reshape(len(keys), -1)
     p, mean, upper = _summary(observed, null)
-    for values in (p, mean, upper):
-        values[arrangements < 2] = np.nan
     return ShiftTest(first, second, observed, mean, upper, p, arrangements)
 
 
@@ -190,26 +189,24 @@ def overall_test(
 
 
 def adjusted_holm(p: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Adjusted p-values that control the family-wise error (Holm, 1979); NaN stays NaN and does not count.
+    """Adjusted p-values that control the family-wise error (Holm, 1979).
 
-    >>> adjusted_holm(np.array([0.01, 0.04, 0.03, np.nan])).tolist()
-    [0.03, 0.06, 0.06, nan]
+    >>> adjusted_holm(np.array([0.01, 0.04, 0.03])).tolist()
+    [0.03, 0.06, 0.06]
     """
-    found, there = np.full(len(p), np.nan), np.flatnonzero(~np.isnan(p))
-    order = there[np.argsort(p[there], kind="stable")]
+    found, order = np.empty(len(p)), np.argsort(p, kind="stable")
     factors = np.arange(len(order), 0, -1)
     found[order] = np.minimum(1, np.maximum.accumulate(factors * p[order]))
     return found
 
 
 def adjusted_bh(p: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Adjusted p-values that control the false discovery rate (Benjamini and Hochberg, 1995); NaN stays NaN.
+    """Adjusted p-values that control the false discovery rate (Benjamini and Hochberg, 1995).
 
     >>> adjusted_bh(np.array([0.01, 0.04, 0.03])).round(6).tolist()
     [0.03, 0.04, 0.04]
     """
-    found, there = np.full(len(p), np.nan), np.flatnonzero(~np.isnan(p))
-    order = there[np.argsort(p[there], kind="stable")][::-1]
+    found, order = np.empty(len(p)), np.argsort(p, kind="stable")[::-1]
     factors = len(order) / np.arange(len(order), 0, -1)
     found[order] = np.minimum(1, np.minimum.accumulate(factors * p[order]))
     return found

@@ -1,0 +1,231 @@
+"""Conclusions: the questions of a Reader that end in a test or in a share of explained variation."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Unpack
+
+import duckdb
+import pandas as pd
+
+from cnnfilterdb.analysis import significance
+from cnnfilterdb.analysis.groups import Groups
+from cnnfilterdb.analysis.options import GroupOptions, Weights, check_options
+from cnnfilterdb.analysis.shifts import check_measure
+from cnnfilterdb.errors import SelectionError
+
+__all__ = ["Conclusions"]
+
+
+class Conclusions:
+    """Questions about groups of models whose answer says how sure it is. Part of :class:`~cnnfilterdb.Reader`."""
+
+    @abstractmethod
+    def groups(self, by: str, **options: Unpack[GroupOptions]) -> Groups:
+        """Histograms of the coefficients of each group."""
+
+    @abstractmethod
+    def _connect(self, query: str = "") -> duckdb.DuckDBPyConnection:
+        """A connection with the views of the database."""
+
+    def shift_test(
+        self,
+        by: str,
+        *,
+        within: str | None = None,
+        permutations: int = 999,
+        seed: int = 0,
+        metric: str = "kl",
+        weights: Weights = None,
+        **options: Unpack[GroupOptions],
+    ) -> pd.DataFrame:
+        """Test the shift of every pair of groups against chance, by permuting the labels of whole models.
+
+        A divergence is never negative, and large between small groups. ``null_mean`` and ``null_high`` show what chance
+        gives for groups of these sizes; ``excess`` is what the labels add. Models have the same weight unless
+        ``balance`` says otherwise. :func:`cnnfilterdb.stats.shift_test` explains the method.
+
+        Args:
+            by: Grouping expression, with one value per model.
+            within: Expression of strata, such as ``family``: labels are exchanged within a stratum only, which holds it
+                fixed.
+            permutations: Number of random permutations.
+            seed: The same seed gives the same result.
+            metric: As in :meth:`Reader.kl_shift`.
+            weights: As in :meth:`Reader.kl_shift`.
+            **options: Those of :meth:`Reader.groups`; ``balance`` is ``models`` by default.
+
+        Returns:
+            One row per pair: ``group_a``, ``group_b``, the observed ``shift``, mean and 95th percentile of the
+            permutations (``null_mean``, ``null_high``), ``excess`` (shift - null_mean), ``p``, ``p_holm`` and ``p_bh``
+            (adjusted for the number of pairs, by family-wise error and by false discovery rate), ``models_a``,
+            ``models_b``, ``arrangements`` (the number of different permutations; p cannot be below its inverse) and a
+            ``remark`` for pairs that cannot be tested. ``attrs["overall"]`` is the test of all groups at once,
+            ``attrs["unlabelled"]`` the number of models left out.
+
+        Raises:
+            SelectionError: An argument that cannot be answered, one group only, or a grouping that splits models.
+        """
+        data = self._labelled("shift_test", (by, within), options, metric, weights, by)
+        return significance.test_frame(data, by, within, weights, metric, permutations=permutations, seed=seed)
+
+    def variance_explained(
+        self,
+        factors: str | Sequence[str],
+        *,
+        marginal: bool = False,
+        within: str | None = None,
+        permutations: int = 999,
+        seed: int = 0,
+        metric: str = "kl",
+        weights: Weights = None,
+        **options: Unpack[GroupOptions],
+    ) -> pd.DataFrame:
+        """How much of the differences between models some factors explain (PERMANOVA).
+
+        The shifts between models are taken as squared distances; each factor explains a share ``r2`` of their sum.
+        :func:`cnnfilterdb.stats.partition` explains the method. Groups of unequal spread confound it:
+        :meth:`dispersion_test` tells whether that is so.
+
+        Args:
+            factors: Expressions with one value per model, such as ``["family", "task", "domain"]``.
+            marginal: Each factor after all others; otherwise each after those before it, so that their order matters.
+            within: Expression of strata within which models are exchanged.
+            permutations: Number of random permutations.
+            seed: The same seed gives the same result.
+            metric: A symmetric metric of :meth:`Reader.kl_shift`.
+            weights: As in :meth:`Reader.kl_shift`.
+            **options: Those of :meth:`Reader.groups`; ``balance`` is ``models`` by default.
+
+        Returns:
+            One row per factor, then ``residual`` and ``total``: ``factor``, ``df``, ``ss``, ``r2``, ``omega2`` (r2
+            without what as many levels explain by chance), ``f``, ``p`` and a ``remark`` for a factor that the others
+            determine. ``attrs["unlabelled"]`` is the number of models left out because a factor is NULL.
+
+        Raises:
+            SelectionError: An argument that cannot be answered, a factor with one value, or one that splits models.
+        """
+        names = [factors] if isinstance(factors, str) else list(factors)
+        data = self._labelled(
+            "variance_explained", (*names, within), options, metric, weights, names[0] if names else ""
+        )
+        return significance.partition_frame(
+            data, names, within, weights, metric, marginal=marginal, permutations=permutations, seed=seed
+        )
+
+    def dispersion_test(
+        self,
+        by: str,
+        *,
+        permutations: int = 999,
+        seed: int = 0,
+        metric: str = "kl",
+        weights: Weights = None,
+        **options: Unpack[GroupOptions],
+    ) -> pd.DataFrame:
+        """Test whether the models of some groups are equally spread out (betadisper).
+
+        Args:
+            by: Grouping expression, with one value per model.
+            permutations: Number of random permutations.
+            seed: The same seed gives the same result.
+            metric: A symmetric metric of :meth:`Reader.kl_shift`.
+            weights: As in :meth:`Reader.kl_shift`.
+            **options: Those of :meth:`Reader.groups`; ``balance`` is ``models`` by default.
+
+        Returns:
+            ``models`` and mean ``distance`` from the centroid of each group; ``attrs["f"]`` and ``attrs["p"]`` are the
+            test.
+
+        Raises:
+            SelectionError: An argument that cannot be answered, or no group of two models.
+        """
+        data = self._labelled("dispersion_test", (by,), options, metric, weights, by)
+        return significance.dispersion_frame(data, by, weights, metric, permutations=permutations, seed=seed)
+
+    def embed(
+        self,
+        *,
+        by: str | Sequence[str] = (),
+        dimensions: int = 2,
+        metric: str = "kl",
+        weights: Weights = None,
+        **options: Unpack[GroupOptions],
+    ) -> pd.DataFrame:
+        """Place the models in a plane so that their distances approach their shifts (classical scaling).
+
+        Args:
+            by: Expressions with one value per model that become columns, such as ``"domain"``.
+            dimensions: Number of coordinates.
+            metric: A symmetric metric of :meth:`Reader.kl_shift`.
+            weights: As in :meth:`Reader.kl_shift`.
+            **options: Those of :meth:`Reader.groups`; ``balance`` is ``models`` by default.
+
+        Returns:
+            ``x0``, ``x1``, ... and the columns of ``by``, by ``model_id``; ``attrs["explained"]`` is the share of each
+            coordinate, ``attrs["negative"]`` how far the shifts are from Euclidean distances.
+
+        Raises:
+            SelectionError: An argument that cannot be answered.
+        """
+        names = [by] if isinstance(by, str) else list(by)
+        data = self._labelled("embed", tuple(names), options, metric, weights, "model_id")
+        return significance.embedding_frame(data, weights, metric, dimensions)
+
+    def neighbour_purity(
+        self,
+        by: str,
+        *,
+        across: str | None = None,
+        neighbours: int = 1,
+        permutations: int = 999,
+        seed: int = 0,
+        metric: str = "kl",
+        weights: Weights = None,
+        **options: Unpack[GroupOptions],
+    ) -> pd.DataFrame:
+        """How often the model nearest to a model has the same label, beside what chance gives.
+
+        Args:
+            by: Grouping expression, with one value per model.
+            across: Expression such as ``family``: neighbours with the same value do not count.
+            neighbours: How many of the nearest models are asked.
+            permutations: Number of random permutations of the labels.
+            seed: The same seed gives the same result.
+            metric: As in :meth:`Reader.kl_shift`.
+            weights: As in :meth:`Reader.kl_shift`.
+            **options: Those of :meth:`Reader.groups`; ``balance`` is ``models`` by default.
+
+        Returns:
+            One row for ``all`` models and one per group: ``share``, ``null_mean``, ``null_high``, ``p`` and the number
+            of ``models`` asked.
+
+        Raises:
+            SelectionError: An argument that cannot be answered, or too few models.
+        """
+        data = self._labelled("neighbour_purity", (by, across), options, metric, weights, by)
+        return significance.purity_frame(
+            data, by, across, weights, metric, neighbours=neighbours, permutations=permutations, seed=seed
+        )
+
+    def _labelled(
+        self,
+        question: str,
+        expressions: Sequence[str | None],
+        options: GroupOptions,
+        metric: str,
+        weights: Weights,
+        by: str,
+    ) -> significance.Labelled:
+        """One histogram per model with the labels of some expressions, without the models of small groups of ``by``."""
+        check_options(question, options, GroupOptions)
+        check_measure(metric, weights, options.get("kernel", "3x3"))
+        if not by:
+            raise SelectionError(f"{question}: no factor given; name at least one, such as domain")
+        options = {"balance": "models", **options}
+        least = options.pop("min_models", 1)
+        models = self.groups("model_id", **options)
+        wanted = [text for text in expressions if text is not None]
+        data = significance.labelled(self._connect(), models, wanted)
+        return data if least <= 1 else significance.at_least(data, by, least)

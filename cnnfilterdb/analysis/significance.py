@@ -1,0 +1,276 @@
+"""Conclusions about groups of models: is a shift more than chance, and what explains the differences?
+
+Everything starts from one histogram per model, from the index where it can answer, and the label of each model. Labels
+belong to models: a grouping that splits the layers of one model cannot be tested this way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import duckdb
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from cnnfilterdb import stats
+from cnnfilterdb.analysis.groups import Grouping, Groups
+from cnnfilterdb.analysis.options import Weights
+from cnnfilterdb.analysis.queries import condition, expression, run
+from cnnfilterdb.analysis.shifts import component_weights
+from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.sql import literal
+
+__all__ = [
+    "Labelled",
+    "at_least",
+    "dispersion_frame",
+    "embedding_frame",
+    "labelled",
+    "partition_frame",
+    "purity_frame",
+    "test_frame",
+]
+
+#: With fewer arrangements than this, p cannot reach the usual 5 %.
+_FEW = 20
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Labelled:
+    """Models with their histograms and the labels of some expressions.
+
+    Attributes:
+        models: Histograms of the models, one group per model.
+        labels: For each expression, the label of each model, in the order of ``models.labels``.
+        unlabelled: Models left out because an expression is NULL for them: expression -> number of models.
+    """
+
+    models: Groups
+    labels: dict[str, list[Any]]
+    unlabelled: dict[str, int]
+
+    def codes(self, expression: str) -> tuple[list[Any], npt.NDArray[np.int64]]:
+        """The different labels of an expression, sorted, and the number of the label of each model."""
+        names = sorted(set(self.labels[expression]), key=str)
+        number = {name: i for i, name in enumerate(names)}
+        return names, np.array([number[name] for name in self.labels[expression]], np.int64)
+
+    def strata(self, within: str | None) -> npt.NDArray[np.int64] | None:
+        """The number of the stratum of each model; None without strata."""
+        return None if within is None else self.codes(within)[1]
+
+
+def labelled(connection: duckdb.DuckDBPyConnection, models: Groups, expressions: Sequence[str]) -> Labelled:
+    """Look up the labels of models, and leave out the models without one.
+
+    Args:
+        connection: With the views of the database.
+        models: Groups by ``model_id``.
+        expressions: SQL expressions that have one value per model.
+
+    Raises:
+        SelectionError: An expression differs between the layers of a model, or no model has a label.
+    """
+    if models.grouping.balance == "families":
+        raise SelectionError("balance: models are compared one by one; choose filters, layers or models")
+    wanted = list(dict.fromkeys(expressions))
+    found = {text: _labels(connection, models.grouping, text) for text in wanted}
+    unlabelled: dict[str, int] = {}
+    kept = []
+    for place, model_id in enumerate(models.labels):
+        missing = [text for text in wanted if found[text].get(model_id) is None]
+        for text in missing[:1]:
+            unlabelled[text] = unlabelled.get(text, 0) + 1
+        if not missing:
+            kept.append(place)
+    if not kept:
+        raise SelectionError(f"no selected model has a value of {' and '.join(wanted)}; fill it in with `annotate`")
+    chosen = models.take(kept)
+    return Labelled(chosen, {text: [found[text][m] for m in chosen.labels] for text in wanted}, unlabelled)
+
+
+def _labels(connection: duckdb.DuckDBPyConnection, grouping: Grouping, text: str) -> dict[str, Any]:
+    papers = "" if grouping.all_layers else "AND papers_layer"
+    table = run(
+        connection,
+        f"SELECT model_id, {expression(text, 'by')} AS label FROM facts WHERE stored "
+        f"AND kernel = {literal(grouping.kernel)} AND {condition(grouping.where)} {papers} GROUP BY ALL ORDER BY ALL",
+    )
+    labels: dict[str, Any] = {}
+    for model_id, label in zip(table["model_id"].to_pylist(), table["label"].to_pylist(), strict=True):
+        if labels.setdefault(model_id, label) != label:
+            raise SelectionError(
+                f"by: {text!r} has several values within {model_id}; a test needs one label per model, "
+                "such as domain, because the layers of one model are not independent of each other"
+            )
+    return labels
+
+
+def at_least(data: Labelled, by: str, models: int) -> Labelled:
+    """The models whose group has at least some number of models.
+
+    Raises:
+        SelectionError: No group has.
+    """
+    _, codes = data.codes(by)
+    kept = np.flatnonzero(np.bincount(codes)[codes] >= models).tolist()
+    if not kept:
+        raise SelectionError(f"no group by {by} has {models} models; the largest has {np.bincount(codes).max()}")
+    labels = {text: [values[place] for place in kept] for text, values in data.labels.items()}
+    return Labelled(data.models.take(kept), labels, data.unlabelled)
+
+
+def test_frame(
+    data: Labelled, by: str, within: str | None, weights: Weights, metric: str, *, permutations: int, seed: int
+) -> pd.DataFrame:
+    """The frame of :meth:`Reader.shift_test`."""
+    names, codes = data.codes(by)
+    if len(names) < 2:
+        raise SelectionError(f"by: {by} has one group only, {names[0]}; a test needs at least two")
+    groups = data.models
+    chosen = component_weights(weights, groups)
+    settings: dict[str, Any] = {
+        "metric": metric, "strata": data.strata(within), "permutations": permutations, "seed": seed,
+    }  # fmt: skip
+    pairs = stats.shift_test(groups.counts, codes, chosen, groups.low, groups.high, **settings)
+    overall = stats.overall_test(groups.counts, codes, chosen, groups.low, groups.high, **settings)
+    sizes = np.bincount(codes)
+    labels = pd.Series(names)
+    frame = pd.DataFrame(
+        {
+            "group_a": labels.take(pairs.first).to_numpy(),
+            "group_b": labels.take(pairs.second).to_numpy(),
+            "shift": pairs.shift,
+            "null_mean": pairs.null_mean,
+            "null_high": pairs.null_high,
+            "excess": pairs.shift - pairs.null_mean,
+            "p": pairs.p,
+            "p_holm": stats.adjusted_holm(pairs.p),
+            "p_bh": stats.adjusted_bh(pairs.p),
+            "models_a": sizes[pairs.first],
+            "models_b": sizes[pairs.second],
+            "arrangements": pairs.arrangements,
+            "remark": [_remark(number) for number in pairs.arrangements.tolist()],
+        }
+    )
+    frame.attrs |= _attrs(data, metric, permutations) | {"within": within, "overall": asdict(overall)}
+    return frame
+
+
+def _remark(arrangements: float) -> str:
+    if arrangements < 2:
+        return "cannot be tested: there is nothing to exchange"
+    if arrangements < _FEW:
+        return f"too few models: p cannot be below {1 / arrangements:.3f}"
+    return ""
+
+
+def partition_frame(
+    data: Labelled,
+    factors: Sequence[str],
+    within: str | None,
+    weights: Weights,
+    metric: str,
+    *,
+    marginal: bool,
+    permutations: int,
+    seed: int,
+) -> pd.DataFrame:
+    """The frame of :meth:`Reader.variance_explained`."""
+    shifts = model_shifts(data, weights, metric)
+    codes = [data.codes(factor)[1] for factor in factors]
+    single = [factor for factor, levels in zip(factors, codes, strict=True) if levels.max() == 0]
+    if single:
+        raise SelectionError(f"by: {single[0]} has one value only among the selected models, so it explains nothing")
+    terms = stats.partition(
+        shifts, codes, marginal=marginal, strata=data.strata(within), permutations=permutations, seed=seed
+    )
+    frame = pd.DataFrame([asdict(term) for term in terms])
+    frame.insert(0, "factor", [*factors, "residual", "total"])
+    for column in ("omega2", "f", "p"):
+        frame[column] = frame[column].astype("Float64")
+    frame["remark"] = [
+        "" if term.f is None or term.f > 0 or term.p != 1
+        else "determined by the other factors" if term.df == 0
+        else "as many levels as models: nothing is left to test against"
+        for term in terms
+    ]  # fmt: skip
+    frame.attrs |= _attrs(data, metric, permutations) | {"within": within, "marginal": marginal}
+    return frame
+
+
+def dispersion_frame(
+    data: Labelled, by: str, weights: Weights, metric: str, *, permutations: int, seed: int
+) -> pd.DataFrame:
+    """The frame of :meth:`Reader.dispersion_test`."""
+    names, codes = data.codes(by)
+    found = stats.dispersion(model_shifts(data, weights, metric), codes, permutations=permutations, seed=seed)
+    frame = pd.DataFrame({"models": np.bincount(codes), "distance": found.means}, index=pd.Index(names, name=by))
+    frame.attrs |= _attrs(data, metric, permutations) | {"f": found.f, "p": found.p}
+    return frame
+
+
+def embedding_frame(data: Labelled, weights: Weights, metric: str, dimensions: int) -> pd.DataFrame:
+    """The frame of :meth:`Reader.embed`."""
+    found = stats.embedding(model_shifts(data, weights, metric), dimensions)
+    columns = [f"x{number}" for number in range(dimensions)]
+    frame = pd.DataFrame(found.coordinates, index=pd.Index(data.models.labels, name="model_id"), columns=columns)
+    for text, labels in data.labels.items():
+        frame[text] = labels
+    explained = {"explained": found.explained.tolist(), "negative": found.negative}
+    frame.attrs |= _attrs(data, metric, None) | explained
+    return frame
+
+
+def purity_frame(
+    data: Labelled,
+    by: str,
+    across: str | None,
+    weights: Weights,
+    metric: str,
+    *,
+    neighbours: int,
+    permutations: int,
+    seed: int,
+) -> pd.DataFrame:
+    """The frame of :meth:`Reader.neighbour_purity`."""
+    names, codes = data.codes(by)
+    shifts = model_shifts(data, weights, metric)
+    apart = None if across is None else data.codes(across)[1]
+    rows = []
+    for label, of in [("all", None), *((name, number) for number, name in enumerate(names))]:
+        try:
+            found = stats.neighbour_purity(
+                shifts, codes, neighbours=neighbours, of=of, apart=apart, permutations=permutations, seed=seed
+            )
+        except SelectionError:
+            if of is None:
+                raise
+            continue  # every model of this label is alone in its family
+        rows.append({by: label, **asdict(found)})
+    frame = pd.DataFrame(rows).set_index(by)
+    frame.attrs |= _attrs(data, metric, permutations) | {"neighbours": neighbours, "across": across}
+    return frame
+
+
+def model_shifts(data: Labelled, weights: Weights, metric: str) -> npt.NDArray[np.float64]:
+    """Shifts between the models, (m, m)."""
+    groups = data.models
+    chosen = component_weights(weights, groups)
+    return stats.kl_shift(groups.counts, chosen, groups.low, groups.high, metric=metric)
+
+
+def _attrs(data: Labelled, metric: str, permutations: int | None) -> dict[str, Any]:
+    groups = data.models
+    return {
+        "basis": groups.basis_id or "given",
+        "recipe": groups.grouping.recipe,
+        "metric": metric,
+        "balance": groups.grouping.balance,
+        "kernel": groups.grouping.kernel,
+        "models": len(groups.labels),
+        "unlabelled": data.unlabelled,
+    } | ({"permutations": permutations} if permutations is not None else {})

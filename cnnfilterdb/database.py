@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, overload
 import duckdb
 
 from cnnfilterdb.analysis.bases import FittedBasis
-from cnnfilterdb.errors import NotADatabaseError, SelectionError
+from cnnfilterdb.errors import LockedError, NotADatabaseError, SelectionError
 from cnnfilterdb.reader import Reader
 from cnnfilterdb.release.release import Release, ReleaseBases, is_release
 from cnnfilterdb.reports import IngestReport, Observer, Problem, Progress, TransferReport
@@ -200,7 +202,7 @@ class FilterDB(Reader):
                     known[model_id].pop(fact, None)
 
         notes.change(self._store, apply)
-        self._connect()
+        self._write_init()
         return list(given)
 
     def import_released(
@@ -316,17 +318,16 @@ class FilterDB(Reader):
         )
 
     def remove(self, *model_ids: str) -> None:
-        """Remove models.
+        """Remove models with all their files and annotations: all of them or, after an error, none.
+
+        A removal that was killed is finished by the next write; repeating the call is not an error then.
 
         Raises:
-            UnknownModelError: One of them is not there; nothing is removed then.
+            UnknownModelError: One of them does not exist; nothing is removed then.
+            LockedError: Another process writes one of them; nothing is removed then.
         """
-        chosen = list(dict.fromkeys(_arguments("remove", model_ids)))
-        self._store.require(chosen)
-        for model_id in chosen:
-            self._store.remove(model_id)
-        if notes.read(self.path).keys() & set(chosen):
-            notes.change(self._store, lambda known: notes.forget(known, chosen))
+        self._store.remove(*_arguments("remove", model_ids))
+        self._write_init()
 
     def index(self, *, refit: bool = False, progress: Progress | None = None) -> list[FittedBasis]:
         """Bring the index up to date; see :meth:`cnnfilterdb.store.index.Index.build`.
@@ -339,7 +340,7 @@ class FilterDB(Reader):
             The bases that were fitted.
         """
         built = self._index.build(refit=refit, progress=progress)
-        self._connect()
+        self._write_init()
         return built
 
     def verify(self, *, progress: Progress | None = None) -> list[Problem]:
@@ -351,15 +352,21 @@ class FilterDB(Reader):
     def _connect(self, query: str = "") -> duckdb.DuckDBPyConnection:
         if not self._store.path.exists():
             raise NotADatabaseError(f"{self.path}: the database is gone")
-        loaded = self._views.text
-        connection = super()._connect(query)
-        if self._views.text is not None and self._views.text != loaded:
-            self._store.write_init(self._views.text)
-        return connection
+        return super()._connect(query)
+
+    def _write_init(self) -> None:
+        """Bring ``init.sql`` up to date, after a change."""
+        self._connect()
+        if self._views.text is not None:
+            with suppress(LockedError):  # another process is writing the same
+                self._store.write_init(self._views.text)
 
     def _ensure_index(self) -> None:
-        if self._index.unindexed() or self._index.missing():
-            self._index.build()
+        """Bring the index up to date, as far as this process may write and nobody else is doing it."""
+        if os.access(self._store.path, os.W_OK) and (self._index.unindexed() or self._index.missing()):
+            with suppress(LockedError):
+                self._index.build()
+                self._write_init()
 
 
 @overload

@@ -11,22 +11,25 @@ The file may be edited by hand, kept under version control, and copied from one 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cnnfilterdb import paths
 from cnnfilterdb.errors import CorruptError, SelectionError, UnknownModelError
 from cnnfilterdb.reports import Problem
 from cnnfilterdb.schema import ANNOTATED
-from cnnfilterdb.store.durable import move, sync, writing
-from cnnfilterdb.store.folder import Store
+from cnnfilterdb.store.durable import sha256, write_text
 
-__all__ = ["Facts", "change", "check_facts", "forget", "load", "matching", "problems", "read"]
+if TYPE_CHECKING:
+    from cnnfilterdb.store.folder import Store
+
+__all__ = ["Facts", "accept", "change", "check_facts", "forget", "load", "matching", "problems", "read"]
 
 _HEADER = ("model_id", "column", "value")
 
@@ -72,21 +75,32 @@ def read(root: Path) -> Facts:
 
 def problems(store: Store) -> list[Problem]:
     """What is wrong with the annotations of a database; none when all is well."""
-    path = store.path / paths.ANNOTATIONS
+    path, sums = store.path / paths.ANNOTATIONS, store.path / paths.ANNOTATIONS_SUM
+    expected = sums.read_text(encoding="ascii", errors="replace").split()[::2] if sums.exists() else []
     if not path.exists():
-        return []
+        return (
+            [Problem(None, path, "is missing; restore it, or drop the annotations with --repair")] if expected else []
+        )
     there = set(store.model_ids())
-    found = []
+    found: list[Problem] = []
     for line, message, row in _rows(path):
         if not message and row[0] not in there:
             message = f"line {line}: there is no model {row[0]!r}; correct its key or remove the line"
         if message:
             known = row[0] if row and row[0] in there else None
             found.append(Problem(known, path, message))
+    if not found and sums.exists() and sha256(path) not in expected:
+        found.append(
+            Problem(
+                None,
+                path,
+                "its checksum is not the recorded one; if you edited it, `cnnfilterdb verify --repair` accepts it",
+            )
+        )
     return found
 
 
-def change(store: Store, apply: Callable[[Facts], None]) -> None:
+def change(store: Store, apply: Callable[[Facts], object]) -> None:
     """Change the annotations of a database: read, apply, write, by one process at a time.
 
     Args:
@@ -109,23 +123,37 @@ def change(store: Store, apply: Callable[[Facts], None]) -> None:
             for model_id, known in sorted(facts.items())
             for column, value in sorted(known.items())
         )
-        staged, path = folder / paths.ANNOTATIONS, store.path / paths.ANNOTATIONS
-        with writing(path):
-            staged.write_text(text.getvalue(), encoding="utf-8", newline="")
-            sync(staged)
-            move(staged, path)
+        path, sums = store.path / paths.ANNOTATIONS, store.path / paths.ANNOTATIONS_SUM
+        new = hashlib.sha256(text.getvalue().encode()).hexdigest()
+        if path.exists():
+            # Both are right until the file is replaced, whenever this is killed.
+            write_text(sums, _sums(sha256(path), new), folder)
+        write_text(path, text.getvalue(), folder)
+        write_text(sums, _sums(new), folder)
 
 
-def forget(facts: Facts, model_ids: Iterable[str]) -> None:
-    """Drop all annotations of models.
+def accept(store: Store) -> None:
+    """Record the checksum of the file as it is, after it was edited by hand.
 
-    >>> facts = {"custom/a": {"domain": "thermal"}}
-    >>> forget(facts, ["custom/a"])
-    >>> facts
-    {}
+    Raises:
+        CorruptError: It cannot be read.
     """
-    for model_id in model_ids:
-        facts.pop(model_id, None)
+    read(store.path)
+    path, sums = store.path / paths.ANNOTATIONS, store.path / paths.ANNOTATIONS_SUM
+    with store.staging(paths.ANNOTATIONS) as folder:
+        write_text(sums, _sums(sha256(path)) if path.exists() else "", folder)
+
+
+def _sums(*digests: str) -> str:
+    """As ``sha256sum`` writes it, and checks it with ``-c``."""
+    return "".join(f"{digest}  {paths.ANNOTATIONS}\n" for digest in dict.fromkeys(digests))
+
+
+def forget(store: Store, model_ids: Iterable[str]) -> None:
+    """Drop all annotations of models."""
+    gone = set(model_ids)
+    if read(store.path).keys() & gone:
+        change(store, lambda facts: [facts.pop(model_id, None) for model_id in gone])
 
 
 def load(path: Path, model_ids: Sequence[str]) -> Facts:
@@ -203,7 +231,7 @@ def _rows(path: Path) -> Iterator[tuple[int, str | None, list[str]]]:
             elif row[1] not in ANNOTATED:
                 message = f"line {line}: {row[1]!r} cannot be annotated; choose one of {', '.join(ANNOTATED)}"
             elif (first := seen.setdefault((row[0], row[1]), line)) != line:
-                message = f"line {line}: {row[1]} of {row[0]} stands in line {first} already; keep one of them"
+                message = f"line {line}: {row[1]} of {row[0]} is already set in line {first}; keep one of the two"
             yield line, message, row
     except csv.Error as error:
         yield lines.line_num, f"line {lines.line_num}: is not a CSV row: {error}", []

@@ -1,28 +1,28 @@
-"""The folder on disk: models that are there whole or not at all.
+"""The database folder: each model is committed atomically, and opening changes nothing.
 
-How a model is committed. Its files are written in a staging folder inside the database, ``.staging/<slug>-<random>/``,
-and flushed to the disk. Then a list of them is staged, and last the models row, by a rename: from that moment the
-commit is decided. The files are moved in place one by one, the models row last. A model exists when its models file
-exists; the SQL views and every method here pass over files without one.
+How a change is committed and finished after a kill is described in :mod:`cnnfilterdb.store.commits`. Opening and
+reading write nothing at all: what a killed process left is finished by the next process that writes, under the lock of
+what it writes. The SQL views and every method here ignore files without a models row.
 
-So a process may be killed at any moment. If the commit was not decided, the staging folder is thrown away by the next
-writer of that model or by :meth:`Store.clean`; if it was, they finish the move. A model that replaces another takes the
-same way: the old models row goes first, so that no reader sees the rows of one beside the filters of the other; when a
-move fails (other than by a kill), the old files are put back.
+One process writes a model at a time, by a lock in ``.locks/``; processes that write different models do not wait for
+each other. A reader takes no lock. It compares :meth:`Store.snapshot` before and after a question, and asks again when
+a model was replaced or removed meanwhile (:mod:`cnnfilterdb.connection`).
 
-One process writes a model at a time, by a lock in ``.locks/``; processes that write different models do not meet. A
-reader takes no lock. One that reads a model while it is being replaced or removed may find a file gone, and should read
-again.
+Nothing is deleted that the package did not stage itself. Files that belong to no model, because somebody moved
+``models/`` away or copied half a folder, stay where they are until :meth:`cnnfilterdb.database.FilterDB.repair` moves
+them to ``.quarantine/``; files that are not in the form of the package's own are never touched.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-import shutil
+import secrets
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from cnnfilterdb.errors import (
     NotADatabaseError,
     SelectionError,
     UnknownModelError,
+    UnsafePathError,
     unknown_model,
 )
 from cnnfilterdb.reports import Problem, Progress
@@ -53,9 +54,12 @@ from cnnfilterdb.schema import (
     kernel_order,
     kernel_shape,
 )
-from cnnfilterdb.store.durable import move, sync_folder, writing
+from cnnfilterdb.store import annotations as notes
+from cnnfilterdb.store.commits import Commit, Removal, decided, discard, files_of, finish, undo, unfinished
+from cnnfilterdb.store.durable import move, sha256, write_text, writing
+from cnnfilterdb.store.seals import write_sealed
 from cnnfilterdb.store.verify import verify_models
-from cnnfilterdb.store.writer import MANIFEST, Writer, write_table
+from cnnfilterdb.store.writer import Writer
 from cnnfilterdb.version import package_version
 
 __all__ = ["LOCK_SECONDS", "Problem", "Store", "Writer", "unknown_model"]
@@ -63,7 +67,8 @@ __all__ = ["LOCK_SECONDS", "Problem", "Store", "Writer", "unknown_model"]
 #: How long a writer waits for another one of the same model.
 LOCK_SECONDS = 5.0
 
-_REPLACED = "replaced"
+# Lock and staging folders of removals.
+_REMOVAL = "removal"
 
 
 class Store:
@@ -74,7 +79,8 @@ class Store:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path = path.absolute()  # stays valid after a change of the working directory
+        self._recovered = False
 
     def __repr__(self) -> str:
         return f"Store({str(self.path)!r})"
@@ -83,21 +89,19 @@ class Store:
 
     @classmethod
     def create(cls, path: str | Path) -> Store:
-        """Open a database for writing, making it if it is missing, and clean up after killed runs.
+        """Open a database, or create it if it does not exist. An existing one is not changed.
 
         Args:
             path: The folder: absent, empty, or a database.
 
         Raises:
-            NotADatabaseError: It is a file, or a folder with something else in it.
-            DatabaseError: A newer version of the package wrote it, or it cannot be written to.
+            NotADatabaseError: It is a file, a release, or a folder with something else in it.
+            DatabaseError: It has another format, or cannot be written to.
         """
         store = cls(Path(path))
-        if not (store.path / paths.MARKER).exists():
+        if not os.path.lexists(store.path / paths.MARKER):
             store._make()
         store._check()
-        if os.access(store.path, os.W_OK):
-            store.clean()
         return store
 
     @classmethod
@@ -106,30 +110,37 @@ class Store:
 
         Raises:
             NotADatabaseError: There is none.
-            DatabaseError: A newer version of the package wrote it.
+            DatabaseError: It has another format.
         """
         store = cls(Path(path))
-        if not (store.path / paths.MARKER).exists():
+        if not os.path.lexists(store.path / paths.MARKER):
             what = (
-                "holds no database"
-                if store.path.is_dir()
-                else "is no folder"
-                if store.path.exists()
-                else "does not exist"
+                "not a database" if store.path.is_dir() else "not a folder" if store.path.exists() else "does not exist"
             )
-            raise NotADatabaseError(f"{store.path}: {what}; give the folder of a database, or make one by an ingest")
+            raise NotADatabaseError(
+                f"{store.path}: {what}; pass an existing database folder or create one with `cnnfilterdb ingest`"
+            )
         store._check()
         return store
 
     def _check(self) -> None:
         marker = self.path / paths.MARKER
         try:
-            found = json.loads(marker.read_text(encoding="utf-8"))["format_version"]
-            if not isinstance(found, int):
-                raise TypeError(f"{found!r} is not a number")
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            raise DatabaseError(f"{marker}: no format version in it ({error}); restore this file") from error
-        check_format(found, str(self.path), "ingest its models again into a new folder")
+            found = json.loads(paths.regular(self.path, paths.MARKER).read_text(encoding="utf-8"))
+            version, layout = found["format_version"], found.get("layout")
+            if type(version) is not int:
+                raise TypeError(f"{version!r} is not a number")
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            reason = str(error).partition("\n")[0]
+            raise DatabaseError(f"{marker}: no format version in it ({reason:.200}); restore this file") from error
+        if layout is not None:
+            raise NotADatabaseError(
+                f"{self.path}: a {layout!r:.20}, which is read-only; "
+                "`cnnfilterdb pull` imports it into a folder of your own"
+            )
+        check_format(version, str(self.path), "ingest its models again into a new folder")
+        for name in sorted(paths.FOLDERS):
+            paths.inside(self.path, name)
 
     def _make(self) -> None:
         try:
@@ -138,7 +149,7 @@ class Store:
             entries = set()
         except NotADirectoryError as error:
             raise NotADatabaseError(f"{self.path}: a file, not a database folder; choose another path") from error
-        # The folder of locks comes first and the marker last: a creation that was killed between them may go on.
+        # The folder of locks comes first and the marker last, so a creation that was killed between them can continue.
         if entries and not (paths.LOCKS in entries and entries <= paths.FOLDERS):
             raise NotADatabaseError(
                 f"{self.path}: a folder with other things in it ({', '.join(sorted(entries)[:3])}), not a database; "
@@ -158,16 +169,15 @@ class Store:
                         (BASES, paths.basis_path(empty)),
                         (HISTOGRAMS, paths.histograms_path(empty, empty)),
                     ):
-                        write_table(schema.empty_table(), folder / relative)
+                        write_sealed(schema.empty_table(), folder / relative)
                         move(folder / relative, self.path / relative)
-                    marker = {
+                    marker: dict[str, Any] = {
                         "format_version": FORMAT_VERSION,
                         "created_by": f"cnnfilterdb {package_version()}",
                         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
                     }
-                    (folder / paths.MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
-                    move(folder / paths.MARKER, self.path / paths.MARKER)
-                    sync_folder(self.path)
+                    marker["sha256"] = marker_sum(marker)
+                    write_text(self.path / paths.MARKER, json.dumps(marker, indent=2) + "\n", folder)
 
     # ------------------------------------------------------------------------------------------------ read
 
@@ -265,20 +275,24 @@ class Store:
             What is wrong, sorted by path; an empty list means that all is well.
 
         Raises:
-            UnknownModelError: One of the models is not there.
+            UnknownModelError: One of the models does not exist.
         """
-        problems = verify_models(self.path, sorted(self._chosen(model_ids)), self._files, progress)
+        problems = verify_models(self.path, sorted(self._chosen(model_ids)), self.files, progress)
         if model_ids is None:
             problems += [
-                Problem(None, self.path / path, "belongs to no model; opening the database for writing removes it")
-                for slug in sorted(self._strays())
+                Problem(None, self.path / file, "belongs to no model; `cnnfilterdb verify --repair` sets it aside")
+                for slug in sorted(self.strays())
                 if not self._busy(slug)
-                for path in self._files(slug)
+                for file in self.files(slug)
             ]
         return sorted(problems, key=lambda problem: str(problem.path))
 
+    def files(self, slug: str) -> list[str]:
+        """Files of a model that are in place, relative to the database, the models row first."""
+        return files_of(self.path, slug)
+
     def _committed(self) -> set[str]:
-        return {path.stem for path in (self.path / "models").glob("*.parquet")} - {paths.EMPTY}
+        return {path.stem for path in self.path.glob(paths.models_pattern()) if paths.is_slug(path.stem)}
 
     def _chosen(self, model_ids: Iterable[str] | None) -> set[str]:
         if model_ids is None:
@@ -291,7 +305,7 @@ class Store:
         return unknown_model(model_id, self.model_ids(), self.path)
 
     def _filter_files(self, kernel: str) -> Iterator[Path]:
-        return (self.path / "filters").glob(f"kernel={kernel}/source=*/*.parquet")
+        return self.path.glob(paths.filters_pattern(kernel))
 
     def _table(
         self, kind: str, schema: pa.Schema, slugs: Iterable[str] | None = None, columns: Sequence[str] | None = None
@@ -301,7 +315,8 @@ class Store:
             committed = self._committed()
             chosen = committed if slugs is None else committed.intersection(slugs)
             # The file without rows makes a table of no models a table all the same.
-            files = [self.path / kind / f"{slug}.parquet" for slug in (paths.EMPTY, *sorted(chosen))]
+            place = paths.models_path if kind == "models" else paths.layers_path
+            files = [self.path / place(slug) for slug in (paths.EMPTY, *sorted(chosen))]
             try:
                 return _rows(files, schema, columns or schema.names)
             except (OSError, pa.ArrowException) as error:
@@ -327,65 +342,148 @@ class Store:
         if not (source and name):
             raise SelectionError(f"{model_id!r}: a model is named source/name, such as custom/mine")
         slug = paths.slug(model_id)
+        self.recover_once()
         with self._locked(slug, model_id):
             with writing(self.path):
                 self._recover(slug)
+                self._set_strays_aside(slug)
             if self.has(model_id) and not overwrite:
-                raise DatabaseError(f"{model_id}: is in {self.path} already; remove it or overwrite it")
+                raise DatabaseError(f"{model_id}: already present in {self.path}; remove it or overwrite it")
             with self._staging(slug) as folder:
-                writer = Writer(model_id, folder, self.path, lambda: self._publish(slug, folder))
+                writer = Writer(model_id, folder, self.path, lambda: self._publish(folder))
                 try:
                     yield writer
                 finally:
                     if not writer.committed:
                         writer.abandon()
 
-    def remove(self, model_id: str) -> None:
-        """Remove a model and all its files. The models row goes first.
+    def _publish(self, folder: Path) -> None:
+        Commit.read(folder).apply(self.path, folder)
+        discard(folder)
+
+    def remove(self, *model_ids: str) -> None:
+        """Remove models with all their files and annotations: all of them or, after an error, none.
+
+        A removal that was killed is finished by the next process that writes. Removing the same models again is not an
+        error then.
 
         Raises:
-            UnknownModelError: It is not there.
-            LockedError: Another process writes it.
+            UnknownModelError: One of them does not exist; nothing is removed then.
+            LockedError: Another process writes one of them; nothing is removed then.
+            DatabaseError: A file could not be moved; nothing is removed then.
         """
-        slug = paths.slug(model_id)
-        with self._locked(slug, model_id), writing(self.path):
-            self._recover(slug)
-            if not self.has(model_id):
-                raise self._unknown(model_id)
-            self._unlink(self._files(slug))
+        with self._locked(_REMOVAL, str(self.path)):
+            done = self._recover_removals()
+            chosen = [model_id for model_id in dict.fromkeys(model_ids) if self.has(model_id) or model_id not in done]
+            self.require(chosen)
+            if not chosen:
+                return
+            self.recover_once()
+            with self._staging(_REMOVAL) as folder, writing(self.path):
+                rows = {model_id: sha256(self.path / paths.models_path(paths.slug(model_id))) for model_id in chosen}
+                removal = Removal(rows)
+                removal.decide(folder)
+                try:
+                    self._finish_removal(folder, removal)
+                except (OSError, DatabaseError):
+                    undo(self.path, folder, removal)
+                    raise
 
-    def clean(self) -> list[str]:
-        """Remove what killed runs have left, or finish it if its commit was decided.
+    def _finish_removal(self, folder: Path, removal: Removal) -> None:
+        for model_id in removal.rows:
+            slug = paths.slug(model_id)
+            with self._locked(slug, model_id):
+                self._recover(slug)
+                removal.apply(self.path, folder, model_id)
+        notes.forget(self, [model_id for model_id in removal.rows if not self.has(model_id)])
+        discard(folder)
 
-        What a live writer holds is not touched.
+    def _recover_removals(self) -> set[str]:
+        """Under the lock of removals: finish those that were killed, and return their models."""
+        done: set[str] = set()
+        for folder in self._staged(_REMOVAL):
+            with writing(self.path):
+                finished = unfinished(folder)
+                if finished is None:
+                    discard(folder)
+                    continue
+                try:
+                    removal = Removal.read(folder)
+                except (CorruptError, UnsafePathError) as error:
+                    self.quarantine([folder.relative_to(self.path).as_posix()], str(error))
+                    continue
+                if finished:
+                    self._finish_removal(folder, removal)
+                    done |= set(removal.rows)
+                else:
+                    undo(self.path, folder, removal)
+        return done
+
+    def recover_once(self) -> None:
+        """Call :meth:`recover` before the first change that is made through this object."""
+        if not self._recovered:
+            self._recovered = True
+            self.recover()
+
+    def recover(self) -> list[str]:
+        """Finish the decided changes of killed processes, and throw away what they had not decided.
+
+        What a live writer holds is not touched, and neither is anything in place.
 
         Returns:
-            What was found, as paths relative to the database.
+            The staging folders that were found, as paths relative to the database.
         """
-        staged = {path.name.rpartition("-")[0] for path in (self.path / paths.STAGING).glob("*")}
         found: list[str] = []
-        for slug in sorted(staged | self._strays()):
-            with suppress(LockedError), self._locked(slug, slug, seconds=0), writing(self.path):
-                found += self._recover(slug)
+        for name in sorted({folder.name.rpartition("-")[0] for folder in self._staged()}):
+            with suppress(LockedError), self._locked(name, name, seconds=0), writing(self.path):
+                if name == _REMOVAL:
+                    found += [folder.relative_to(self.path).as_posix() for folder in self._staged(_REMOVAL)]
+                    self._recover_removals()
+                else:
+                    found += self._recover(name)
         return found
 
-    def write_init(self, text: str) -> None:
-        """Write ``init.sql``, the views and macros for any DuckDB client.
+    def quarantine(self, files: Iterable[str], why: str) -> list[str]:
+        """Move files or folders aside, to ``.quarantine/<time>/`` and their path, with a Python warning.
 
-        A database that cannot be written to keeps the one that it has.
+        Args:
+            files: Relative to the database.
+            why: What is wrong with them.
+
+        Returns:
+            Where they are now, relative to the database.
         """
+        moved: list[str] = []
+        time = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+        folder = f"{paths.QUARANTINE}/{time}-{secrets.token_hex(4)}"
+        for file in files:
+            if os.path.lexists(self.path / file):
+                moved.append(f"{folder}/{file}")
+                with writing(self.path):
+                    move(self.path.joinpath(*paths.relative(file)), self.path / moved[-1])
+        if moved:
+            warnings.warn(
+                f"{self.path}: {why}; {len(moved)} moved to {folder}, remove them if they are of no use", stacklevel=2
+            )
+        return moved
+
+    def _set_strays_aside(self, slug: str) -> None:
+        """Under the lock of a model that does not exist: keep what is in the way of its files."""
+        if not (self.path / paths.models_path(slug)).exists():
+            self.quarantine(self.files(slug), "files of a model without a models row were in the way")
+
+    def write_init(self, text: str) -> None:
+        """Write ``init.sql``, the views and macros for any DuckDB client; called by writers only."""
         path = self.path / paths.INIT
-        if (path.exists() and path.read_text(encoding="utf-8") == text) or not os.access(self.path, os.W_OK):
-            return
-        with self.staging(paths.INIT) as folder, writing(path):
-            (folder / paths.INIT).write_text(text, encoding="utf-8")
-            move(folder / paths.INIT, path)
+        if not path.exists() or path.read_text(encoding="utf-8", errors="replace") != text:
+            with self.staging(paths.INIT) as folder:
+                write_text(path, text, folder)
 
     @contextmanager
     def staging(self, name: str) -> Iterator[Path]:
         """A new folder inside the database, to write what is then moved in place by a rename.
 
-        It is removed at the end of the block, and by :meth:`clean` after a kill.
+        It is removed at the end of the block, and by :meth:`recover` after a kill.
 
         Args:
             name: What is being written; one process at a time writes it.
@@ -393,15 +491,28 @@ class Store:
         Raises:
             LockedError: Another process writes it.
         """
+        self.recover_once()
         with self._locked(name, name), self._staging(name) as folder:
             yield folder
 
+    def locked(self, slug: str, seconds: float | None = None) -> AbstractContextManager[None]:
+        """Hold the lock of a model, to move files of it into place.
+
+        Args:
+            slug: Name of its files.
+            seconds: How long to wait; by default :data:`LOCK_SECONDS`.
+
+        Raises:
+            LockedError: Another process writes it.
+        """
+        return self._locked(slug, slug, seconds)
+
     @contextmanager
     def _locked(self, name: str, what: str, seconds: float | None = None) -> Iterator[None]:
-        """Hold the lock of a slug."""
-        lock = FileLock(self.path / paths.LOCKS / f"{name}.lock")
+        """Hold the lock of a name; the same process may hold one several times."""
+        lock = FileLock(self.path / paths.lock_path(name))
         with writing(self.path):
-            (self.path / paths.LOCKS).mkdir(exist_ok=True)
+            self._own_folder(paths.LOCKS)
             try:
                 lock.acquire(timeout=LOCK_SECONDS if seconds is None else seconds)
             except Timeout as error:
@@ -422,85 +533,53 @@ class Store:
 
     @contextmanager
     def _staging(self, name: str) -> Iterator[Path]:
-        """A new folder whose name tells the lock under which it is used; removed at the end, whatever is in it."""
+        """A new folder whose name says under which lock it is used; removed at the end unless a change is decided."""
         with writing(self.path):
-            (self.path / paths.STAGING).mkdir(exist_ok=True)
-            folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self.path / paths.STAGING))
+            folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self._own_folder(paths.STAGING)))
         try:
             yield folder
         finally:
-            self._discard(folder)
+            if not decided(folder):
+                discard(folder)
 
-    def _discard(self, folder: Path) -> None:
-        # The staged models row goes first: a folder with one is a decided commit.
-        for row in (folder / "models").glob("*.parquet"):
-            row.unlink(missing_ok=True)
-        shutil.rmtree(folder, ignore_errors=True)
+    def _own_folder(self, name: str) -> Path:
+        """A folder that the package works in. A link would let it write, and tidy up, somewhere else."""
+        folder = self.path / name
+        if folder.is_symlink():
+            raise UnsafePathError(f"{folder}: a link; replace it by a folder")
+        folder.mkdir(exist_ok=True)
+        return folder
 
-    def _publish(self, slug: str, folder: Path) -> None:
-        """Move the files of a decided commit in place. May be called again after a kill."""
-        new: list[str] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        old = [path for path in self._files(slug) if path not in new or (folder / path).exists()]
-        moved: list[str] = []
-        try:
-            self._move(old, self.path, folder / _REPLACED)
-            for path in new:
-                if (folder / path).exists():
-                    if path == new[-1]:
-                        self._sync({(self.path / path).parent for path in moved})
-                    move(folder / path, self.path / path)
-                    moved.append(path)
-            self._sync({(self.path / new[-1]).parent})
-        except OSError:
-            (folder / new[-1]).unlink(missing_ok=True)
-            self._unlink(path for path in reversed(moved) if Path(path).stem == slug)
-            back = [path for path in reversed(old) if (folder / _REPLACED / path).exists()]
-            self._move(back, folder / _REPLACED, self.path)
-            raise
+    def _staged(self, name: str | None = None) -> list[Path]:
+        """Staging folders, of one name or of all."""
+        place = self.path / paths.STAGING
+        if place.is_symlink():
+            raise UnsafePathError(f"{place}: a link; replace it by a folder")
+        found = sorted(place.iterdir()) if place.exists() else []
+        return [folder for folder in found if name is None or folder.name.rpartition("-")[0] == name]
 
-    def _move(self, paths: Iterable[str], source: Path, target: Path) -> None:
-        for path in paths:
-            move(source / path, target / path)
-
-    def _sync(self, folders: Iterable[Path]) -> None:
-        for folder in folders:
-            sync_folder(folder)
-
-    def _unlink(self, paths: Iterable[str]) -> None:
-        for path in paths:
-            (self.path / path).unlink(missing_ok=True)
-
-    def _recover(self, slug: str) -> list[str]:
-        """Under the lock of a slug: finish or throw away what a killed run has left."""
+    def _recover(self, name: str) -> list[str]:
+        """Under the lock of a name: finish or throw away what a killed process left."""
         found = []
-        for folder in (self.path / paths.STAGING).glob(f"{slug}-*"):
-            if folder.name.rpartition("-")[0] != slug:
-                continue
+        for folder in self._staged(name):
             found.append(folder.relative_to(self.path).as_posix())
-            if (folder / paths.models_path(slug)).exists():
-                self._publish(slug, folder)
-            self._discard(folder)
-        if not (self.path / paths.models_path(slug)).exists():
-            left = self._files(slug)
-            found += left
-            self._unlink(left)
+            wrong = "not a folder" if folder.is_symlink() or not folder.is_dir() else finish(self.path, folder)
+            if wrong:
+                self.quarantine(found[-1:], f"{found[-1]} is not what this package leaves ({wrong})")
         return found
 
-    def _files(self, slug: str) -> list[str]:
-        """Files of a model that are in place, the models row first."""
-        known = [self.path / paths.models_path(slug), self.path / paths.layers_path(slug)]
-        files = [path for path in known if path.exists()]
-        files += (self.path / "filters").glob(f"*/*/{slug}.parquet")
-        files += (self.path / "index").glob(f"[!.]*/histograms/{slug}.parquet")
-        return [path.relative_to(self.path).as_posix() for path in files]
+    def strays(self) -> set[str]:
+        """Slugs of files in place that have no models row, and that this package may have written."""
+        patterns = (paths.layers_pattern(), paths.filters_pattern(), paths.histograms_pattern())
+        found = {path.stem for pattern in patterns for path in self.path.glob(pattern) if paths.is_slug(path.stem)}
+        # The models are listed last: one that is committed meanwhile is not a stray.
+        return found - self._committed()
 
-    def _strays(self) -> set[str]:
-        """Slugs of files in place that have no models row."""
-        found: set[Any] = {path.stem for path in (self.path / "layers").glob("*.parquet")}
-        found |= {path.stem for path in self._filter_files("*")}
-        found |= {path.stem for path in (self.path / "index").glob("[!.]*/histograms/*.parquet")}
-        # The models are listed last: one that is committed meanwhile is none.
-        return found - self._committed() - {paths.EMPTY}
+
+def marker_sum(marker: Mapping[str, Any]) -> str:
+    """SHA-256 of what a marker says, itself excluded."""
+    rest = {key: value for key, value in marker.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _rows(files: Iterable[Path], schema: pa.Schema, columns: Sequence[str]) -> pa.Table:
@@ -518,5 +597,5 @@ def _damaged(files: Iterable[Path], schema: pa.Schema, error: Exception) -> Corr
             _rows([file], schema, schema.names)
         except (OSError, pa.ArrowException) as found:
             reason = str(found).partition("\n")[0]
-            return CorruptError(f"{file}: cannot be read ({reason}); remove the model and bring it again")
+            return CorruptError(f"{file}: cannot be read ({reason}); remove the model and import it again")
     return CorruptError(f"a table could not be read a moment ago ({error}); try again")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,18 +18,18 @@ import pyarrow.parquet as pq
 from cnnfilterdb import paths
 from cnnfilterdb.errors import BadWeightsError
 from cnnfilterdb.schema import HISTOGRAMS, LAYERS, MODELS, filter_schema, kernel_name, weight_columns
-from cnnfilterdb.store.durable import move, sha256, sync, sync_folder, writing
+from cnnfilterdb.store.commits import Commit
+from cnnfilterdb.store.durable import sha256, sync, sync_folder, writing
+from cnnfilterdb.store.seals import write_sealed
 from cnnfilterdb.version import package_version
 
 __all__ = [
     "HISTOGRAM_ENCODING",
-    "MANIFEST",
     "ROW_GROUP_BYTES",
     "ROW_GROUP_ROWS",
     "Writer",
     "filter_settings",
     "histogram_settings",
-    "write_table",
 ]
 
 # Chosen by benchmarks/encoding.py; the table is in benchmarks/README.md. The mantissas of trained weights hardly
@@ -43,9 +42,6 @@ ROW_GROUP_ROWS = 128 * 1024
 ROW_GROUP_BYTES = 16 * 1024 * 1024
 
 _KEYS = ["model_id", "layer", "out_channel", "in_channel"]
-
-#: Name, in a staging folder, of the list of the files to move.
-MANIFEST = "commit.json"
 
 
 def filter_settings(kernel: str) -> dict[str, Any]:
@@ -82,13 +78,6 @@ def histogram_settings(table: pa.Table) -> dict[str, Any]:
     """
     recipes = pc.count_distinct(table["recipe"]).as_py() or 1
     return HISTOGRAM_ENCODING | {"row_group_size": max(1, -(-table.num_rows // recipes))}
-
-
-def write_table(table: pa.Table, path: Path, **settings: Any) -> None:
-    """Write a small table, with checksums, and wait until it is on the disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, path, compression="zstd", write_page_checksum=True, **settings)
-    sync(path)
 
 
 class _Filters:
@@ -253,13 +242,13 @@ class Writer:
         with writing(self._root):
             files = [self._close(filters) for _, filters in sorted(self._filters.items())]
             path = paths.layers_path(self._slug)
-            write_table(pa.Table.from_batches(self._layers, LAYERS), self._folder / path)
+            write_sealed(pa.Table.from_batches(self._layers, LAYERS), self._folder / path)
             files.append(self._described(path, len(self._layers)))
             moves = [path for kernel in self._filters for path in self._empty(kernel)]
             moves += [file["path"] for file in files]
             for basis_id, table in self._index.items():
                 moves.append(paths.histograms_path(basis_id, self._slug))
-                write_table(table, self._folder / moves[-1], **histogram_settings(table))
+                write_sealed(table, self._folder / moves[-1], **histogram_settings(table))
             facts |= {
                 "conv_layers": len(self._layers),
                 "stored_filters": sum(filters.rows for filters in self._filters.values()),
@@ -286,20 +275,15 @@ class Writer:
         path = paths.empty_filters_path(kernel)
         if (self._root / path).exists():
             return []
-        write_table(filter_schema(kernel).empty_table(), self._folder / path)
+        write_sealed(filter_schema(kernel).empty_table(), self._folder / path)
         return [path]
 
     def _decide(self, table: pa.Table, moves: list[str]) -> None:
-        """Stage the models row under its name by one rename: from then on the commit is finished, not undone."""
-        manifest = self._folder / MANIFEST
-        manifest.write_text(json.dumps(moves), encoding="utf-8")
-        sync(manifest)
-        part = self._folder / "models.part"
-        write_table(table, part)
+        """Stage the models row and the commit record, which decides."""
+        write_sealed(table, self._folder / moves[-1])
         for folder in {(self._folder / path).parent for path in moves if (self._folder / path).parent.exists()}:
             sync_folder(folder)
-        move(part, self._folder / moves[-1])
-        sync_folder((self._folder / moves[-1]).parent)
+        Commit(self.model_id, tuple(moves)).decide(self._folder)
 
     def abandon(self) -> None:
         """Close all files."""

@@ -13,7 +13,7 @@ from cnnfilterdb.paths import basis_path
 from cnnfilterdb.schema import BASES, HISTOGRAMS
 from cnnfilterdb.stats import Moments
 from cnnfilterdb.store.folder import Store
-from cnnfilterdb.store.writer import write_table
+from cnnfilterdb.store.seals import write_sealed
 
 SHAPES = [(8, 3, 3, 3), (4, 8, 5, 5), (6, 4, 3, 3), (5, 6, 1, 1), (7, 1, 1, 7)]
 BASIS, BINS = "3x3-test", 4
@@ -48,7 +48,7 @@ def store(tmp_path: Path) -> Store:
     """An empty database with a basis for 3x3 kernels."""
     store = Store.create(tmp_path / "db")
     basis = {"basis_id": BASIS, "kernel": "3x3", "bins": BINS}
-    write_table(pa.Table.from_pylist([basis], BASES), store.path / basis_path(BASIS))
+    write_sealed(pa.Table.from_pylist([basis], BASES), store.path / basis_path(BASIS))
     return store
 
 

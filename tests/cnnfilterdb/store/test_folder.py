@@ -457,11 +457,11 @@ def test_a_staging_folder_is_held_by_one_and_cleaned_after_it(store, monkeypatch
         (folder / "histograms" / "x.parquet").write_bytes(b"half written")
         with pytest.raises(LockedError, match="3x3-new"), store.staging("3x3-new"):
             pass
-        assert store.clean() == []
+        assert store.recover() == []
         assert store.verify() == []
         kept = shutil.copytree(folder, folder.with_name("3x3-new-leftover"))
     assert not folder.exists()
-    assert store.clean() == [kept.relative_to(store.path).as_posix()]
+    assert store.recover() == [kept.relative_to(store.path).as_posix()]
     assert staged(store) == []
 
 
@@ -598,7 +598,7 @@ def test_a_model_is_there_whole_or_not_at_all_whenever_the_process_is_killed(tmp
             continue
         store = Store.create(reader.path)
         found = tuple(store.models()["domain"].to_pylist())
-        assert (store.verify(), staged(store), store.clean()) == ([], [], [])
+        assert (store.verify(), staged(store), store.recover()) == ([], [], [])
         assert found == tuple(seen) or found == ("seed 2",)
         outcomes.add(found)
     # What was being replaced is never lost: either the old model or the new one is there.
@@ -681,7 +681,7 @@ def test_one_writer_at_a_time_per_model(store, holder, write_model, monkeypatch)
     with pytest.raises(LockedError):
         store.remove("custom/held")
     write_model(store, "custom/free")
-    assert Store.create(store.path).clean() == []  # what is being written is no leftover
+    assert Store.create(store.path).recover() == []  # what is being written is no leftover
     assert len(staged(store)) == 1
     holder.communicate("commit\n", timeout=30)
     assert store.model_ids() == ["custom/free", "custom/held"]

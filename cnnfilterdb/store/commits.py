@@ -28,7 +28,7 @@ from typing import Any
 from cnnfilterdb import paths
 from cnnfilterdb.errors import CorruptError, SelectionError, UnsafePathError
 from cnnfilterdb.schema import kernel_shape
-from cnnfilterdb.store.durable import move, replacing, sha256, sync_folder
+from cnnfilterdb.store.durable import move, sha256, sync_folder, whole
 
 __all__ = ["Commit", "Removal", "decided", "discard", "files_of", "finish", "undo", "unfinished"]
 
@@ -232,8 +232,12 @@ def _belongs(file: Any, source: str, slug: str) -> bool:
 
 
 def _write(folder: Path, record: dict[str, Any]) -> None:
-    with replacing(folder / paths.COMMIT, folder) as part:
-        part.write_text(json.dumps(record), encoding="utf-8")
+    try:
+        with whole(folder / paths.COMMIT, folder) as part:
+            part.write_text(json.dumps(record), encoding="utf-8")
+    except OSError:
+        (folder / paths.COMMIT).unlink(missing_ok=True)  # renamed, but perhaps not on the disk
+        raise
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], str]:

@@ -24,6 +24,7 @@ __all__ = [
     "sha256",
     "sync",
     "sync_folder",
+    "whole",
     "write_text",
     "writing",
 ]
@@ -71,25 +72,31 @@ def replacing(target: Path, folder: Path | None = None) -> Iterator[Path]:
         DatabaseError: The target is a folder, the disk is full or read-only, or any other error of the file system; one
             line that names the target.
     """
-    with writing(target):
-        if target.is_dir():
-            raise DatabaseError(f"{target}: is a folder; give the name of a file")
-        if folder is None:
-            # Names of this machine's processes only: those of another one that writes the same folder may be alive.
-            stem = hashlib.sha256(f"{socket.gethostname()}/{target.name}".encode("utf-8", "surrogatepass")).hexdigest()
-            for left in target.parent.glob(f".cnnfilterdb-{stem[:12]}-*.part"):
-                if not _alive(left):
-                    left.unlink(missing_ok=True)
-            part = target.with_name(f".cnnfilterdb-{stem[:12]}-{os.getpid()}-{secrets.token_hex(4)}.part")
-        else:
-            part = folder / f"{secrets.token_hex(8)}.part"
-        try:
-            yield part
-            sync(part)
-            part.replace(target)
-            sync_folder(target.parent)
-        finally:
-            part.unlink(missing_ok=True)
+    with writing(target), whole(target, folder) as part:
+        yield part
+
+
+@contextmanager
+def whole(target: Path, folder: Path | None = None) -> Iterator[Path]:
+    """Like :func:`replacing`, with the errors of the operating system as they are."""
+    if target.is_dir():
+        raise DatabaseError(f"{target}: is a folder; give the name of a file")
+    if folder is None:
+        # Names of this machine's processes only: those of another one that writes the same folder may be alive.
+        stem = hashlib.sha256(f"{socket.gethostname()}/{target.name}".encode("utf-8", "surrogatepass")).hexdigest()
+        for left in target.parent.glob(f".cnnfilterdb-{stem[:12]}-*.part"):
+            if not _alive(left):
+                left.unlink(missing_ok=True)
+        part = target.with_name(f".cnnfilterdb-{stem[:12]}-{os.getpid()}-{secrets.token_hex(4)}.part")
+    else:
+        part = folder / f"{secrets.token_hex(8)}.part"
+    try:
+        yield part
+        sync(part)
+        part.replace(target)
+        sync_folder(target.parent)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _alive(part: Path) -> bool:

@@ -374,11 +374,14 @@ class Store:
         """
         with self._locked(_REMOVAL, str(self.path)):
             done = self._recover_removals()
+            self.recover_once()
             chosen = [model_id for model_id in dict.fromkeys(model_ids) if self.has(model_id) or model_id not in done]
-            self.require(chosen)
+            for model_id in chosen:
+                if not self.has(model_id):
+                    with self._locked(paths.slug(model_id), model_id):  # perhaps it is being written
+                        self.require([model_id])
             if not chosen:
                 return
-            self.recover_once()
             with self._staging(_REMOVAL) as folder, writing(self.path):
                 rows = {model_id: sha256(self.path / paths.models_path(paths.slug(model_id))) for model_id in chosen}
                 removal = Removal(rows)
@@ -465,6 +468,19 @@ class Store:
             warnings.warn(
                 f"{self.path}: {why}; {len(moved)} moved to {folder}, remove them if they are of no use", stacklevel=2
             )
+        return moved
+
+    def quarantine_strays(self) -> list[str]:
+        """Move the files that belong to no model to the quarantine, where no live writer holds them.
+
+        Returns:
+            Where they are now, relative to the database.
+        """
+        moved: list[str] = []
+        for slug in sorted(self.strays()):
+            with suppress(LockedError), self._locked(slug, slug, seconds=0):
+                if not (self.path / paths.models_path(slug)).exists():
+                    moved += self.quarantine(self.files(slug), "files that belong to no model")
         return moved
 
     def _set_strays_aside(self, slug: str) -> None:

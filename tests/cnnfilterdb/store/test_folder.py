@@ -31,6 +31,7 @@ from cnnfilterdb.errors import (
 )
 from cnnfilterdb.paths import slug
 from cnnfilterdb.schema import FORMAT_VERSION, LAYERS, MODELS, weight_columns
+from cnnfilterdb.store import annotations as notes
 from cnnfilterdb.store import folder as store_module
 from cnnfilterdb.store import writer as writer_module
 from cnnfilterdb.store.folder import Store
@@ -597,6 +598,9 @@ def test_a_model_is_there_whole_or_not_at_all_whenever_the_process_is_killed(tmp
             assert (reader.verify(), staged(reader)) == ([], [])
             continue
         store = Store.create(reader.path)
+        before = {path: path.stat().st_ino for path in store.path.rglob("*")}
+        assert before == {path: path.stat().st_ino for path in store.path.rglob("*")}
+        store.recover()
         found = tuple(store.models()["domain"].to_pylist())
         assert (store.verify(), staged(store), store.recover()) == ([], [], [])
         assert found == tuple(seen) or found == ("seed 2",)
@@ -643,6 +647,7 @@ def test_kills_at_any_time_leave_a_sound_database(store):
     reader = Store.open(store.path)
     assert reader.verify(reader.model_ids()) == []
     cleaned = Store.create(store.path)
+    cleaned.recover()
     assert len(cleaned.model_ids()) >= 1
     assert cleaned.verify() == []
     assert staged(cleaned) == []
@@ -727,3 +732,244 @@ def test_processes_create_and_fill_one_database_together(tmp_path):
     store = Store.open(tmp_path / "db")
     assert len(store.model_ids()) == 25
     assert store.verify() == []
+
+
+# ------------------------------------------------------------------------------------- opening, strangers, recovery
+
+
+def everything(folder: Path) -> dict[str, bytes | None]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")
+    }
+
+
+def test_opening_and_reading_change_nothing_whatever_is_there(store, write_model):
+    write_model(store, "custom/a")
+    (store.path / "layers" / "my_own_notes.parquet").write_bytes(b"mine")
+    (store.path / "layers" / "other-0123456789.parquet").write_bytes(b"a stray")
+    staged_folder = store.path / ".staging" / "custom-b-x"
+    staged_folder.mkdir()
+    (staged_folder / "half").write_bytes(b"x")
+    (store.path / ".locks" / "x.lock").touch()
+    before = everything(store.path)
+    for method in (Store.open, Store.create):
+        opened = method(store.path)
+        assert opened.model_ids() == ["custom/a"]
+        opened.layers()
+    assert everything(store.path) == before
+
+
+def test_models_moved_away_and_back_lose_nothing(store, write_model):
+    for name in "abc":
+        write_model(store, f"custom/{name}", seed=ord(name))
+    before = everything(store.path)
+    (store.path / "models").rename(store.path.parent / "models")
+    opened = Store.create(store.path)
+    opened.recover()
+    write_model(opened, "custom/d")
+    for file in (store.path.parent / "models").iterdir():
+        file.rename(store.path / "models" / file.name)
+    assert store.model_ids() == ["custom/a", "custom/b", "custom/c", "custom/d"]
+    assert store.verify() == []
+    assert before.items() <= everything(store.path).items()
+
+
+def test_files_in_the_way_of_a_new_model_are_kept(store, write_model):
+    write_model(store, "custom/a", seed=1)
+    old = {path: content for path, content in everything(store.path).items() if slug("custom/a") in path}
+    (store.path / "models" / f"{slug('custom/a')}.parquet").unlink()
+    with pytest.warns(UserWarning, match="moved to .quarantine"):
+        write_model(store, "custom/a", seed=2)
+    kept = {path.split("/", 2)[2]: c for path, c in everything(store.path).items() if path.startswith(".quarantine/")}
+    assert kept.items() >= {path: old[path] for path in old if path.startswith(("layers", "filters"))}.items()
+    assert store.verify() == []
+
+
+def staged_by(store: Store, name: str, record: object, files: dict[str, bytes]) -> Path:
+    folder = store.path / ".staging" / name
+    for path, content in files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(content)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "commit.json").write_text(record if isinstance(record, str) else json.dumps(record))
+    return folder
+
+
+EVIL = slug("custom/evil")
+ROW = f"models/{EVIL}.parquet"
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"model_id": "custom/evil", "files": ["../../../victim", ROW]},
+        {"model_id": "custom/evil", "files": ["/tmp/cnnfilterdb-victim", ROW]},
+        {"model_id": "custom/evil", "files": ["cnnfilterdb.json", ROW]},
+        {"model_id": "custom/evil", "files": [f"index/../../{EVIL}.parquet", ROW]},
+        {"model_id": "custom/evil", "files": [f"filters/kernel=../source=custom/{EVIL}.parquet", ROW]},
+        {"model_id": "custom/evil", "files": [f"layers/{slug('custom/a')}.parquet", ROW]},
+        {"model_id": "custom/evil", "files": [ROW, ROW]},
+        {"model_id": "custom/evil", "files": []},
+        {"model_id": "custom/evil", "files": [7]},
+        {"model_id": "custom/a", "files": [f"models/{slug('custom/a')}.parquet"]},
+        {"model_id": 7, "files": [ROW]},
+        {"files": [ROW]},
+        [],
+        "",
+        "[" * 100_000,
+        "{",
+    ],
+    ids=str,
+)
+def test_a_forged_commit_record_moves_nothing(store, write_model, record):
+    write_model(store, "custom/a")
+    victim = store.path.parent / "victim"
+    victim.write_text("precious")
+    before = everything(store.path)
+    staged_by(store, f"{EVIL}-1", record, {"victim": b"x", ROW: b"row", "cnnfilterdb.json": b"x"})
+    with pytest.warns(UserWarning, match="is not what this package leaves"):
+        store.recover()
+    assert victim.read_text() == "precious"
+    assert before.items() <= everything(store.path).items()
+    assert all(path.startswith((".quarantine", ".locks/")) for path in set(everything(store.path)) - set(before))
+    assert not staged(store)
+    write_model(store, "custom/evil")
+    assert store.verify() == []
+
+
+def test_links_in_the_staging_folder_are_refused(store, write_model, tmp_path):
+    outside = tmp_path / "outside"
+    (outside / "models").mkdir(parents=True)
+    (outside / ROW).write_bytes(b"row")
+    (outside / "commit.json").write_text(json.dumps({"model_id": "custom/evil", "files": [ROW]}))
+    (store.path / ".staging" / f"{EVIL}-1").symlink_to(outside)
+    folder = staged_by(store, f"{EVIL}-2", {"model_id": "custom/evil", "files": [ROW]}, {})
+    (folder / "models").symlink_to(outside / "models")
+    folder = staged_by(store, f"{EVIL}-3", {"model_id": "custom/evil", "files": [ROW]}, {})
+    (folder / "models").mkdir()
+    os.mkfifo(folder / ROW)
+    with pytest.warns(UserWarning, match="is not what this package leaves"):
+        store.recover()
+    assert sorted(path.name for path in outside.rglob("*")) == ["commit.json", f"{EVIL}.parquet", "models"]
+    assert not (store.path / ROW).exists()
+    shutil.rmtree(store.path / ".staging")
+    (store.path / ".staging").symlink_to(outside)
+    with pytest.raises(DatabaseError, match="link"):
+        Store.create(store.path)
+    with pytest.raises(DatabaseError, match="link"):
+        write_model(store, "custom/b")
+    assert len(list(outside.rglob("*"))) == 3
+
+
+def test_a_release_is_not_a_database_folder(store):
+    marker = store.path / "cnnfilterdb.json"
+    marker.write_text(json.dumps(json.loads(marker.read_text()) | {"layout": "release"}))
+    before = everything(store.path)
+    for method in (Store.open, Store.create):
+        with pytest.raises(NotADatabaseError, match="read-only"):
+            method(store.path)
+    assert everything(store.path) == before
+
+
+# -------------------------------------------------------------------------------------------------------- removal
+
+REMOVED = """
+    import itertools, os, shutil, signal, sys
+    from cnnfilterdb.store import annotations
+    from cnnfilterdb.store.folder import Store
+
+    before, folder = sys.argv[1:]
+    for point in itertools.count():
+        path = f"{folder}/{point}"
+        shutil.copytree(before, path)
+        pid = os.fork()
+        if pid == 0:
+            store = Store.open(path)
+            calls = itertools.count()
+            for name in ("replace", "mkdir", "unlink", "rmdir", "fsync"):
+                def wrapped(*args, original=getattr(os, name), **kwargs):
+                    if next(calls) == point:
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    return original(*args, **kwargs)
+                setattr(os, name, wrapped)
+            store.remove("custom/a", "custom/b")
+            os._exit(0)
+        if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0:
+            print(point)
+            break
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_removal_of_annotated_models_is_whole_and_can_be_repeated_whenever_it_is_killed(tmp_path, store, write_model):
+    for name in "abc":
+        write_model(store, f"custom/{name}", shapes=[(2, 1, 3, 3)])
+    notes.change(store, lambda facts: facts.update({f"custom/{name}": {"domain": "faces"} for name in "abc"}))
+    done = run_script(REMOVED, store.path, tmp_path)
+    assert done.stderr == ""
+    points, outcomes = int(done.stdout), set()
+    assert points > 20
+    for point in range(points):
+        killed = Store.open(tmp_path / str(point))
+        if point % 2:
+            killed.recover()
+            ids, known = killed.model_ids(), notes.read(killed.path)
+            outcomes.add(tuple(ids))
+            assert set(known) == set(ids)
+            assert (killed.verify(), notes.problems(killed), staged(killed)) == ([], [], [])
+        if point % 4 != 1:
+            killed = Store.open(killed.path)
+            try:
+                killed.remove("custom/a", "custom/b")
+            except UnknownModelError:
+                # Only where a recovery that somebody asked for has finished the removal.
+                assert point % 2
+                assert killed.model_ids() == ["custom/c"]
+            assert killed.model_ids() == ["custom/c"]
+            assert set(notes.read(killed.path)) == {"custom/c"}
+            assert (killed.verify(), notes.problems(killed), staged(killed)) == ([], [], [])
+    assert outcomes == {("custom/a", "custom/b", "custom/c"), ("custom/c",)}
+
+
+def test_a_removal_that_fails_removes_nothing(store, write_model, holder, monkeypatch):
+    monkeypatch.setattr(store_module, "LOCK_SECONDS", 0.1)
+    for name in "abc":
+        write_model(store, f"custom/{name}", shapes=[(2, 1, 3, 3)])
+    before = {path: content for path, content in everything(store.path).items() if not path.startswith(".")}
+    for bad, error in (("custom/held", LockedError), ("custom/nope", UnknownModelError)):
+        with pytest.raises(error):
+            store.remove("custom/a", "custom/b", bad)
+    for point in range(0, 40, 3):
+        with pytest.MonkeyPatch.context() as patch:
+            failed = failing(patch, point, errno.EIO)
+            try:
+                store.remove("custom/a", "custom/b")
+            except DatabaseError:
+                pass
+            else:
+                assert not failed or failed == ["mkdir"]
+                break
+        assert {path: c for path, c in everything(store.path).items() if not path.startswith(".")} == before
+    store.remove("custom/c", "custom/c")
+    assert "custom/c" not in store.model_ids()
+
+
+def test_annotations_that_were_changed_or_deleted_are_found(store, write_model):
+    write_model(store, "custom/a")
+    notes.change(store, lambda facts: facts.update({"custom/a": {"domain": "faces"}}))
+    path = store.path / "annotations.csv"
+    content = path.read_bytes()
+    assert notes.problems(store) == []
+    for position in range(len(content)):
+        path.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
+        assert notes.problems(store) != []
+    path.write_text("model_id,column,value\ncustom/a,domain,art\n")  # edited by hand
+    (problem,) = notes.problems(store)
+    assert "verify --repair` accepts it" in problem.message
+    notes.accept(store)
+    assert notes.problems(store) == []
+    path.unlink()
+    (problem,) = notes.problems(store)
+    assert "is missing" in problem.message
+    notes.accept(store)
+    assert notes.problems(store) == []

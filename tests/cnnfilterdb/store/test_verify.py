@@ -216,9 +216,15 @@ def test_files_that_belong_to_no_model_are_found_and_cleaned(full):
     assert found >= {*strays, FILTERS, LAYERS, HISTOGRAMS}
     assert full.verify([B]) == []
 
-    again = Store.create(full.path)
-    assert again.verify() == []
-    assert again.model_ids() == [B]
+    before = {path.relative_to(full.path) for path in full.path.rglob("*.parquet")}
+    Store.create(full.path).recover()
+    assert {path.relative_to(full.path) for path in full.path.rglob("*.parquet")} == before
+    with pytest.warns(UserWarning, match="belong to no model"):
+        moved = full.quarantine_strays()
+    assert {path.split("/", 2)[2] for path in moved} == found
+    assert all((full.path / path).exists() for path in moved)
+    assert full.verify() == []
+    assert full.model_ids() == [B]
     assert not any((full.path / path).exists() for path in strays)
 
 
@@ -228,7 +234,7 @@ def test_an_index_in_the_making_is_left_alone(full):
     for stem in (slug(A), "stray-0123456789"):
         shutil.copy(full.path / HISTOGRAMS, hidden / f"{stem}.parquet")
     assert full.verify() == []
-    assert full.clean() == []
+    assert full.recover() == []
 
 
 def test_a_file_of_another_source_is_found(full):

@@ -100,7 +100,7 @@ class FilterDB(Reader):
 
         given = {"folder": folder, "offline": offline or None, "partial": partial or None}
         origin = sources.get(source, **given)
-        return pipeline.ingest(
+        report = pipeline.ingest(
             self._store,
             origin,
             list(origin.list(_names("names", names))),
@@ -110,6 +110,8 @@ class FilterDB(Reader):
             fold_bn=fold_bn,
             allow_untrained=allow_untrained,
         )
+        self._write_init()
+        return report
 
     def add(self, weights: Any, name: str, *, overwrite: bool = False, fold_bn: bool = False, **facts: Any) -> str:
         """Add a model of your own under the source ``custom``.
@@ -147,6 +149,7 @@ class FilterDB(Reader):
             origin=origin,
             fold_bn=fold_bn,
         )
+        self._write_init()
         return model_id
 
     def annotate(
@@ -227,9 +230,11 @@ class FilterDB(Reader):
         from cnnfilterdb.ingest import papers_dataset
 
         with papers_dataset.ReleasedDataset(path, trust=trust) as dataset:
-            return papers_dataset.import_models(
+            report = papers_dataset.import_models(
                 self._store, dataset, projector=lambda: Projection(self._index), overwrite=overwrite, observer=observer
             )
+        self._write_init()
+        return report
 
     def merge(
         self,
@@ -263,7 +268,9 @@ class FilterDB(Reader):
                 return self.merge(
                     reader, where=where, overwrite=overwrite, keep_duplicates=keep_duplicates, progress=progress
                 )
-        return _merge(self._store, other, where, not keep_duplicates, overwrite, progress)
+        report = _merge(self._store, other, where, not keep_duplicates, overwrite, progress)
+        self._write_init()
+        return report
 
     def publish(
         self,
@@ -461,7 +468,10 @@ def pull(
         SelectionError: A condition that cannot be answered.
     """
     with open(address(location), storage_options=storage_options) as reader:
-        return _merge(create(path)._store, reader, where, False, overwrite, progress)
+        db = create(path)
+        report = _merge(db._store, reader, where, False, overwrite, progress)
+        db._write_init()
+        return report
 
 
 def address(location: str | Path) -> str | Path:

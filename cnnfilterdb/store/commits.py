@@ -30,7 +30,7 @@ from cnnfilterdb.errors import CorruptError, SelectionError, UnsafePathError
 from cnnfilterdb.schema import kernel_shape
 from cnnfilterdb.store.durable import move, sha256, sync_folder, whole
 
-__all__ = ["Commit", "Removal", "decided", "discard", "files_of", "finish", "undo", "unfinished"]
+__all__ = ["Commit", "Removal", "decided", "discard", "discard_removed", "files_of", "finish", "undo", "unfinished"]
 
 _REPLACED = "replaced"
 _UNDO = "undo.json"
@@ -196,6 +196,12 @@ def unfinished(folder: Path) -> bool | None:
 def decided(folder: Path) -> bool:
     """Whether a staging folder has a record: it must not be thrown away."""
     return os.path.lexists(folder / paths.COMMIT) or os.path.lexists(folder / _UNDO)
+
+
+def discard_removed(folder: Path) -> None:
+    """Remove what a finished removal has set aside, the record last, so that a repeated removal knows of it."""
+    shutil.rmtree(folder / _REPLACED, ignore_errors=True)
+    discard(folder)
 
 
 def discard(folder: Path) -> None:

@@ -55,7 +55,17 @@ from cnnfilterdb.schema import (
     kernel_shape,
 )
 from cnnfilterdb.store import annotations as notes
-from cnnfilterdb.store.commits import Commit, Removal, decided, discard, files_of, finish, undo, unfinished
+from cnnfilterdb.store.commits import (
+    Commit,
+    Removal,
+    decided,
+    discard,
+    discard_removed,
+    files_of,
+    finish,
+    undo,
+    unfinished,
+)
 from cnnfilterdb.store.durable import move, sha256, write_text, writing
 from cnnfilterdb.store.seals import write_sealed
 from cnnfilterdb.store.verify import verify_models
@@ -399,7 +409,7 @@ class Store:
                 self._recover(slug)
                 removal.apply(self.path, folder, model_id)
         notes.forget(self, [model_id for model_id in removal.rows if not self.has(model_id)])
-        discard(folder)
+        discard_removed(folder)
 
     def _recover_removals(self) -> set[str]:
         """Under the lock of removals: finish those that were killed, and return their models."""

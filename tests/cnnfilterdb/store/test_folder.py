@@ -924,8 +924,8 @@ def test_a_removal_of_annotated_models_is_whole_and_can_be_repeated_whenever_it_
             try:
                 killed.remove("custom/a", "custom/b")
             except UnknownModelError:
-                # Only where a recovery that somebody asked for has finished the removal.
-                assert point % 2
+                # Only where a recovery that somebody asked for has finished the removal, or the removal had ended.
+                assert point % 2 or point >= points - 3
                 assert killed.model_ids() == ["custom/c"]
             assert killed.model_ids() == ["custom/c"]
             assert set(notes.read(killed.path)) == {"custom/c"}

@@ -66,6 +66,14 @@ class Conclusions:
 
         Raises:
             SelectionError: An argument that cannot be answered, one group only, or a grouping that splits models.
+
+        >>> import cnnfilterdb
+        >>> db = cnnfilterdb.example()
+        >>> found = db.shift_test("domain", permutations=99)
+        >>> found[["group_a", "group_b", "models_a", "models_b"]].values.tolist()
+        [['medical ct', 'natural', 1, 2]]
+        >>> found.loc[0, "remark"]
+        'too few models: p cannot be below 0.333'
         """
         data = self._labelled("shift_test", (by, within), options, metric, weights, by)
         return significance.test_frame(data, by, within, weights, metric, permutations=permutations, seed=seed)
@@ -105,6 +113,14 @@ class Conclusions:
 
         Raises:
             SelectionError: An argument that cannot be answered, a factor with one value, or one that splits models.
+
+        >>> import cnnfilterdb
+        >>> db = cnnfilterdb.example()
+        >>> db.variance_explained("domain", permutations=99)[["factor", "df", "r2"]].round(3)
+             factor  df     r2
+        0    domain   1  0.868
+        1  residual   1  0.132
+        2     total   2  1.000
         """
         names = [factors] if isinstance(factors, str) else list(factors)
         data = self._labelled(
@@ -140,6 +156,11 @@ class Conclusions:
 
         Raises:
             SelectionError: An argument that cannot be answered, or no group of two models.
+
+        >>> import cnnfilterdb
+        >>> db = cnnfilterdb.example()
+        >>> db.dispersion_test("task", permutations=99)["models"].to_dict()
+        {'Classification': 2, 'Segmentation': 1}
         """
         data = self._labelled("dispersion_test", (by,), options, metric, weights, by)
         return significance.dispersion_frame(data, by, weights, metric, permutations=permutations, seed=seed)
@@ -168,6 +189,15 @@ class Conclusions:
 
         Raises:
             SelectionError: An argument that cannot be answered.
+
+        >>> import cnnfilterdb
+        >>> db = cnnfilterdb.example()
+        >>> db.embed(by="domain").round(1)  # doctest: +NORMALIZE_WHITESPACE
+                              x0   x1      domain
+        model_id
+        custom/photos-large -0.6  0.6     natural
+        custom/photos-small -1.1 -0.5     natural
+        custom/scans         1.7 -0.1  medical ct
         """
         names = [by] if isinstance(by, str) else list(by)
         data = self._labelled("embed", tuple(names), options, metric, weights, "model_id")
@@ -203,6 +233,11 @@ class Conclusions:
 
         Raises:
             SelectionError: An argument that cannot be answered, or too few models.
+
+        >>> import cnnfilterdb
+        >>> db = cnnfilterdb.example()
+        >>> db.neighbour_purity("task", permutations=99)["share"].round(2).to_dict()
+        {'all': 0.67, 'Classification': 1.0, 'Segmentation': 0.0}
         """
         data = self._labelled("neighbour_purity", (by, across), options, metric, weights, by)
         return significance.purity_frame(

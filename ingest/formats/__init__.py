@@ -42,11 +42,17 @@ _formats: dict[str, Format] = {}
 # Imported on first use: reading a safetensors file should not import the ONNX library. The order is the order in which
 # they are asked.
 _modules = (
-    "safetensors",
     "keras.model",
+    "safetensors",
     "tflite",
     "npz",
     "tfjs",
+    "openvino",
+    "gguf",
+    "mxnet",
+    "caffe",
+    "darknet",
+    "flax",
     "tensorflow.model",
     "torch.checkpoint",
     "onnx.model",
@@ -135,5 +141,5 @@ def reject(path: Path, head: bytes) -> None:
             f"{path}: a Git LFS pointer, not the weights; run `git lfs pull` or download the file itself"
         )
     text = head[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+    if text.startswith((b"<!doctype", b"<html", b"<head")) or (text.startswith(b"<?xml") and b"<html" in text):
         raise WeightFileError(f"{path}: an HTML page, not weights; the download was refused or the address is wrong")

@@ -1,0 +1,385 @@
+"""OpenVINO, GGUF, Darknet, Caffe, MXNet and Flax.
+
+The first two are files that their own libraries have written (tests/data/make_openvino.py, make_gguf.py); the others
+are written here byte by byte, as their sources define them.
+"""
+
+from __future__ import annotations
+
+import random
+import struct
+import zipfile
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from cnnfilterdb.errors import WeightFileError
+from cnnfilterdb.ingest import formats
+
+_DATA = Path(__file__).parents[2] / "data"
+rng = np.random.default_rng(0)
+
+
+def random_weight(*shape):
+    return rng.standard_normal(shape).astype(np.float32)
+
+
+def unzipped(name, folder):
+    with zipfile.ZipFile(_DATA / name) as archive:
+        archive.extractall(folder)
+    return np.load(folder / "net.npz")
+
+
+def stored(array, groups):
+    """A transposed weight (in, out / groups, h, w) as (out, in / groups, h, w), one group after the other."""
+    return np.concatenate([part.swapaxes(0, 1) for part in np.split(array, groups)])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# OpenVINO
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("net.xml", "float32"), ("net_f16.xml", "float16")])
+def test_openvino(tmp_path, name, dtype):
+    truth = unzipped("openvino.zip", tmp_path)
+    weights = formats.read(tmp_path / name)
+    assert (weights.format, weights.skipped) == ("openvino", ())
+    assert weights.parameters == sum(truth[key].size for key in truth)
+    facts = [(layer.name, layer.kind, layer.groups, layer.in_channels, layer.conv_depth) for layer in weights.layers]
+    assert facts == [
+        ("stem", "conv", 1, 3, 0),
+        ("dw", "depthwise", 8, 8, 1),
+        ("grouped", "grouped", 2, 8, 2),
+        ("up", "transposed", 1, 12, 3),
+        ("updw", "transposed", 5, 5, 4),
+    ]
+    assert [layer.stride for layer in weights.layers] == [(2, 2), (1, 1), (1, 1), (2, 2), (2, 2)]
+    assert weights.layers[1].dilation == (1, 2)
+    for layer in weights.layers:
+        expected = truth[layer.name].astype(dtype).astype(np.float32)
+        expected = stored(expected, layer.groups) if layer.kind == "transposed" else expected
+        assert layer.dtype == dtype
+        assert np.array_equal(layer.read(), expected)
+
+
+def compressed(folder, *, entity="", version=11):
+    """An int8 weight with a zero point and a scale for each output."""
+    integers = rng.integers(0, 256, (4, 2, 3, 3)).astype(np.uint8)
+    zero, scale = rng.integers(0, 256, (4, 1, 1, 1)).astype(np.uint8), np.abs(random_weight(4, 1, 1, 1)) + 0.1
+    data = integers.tobytes() + zero.tobytes() + scale.tobytes()
+
+    def layer(number, kind, attributes, inputs=0):
+        ports = "".join(f'<port id="{port}"/>' for port in range(inputs))
+        return f'<layer id="{number}" name="l{number}" type="{kind}"><data {attributes}/><input>{ports}</input></layer>'
+
+    def constant(number, kind, shape, start, size):
+        return layer(number, "Const", f'element_type="{kind}" shape="{shape}" offset="{start}" size="{size}"')
+
+    layers = [
+        layer(0, "Parameter", 'shape="1,2,8,8"'),
+        constant(1, "u8", "4, 2, 3, 3", 0, 72),
+        layer(2, "Convert", 'destination_type="f32"', 1),
+        constant(3, "u8", "4, 1, 1, 1", 72, 4),
+        layer(4, "Convert", 'destination_type="f32"', 1),
+        layer(5, "Subtract", "", 2),
+        constant(6, "f32", "4, 1, 1, 1", 76, 16),
+        layer(7, "Multiply", "", 2),
+        layer(8, "Convolution", 'strides="1,1" dilations="1,1"', 2),
+    ]
+    edges = [(1, 2, 0), (3, 4, 0), (2, 5, 0), (4, 5, 1), (5, 7, 0), (6, 7, 1), (0, 8, 0), (7, 8, 1)]
+    text = "".join(f'<edge from-layer="{a}" from-port="9" to-layer="{b}" to-port="{c}"/>' for a, b, c in edges)
+    path = folder / "int8.xml"
+    path.write_text(
+        f'<?xml version="1.0"?>{entity}<net name="n" version="{version}"><layers>{"".join(layers)}</layers>'
+        f"<edges>{text}</edges></net>"
+    )
+    path.with_suffix(".bin").write_bytes(data)
+    return path, (integers.astype(np.float32) - zero) * scale
+
+
+def test_openvino_with_integers(tmp_path):
+    path, expected = compressed(tmp_path)
+    (layer,) = formats.read(path).layers
+    assert (layer.dtype, layer.kind, layer.conv_depth) == ("quint8", "conv", 0)
+    assert np.array_equal(layer.read(), expected)
+
+
+def test_openvino_files_that_are_refused(tmp_path):
+    path, _ = compressed(tmp_path, entity='<!DOCTYPE net [<!ENTITY a "aaaa">]>')
+    with pytest.raises(WeightFileError, match="declares a document type or entities"):
+        formats.read(path)
+    with pytest.raises(WeightFileError, match="an OpenVINO model of version 7; versions 10 and 11 are read"):
+        formats.read(compressed(tmp_path, version=7)[0])
+    path, _ = compressed(tmp_path)
+    path.with_suffix(".bin").unlink()
+    with pytest.raises(WeightFileError, match=r"'int8\.bin', which is missing"):
+        formats.read(path)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# GGUF
+
+
+def test_gguf(tmp_path):
+    truth = unzipped("gguf.zip", tmp_path)
+    weights = formats.read(tmp_path / "net.gguf")
+    assert [(layer.name, layer.dtype) for layer in weights.layers] == [("stem", "float32"), ("next", "float16")]
+    for layer in weights.layers:
+        assert np.array_equal(layer.read(), truth[layer.name].astype(np.float32))
+    (left_out,) = weights.skipped
+    assert left_out.name == "blocks.weight"
+    assert "quantised blocks" in left_out.reason
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Darknet
+
+_CFG = """
+[net]
+channels=3
+[convolutional]   # 0
+batch_normalize=1
+filters=8
+size=3
+stride=2
+[convolutional]   # 1
+filters=4
+size=1
+[convolutional]   # 2
+batch_normalize=1
+filters=8
+size=3
+groups=4
+[shortcut]        # 3
+from=-3
+[maxpool]         # 4
+[upsample]        # 5
+[route]           # 6
+layers=-1, 1
+[convolutional]   # 7
+filters=5
+size=3
+[yolo]
+"""
+
+
+def darknet(folder, cfg=_CFG, name="net"):
+    shapes = {0: (8, 3, 3, 3), 1: (4, 8, 1, 1), 2: (8, 1, 3, 3), 7: (5, 12, 3, 3)}
+    kernels = {number: random_weight(*shape) for number, shape in shapes.items()}
+    data = struct.pack("<3iQ", 0, 2, 5, 12345)
+    for number, kernel in kernels.items():
+        vectors = 4 if number in (0, 2) else 1
+        data += random_weight(vectors * len(kernel)).tobytes() + kernel.tobytes()
+    (folder / f"{name}.weights").write_bytes(data)
+    if cfg is not None:
+        (folder / f"{name}.cfg").write_text(cfg)
+    return folder / f"{name}.weights", kernels
+
+
+def test_darknet(tmp_path):
+    path, kernels = darknet(tmp_path)
+    weights = formats.read(path)
+    assert [layer.name for layer in weights.layers] == [f"{number}/convolutional" for number in kernels]
+    assert [layer.kind for layer in weights.layers] == ["conv", "conv", "depthwise", "conv"]
+    assert [layer.in_channels for layer in weights.layers] == [3, 8, 4, 12]
+    assert [layer.stride for layer in weights.layers] == [(2, 2), (1, 1), (1, 1), (1, 1)]
+    assert [layer.conv_depth for layer in weights.layers] == [0, 1, 2, 3]
+    for layer, kernel in zip(weights.layers, kernels.values(), strict=True):
+        assert np.array_equal(layer.read(), kernel)
+
+
+def test_darknet_needs_the_network_that_belongs_to_it(tmp_path):
+    path, _ = darknet(tmp_path, cfg=None)
+    with pytest.raises(WeightFileError, match=r"neither names nor sizes; put the network, net\.cfg, beside it"):
+        formats.read(path)
+    for cfg in (_CFG.replace("filters=5", "filters=6"), _CFG.replace("filters=5", "filters=4")):
+        path, _ = darknet(tmp_path, cfg)
+        with pytest.raises(WeightFileError, match=r"give the \.cfg that belongs to it"):
+            formats.read(path)
+
+
+def test_darknet_layers_behind_one_of_unknown_size_are_reported(tmp_path):
+    path, _ = darknet(tmp_path, _CFG.replace("[maxpool]", "[crnn]"))
+    weights = formats.read(path)
+    assert len(weights.layers) == 3
+    assert "the convolutions after it are left out" in weights.skipped[0].reason
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Caffe
+
+
+def varint(number):
+    out = bytearray()
+    while number > 127:
+        out.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*out, number])
+
+
+def field(number, content):
+    if isinstance(content, int):
+        return varint(number << 3) + varint(content)
+    content = content.encode() if isinstance(content, str) else content
+    return varint(number << 3 | 2) + varint(len(content)) + content
+
+
+def blob(array, old=False):
+    sides = array.shape if not old else (1,) * (4 - array.ndim) + array.shape
+    shape = b"".join(field(n + 1, side) for n, side in enumerate(sides))
+    return (shape if old else field(7, field(1, b"".join(map(varint, sides))))) + field(5, array.tobytes())
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_caffe(tmp_path, old):
+    kernels = {"conv": random_weight(8, 3, 3, 3), "dw": random_weight(8, 1, 3, 5), "up": random_weight(8, 4, 2, 2)}
+    options = {"conv": field(6, 2), "dw": field(5, 8) + field(18, 2), "up": field(13, 2) + field(14, 3)}
+    if old:
+        names, kinds = (4, 5, 2, 3, 6, 10, 2), {"conv": 4, "dw": 4, "up": 39}
+    else:
+        names, kinds = (1, 2, 3, 4, 7, 106, 100), {"conv": "Convolution", "dw": "Convolution", "up": "Deconvolution"}
+    name, kind, bottom, top, blobs, options_field, layer = names
+    net, last = field(1, "net"), "data"
+    for key, kernel in kernels.items():
+        content = field(name, key) + field(kind, kinds[key]) + field(bottom, last) + field(top, key)
+        content += field(blobs, blob(kernel, old)) + field(blobs, blob(random_weight(len(kernel)), old))
+        net += field(layer, content + field(options_field, options[key]))
+        last = key
+    path = tmp_path / "net.caffemodel"
+    path.write_bytes(net)
+    weights = formats.read(path)
+    assert [(layer.name, layer.kind, layer.groups) for layer in weights.layers] == [
+        ("conv", "conv", 1),
+        ("dw", "depthwise", 8),
+        ("up", "transposed", 1),
+    ]
+    assert [layer.stride for layer in weights.layers] == [(2, 2), (1, 1), (2, 3)]
+    assert [layer.dilation for layer in weights.layers] == [(1, 1), (2, 2), (1, 1)]
+    assert [layer.conv_depth for layer in weights.layers] == [0, 1, 2]
+    for layer in weights.layers:
+        kernel = kernels[layer.name]
+        assert np.array_equal(layer.read(), stored(kernel, 1) if layer.name == "up" else kernel)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# MXNet
+
+
+def mxnet(path, arrays, version):
+    data = struct.pack("<QQQ", 0x112, 0, len(arrays))
+    for array in arrays.values():
+        if version == 2:
+            data += struct.pack("<IiI", 0xF993FAC9, 0, array.ndim) + struct.pack(f"<{array.ndim}q", *array.shape)
+        else:
+            data += struct.pack("<I", array.ndim) + struct.pack(f"<{array.ndim}I", *array.shape)
+        kind = {"float32": 0, "float64": 1, "float16": 2}[array.dtype.name]
+        data += struct.pack("<iii", 1, 0, kind) + array.tobytes()
+    data += struct.pack("<Q", len(arrays))
+    for name in arrays:
+        data += struct.pack("<Q", len(name)) + name.encode()
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("version", [0, 2])
+def test_mxnet(tmp_path, version):
+    arrays = {
+        "arg:conv0_weight": random_weight(8, 3, 3, 3),
+        "arg:conv0_bias": random_weight(8),
+        "arg:conv1_weight": random_weight(16, 8, 1, 7).astype(np.float16),
+        "aux:bn0_moving_mean": random_weight(16),
+    }
+    weights = formats.read(mxnet(tmp_path / "net-0000.params", arrays, version))
+    assert [(layer.name, layer.kind) for layer in weights.layers] == [("conv0", "conv"), ("conv1", "conv")]
+    for layer in weights.layers:
+        assert np.array_equal(layer.read(), arrays[f"arg:{layer.name}_weight"].astype(np.float32))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Flax
+
+
+def packed(value):
+    """MessagePack, as much of it as Flax writes."""
+    if isinstance(value, dict):
+        head = bytes([0x80 | len(value)]) if len(value) < 16 else b"\xde" + struct.pack(">H", len(value))
+        return head + b"".join(packed(part) for item in value.items() for part in item)
+    if isinstance(value, str):
+        return (bytes([0xA0 | len(value)]) if len(value) < 32 else bytes([0xD9, len(value)])) + value.encode()
+    if isinstance(value, bytes):
+        return b"\xc6" + struct.pack(">I", len(value)) + value
+    if isinstance(value, int):
+        return b"\xcd" + struct.pack(">H", value)
+    if isinstance(value, list | tuple):
+        return bytes([0x90 | len(value)]) + b"".join(map(packed, value))
+    content = packed((list(value.shape), value.dtype.name, value.tobytes()))
+    return b"\xc9" + struct.pack(">Ib", len(content), 1) + content
+
+
+def test_flax(tmp_path):
+    kernels = {
+        "Conv_0": random_weight(3, 3, 3, 8),
+        "Conv_10": random_weight(3, 3, 16, 4).astype(ml_dtypes.bfloat16),
+        "Conv_2": random_weight(1, 5, 8, 16),
+    }
+    tree = {
+        "params": {
+            name: {"bias": random_weight(kernel.shape[3]), "kernel": kernel} for name, kernel in kernels.items()
+        },
+        "batch_stats": {"BatchNorm_0": {"mean": random_weight(8), "var": random_weight(8)}},
+        "opt_state": {"mu": {"Conv_0": {"kernel": random_weight(3, 3, 3, 8)}}},
+        "step": 17,
+    }
+    path = tmp_path / "flax_model.msgpack"
+    path.write_bytes(packed(tree))
+    weights = formats.read(path)
+    assert [layer.name for layer in weights.layers] == ["Conv_0", "Conv_2", "Conv_10"]
+    for layer in weights.layers:
+        assert np.array_equal(layer.read(), kernels[layer.name].astype(np.float32).transpose(3, 2, 0, 1))
+    path.write_bytes(packed({"a": {"b": 3}}))
+    with pytest.raises(WeightFileError, match="MessagePack without arrays"):
+        formats.read(path)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Damage
+
+
+@pytest.fixture(params=["openvino", "openvino_bin", "gguf", "darknet", "caffe", "mxnet", "flax"])
+def intact(request, tmp_path):
+    """(model, the one of its files that is damaged)."""
+    if request.param.startswith("openvino"):
+        unzipped("openvino.zip", tmp_path)
+        return tmp_path / "net.xml", tmp_path / ("net.bin" if request.param.endswith("bin") else "net.xml")
+    if request.param == "gguf":
+        unzipped("gguf.zip", tmp_path)
+        path = tmp_path / "net.gguf"
+    elif request.param == "darknet":
+        path, _ = darknet(tmp_path)
+    elif request.param == "caffe":
+        path = tmp_path / "net.caffemodel"
+        path.write_bytes(
+            field(100, field(1, "c") + field(2, "Convolution") + field(7, blob(random_weight(4, 3, 3, 3))))
+        )
+    elif request.param == "mxnet":
+        path = mxnet(tmp_path / "net.params", {"arg:c_weight": random_weight(4, 3, 3, 3)}, 2)
+    else:
+        path = tmp_path / "net.msgpack"
+        path.write_bytes(packed({"params": {"c": {"kernel": random_weight(3, 3, 3, 4)}}}))
+    return path, path
+
+
+def test_damaged_files_give_a_result_or_an_error_of_this_package(intact, read_all):
+    model, damaged = intact
+    content, choose = damaged.read_bytes(), random.Random(0)
+    for number in range(60):
+        changed = bytearray(content)
+        if number % 3:
+            for _ in range(choose.choice((1, 8))):
+                changed[choose.randrange(min(len(changed), 600))] ^= 1 << choose.randrange(8)
+        else:
+            del changed[choose.randrange(len(changed)) :]
+        damaged.write_bytes(changed)
+        read_all(model)

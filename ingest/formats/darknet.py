@@ -27,11 +27,9 @@ __all__ = ["DarknetFormat"]
 _WHAT = "Darknet model"
 _BYTES_PER_SECTION = 1024  # of memory
 # Sections without numbers, which leave the number of channels as it is
-_PLAIN = frozenset(
-    {"maxpool", "avgpool", "upsample", "dropout", "sam", "scale_channels", "softmax", "cost", "yolo"}
-) | {
-    *("gaussian_yolo", "region", "detection", "activation", "logistic", "l2norm", "contrastive", "iseg", "crop"),
-    *("normalization", "lrn"),
+_PLAIN = frozenset({"maxpool", "avgpool", "upsample", "dropout", "sam", "scale_channels", "softmax", "cost", "lrn"}) | {
+    *("yolo", "gaussian_yolo", "region", "detection", "activation", "logistic", "l2norm", "contrastive", "iseg"),
+    *("crop", "normalization"),
 }
 
 

@@ -3,6 +3,10 @@
 >>> import cnnfilterdb
 >>> with cnnfilterdb.example() as db:                     # three small models; cnnfilterdb.open("mydb") opens yours
 ...     db.kl_shift("domain").round(2)
+domain      medical ct  natural
+domain
+medical ct        0.00     5.69
+natural           5.69     0.00
 """
 
 from __future__ import annotations

@@ -95,6 +95,14 @@ class FilterDB(Reader):
         Raises:
             UnknownModelError: An unknown source, or a name that matches nothing.
             SelectionError: An option that the source does not have.
+
+        >>> from safetensors.numpy import save_file
+        >>> import numpy as np
+        >>> tensors = {"conv.weight": db.layer_weights("custom/scans", 0)}
+        >>> save_file(tensors, "mine.safetensors")
+        >>> mine = cnnfilterdb.create("mine.db")
+        >>> print(mine.ingest("files", "mine.safetensors"))
+        1 done, 0 skipped, 0 failed
         """
         from cnnfilterdb.ingest import pipeline, sources
 
@@ -129,6 +137,15 @@ class FilterDB(Reader):
         Raises:
             SelectionError: A name that is taken, or a fact that the models table has no column for.
             IngestError: It cannot be read.
+
+        >>> db = cnnfilterdb.example()
+        >>> weights = {"conv.weight": 2 * db.layer_weights("custom/scans", 1)}
+        >>> db.add(weights, "louder", domain="medical ct")
+        'custom/louder'
+        >>> db.kl_shift("name").loc[["scans"], ["louder"]].round(2)
+        name   louder
+        name
+        scans    0.03
         """
         from cnnfilterdb.ingest import pipeline
 
@@ -179,6 +196,16 @@ class FilterDB(Reader):
             UnknownModelError: A model is not in the database; nothing is annotated then.
             SelectionError: An unknown fact, one that is both set and reset, or nothing to do.
             CorruptError: The existing annotations cannot be read.
+
+        >>> db = cnnfilterdb.example()
+        >>> db.annotate("custom/photos-*", domain="faces")
+        ['custom/photos-large', 'custom/photos-small']
+        >>> db.models()["domain"].tolist()
+        ['faces', 'faces', 'medical ct']
+        >>> db.annotate("custom/photos-*", reset="domain")
+        ['custom/photos-large', 'custom/photos-small']
+        >>> db.models()["domain"].tolist()
+        ['natural', 'natural', 'medical ct']
         """
         dropped = _names("reset", reset)
         notes.check_facts([*facts, *dropped])
@@ -226,6 +253,11 @@ class FilterDB(Reader):
             WeightFileError: Not such a file, or a damaged one; nothing is written then.
             UnsafeFileError: It asks for code to be executed.
             MissingExtraError: ``trust`` without the extra.
+
+        >>> done = db.export("dataset.h5")
+        >>> papers = cnnfilterdb.create("papers.db")
+        >>> print(papers.import_released("dataset.h5"))
+        3 done, 0 skipped, 0 failed
         """
         from cnnfilterdb.ingest import papers_dataset
 
@@ -262,6 +294,12 @@ class FilterDB(Reader):
             NotADatabaseError: There is none.
             RemoteError: It cannot be reached.
             SelectionError: A condition that cannot be answered.
+
+        >>> other = cnnfilterdb.create("other.db")
+        >>> print(other.merge(db, where="domain = 'natural'"))
+        2 done, 0 skipped, 0 duplicates, 0 conflicts, 0 failed
+        >>> other.models()["name"].tolist()
+        ['photos-large', 'photos-small']
         """
         if not isinstance(other, Reader):
             with open(other) as reader:
@@ -307,6 +345,10 @@ class FilterDB(Reader):
         Raises:
             PublishError: It was not published.
             CorruptError: The database is damaged.
+
+        >>> manifest = db.publish("owner/name", folder="release")   # without folder it is uploaded
+        >>> manifest.models, manifest.filters
+        (3, 1752)
         """
         from cnnfilterdb.publish.publish import publish
 
@@ -332,6 +374,11 @@ class FilterDB(Reader):
         Raises:
             UnknownModelError: One of them does not exist; nothing is removed then.
             LockedError: Another process writes one of them; nothing is removed then.
+
+        >>> db = cnnfilterdb.example()
+        >>> db.remove("custom/scans")
+        >>> db.models()["name"].tolist()
+        ['photos-large', 'photos-small']
         """
         self._store.remove(*_arguments("remove", model_ids))
         self._write_init()
@@ -345,13 +392,20 @@ class FilterDB(Reader):
 
         Returns:
             The bases that were fitted.
+
+        >>> db.index()   # it is up to date
+        []
         """
         built = self._index.build(refit=refit, progress=progress)
         self._write_init()
         return built
 
     def verify(self, *, progress: Progress | None = None) -> list[Problem]:
-        """Check every count and every hash, and the annotations; an empty list means that all is well."""
+        """Check every count and every hash, and the annotations; an empty list means that all is well.
+
+        >>> db.verify()
+        []
+        """
         return self._store.verify(progress=progress) + notes.problems(self._store)
 
     # ---------------------------------------------------------------------------------------------- private
@@ -406,6 +460,26 @@ def open(
         DatabaseError: A newer version of the package wrote it.
         SelectionError: ``storage_options`` for a folder, which has none.
         RemoteError: The address cannot be reached.
+
+    >>> path = cnnfilterdb.example().path
+    >>> with cnnfilterdb.open(path) as db:
+    ...     len(db.models())
+    3
+    >>> cnnfilterdb.open("nowhere")
+    Traceback (most recent call last):
+      File "/root/.pyenv/versions/3.11.7/lib/python3.11/doctest.py", line 1353, in __run
+        exec(compile(example.source, filename, "single",
+      File "<doctest cnnfilterdb.database.open[2]>", line 1, in <module>
+        cnnfilterdb.open("nowhere")
+      File "/work/wt/api1/.types/cnnfilterdb/database.py", line 464, in open
+        return FilterDB(path)
+               ^^^^^^^^^^^^^^
+      File "/work/wt/api1/.types/cnnfilterdb/database.py", line 51, in __init__
+        self._store = Store.open(_folder(path))
+                      ^^^^^^^^^^^^^^^^^^^^^^^^^
+      File "/work/wt/api1/.types/cnnfilterdb/store/folder.py", line 120, in open
+        raise NotADatabaseError(f"{store.path}: {what}; give the folder of a database, or make one by an ingest")
+    cnnfilterdb.errors.NotADatabaseError: ...nowhere: does not exist; ...
     """
     remote = "://" in str(path)
     if storage_options and not remote:
@@ -430,6 +504,10 @@ def create(path: str | Path) -> FilterDB:
     Raises:
         NotADatabaseError: The path is an address, a release, a file, or a folder with something else in it.
         DatabaseError: A newer version of the package wrote it, or it cannot be written to.
+
+    >>> db = cnnfilterdb.create("new.db")
+    >>> len(db.models())
+    0
     """
     Store.create(_folder(path))
     return FilterDB(path)
@@ -466,6 +544,10 @@ def pull(
         RemoteError: The release cannot be reached.
         NotADatabaseError: There is no release at the location, or the path is not that of a database.
         SelectionError: A condition that cannot be answered.
+
+    >>> manifest = cnnfilterdb.example().publish("owner/name", folder="shared")
+    >>> print(cnnfilterdb.pull("shared", "pulled.db", where="task = 'Segmentation'"))
+    1 done, 0 skipped, 0 duplicates, 0 conflicts, 0 failed
     """
     with open(address(location), storage_options=storage_options) as reader:
         db = create(path)

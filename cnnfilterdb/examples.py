@@ -54,6 +54,9 @@ def example(path: str | Path | None = None) -> FilterDB:
     >>> db = cnnfilterdb.example()
     >>> db.models()[["model_id", "domain", "conv_layers", "stored_filters"]]
                   model_id      domain  conv_layers  stored_filters
+    0  custom/photos-large     natural            4            1008
+    1  custom/photos-small     natural            3             152
+    2         custom/scans  medical ct            4             592
     """
     target = Path(_temporary()) / "example.db" if path is None else Path(path)
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):

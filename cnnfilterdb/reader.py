@@ -70,13 +70,22 @@ class Reader(Tables, Conclusions):
 
         Raises:
             SelectionError: A condition that cannot be answered, nothing selected, or an unknown variant.
+
+        >>> db.basis().explained_variance_ratio.round(3)
+        array([0.391, 0.198, 0.185, 0.068, 0.05 , 0.028, 0.028, 0.026, 0.026])
+        >>> db.basis(where="domain = 'natural'").filters
+        1088
         """
         if condition(where) == "true" and variant == "all":
             return self._fitted(None, kernel).basis
         return stats.Basis.fit(self.moments(where=where, kernel=kernel, variant=variant), kernel, variant=variant)
 
     def bases(self) -> list[FittedBasis]:
-        """All stored bases, oldest first."""
+        """All stored bases, oldest first.
+
+        >>> [(fitted.basis.kernel, len(fitted.models), fitted.basis.filters) for fitted in db.bases()]
+        [('3x3', 3, 1488), ('5x5', 3, 264)]
+        """
         return self._bases.bases()
 
     def coefficients(self, *, where: str | None = None, basis: BasisChoice = None, kernel: str = "3x3") -> pd.DataFrame:
@@ -93,6 +102,11 @@ class Reader(Tables, Conclusions):
 
         Raises:
             SelectionError: A condition or basis that cannot be used, or a kernel size that is not stored.
+
+        >>> db.coefficients(where="name = 'scans'")[["layer", "out_channel", "in_channel", "c0", "c1"]].head(2).round(3)
+           layer  out_channel  in_channel     c0     c1
+        0      0            0           0 -1.187  0.905
+        1      0            1           0  0.072 -1.786
         """
         if isinstance(basis, stats.Basis):
             chosen = basis
@@ -120,6 +134,10 @@ class Reader(Tables, Conclusions):
 
         Raises:
             SelectionError: A condition that cannot be answered, nothing selected, or an unknown variant.
+
+        >>> moments = db.moments(where="domain = 'natural'")
+        >>> moments.count, moments.mean.shape
+        (1088, (9,))
         """
         kernel_shape(kernel)
         question = Grouping("true", where, kernel, all_layers=all_layers)
@@ -161,6 +179,14 @@ class Reader(Tables, Conclusions):
 
         Raises:
             SelectionError: An expression or argument that cannot be answered, or nothing selected.
+
+        >>> db.groups("domain").sizes().round(4)
+                    models  layers  filters  outside
+        domain
+        medical ct       1       2      400      0.0
+        natural          2       3     1088      0.0
+        >>> db.groups("name", balance="layers", min_models=1).counts.shape   # groups, components, bins
+        (3, 9, 70)
         """
         kernel_shape(kernel)
         question = Grouping(by, where, kernel, recipe, balance, all_layers)
@@ -209,6 +235,18 @@ class Reader(Tables, Conclusions):
 
         Raises:
             SelectionError: An expression or argument that cannot be answered, or nothing selected.
+
+        >>> db.kl_shift("name").round(2)
+        name          photos-large  photos-small  scans
+        name
+        photos-large          0.00          1.33   5.71
+        photos-small          1.33          0.00   8.00
+        scans                 5.71          8.00   0.00
+        >>> db.kl_shift("name", where="domain = 'natural'", metric="wasserstein").round(2)
+        name          photos-large  photos-small
+        name
+        photos-large          0.00          0.08
+        photos-small          0.08          0.00
         """
         check_options("kl_shift", options, GroupOptions)
         shifts.check_measure(metric, weights, options.get("kernel", "3x3"))
@@ -235,6 +273,12 @@ class Reader(Tables, Conclusions):
 
         Raises:
             SelectionError: An expression or argument that cannot be answered, or nothing selected.
+
+        >>> db.kl_shift_components("domain").query("group_a < group_b").head(3).round(3)
+               group_a  group_b  component  divergence  weight  shift
+        9   medical ct  natural          0      11.162   0.391  4.367
+        10  medical ct  natural          1       2.545   0.198  0.503
+        11  medical ct  natural          2       2.444   0.185  0.453
         """
         check_options("kl_shift_components", options, GroupOptions)
         shifts.check_measure(metric, weights, options.get("kernel", "3x3"))
@@ -271,6 +315,11 @@ class Reader(Tables, Conclusions):
 
         Raises:
             SelectionError: An argument that cannot be answered; nothing is scanned then.
+
+        >>> found = db.kl_shift_intervals("filters > 300", samples=100)
+        >>> found[["shift", "low", "high", "models_a", "models_b"]].round(2)
+           shift   low   high  models_a  models_b
+        0   1.38  1.13  12.73         2         2
         """
         check_options("kl_shift_intervals", options, GroupOptions)
         shifts.check_measure(metric, weights, options.get("kernel", "3x3"))
@@ -298,6 +347,11 @@ class Reader(Tables, Conclusions):
 
         Raises:
             SelectionError: There is no such group, or an argument that cannot be answered.
+
+        >>> db.nearest_groups("name", "scans", top=1)[["shift", "filters"]].round(2)
+                      shift  filters
+        name
+        photos-large   5.71      960
         """
         check_options("nearest_groups", options, ShiftOptions)
         at_least_one("top", top)
@@ -333,6 +387,12 @@ class Reader(Tables, Conclusions):
 
         Raises:
             SelectionError: An expression or argument that cannot be answered, or nothing selected.
+
+        >>> db.quality("domain")[["layers", "sparsity", "variance_entropy", "orthogonality"]].round(3)
+                    layers  sparsity  variance_entropy  orthogonality
+        domain
+        medical ct       2       0.0             0.485          0.746
+        natural          3       0.0             0.490          0.861
         """
         kernel_shape(kernel)
         question = Grouping(by, where, kernel, all_layers=all_layers)
@@ -364,6 +424,14 @@ class Reader(Tables, Conclusions):
 
         Raises:
             SelectionError: A condition that cannot be answered, or another ``per``.
+
+        >>> db.descriptors(per="layer")[["model_id", "layer", "symmetry", "dct_low"]].round(3)
+                      model_id  layer  symmetry  dct_low
+        0  custom/photos-large      1     0.203    0.749
+        1  custom/photos-large      2     0.206    0.745
+        2  custom/photos-small      1     0.198    0.757
+        3         custom/scans      0     0.811    0.236
+        4         custom/scans      1     0.890    0.178
         """
         if per == "layer":
             return descriptors.of_layers(self.storage, self._connect(), where, kernel)
@@ -385,13 +453,20 @@ class Reader(Tables, Conclusions):
 
         Raises:
             SelectionError: A condition that cannot be answered, or a kernel size that is not stored.
+
+        >>> next(db.descriptor_batches(rows=100)).num_rows
+        100
         """
         batches = self.filter_batches(where=where, kernel=kernel, rows=rows)
         return map(partial(descriptors.describe_batch, kernel=kernel), batches)
 
     @property
     def plot(self) -> Figures:
-        """The papers' figures."""
+        """The papers' figures.
+
+        >>> figure = db.plot.kl_shift("name")
+        >>> figure.savefig("shift.png")
+        """
         from cnnfilterdb.plots.figures import Figures
 
         return Figures(self)
@@ -406,6 +481,9 @@ class Reader(Tables, Conclusions):
 
         Returns:
             The path of the page.
+
+        >>> db.report("report.html", by="name").stat().st_size > 100_000
+        True
         """
         from cnnfilterdb.plots.figures import write_report
 
@@ -433,6 +511,10 @@ class Reader(Tables, Conclusions):
             SelectionError: An unknown format, or nothing selected.
             DatabaseError: The file cannot be written.
             MissingExtraError: ``h5`` without the extra ``hdf5``.
+
+        >>> done = db.export("edges.npz", where="domain = 'natural'")
+        >>> done.filters, done.models
+        (1088, 2)
         """
         from cnnfilterdb.exchange.export import export
 

@@ -67,12 +67,21 @@ class Tables:
         self.close()
 
     def close(self) -> None:
-        """Close the DuckDB connection; the object can be used again, which opens a new one."""
+        """Close the DuckDB connection; the object can be used again, which opens a new one.
+
+        >>> db.close()
+        >>> len(db.models())
+        3
+        """
         self._views.close()
 
     @property
     def location(self) -> str:
-        """Where the database lies: the absolute path of a folder, or an address."""
+        """Where the database lies: the absolute path of a folder, or an address.
+
+        >>> db.location == str(db.path)
+        True
+        """
         return self.storage.location
 
     def models(self, *, where: str | None = None) -> pd.DataFrame:
@@ -84,6 +93,13 @@ class Tables:
 
         Raises:
             SelectionError: A condition that cannot be answered.
+
+        >>> db.models(where="task = 'Classification'")[["model_id", "domain", "conv_layers", "stored_filters"]]
+                      model_id   domain  conv_layers  stored_filters
+        0  custom/photos-large  natural            4            1008
+        1  custom/photos-small  natural            3             152
+        >>> db.models(where="kernel = '3x3' AND out_channels = 16")["model_id"].tolist()
+        ['custom/photos-small', 'custom/scans']
         """
         rows, chosen = "SELECT * EXCLUDE (files) FROM models", condition(where)
         try:  # the models table alone, which is much smaller than that of the layers
@@ -103,6 +119,13 @@ class Tables:
 
         Raises:
             SelectionError: A condition that cannot be answered.
+
+        >>> db.layers(where="name = 'scans'")[["layer", "layer_name", "kernel", "filters", "sparsity"]]
+           layer layer_name kernel  filters  sparsity
+        0      0       down    3x3       16       0.0
+        1      1     middle    3x3      384       0.0
+        2      2         up    5x5      192       0.0
+        3      3        out    1x1       16       NaN
         """
         return self._frame(
             f"SELECT layers.* FROM layers SEMI JOIN (SELECT model_id, layer FROM facts WHERE {condition(where)}) "
@@ -124,6 +147,13 @@ class Tables:
 
         Raises:
             SelectionError: A condition that cannot be answered, or a kernel size that is not stored.
+
+        >>> db.filters(where="name = 'scans' AND layer = 0")[["out_channel", "in_channel", "w0", "w4"]].head(2).round(4)
+           out_channel  in_channel      w0      w4
+        0            0           0 -0.0221 -0.0086
+        1            1           0 -0.0665 -0.0536
+        >>> len(db.filters(kernel="5x5"))
+        264
         """
         batches = self.filter_batches(where=where, kernel=kernel)
         frame: pd.DataFrame = pa.Table.from_batches(batches, filter_schema(kernel)).to_pandas()
@@ -143,6 +173,9 @@ class Tables:
 
         Raises:
             SelectionError: A condition that cannot be answered, or a kernel size that is not stored.
+
+        >>> [batch.num_rows for batch in db.filter_batches(rows=500)]
+        [500, 460, 128, 400]
         """
         kernel_shape(kernel)
         if kernel != "3x3":  # which may be absent from an empty database
@@ -176,6 +209,9 @@ class Tables:
         Raises:
             UnknownModelError: There is no such model.
             SelectionError: There is no such layer, or its kernels are not stored, as those of 1x1 layers.
+
+        >>> db.layer_weights("custom/scans", 1).shape
+        (24, 16, 3, 3)
         """
         found = self._table(
             "SELECT layer, kernel, stored, out_channels FROM layers "
@@ -224,6 +260,13 @@ class Tables:
 
         Raises:
             SelectionError: A pattern without direction, or of a size of which no filters are stored.
+
+        >>> edge = [[1, 0, -1], [1, 0, -1], [1, 0, -1]]
+        >>> db.nearest(edge, top=3, rotation=True)[["similarity", "variant", "model_id", "layer"]].round(3)
+           similarity      variant             model_id  layer
+        0       0.990     identity  custom/photos-large      1
+        1       0.988     identity  custom/photos-large      2
+        2       0.988  rotated 180  custom/photos-small      1
         """
         wanted = stats.Pattern.of(pattern, sign=sign, centred=centred, rotation=rotation)
         size = kernel_name(*np.shape(pattern))
@@ -245,6 +288,11 @@ class Tables:
         Returns:
             ``model_a``, ``model_b``, ``shared_layers``, ``shared_filters``, and ``share``, of the stored layers of the
             model with fewer of them. Layers of zeros do not count.
+
+        >>> db.shared_models()   # the three models share no layer
+        Empty DataFrame
+        Columns: [model_a, model_b, shared_layers, shared_filters, share]
+        Index: []
         """
         return self._frame("FROM shared_models")
 
@@ -261,6 +309,15 @@ class Tables:
 
         Raises:
             QueryError: DuckDB refuses the query; also when it fails later, while rows are read.
+
+        >>> db.sql("SELECT domain, sum(stored_filters) AS filters FROM models GROUP BY ALL ORDER BY ALL").df()
+               domain  filters
+        0  medical ct    592.0
+        1     natural   1160.0
+        >>> db.sql("FROM kl_shift(domain) WHERE group_a < $last", {"last": "n"}).fetchall()[1][:2]
+        ('medical ct', 'natural')
+        >>> db.sql("SELECT count(*) FROM models WHERE domain = ?", ["natural"]).fetchall()
+        [(2,)]
         """
         if any(re.search(rf"\b{name}", query) for name in sqltext.NEEDS_INDEX):
             self._ensure_index()
@@ -274,7 +331,11 @@ class Tables:
         return QueryResult(relation)
 
     def verify(self, *, progress: Progress | None = None) -> list[Problem]:
-        """Check every count and every hash; an empty list means that all is well."""
+        """Check every count and every hash; an empty list means that all is well.
+
+        >>> db.verify()
+        []
+        """
         return self.storage.verify(progress=progress)
 
     # ---------------------------------------------------------------------------------------------- private

@@ -64,6 +64,13 @@ def load_basis(path: str | Path) -> Basis:
 
     Raises:
         DatabaseError: The file cannot be read, is damaged, or was written by a newer version of the package.
+
+    >>> import tempfile
+    >>> from cnnfilterdb.stats import Moments
+    >>> basis = Basis.fit(Moments.of(np.eye(9, dtype=np.float32)), "3x3")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     load_basis(save_basis(basis, Path(folder) / "basis.npz")).kernel
+    '3x3'
     """
     path = _checked(Path(path))
     try:

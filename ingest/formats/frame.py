@@ -13,6 +13,7 @@ A block of Python objects, text above all, is one pickle in an array of bytes. I
 from __future__ import annotations
 
 import io
+import re
 from typing import Any
 
 import h5py
@@ -101,7 +102,7 @@ def _values(dataset: h5py.Dataset, name: str) -> npt.NDArray[Any]:
     if kind.startswith(("datetime", "timedelta", "period")):
         raise ValueError(f"{dataset.name} holds values of the type {kind}")
     if "shape" in attributes:  # an empty array is stored as one with a single element
-        shape = tuple(int(side) for side in attributes["shape"])
+        shape = _shape(attributes["shape"])
         if 0 not in shape or not all(0 <= side < 1 << 31 for side in shape):
             raise ValueError(f"{dataset.name} is announced as empty and of shape {shape}")
         return np.empty(shape, object)
@@ -113,6 +114,15 @@ def _values(dataset: h5py.Dataset, name: str) -> npt.NDArray[Any]:
     else:
         values = dataset[...]
     return values if attributes.get("transposed", False) else values.T
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    """The attribute ``shape``: an array, or a tuple of integers that PyTables pickled as text, such as (0,)."""
+    if isinstance(value, bytes):
+        if not re.fullmatch(rb"\((?:I\d+\n)+t(?:p\d+\n)?\.", value):
+            raise ValueError(f"a shape should be a tuple of integers, found {value[:40]!r}")
+        value = re.findall(rb"I(\d+)\n", value)
+    return tuple(int(side) for side in value)
 
 
 def _text(value: Any) -> str:

@@ -159,3 +159,16 @@ def test_damage_is_one_clear_error(tmp_path, table, damage):
     with pytest.raises(WeightFileError, match=r"a\.h5") as error:
         read(path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("stored", "shape"), [(b"(I0\ntp1\n.", (0,)), (b"(I0\nI3\ntp0\n.", (0, 3)), (np.array([0, 2]), (0, 2))]
+)
+def test_the_shape_of_an_empty_array_is_a_pickled_tuple_or_an_array(stored, shape):
+    assert frame._shape(stored) == shape
+
+
+@pytest.mark.parametrize("stored", [b"", b"(I0\n.", b"cos\nsystem\n(I0\ntR.", b"(I-1\ntp1\n."])
+def test_a_shape_that_is_no_tuple_of_integers_is_refused(stored):
+    with pytest.raises(ValueError, match="tuple of integers"):
+        frame._shape(stored)

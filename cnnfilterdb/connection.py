@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Protocol, runtime_checkable
 
 import duckdb
 
@@ -44,6 +45,17 @@ class Storage(FilterFiles, Protocol):
         """Check every count and every hash."""
 
 
+@runtime_checkable
+class PublishedStorage(Storage, Protocol):
+    """A release, whose tables are checked before they are read."""
+
+    def shards(self) -> Mapping[str, Sequence[str]]:
+        """Paths of the files of each table, relative to the release."""
+
+    def check(self, query: str) -> None:
+        """Check the tables that a query may read."""
+
+
 class Connection:
     """A DuckDB database in memory whose views show a storage.
 
@@ -74,13 +86,23 @@ class Connection:
         """
         storage = self._storage
         kernels = storage.kernels()
-        if storage.published:
+        shards = None
+        if isinstance(storage, PublishedStorage):
+            storage.check(query)
+            shards = storage.shards()
             self._named |= {kernel for kernel in kernels if re.search(rf"_{kernel}\b", query)}
             self._named |= {"3x3"} if "svd_coefficients" in query else set()
             kernels = [kernel for kernel in kernels if kernel in self._named]
         current = self._bases.current() if kernels else {}
         bases = {kernel: (fitted.basis_id, fitted.basis) for kernel, fitted in current.items()}
-        text = sql.render(storage.location, kernels, bases, annotated=storage.annotated, published=storage.published)
+        text = sql.render(
+            storage.location,
+            kernels,
+            bases,
+            annotated=storage.annotated,
+            published=storage.published,
+            shards=shards,
+        )
         if self._connection is None:
             self._connection = duckdb.connect()
             # Footers of files that have not changed are not read again.

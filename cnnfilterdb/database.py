@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
@@ -16,7 +15,7 @@ import duckdb
 from cnnfilterdb.analysis.bases import FittedBasis
 from cnnfilterdb.errors import LockedError, NotADatabaseError, SelectionError
 from cnnfilterdb.reader import Reader
-from cnnfilterdb.release.release import Release, ReleaseBases, is_release
+from cnnfilterdb.release.release import Release, is_release
 from cnnfilterdb.reports import IngestReport, Observer, Problem, Progress, TransferReport
 from cnnfilterdb.schema import ModelFacts
 from cnnfilterdb.store import annotations as notes
@@ -488,7 +487,7 @@ def open(
         return FilterDB(path)
     if is_release(path):
         release = Release.open(path, **(storage_options or {}))
-        return Reader(release, ReleaseBases(release.location, partial(release.table, "bases")))
+        return Reader(release, release.bases)
     if not read_only:
         return FilterDB(path)
     store = Store.open(Path(path).resolve())
@@ -550,6 +549,8 @@ def pull(
     1 done, 0 skipped, 0 duplicates, 0 conflicts, 0 failed
     """
     with open(address(location), storage_options=storage_options) as reader:
+        if isinstance(reader.storage, Release):
+            reader.storage.check_all()  # before anything is written
         db = create(path)
         report = _merge(db._store, reader, where, False, overwrite, progress)
         db._write_init()

@@ -10,7 +10,17 @@ from typing import Any
 
 from cnnfilterdb.errors import CnnFilterDbError
 
-__all__ = ["Exported", "Failure", "IngestReport", "Observer", "Problem", "Progress", "TransferReport", "html_table"]
+__all__ = [
+    "Exported",
+    "Failure",
+    "IngestReport",
+    "Observer",
+    "Problem",
+    "Progress",
+    "TransferReport",
+    "html_table",
+    "printable",
+]
 
 #: Called with what is being done, how much of it is done and how much there is.
 Progress = Callable[[str, int, int], None]
@@ -173,3 +183,15 @@ def html_table(caption: str, rows: Sequence[Mapping[str, Any]]) -> str:
         + "".join(line("td", list(row.values())) for row in rows)
         + "</table>"
     )
+
+
+def printable(text: object) -> str:
+    r"""Any value as one line of text that is safe to print on a terminal or in a page.
+
+    Control characters, line breaks and invisible formatting, such as marks that reverse the direction of writing,
+    become spaces; runs of spaces become one. Text from databases, files and servers of others goes through here.
+
+    >>> printable("conv\x1b]0;title\x07 a\n b\u202e")
+    'conv ]0;title a b'
+    """
+    return " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())

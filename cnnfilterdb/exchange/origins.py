@@ -1,4 +1,4 @@
-"""Databases as origins of models: whole models out of a folder or a release, one at a time."""
+"""Databases as origins of models: whole models from a folder or a release, one at a time."""
 
 from __future__ import annotations
 
@@ -7,40 +7,29 @@ from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from functools import cached_property
-from pathlib import Path
-from threading import Lock
+from itertools import accumulate
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.dataset as ds
-import pyarrow.parquet as pq
 
-from cnnfilterdb import paths
 from cnnfilterdb.analysis.bases import Bases
-from cnnfilterdb.errors import CorruptError
-from cnnfilterdb.release.cached_filesystem import reaching
-from cnnfilterdb.release.manifest import ReleaseFile
-from cnnfilterdb.release.release import Release, ReleaseBases
+from cnnfilterdb.release.release import Release
 from cnnfilterdb.scan.ordered import Rows, filters_of
 from cnnfilterdb.scan.scan import FilterFiles
 from cnnfilterdb.store import annotations as notes
-from cnnfilterdb.store.durable import writing
 from cnnfilterdb.store.folder import Store
 from cnnfilterdb.store.index import Index
 
 __all__ = ["IDENTITY", "DatabaseOrigin", "FolderOrigin", "ReleaseOrigin", "signatures"]
 
-_CHUNK = 4 << 20  # bytes fetched at a time
-
 
 class DatabaseOrigin(ABC):
-    """What models are taken from.
+    """A database that models are copied from.
 
     Attributes:
-        location: Where it lies.
+        location: Its address.
         bases: Its bases.
-        files: Has the files of its filters.
+        files: Access to its filter files.
     """
 
     location: str
@@ -60,10 +49,6 @@ class DatabaseOrigin(ABC):
         tables = filters_of(self.files, kernel, {model_id: layers})
         return Rows((batch for table in tables for batch in table.to_batches()), kernel)
 
-    @abstractmethod
-    def histograms(self, model_id: str) -> dict[str, pa.Table]:
-        """The histograms of a model in each basis: basis id -> rows of the histograms table."""
-
     def annotations(self) -> notes.Facts:
         """Corrections that are not part of the models table."""
         return {}
@@ -74,11 +59,14 @@ class DatabaseOrigin(ABC):
         return {row["model_id"]: _row(row) for row in self.models().to_pylist()}
 
     def signatures(self) -> dict[str, str]:
-        """What a model is by its weights: a hash of the hashes of its layers; none for a model without filters."""
+        """A hash over the hashes of the layers of each model, which identifies its weights.
+
+        A model without stored filters has none.
+        """
         return signatures(self.layers(columns=IDENTITY))
 
 
-#: Columns of the layers table that tell what a model is.
+#: Columns of the layers table that identify the weights of a model.
 IDENTITY = ("model_id", "layer", "kernel", "stored", "tensor_sha256")
 
 
@@ -93,7 +81,7 @@ def signatures(layers: pa.Table) -> dict[str, str]:
 
 
 def _row(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of the models table, with mappings for what Arrow gives as pairs."""
+    """A row of the models table, with mappings in place of the pairs that Arrow gives."""
     for name in ("metrics", "original"):
         if row[name] is not None:
             row[name] = {pair["key"]: pair["value"] for pair in row[name]} if _entries(row[name]) else dict(row[name])
@@ -125,15 +113,6 @@ class FolderOrigin(DatabaseOrigin):
         """The layers of one model or of all."""
         return self._store.layers(None if model_id is None else [model_id], columns=columns)
 
-    def histograms(self, model_id: str) -> dict[str, pa.Table]:
-        """The histograms of a model in each basis."""
-        slug = self._store.slug(model_id)
-        files = {
-            fitted.basis_id: self._store.path / paths.histograms_path(fitted.basis_id, slug)
-            for fitted in self.bases.bases()
-        }
-        return {basis_id: pq.ParquetFile(path).read() for basis_id, path in files.items() if path.exists()}
-
     def annotations(self) -> notes.Facts:
         """The annotations of the folder."""
         return notes.read(self._store.path)
@@ -142,61 +121,35 @@ class FolderOrigin(DatabaseOrigin):
 class ReleaseOrigin(DatabaseOrigin):
     """The models of a release.
 
-    Its small tables are fetched whole, and their hashes compared with the manifest; of the filters the row groups of
-    the models that are asked for are fetched, which the hashes of their layers prove.
+    Its small tables are read whole, compared with the hashes of the manifest and checked. Of the filters the row groups
+    of the selected models are read; the hashes of the layers show whether they are complete.
 
     Args:
         release: The release.
-        folder: Where the small tables are kept meanwhile.
     """
 
-    def __init__(self, release: Release, folder: Path) -> None:
+    def __init__(self, release: Release) -> None:
         self._release = self.files = release
-        self._folder = folder
-        self._lock = Lock()  # what several models need is fetched once
         self.location = release.location
-        self.bases = ReleaseBases(self.location, lambda: self._table("bases").to_table())
+        self.bases = release.bases
 
     def models(self) -> pa.Table:
         """The models table."""
-        return self._table("models").to_table()
+        return self._release.models()
 
     def layers(self, model_id: str | None = None, columns: Sequence[str] | None = None) -> pa.Table:
         """The layers of one model or of all."""
-        chosen = None if model_id is None else pc.field("model_id") == model_id
-        table = self._table("layers").to_table(filter=chosen, columns=None if columns is None else list(columns))
-        return table.sort_by([("model_id", "ascending"), ("layer", "ascending")])
+        table = self._release.layers()
+        if model_id is not None:
+            table = table.slice(*self._spans[model_id])
+        return table if columns is None else table.select(list(columns))
 
-    def histograms(self, model_id: str) -> dict[str, pa.Table]:
-        """The histograms of a model in each basis."""
-        table = self._table("histograms").to_table(filter=pc.field("model_id") == model_id)
-        keys = pc.unique(table["basis_id"]).to_pylist()
-        return {key: table.filter(pc.equal(table["basis_id"], key)) for key in keys}
-
-    def _table(self, name: str) -> ds.Dataset:
-        with self._lock:
-            return ds.dataset([self._fetched(file) for file in self._release.manifest.of(name)], format="parquet")
-
-    def _fetched(self, file: ReleaseFile) -> Path:
-        """The local copy of a file, checked by its hash."""
-        target = self._folder / file.path
-        if target.exists():
-            return target
-        where, digest = f"{self.location}/{file.path}", hashlib.sha256()
-        with writing(self._folder):
-            target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(target.name + ".part")
-        with reaching(where), self._release.filesystem.open(self._release.path(file.path), "rb") as content:
-            with writing(part):
-                out = part.open("wb")
-            with out:
-                while data := content.read(_CHUNK):
-                    digest.update(data)
-                    with writing(part):
-                        out.write(data)
-        if digest.hexdigest() != file.sha256:
-            raise CorruptError(
-                f"{where}: SHA-256 {digest.hexdigest()}, expected {file.sha256}; try again, or publish it again"
-            )
-        part.replace(target)
-        return target
+    @cached_property
+    def _spans(self) -> dict[str, tuple[int, int]]:
+        """First row and number of rows of each model: the table is sorted, so no model needs a search."""
+        counts = self._release.layers()["model_id"].value_counts().to_pylist()
+        stops = accumulate(entry["counts"] for entry in counts)
+        return {
+            entry["values"]: (stop - entry["counts"], entry["counts"])
+            for entry, stop in zip(counts, stops, strict=True)
+        }

@@ -19,6 +19,7 @@ from cnnfilterdb.exchange.origins import IDENTITY, DatabaseOrigin, FolderOrigin,
 from cnnfilterdb.release.release import Release
 from cnnfilterdb.reports import Progress, TransferReport
 from cnnfilterdb.scan.ordered import Rows
+from cnnfilterdb.stats import Moments
 from cnnfilterdb.store import annotations as notes
 from cnnfilterdb.store.folder import Store
 from cnnfilterdb.store.index import Index, Projection
@@ -26,9 +27,6 @@ from cnnfilterdb.store.writer import Writer
 from cnnfilterdb.workers import ahead
 
 __all__ = ["merge", "transfer"]
-
-# Name of the folder that holds the small tables of a release meanwhile.
-_FETCHED = "fetched"
 
 # Each waits for the network or for the disk much of the time, and holds a layer in memory.
 _WRITERS = 3
@@ -45,10 +43,8 @@ def merge(
 ) -> TransferReport:
     """Take over the models of another database folder or of a release; see :func:`transfer` for the arguments."""
     settings: dict[str, Any] = {"drop_duplicates": drop_duplicates, "overwrite": overwrite, "progress": progress}
-    if isinstance(other, Store):
-        return transfer(store, FolderOrigin(other), model_ids, **settings)
-    with store.staging(_FETCHED) as folder:
-        return transfer(store, ReleaseOrigin(other, folder), model_ids, **settings)
+    origin = FolderOrigin(other) if isinstance(other, Store) else ReleaseOrigin(other)
+    return transfer(store, origin, model_ids, **settings)
 
 
 def transfer(
@@ -81,12 +77,13 @@ def transfer(
     report = TransferReport()
     chosen = _choose(store, origin, wanted, report, drop_duplicates=drop_duplicates, overwrite=overwrite)
     # First, so that no reader meets histograms without their basis.
-    shared = _take_bases(index, origin) if chosen else set()
+    if chosen:
+        _take_bases(index, origin)
     done = len(wanted) - len(chosen)
 
     def take(model_id: str) -> int:
         with store.writer(model_id, overwrite=overwrite) as writer:
-            return _write(writer, origin, model_id, index, shared)
+            return _copy_model(writer, origin, model_id, index)
 
     with closing(ahead(take, chosen, threads=_WRITERS, window=2 * _WRITERS)) as models:
         for model_id, filters in models:
@@ -133,23 +130,17 @@ def _choose(
     return chosen
 
 
-def _take_bases(index: Index, origin: DatabaseOrigin) -> set[str]:
-    """Take over the bases of kernel sizes that have none yet.
-
-    Returns:
-        Keys of the bases that both have.
-    """
+def _take_bases(index: Index, origin: DatabaseOrigin) -> None:
+    """Copy the bases of kernel sizes that have none yet."""
     own = index.current()
     for kernel, fitted in origin.bases.current().items():
         if kernel not in own:
             index.put(fitted)
-    return {fitted.basis_id for fitted in index.bases()} & {fitted.basis_id for fitted in origin.bases.bases()}
 
 
-def _write(writer: Writer, origin: DatabaseOrigin, model_id: str, index: Index, known: set[str]) -> int:
-    """Write one model; its histograms come from the origin where both have the basis."""
-    histograms = {basis_id: table for basis_id, table in origin.histograms(model_id).items() if basis_id in known}
-    projection = Projection(index, but=histograms)
+def _copy_model(writer: Writer, origin: DatabaseOrigin, model_id: str, index: Index) -> int:
+    """Write one model. Its histograms are computed here: those of the origin are claims that nothing proves."""
+    projection = Projection(index)
     projection.begin(model_id)
     layers = origin.layers(model_id).to_pylist()
     stored: dict[str, list[int]] = {}
@@ -165,13 +156,22 @@ def _write(writer: Writer, origin: DatabaseOrigin, model_id: str, index: Index, 
             continue
         weight = _weight(rows[kernel], layer, f"{origin.location}: {model_id}, layer {number} ({layer['layer_name']})")
         writer.add_layer(layer, weight)
-        projection.add(number, kernel, weight.reshape(-1, weight.shape[2] * weight.shape[3]))
+        filters = weight.reshape(-1, weight.shape[2] * weight.shape[3])
+        _check_moments(layer, filters, f"{origin.location}: {model_id}, layer {number} ({layer['layer_name']})")
+        projection.add(number, kernel, filters)
         total += layer["filters"]
-    for basis_id, table in histograms.items():
-        writer.add_index(basis_id, table)
     projection.finish(writer)
     writer.commit(origin.facts[model_id])
     return total
+
+
+def _check_moments(layer: dict[str, Any], filters: npt.NDArray[np.float32], what: str) -> None:
+    """Compare the moments that bases are fitted from with those of the filters."""
+    moments = Moments.of(filters)
+    for column, value in (("scaled_mean", moments.mean), ("scaled_scatter", moments.packed())):
+        stated = layer[column]
+        if stated is not None and not np.allclose(stated, value, rtol=1e-6, atol=1e-6 * len(filters)):
+            raise CorruptError(f"{what}: {column} is not that of its filters; have it published again")
 
 
 def _weight(rows: Rows, layer: dict[str, Any], what: str) -> npt.NDArray[np.float32]:

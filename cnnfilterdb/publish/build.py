@@ -115,7 +115,13 @@ def build(
     current = {fitted.basis.kernel: (fitted.basis_id, fitted.basis) for fitted in bases}
     frame = models.to_pandas()
     texts = {
-        "init.sql": sql.render(release_address(repo, version), kernels, current, published=True),
+        "init.sql": sql.render(
+            release_address(repo, version),
+            kernels,
+            current,
+            published=True,
+            shards={table: [file.path for file in manifest.of(table)] for table in manifest.tables()},
+        ),
         "MODELS.md": card.models_page(repo, manifest, frame),
         "CITATION.cff": card.citation(repo, manifest, frame),
         "README.md": card.readme(

@@ -1,4 +1,7 @@
-"""What a release says of itself: its files with their hashes, and what was left out. Nothing here touches the disk.
+"""The manifest of a release: its files with their hashes, and the models that were left out. No I/O.
+
+A hash shows that a file is the one that the manifest describes, and nothing about who wrote the manifest: it proves
+integrity, not origin.
 
 A release is a database in the form in which it is published: a few large files per table, sorted by model, instead of a
 few small ones per model::
@@ -9,22 +12,36 @@ few small ones per model::
     init.sql                          the views and macros, for any DuckDB client
     README.md, MODELS.md, CITATION.cff
 
-The manifest is the same file that marks a database folder, so that one look tells what lies there.
+The manifest is the file that marks a database folder as well, so one look tells which of them a folder is.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from cnnfilterdb.errors import DatabaseError
-from cnnfilterdb.schema import FORMAT_VERSION, check_format
+from cnnfilterdb.reports import printable
+from cnnfilterdb.schema import FORMAT_VERSION, MAX_KERNEL_WEIGHTS, kernel_name
 
-__all__ = ["LeftOut", "Manifest", "ReleaseFile", "shard_path", "version_of"]
+__all__ = ["MANIFEST_BYTES", "TABLES", "LeftOut", "Manifest", "ReleaseFile", "shard_path", "shown", "version_of"]
+
+#: Largest manifest that is read, in bytes; one of 647 models has 0.3 MB.
+MANIFEST_BYTES = 32 << 20
+
+#: The tables that every release has; those of filters depend on its kernel sizes.
+TABLES = ("models", "layers", "histograms", "bases")
 
 _LAYOUT = "release"
-_VERSION = re.compile(r"(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)")
+_VERSION = re.compile(r"(0|[1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,8})")
+_PATH = re.compile(r"(models|layers|histograms|bases|filters_([1-9][0-9]{0,3})x([1-9][0-9]{0,3}))/[0-9]{5,9}\.parquet")
+_HASH = re.compile(r"[0-9a-f]{64}")
+_MOST = 1 << 50  # of rows, bytes, models, filters
+_MOST_FILES = 100_000
+_LONGEST = 1 << 20  # characters of a text, which may be that of a licence
 
 
 def shard_path(table: str, number: int) -> str:
@@ -76,15 +93,15 @@ class LeftOut:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a release says of itself.
+    """The manifest of a release.
 
     Attributes:
-        version: Its version, ``X.Y.Z``.
+        version: Version of the release, ``X.Y.Z``.
         models: Number of models.
         filters: Number of stored filters, of all kernel sizes.
         files: Its Parquet files, by table and path.
         left_out: The models of the database that are not in it.
-        created_by: Package and version that made it.
+        created_by: Package and version that wrote it.
     """
 
     version: str
@@ -118,37 +135,143 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str, where: str) -> Manifest:
-        """Read the text of ``cnnfilterdb.json``.
+        """Read the text of ``cnnfilterdb.json``, which may be anything.
 
         Args:
             text: The text.
-            where: Where it is from, for messages.
+            where: Its address, for messages.
 
         Raises:
-            DatabaseError: It is not the manifest of a release, or that of a newer version of the package.
+            DatabaseError: It is not the manifest of a release, or that of another format.
 
         >>> Manifest.from_json(Manifest("1.0.0", 0, 0, ()).to_json(), "here").version
         '1.0.0'
         """
         try:
             known = json.loads(text)
-            if known.get("layout") != _LAYOUT:
-                raise DatabaseError(f"{where}: the marker of a database folder, not of a release")
-            check_format(known["format_version"], where, "publish it again, or read it with an older cnnfilterdb")
-            return cls(
-                version=known["version"],
-                models=int(known["models"]),
-                filters=int(known["filters"]),
-                files=tuple(ReleaseFile(**file) for file in known["files"]),
-                left_out=tuple(LeftOut(**entry) for entry in known["left_out"]),
-                created_by=known["created_by"],
-            )
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise DatabaseError(f"{where}: not the manifest of a release ({error}); publish it again") from error
+        except (ValueError, RecursionError) as error:
+            raise _Fault(f"it is not JSON ({printable(error)[:100]})").at(where) from error
+        try:
+            return cls._read(_mapping(known, "the manifest"))
+        except _Fault as fault:
+            raise fault.at(where) from None
+
+    @classmethod
+    def _read(cls, known: Mapping[str, Any]) -> Manifest:
+        _check_format(known)
+        manifest = cls(
+            version=_text(known, "version"),
+            models=_count(known, "models"),
+            filters=_count(known, "filters"),
+            files=tuple(_file(entry) for entry in _list(known, "files")),
+            left_out=tuple(_left_out(entry) for entry in _list(known, "left_out")),
+            created_by=_text(known, "created_by"),
+        )
+        if version_of(manifest.version) is None:
+            raise _Fault(f"version {shown(manifest.version)}; expected three numbers, such as 1.0.0")
+        if len({file.path for file in manifest.files}) < len(manifest.files):
+            raise _Fault("a file is listed twice")
+        return manifest
+
+    def require_tables(self, where: str) -> None:
+        """Make sure that it has every table that a database consists of.
+
+        Raises:
+            DatabaseError: One is missing.
+        """
+        if missing := [table for table in TABLES if not self.of(table)]:
+            raise _Fault(f"it lists no file of {', '.join(missing)}").at(where)
+
+
+class _Fault(Exception):
+    """What a manifest has otherwise than it should be."""
+
+    def at(self, where: str) -> DatabaseError:
+        if self.args[1:]:  # another format: the remedy is known
+            return DatabaseError(f"{where}: {self.args[0]}; {self.args[1]}")
+        return DatabaseError(f"{where}: not the manifest of a release: {self.args[0]}; have it published again")
+
+
+def shown(value: object) -> str:
+    """Any value in a message: quoted, on one line, and short.
+
+    >>> shown("a\x1b[2J" + "b" * 100)
+    "'a [2Jbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb...'"
+    """
+    text = printable(value) if isinstance(value, str | int | float) else type(value).__name__
+    return repr(text if len(text) <= 60 else f"{text[:57]}...")
+
+
+def _check_format(known: Mapping[str, Any]) -> None:
+    found = known.get("format_version")
+    if type(found) is not int:
+        raise _Fault(f"format_version {shown(found)}")
+    if found != FORMAT_VERSION:
+        raise _Fault(
+            f"written in format {min(max(found, 0), _MOST)}, this version reads format {FORMAT_VERSION}",
+            "upgrade cnnfilterdb" if found > FORMAT_VERSION else "publish it again with this version of cnnfilterdb",
+        )
+    if known.get("layout") != _LAYOUT:
+        raise _Fault("the marker of a database folder, not of a release", "open the folder as a database")
+
+
+def _file(entry: Any) -> ReleaseFile:
+    known = _mapping(entry, "a file")
+    path, table = _text(known, "path"), _text(known, "table")
+    found = _PATH.fullmatch(path)
+    if found is None or found[1] != table:
+        raise _Fault(f"{shown(path)} is not the path of a file of {shown(table)}")
+    if found[2]:
+        height, width = int(found[2]), int(found[3])
+        if not 1 < height * width <= MAX_KERNEL_WEIGHTS or table != f"filters_{kernel_name(height, width)}":
+            raise _Fault(f"{shown(table)} is not a table of filters")
+    sha256 = _text(known, "sha256")
+    if not _HASH.fullmatch(sha256):
+        raise _Fault(f"{path}: {shown(sha256)} is not a SHA-256")
+    first, last = (None if known.get(name) is None else _text(known, name) for name in ("first_model", "last_model"))
+    return ReleaseFile(path, table, _count(known, "rows"), _count(known, "bytes"), sha256, first, last)
+
+
+def _left_out(entry: Any) -> LeftOut:
+    known = _mapping(entry, "a model that was left out")
+    license_ = None if known.get("license") is None else _text(known, "license")
+    return LeftOut(_text(known, "model_id"), license_, _text(known, "reason"))
+
+
+def _mapping(value: Any, what: str) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise _Fault(f"{what} is {shown(value)}, not an object")
+    return value
+
+
+def _list(known: Mapping[str, Any], name: str) -> Sequence[Any]:
+    value = known.get(name)
+    if not isinstance(value, list) or len(value) > _MOST_FILES:
+        raise _Fault(f"{name} is not a list of at most {_MOST_FILES:,} entries")
+    return value
+
+
+def _text(known: Mapping[str, Any], name: str) -> str:
+    value = known.get(name)
+    if not isinstance(value, str) or len(value) > _LONGEST or (not value.isascii() and not _encodable(value)):
+        raise _Fault(f"{name} is {shown(value)}, not a text")
+    return value
+
+
+def _encodable(text: str) -> bool:
+    """Whether a text has no half of a surrogate pair, which JSON can spell and nothing can store."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _count(known: Mapping[str, Any], name: str) -> int:
+    value = known.get(name)
+    if type(value) is not int or not 0 <= value <= _MOST:
+        raise _Fault(f"{name} is {shown(value)}, not a count")
+    return value
 
 
 def version_of(tag: str) -> tuple[int, int, int] | None:
-    """The version that a tag stands for; None where it is no tag of a release.
+    """The version that a tag stands for; None if it is not the tag of a release.
 
     >>> version_of("v1.10.0"), version_of("main")
     ((1, 10, 0), None)

@@ -1,17 +1,21 @@
-"""A release, read where it lies: on the Hugging Face Hub, in an object store, or in a folder.
+"""A release, read in place: on the Hugging Face Hub, in an object store, or in a folder.
 
-What is asked for is all that moves: the manifest first, then the small tables, and of the filters the row groups of the
-models that are wanted. Any file system that fsspec knows will do.
+Only what a question needs is transferred: the manifest first, then the small tables, and of the filters the row groups
+of the models that are selected. Any file system that fsspec supports will do. Whatever is read is checked before it is
+used; see :mod:`cnnfilterdb.release.tables`.
 """
 
 from __future__ import annotations
 
 import atexit
 import hashlib
+import json
+import re
+import stat
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -20,8 +24,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
-from cnnfilterdb.analysis.bases import Bases, FittedBasis, fitted_basis
+from cnnfilterdb import sql
+from cnnfilterdb.analysis.bases import Bases, FittedBasis
 from cnnfilterdb.errors import (
+    CnnFilterDbError,
+    CorruptError,
     DatabaseError,
     MissingExtraError,
     NotADatabaseError,
@@ -29,8 +36,11 @@ from cnnfilterdb.errors import (
     unknown_model,
 )
 from cnnfilterdb.paths import MARKER
-from cnnfilterdb.release.cached_filesystem import CachedFileSystem, reaching
-from cnnfilterdb.release.manifest import Manifest, ReleaseFile, version_of
+from cnnfilterdb.release.cached_filesystem import CachedFileSystem
+from cnnfilterdb.release.footers import check_footer
+from cnnfilterdb.release.manifest import MANIFEST_BYTES, TABLES, Manifest, ReleaseFile, version_of
+from cnnfilterdb.release.remote import Budget, RangeFile, counting_options, reaching, read_range
+from cnnfilterdb.release.tables import SmallTables
 from cnnfilterdb.reports import Problem, Progress
 from cnnfilterdb.scan.scan import constant
 from cnnfilterdb.schema import kernel_order
@@ -39,6 +49,9 @@ if TYPE_CHECKING:
     import duckdb
 
 __all__ = ["Release", "ReleaseBases", "ReleaseShard", "is_release"]
+
+_CHUNK = 8 << 20  # bytes fetched at a time
+_SMALL = 1 << 30  # bytes of a file of the small tables, which is read whole
 
 
 def is_release(path: str | Path) -> bool:
@@ -49,12 +62,14 @@ def is_release(path: str | Path) -> bool:
     """
     if "://" in str(path):
         return True
+    marker = Path(path) / MARKER
     try:
-        text = (Path(path) / MARKER).read_text(encoding="utf-8")
-        Manifest.from_json(text, str(path))
-    except (OSError, ValueError, DatabaseError):
+        if not stat.S_ISREG(marker.stat().st_mode) or marker.stat().st_size > MANIFEST_BYTES:
+            return False
+        known = json.loads(marker.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return False
-    return True
+    return isinstance(known, dict) and known.get("layout") == "release"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +78,14 @@ class ReleaseShard:
 
     Attributes:
         path: Its path in the file system.
-        filesystem: The file system; None for that of the machine.
-        models: Only row groups of these models are wanted; None wants all.
+        file: Its description in the manifest.
+        filesystem: The file system; None for local files.
+        models: Only row groups of these models are wanted; None means all.
         footers: Footers by path, so that each is fetched once.
     """
 
     path: str
+    file: ReleaseFile
     filesystem: fsspec.AbstractFileSystem | None
     models: frozenset[str] | None = None
     footers: dict[str, pq.FileMetaData] = field(default_factory=dict, compare=False, repr=False)
@@ -77,28 +94,35 @@ class ReleaseShard:
         return self.path if self.filesystem is None else str(self.filesystem.unstrip_protocol(self.path))
 
     def open(self, **options: Any) -> pq.ParquetFile:
-        """Open it; row groups are then fetched by a request or two each."""
-        options.setdefault("metadata", self.footers.get(self.path))
+        """Open it; row groups are then fetched with a request or two each.
+
+        Raises:
+            CorruptError: It is not the shard that the manifest describes.
+        """
+        known = self.footers.get(self.path)
+        options.setdefault("metadata", known)
         if self.filesystem is None:
-            file = pq.ParquetFile(self.path, memory_map=True, **options)
+            # An open file: a path with a colon would be taken for an address.
+            shard = pq.ParquetFile(pa.memory_map(self.path), **options)
         else:
-            # Ranges are asked for as they are needed: pyarrow joins those of a row group.
-            content = self.filesystem.open(self.path, "rb", cache_type="none")
-            file = pq.ParquetFile(content, pre_buffer=True, **options)
-        self.footers.setdefault(self.path, file.metadata)
-        return file
+            # Ranges are requested as they are needed: pyarrow joins those of a row group.
+            content = RangeFile(partial(read_range, self.filesystem, self.path), self.file.bytes)
+            shard = pq.ParquetFile(content, pre_buffer=True, **options)
+        if known is None:
+            check_footer(shard, self.file, str(self))
+            self.footers[self.path] = shard.metadata
+        return shard
 
     def wanted(self, metadata: pq.FileMetaData, group: int) -> bool:
-        """Whether a row group is of a model that was asked for."""
-        return self.models is None or model_of(metadata, group) in self.models
+        """Whether a row group belongs to a model that was asked for."""
+        return self.models is None or self._model_of(metadata, group) in self.models
 
-
-def model_of(metadata: pq.FileMetaData, group: int) -> str:
-    """The model of a row group of filters, by its statistics: the release has a model in each."""
-    model_id: str | None = constant(metadata, group, "model_id")
-    if model_id is None:
-        raise DatabaseError(f"row group {group} does not tell its model; publish the release again")
-    return model_id
+    def _model_of(self, metadata: pq.FileMetaData, group: int) -> str:
+        """The model of a row group, by its statistics: in a release each row group is of one model."""
+        model_id: str | None = constant(metadata, group, "model_id")
+        if model_id is None:
+            raise CorruptError(f"{self}: row group {group} is not of one model; have the release published again")
+        return model_id
 
 
 class Release:
@@ -106,9 +130,9 @@ class Release:
 
     Attributes:
         location: Its address, with the version or commit that is read; for a folder its absolute path.
-        filesystem: The file system that it is in.
+        filesystem: The file system that contains it.
         root: Its folder in there.
-        manifest: What it says of itself.
+        manifest: Its manifest.
     """
 
     published = True
@@ -120,8 +144,11 @@ class Release:
         self.root = root.rstrip("/")
         self.manifest = manifest
         self._remote = None if isinstance(filesystem, LocalFileSystem) else filesystem
-        self._files = filesystem if self._remote is None else CachedFileSystem(filesystem)
+        self._cache = None if self._remote is None else CachedFileSystem(filesystem)
         self._footers: dict[str, pq.FileMetaData] = {}
+        self._tables = SmallTables(location, manifest, self._content)
+        self._bound = False  # whether the views can be created
+        self.bases = ReleaseBases(location, self._tables)
 
     def __repr__(self) -> str:
         return f"Release({self.location!r})"
@@ -132,45 +159,69 @@ class Release:
 
         Args:
             location: A folder, or an address such as ``hf://datasets/owner/name@v1.0.0`` or ``s3://bucket/folder``. A
-                branch of the Hub (without a version the default one) is pinned to the commit that it points at.
-            **options: Of the file system of fsspec, such as ``token`` or ``endpoint_url``.
+                branch of the Hub (by default the main one) is pinned to the commit that it points at.
+            **options: Options of the fsspec file system, such as ``token`` or ``endpoint_url``.
 
         Raises:
             RemoteError: It cannot be reached.
-            NotADatabaseError: No release lies there.
+            NotADatabaseError: There is no release at this address.
+            DatabaseError: The manifest is not that of a release, or a file of it is not a regular file of its folder.
             MissingExtraError: The file system needs a package that is not installed.
         """
-        text = str(location)
-        if "://" not in text:
-            text = str(Path(location).resolve())
+        if "://" not in str(location):
+            return cls._open_folder(Path(location).resolve())
+        text = str(location).rstrip("/")
         with reaching(text):
             filesystem, root = _filesystem(text, options)
             if filesystem.protocol == "hf" or "hf" in filesystem.protocol:
-                text, root = _pinned(text, filesystem, root)
-            try:
-                manifest = filesystem.cat_file(f"{root.rstrip('/')}/{MARKER}").decode("utf-8")
-            except FileNotFoundError as error:
-                if filesystem.exists(root):
-                    raise NotADatabaseError(
-                        f"{text}: holds no release of cnnfilterdb ({MARKER} is missing); check the address"
-                    ) from error
+                text, root = Budget.answer().spend(partial(_pinned, text, filesystem, root))
+            manifest = _fetched_manifest(text, filesystem, root.rstrip("/"))
+        return cls(text, filesystem, root, manifest)
+
+    @classmethod
+    def _open_folder(cls, folder: Path) -> Self:
+        marker = folder / MARKER
+        if not marker.exists() and folder.is_dir():
+            raise NotADatabaseError(f"{folder}: not a release of cnnfilterdb ({MARKER} is missing); check the path")
+        try:
+            _require_regular(folder, marker)
+            if marker.stat().st_size > MANIFEST_BYTES:
+                raise DatabaseError(f"{marker}: larger than {MANIFEST_BYTES:,} bytes; have it published again")
+            manifest = _manifest(marker.read_bytes(), str(folder))
+            for file in manifest.files:
+                _require_regular(folder, folder / file.path)
+        except OSError as error:
+            if isinstance(error, DatabaseError):
                 raise
-        return cls(text.rstrip("/"), filesystem, root, Manifest.from_json(manifest, text))
+            raise NotADatabaseError(f"{folder}: cannot be read ({error.strerror or error}); check the path") from error
+        return cls(str(folder), LocalFileSystem(), str(folder), manifest)
 
     def path(self, relative: str) -> str:
         """The path of a file in the file system."""
         return f"{self.root}/{relative}"
 
+    def shards(self) -> dict[str, list[str]]:
+        """Paths of the files of each table, relative to the release."""
+        return {table: [file.path for file in self.manifest.of(table)] for table in self.manifest.tables()}
+
+    def models(self) -> pa.Table:
+        """The models table, checked."""
+        return self._tables.models()
+
+    def layers(self) -> pa.Table:
+        """The layers table, checked."""
+        return self._tables.layers()
+
     def model_ids(self) -> list[str]:
         """Keys of its models, sorted."""
-        ids: list[str] = self.table("models", columns=["model_id"])["model_id"].to_pylist()
+        ids: list[str] = self.models()["model_id"].to_pylist()
         return ids
 
     def require(self, model_ids: Iterable[str]) -> None:
-        """Make sure that models are in it.
+        """Make sure that it contains models.
 
         Raises:
-            UnknownModelError: One of them is not; the message gives the nearest keys.
+            UnknownModelError: It does not contain one of them; the message gives the nearest keys.
         """
         there = self.model_ids()
         for model_id in set(model_ids).difference(there):
@@ -178,11 +229,11 @@ class Release:
 
     def kernels(self) -> list[str]:
         """Kernel sizes of its filters, sorted by number of weights, then by name."""
-        sizes = {file.table.removeprefix("filters_") for file in self.manifest.files if "filters_" in file.table}
-        return sorted(sizes, key=kernel_order)
+        tables = {file.table for file in self.manifest.files if file.table.startswith("filters_")}
+        return sorted((table.removeprefix("filters_") for table in tables), key=kernel_order)
 
     def filter_files(self, kernel: str, model_ids: Iterable[str] | None = None) -> Sequence[ReleaseShard]:
-        """The files of a kernel size that may hold some models; none for a size that it does not have.
+        """The files of a kernel size that may contain some models; none for a size that it does not have.
 
         Args:
             kernel: Kernel size.
@@ -190,37 +241,90 @@ class Release:
         """
         chosen = None if model_ids is None else frozenset(model_ids)
         return [
-            ReleaseShard(self.path(file.path), self._remote, chosen, self._footers)
+            ReleaseShard(self.path(file.path), file, self._remote, chosen, self._footers)
             for file in self.manifest.of(f"filters_{kernel}")
             if chosen is None or any(_within(model_id, file.first_model, file.last_model) for model_id in chosen)
         ]
 
-    def table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
-        """One of the small tables, in the order in which it is stored.
+    def check(self, query: str) -> None:
+        """Check the tables that a query may read, each once.
 
-        Args:
-            name: ``models``, ``layers``, ``histograms`` or ``bases``.
-            columns: These columns only.
+        Raises:
+            CorruptError: One of them contradicts the schema, the manifest or another table.
+            RemoteError: One of them cannot be read.
         """
-        parts = []
-        for file in self.manifest.of(name):
-            # What is small is read at once, and remembered for the queries that follow.
-            with reaching(f"{self.location}/{file.path}"), self._files.open(self.path(file.path)) as content:
-                parts.append(pq.ParquetFile(pa.BufferReader(content.read())).read(columns=columns))
-        return pa.concat_tables(parts)
+        self._check_footers()
+        self.models()
+        words = set(re.findall(r"\w+", query.lower()))
+        if not words & _views() and not any(re.search(r"_\d+x\d+", word) for word in words):
+            return
+        self.layers()
+        if any(name in word for word in words for name in sql.NEEDS_INDEX):
+            self.bases.bases()
+            self._tables.check_histograms()
+        for kernel in self.kernels():
+            if f"filters_{kernel}" in words or f"coefficients_{kernel}" in words or f"nearest_{kernel}" in words:
+                self._check_shards(kernel)
+
+    def check_all(self) -> None:
+        """Check everything that a copy of the release relies on: the tables, the bases and the ends of all shards.
+
+        Raises:
+            CorruptError: Something contradicts the schema, the manifest or another table.
+            RemoteError: A file cannot be read.
+        """
+        self.layers()
+        self.bases.bases()
+        for kernel in self.kernels():
+            self._check_shards(kernel)
+
+    def _check_footers(self) -> None:
+        """Check the ends of the files of the small tables, once: DuckDB reads them as soon as it creates a view."""
+        if self._bound:
+            return
+        for file in self.manifest.files:
+            if file.table in TABLES:
+                path = self.path(file.path)
+                with reaching(path):
+                    content = pa.memory_map(path) if self._cache is None else self._cache.open(path)
+                    check_footer(pq.ParquetFile(content), file, f"{self.location}/{file.path}")
+        self._bound = True
+
+    def _check_shards(self, kernel: str) -> None:
+        for shard in self.filter_files(kernel):
+            with reaching(str(shard)):
+                shard.open()
 
     def attach(self, connection: duckdb.DuckDBPyConnection) -> None:
-        """Teach a connection to reach it through fsspec."""
-        if isinstance(self._files, CachedFileSystem):
-            connection.register_filesystem(self._files)
-            # DuckDB should not outlive the interpreter that its file system needs.
-            atexit.register(_close, weakref.ref(connection))
+        """Let a connection read it through fsspec."""
+        if self._cache is not None:
+            connection.register_filesystem(self._cache)
+            _connections.add(connection)
 
-    def verify(self, progress: Progress | None = None) -> list[Problem]:
+    def _content(self, file: ReleaseFile) -> bytes:
+        """A small file, whole. It stays in the cache for the queries that follow."""
+        path = self.path(file.path)
+        try:
+            size = Path(path).stat().st_size if self._cache is None else self._cache.size(path)
+            if size != file.bytes or size > _SMALL:
+                raise CorruptError(
+                    f"{self.location}/{file.path}: {size:,} bytes, expected {min(file.bytes, _SMALL):,}; try again, "
+                    "or have it published again"
+                )
+            if self._cache is None:
+                return Path(path).read_bytes()
+            return self._cache.fetch(path, 0, size) if size else b""
+        except OSError as error:
+            if isinstance(error, CnnFilterDbError):
+                raise
+            reason = error.strerror or error
+            raise RemoteError(f"{path}: cannot be read ({reason}); check that the release is complete") from error
+
+    def verify(self, *, progress: Progress | None = None) -> list[Problem]:
         """Read every file and compare its size and hash with the manifest.
 
         Args:
-            progress: Called with the path of a file, the number of files done and of all.
+            progress: Called with the path of a file, the number of files done and the total.
         """
         problems = []
         for done, file in enumerate(self.manifest.files, 1):
@@ -231,16 +335,16 @@ class Release:
         return problems
 
     def _problem(self, file: ReleaseFile) -> str | None:
-        digest, size = hashlib.sha256(), 0
+        digest, path = hashlib.sha256(), self.path(file.path)
         try:
-            with reaching(file.path), self.filesystem.open(self.path(file.path), "rb") as content:
-                while data := content.read(8 << 20):
-                    digest.update(data)
-                    size += len(data)
+            with reaching(file.path):
+                size = int(Budget.answer().spend(partial(self.filesystem.info, path))["size"])
+                if size != file.bytes:
+                    return f"{size:,} bytes, expected {file.bytes:,}"
+                for start in range(0, size, _CHUNK):
+                    digest.update(read_range(self.filesystem, path, start, min(start + _CHUNK, size)))
         except RemoteError as error:
-            return str(error).removeprefix(f"{file.path}: ")
-        if size != file.bytes:
-            return f"{size:,} bytes, expected {file.bytes:,}"
+            return str(error).removeprefix(f"{file.path}: ").removeprefix(f"{path}: ")
         if digest.hexdigest() != file.sha256:
             return f"SHA-256 {digest.hexdigest()}, expected {file.sha256}"
         return None
@@ -250,27 +354,77 @@ class ReleaseBases(Bases):
     """The bases of a release.
 
     Args:
-        location: Where the release lies.
-        read: Reads the bases table, when it is asked for first.
+        location: Address of the release.
+        tables: Its tables; that of the bases is read when it is needed first.
     """
 
-    def __init__(self, location: str, read: Callable[[], pa.Table]) -> None:
+    def __init__(self, location: str, tables: SmallTables) -> None:
         self.location = location
-        self._read = read
-
-    @cached_property
-    def _all(self) -> list[FittedBasis]:
-        found = [fitted_basis(row) for row in self._read().to_pylist()]
-        return sorted(found, key=lambda fitted: (fitted.created_at, fitted.basis_id))
+        self._tables = tables
 
     def bases(self) -> list[FittedBasis]:
         """All bases, oldest first."""
-        return list(self._all)
+        return self._tables.bases()
 
 
-def _close(reference: weakref.ref[duckdb.DuckDBPyConnection]) -> None:
-    if (connection := reference()) is not None:
+@cache
+def _views() -> frozenset[str]:
+    """Names of the views and macros that read more than the models table."""
+    names = re.findall(r"CREATE OR REPLACE (?:VIEW|MACRO) (\w+)", sql.render("", [], {}, published=True))
+    return frozenset(names) - {"models", "models_stored", "annotations", "database_files"}
+
+
+# Connections that read a release through Python, which must not outlive the interpreter
+_connections: weakref.WeakSet[duckdb.DuckDBPyConnection] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_connections() -> None:
+    for connection in list(_connections):
         connection.close()
+
+
+def _fetched_manifest(location: str, filesystem: fsspec.AbstractFileSystem, root: str) -> Manifest:
+    path = f"{root}/{MARKER}"
+    try:
+        size = Budget.answer().spend(partial(filesystem.info, path)).get("size")
+    except FileNotFoundError as error:
+        if Budget.answer().spend(partial(filesystem.exists, root)):
+            raise NotADatabaseError(
+                f"{location}: not a release of cnnfilterdb ({MARKER} is missing); check the address"
+            ) from error
+        raise
+    if not isinstance(size, int) or not 0 <= size <= MANIFEST_BYTES:
+        raise DatabaseError(
+            f"{location}/{MARKER}: {size} bytes; expected at most {MANIFEST_BYTES:,}; check the address"
+        )
+    return _manifest(read_range(filesystem, path, 0, size) if size else b"", location)
+
+
+def _manifest(content: bytes, location: str) -> Manifest:
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DatabaseError(f"{location}: {MARKER} is not text; have it published again") from error
+    manifest = Manifest.from_json(text, location)
+    manifest.require_tables(location)
+    return manifest
+
+
+def _require_regular(folder: Path, file: Path) -> None:
+    """Make sure that a file which exists is a regular one inside its folder: no device, pipe or link to elsewhere.
+
+    Raises:
+        CorruptError: It is something else.
+    """
+    if not file.resolve().is_relative_to(folder):
+        raise CorruptError(f"{file}: a link out of the release; replace it by the file itself")
+    try:
+        mode = file.stat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(mode):
+        raise CorruptError(f"{file}: not a regular file; do not use this release, or have it published again")
 
 
 def _within(model_id: str, first: str | None, last: str | None) -> bool:
@@ -279,7 +433,7 @@ def _within(model_id: str, first: str | None, last: str | None) -> bool:
 
 def _filesystem(location: str, options: dict[str, Any]) -> tuple[fsspec.AbstractFileSystem, str]:
     try:
-        filesystem, root = fsspec.core.url_to_fs(location, **options)
+        filesystem, root = fsspec.core.url_to_fs(location, **counting_options(location, options))
     except ImportError as error:
         protocol = location.partition("://")[0]
         hint = "pip install 'cnnfilterdb[s3]'" if protocol == "s3" else f"pip install the package for {protocol}://"
@@ -288,7 +442,7 @@ def _filesystem(location: str, options: dict[str, Any]) -> tuple[fsspec.Abstract
 
 
 def _pinned(location: str, filesystem: Any, root: str) -> tuple[str, str]:
-    """An address of the Hub whose answers do not change: branches move, versions and commits do not."""
+    """An address of the Hub whose content does not change: branches move, versions and commits do not."""
     resolved = filesystem.resolve_path(root)
     if version_of(resolved.revision):
         return location, root

@@ -11,7 +11,7 @@ filters as fast as it reads them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from string import Template
@@ -139,6 +139,21 @@ _RELEASE = {
 }
 
 
+# Wildcards in the path of the folder are put in brackets, which makes them letters.
+_FOLDER_PATH = r"regexp_replace(getvariable('cnnfilterdb_path'), '([*?\[{])', '[\1]', 'g')"
+
+
+def _database_files(shards: Mapping[str, Sequence[str]] | None) -> str:
+    """The files of a pattern: the pattern itself in the folder, or the shards of that table by name."""
+    if shards is None:
+        return f"{_FOLDER_PATH} || pattern"
+    cases = " ".join(
+        f"WHEN {literal(f'/{table}/*.parquet')} THEN [{', '.join(literal(f'/{path}') for path in paths)}]"
+        for table, paths in shards.items()
+    )
+    return f"[{_FOLDER_PATH} || file FOR file IN CASE pattern {cases} END]"
+
+
 def render(
     path: str,
     kernels: Iterable[str],
@@ -146,6 +161,7 @@ def render(
     *,
     annotated: bool = False,
     published: bool = False,
+    shards: Mapping[str, Sequence[str]] | None = None,
 ) -> str:
     """The text of ``init.sql``.
 
@@ -156,12 +172,18 @@ def render(
         bases: The current basis of each kernel size that has one: kernel -> (basis id, basis).
         annotated: Whether the folder holds annotations.
         published: Whether the tables are in the shards of a release (:mod:`cnnfilterdb.release.manifest`).
+        shards: The files of each table of a release, relative to it. Without them every file in the folder of a table
+            is read, including files that do not belong to the release.
     """
     sizes = list(kernels) if published else list(dict.fromkeys(["3x3", *kernels]))
     places = _RELEASE if published else _FOLDER
     parts = [
         _template("views.sql").substitute(
-            path=literal(path), papers_layer=PAPERS_LAYER, **places, **_annotations(annotated)
+            path=literal(path),
+            papers_layer=PAPERS_LAYER,
+            database_files=_database_files(shards),
+            **places,
+            **_annotations(annotated),
         )
     ]
     parts += [_template(name).template for name in ("macros.sql", "quality.sql", "descriptors.sql", "search.sql")]

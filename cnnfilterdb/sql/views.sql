@@ -5,7 +5,7 @@ SET VARIABLE cnnfilterdb_path = coalesce(getvariable('cnnfilterdb_path'), $path)
 
 -- Paths of files in the folder, whatever its name holds: wildcards in it are put in brackets, which makes them letters.
 CREATE OR REPLACE MACRO database_files(pattern) AS
-    regexp_replace(getvariable('cnnfilterdb_path'), '([*?\[{])', '[\1]', 'g') || pattern;
+    $database_files;
 
 -- One row per model, as it was stored.
 CREATE OR REPLACE VIEW models_stored AS

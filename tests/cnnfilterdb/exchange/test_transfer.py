@@ -154,7 +154,7 @@ def test_a_full_disk_is_one_line_and_the_rest_can_follow(in_memory, sample, tmp_
 
 
 def test_where_nothing_is_nothing_is_made(tmp_path):
-    with pytest.raises(RemoteError, match="is not there"):
+    with pytest.raises(RemoteError, match="not found"):
         pull("memory:///nowhere", tmp_path / "db")
     assert not (tmp_path / "db").exists()
     (tmp_path / "file").write_text("x")

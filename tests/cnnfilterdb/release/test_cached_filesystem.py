@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cnnfilterdb.errors import RemoteError, SelectionError
-from cnnfilterdb.release.cached_filesystem import BLOCK, CachedFileSystem, reaching
+from cnnfilterdb.release.cached_filesystem import BLOCK, CachedFileSystem
+from cnnfilterdb.release.remote import reaching
 
 DATA = np.random.default_rng(0).bytes(5 * BLOCK + 123)
 
@@ -97,7 +98,7 @@ def test_threads_get_the_same():
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (FileNotFoundError("x"), "there: is not there; check the address"),
+        (FileNotFoundError("x"), "there: not found; check the address"),
         (PermissionError("Forbidden"), "there: access is refused"),
         (TimeoutError("timed\nout"), r"there: cannot be read \(timed out\); check the address and the network"),
         (KeyError(), r"there: cannot be read \(KeyError\)"),

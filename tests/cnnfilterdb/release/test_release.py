@@ -210,8 +210,8 @@ def test_unknown_models_are_told_with_the_nearest(release_path):
 def test_wrong_addresses(tmp_path, object_store):
     fsspec.filesystem("memory").pipe("/other/readme", b"x")
     cases = [
-        ("memory:///nothing", {}, RemoteError, "memory:///nothing: is not there; check the address"),
-        ("memory:///other", {}, NotADatabaseError, "holds no release of cnnfilterdb"),
+        ("memory:///nothing", {}, RemoteError, "memory:///nothing: not found; check the address"),
+        ("memory:///other", {}, NotADatabaseError, "not a release of cnnfilterdb"),
         ("s3://missing/there", object_store, RemoteError, "s3://missing/there: "),
         ("https://127.0.0.1:9/x", {}, CnnFilterDbError, "https://127.0.0.1:9/x: "),
         ("nosuch://x/y", {}, RemoteError, "nosuch://x/y: "),
@@ -259,7 +259,7 @@ def test_verify_finds_what_has_changed(release_path, tmp_path):
     assert set(messages) == {"bases/00000.parquet", "filters_3x3/00000.parquet", "layers/00000.parquet"}
     assert messages["filters_3x3/00000.parquet"].startswith("SHA-256 ")
     assert messages["layers/00000.parquet"].startswith("4 bytes, expected ")
-    assert messages["bases/00000.parquet"].startswith("is not there")
+    assert messages["bases/00000.parquet"].startswith("not found")
 
 
 def test_a_file_that_is_gone_is_one_line(places, release_path):

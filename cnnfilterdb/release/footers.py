@@ -1,0 +1,144 @@
+"""Parquet files of strangers: what their footers must say, and how to read them without running out of memory.
+
+A Parquet file of some kilobytes can claim billions of rows, or a dictionary of one long text that each of them repeats.
+So a file is read only if it has the columns of its table, as many rows as the manifest says, and a content that its
+size can account for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from cnnfilterdb.errors import CorruptError
+from cnnfilterdb.release.manifest import ReleaseFile
+from cnnfilterdb.schema import release_schema
+
+__all__ = ["MAX_GROUP_BYTES", "check_footer", "opened", "unpacked_limit"]
+
+#: Bytes of memory per byte of a file, and the bytes that any file may take.
+_GROWTH = 200
+_GROUND = 64 << 20
+#: Bytes of the weights of a row group of filters; the package writes at most 16 MiB, or one layer of one row.
+MAX_GROUP_BYTES = 64 << 20
+
+
+def unpacked_limit(size: int) -> int:
+    """Bytes of memory that the content of a file of so many bytes may take."""
+    return _GROUND + _GROWTH * size
+
+
+def check_footer(shard: pq.ParquetFile, file: ReleaseFile, where: str) -> None:
+    """Make sure that a file is a shard of its table, and that reading it is safe.
+
+    Args:
+        shard: The file, of which the footer is read.
+        file: Its description in the manifest.
+        where: Its address, for messages.
+
+    Raises:
+        CorruptError: It is something else.
+    """
+    expected = release_schema(file.table)
+    try:
+        metadata, found = shard.metadata, shard.schema_arrow
+    except (pa.ArrowException, ValueError, NotImplementedError) as error:
+        raise CorruptError(f"{where}: its columns cannot be read ({_first_line(error)}); {_REMEDY}") from error
+    if not found.equals(expected):
+        raise CorruptError(
+            f"{where}: its columns are not those of {file.table}{_difference(found, expected)}; {_REMEDY}"
+        )
+    if metadata.num_rows != file.rows:
+        raise CorruptError(f"{where}: {metadata.num_rows:,} rows, expected {file.rows:,}; {_REMEDY}")
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    if any(group.num_rows < 0 for group in groups) or sum(group.num_rows for group in groups) != file.rows:
+        raise CorruptError(f"{where}: its row groups do not add up to {file.rows:,} rows; {_REMEDY}")
+    values = unpacked = 0
+    for group in groups:
+        for number in range(group.num_columns):
+            column = group.column(number)
+            values += max(column.num_values, group.num_rows)
+            unpacked += column.total_uncompressed_size
+    limit = unpacked_limit(file.bytes)
+    needed = max(8 * values, unpacked)
+    if needed > limit:
+        raise CorruptError(
+            f"{where}: a file of {file.bytes:,} bytes that unpacks to {needed:,}; at most {limit:,} are accepted; "
+            f"{_REMEDY}"
+        )
+    if file.table.startswith("filters_"):
+        row = 4 * (len(expected) - 4)
+        largest = max((group.num_rows for group in groups), default=0)
+        if largest > 1 and largest * row > MAX_GROUP_BYTES:
+            raise CorruptError(f"{where}: a row group of {largest:,} filters; expected smaller ones; {_REMEDY}")
+
+
+def opened(content: bytes, file: ReleaseFile, where: str) -> pq.ParquetFile:
+    """Open the content of a shard whose text has been measured.
+
+    Raises:
+        CorruptError: It is not a shard of its table, or unpacks to more than its size can account for.
+    """
+    try:
+        plain = pq.ParquetFile(pa.BufferReader(content))
+        check_footer(plain, file, where)
+        _check_text(content, plain.metadata, file, where)
+    except (pa.ArrowException, OSError, ValueError, NotImplementedError) as error:
+        raise CorruptError(f"{where}: cannot be read ({_first_line(error)}); {_REMEDY}") from error
+    return plain
+
+
+def _check_text(content: bytes, metadata: pq.FileMetaData, file: ReleaseFile, where: str) -> None:
+    """Measure the text of a file by its dictionaries, without unpacking it."""
+    leaves = [metadata.schema.column(number) for number in range(len(metadata.schema))]
+    text = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
+    if not text:
+        return
+    encoded = pq.ParquetFile(pa.BufferReader(content), read_dictionary=text)
+    total, limit = 0, unpacked_limit(file.bytes)
+    for batch in encoded.iter_batches(batch_size=4096, columns=text, use_threads=False):
+        total += sum(_text_bytes(column) for column in batch.columns)
+        if total > limit:
+            raise CorruptError(
+                f"{where}: a file of {file.bytes:,} bytes whose text unpacks to more than {limit:,}; {_REMEDY}"
+            )
+
+
+def _text_bytes(array: pa.Array) -> int:
+    """Bytes of the text in an array, however deep; dictionaries are not unpacked."""
+    if pa.types.is_dictionary(array.type):
+        lengths = pc.binary_length(array.dictionary)
+        return int(pc.sum(lengths.take(array.indices)).as_py() or 0)
+    if pa.types.is_string(array.type) or pa.types.is_binary(array.type):
+        return int(pc.sum(pc.binary_length(array)).as_py() or 0)
+    return sum(_text_bytes(child) for child in _children(array))
+
+
+def _children(array: pa.Array) -> Iterator[pa.Array]:
+    if pa.types.is_list(array.type):
+        yield array.flatten()
+    elif pa.types.is_struct(array.type):
+        yield from array.flatten()
+
+
+_REMEDY = "do not use this release, or have it published again"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0][:200]
+
+
+def _difference(found: pa.Schema, expected: pa.Schema) -> str:
+    for name in expected.names:
+        if name not in found.names:
+            return f"{name} is missing"
+    for name in found.names:
+        if name not in expected.names or found.names.count(name) > 1:
+            return "there are others"
+    for field in expected:
+        if not found.field(field.name).equals(field):
+            return f"{field.name} is {str(found.field(field.name).type)[:60]}, not {field.type}"
+    return "they are in another order"

@@ -1,0 +1,82 @@
+"""Releases of strangers: whatever is wrong with one is found at the door, in one line, and nothing is written."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import cnnfilterdb
+
+SCRIPT = Path(__file__).with_name("hostile.py")
+
+
+def _hostile():
+    specification = importlib.util.spec_from_file_location("hostile_releases", SCRIPT)
+    module = sys.modules["hostile_releases"] = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+hostile = _hostile()
+
+
+@pytest.fixture(scope="module")
+def outcomes(release_path, tmp_path_factory):
+    """What became of each case; each has a process of its own, forked from one that has imported everything."""
+    work = tmp_path_factory.mktemp("hostile")
+    done = subprocess.run(
+        [sys.executable, "-P", str(SCRIPT), str(release_path), str(work)],
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return {outcome["name"]: outcome for outcome in map(json.loads, done.stdout.splitlines())}
+
+
+def test_there_are_many():
+    assert len(hostile.CASES) >= 150
+
+
+@pytest.mark.parametrize("name", hostile.CASES)
+def test_one_line_and_nothing_written(outcomes, name):
+    outcome, case = outcomes[name], hostile.CASES[name]
+    said = {what: outcome[what] for what in ("ask", "pull")}
+    assert not any(text.startswith("RAW") for text in said.values()), said
+    for what in case.fails:
+        assert said[what] != "ok"
+    if not case.partial:  # which prints a line for each model that failed
+        for what in case.fails:
+            assert "\n" not in said[what]
+            assert "release" in said[what], "the message names the file"
+            assert all(char.isprintable() for char in said[what])
+    assert (outcome["new"], outcome["changed"]) == ([], [])
+    if case.fails == ("pull",) and not case.partial:
+        assert not outcome["pulled"]
+
+
+def test_time_and_memory_are_bounded(outcomes):
+    slow = {name: outcome["seconds"] for name, outcome in outcomes.items() if outcome["seconds"] > hostile.SECONDS}
+    large = {name: outcome["megabytes"] for name, outcome in outcomes.items() if outcome["megabytes"] > 1500}
+    assert (slow, large) == ({}, {})
+
+
+def test_files_that_the_manifest_does_not_list_are_ignored(release_path, sample, tmp_path):
+    import shutil
+
+    folder = tmp_path / "release"
+    shutil.copytree(release_path, folder)
+    hostile.extra_shards(folder)
+    with cnnfilterdb.open(folder) as release:
+        pd.testing.assert_frame_equal(release.models(), sample.models())
+        pd.testing.assert_frame_equal(release.filters(), sample.filters())
+        pd.testing.assert_frame_equal(release.kl_shift("domain"), sample.kl_shift("domain"), check_exact=True)
+    report = cnnfilterdb.pull(folder, tmp_path / "db")
+    assert (len(report.done), report.failed) == (5, {})

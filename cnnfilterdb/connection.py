@@ -11,7 +11,8 @@ import duckdb
 from cnnfilterdb import sql
 from cnnfilterdb.analysis.bases import Bases
 from cnnfilterdb.analysis.queries import unreachable
-from cnnfilterdb.reports import Problem, Progress
+from cnnfilterdb.errors import CorruptError
+from cnnfilterdb.reports import Problem, Progress, printable
 from cnnfilterdb.scan.scan import FilterFiles
 
 __all__ = ["Connection", "Storage"]
@@ -113,6 +114,11 @@ class Connection:
             try:
                 self._connection.execute(text)
             except duckdb.Error as error:
-                raise unreachable(error) or error from None
+                if known := unreachable(error):
+                    raise known from None
+                if storage.published:
+                    reason = printable(error)[:300]
+                    raise CorruptError(f"{storage.location}: its tables cannot be read ({reason})") from None
+                raise
             self.text = text
         return self._connection

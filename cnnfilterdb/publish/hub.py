@@ -1,14 +1,14 @@
-"""Releases on the Hugging Face Hub: upload one so that no reader ever sees half of it, and list those that are there.
+"""Releases on the Hugging Face Hub: upload one so that no reader ever sees half of it, and list the published ones.
 
-An upload goes in steps, and a run that was cut is gone on with by running it again::
+An upload has several steps; an interrupted one is resumed by running it again::
 
-    branch release-vX.Y.Z     made from main; large files are sent in batches, then committed at once
+    branch release-vX.Y.Z     created from main; large files are sent in batches, then committed at once
     its listing               paths, sizes and hashes are compared with those of the release
-    main                      one commit, which refers to the large files of the branch; refused if main has moved
-    tag vX.Y.Z                on that commit, after its listing was compared too; then the branch goes
+    main                      one commit that refers to the large files of the branch; refused if main has moved
+    tag vX.Y.Z                on that commit, after comparing its listing too; then the branch is deleted
 
-What the repository has is not sent again: files that main or the branch has, at whatever path, are only referred to,
-and before another one is sent the server is asked for it by its hash.
+Nothing is sent twice: files that main or the branch contains, at any path, are only referred to, and before another
+one is sent the server is asked for it by its hash.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ _BATCH_BYTES = 2 << 30
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """A release that was uploaded.
+    """An uploaded release.
 
     Attributes:
         repo: The data set repository, ``owner/name``.
         tag: The tag, ``vX.Y.Z``.
-        commit: The commit on main that it names, 40 hexadecimal digits.
-        url: Where to look at it.
-        uploaded_bytes: Bytes of the files whose content the repository did not have. So much was sent at most: less by
-            Xet, which sends only the parts that are new to it, and less after a run that was cut.
+        commit: The tagged commit on main, 40 hexadecimal digits.
+        url: Its web page.
+        uploaded_bytes: Bytes of the files whose content the repository did not have. At most that many were sent: Xet
+            sends only the parts that are new to it, and a resumed upload only what was missing.
         new_files: Files that are new on main, or changed.
-        unchanged_files: Files that were there with the same content.
-        manifest: What the release says of itself.
+        unchanged_files: Files that were already present with the same content.
+        manifest: The manifest of the release.
     """
 
     repo: str
@@ -65,12 +65,12 @@ class Published:
 
 @dataclass(frozen=True, slots=True)
 class Released:
-    """A release that a repository has.
+    """A published release.
 
     Attributes:
         tag: The tag, ``vX.Y.Z``.
         version: Its three numbers.
-        commit: The commit that it names, 40 hexadecimal digits.
+        commit: The tagged commit, 40 hexadecimal digits.
     """
 
     tag: str
@@ -91,20 +91,20 @@ def upload(
     """Publish a release folder as a data set, and tag it.
 
     Main changes by one commit, after everything has arrived and was compared with the manifest. Parquet files of an
-    earlier release that are not in this one go; other files that somebody put there stay.
+    earlier release that this one does not contain are deleted; files that somebody else added stay.
 
     Args:
         folder: The release: the files of the manifest, ``cnnfilterdb.json``, and texts beside them.
         manifest: Its manifest.
-        repo: The data set repository, ``owner/name``; it is made where there is none.
+        repo: The data set repository, ``owner/name``; it is created if it does not exist.
         token: Token with write access; by default ``HF_TOKEN``, or that of ``hf auth login``.
         endpoint: Address of the Hub; by default what ``HF_ENDPOINT`` says, else the public one.
-        private: Make a new repository a private one. One that is there must be private then.
+        private: Create the repository as a private one. An existing one must be private then.
         progress: Called with "upload", the number of files that have arrived and of all.
 
     Raises:
-        PublishError: The folder is not what the manifest says, the token or the repository is refused, the version is
-            published already, the connection was cut, or somebody else published meanwhile.
+        PublishError: The folder does not match the manifest, the token or the repository is refused, the version is
+            already published, the connection broke, or somebody else published meanwhile.
     """
     repository = DatasetRepository(repo, token, endpoint)
     repository.need_token()
@@ -113,53 +113,101 @@ def upload(
     branches, tags = _prepare(repository, private)
     if manifest.tag in tags:
         following = _version_after(_released(tags))
-        raise PublishError(f"{repo}: {manifest.tag} is published already; the next free version is {following}")
+        raise PublishError(f"{repo}: {manifest.tag} is already published; the next free version is {following}")
     if _MAIN not in branches:
-        raise PublishError(f"{repo}: has no branch {_MAIN}; make one on its page, or publish to another repository")
-    head, branch = branches[_MAIN], f"release-{manifest.tag}"
+        raise PublishError(f"{repo}: has no branch {_MAIN}; create one on its page, or publish to another repository")
     with without_bars():
-        before = repository.tree(head)
-        _check_purpose(repo, before)
+        return _Upload(repository, manifest, files, branches).run(progress)
+
+
+class _Upload:
+    """The steps of an upload.
+
+    Args:
+        repository: The repository, which has a main branch.
+        manifest: Manifest of the release.
+        files: Its files.
+        branches: Commits by branch, as they are before.
+    """
+
+    def __init__(
+        self,
+        repository: DatasetRepository,
+        manifest: Manifest,
+        files: Sequence[_LocalFile],
+        branches: Mapping[str, str],
+    ) -> None:
+        self._repository = repository
+        self._manifest = manifest
+        self._files = files
+        self._head = branches[_MAIN]
+        # Everything arrives on a branch of its own, that of an interrupted run if there is one.
+        self._branch = f"release-{manifest.tag}"
+        self._base = branches.get(self._branch)
+
+    def run(self, progress: Progress | None) -> Published:
+        """Upload the release and tag it."""
+        repository, manifest, files = self._repository, self._manifest, self._files
+        before = repository.tree(self._head)
+        _check_purpose(repository.name, before)
         for file in files:
             if file.path == _CARD:
                 repository.check_card(file.source)
+        staged, arrived, sent = self._stage(before, progress)
+        changed = [file for file in files if not file.is_at(before)]
+        commit = self._release(changed, before, staged, arrived)
+        repository.tag(manifest.tag, commit)
+        repository.forget_branch(self._branch)
+        return Published(
+            repo=repository.name,
+            tag=manifest.tag,
+            commit=commit,
+            url=f"{repository.url}/tree/{manifest.tag}",
+            uploaded_bytes=sent,
+            new_files=len(changed),
+            unchanged_files=len(files) - len(changed),
+            manifest=manifest,
+        )
 
-        def complete(tree: Mapping[str, RepositoryFile]) -> bool:
-            return not _problems(files, tree)
-
-        # Everything arrives on a branch of its own, that of a run that was cut where there is one.
-        if branch not in branches:
-            repository.create_branch(branch, head)
-        base = branches.get(branch, head)
+    def _stage(
+        self, before: Mapping[str, RepositoryFile], progress: Progress | None
+    ) -> tuple[str, Mapping[str, RepositoryFile], int]:
+        """Send what is missing to the branch: its new commit, the files of that, and the bytes that were new."""
+        repository, files = self._repository, self._files
+        if self._base is None:
+            repository.create_branch(self._branch, self._head)
+        base = self._base or self._head
         there = repository.tree(base)
-        known = _large({head: before, base: there})
+        known = _large({self._head: before, base: there})
         missing = [file for file in files if not file.is_at(there)]
         fresh = [file for file in missing if file.sha256 not in known]
-        operations = _send(repository, fresh, branch, len(files), progress)
+        operations = _send(repository, fresh, self._branch, len(files), progress)
         operations += [*_copies(missing, known), *_deletions(files, there)]
-        staged = repository.commit(operations, branch, base, f"Files of {manifest.tag}", complete)
+        title = f"Files of {self._manifest.tag}"
+        staged = repository.commit(operations, self._branch, base, title, self._is_complete)
         arrived = repository.tree(staged)
-        _require_complete(f"{repo}, branch {branch}", files, arrived)
+        _require_complete(f"{repository.name}, branch {self._branch}", files, arrived)
+        return staged, arrived, sum(file.size for file in fresh)
 
-        # Then main refers to it.
-        changed = [file for file in files if not file.is_at(before)]
+    def _release(
+        self,
+        changed: Sequence[_LocalFile],
+        before: Mapping[str, RepositoryFile],
+        staged: str,
+        arrived: Mapping[str, RepositoryFile],
+    ) -> str:
+        """Let main refer to the files of the branch, by one commit, which is returned."""
+        repository, files = self._repository, self._files
         small = {file.path: file.source for file in changed if not arrived[file.path].large}
         operations = repository.send(small, _MAIN) if small else []
         operations += [*_copies(changed, _large({staged: arrived})), *_deletions(files, before)]
-        commit = repository.commit(operations, _MAIN, head, f"Release {manifest.tag}", complete)
-        _require_complete(repo, files, repository.tree(commit))
-        repository.tag(manifest.tag, commit)
-        repository.forget_branch(branch)
-    return Published(
-        repo=repo,
-        tag=manifest.tag,
-        commit=commit,
-        url=f"{repository.url}/tree/{manifest.tag}",
-        uploaded_bytes=sum(file.size for file in fresh),
-        new_files=len(changed),
-        unchanged_files=len(files) - len(changed),
-        manifest=manifest,
-    )
+        title = f"Release {self._manifest.tag}"
+        commit = repository.commit(operations, _MAIN, self._head, title, self._is_complete)
+        _require_complete(repository.name, files, repository.tree(commit))
+        return commit
+
+    def _is_complete(self, tree: Mapping[str, RepositoryFile]) -> bool:
+        return not _problems(self._files, tree)
 
 
 def releases(repo: str, *, token: str | None = None, endpoint: str | None = None) -> list[Released]:
@@ -171,13 +219,13 @@ def releases(repo: str, *, token: str | None = None, endpoint: str | None = None
         endpoint: Address of the Hub; by default as for :func:`upload`.
 
     Raises:
-        PublishError: There is no such repository, access is refused, or the Hub cannot be reached.
+        PublishError: The repository does not exist, access is refused, or the Hub cannot be reached.
     """
     return _released(DatasetRepository(repo, token, endpoint).refs()[1])
 
 
 def next_version(repo: str, *, token: str | None = None, endpoint: str | None = None) -> str:
-    """The version for a release of new content: the minor one up, ``1.0.0`` where there is no release yet.
+    """The version for the next release: one minor version up, or ``1.0.0`` for the first one.
 
     Args:
         repo: The data set repository, ``owner/name``; it need not exist.
@@ -217,7 +265,7 @@ def _version_after(known: Sequence[Released]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _LocalFile:
-    """A file of a release: path in there, where it is, size in bytes, SHA-256."""
+    """A file of a release: its path in the release, its local path, size in bytes and SHA-256."""
 
     path: str
     source: Path
@@ -225,7 +273,7 @@ class _LocalFile:
     sha256: str
 
     def is_at(self, tree: Mapping[str, RepositoryFile]) -> bool:
-        """Whether a repository has it at its path, with this content."""
+        """Whether a repository contains it at its path, with this content."""
         stored = tree.get(self.path)
         if stored is None or stored.size != self.size:
             return False
@@ -235,7 +283,7 @@ class _LocalFile:
         """The git object id of its content; asked of small files only."""
         data = self.source.read_bytes()
         if hashlib.sha256(data).hexdigest() != self.sha256:
-            raise PublishError(f"{self.source}: its SHA-256 is not {self.sha256} any more; write the release again")
+            raise PublishError(f"{self.source}: its SHA-256 is no longer {self.sha256}; build the release again")
         return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
@@ -244,7 +292,7 @@ def _release_files(folder: Path, manifest: Manifest) -> list[_LocalFile]:
     try:
         marker = folder / MARKER
         if Manifest.from_json(marker.read_text(encoding="utf-8"), str(marker)) != manifest:
-            raise PublishError(f"{marker}: not the manifest of this release; write it again")
+            raise PublishError(f"{marker}: not the manifest of this release; build it again")
         found = {
             path.relative_to(folder).as_posix(): path
             for path in sorted(folder.rglob("*"))
@@ -257,20 +305,20 @@ def _release_files(folder: Path, manifest: Manifest) -> list[_LocalFile]:
             if source is None or size != file.bytes:
                 there = "no such file" if size is None else f"{size}"
                 raise PublishError(
-                    f"{folder / file.path}: expected {file.bytes} bytes, found {there}; write the release again"
+                    f"{folder / file.path}: expected {file.bytes} bytes, found {there}; build the release again"
                 )
             files.append(_LocalFile(file.path, source, file.bytes, file.sha256))
         stray = [source for path, source in found.items() if path.endswith(".parquet")]
         if stray:
-            raise PublishError(f"{stray[0]}: not in the manifest; write the release into an empty folder")
+            raise PublishError(f"{stray[0]}: not in the manifest; build the release in an empty folder")
         texts = [_LocalFile(path, source, source.stat().st_size, sha256(source)) for path, source in found.items()]
     except (OSError, DatabaseError) as error:
-        raise PublishError(f"{folder}: not a release ({error}); write it again") from error
+        raise PublishError(f"{folder}: not a release ({error}); build it again") from error
     return files + texts
 
 
 def _prepare(repository: DatasetRepository, private: bool) -> tuple[dict[str, str], dict[str, str]]:
-    """Branches and tags of a repository, which is made where there is none."""
+    """Branches and tags of a repository, which is created if it does not exist."""
     refs = None
     try:
         refs = repository.refs()
@@ -288,18 +336,18 @@ def _prepare(repository: DatasetRepository, private: bool) -> tuple[dict[str, st
 
 
 def _check_purpose(repo: str, tree: Mapping[str, RepositoryFile]) -> None:
-    """Refuse a repository that holds another data set."""
+    """Refuse a repository that contains another data set."""
     other = [path for path in tree if path.endswith(".parquet")]
     if other and MARKER not in tree:
         raise PublishError(
-            f"{repo}: holds another data set ({other[0]}, and no {MARKER}); publish to a repository of its own"
+            f"{repo}: contains another data set ({other[0]}, and no {MARKER}); publish to another repository"
         )
 
 
 def _send(
     repository: DatasetRepository, files: Sequence[_LocalFile], branch: str, total: int, progress: Progress | None
 ) -> list[Any]:
-    """Send files in batches; all others of the total are there."""
+    """Send files in batches; all others of the total are already present."""
     operations: list[Any] = []
     for batch in _batches(files):
         if progress:
@@ -322,13 +370,13 @@ def _batches(files: Sequence[_LocalFile]) -> Iterator[list[_LocalFile]]:
 
 
 def _stale(files: Sequence[_LocalFile], tree: Mapping[str, RepositoryFile]) -> list[str]:
-    """What an earlier release left in a repository."""
+    """Files of an earlier release that the new one does not contain."""
     paths = {file.path for file in files}
     return sorted(path for path in tree if path not in paths and (path.endswith(".parquet") or path in _OPTIONAL))
 
 
 def _problems(files: Sequence[_LocalFile], tree: Mapping[str, RepositoryFile]) -> list[str]:
-    """What a repository has otherwise than a release."""
+    """Differences between a repository and a release."""
     problems = [f"{path}: expected no such file" for path in _stale(files, tree)]
     for file in files:
         if not file.is_at(tree):
@@ -343,13 +391,13 @@ def _require_complete(where: str, files: Sequence[_LocalFile], tree: Mapping[str
     if problems:
         others = f", and {len(problems) - 1} more" if problems[1:] else ""
         raise PublishError(
-            f"{where}: is not as it was sent: {problems[0]}{others}; nothing was tagged; "
-            "run it again, and if that does not help, write the release again"
+            f"{where}: differs from what was sent: {problems[0]}{others}; nothing was tagged; "
+            "run it again, and if that does not help, build the release again"
         )
 
 
 def _large(trees: Mapping[str, Mapping[str, RepositoryFile]]) -> dict[str, tuple[str, str]]:
-    """Where large files lie, of several revisions: SHA-256 -> (path, revision)."""
+    """Large files of several revisions: SHA-256 -> (path, revision)."""
     return {
         stored.digest: (path, revision)
         for revision, tree in trees.items()
@@ -359,7 +407,7 @@ def _large(trees: Mapping[str, Mapping[str, RepositoryFile]]) -> dict[str, tuple
 
 
 def _copies(files: Sequence[_LocalFile], known: Mapping[str, tuple[str, str]]) -> Iterator[Any]:
-    """Operations that refer to large files which the repository has; they move no content."""
+    """Operations that refer to large files which the repository contains; they move no content."""
     from huggingface_hub import CommitOperationCopy
 
     for file in files:

@@ -8,27 +8,32 @@ size can account for.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cnnfilterdb.errors import CorruptError
+from cnnfilterdb.errors import CnnFilterDbError, CorruptError
 from cnnfilterdb.release.manifest import ReleaseFile
 from cnnfilterdb.schema import release_schema
 
-__all__ = ["MAX_GROUP_BYTES", "check_footer", "opened", "unpacked_limit"]
+__all__ = ["check_footer", "open_shard", "open_table", "unpacked_limit"]
 
-#: Bytes of memory per byte of a file, and the bytes that any file may take.
+# Bytes of memory per byte of a file, and the bytes that any file may take. Filters and histograms may be many alike,
+# such as those of dead layers, and are never in memory all at once.
 _GROWTH = 200
+_GROWTH_OF_MANY = 1000
 _GROUND = 64 << 20
-#: Bytes of the weights of a row group of filters; the package writes at most 16 MiB, or one layer of one row.
-MAX_GROUP_BYTES = 64 << 20
+# Bytes of the weights of a row group of filters; the package writes at most 16 MiB, or one layer of one row.
+_GROUP = 64 << 20
 
 
-def unpacked_limit(size: int) -> int:
-    """Bytes of memory that the content of a file of so many bytes may take."""
-    return _GROUND + _GROWTH * size
+def unpacked_limit(file: ReleaseFile) -> int:
+    """Bytes that the content of a file may unpack to."""
+    many = file.table == "histograms" or file.table.startswith("filters_")
+    return _GROUND + (_GROWTH_OF_MANY if many else _GROWTH) * file.bytes
 
 
 def check_footer(shard: pq.ParquetFile, file: ReleaseFile, where: str) -> None:
@@ -43,10 +48,7 @@ def check_footer(shard: pq.ParquetFile, file: ReleaseFile, where: str) -> None:
         CorruptError: It is something else.
     """
     expected = release_schema(file.table)
-    try:
-        metadata, found = shard.metadata, shard.schema_arrow
-    except (pa.ArrowException, ValueError, NotImplementedError) as error:
-        raise CorruptError(f"{where}: its columns cannot be read ({_first_line(error)}); {_REMEDY}") from error
+    metadata, found = shard.metadata, shard.schema_arrow
     if not found.equals(expected):
         raise CorruptError(
             f"{where}: its columns are not those of {file.table}{_difference(found, expected)}; {_REMEDY}"
@@ -62,7 +64,7 @@ def check_footer(shard: pq.ParquetFile, file: ReleaseFile, where: str) -> None:
             column = group.column(number)
             values += max(column.num_values, group.num_rows)
             unpacked += column.total_uncompressed_size
-    limit = unpacked_limit(file.bytes)
+    limit = unpacked_limit(file)
     needed = max(8 * values, unpacked)
     if needed > limit:
         raise CorruptError(
@@ -72,23 +74,48 @@ def check_footer(shard: pq.ParquetFile, file: ReleaseFile, where: str) -> None:
     if file.table.startswith("filters_"):
         row = 4 * (len(expected) - 4)
         largest = max((group.num_rows for group in groups), default=0)
-        if largest > 1 and largest * row > MAX_GROUP_BYTES:
+        if largest > 1 and largest * row > _GROUP:
             raise CorruptError(f"{where}: a row group of {largest:,} filters; expected smaller ones; {_REMEDY}")
 
 
-def opened(content: bytes, file: ReleaseFile, where: str) -> pq.ParquetFile:
-    """Open the content of a shard whose text has been measured.
+def open_shard(content: Any, file: ReleaseFile, where: str, **options: Any) -> pq.ParquetFile:
+    """Open a shard and check its footer.
+
+    Args:
+        content: The file, as :class:`pyarrow.parquet.ParquetFile` takes it.
+        file: Its description in the manifest.
+        where: Its address, for messages.
+        **options: Those of :class:`pyarrow.parquet.ParquetFile`.
 
     Raises:
-        CorruptError: It is not a shard of its table, or unpacks to more than its size can account for.
+        CorruptError: It is not the shard that the manifest describes.
     """
+    with _reading(where):
+        shard = pq.ParquetFile(content, **options)
+        check_footer(shard, file, where)
+    return shard
+
+
+def open_table(content: bytes, file: ReleaseFile, where: str) -> pq.ParquetFile:
+    """Like :func:`open_shard`, for a small table whose text is measured as well.
+
+    Raises:
+        CorruptError: It is not the shard that the manifest describes, or unpacks to more than its size can account for.
+    """
+    shard = open_shard(pa.BufferReader(content), file, where)
+    with _reading(where):
+        _check_text(content, shard.metadata, file, where)
+    return shard
+
+
+@contextmanager
+def _reading(where: str) -> Iterator[None]:
     try:
-        plain = pq.ParquetFile(pa.BufferReader(content))
-        check_footer(plain, file, where)
-        _check_text(content, plain.metadata, file, where)
+        yield
+    except CnnFilterDbError:
+        raise
     except (pa.ArrowException, OSError, ValueError, NotImplementedError) as error:
         raise CorruptError(f"{where}: cannot be read ({_first_line(error)}); {_REMEDY}") from error
-    return plain
 
 
 def _check_text(content: bytes, metadata: pq.FileMetaData, file: ReleaseFile, where: str) -> None:
@@ -98,7 +125,7 @@ def _check_text(content: bytes, metadata: pq.FileMetaData, file: ReleaseFile, wh
     if not text:
         return
     encoded = pq.ParquetFile(pa.BufferReader(content), read_dictionary=text)
-    total, limit = 0, unpacked_limit(file.bytes)
+    total, limit = 0, unpacked_limit(file)
     for batch in encoded.iter_batches(batch_size=4096, columns=text, use_threads=False):
         total += sum(_text_bytes(column) for column in batch.columns)
         if total > limit:

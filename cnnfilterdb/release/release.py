@@ -14,6 +14,7 @@ import re
 import stat
 import weakref
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -24,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
-from cnnfilterdb import sql
+from cnnfilterdb import paths, sql
 from cnnfilterdb.analysis.bases import Bases, FittedBasis
 from cnnfilterdb.errors import (
     CnnFilterDbError,
@@ -37,7 +38,7 @@ from cnnfilterdb.errors import (
 )
 from cnnfilterdb.paths import MARKER
 from cnnfilterdb.release.cached_filesystem import CachedFileSystem
-from cnnfilterdb.release.footers import check_footer
+from cnnfilterdb.release.footers import open_shard
 from cnnfilterdb.release.manifest import MANIFEST_BYTES, TABLES, Manifest, ReleaseFile, version_of
 from cnnfilterdb.release.remote import Budget, RangeFile, counting_options, reaching, read_range
 from cnnfilterdb.release.tables import SmallTables
@@ -99,18 +100,16 @@ class ReleaseShard:
         Raises:
             CorruptError: It is not the shard that the manifest describes.
         """
-        known = self.footers.get(self.path)
-        options.setdefault("metadata", known)
+        options.setdefault("metadata", self.footers.get(self.path))
         if self.filesystem is None:
             # An open file: a path with a colon would be taken for an address.
-            shard = pq.ParquetFile(pa.memory_map(self.path), **options)
+            content: Any = pa.memory_map(self.path)
         else:
             # Ranges are requested as they are needed: pyarrow joins those of a row group.
             content = RangeFile(partial(read_range, self.filesystem, self.path), self.file.bytes)
-            shard = pq.ParquetFile(content, pre_buffer=True, **options)
-        if known is None:
-            check_footer(shard, self.file, str(self))
-            self.footers[self.path] = shard.metadata
+            options["pre_buffer"] = True
+        shard = open_shard(content, self.file, str(self), **options)
+        self.footers[self.path] = shard.metadata
         return shard
 
     def wanted(self, metadata: pq.FileMetaData, group: int) -> bool:
@@ -184,12 +183,12 @@ class Release:
         if not marker.exists() and folder.is_dir():
             raise NotADatabaseError(f"{folder}: not a release of cnnfilterdb ({MARKER} is missing); check the path")
         try:
-            _require_regular(folder, marker)
+            _require_regular(folder, MARKER)
             if marker.stat().st_size > MANIFEST_BYTES:
                 raise DatabaseError(f"{marker}: larger than {MANIFEST_BYTES:,} bytes; have it published again")
             manifest = _manifest(marker.read_bytes(), str(folder))
             for file in manifest.files:
-                _require_regular(folder, folder / file.path)
+                _require_regular(folder, file.path)
         except OSError as error:
             if isinstance(error, DatabaseError):
                 raise
@@ -287,7 +286,7 @@ class Release:
                 path = self.path(file.path)
                 with reaching(path):
                     content = pa.memory_map(path) if self._cache is None else self._cache.open(path)
-                    check_footer(pq.ParquetFile(content), file, f"{self.location}/{file.path}")
+                    open_shard(content, file, f"{self.location}/{file.path}")
         self._bound = True
 
     def _check_shards(self, kernel: str) -> None:
@@ -411,20 +410,10 @@ def _manifest(content: bytes, location: str) -> Manifest:
     return manifest
 
 
-def _require_regular(folder: Path, file: Path) -> None:
-    """Make sure that a file which exists is a regular one inside its folder: no device, pipe or link to elsewhere.
-
-    Raises:
-        CorruptError: It is something else.
-    """
-    if not file.resolve().is_relative_to(folder):
-        raise CorruptError(f"{file}: a link out of the release; replace it by the file itself")
-    try:
-        mode = file.stat().st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISREG(mode):
-        raise CorruptError(f"{file}: not a regular file; do not use this release, or have it published again")
+def _require_regular(folder: Path, relative: str) -> None:
+    """Make sure that a file, if it exists, is a regular one inside its folder."""
+    with suppress(FileNotFoundError):
+        paths.regular(folder, relative)
 
 
 def _within(model_id: str, first: str | None, last: str | None) -> bool:

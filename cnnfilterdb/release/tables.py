@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from cnnfilterdb.analysis.bases import VARIANTS, FittedBasis, fitted_basis, ranges
 from cnnfilterdb.errors import CnnFilterDbError, CorruptError
-from cnnfilterdb.release.footers import opened
+from cnnfilterdb.release.footers import open_table
 from cnnfilterdb.release.manifest import Manifest, ReleaseFile, shown
 from cnnfilterdb.schema import MAX_KERNEL_WEIGHTS, kernel_shape
 from cnnfilterdb.stats import RECIPES
@@ -91,7 +91,7 @@ class SmallTables:
                 raise CorruptError(
                     f"{where}: SHA-256 {digest}, expected {file.sha256}; try again, or have it published again"
                 )
-            yield opened(content, file, where)
+            yield open_table(content, file, where)
 
     def _table(self, name: str) -> pa.Table:
         try:

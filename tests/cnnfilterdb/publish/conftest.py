@@ -40,9 +40,9 @@ configs:
 
 
 def _loopback():
-    """The module tests/hub.py; tests are no package, so that it has no name to import it by."""
+    """The package tests/loopback_hub; tests are not a package, so it is not importable by a name."""
     if "loopback_hub" not in sys.modules:
-        path = Path(__file__).parents[2] / "hub.py"
+        path = Path(__file__).parents[2] / "loopback_hub" / "__init__.py"
         specification = importlib.util.spec_from_file_location("loopback_hub", path)
         module = sys.modules["loopback_hub"] = importlib.util.module_from_spec(specification)
         specification.loader.exec_module(module)

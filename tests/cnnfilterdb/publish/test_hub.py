@@ -127,7 +127,9 @@ def test_a_repository_that_exists(hub, make, publish):
 def test_a_repository_of_another_data_set_is_left_alone(hub, make, publish, state):
     hub.create(REPO).push({"data/train.parquet": b"PAR1", "README.md": b"mine"})
     before = state()
-    with pytest.raises(PublishError, match=r"holds another data set \(data/train.parquet, and no cnnfilterdb.json\)"):
+    with pytest.raises(
+        PublishError, match=r"contains another data set \(data/train.parquet, and no cnnfilterdb.json\)"
+    ):
         publish(make(ONE))
     assert state() == before
     assert hub.repos[REPO].branches.keys() == {"main"}
@@ -170,7 +172,7 @@ def test_releases_and_versions(hub, make, publish):
     ]
     assert publishing.next_version(REPO, **known) == "1.11.0"
     asked = len(hub.requests)
-    with pytest.raises(PublishError, match=r"v1.9.1 is published already; the next free version is 1.11.0"):
+    with pytest.raises(PublishError, match=r"v1.9.1 is already published; the next free version is 1.11.0"):
         publish(make(TWO, "1.9.1", name="again"))
     assert {one.method for one in hub.requests[asked:]} == {"GET"}
 
@@ -250,7 +252,7 @@ def test_folders_that_are_no_release(hub, make, publish, changed):
     models = "models/00000.parquet"
     cases = [
         (changed(manifest, models, bytes=1), "not the manifest of this release"),
-        (manifest, "expected .* bytes, found no such file; write the release again"),
+        (manifest, "expected .* bytes, found no such file; build the release again"),
         (manifest, "expected .* bytes, found 5; write"),
         (manifest, "extra.parquet: not in the manifest"),
         (manifest, r"not a release \(.*cnnfilterdb.json: the marker of a database folder"),
@@ -295,7 +297,9 @@ def test_a_card_that_the_hub_refuses(hub, make, publish, state):
 def test_what_the_server_says_is_compared(hub, make, publish, state):
     release = make(ONE)
     hub.lies["filters_3x3/00001.parquet"] = {"size": 3, "lfs": {"size": 3}}
-    with pytest.raises(PublishError, match=r"branch release-v1.0.0: is not as it was sent: filters_3x3/00001.parquet"):
+    with pytest.raises(
+        PublishError, match=r"branch release-v1.0.0: differs from what was sent: filters_3x3/00001.parquet"
+    ):
         publish(release)
     assert state() == ([".gitattributes"], {})
     hub.lies["filters_3x3/00001.parquet"] = {"lfs": {"oid": "0" * 64}}
@@ -305,7 +309,7 @@ def test_what_the_server_says_is_compared(hub, make, publish, state):
     hub.lies.clear()
     # On main, after its commit: no tag
     hub.fail("POST .*/commit/main", action=lambda: hub.lies.update({"README.md": {"oid": "0" * 40}}))
-    with pytest.raises(PublishError, match=r"^owner/kernels: is not as it was sent: README.md"):
+    with pytest.raises(PublishError, match=r"^owner/kernels: differs from what was sent: README.md"):
         publish(release)
     assert hub.repos[REPO].tags == {}
     hub.lies.clear()

@@ -374,7 +374,7 @@ def _(folder: Path) -> None:
 
 @case("bomb: one long text")
 def _(folder: Path) -> None:
-    cell("models", "domain", "a" * (200 << 20))(folder)
+    cell("models", "domain", "a" * (120 << 20))(folder)
     rewrite(folder, "models", lambda rows: rows, compression="zstd")
 
 
@@ -609,6 +609,8 @@ def attempt(name: str, folder: Path) -> dict[str, str]:
         outcome["ask"] = str(error)
     except BaseException as error:
         outcome["ask"] = f"RAW {type(error).__name__}: {error}"
+    if "pull" not in CASES[name].fails:
+        return outcome | {"pull": "not tried"}
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):

@@ -39,6 +39,7 @@ __all__ = [
     "MARKER",
     "QUARANTINE",
     "STAGING",
+    "UNFINISHED",
     "bases_pattern",
     "basis_folder",
     "basis_path",
@@ -69,6 +70,9 @@ INIT = "init.sql"
 #: The user's corrections of facts about models (:mod:`cnnfilterdb.store.annotations`), and their checksum.
 ANNOTATIONS = "annotations.csv"
 ANNOTATIONS_SUM = "annotations.csv.sha256"
+
+#: The file that says that a release in a folder is not finished.
+UNFINISHED = ".cnnfilterdb-unfinished"
 
 #: Folders of locks, of work in progress, and of files that were set aside.
 LOCKS = ".locks"

@@ -85,8 +85,9 @@ def export(
 
     ``parquet`` and ``arrow`` hold the keys (``model_id``, ``layer``, ``out_channel``, ``in_channel``), the weights as
     float32 columns ``w0``, ``w1``, ..., row-major, and the columns :data:`FACTS`, text of them dictionary-encoded.
-    ``csv`` has the same columns with a header; null is an empty field, and weights have the digits that give back the
-    same float32.
+    ``csv`` has the same columns with a header; null is an empty field, and weights have enough digits to restore the
+    same float32. Text that a spreadsheet would run as a formula, because it begins with ``=``, ``+``, ``-`` or ``@``,
+    gets an apostrophe in front.
 
     ``npz`` is read by ``numpy.load(path, allow_pickle=False)``. Of n filters and L layers it holds ``filters`` (n, kh,
     kw) float32; ``model``, ``layer``, ``out_channel``, ``in_channel`` and ``layer_row`` (n,) int32; ``model_ids``, the
@@ -344,7 +345,20 @@ def _write_csv(part: Path, filters: _Selection, progress: Progress, target: Path
     schema = _schema(filters, encoded=False)
     with part.open("wb") as plain, _compressed(plain, target) as file, pacsv.CSVWriter(file, schema) as writer:
         for table in _joined_rows(filters, progress, schema, filters.layers.__getitem__):
-            writer.write_table(table)
+            writer.write_table(_without_formulas(table))
+
+
+def _without_formulas(table: pa.Table) -> pa.Table:
+    """The same rows, with an apostrophe in front of text that a spreadsheet would run as a formula."""
+    for number, field in enumerate(table.schema):
+        if pa.types.is_string(field.type):
+            column = table[field.name]
+            risky = pc.match_substring_regex(column, r"^[=+\-@\t\r\n]").fill_null(False)
+            if pc.any(risky).as_py():
+                table = table.set_column(
+                    number, field, pc.if_else(risky, pc.binary_join_element_wise("'", column, ""), column)
+                )
+    return table
 
 
 def _compressed(file: IO[bytes], target: Path) -> AbstractContextManager[Any]:

@@ -16,7 +16,7 @@ from cnnfilterdb.errors import CnnFilterDbError, PublishError
 from cnnfilterdb.publish import card
 from cnnfilterdb.publish.licenses import decide
 from cnnfilterdb.publish.shards import SIZES, write_filter_shards, write_shards
-from cnnfilterdb.release.manifest import LeftOut, Manifest
+from cnnfilterdb.release.manifest import LeftOut, Manifest, is_shard_path
 from cnnfilterdb.reports import Progress
 from cnnfilterdb.schema import HISTOGRAMS
 from cnnfilterdb.stats import RECIPES
@@ -36,6 +36,7 @@ Query = Callable[[str], pa.Table]
 Draw = Callable[[str], "Figure"]
 
 _FIGURE = "shift.png"
+_TEXTS = (paths.INIT, "MODELS.md", "CITATION.cff", "README.md")
 _DPI = 120
 
 
@@ -66,7 +67,7 @@ def build(
 
     Args:
         index: The index of the database, up to date; it names the folder as well.
-        folder: Folder to write to, empty or absent.
+        folder: Folder to write to: empty, absent, or with what an interrupted build left in it.
         repo: Data set that the release is for, ``owner/name``.
         version: Its version, ``X.Y.Z``.
         query: Answers SQL over the views of the database.
@@ -80,8 +81,6 @@ def build(
         DatabaseError: The disk is full.
     """
     store = index.store
-    if folder.exists() and any(folder.iterdir()):
-        raise PublishError(f"{folder}: not an empty folder; choose another one for the release")
     facts = query("FROM models ORDER BY model_id")
     if not facts.num_rows:
         raise PublishError(f"{store.path}: contains no models; `cnnfilterdb ingest` imports some")
@@ -92,8 +91,7 @@ def build(
             f"{store.path}: none of its {len(left_out)} models may be published: {left_out[0].reason}; "
             "`--include-license` names exceptions"
         )
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    _prepare(folder)
     # The bases in use; older ones stay in the database.
     bases = list(index.current().values())
     kernels = list(dict.fromkeys(["3x3", *store.kernels()]))
@@ -115,7 +113,7 @@ def build(
     current = {fitted.basis.kernel: (fitted.basis_id, fitted.basis) for fitted in bases}
     frame = models.to_pandas()
     texts = {
-        "init.sql": sql.render(
+        paths.INIT: sql.render(
             release_address(repo, version),
             kernels,
             current,
@@ -138,7 +136,27 @@ def build(
     with writing(folder):
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8")
+        (folder / paths.UNFINISHED).unlink()
     return manifest
+
+
+def _prepare(folder: Path) -> None:
+    """Create the folder; one with an unfinished release is emptied, because a release is always built from scratch."""
+    with writing(folder):
+        unfinished = folder / paths.UNFINISHED
+        there = [path for path in folder.rglob("*") if not path.is_dir()] if folder.exists() else []
+        own = {path for path in there if _is_own(path.relative_to(folder).as_posix())}
+        if there and not (unfinished in there and own == set(there)):
+            raise PublishError(f"{folder}: not an empty folder; choose another one for the release")
+        for path in own - {unfinished}:
+            path.unlink()
+        folder.mkdir(parents=True, exist_ok=True)
+        unfinished.touch()
+
+
+def _is_own(path: str) -> bool:
+    """Whether a release has a file of this name."""
+    return path in {*_TEXTS, _FIGURE, paths.MARKER, paths.UNFINISHED} or is_shard_path(path)
 
 
 def _permitted(models: pa.Table, include: Sequence[str]) -> tuple[list[str], list[LeftOut]]:

@@ -1,4 +1,4 @@
-"""Markdown of whatever text: shown as it is, in tables too, and never taken for markup or HTML."""
+"""Markdown for arbitrary text: shown literally, in tables too, never interpreted as markup or HTML."""
 
 from __future__ import annotations
 
@@ -8,28 +8,30 @@ from urllib.parse import quote
 
 import pandas as pd
 
+from cnnfilterdb.reports import printable
+
 __all__ = ["code", "line", "link", "table", "text"]
 
 
 def line(value: object) -> str:
-    r"""A single value on one line, without what cannot be printed; nothing for None and NaN.
+    r"""A single value on one line, without unprintable characters; empty for None and NaN.
 
     >>> line(" a\nb\x00 ")
     'a b'
     """
     if pd.isna(value):  # type: ignore[call-overload]
         return ""
-    return " ".join("".join(c if c.isprintable() else " " for c in str(value)).split())
+    return printable(value)
 
 
-# A backslash becomes an entity: then every other one is an escape, on which parsers of tables agree.
+# A backslash becomes an entity, so every other one is an escape; parsers of tables agree on that.
 _ESCAPES = str.maketrans(
     {"&": "&amp;", "<": "&lt;", ">": "&gt;", "\\": "&#92;", **{mark: f"\\{mark}" for mark in "`*_[]|~$"}}
 )
 
 
 def text(value: object) -> str:
-    r"""Any value as Markdown that shows it as it is, on one line, in a table or outside of one; nothing for None.
+    r"""Any value as Markdown that shows it literally, on one line, inside or outside a table; empty for None.
 
     >>> text("a|b *c*\n<d>"), text(None), text(float("nan"))
     ('a\\|b \\*c\\* &lt;d&gt;', '', '')
@@ -38,7 +40,7 @@ def text(value: object) -> str:
 
 
 def code(value: object) -> str:
-    r"""Any value as Markdown in the type of code.
+    r"""Any value as inline code.
 
     >>> code("pypi/a_b"), code("a`b")
     ('`pypi/a_b`', '<code>a\\`b</code>')
@@ -50,7 +52,7 @@ def code(value: object) -> str:
 
 
 def link(address: str, shown: str | None = None) -> str:
-    """A link to an address of the web, or the text itself where it is none.
+    """A link to a web address, or the text itself if it is not one.
 
     >>> link("https://example.org/a b"), link("javascript:alert(1)")
     ('[example.org/a b](<https://example.org/a%20b>)', 'javascript:alert(1)')
@@ -65,11 +67,11 @@ def link(address: str, shown: str | None = None) -> str:
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of Markdown.
+    """A Markdown table.
 
     Args:
-        headings: Headings of the columns; one that begins with ``>`` is of numbers, which stand on the right.
-        rows: Cells, which are Markdown already.
+        headings: Column headings; ``>`` in front of one aligns its column to the right.
+        rows: Cells, already in Markdown.
     """
     names = [heading.removeprefix(">") for heading in headings]
     marks = ["--:" if heading.startswith(">") else ":--" for heading in headings]

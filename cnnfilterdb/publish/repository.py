@@ -1,10 +1,10 @@
-"""A data set repository of the Hugging Face Hub, as huggingface_hub reaches it.
+"""A data set repository on the Hugging Face Hub, accessed through huggingface_hub.
 
-huggingface_hub sends large files, by Xet where hf_xet is installed, and repeats most of its requests itself where they
-fail for a passing reason: five times, over 23 seconds, or as long as the server asks. The others are repeated here.
+huggingface_hub sends large files, by Xet if hf_xet is installed, and repeats most of its requests itself if they fail
+for a passing reason: five times, over 23 seconds, or as long as the server asks. The others are repeated here.
 
-Its errors hold requests with their headers, and with them the token. So none of them is kept as the cause or the
-context of an error that is raised here, and the token is taken out of every message.
+Its errors contain requests with their headers, including the token. So none of them becomes the cause or the context of
+an error raised here, and the token is removed from every message.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cnnfilterdb.errors import PublishError
+from cnnfilterdb.release.remote import ANSWER_BYTES, SLOWEST, Budget
+from cnnfilterdb.reports import printable
 from cnnfilterdb.version import package_version
 
 __all__ = ["AGAIN", "DatasetRepository", "Refused", "RepositoryFile", "without_bars"]
@@ -28,13 +30,15 @@ _log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
-#: What to do where something broke off.
-AGAIN = "run it again: what has arrived is not sent twice"
+#: The remedy after an interruption.
+AGAIN = "run it again: nothing is sent twice"
 
 _DATASET = "dataset"
-# How often a request is repeated that fails for a passing reason, and the longest wait that a server may ask for
+# How often a request that fails for a passing reason is repeated, and the longest wait that a server may ask for
 _PATIENCE = 5
 _LONGEST = 300.0
+# Seconds that a request may take besides the time that its bytes need, with all repetitions by huggingface_hub
+REQUEST_SECONDS = 900.0
 _PASSING = frozenset({408, 429, 500, 502, 503, 504})
 _CONFLICT = 409
 _STALE = 412
@@ -57,13 +61,13 @@ class RepositoryFile:
 
 
 class Refused(PublishError):
-    """A request that failed, and what is to be known of it to go on.
+    """A request that failed, and what the caller needs to know to continue.
 
     Attributes:
-        status: Status of the answer; None where there was none.
-        passing: It may well succeed later.
-        wait: Seconds that the server wants one to wait; None where it says nothing.
-        missing: There is no such repository, or none that the token may see.
+        status: Status of the answer; None if there was none.
+        passing: It may succeed later.
+        wait: Seconds that the server asks to wait; None if it does not say.
+        missing: The repository does not exist, or the token may not see it.
     """
 
     def __init__(
@@ -80,15 +84,15 @@ class Refused(PublishError):
 
 
 class DatasetRepository:
-    """A data set repository. Every method raises :class:`PublishError` where it is refused.
+    """A data set repository. Every method raises :class:`PublishError` if it is refused.
 
     Args:
         name: ``owner/name``.
         token: Token; None for ``HF_TOKEN`` or that of ``hf auth login``.
-        endpoint: Address of the Hub; None for what ``HF_ENDPOINT`` says, else the public one.
+        endpoint: Address of the Hub; None for the value of ``HF_ENDPOINT``, else the public one.
 
     Raises:
-        PublishError: One of them cannot be.
+        PublishError: One of them is not valid.
     """
 
     def __init__(self, name: str, token: str | None = None, endpoint: str | None = None) -> None:
@@ -96,18 +100,22 @@ class DatasetRepository:
 
         if not _is_name(name):
             raise PublishError(
-                f"{name!r} cannot be a repository; expected owner/name, of letters, digits, '-', '_' and '.'"
+                f"{name!r} is not a repository; expected owner/name, of letters, digits, '-', '_' and '.'"
             )
         self.name = name
-        # Read now, not when huggingface_hub was imported by whomever
+        # Read now, not when something else imported huggingface_hub
         self.endpoint = (endpoint or os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
         if not re.match(r"https?://[^/]", self.endpoint):
-            raise PublishError(f"{self.endpoint!r} is no address of a Hub; expected https://...; check HF_ENDPOINT")
+            raise PublishError(
+                f"{self.endpoint!r} is not the address of a Hub; expected https://...; check HF_ENDPOINT"
+            )
         self.url = f"{self.endpoint}/datasets/{name}"
         self._token = (token or get_token() or "").strip()
-        # Of any other character the client would complain by quoting the token
+        # The client would complain about any other character by quoting the token
         if self._token and not re.fullmatch(r"[!-~]+", self._token):
-            raise PublishError("the token has characters that no token has; copy it again, without blanks or quotes")
+            raise PublishError(
+                "the token contains characters that no token has; copy it again, without spaces or quotes"
+            )
         self._api = HfApi(
             endpoint=self.endpoint,
             token=self._token or False,
@@ -116,19 +124,19 @@ class DatasetRepository:
         )
 
     def need_token(self) -> None:
-        """Complain where there is no token at all; asks nothing of the server."""
+        """Raise an error if there is no token at all; sends no request."""
         if not self._token:
             raise PublishError(
-                f"{self.name}: publishing needs a token with write access; make one at "
+                f"{self.name}: publishing needs a token with write access; create one at "
                 f"{self.endpoint}/settings/tokens, then set HF_TOKEN or run `hf auth login`"
             )
 
     def check_token(self) -> None:
-        """Ask who the token is of, and whether it may write."""
+        """Ask the server whose token it is, and whether it may write."""
         known = self._ask(lambda: self._api.whoami())
         if known.get("auth", {}).get("accessToken", {}).get("role") == "read":
             raise PublishError(
-                f"{self.name}: the token may only read; make one with write access at {self.endpoint}/settings/tokens"
+                f"{self.name}: the token may only read; create one with write access at {self.endpoint}/settings/tokens"
             )
 
     def refs(self) -> tuple[dict[str, str], dict[str, str]]:
@@ -138,11 +146,11 @@ class DatasetRepository:
         return branches, tags
 
     def create(self, private: bool) -> None:
-        """Make the repository; nothing where it is there."""
+        """Create the repository, unless it exists."""
         self._ask(lambda: self._api.create_repo(self.name, repo_type=_DATASET, private=private, exist_ok=True))
 
     def is_private(self) -> bool:
-        """Whether only its owner sees it."""
+        """Whether only its owner can see it."""
         return bool(self._ask(lambda: self._api.dataset_info(self.name)).private)
 
     def tree(self, revision: str) -> dict[str, RepositoryFile]:
@@ -163,7 +171,7 @@ class DatasetRepository:
         }
 
     def check_card(self, path: Path) -> None:
-        """Let the server look at the metadata of a card, as it does with every commit, before anything is sent."""
+        """Let the server check the metadata of a card before anything is sent, as it does with every commit."""
         from huggingface_hub import get_session
         from huggingface_hub.utils import hf_raise_for_status
 
@@ -181,7 +189,7 @@ class DatasetRepository:
             raise PublishError(f"{path}: {refused}; correct it and run again") if refused.status == 400 else refused
 
     def create_branch(self, branch: str, revision: str) -> None:
-        """Make a branch at a commit; nothing where it is there."""
+        """Create a branch at a commit, unless it exists."""
         self._ask(
             lambda: self._api.create_branch(
                 self.name, branch=branch, revision=revision, repo_type=_DATASET, exist_ok=True
@@ -189,11 +197,11 @@ class DatasetRepository:
         )
 
     def send(self, files: Mapping[str, Path], branch: str) -> list[Any]:
-        """Send the content of large files, as far as the server does not have it. Small files go with the commit.
+        """Send the content of large files that the server does not have. Small files go with the commit.
 
         Args:
-            files: Path in the repository -> where the file is.
-            branch: The branch that they are for.
+            files: Path in the repository -> local file.
+            branch: The branch to commit them to.
 
         Returns:
             An operation per file, for :meth:`commit`.
@@ -205,7 +213,7 @@ class DatasetRepository:
         def ask() -> None:
             self._api.preupload_lfs_files(self.name, additions, repo_type=_DATASET, revision=branch, free_memory=False)
 
-        self._ask(ask, patience=0)
+        self._ask(ask, patience=0, size=sum(source.stat().st_size for source in files.values()))
         return additions
 
     def commit(
@@ -218,14 +226,14 @@ class DatasetRepository:
     ) -> str:
         """One commit on top of a certain other one; none without operations.
 
-        A commit whose answer is lost may have been made. So before it is repeated the branch is looked at.
+        A commit may have been made although its answer was lost, so the branch is checked before it is repeated.
 
         Args:
-            operations: What changes.
-            branch: Where.
+            operations: The changes.
+            branch: The branch.
             parent: The commit that the branch must be at.
             title: Message of the commit.
-            done: Tells of the files of a commit whether it is this one.
+            done: Whether the files of a commit are those of this one.
 
         Returns:
             The new commit, 40 hexadecimal digits.
@@ -274,7 +282,7 @@ class DatasetRepository:
             raise PublishError(f"{self.name}: somebody else tagged {tag} meanwhile; run it again with another version")
 
     def forget_branch(self, branch: str) -> None:
-        """Delete a branch. That it stays does no harm, so that this never fails."""
+        """Delete a branch. A branch that stays does no harm, so this never fails."""
         try:
             self._ask(lambda: self._api.delete_branch(self.name, branch=branch, repo_type=_DATASET))
         except Refused as refused:
@@ -283,23 +291,26 @@ class DatasetRepository:
 
     # ------------------------------------------------------------------------------------------------------ privately
 
-    def _ask(self, request: Callable[[], _T], patience: int = _PATIENCE) -> _T:
-        """Answer of a request, repeated where it fails for a passing reason.
+    def _ask(self, request: Callable[[], _T], patience: int = _PATIENCE, size: int = 0) -> _T:
+        """Answer to a request, repeated if it fails for a passing reason.
 
-        ``patience`` is 0 where huggingface_hub repeats it itself: large files, listings, and what files are to be.
+        Args:
+            request: The request.
+            patience: How often it is repeated; 0 where huggingface_hub does that itself: for large files and listings.
+            size: Bytes that it sends.
         """
         attempt = 0
-        while isinstance(answer := self._attempt(request), Refused):
+        while isinstance(answer := self._attempt(request, size), Refused):
             if not answer.passing or attempt == patience:
                 raise answer
             _wait(answer, attempt)
             attempt += 1
         return answer
 
-    def _attempt(self, request: Callable[[], _T]) -> _T | Refused:
-        """Answer of a request, or why there is none. It is returned: what is raised here would have a context."""
+    def _attempt(self, request: Callable[[], _T], size: int = 0) -> _T | Refused:
+        """Answer to a request, or why there is none. It is returned: what is raised here would have a context."""
         try:
-            return request()
+            return Budget(ANSWER_BYTES, REQUEST_SECONDS + size / SLOWEST).spend(request)
         except Exception as error:
             refused = self._refused(error)
             if refused is None:
@@ -307,7 +318,7 @@ class DatasetRepository:
             return refused
 
     def _refused(self, error: BaseException) -> Refused | None:
-        """What an error of huggingface_hub means, without the token; None for an error of the program."""
+        """Convert an error of huggingface_hub, without the token; None for an error of the program."""
         from huggingface_hub import errors
 
         while isinstance(error, RuntimeError) and error.__cause__ is not None:
@@ -321,7 +332,7 @@ class DatasetRepository:
         if type(error).__module__.partition(".")[0] in _CLIENT:
             return Refused(f"{self.name}: the connection to {self.endpoint} broke ({reason}); {AGAIN}", passing=True)
         if isinstance(error, OSError | ValueError | RuntimeError):
-            # Of hf_xet the text alone tells what was answered
+            # Errors of hf_xet state the answer in their text only
             remedy = "check what the token may do" if re.search(r"\b40[13]\b", reason) else AGAIN
             return Refused(f"{self.name}: the request failed ({reason}); {remedy}")
         if isinstance(error, LookupError | TypeError):
@@ -356,9 +367,9 @@ class DatasetRepository:
         return Refused(f"{self.name}: {text}", status, passing=status in _PASSING, wait=wait, missing=missing)
 
     def _clean(self, text: str) -> str:
-        """A text of somebody else on one line, short, and without the token."""
+        """A foreign text on one line, short, and without the token."""
         text = text.replace(self._token, "***") if self._token else text
-        return " ".join(text.split())[:300]
+        return printable(text)[:300]
 
 
 def _wait(refused: Refused, attempt: int) -> None:
@@ -378,7 +389,7 @@ def _is_name(name: str) -> bool:
 
 @contextmanager
 def without_bars() -> Iterator[None]:
-    """Keep huggingface_hub from drawing progress bars of its own."""
+    """Keep huggingface_hub from drawing progress bars."""
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     shown = not are_progress_bars_disabled()

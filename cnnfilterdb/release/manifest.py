@@ -27,7 +27,17 @@ from cnnfilterdb.errors import DatabaseError
 from cnnfilterdb.reports import printable
 from cnnfilterdb.schema import FORMAT_VERSION, MAX_KERNEL_WEIGHTS, kernel_name
 
-__all__ = ["MANIFEST_BYTES", "TABLES", "LeftOut", "Manifest", "ReleaseFile", "shard_path", "shown", "version_of"]
+__all__ = [
+    "MANIFEST_BYTES",
+    "TABLES",
+    "LeftOut",
+    "Manifest",
+    "ReleaseFile",
+    "is_shard_path",
+    "shard_path",
+    "shown",
+    "version_of",
+]
 
 #: Largest manifest that is read, in bytes; one of 647 models has 0.3 MB.
 MANIFEST_BYTES = 32 << 20
@@ -51,6 +61,15 @@ def shard_path(table: str, number: int) -> str:
     'filters_3x3/00007.parquet'
     """
     return f"{table}/{number:05}.parquet"
+
+
+def is_shard_path(path: str) -> bool:
+    """Whether a path is that of a shard.
+
+    >>> is_shard_path("layers/00000.parquet"), is_shard_path("layers/notes.parquet")
+    (True, False)
+    """
+    return _PATH.fullmatch(path) is not None
 
 
 @dataclass(frozen=True, slots=True)

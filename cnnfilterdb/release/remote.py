@@ -25,7 +25,7 @@ import fsspec
 from cnnfilterdb.errors import CnnFilterDbError, RemoteError
 from cnnfilterdb.reports import printable
 
-__all__ = ["Budget", "RangeFile", "counting_options", "reaching", "read_range", "status_of"]
+__all__ = ["ANSWER_BYTES", "SLOWEST", "Budget", "RangeFile", "counting_options", "reaching", "read_range", "status_of"]
 
 _T = TypeVar("_T")
 

@@ -1,4 +1,4 @@
-"""The table of layers in the layout of the CNN Filter DB that the papers have released, version 1.0.0."""
+"""The table of layers in the layout of the papers' released data set, CNN Filter DB 1.0.0. Written, never read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cnnfilterdb.sql import literal
 
 __all__ = ["frame_image", "released_frame"]
 
-#: The columns of the release that are always there, in its order; those that only some models have follow.
+#: The columns that the released data set always has, in its order; columns of some models only follow.
 _RELEASED = (
     "filter_ids", "model", "producer", "op_set", "depth", "Name", "Paper", "Pretraining-Dataset", "Training-Dataset",
     "Visual Category", "Task", "Accessible", "Dataset URL", "total_filters", "3x3_filter_share", "source",
@@ -26,7 +26,7 @@ _RELEASED = (
 _WHOLE = ("model_id", "conv_depth", "op_set", "depth", "in_channels", "out_channels")
 _TEXT = frozenset(_RELEASED) - {*_WHOLE, "total_filters", "3x3_filter_share"}
 _INDEX = ("model_id", "conv_depth", "conv_depth_norm")
-#: Columns that hold what the database shows now, whatever the release said.
+#: Columns with the current values of the database, whatever the released data set stated.
 _SHOWN = {
     "model": "name", "Task": "task", "Visual Category": "domain", "Training-Dataset": "training_dataset",
     "Pretraining-Dataset": "pretraining_dataset", "Paper": "paper", "source": "source", "architecture": "architecture",
@@ -35,7 +35,7 @@ _SHOWN = {
 
 
 def released_frame(layers: pa.Table, ask: Callable[[str], pa.Table]) -> pd.DataFrame:
-    """The frame ``meta``, one row per layer; its filters are those of the layers before it, and then its own.
+    """The frame ``meta``, one row per layer, in the order of the filters.
 
     Args:
         layers: ``model_id``, ``layer_name``, ``filters``, ``out_channels``, ``conv_depth`` and ``conv_depth_norm``,
@@ -60,13 +60,13 @@ def released_frame(layers: pa.Table, ask: Callable[[str], pa.Table]) -> pd.DataF
 
 
 def frame_image(frame: pd.DataFrame, name: Path) -> bytes:
-    """A frame as pandas writes it under the key ``meta``: the bytes of a HDF5 file.
+    """A frame as pandas writes it under the key ``meta``: the bytes of an HDF5 file.
 
-    It is made in memory, because PyTables ends in silence, with a broken file, when a disk is full.
+    It is built in memory, because on a full disk PyTables ends silently, with a broken file.
 
     Args:
         frame: The frame.
-        name: What PyTables is to call the file, of which it writes nothing.
+        name: File name for PyTables, which writes nothing to it.
     """
     options: dict[str, Any] = {"driver": "H5FD_CORE", "driver_core_backing_store": 0}
     with warnings.catch_warnings(), pd.HDFStore(str(name), "w", **options) as store:
@@ -77,7 +77,7 @@ def frame_image(frame: pd.DataFrame, name: Path) -> bytes:
 
 
 def _models(model_ids: list[str], ask: Callable[[str], pa.Table]) -> dict[str, dict[str, Any]]:
-    """What the frame says of each model: model_id -> column -> value."""
+    """The values of the frame for each model: model_id -> column -> value."""
     among = ", ".join(map(literal, model_ids))
     columns = ", ".join(("model_id", *_SHOWN.values(), "framework", "url"))
     original = "CASE WHEN starts_with(source, 'released-') THEN map_entries(original) END AS original"
@@ -94,16 +94,16 @@ def _models(model_ids: list[str], ask: Callable[[str], pa.Table]) -> dict[str, d
         stated = {entry["key"]: entry["value"] for entry in model["original"] or ()}
         counts = counted[model["model_id"]]
         total = sum(count for name, count in counts.items() if name != "(1, 1) filters")
-        told = {"total_filters": total, "3x3_filter_share": counts["(3, 3) filters"] / total, **counts}
-        told |= {"Name": model["name"], "producer": model["framework"], "Accessible": model["url"]}
+        facts = {"total_filters": total, "3x3_filter_share": counts["(3, 3) filters"] / total, **counts}
+        facts |= {"Name": model["name"], "producer": model["framework"], "Accessible": model["url"]}
         corrected = {column: model[fact] for column, fact in _SHOWN.items()}
-        found[model["model_id"]] = told | stated | corrected
+        found[model["model_id"]] = facts | stated | corrected
     _number(found)
     return found
 
 
 def _number(models: dict[str, dict[str, Any]]) -> None:
-    """Give models the numbers that the release gave them if all of them have one, otherwise numbers from 0."""
+    """Number the models as the released data set does if all of them have such a number, otherwise from 0."""
     stated = [str(model.get("model_id")) for model in models.values()]
     kept = len(set(stated)) == len(stated) and all(map(str.isdecimal, stated))
     for place, model in enumerate(models.values()):

@@ -1,7 +1,7 @@
-"""Models out of one database into another: what pulling a release and merging two folders have in common.
+"""Copies models from one database to another: the common part of pulling a release and merging two folders.
 
-Each model is written as an ingest writes it, whole or not at all, and the weight of each layer is compared with its
-hash on the way. So a run that was cut goes on where it stopped, and what arrives is what was stored.
+Each model is committed atomically, as an ingest does, and the weight of each layer is compared with its hash. An
+interrupted run is resumed by repeating it. Histograms are computed from the copied filters, never copied.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cnnfilterdb.errors import CnnFilterDbError, CorruptError
+from cnnfilterdb.errors import CnnFilterDbError, CorruptError, DatabaseError
 from cnnfilterdb.exchange.origins import IDENTITY, DatabaseOrigin, FolderOrigin, ReleaseOrigin, signatures
 from cnnfilterdb.release.release import Release
-from cnnfilterdb.reports import Progress, TransferReport
+from cnnfilterdb.reports import Progress, TransferReport, printable
 from cnnfilterdb.scan.ordered import Rows
 from cnnfilterdb.stats import Moments
 from cnnfilterdb.store import annotations as notes
@@ -28,7 +28,7 @@ from cnnfilterdb.workers import ahead
 
 __all__ = ["merge", "transfer"]
 
-# Each waits for the network or for the disk much of the time, and holds a layer in memory.
+# Each spends much of its time waiting for the network or the disk, and keeps one layer in memory.
 _WRITERS = 3
 
 
@@ -41,7 +41,7 @@ def merge(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> TransferReport:
-    """Take over the models of another database folder or of a release; see :func:`transfer` for the arguments."""
+    """Copy the models of another database folder or of a release; see :func:`transfer` for the arguments."""
     settings: dict[str, Any] = {"drop_duplicates": drop_duplicates, "overwrite": overwrite, "progress": progress}
     origin = FolderOrigin(other) if isinstance(other, Store) else ReleaseOrigin(other)
     return transfer(store, origin, model_ids, **settings)
@@ -56,27 +56,27 @@ def transfer(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> TransferReport:
-    """Take models over.
+    """Copy models.
 
-    A database that has no basis for a kernel size takes over the one of the origin, with the histograms in it, so that
-    both give the same numbers; in bases of its own the models are projected.
+    A database without a basis for a kernel size adopts that of the origin, so that both give the same numbers. The
+    models are projected on every basis of the database.
 
     Args:
-        store: Where to.
-        origin: Where from.
-        model_ids: These models only.
-        drop_duplicates: Leave out a model whose weights another one has, there or earlier in the origin.
+        store: The database to copy to.
+        origin: The database to copy from.
+        model_ids: Copy these models only.
+        drop_duplicates: Leave out a model if another one in the store, or earlier in the origin, has the same weights.
         overwrite: Replace models of the same key that have other weights.
-        progress: Called with the key of a model, the number of models done and of all.
+        progress: Called with the key of a model, the number of models done and the total.
 
     Returns:
-        What became of each model; one that fails does not stop the others.
+        The outcome for each model; one that fails does not stop the others.
     """
     index = Index(store)
     wanted = sorted(origin.facts if model_ids is None else model_ids)
     report = TransferReport()
     chosen = _choose(store, origin, wanted, report, drop_duplicates=drop_duplicates, overwrite=overwrite)
-    # First, so that no reader meets histograms without their basis.
+    # First, so that no reader finds histograms without their basis.
     if chosen:
         _take_bases(index, origin)
     done = len(wanted) - len(chosen)
@@ -91,6 +91,9 @@ def transfer(
                 report.done[model_id] = filters.result()
             except CnnFilterDbError as error:
                 report.failed[model_id] = error
+            except Exception as error:  # one model fails, whatever the reason; the others are still copied
+                reason = f"{type(error).__name__}: {printable(error)[:200]}"
+                report.failed[model_id] = DatabaseError(f"{origin.location}: {model_id} cannot be copied ({reason})")
             done += 1
             if progress:
                 progress(model_id, done, len(wanted))
@@ -107,7 +110,7 @@ def _choose(
     drop_duplicates: bool,
     overwrite: bool,
 ) -> list[str]:
-    """The models to take over, in order; the others go into the report."""
+    """The models to copy, in order; the others go into the report."""
     new = origin.signatures()
     old = signatures(store.layers(columns=IDENTITY))
     holder = {signature: model_id for model_id, signature in old.items()}
@@ -179,7 +182,7 @@ def _weight(rows: Rows, layer: dict[str, Any], what: str) -> npt.NDArray[np.floa
     try:
         models, keys, weights = rows.take(layer["filters"])
     except CorruptError as error:
-        raise CorruptError(f"{what}: {error}; publish it again, or leave the model out") from error
+        raise CorruptError(f"{what}: {error}; have it published again, or leave the model out") from error
     digest = hashlib.sha256(weights.data).hexdigest()
     if models != {layer["model_id"]} or (keys[0] != layer["layer"]).any() or digest != layer["tensor_sha256"]:
         raise CorruptError(f"{what}: SHA-256 of its weight is {digest}, expected {layer['tensor_sha256']}; try again")
@@ -188,6 +191,6 @@ def _weight(rows: Rows, layer: dict[str, Any], what: str) -> npt.NDArray[np.floa
 
 
 def _annotate(store: Store, origin: DatabaseOrigin, model_ids: Iterable[str]) -> None:
-    told = {model_id: facts for model_id, facts in origin.annotations().items() if model_id in set(model_ids)}
-    if told:
-        notes.change(store, lambda known: known.update(told))
+    copied = {model_id: facts for model_id, facts in origin.annotations().items() if model_id in set(model_ids)}
+    if copied:
+        notes.change(store, lambda known: known.update(copied))

@@ -1,7 +1,7 @@
-"""The texts of a release: the dataset card, the list of its models, and how to cite it. Nothing here touches the disk.
+"""The texts of a release: the dataset card, the page of its models, and how to cite it. No I/O.
 
-The card is ``card.md`` beside this module, filled in. What models state of themselves can be any text, so that all of
-it goes through :mod:`cnnfilterdb.publish.markdown`.
+The card is the template ``card.md`` beside this module. The metadata of models can be any text, so all of it passes
+through :mod:`cnnfilterdb.publish.markdown`.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ __all__ = ["citation", "features", "models_page", "readme", "size_category"]
 
 _TAGS = ["cnn", "convolution", "kernels", "filters", "model-weights", "distribution-shift", "cnnfilterdb"]
 
-#: Rows of a generated table; what comes after is summed up.
+#: Rows of a generated table; the remaining ones are summed up in the last.
 _MOST_ROWS = 40
-#: Tables with more columns leave their types to the Parquet files: kernels of 32x32 have 1,024 columns of weights.
+#: For tables with more columns the card does not list the types: 32x32 kernels have 1,024 columns of weights.
 _MOST_FEATURES = 150
 
 _ONE_ROW = {
@@ -62,7 +62,7 @@ _PAPERS: list[dict[str, Any]] = [
     },
 ]
 
-#: What the same authors published as kernels, by the beginning of its source; models of it are theirs to cite.
+#: Kernels published by the same authors, by the prefix of the source; releases with models of them cite these.
 _RELEASED: dict[str, dict[str, Any]] = {
     "released-v": {
         "type": "data",
@@ -90,7 +90,7 @@ _RELEASED: dict[str, dict[str, Any]] = {
 
 
 def features(schema: pa.Schema) -> list[dict[str, Any]]:
-    """The columns of a table in the notation that the ``datasets`` library has for the metadata of a card.
+    """The columns of a table in the notation of the ``datasets`` library for the metadata of a card.
 
     >>> features(pa.schema([("a", pa.float32()), ("b", pa.list_(pa.int64()))]))
     [{'name': 'a', 'dtype': 'float32'}, {'name': 'b', 'list': 'int64'}]
@@ -115,7 +115,7 @@ def _kind(kind: pa.DataType) -> str | dict[str, Any]:
 
 
 def size_category(rows: int) -> str:
-    """The name that the Hub has for a number of rows.
+    """The size category of the Hub for a number of rows.
 
     >>> size_category(999), size_category(1000), size_category(1_464_797_156), size_category(10**13)
     ('n<1K', '1K<n<10K', '1B<n<10B', 'n>1T')
@@ -142,7 +142,7 @@ def _metadata(repo: str, manifest: Manifest, models: pd.DataFrame, layers: pd.Da
         if len(schema) <= _MOST_FEATURES:
             info["features"] = features(schema)
         if name.startswith("filters_"):
-            # Of other tables the size in memory is not known, without which `datasets` takes no number of rows.
+            # `datasets` accepts a number of rows only with the size in memory, which is not known for other tables.
             size = _in_memory(layers, name.removeprefix("filters_"))
             rows = sum(shard.rows for shard in manifest.of(name))
             info |= {"splits": [{"name": "train", "num_bytes": size, "num_examples": rows}], "dataset_size": size}
@@ -158,7 +158,7 @@ def _metadata(repo: str, manifest: Manifest, models: pd.DataFrame, layers: pd.Da
 
 
 def _in_memory(layers: pd.DataFrame, kernel: str) -> int:
-    """Bytes of the filters of a kernel size as an Arrow table: four for each number, and for the length of each key."""
+    """Bytes of the filters of a kernel size as an Arrow table: the keys, and four bytes per number."""
     numbers = 4 * len(filter_schema(kernel))
     rows = layers[(layers["kernel"] == kernel) & layers["stored"].astype(bool)]
     return sum(
@@ -188,11 +188,11 @@ def readme(
 
     Args:
         repo: ``owner/name``.
-        manifest: Of the release.
-        models: One row per model in it: the columns of the models table.
+        manifest: Manifest of the release.
+        models: One row per published model, with the columns of the models table.
         layers: One row per layer: model_id, kernel, filters, stored.
         bases: Rows of the table of bases.
-        figure: Name of the picture of the shifts, None where there is none.
+        figure: File name of the picture of the shifts; None if there is none.
     """
     from huggingface_hub import DatasetCardData
 
@@ -223,7 +223,7 @@ def readme(
         conditions=_conditions(models),
         license_notes=_notes(models),
         left_out=_left_out(manifest),
-        untrained=f" Marked as looking like random initialisation (`untrained`): {_number(untrained)}."
+        untrained=f" Flagged as resembling random initialisation (`untrained`): {_number(untrained)}."
         if untrained
         else "",
         bibtex=_bibtex(repo, manifest, models),
@@ -241,12 +241,12 @@ def _figure(figure: str | None) -> str:
         return ""
     return (
         f"![Matrix of the shifts between the image domains]({figure})\n\n"
-        "The shift of the 3x3 filters between image domains: the larger, the less the kernels of two domains are alike."
+        "Shift of the 3x3 filters between image domains: the larger it is, the more the kernels of two domains differ."
     )
 
 
 def _with_counts(models: pd.DataFrame, layers: pd.DataFrame) -> pd.DataFrame:
-    """The models with the number of their layers, and of the filters that are stored of them."""
+    """The models with their numbers of layers and of stored filters."""
     stored = layers["filters"].where(layers["stored"].astype(bool), 0)
     counts = stored.groupby(layers["model_id"]).agg(["size", "sum"])
     facts = models[["model_id", "source", "domain", "task", "license"]].astype(object)
@@ -256,13 +256,13 @@ def _with_counts(models: pd.DataFrame, layers: pd.DataFrame) -> pd.DataFrame:
 
 
 def _grouped(facts: pd.DataFrame, column: str, heading: str) -> str:
-    """Models, layers and filters of each group, the largest first; those of which it is not known come last."""
+    """Models, layers and filters of each group, the largest first; models without a known value come last."""
     groups = facts.groupby(facts[column].map(line), sort=True).agg(
         models=("model_id", "size"), layers=("layers", "sum"), filters=("filters", "sum")
     )
     groups = groups.assign(unknown=groups.index == "").sort_values(["unknown", "filters"], ascending=[True, False])
     rows = [
-        [text(name) or "*not known*", f"{row.models:,}", f"{row.layers:,}", f"{row.filters:,}"]
+        [text(name) or "*unknown*", f"{row.models:,}", f"{row.layers:,}", f"{row.filters:,}"]
         for name, row in zip(groups.index, groups.itertuples(), strict=True)
     ]
     if len(rows) > _MOST_ROWS:
@@ -294,11 +294,11 @@ def _tables(manifest: Manifest) -> str:
         one = _ONE_ROW.get(name, f"a {kernel} filter: one kernel of a layer")
         count = sum(shard.rows for shard in shards)
         rows.append([f"`{name}`", one, f"{count:,}", f"{len(shards):,}", _size(sum(shard.bytes for shard in shards))])
-    return table(["table", "a row is", ">rows", ">files", ">size"], rows)
+    return table(["table", "one row is", ">rows", ">files", ">size"], rows)
 
 
 def _columns(manifest: Manifest) -> str:
-    """What the columns of each table mean; the tables of filters differ in their number of weights only."""
+    """Descriptions of the columns of each table; the tables of filters differ in their number of weights only."""
     parts, kernels = [], [name for name in manifest.tables() if name.startswith("filters_")]
     for name in manifest.tables():
         if name in kernels[1:]:
@@ -312,14 +312,14 @@ def _columns(manifest: Manifest) -> str:
         ]
         if name in kernels:
             rows.append(["`w0`, `w1`, ...", "`float`", "weights, row by row: `w0` to `w8` for 3x3"])
-        # Markdown is not read within a line of HTML.
+        # Markdown is not interpreted within a line of HTML.
         summary = f"<summary>{', '.join(f'<code>{one}</code>' for one in same)}</summary>"
         parts.append(f"<details>\n{summary}\n\n{table(['column', 'type', 'meaning'], rows)}\n\n</details>")
     return "\n\n".join(parts)
 
 
 def _size(count: int) -> str:
-    """Bytes for people.
+    """A number of bytes in readable units.
 
     >>> _size(999), _size(1_234_000)
     ('999 B', '1.2 MB')
@@ -335,7 +335,7 @@ def _bases(bases: Sequence[Mapping[str, Any]], models: pd.DataFrame) -> str:
         return "This release has no basis."
     fitted = {model_id for basis in bases for model_id in basis["models"] or []}
     absent = len(fitted.difference(models["model_id"]))
-    note = f"\n\nThe bases were fitted on {_number(absent)} too that this release does not hold." if absent else ""
+    note = f"\n\nThe bases were also fitted on {_number(absent)} that this release does not contain." if absent else ""
     rows = [
         [
             code(basis["basis_id"]),
@@ -357,7 +357,7 @@ def _bases(bases: Sequence[Mapping[str, Any]], models: pd.DataFrame) -> str:
 
 
 def _statement(license: object) -> str | None:
-    """What a model states as its licence; None also for what says that nothing is stated."""
+    """The stated licence of a model; None also for values that mean that none is stated."""
     entry = known(line(license))
     return None if entry and entry.name == UNKNOWN else line(license) or None
 
@@ -371,7 +371,7 @@ def _verdicts(models: pd.DataFrame) -> dict[str | None, Verdict]:
 
 
 def _license(stated: str | None) -> str:
-    """What a model states, with links to the texts that the catalog knows."""
+    """The stated licence, with links to the texts known to the catalog."""
     if not stated:
         return "*not stated*"
     if known(stated) is None and terms(stated).licenses == (stated,):
@@ -397,7 +397,7 @@ def _licences(facts: pd.DataFrame) -> str:
         [_license(name or None), f"{row.models:,}", f"{row.filters:,}", _asked(verdicts[name or None])]
         for name, row in zip(counts.index, counts.itertuples(), strict=True)
     ]
-    return table(["licence", ">models", ">filters", "asks for"], rows)
+    return table(["licence", ">models", ">filters", "requires"], rows)
 
 
 def _conditions(models: pd.DataFrame) -> str:
@@ -407,7 +407,7 @@ def _conditions(models: pd.DataFrame) -> str:
 
 
 def _notes(models: pd.DataFrame) -> str:
-    """What a reader must not overlook: share-alike, non-commercial, exceptions."""
+    """Notes on share-alike and non-commercial licences and on exceptions."""
     verdicts, stated = _verdicts(models), _stated(models)
 
     def those(condition: str) -> str:
@@ -418,19 +418,18 @@ def _notes(models: pd.DataFrame) -> str:
     notes = []
     if alike := those("share-alike"):
         notes.append(
-            f"**Share-alike.** {alike}. Whoever passes on rows of such a model, or something made from them, does so "
-            "under the same licence. Bases that were fitted on them are offered under the same licences as far as "
-            "these reach."
+            f"**Share-alike.** {alike}. Rows of such a model, and works derived from them, may only be shared under "
+            "the same licence. Bases that were fitted on them are offered under the same licences, as far as these apply."
         )
     if commercial := those("noncommercial"):
         notes.append(
-            f"**Non-commercial.** {commercial}. For commercial use, leave out their rows, by the column `license`, and "
-            "bases that were fitted on them; `cnnfilterdb index --refit` fits new ones to what is left."
+            f"**Non-commercial.** {commercial}. For commercial use, filter out their rows by the column `license`, and "
+            "the bases that were fitted on them; `cnnfilterdb index --refit` fits new bases to the remaining models."
         )
     if exceptions := [name for name, verdict in verdicts.items() if verdict.named]:
         count = sum(name in exceptions for name in stated)
         notes.append(
-            "**Exceptions.** Named by the publisher of this data set, although the licence is not known to permit "
+            "**Exceptions.** Included by the publisher of this data set although the licence is not known to permit "
             f"redistribution: {_number(count)} under {'; '.join(_license(name) for name in exceptions)}."
         )
     return "\n\n".join(notes)
@@ -452,8 +451,8 @@ def _left_out(manifest: Manifest) -> str:
         for (stated, reason), count in sorted(reasons.items(), key=lambda item: -item[1])
     ]
     return (
-        f"{_number(len(manifest.left_out))} of the database may not be redistributed, or nobody knows whether they "
-        f"may; [MODELS.md](MODELS.md#left-out) names them.\n\n{table(['licence', '>models', 'reason'], rows)}"
+        f"{_number(len(manifest.left_out))} of the database may not be redistributed, or it is not known whether they "
+        f"may; [MODELS.md](MODELS.md#left-out) lists them.\n\n{table(['licence', '>models', 'reason'], rows)}"
     )
 
 
@@ -461,12 +460,12 @@ def _left_out(manifest: Manifest) -> str:
 
 
 def models_page(repo: str, manifest: Manifest, models: pd.DataFrame) -> str:
-    """The page of all models, ``MODELS.md``: licence, conditions and provenance of each, and what was left out.
+    """The page of all models, ``MODELS.md``: licence, conditions and provenance of each, and the models left out.
 
     Args:
         repo: ``owner/name``.
-        manifest: Of the release.
-        models: One row per model in it: the columns of the models table.
+        manifest: Manifest of the release.
+        models: One row per published model, with the columns of the models table.
     """
     verdicts = _verdicts(models)
     rows = [
@@ -485,13 +484,13 @@ def models_page(repo: str, manifest: Manifest, models: pd.DataFrame) -> str:
     ]
     parts = [
         f"# Models of {repo} {manifest.tag}",
-        f"{_number(len(models))}. Each keeps its own licence. A link of a licence leads to its text, one of a source "
-        "to where the weights come from; `models.url` has the source in full.",
-        "What licences ask for:",
+        f"{_number(len(models))}. Each keeps its own licence. Licences link to their text, sources to the origin of "
+        "the weights; the column `models.url` has the full address.",
+        "What the licences require:",
         _conditions(models),
         _notes(models),
         "## Published",
-        table(["model", "licence", "asks for", "source", "paper", "trained on"], rows),
+        table(["model", "licence", "requires", "source", "paper", "trained on"], rows),
         "## Left out",
         table(["model", "licence", "reason"], left_out) if left_out else "Nothing.",
     ]
@@ -499,7 +498,7 @@ def models_page(repo: str, manifest: Manifest, models: pd.DataFrame) -> str:
 
 
 def _origin(url: str) -> str:
-    """Where weights come from: an address of the web, or a package URL without hashes and file."""
+    """The origin of weights: a web address, or a package URL without hashes and file."""
     if url.startswith("pkg:huggingface/"):
         return link(f"https://huggingface.co/{url.removeprefix('pkg:huggingface/')}")
     if url.startswith("pkg:"):
@@ -519,7 +518,7 @@ def _paper(paper: str) -> str:
 
 
 def _references(models: pd.DataFrame) -> list[dict[str, Any]]:
-    """The papers of the method, and what was published as kernels of which models are part."""
+    """The papers of the method, and the published kernel collections that models come from."""
     sources = [line(source) for source in models["source"]]
     released = [entry for start, entry in _RELEASED.items() if any(source.startswith(start) for source in sources)]
     return _PAPERS + released
@@ -530,8 +529,8 @@ def citation(repo: str, manifest: Manifest, models: pd.DataFrame) -> str:
 
     Args:
         repo: ``owner/name``.
-        manifest: Of the release.
-        models: One row per model in it: the columns of the models table.
+        manifest: Manifest of the release.
+        models: One row per published model, with the columns of the models table.
     """
     import yaml  # type: ignore[import-untyped]
 

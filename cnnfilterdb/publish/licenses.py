@@ -1,8 +1,8 @@
-"""What may be published: licences of models, decided by what the catalog knows of them.
+"""Which models may be published, decided from their licences and the catalog's entries for them.
 
-A licence is an SPDX expression: identifiers that are joined by ``AND`` (all apply), ``OR`` (one may be chosen) and
-``WITH`` (an exception, which grants more than the licence does). Identifiers of the Hugging Face Hub and the names of
-licences in full are understood too. Whatever cannot be decided is left out.
+A licence is an SPDX expression: identifiers joined by ``AND`` (all apply), ``OR`` (one may be chosen) and ``WITH`` (an
+exception, which grants more than the licence). Identifiers of the Hugging Face Hub and full names of licences are
+accepted too. Models whose licence cannot be decided are left out.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ UNKNOWN = "LicenseRef-Unknown"
 
 _TOKEN = re.compile(r"[()]|[^\s()]+")
 _JOINTS = frozenset({"AND", "OR", "WITH"})
-#: Longer expressions are taken for texts.
+#: Longer expressions are treated as plain text.
 _MOST_TOKENS = 100
 #: Characters of a name in a message: it may be the whole text of a licence.
 _LONGEST = 60
@@ -34,12 +34,12 @@ class Verdict:
     """Whether models under a licence are published.
 
     Attributes:
-        allowed: They are.
-        reason: Why, in one sentence without its full stop.
-        conditions: What is asked of those who pass them on, in the order of
+        allowed: Whether they are.
+        reason: Why, as one sentence without the full stop.
+        conditions: Conditions of redistribution, in the order of
             :data:`cnnfilterdb.catalog.entries.CONDITIONS`.
-        licenses: The licences that apply: of alternatives the one that asks for least.
-        named: They are published only because a licence was named as an exception
+        licenses: The licences that apply: of alternatives the one with the fewest conditions.
+        named: Whether they are published only because a licence was named as an exception.
     """
 
     allowed: bool
@@ -53,9 +53,9 @@ def decide(license: str | None, include: Collection[str] = ()) -> Verdict:
     """Decide about a licence.
 
     Args:
-        license: SPDX expression, or whatever is stated; None where nothing is.
-        include: Licences that are let in whatever they say: identifiers, or the whole of what is stated, in upper or
-            lower case. ``unknown`` stands for models whose licence is not stated.
+        license: SPDX expression, or any other statement; None if there is none.
+        include: Licences to accept regardless of their terms: identifiers, or the complete statement, in upper or lower
+            case. ``unknown`` stands for models whose licence is not stated.
 
     >>> decide("MIT")
     Verdict(allowed=True, reason='MIT permits it', conditions=('attribution',), licenses=('MIT',), named=False)
@@ -77,7 +77,7 @@ def decide(license: str | None, include: Collection[str] = ()) -> Verdict:
 
 
 def terms(license: str | None) -> Verdict:
-    """The terms of a model that is published: as :func:`decide`, and ``named`` where that would have left it out.
+    """The terms of a published model: as :func:`decide`, and ``named`` if that would have left it out.
 
     >>> terms("LicenseRef-House AND CC-BY-SA-4.0").conditions
     ('attribution', 'share-alike')
@@ -87,11 +87,11 @@ def terms(license: str | None) -> Verdict:
 
 
 def card_licenses(licenses: Iterable[str | None], page: str = "MODELS.md") -> dict[str, Any]:
-    """What the metadata of a dataset card say of the licences of its models.
+    """The licence entries of the metadata of a dataset card.
 
     Args:
-        licenses: Those of the models; repetitions do no harm.
-        page: Where all of them are told, for licences for which the Hub has no identifier.
+        licenses: Licences of the models; repetitions are fine.
+        page: Page that lists all of them, for licences without an identifier of the Hub.
 
     Returns:
         ``license``, an identifier of the Hub, or a list where there are several; with ``other`` among them also
@@ -104,16 +104,16 @@ def card_licenses(licenses: Iterable[str | None], page: str = "MODELS.md") -> di
     """
     entries = {name: known(name) for stated in set(licenses) for name in terms(stated).licenses}
     hub = sorted({(entry.hub if entry else None) or "other" for entry in entries.values()} or {"unknown"})
-    told: dict[str, Any] = {"license": hub[0] if len(hub) == 1 else hub}
+    metadata: dict[str, Any] = {"license": hub[0] if len(hub) == 1 else hub}
     others = sorted(name for name, entry in entries.items() if not (entry and entry.hub))
     if len(others) == 1:
         entry = entries[others[0]]
         # The Hub wants a short name in lower case.
         slug = re.sub(r"[^a-z0-9.]+", "-", _key(others[0])).strip("-.")
-        told |= {"license_name": slug or "other", "license_link": (entry.url if entry else None) or page}
+        metadata |= {"license_name": slug or "other", "license_link": (entry.url if entry else None) or page}
     elif others:
-        told |= {"license_name": "several", "license_link": page}
-    return told
+        metadata |= {"license_name": "several", "license_link": page}
+    return metadata
 
 
 def known(name: str) -> License | None:
@@ -149,9 +149,9 @@ def _index() -> dict[str, License]:
 
 
 def _one(name: str, let_in: frozenset[str]) -> Verdict:
-    """Decide about one identifier, or about a text as it stands."""
+    """Decide about one identifier, or about a text as a whole."""
     entry = known(name or UNKNOWN)
-    # Of a family the one that is stated is told, not the one that it was found by.
+    # For a family of licences, name the stated one, not the entry that it was found by.
     shown = entry.name if entry and _key(name or UNKNOWN) in (_key(entry.name), _key(entry.title)) else name
     conditions = entry.conditions if entry else ()
     if entry and entry.redistribution == "yes":
@@ -197,7 +197,7 @@ class _Unparsable(Exception):
 
 
 def _parsed(text: str, let_in: frozenset[str]) -> Verdict | None:
-    """Decide about an expression; None where it is none."""
+    """Decide about an expression; None if the text is not one."""
     tokens = _TOKEN.findall(text)
     if not 1 < len(tokens) <= _MOST_TOKENS:
         return None
@@ -211,7 +211,7 @@ def _parsed(text: str, let_in: frozenset[str]) -> Verdict | None:
 def _joined(
     tokens: list[str], let_in: frozenset[str], joint: str, join: Callable[[Verdict, Verdict], Verdict]
 ) -> Verdict:
-    """Parts between one joint; those of AND bind closer than those of OR. Takes its tokens off the list."""
+    """Operands of one operator; AND binds more tightly than OR. Removes its tokens from the list."""
 
     def part() -> Verdict:
         return _joined(tokens, let_in, "AND", _both) if joint == "OR" else _simple(tokens, let_in)
@@ -224,7 +224,7 @@ def _joined(
 
 
 def _simple(tokens: list[str], let_in: frozenset[str]) -> Verdict:
-    """A licence, with an exception or without, or an expression in parentheses."""
+    """A licence, with or without an exception, or an expression in parentheses."""
     token = _next(tokens)
     if token == "(":
         verdict = _joined(tokens, let_in, "OR", _either)

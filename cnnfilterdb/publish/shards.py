@@ -1,9 +1,9 @@
-"""The Parquet files of a release: few and large, sorted by model, cut where their content says.
+"""The Parquet files of a release: few and large, sorted by model, split by content.
 
-Two releases of nearly the same database have nearly the same bytes, so that only what is new need be sent. Three things
-see to it. A row group holds filters of one model, so that an added model leaves the bytes of all others as they were,
-and a store that looks for known chunks finds them within a changed file. A file ends behind a model whose key says so,
-which leaves most other files as they were. And the pages of tables whose row groups are of many models are cut by their
+Releases of nearly the same database have nearly the same bytes, so that only new content has to be sent. Three measures
+ensure this. A row group contains filters of one model, so an added model leaves the bytes of all others unchanged, and
+a store that deduplicates chunks finds them within a changed file. Where a file ends is decided by the keys of the
+models, which leaves most other files unchanged. And the pages of tables whose row groups span many models are split by
 content (content-defined chunking of Parquet).
 """
 
@@ -27,10 +27,10 @@ from cnnfilterdb.store.writer import HISTOGRAM_ENCODING, filter_settings
 
 __all__ = ["SIZES", "TableWriter", "plan", "write_filter_shards", "write_shards"]
 
-#: Bytes of a file of filters before compression: at least, and at most.
+#: Smallest and largest size of a file of filters before compression, in bytes.
 SIZES = (128 << 20, 512 << 20)
 
-# Rows of the other tables are wide: those of layers hold their moments, those of histograms their counts.
+# Rows per row group. Rows of layers contain moments and rows of histograms contain counts, so both are wide.
 _ROWS = {"models": 4096, "layers": 4096, "histograms": 1024, "bases": 64}
 
 
@@ -38,7 +38,7 @@ def _settings(table: str) -> dict[str, Any]:
     """Options of :class:`pyarrow.parquet.ParquetWriter`, for readers on the other side of a network."""
     settings: dict[str, Any] = {
         "compression": "zstd",
-        # The chunker of pyarrow remembers a row group in the next one: it would undo that they do not depend on each
+        # The chunker of pyarrow carries state from one row group to the next, which would make them depend on each
         # other.
         "use_content_defined_chunking": not table.startswith("filters_"),
         "write_page_index": True,
@@ -50,16 +50,15 @@ def _settings(table: str) -> dict[str, Any]:
 
 
 def plan(models: Sequence[tuple[str, int]], least: int, most: int) -> list[int]:
-    """Where files end: behind which models, by their place in the list.
+    """The last model of each file, by its place in the list.
 
-    Of the models behind which a file may end, because it has at least ``least`` and at most ``most`` bytes then, it is
-    the one whose key has the smallest hash. A model more or less moves the windows in which the choice is made, but
-    mostly not the choice.
+    Among the models at which a file would have at least ``least`` and at most ``most`` bytes, the one whose key has the
+    smallest hash is chosen. Adding or removing a model shifts the windows of the choice, but rarely the choice.
 
     Args:
         models: Key and bytes of each model, in order.
-        least: Bytes that a file has at least, but for the last one.
-        most: Bytes that it has at most, but for a single larger model.
+        least: Smallest size of a file in bytes, except for the last one.
+        most: Largest size, except for a single larger model.
 
     >>> plan([("custom/a", 5), ("custom/b", 5), ("custom/c", 5)], 5, 10)
     [0, 2]
@@ -72,7 +71,7 @@ def plan(models: Sequence[tuple[str, int]], least: int, most: int) -> list[int]:
             end = len(models) - 1
         else:
             allowed = [i for i, size in enumerate(sizes) if least <= size <= most]
-            # With none, the model that leads over the limit has a file for itself, or ends this one.
+            # If there is none, the model that exceeds the limit gets a file of its own, or ends this one.
             over = next(i for i, size in enumerate(sizes) if size > most)
             end = start + (min(allowed, key=lambda i: _rank(models[start + i][0])) if allowed else max(over - 1, 0))
         ends.append(end)
@@ -91,7 +90,7 @@ class TableWriter:
     Args:
         folder: Folder of the release.
         table: Name of the table.
-        most: Bytes at which a file ends in any case.
+        most: Size in bytes at which a file always ends.
     """
 
     def __init__(self, folder: Path, table: str, most: int = SIZES[1]) -> None:
@@ -109,7 +108,7 @@ class TableWriter:
 
         Args:
             rows: The rows.
-            model_id: The model that they are of; None where they are of several.
+            model_id: Their model; None if they are of several.
         """
         if self._writer is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -122,7 +121,7 @@ class TableWriter:
             self.end_file()
 
     def end_file(self) -> None:
-        """End the file, if one is begun; what follows goes into another."""
+        """End the file, if one is open; rows that follow go into another."""
         if self._writer is None:
             return
         self._writer.close()
@@ -141,7 +140,7 @@ class TableWriter:
         self._writer, self._rows, self._models = None, 0, []
 
     def close(self) -> list[ReleaseFile]:
-        """Finish the last file; a table without rows has one all the same, which tells its columns.
+        """Finish the last file; a table without rows has one too, for its columns.
 
         Returns:
             The files.
@@ -157,7 +156,7 @@ class TableWriter:
 
 
 def write_shards(folder: Path, table: str, parts: Iterable[pa.Table]) -> list[ReleaseFile]:
-    """Write a table that is not of filters; its rows are taken in the order in which they come.
+    """Write a table other than filters; its rows keep their order.
 
     Args:
         folder: Folder of the release.
@@ -183,7 +182,7 @@ def write_shards(folder: Path, table: str, parts: Iterable[pa.Table]) -> list[Re
 
 
 def _plain(column: pa.ChunkedArray) -> pa.Array:
-    """A column with lists of key and value in the place of maps."""
+    """A column with lists of key and value in place of maps."""
     array = column.combine_chunks()
     if not pa.types.is_map(array.type):
         return array
@@ -200,15 +199,15 @@ def write_filter_shards(
     sizes: tuple[int, int] = SIZES,
     progress: Progress | None = None,
 ) -> list[ReleaseFile]:
-    """Write the filters of one kernel size, a row group in memory at a time.
+    """Write the filters of one kernel size, one row group in memory at a time.
 
     Args:
         folder: Folder of the release.
         store: The database.
         kernel: Kernel size.
         model_ids: The models.
-        sizes: Bytes of a file before compression: at least, and at most.
-        progress: Called with the kernel size, the number of models done and of all.
+        sizes: Smallest and largest size of a file before compression, in bytes.
+        progress: Called with the kernel size, the number of models done and the total.
     """
     paths = {path.stem: path for path in store.filter_files(kernel, model_ids)}
     chosen = [(model_id, path) for model_id in sorted(model_ids) if (path := paths.get(store.slug(model_id)))]
@@ -227,7 +226,7 @@ def write_filter_shards(
 
 
 def _row_groups(path: Path) -> Iterator[pa.Table]:
-    # Not mapped: of a database that is larger than the memory all pages would be counted as in use.
+    # Not mapped: for a database larger than the memory, all pages would count as in use.
     with pq.ParquetFile(path, pre_buffer=False) as file:
         for group in range(file.metadata.num_row_groups):
             yield file.read_row_group(group)

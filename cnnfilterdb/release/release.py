@@ -114,14 +114,15 @@ class ReleaseShard:
 
     def wanted(self, metadata: pq.FileMetaData, group: int) -> bool:
         """Whether a row group belongs to a model that was asked for."""
-        return self.models is None or self._model_of(metadata, group) in self.models
+        return self.models is None or model_of(metadata, group, str(self)) in self.models
 
-    def _model_of(self, metadata: pq.FileMetaData, group: int) -> str:
-        """The model of a row group, by its statistics: in a release each row group is of one model."""
-        model_id: str | None = constant(metadata, group, "model_id")
-        if model_id is None:
-            raise CorruptError(f"{self}: row group {group} is not of one model; have the release published again")
-        return model_id
+
+def model_of(metadata: pq.FileMetaData, group: int, where: str) -> str:
+    """The model of a row group of filters, by its statistics: in a release each row group is of one model."""
+    model_id: str | None = constant(metadata, group, "model_id")
+    if model_id is None:
+        raise CorruptError(f"{where}: row group {group} is not of one model; have the release published again")
+    return model_id
 
 
 class Release:

@@ -424,8 +424,8 @@ def test_h5_needs_3x3_kernels_and_pytables(sample, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("a.txt", {}, r"a.txt: its name does not tell the format; end it in one of .parquet, .*, or say which of"),
-        ("a.csv", {"to": "xlsx"}, "format: 'xlsx' is none of parquet, arrow, csv, npz, h5"),
+        ("a.txt", {}, r"a.txt: its extension does not select a format; use one of .parquet, .*, or give the format"),
+        ("a.csv", {"to": "xlsx"}, "format: 'xlsx' is not one of parquet, arrow, csv, npz, h5"),
         ("a.csv", {"where": "domain = 'x-ray'"}, "no 3x3 filters where domain = 'x-ray' in .*sample.db; "),
         ("a.csv", {"where": "domian = 'x'"}, 'Referenced column "domian" not found'),
         ("a.csv", {"where": "domain ="}, "syntax error"),
@@ -499,7 +499,7 @@ def test_filters_that_are_not_those_of_the_layers_table(mixed_path, tmp_path):
             pq.write_table(damaged, file)
             for where in (None, "model_id <= 'custom/photo-b'"):  # there are others after it, or none
                 message = (
-                    "3x3 filters of custom/photo-b are not those that the layers table tells, "
+                    "3x3 filters of custom/photo-b do not match the layers table, "
                     f"{count:,} were expected and {found:,} found; "
                 )
                 with pytest.raises(CorruptError, match=message) as error:
@@ -571,3 +571,18 @@ def test_memory_does_not_grow_with_the_number_of_filters(tmp_path):
     few, many = (int(run_script(MEMORY, tmp_path / "large.db", target, layers)) / 1e3 for layers in (2, 16))
     assert target.stat().st_size > 130e6
     assert many - few < 100
+
+
+def test_a_spreadsheet_runs_no_cell(tmp_path):
+    weight = np.random.default_rng(0).normal(size=(2, 2, 3, 3)).astype(np.float32)
+    with cnnfilterdb.create(tmp_path / "db") as db:
+        db.add({"@SUM(A1).weight": weight}, "m", architecture="=1+cmd|' /C calc'!A0", family="+1", license="a-b")
+        db.export(tmp_path / "x.csv")
+        db.export(tmp_path / "x.parquet")
+    frame = pd.read_csv(tmp_path / "x.csv")
+    assert set(frame["architecture"]) == {"'=1+cmd|' /C calc'!A0"}
+    assert set(frame["family"]) == {"'+1"}
+    assert set(frame["license"]) == {"a-b"}
+    assert frame["layer_name"].str.startswith("'@SUM").all()
+    np.testing.assert_array_equal(frame["w0"].astype(np.float32), weight[..., 0, 0].ravel())  # negative numbers stay
+    assert set(pd.read_parquet(tmp_path / "x.parquet")["family"]) == {"+1"}

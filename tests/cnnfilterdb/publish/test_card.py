@@ -208,7 +208,7 @@ def test_the_numbers_are_those_of_the_frames(frames):
     # What has no table in the manifest is not stored.
     assert [name for name, cells in kernels.items() if cells[3] == "counted, not stored"] == ["1x1", "7x7"]
     assert kernels["3x3"][3] == "filters_3x3"
-    assert page.table("licence", "models", "filters", "asks for") == {
+    assert page.table("licence", "models", "filters", "requires") == {
         "MIT": ["5", f"{models['filters'].sum():,}", "attribution"]
     }
     tables = page.table("table", "a row is", "rows", "files", "size")
@@ -248,7 +248,7 @@ def test_unknown_groups_come_last():
     found = Page(card_of(models_of(domain=[None, None, "faces", float("nan"), " "]))).table(
         "image domain", "models", "layers", "filters"
     )
-    assert list(found.items()) == [("faces", ["1", "1", "9"]), ("not known", ["4", "4", "36"])]
+    assert list(found.items()) == [("faces", ["1", "1", "9"]), ("unknown", ["4", "4", "36"])]
 
 
 def test_figure_and_untrained_are_told_where_they_are():
@@ -265,7 +265,7 @@ def test_a_basis_tells_that_it_knows_models_that_are_not_there(frames):
     whole = readme(REPO, manifest_of(), models, layers, bases, figure=None)
     assert "that this release does not hold" not in whole
     part = readme(REPO, manifest_of(), models[1:], layers, bases, figure=None)
-    assert "The bases were fitted on 1 model too that this release does not hold." in part
+    assert "The bases were also fitted on 1 model that this release does not contain." in part
     assert "This release has no basis." in readme(REPO, manifest_of(), models, layers, [], figure=None)
 
 
@@ -290,7 +290,7 @@ def test_conditions_and_exceptions_are_told():
     assert "**Non-commercial.** 2 models under [CC-BY-NC-4.0](" in written
     assert "**Exceptions.**" in written
     page = Page(written)
-    assert page.table("licence", "models", "filters", "asks for") == {
+    assert page.table("licence", "models", "filters", "requires") == {
         "CC-BY-NC-4.0": ["1", "9", "attribution, noncommercial"],
         both: ["1", "9", "attribution, share-alike, source, noncommercial"],
         "not stated": ["1", "9", "a named exception"],
@@ -332,7 +332,7 @@ def test_the_page_of_models():
         training_dataset=["A | B", None, "C; D"],
     )  # fmt: skip
     page = Page(models_page(REPO, manifest_of(), models))
-    rows = page.table("model", "licence", "asks for", "source", "paper", "trained on")
+    rows = page.table("model", "licence", "requires", "source", "paper", "trained on")
     assert rows == {
         "custom/0": ["MIT", "attribution", "pkg:pypi/my-net@1.0", "arXiv:1512.03385", "A | B"],
         "custom/1": [
@@ -404,7 +404,7 @@ def test_pages_of_any_models(rows):
     assert not {"script", "img", "iframe", "b", "style"} & (page.tags | rendered.tags)
     assert all(len(row) == len(rows[0]) for rows in rendered.tables for row in rows)
     assert set(rendered.table("image domain", "models", "layers", "filters")) == {
-        line(name) or "not known" for name in sets
+        line(name) or "unknown" for name in sets
     }
     assert yaml.safe_load(card.split("\n---\n")[0])["configs"][0]["config_name"] == "models"
     assert yaml.safe_load(citation(REPO, manifest, models))["title"] == "Kernels of trained CNNs: my-kernels"

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import cnnfilterdb
+from cnnfilterdb.paths import UNFINISHED
 from cnnfilterdb.publish.shards import plan, write_filter_shards, write_shards
 from cnnfilterdb.release.manifest import Manifest
 from cnnfilterdb.release.release import model_of
@@ -59,7 +60,7 @@ def groups(folder, files):
             columns = [group.column(i) for i in range(group.num_columns)]
             start = min(column.dictionary_page_offset or column.data_page_offset for column in columns)
             body = data[start : start + sum(column.total_compressed_size for column in columns)]
-            found[model_of(metadata, number), group.num_rows] = hashlib.sha256(body).hexdigest()
+            found[model_of(metadata, number, "here"), group.num_rows] = hashlib.sha256(body).hexdigest()
     return found
 
 
@@ -83,7 +84,7 @@ def test_a_row_group_is_of_one_model(many, tmp_path):
     files = written(many, tmp_path / "out")
     for path, file in files.items():
         metadata = pq.ParquetFile(tmp_path / "out" / path).metadata
-        models = [model_of(metadata, number) for number in range(metadata.num_row_groups)]
+        models = [model_of(metadata, number, "here") for number in range(metadata.num_row_groups)]
         assert (models[0], models[-1]) == (file.first_model, file.last_model)
         assert metadata.row_group(0).column(4).has_offset_index
         assert not metadata.row_group(0).column(4).has_dictionary_page
@@ -224,6 +225,24 @@ def test_a_release_needs_an_empty_folder(sample, tmp_path):
     (tmp_path / "x").write_text("mine")
     with pytest.raises(cnnfilterdb.CnnFilterDbError, match="not an empty folder"):
         sample.publish("o/n", folder=tmp_path, version="1.0.0", verify=False)
+
+
+def test_an_interrupted_build_is_repeated_in_its_own_folder(sample, tmp_path):
+    folder = tmp_path / "release"
+    (folder / "models").mkdir(parents=True)
+    (folder / "models" / "00000.parquet").write_bytes(b"half")
+    (folder / "models" / "00001.parquet").write_bytes(b"of another build")
+    (folder / UNFINISHED).touch()
+    manifest = sample.publish("o/n", folder=folder, version="1.0.0", verify=False)
+    assert not (folder / UNFINISHED).exists()
+    assert {path.relative_to(folder).as_posix() for path in folder.rglob("*.parquet")} == {
+        file.path for file in manifest.files
+    }
+    (folder / UNFINISHED).touch()
+    (folder / "mine.txt").write_text("x")
+    with pytest.raises(cnnfilterdb.CnnFilterDbError, match="not an empty folder"):
+        sample.publish("o/n", folder=folder, version="1.0.0", verify=False)
+    assert (folder / "models" / "00000.parquet").exists()
 
 
 def test_annotations_are_published_as_facts(sample_path, tmp_path):

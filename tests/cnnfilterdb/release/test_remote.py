@@ -1,0 +1,171 @@
+"""Servers that drip, never end, or ask for a token: every request ends in time, with one line."""
+
+from __future__ import annotations
+
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import fsspec
+import pytest
+
+import cnnfilterdb
+from cnnfilterdb.errors import CnnFilterDbError, PublishError, RemoteError
+from cnnfilterdb.publish import repository
+from cnnfilterdb.release import remote
+from cnnfilterdb.release.release import Release
+
+LIMIT = 1 << 20
+
+
+class Server(ThreadingHTTPServer):
+    """Answers every request in one way: it drips, or it never ends."""
+
+    daemon_threads = True
+    mode = "endless"
+    sent = 0
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Answer(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *args):
+        pass
+
+    def do_HEAD(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "4096")
+        self.send_header("Accept-Ranges", "bytes")
+        self.end_headers()
+
+    def do_GET(self):
+        self.send_response(206 if self.headers.get("Range") else 200)
+        self.send_header("Content-Type", "application/json")
+        if self.server.mode == "drip":
+            self.send_header("Content-Length", "4096")
+        else:
+            self.send_header("Connection", "close")
+        self.end_headers()
+        part = b"[" if self.server.mode == "drip" else b"[" * 65536
+        try:
+            while True:
+                self.wfile.write(part)
+                self.wfile.flush()
+                self.server.sent += len(part)
+                if self.server.mode == "drip":
+                    time.sleep(0.05)
+        except OSError:
+            self.close_connection = True
+
+    do_POST = do_GET
+
+
+@pytest.fixture(params=["drip", "endless"])
+def server(request, monkeypatch, tmp_path):
+    from huggingface_hub import HfFileSystem, close_session
+
+    for name in ("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    monkeypatch.setattr(remote, "REQUEST_SECONDS", 2.0)
+    monkeypatch.setattr(remote, "ANSWER_BYTES", LIMIT)
+    monkeypatch.setattr(repository, "REQUEST_SECONDS", 2.0)
+    monkeypatch.setattr(repository, "ANSWER_BYTES", LIMIT)
+    monkeypatch.setattr(repository, "_PATIENCE", 0)
+    close_session()
+    HfFileSystem.clear_instance_cache()
+    server = Server(("127.0.0.1", 0), Answer)
+    server.mode = request.param
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    close_session()
+    HfFileSystem.clear_instance_cache()
+
+
+def within(server, ask, error):
+    """The message of a request that must end soon, having taken little."""
+    started = time.monotonic()
+    with pytest.raises(error) as caught:
+        ask()
+    assert time.monotonic() - started < 30
+    time.sleep(0.2)
+    taken = server.sent
+    time.sleep(0.5)
+    # What is in the buffers of the sockets was sent, too.
+    assert server.sent < 40 * LIMIT
+    assert server.mode == "drip" or server.sent - taken < 4 * LIMIT, "it still reads"
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_the_web(server):
+    message = within(server, lambda: cnnfilterdb.open(f"{server.url}/release"), CnnFilterDbError)
+    assert server.url in message
+
+
+def test_the_hub(server):
+    options = {"endpoint": server.url, "token": False}
+    message = within(
+        server, lambda: cnnfilterdb.open("hf://datasets/owner/name", storage_options=options), CnnFilterDbError
+    )
+    assert "hf://datasets/owner/name" in message
+
+
+def test_publishing(server):
+    known = repository.DatasetRepository("owner/name", "hf_x", server.url)
+    message = within(server, known.refs, PublishError)
+    assert message.startswith("owner/name: ")
+
+
+def test_a_range_of_any_file_system(monkeypatch):
+    """Whatever a file system does: the deadline holds."""
+    monkeypatch.setattr(remote, "REQUEST_SECONDS", 0.5)
+
+    class Silent(fsspec.implementations.memory.MemoryFileSystem):
+        cachable = False
+
+        def open(self, path, mode="rb", **options):
+            time.sleep(60)
+
+    started = time.monotonic()
+    with pytest.raises(RemoteError, match=r"^file: cannot be read \(no complete answer within 1 seconds\)"):
+        remote.read_range(Silent(), "file", 0, 10)
+    assert time.monotonic() - started < 10
+
+
+def test_a_file_that_ends_early():
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/short", b"12345")
+    with pytest.raises(RemoteError, match="5 bytes arrived where 10 were expected"):
+        remote.read_range(memory, "/short", 0, 10)
+
+
+def test_401_is_a_status_and_no_number_in_a_name():
+    with pytest.raises(RemoteError) as caught:
+        Release.open("memory://run401/rel")
+    assert "token" not in str(caught.value).partition("for something private")[0]
+
+    class Unauthorized(Exception):
+        status = 401
+
+    with pytest.raises(RemoteError, match="the server asks for a token"), remote.reaching("there"):
+        raise Unauthorized
+
+
+def test_errors_of_every_client_state_their_status():
+    class Answered(Exception):
+        def __init__(self, response):
+            self.response = response
+
+    botocore = Answered({"ResponseMetadata": {"HTTPStatusCode": 403}})
+    assert remote.status_of(botocore) == 403
+    assert remote.status_of(Answered(type("Response", (), {"status_code": 429}))) == 429
+    assert remote.status_of(Answered({})) is None
+    assert remote.status_of(ValueError("401")) is None

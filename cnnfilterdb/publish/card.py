@@ -419,7 +419,7 @@ def _notes(models: pd.DataFrame) -> str:
     if alike := those("share-alike"):
         notes.append(
             f"**Share-alike.** {alike}. Rows of such a model, and works derived from them, may only be shared under "
-            "the same licence. Bases that were fitted on them are offered under the same licences, as far as these apply."
+            "the same licence. Bases that were fitted on them are offered under these licences as far as they apply."
         )
     if commercial := those("noncommercial"):
         notes.append(

@@ -225,7 +225,7 @@ def test_merge_can_keep_duplicates_and_replace(two):
     assert one.verify() == []
     assert len(one.models()) == 6
     pd.testing.assert_frame_equal(
-        one.filters(where="name = 'disputed'"), other.filters("name = 'disputed'"), check_exact=True
+        one.filters(where="name = 'disputed'"), other.filters(where="name = 'disputed'"), check_exact=True
     )
 
 

@@ -135,6 +135,7 @@ def _rows(table, model_ids, number):
     known = {
         "source": "custom",
         "layer": 0,
+        "name": "conv",
         "layer_name": "conv",
         "kernel": "3x3",
         "kernel_h": 3,

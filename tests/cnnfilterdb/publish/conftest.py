@@ -144,6 +144,7 @@ def _rows(table, model_ids, number):
         "stored": True,
         "conv_layers": 1,
         "filters": number,
+        "stored_filters": number,
         "license": "MIT",
         "ingested_at": 0,
     }

@@ -17,6 +17,7 @@ from cnnfilterdb.analysis import descriptors, shifts
 from cnnfilterdb.analysis import groups as groupings
 from cnnfilterdb.analysis.bases import FittedBasis, moments_of
 from cnnfilterdb.analysis.conclusions import Conclusions
+from cnnfilterdb.analysis.coverage import coverage
 from cnnfilterdb.analysis.groups import Grouping, Groups
 from cnnfilterdb.analysis.options import (
     BasisChoice,
@@ -254,7 +255,7 @@ class Reader(Tables, Conclusions):
         basis = options.get("basis")
         if isinstance(basis, str):
             frame.attrs["basis"] = basis
-        return frame
+        return self._covered(frame, by, options)
 
     def kl_shift_components(
         self, by: str, *, metric: str = "kl", weights: Weights = None, **options: Unpack[GroupOptions]
@@ -282,7 +283,7 @@ class Reader(Tables, Conclusions):
         """
         check_options("kl_shift_components", options, GroupOptions)
         shifts.check_measure(metric, weights, options.get("kernel", "3x3"))
-        return shifts.components(self.groups(by, **options), weights, metric)
+        return self._covered(shifts.components(self.groups(by, **options), weights, metric), by, options)
 
     def kl_shift_intervals(
         self,
@@ -329,9 +330,10 @@ class Reader(Tables, Conclusions):
         for name in ("bins", "range"):
             if options.get(name) is not None:
                 raise SelectionError(f"kl_shift_intervals: leave out {name}; intervals come from stored histograms")
-        return shifts.intervals(
+        frame = shifts.intervals(
             self._connect(), self.groups(by, **options), weights, metric, samples=samples, level=level, seed=seed
         )
+        return self._covered(frame, by, options)
 
     def nearest_groups(self, by: str, group: Any, *, top: int = 10, **options: Unpack[ShiftOptions]) -> pd.DataFrame:
         """The groups nearest to one of them, by ascending shift.
@@ -355,7 +357,10 @@ class Reader(Tables, Conclusions):
         """
         check_options("nearest_groups", options, ShiftOptions)
         at_least_one("top", top)
-        return shifts.nearest(self.kl_shift(by, **options), group, top)
+        matrix = self.kl_shift(by, **options)
+        frame = shifts.nearest(matrix, group, top)
+        frame.attrs["coverage"] = matrix.attrs["coverage"]
+        return frame
 
     def quality(
         self,
@@ -405,6 +410,7 @@ class Reader(Tables, Conclusions):
         if frame.empty:
             raise groupings.empty(question)
         frame.index.name = by
+        frame.attrs["coverage"] = coverage(self._connect(), question).attrs()
         return frame
 
     def descriptors(
@@ -471,23 +477,31 @@ class Reader(Tables, Conclusions):
 
         return Figures(self)
 
-    def report(self, path: str | Path, *, by: str = "domain", kernel: str = "3x3") -> Path:
+    def report(
+        self, path: str | Path, *, by: str = "domain", title: str | None = None, **options: Unpack[ShiftOptions]
+    ) -> Path:
         """Write one self-contained HTML page: what the database holds, how its groups differ, how it was computed.
 
         Args:
             path: The page.
             by: Grouping expression.
-            kernel: Kernel size.
+            title: Heading of the page; by default the name of the database.
+            **options: Those of :meth:`kl_shift` except ``weights``.
 
         Returns:
             The path of the page.
+
+        Raises:
+            SelectionError: An expression or argument that cannot be answered, or nothing selected.
+            DatabaseError: The page cannot be written.
 
         >>> db.report("report.html", by="name").stat().st_size > 100_000
         True
         """
         from cnnfilterdb.plots.figures import write_report
 
-        return write_report(self, Path(path), by, kernel)
+        check_options("report", options, ShiftOptions)
+        return write_report(self, Path(path), by, title, options)
 
     def export(
         self,
@@ -521,6 +535,20 @@ class Reader(Tables, Conclusions):
         return export(self, Path(path), to=to, where=where, kernel=kernel, progress=progress)
 
     # ---------------------------------------------------------------------------------------------- private
+
+    def _covered(self, frame: pd.DataFrame, by: str, options: GroupOptions) -> pd.DataFrame:
+        """Put into ``.attrs["coverage"]`` of an answer what it counted and left out."""
+        kernel, basis = options.get("kernel", "3x3"), options.get("basis")
+        fitted = self._fitted(basis, kernel) if not isinstance(basis, stats.Basis) and basis != "selection" else None
+        question = Grouping(by, options.get("where"), kernel, all_layers=options.get("all_layers", False))
+        frame.attrs["coverage"] = coverage(
+            self._connect(),
+            question,
+            min_models=options.get("min_models", 1),
+            min_filters=options.get("min_filters", 1),
+            fitted_on=None if fitted is None else fitted.models,
+        ).attrs()
+        return frame
 
     def _fitted(self, basis: BasisChoice, kernel: str) -> FittedBasis:
         self._ensure_index()

@@ -157,8 +157,7 @@ def stored(connection: duckdb.DuckDBPyConnection, grouping: Grouping, fitted: Fi
         SelectionError: ``by`` or ``where`` cannot be answered, or selects nothing.
     """
     table = run(connection, f"FROM group_histograms({_arguments(grouping, fitted.basis_id)})")
-    if not table.num_rows:
-        raise empty(grouping)
+    _check_groups(table, grouping)
     k, bins = len(fitted.basis.mean), fitted.basis.bins
     return Groups(
         labels=table["group"].to_pylist(),
@@ -211,9 +210,19 @@ def selection(connection: duckdb.DuckDBPyConnection, grouping: Grouping, *, vari
         f"FROM facts WHERE stored AND kernel = {literal(grouping.kernel)} AND {where} {papers} "
         'AND "group" IS NOT NULL ORDER BY "group", model_id, layer',
     )
+    _check_groups(table, grouping)
+    return table
+
+
+def _check_groups(table: pa.Table, grouping: Grouping) -> None:
+    """Refuse an answer without groups, and groups that are lists or structs, which have no order and no name."""
     if not table.num_rows:
         raise empty(grouping)
-    return table
+    kind = table.schema.field("group").type
+    if pa.types.is_nested(kind):
+        raise SelectionError(
+            f"by: each value of {grouping.by!r} is a {kind}; group by a text, number or date, such as domain"
+        )
 
 
 def scanned(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 import click
 
 from cnnfilterdb.cli import comparison, exchange, figures, ingesting, listings, maintenance
+from cnnfilterdb.cli.options import quiet_everywhere
+from cnnfilterdb.cli.output import warn
+from cnnfilterdb.cli.signals import Terminated, ending_soon
 from cnnfilterdb.errors import CnnFilterDbError
 
 __all__ = ["cli", "main"]
@@ -17,11 +21,13 @@ __all__ = ["cli", "main"]
 def cli() -> None:
     """A database of the kernels of trained convolutional networks.
 
-    `cnnfilterdb demo` builds one from real models and shows what it can tell.
+    `cnnfilterdb demo` builds one from real models and shows what it offers.
     """
 
 
-# The verbs lie by theme in modules that are never named like a verb, so that `cnnfilterdb.cli.x` is always a module.
+_INTERRUPTED = "Interrupted. Finished models were kept; repeat the command to resume."
+
+# The verbs are grouped by theme in modules that never have the name of a verb, so `cnnfilterdb.cli.x` is a module.
 for _verb in (
     ingesting.demo,
     ingesting.ingest,
@@ -37,6 +43,7 @@ for _verb in (
     comparison.quality,
     listings.nearest,
     listings.shared,
+    listings.vocabulary,
     figures.plot,
     figures.report,
     exchange.publish,
@@ -47,24 +54,50 @@ for _verb in (
     maintenance.verify,
     maintenance.remove,
 ):
-    cli.add_command(_verb)
+    cli.add_command(quiet_everywhere(_verb))
 
 
 def main() -> None:
-    """Run the command line: status 0, 1 for a failure told in one line, 2 for wrong usage."""
+    """Run the command line.
+
+    The exit status is 0, 1 for a failure reported in one line, 2 for wrong usage, 130 after Ctrl-C and 143 after
+    SIGTERM.
+    """
     try:
-        cli.main(standalone_mode=False)
+        with ending_soon(_INTERRUPTED):
+            cli.main(standalone_mode=False, prog_name="cnnfilterdb")
     except click.exceptions.Exit as exit_:
         sys.exit(exit_.exit_code)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted; what is done is kept, the same line finishes the rest", err=True)
-        sys.exit(130)
+    except (click.Abort, KeyboardInterrupt) as error:
+        warn(_INTERRUPTED)
+        sys.exit(143 if isinstance(error, Terminated) else 130)
     except CnnFilterDbError as error:
-        click.echo(f"error: {' '.join(str(error).split())}", err=True)
+        warn(f"error: {_for_the_command_line(str(error))}")
         sys.exit(1)
     except BrokenPipeError:
         sys.stderr.close()  # the reader of a pipe has gone, as `| head` does
         sys.exit(0)
+    except (OSError, MemoryError, RecursionError) as error:
+        warn(f"error: {' '.join(str(error).split()) or type(error).__name__}")
+        sys.exit(1)
+
+
+#: Remedies that a message names as Python calls, and what a person at the command line does instead.
+_REMEDIES = {
+    r"db\.layers\(\) lists": "`cnnfilterdb layers` lists",
+    r"db\.models\(\) lists": "`cnnfilterdb models` lists",
+    r"cnnfilterdb\.create\(path\)": "`cnnfilterdb ingest` or `cnnfilterdb add`",
+    r"\bwith (kernel|where|basis|recipe|top)=": r"with --\1 ",
+    r"\bgive (kernel|where|basis|recipe|top)=": r"give --\1 ",
+}
+
+
+def _for_the_command_line(message: str) -> str:
+    """A message as one line, with options of the command line in the place of Python arguments."""
+    text = " ".join(message.split())
+    for python, remedy in _REMEDIES.items():
+        text = re.sub(python, remedy, text)
+    return text

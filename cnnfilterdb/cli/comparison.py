@@ -1,4 +1,4 @@
-"""The verbs that compare groups of filters: by the shift between them, the basis it is made in, their quality."""
+"""The verbs that compare groups of filters: the shift between them, the basis it is computed in, their quality."""
 
 from __future__ import annotations
 
@@ -10,68 +10,77 @@ import click
 from cnnfilterdb.cli.options import (
     all_layers_option,
     db_option,
+    group_arguments,
+    group_options,
     kernel_option,
+    metric_option,
+    named,
     open_reader,
     rows_options,
-    shift_options,
+    trained_only,
+    trained_option,
     where_option,
 )
-from cnnfilterdb.cli.output import emit, print_shift
+from cnnfilterdb.cli.output import Rows, emit, print_basis, print_shift, say
 
 __all__ = ["basis", "quality", "shift"]
 
 
-@click.command()
+@click.command(short_help="Compare groups of filters by their KL shift.")
 @click.argument("by")
 @click.option("--components", is_flag=True, help="One row per pair and component.")
 @click.option("--bootstrap", type=click.IntRange(min=2), metavar="N",
               help="One row per pair, with a 95 % interval over N resamples of the models.")  # fmt: skip
-@click.option("--nearest", metavar="GROUP", help="The groups nearest to this one.")
-@shift_options
+@click.option("--nearest", metavar="GROUP", help="The groups nearest to GROUP.")
+@metric_option
+@group_options
 @rows_options
 @db_option
 def shift(
-    by: str, components: bool, bootstrap: int | None, nearest: str | None, limits: tuple[float, float] | None,
-    style: str, output: Path | None, path: Path, **options: Any,
-) -> None:  # fmt: skip
+    by: str, components: bool, bootstrap: int | None, nearest: str | None, rows: Rows, path: Path, **options: Any
+) -> None:
     """Compare groups of filters: symmetric KL divergence of their SVD coefficients, in nats.
 
-    BY is any SQL expression over the columns of models and layers.
+    BY is a SQL expression over the columns of models and layers; `EXPRESSION AS name` names it.
 
     \b
       cnnfilterdb shift domain
-      cnnfilterdb shift "floor(10 * conv_depth_norm)" --where "task = 'Segmentation'"
+      cnnfilterdb shift "floor(10 * conv_depth_norm) AS tenth" --where "task = 'Segmentation'"
     """
-    db, where = open_reader(path), options.pop("where")
-    if options["basis"] and options["basis"].endswith((".json", ".npz")):
-        from cnnfilterdb.exchange.basis_files import load_basis
-
-        options["basis"] = load_basis(options["basis"])
     if sum((components, bootstrap is not None, nearest is not None)) > 1:
         raise click.UsageError("give one of --components, --bootstrap and --nearest")
+    by, name = named(by)
+    db, arguments = open_reader(path), group_arguments(options)
     if components:
-        emit(db.kl_shift_components(by, where=where, range=limits or None, **options), style, output)
+        frame = db.kl_shift_components(by, **arguments)
     elif bootstrap is not None:
-        frame = db.kl_shift_intervals(by, where=where, samples=bootstrap, range=limits or None, **options)
-        emit(frame, style, output)
+        frame = db.kl_shift_intervals(by, samples=bootstrap, **arguments)
     elif nearest is not None:
-        emit(db.nearest_groups(by, nearest, where=where, range=limits or None, **options).reset_index(), style, output)
-    elif style == "table" and output is None:
-        print_shift(db.kl_shift(by, where=where, range=limits or None, **options))
+        frame = db.nearest_groups(by, nearest, **arguments).rename_axis(index=name).reset_index()
     else:
-        matrix = db.kl_shift(by, where=where, range=limits or None, **options)
-        emit(matrix.rename_axis(columns=None).rename(columns=str).reset_index(), style, output)
+        frame = db.kl_shift(by, **arguments).rename_axis(index=name, columns=name)
+        if rows.for_people():
+            print_shift(frame, limit=rows.limit)
+            return
+        attrs = frame.attrs
+        frame = frame.rename_axis(columns=None).rename(columns=str)
+        # A group may be named like the expression.
+        frame.insert(0, name if name not in frame.columns else "group", frame.index)
+        frame.attrs = attrs
+    emit(frame, rows)
+    if rows.for_people():
+        print_basis(frame.attrs)
 
 
-@click.command()
+@click.command(short_help="Save an SVD basis to a file.")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @where_option
 @kernel_option
 @click.option("--variant", type=click.Choice(["all", "nonsparse"]), default="all", show_default=True,
-              help="Which filters it is fitted on.")  # fmt: skip
+              help="Filters that the basis is fitted on.")  # fmt: skip
 @db_option
 def basis(file: Path, where: str | None, kernel: str, variant: str, path: Path) -> None:
-    """Save an SVD basis to FILE, .json or .npz: that of the index, or one fitted on what --where selects.
+    """Save an SVD basis to FILE, .json or .npz: the one in the index, or one fitted on what --where selects.
 
     \b
       cnnfilterdb basis natural.json --where "domain = 'natural'"
@@ -82,16 +91,17 @@ def basis(file: Path, where: str | None, kernel: str, variant: str, path: Path) 
     fitted = open_reader(path).basis(where=where, kernel=kernel, variant=variant)
     save_basis(fitted, file)
     ratios = " ".join(f"{ratio:.3f}" for ratio in fitted.explained_variance_ratio[:9])
-    click.echo(f"{file}: {fitted.filters:,} filters; explained variance ratio {ratios}")
+    say(f"{file}: {fitted.filters:,} filters; explained variance ratio {ratios}")
 
 
-@click.command()
+@click.command(short_help="Quality of the layers of each group.")
 @click.argument("by")
 @where_option
 @kernel_option
 @all_layers_option
+@trained_option
 @click.option("--margin", type=float, default=0.02, show_default=True,
-              help="How far below that of random kernels an entropy counts as random.")  # fmt: skip
+              help="How far below the entropy of random kernels an entropy still counts as random.")  # fmt: skip
 @click.option("--low-entropy", type=float, default=0.5, show_default=True,
               help="Entropy below which a layer is repetitive.")  # fmt: skip
 @click.option("--high-sparsity", type=float, default=0.14, show_default=True,
@@ -99,9 +109,18 @@ def basis(file: Path, where: str | None, kernel: str, variant: str, path: Path) 
 @rows_options
 @db_option
 def quality(
-    by: str, where: str | None, kernel: str, all_layers: bool, style: str, output: Path | None, path: Path,
+    by: str, where: str | None, kernel: str, all_layers: bool, trained: bool, rows: Rows, path: Path,
     **thresholds: float,
 ) -> None:  # fmt: skip
-    """Sparsity, variance entropy, orthogonality and degenerated layers of the groups BY."""
-    frame = open_reader(path).quality(by, where=where, kernel=kernel, all_layers=all_layers, **thresholds)
-    emit(frame.reset_index(), style, output)
+    """Sparsity, variance entropy, orthogonality and degenerated layers of each group.
+
+    BY is a SQL expression over the columns of models and layers; `EXPRESSION AS name` names it.
+    """
+    by, name = named(by)
+    frame = open_reader(path).quality(
+        by, where=trained_only(where, trained), kernel=kernel, all_layers=all_layers, **thresholds
+    )
+    attrs = frame.attrs
+    emit(frame.rename_axis(index=name).reset_index(), rows)
+    if rows.for_people():
+        print_basis(attrs)

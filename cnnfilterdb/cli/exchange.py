@@ -1,4 +1,4 @@
-"""The verbs between a database and others: releases on the Hub, other folders, files for other tools."""
+"""The verbs that exchange models: releases on the Hub, other databases, files for other tools."""
 
 from __future__ import annotations
 
@@ -9,8 +9,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cnnfilterdb.cli.options import db_option, kernel_option, open_database, open_reader, quiet_option, rows_options
-from cnnfilterdb.cli.output import emit
+from cnnfilterdb.cli.options import (
+    db_option,
+    kernel_option,
+    models_condition,
+    open_database,
+    open_reader,
+    quiet_option,
+    rows_options,
+    where_option,
+)
+from cnnfilterdb.cli.output import Rows, emit, say, warn
 from cnnfilterdb.cli.progress import progress_bars
 from cnnfilterdb.errors import DatabaseError
 
@@ -20,19 +29,23 @@ if TYPE_CHECKING:
 
 __all__ = ["export", "merge", "publish", "pull", "releases"]
 
-_models_option = click.option("--where", metavar="SQL", help="Condition over the columns of models: these only.")
-_overwrite_option = click.option("--overwrite", is_flag=True, help="Replace models of the same key with other weights.")
+_models_option = click.option(
+    "--where", metavar="SQL", help="Condition over the columns of models and layers: only these models."
+)
+_overwrite_option = click.option(
+    "--overwrite", is_flag=True, help="Replace models that have the same key and other weights."
+)
 
 
-@click.command()
+@click.command(short_help="Publish a release on the Hugging Face Hub.")
 @click.argument("repo", metavar="OWNER/NAME")
-@click.option("--version", metavar="X.Y.Z", help="Version; by default the next minor one.")
+@click.option("--version", metavar="X.Y.Z", help="Version; by default the next minor version.")
 @click.option("--include-license", multiple=True, metavar="ID",
-              help="Publish models of this licence too; `unknown` for none. Can be given several times.")  # fmt: skip
-@click.option("--private", is_flag=True, help="Make a new data set private.")
+              help="Also publish models of this licence; `unknown` for those without. Can be repeated.")  # fmt: skip
+@click.option("--private", is_flag=True, help="Create the data set as private.")
 @click.option("--dry-run", "folder", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
-              help="Write the release to this folder and upload nothing.")  # fmt: skip
-@click.option("--no-verify", is_flag=True, help="Do not check every count and hash first.")
+              help="Write the release to DIR and upload nothing.")  # fmt: skip
+@click.option("--no-verify", is_flag=True, help="Skip the check of all counts and hashes.")
 @db_option
 @quiet_option
 def publish(
@@ -41,8 +54,9 @@ def publish(
 ) -> None:  # fmt: skip
     """Publish a release as the data set OWNER/NAME on the Hugging Face Hub.
 
-    Readers see it whole or not at all; a run that was cut is finished by the same line. Models whose licence does not
-    permit it, or that state none, are left out and listed. The token is that of `hf auth login` or HF_TOKEN.
+    Readers see the release whole or not at all; repeat the command to resume an interrupted upload. Models whose
+    licence does not permit redistribution, or that have none, are left out and listed. The token is the one of
+    `hf auth login` or HF_TOKEN.
 
     \b
       cnnfilterdb publish me/filters --dry-run release
@@ -61,11 +75,11 @@ def publish(
         _print_files(manifest)
         _print_left_out(manifest.left_out)
     if isinstance(done, Manifest):
-        click.echo(f"{folder}: release {manifest.version} of {manifest.models:,} models; nothing was uploaded")
+        say(f"{folder}: release {manifest.version} of {manifest.models:,} models; nothing was uploaded")
         return
-    click.echo(
+    say(
         f"published {done.tag}: {done.url} ({done.new_files} new files, at most {done.uploaded_bytes / 1e6:,.1f} MB "
-        f"sent; {done.unchanged_files} as before)"
+        f"uploaded; {done.unchanged_files} unchanged)"
     )
 
 
@@ -82,20 +96,20 @@ def _print_left_out(left_out: tuple[LeftOut, ...]) -> None:
     click.echo(f"\n{len(left_out)} models are left out:")
     reasons = Counter((left.license or "no licence", left.reason) for left in left_out)
     for (license_, reason), count in reasons.most_common():
-        click.echo(f"  {count:>5}  {license_}: {reason}")
-    click.echo("MODELS.md lists them; `--include-license ID` names exceptions.\n")
+        say(f"  {count:>5}  {license_}: {reason}")
+    click.echo("MODELS.md lists them; --include-license ID makes exceptions.\n")
 
 
-@click.command()
+@click.command(short_help="Import a release, or part of it.")
 @click.argument("location", metavar="RELEASE")
 @_models_option
 @_overwrite_option
 @db_option
 @quiet_option
 def pull(location: str, where: str | None, overwrite: bool, path: Path, quiet: bool) -> None:
-    """Bring RELEASE, or part of it, into a database folder; a run that was cut is finished by the same line.
+    """Import RELEASE, or part of it, into a database folder; repeat the command to resume an interrupted run.
 
-    RELEASE is OWNER/NAME or OWNER/NAME@v1.0.0 on the Hugging Face Hub, or any address or folder of a release.
+    RELEASE is OWNER/NAME or OWNER/NAME@v1.0.0 on the Hugging Face Hub, or the address or folder of a release.
 
     \b
       cnnfilterdb pull me/filters@v1.0.0 --where "domain LIKE 'medical%'"
@@ -108,15 +122,15 @@ def pull(location: str, where: str | None, overwrite: bool, path: Path, quiet: b
     _summary(outcome, quiet)
 
 
-@click.command()
+@click.command(short_help="Import the models of another database.")
 @click.argument("other", metavar="DATABASE")
 @_models_option
 @_overwrite_option
-@click.option("--keep-duplicates", is_flag=True, help="Take over models whose weights another one has too.")
+@click.option("--keep-duplicates", is_flag=True, help="Import models whose weights another model has, too.")
 @db_option
 @quiet_option
 def merge(other: str, where: str | None, overwrite: bool, keep_duplicates: bool, path: Path, quiet: bool) -> None:
-    """Take over the models of another DATABASE, a folder or a release; models with equal weights are dropped."""
+    """Import the models of another DATABASE, a folder or a release; models with equal weights are dropped."""
     db = open_database(path, create=True)
     with progress_bars(quiet) as progress:
         outcome = db.merge(
@@ -125,39 +139,47 @@ def merge(other: str, where: str | None, overwrite: bool, keep_duplicates: bool,
     _summary(outcome, quiet)
 
 
-@click.command()
+@click.command(short_help="List the releases of a data set.")
 @click.argument("repo", metavar="OWNER/NAME")
 @rows_options
-def releases(repo: str, style: str, output: Path | None) -> None:
+def releases(repo: str, rows: Rows) -> None:
     """List the releases of the data set OWNER/NAME, newest first."""
     import pandas as pd
 
     from cnnfilterdb.publish.hub import releases
 
     found = releases(repo)
-    emit(pd.DataFrame({"tag": [one.tag for one in found], "commit": [one.commit for one in found]}), style, output)
+    emit(pd.DataFrame({"tag": [one.tag for one in found], "commit": [one.commit for one in found]}), rows)
 
 
-@click.command()
+@click.command(short_help="Write filters to a file for other tools.")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("models", nargs=-1)
 @click.option("--to", "format_", type=click.Choice(["parquet", "arrow", "csv", "npz", "h5"]),
-              help="Format; by default told by the ending of FILE.")  # fmt: skip
-@click.option("--where", metavar="SQL", help="Condition over the columns of models and layers.")
+              help="Format; by default the one of the suffix of FILE.")  # fmt: skip
+@where_option
 @kernel_option
 @db_option
 @quiet_option
-def export(file: Path, format_: str | None, where: str | None, kernel: str, path: Path, quiet: bool) -> None:
+def export(
+    file: Path, models: tuple[str, ...], format_: str | None, where: str | None, kernel: str, path: Path, quiet: bool
+) -> None:
     """Write filters to FILE for other tools: .parquet, .arrow, .csv, .csv.gz, .npz, or .h5.
 
-    An .h5 file has the layout of the CNN Filter DB that the papers released, so that notebooks for it keep working.
+    MODELS are keys or wildcards; without them, all models.
+
+    An .h5 file has the layout of the CNN Filter DB that was released with the papers, so its notebooks keep working.
 
     \b
       cnnfilterdb export faces.npz --where "domain = 'faces'"
+      cnnfilterdb export deepcr.parquet 'pypi/deepcr/*'
       cnnfilterdb export dataset.h5
     """
+    db = open_reader(path)
+    where = models_condition(db, models, where)
     with progress_bars(quiet) as progress:
-        done = open_reader(path).export(file, to=format_, where=where, kernel=kernel, progress=progress)
-    click.echo(f"{done.path}: {done.filters:,} filters of {done.models:,} models, {done.bytes:,} bytes")
+        done = db.export(file, to=format_, where=where, kernel=kernel, progress=progress)
+    say(f"{done.path}: {done.filters:,} filters of {done.models:,} models, {done.bytes:,} bytes")
 
 
 def _models(progress: Callable[[str, int, int], None]) -> Callable[[str, int, int], None]:
@@ -168,12 +190,12 @@ def _models(progress: Callable[[str, int, int], None]) -> Callable[[str, int, in
 def _summary(outcome: TransferReport, quiet: bool) -> None:
     for model_id, twin in outcome.duplicates.items():
         if not quiet:
-            click.echo(f"dropped: {model_id}: has the weights of {twin}")
+            say(f"dropped: {model_id}: has the same weights as {twin}")
     for model_id in outcome.conflicts:
-        click.echo(f"kept: {model_id}: is there with other weights; --overwrite replaces it", err=True)
+        warn(f"kept: {model_id}: already present with other weights; --overwrite replaces it")
     for model_id, error in outcome.failed.items():
-        click.echo(f"failed: {model_id}: {error}", err=True)
+        warn(f"failed: {model_id}: {error}")
     if not quiet:
-        click.echo(str(outcome))
+        say(str(outcome))
     if outcome.failed:
-        raise DatabaseError(f"{len(outcome.failed)} models could not be taken over; the same line tries them again")
+        raise DatabaseError(f"{len(outcome.failed)} models could not be imported; repeat the command to try them again")

@@ -9,59 +9,111 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from cnnfilterdb.cli.options import db_option, kernel_option, open_reader, where_option
-from cnnfilterdb.cli.output import writing
+from cnnfilterdb.cli.options import (
+    by_option,
+    db_option,
+    group_arguments,
+    group_options,
+    metric_option,
+    named,
+    open_reader,
+)
+from cnnfilterdb.cli.output import say, writing
 
 __all__ = ["plot", "report"]
 
+#: The options that each kind of plot has besides --by, --where, --kernel, --title, --dpi and --output.
+_USED = {
+    "shift": {"metric", "recipe", "balance", "basis", "bins", "limits", "min_models", "min_filters", "all_layers"},
+    "ridge": {"recipe", "balance", "basis", "bins", "limits", "min_models", "min_filters", "all_layers"},
+    "eigenfilters": {"all_layers"},
+    "quality": {"all_layers"},
+    "variance": {"all_layers"},
+    "filters": {"model", "layer"},
+}
 
-@click.command()
-@click.argument("kind", type=click.Choice(["shift", "ridge", "eigenfilters", "quality", "variance", "filters"]))
-@click.option("--by", default="domain", show_default=True, help="Grouping expression.")
-@click.option("--model", help="For `filters`: key of the model.")
-@click.option("--layer", type=int, default=0, show_default=True, help="For `filters`: layer of the model.")
-@where_option
-@kernel_option
-@click.option(
-    "--output", "-o", type=click.Path(path_type=Path, dir_okay=False), help="Picture file; by default KIND.png."
-)
-@click.option("--dpi", type=click.IntRange(min=30, max=1200), default=150, show_default=True)
+#: Formats of pictures, by suffix.
+_PICTURES = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".eps", ".ps")
+
+
+@click.command(short_help="Draw a figure.")
+@click.argument("kind", type=click.Choice(list(_USED)))
+@by_option
+@click.option("--model", metavar="KEY", help="For `filters`: the model.")
+@click.option("--layer", type=click.IntRange(min=0), default=0, show_default=True, help="For `filters`: the layer.")
+@metric_option
+@group_options
+@click.option("--title", help="Title of the figure.")
+@click.option("--output", "-o", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+              help="Picture file, such as .png, .pdf or .svg; by default KIND.png.")  # fmt: skip
+@click.option("--dpi", type=click.IntRange(min=30, max=1200), default=150, show_default=True,
+              help="Pixels per inch.")  # fmt: skip
 @db_option
 def plot(
-    kind: str, by: str, model: str | None, layer: int, where: str | None, kernel: str, output: Path | None, dpi: int,
-    path: Path,
+    kind: str, by: str, model: str | None, layer: int, title: str | None, output: Path | None,
+    dpi: int, path: Path, **options: Any,
 ) -> None:  # fmt: skip
     """Draw a figure: the shift matrix, ridges, eigenfilters, quality, where weights vary, or the filters of a layer."""
+    ctx = click.get_current_context()
+    target = output or Path(f"{kind}.png")
+    if target.suffix.lower() not in _PICTURES:
+        raise click.UsageError(
+            f"{target}: the suffix {target.suffix or '(none)'!r} is not a picture format; "
+            f"expected one of {', '.join(_PICTURES)}"
+        )
+    _refuse_unused(ctx, kind)
+    by, name = named(by)
     draw = open_reader(path).plot
     if kind == "filters":
         if model is None:
-            raise click.UsageError("plot filters needs --model")
-        figure = draw.filters(model, layer=layer)
-    elif kind == "variance":
-        # Large kernels are what it is about: all sizes, unless one is asked for.
-        asked = click.get_current_context().get_parameter_source("kernel") is not ParameterSource.DEFAULT
-        figure = draw.variance(by=by, where=where, kernel=kernel if asked else None)
+            raise click.UsageError("plot filters requires --model KEY; `cnnfilterdb models` lists the keys")
+        figure = draw.filters(model, layer=layer, title=title)
     else:
+        metric = options.pop("metric")
+        arguments = group_arguments(options)
+        chosen = {key: value for key, value in arguments.items() if key in _USED[kind] or key in ("where", "kernel")}
+        if kind in ("shift", "ridge"):
+            chosen["range"] = arguments["range"]
+        if kind == "shift":
+            chosen["metric"] = metric
+        if kind == "variance" and ctx.get_parameter_source("kernel") is ParameterSource.DEFAULT:
+            chosen["kernel"] = None  # large kernels are its subject: all sizes, unless one is given
         method: dict[str, Callable[..., Any]] = {
             "shift": draw.kl_shift,
             "ridge": draw.ridge,
             "eigenfilters": draw.eigenfilters,
             "quality": draw.quality,
+            "variance": draw.variance,
         }
-        figure = method[kind](by=by, where=where, kernel=kernel)
-    target = output or Path(f"{kind}.png")
-    with writing(target):
-        figure.savefig(target, dpi=dpi)
-    click.echo(str(target))
+        figure = method[kind](by=by, title=title or (name if name != by else None), **chosen)
+    with writing(target) as part:
+        figure.savefig(part, dpi=dpi, format=target.suffix[1:].lower())
+    say(str(target))
 
 
-@click.command()
-@click.option("--by", default="domain", show_default=True, help="Grouping expression.")
-@click.option(
-    "--output", "-o", type=click.Path(path_type=Path, dir_okay=False), default="report.html", show_default=True
-)
+def _refuse_unused(ctx: click.Context, kind: str) -> None:
+    """Refuse options that this kind of plot would ignore."""
+    special = set().union(*_USED.values()) | {"trained"}
+    if kind == "filters":
+        special |= {"by", "where", "kernel"}
+    used = _USED[kind] | ({"trained"} if kind != "filters" else set())
+    for name in sorted(special - used):
+        if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT:
+            option = next(parameter.opts[0] for parameter in ctx.command.params if parameter.name == name)
+            kinds = ", ".join(other for other in _USED if name in _USED[other] or (name == "by" and other != "filters"))
+            raise click.UsageError(f"{option} does not apply to `plot {kind}`" + (f"; to: {kinds}" if kinds else ""))
+
+
+@click.command(short_help="Write a report as one HTML page.")
+@by_option
+@metric_option
+@group_options
+@click.option("--title", help="Heading of the page; by default the name of the database.")
+@click.option("--output", "-o", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+              default="report.html", show_default=True, help="The page.")  # fmt: skip
 @db_option
-def report(by: str, output: Path, path: Path) -> None:
-    """Write one self-contained page about the database."""
-    with writing(output):
-        click.echo(str(open_reader(path).report(output, by=by)))
+def report(by: str, metric: str, title: str | None, output: Path, path: Path, **options: Any) -> None:
+    """Write one self-contained HTML page about the database."""
+    by, _ = named(by)
+    db = open_reader(path)
+    say(str(db.report(output, by=by, metric=metric, title=title, **group_arguments(options))))

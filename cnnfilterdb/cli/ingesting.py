@@ -1,4 +1,4 @@
-"""The verbs that bring models into a database."""
+"""The verbs that import models into a database."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cnnfilterdb.cli.options import db_option, fact_options, open_database, quiet_option
-from cnnfilterdb.cli.output import print_shift, print_summary
+from cnnfilterdb.cli.output import print_shift, print_summary, remark, say
 from cnnfilterdb.cli.progress import progress_bars, progress_observer, status
 
 if TYPE_CHECKING:
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 __all__ = ["add", "demo", "import_", "ingest"]
 
 
-@click.command()
+@click.command(short_help="Import real models, compare and draw them.")
 @db_option
 @click.option("--report", type=click.Path(path_type=Path, file_okay=False), default="report", show_default=True,
-              metavar="DIR", help="Folder for the pictures and the page.")  # fmt: skip
+              metavar="DIR", help="Folder for the figures and the report.")  # fmt: skip
 @quiet_option
 def demo(path: Path, report: Path, quiet: bool) -> None:
-    """Bring the models of the collection `demo`, compare their domains, draw the pictures."""
+    """Import the models of the collection `demo`, compare their domains, and draw figures and a report."""
     db = open_database(path, create=True)
     outcome = _ingest_collection(db, "demo", quiet=quiet)
     with progress_bars(quiet) as progress:
         db.index(progress=progress)
-    click.echo(f"\nShift between image domains (symmetric KL, nats): db.kl_shift(by='domain') in {path}\n")
+    click.echo("\nShift between image domains (symmetric KL, nats), as `cnnfilterdb shift domain` prints it:\n")
     matrix = db.kl_shift(by="domain")
     print_shift(matrix)
     report.mkdir(parents=True, exist_ok=True)
@@ -41,32 +41,34 @@ def demo(path: Path, report: Path, quiet: bool) -> None:
         }.items():
             figure.savefig(report / name, dpi=150)
         page = db.report(report / "report.html", by="domain")
-    click.echo(f"\nPictures and a page to look at: {page}")
-    click.echo(f'Next: cnnfilterdb sql --db {path} "FROM kl_shift(task)"')
-    print_summary(outcome, quiet=False)
+    remark(f"\nFigures and a report: {page}")
+    print_summary(outcome, quiet=quiet)
+    remark(f'Next: cnnfilterdb sql --db {path} "FROM kl_shift(task)"')
 
 
-@click.command()
+@click.command(short_help="Import models from a source.")
 @click.argument("source", required=False)
 @click.argument("names", nargs=-1)
 @click.option(
-    "--collection", metavar="NAME", help="A named list of the catalog, such as demo, instead of SOURCE and NAMES."
+    "--collection",
+    metavar="NAME",
+    help="A named list of models in the catalog, such as demo, instead of SOURCE and NAMES.",
 )
-@click.option("--overwrite", is_flag=True, help="Bring models again that are there already.")
+@click.option("--overwrite", is_flag=True, help="Import models again that are already present.")
 @click.option("--fold-bn", is_flag=True, help="Fold batch normalisations into the kernels; the names get `+bn`.")
-@click.option("--allow-untrained", is_flag=True, help="Take in weights that look like random initialisation.")
+@click.option("--allow-untrained", is_flag=True, help="Accept weights that look like random initialisation.")
 @click.option("--from", "folder", type=click.Path(path_type=Path, file_okay=False, exists=True), metavar="DIR",
-              help="Look for the files in this folder before anything is downloaded.")  # fmt: skip
-@click.option("--offline", is_flag=True, default=None, help="Ask nothing of the network.")
-@click.option("--partial", is_flag=True, default=None, help="Download the convolutions of a file only.")
+              help="Look for weight files in DIR before downloading.")  # fmt: skip
+@click.option("--offline", is_flag=True, default=None, help="Do not access the network.")
+@click.option("--partial", is_flag=True, default=None, help="Download only the convolutions of a file.")
 @db_option
 @quiet_option
 def ingest(
     source: str | None, names: tuple[str, ...], collection: str | None, path: Path, quiet: bool, **options: Any
 ) -> None:
-    """Bring models from SOURCE by NAMES (wildcards are fine; all of them without NAMES).
+    """Import models from SOURCE by NAMES, which may have wildcards; without NAMES, all of them.
 
-    What is in the database already is skipped, so an interrupted run is finished by the same line.
+    Models already present are skipped; repeat the command to resume an interrupted run.
 
     \b
       cnnfilterdb ingest pypi 'deepcr/*'
@@ -86,34 +88,34 @@ def ingest(
     print_summary(outcome, quiet=quiet)
 
 
-@click.command()
+@click.command(short_help="Add a weight file of your own.")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--name", required=True, help="Name of the model.")
 @fact_options
-@click.option("--overwrite", is_flag=True, help="Replace a model of that name.")
+@click.option("--overwrite", is_flag=True, help="Replace a model of the same name.")
 @click.option("--fold-bn", is_flag=True, help="Fold batch normalisations into the kernels; the name gets `+bn`.")
 @db_option
 def add(file: Path, name: str, overwrite: bool, fold_bn: bool, path: Path, **facts: str | None) -> None:
-    """Add a weight FILE of your own; every other option is a fact about it."""
+    """Add a weight FILE of your own; the options in capitals TEXT are facts about it."""
     from cnnfilterdb.sql import literal
 
     db = open_database(path, create=True)
     known = {key: value for key, value in facts.items() if value is not None}
     model_id = db.add(file, name, overwrite=overwrite, fold_bn=fold_bn, **known)
     row = db.models(where=f"model_id = {literal(model_id)}").iloc[0]
-    click.echo(f"{model_id}: {row.conv_layers} convolution layers, {row.stored_filters:,} filters")
+    say(f"{model_id}: {row.conv_layers} convolution layers, {row.stored_filters:,} filters")
 
 
-@click.command("import")
+@click.command("import", short_help="Import the papers' dataset.h5.")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--trust", is_flag=True, help="Let pandas unpickle the table of FILE, which can run code of it.")
-@click.option("--overwrite", is_flag=True, help="Bring models again that are there already.")
+@click.option("--trust", is_flag=True, help="Let pandas unpickle the table of FILE, which can run code in it.")
+@click.option("--overwrite", is_flag=True, help="Import models again that are already present.")
 @db_option
 @quiet_option
 def import_(file: Path, trust: bool, overwrite: bool, path: Path, quiet: bool) -> None:
-    """Bring the models of FILE, the dataset.h5 that the papers have released.
+    """Import the models of FILE, the dataset.h5 released with the papers.
 
-    What is in the database already is skipped, so an interrupted run is finished by the same line.
+    Models already present are skipped; repeat the command to resume an interrupted run.
 
     \b
       cnnfilterdb import dataset.h5

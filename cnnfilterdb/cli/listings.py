@@ -1,76 +1,94 @@
-"""The verbs that list rows of a database: models, layers, filters, what a query selects."""
+"""The verbs that list rows: models, layers, filters, the rows of a query, the words of the catalog."""
 
 from __future__ import annotations
 
 import re
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from cnnfilterdb.cli.options import db_option, open_reader, rows_options, where_option
-from cnnfilterdb.cli.output import emit
+from cnnfilterdb.cli.output import Rows, emit
 
 if TYPE_CHECKING:
-    import pandas as pd
+    import pyarrow as pa
 
-__all__ = ["layers", "models", "nearest", "shared", "sql"]
+    from cnnfilterdb.reader import Reader
+
+__all__ = ["layers", "models", "nearest", "shared", "sql", "vocabulary"]
 
 
-@click.command()
-@click.option("--available", is_flag=True, help="What the catalog offers, instead of what the database holds.")
-@click.option("--source", help="With --available: the models of one source only.")
-@click.option("--license", "licenses", is_flag=True, help="The licence of each, where it comes from, what to cite.")
+@click.command(short_help="List models, in the database or available.")
+@click.option("--available", is_flag=True, help="List the models of the catalog instead of those in the database.")
+@click.option("--source", help="With --available: the models of this source only.")
+@click.option("--license", "licenses", is_flag=True, help="The licence of each model, its origin, and what to cite.")
 @where_option
 @rows_options
 @db_option
-def models(
-    available: bool,
-    source: str | None,
-    licenses: bool,
-    where: str | None,
-    style: str,
-    output: Path | None,
-    path: Path,
-) -> None:
+def models(available: bool, source: str | None, licenses: bool, where: str | None, rows: Rows, path: Path) -> None:
     """List models."""
     if source and not available:
-        raise click.UsageError(f"--source goes with --available; of a database ask --where \"source = '{source}'\"")
-    if available:
-        frame = _available(source)
-        if where:
-            raise click.UsageError("--where reads the database; it does not go with --available")
-    else:
-        frame = open_reader(path).models(where=where)
+        raise click.UsageError(f"--source requires --available; for a database use --where \"source = '{source}'\"")
+    if available and where:
+        raise click.UsageError("--where needs a database; it cannot be combined with --available")
+    table = _available(source) if available else _models(open_reader(path), where)
     if licenses:
-        frame = frame[["model_id", "license", "paper", "url"]]
-    elif style == "table" and output is None:
-        columns = ["model_id", "architecture", "task", "domain", "conv_layers", "stored_filters", "license"]
-        frame = frame[[column for column in columns if column in frame]]
-    emit(frame.fillna({"license": "unknown"}), style, output)
+        table = table.select(["model_id", "license", "paper", "url"])
+    elif rows.for_people():
+        columns = [
+            "model_id",
+            "architecture",
+            "task",
+            "domain",
+            "conv_layers",
+            "stored_filters",
+            "license",
+            "untrained",
+        ]
+        table = table.select([column for column in columns if column in table.column_names])
+        if "untrained" in table.column_names and not any(table["untrained"].to_pylist()):
+            table = table.drop_columns("untrained")
+    emit(table, rows)
 
 
-@click.command()
+def _models(db: Reader, where: str | None) -> pa.Table:
+    """The models table, with the types of its columns, which pandas would change."""
+    chosen = db.models(where=where)["model_id"].tolist()
+    query = "SELECT * EXCLUDE (files) FROM models WHERE list_contains($chosen, model_id) ORDER BY model_id"
+    return db.sql(query, {"chosen": chosen}).to_arrow_table()
+
+
+@click.command(short_help="List convolution layers with their statistics.")
 @where_option
 @rows_options
 @db_option
-def layers(where: str | None, style: str, output: Path | None, path: Path) -> None:
+def layers(where: str | None, rows: Rows, path: Path) -> None:
     """List convolution layers with their statistics."""
-    frame = open_reader(path).layers(where=where)
-    if style == "table" and output is None:
-        frame = frame[
-            ["model_id", "layer", "layer_name", "kind", "kernel", "in_channels", "out_channels", "filters", "sparsity",
-             "variance_entropy", "orthogonality"]
-        ]  # fmt: skip
-    emit(frame, style, output)
+    from cnnfilterdb.analysis.queries import condition
+
+    table = (
+        open_reader(path)
+        .sql(
+            f"SELECT layers.* FROM layers SEMI JOIN (SELECT model_id, layer FROM facts WHERE {condition(where)}) "
+            "USING (model_id, layer) ORDER BY model_id, layer"
+        )
+        .to_arrow_table()
+    )
+    if rows.for_people():
+        columns = ["model_id", "layer", "layer_name", "kind", "kernel", "in_channels", "out_channels", "filters",
+                   "sparsity", "variance_entropy", "orthogonality"]  # fmt: skip
+        table = table.select(columns)
+    emit(table, rows)
 
 
-@click.command()
+@click.command(short_help="Run SQL over the views and macros.")
 @click.argument("query")
 @rows_options
 @db_option
-def sql(query: str, style: str, output: Path | None, path: Path) -> None:
+def sql(query: str, rows: Rows, path: Path) -> None:
     """Run QUERY over the views and macros; `-` reads it from standard input.
 
     \b
@@ -78,47 +96,66 @@ def sql(query: str, style: str, output: Path | None, path: Path) -> None:
       cnnfilterdb sql "SELECT domain, count(*) FROM models GROUP BY ALL"
     """
     text = sys.stdin.read() if query == "-" else query
-    emit(open_reader(path).sql(text).df(), style, output)
+    emit(open_reader(path).sql(text).to_arrow_table(), rows)
 
 
-@click.command()
-@click.argument("kernel")
+@click.command(short_help="Find the filters most similar to a pattern.")
+@click.argument("pattern")
 @click.option("--top", "-n", type=click.IntRange(min=1), default=10, show_default=True, help="How many to list.")
-@click.option("--sign", is_flag=True, help="Negative multiples are similar too.")
+@click.option("--sign", is_flag=True, help="Negative multiples are similar, too.")
 @click.option("--centred", is_flag=True, help="An added constant does not matter: means are subtracted.")
-@click.option("--rotation", is_flag=True, help="Rotations by right angles and reflections are similar too.")
+@click.option("--rotation", is_flag=True, help="Rotations by right angles and reflections are similar, too.")
 @where_option
 @rows_options
 @db_option
-def nearest(kernel: str, style: str, output: Path | None, path: Path, **options: Any) -> None:
-    """List the filters most similar to KERNEL, whatever their scale; its rows are separated by `;` or `/`.
+def nearest(pattern: str, rows: Rows, path: Path, **options: Any) -> None:
+    """List the filters most similar to PATTERN, whatever their scale; its rows are separated by `;` or `/`.
 
     \b
       cnnfilterdb nearest "1 0 -1; 2 0 -2; 1 0 -1" --rotation
     """
     try:
-        rows = [[float(number) for number in row.replace(",", " ").split()] for row in re.split("[;/]", kernel)]
+        kernel = [[float(number) for number in row.replace(",", " ").split()] for row in re.split("[;/]", pattern)]
     except ValueError as error:
-        raise click.UsageError(f"KERNEL should hold numbers, its rows separated by `;`: {error}") from error
-    if len({len(row) for row in rows}) != 1:
-        raise click.UsageError("the rows of KERNEL differ in length")
-    emit(open_reader(path).nearest(rows, **options), style, output)
+        raise click.UsageError(f"PATTERN: {error}; expected numbers, with rows separated by `;`") from error
+    if len({len(row) for row in kernel}) != 1:
+        raise click.UsageError("PATTERN: its rows differ in length")
+    emit(open_reader(path).nearest(kernel, **options), rows)
 
 
-@click.command()
+@click.command(short_help="List pairs of models that share layers.")
 @rows_options
 @db_option
-def shared(style: str, output: Path | None, path: Path) -> None:
-    """List pairs of models that hold the same layers, bit for bit: shared ancestry."""
-    emit(open_reader(path).shared_models(), style, output)
+def shared(rows: Rows, path: Path) -> None:
+    """List pairs of models that have the same layers, bit for bit: shared ancestry."""
+    emit(open_reader(path).shared_models(), rows)
 
 
-def _available(source: str | None = None) -> pd.DataFrame:
+@click.command(short_help="List the words of the catalog's vocabularies.")
+@click.argument("name", required=False)
+@rows_options
+def vocabulary(name: str | None, rows: Rows) -> None:
+    """List the words of the vocabulary NAME: domains, tasks, families, frameworks, datasets or licenses.
+
+    Without NAME, list the vocabularies.
+    """
     import pandas as pd
 
     from cnnfilterdb import catalog
+    from cnnfilterdb.catalog.words import VOCABULARIES
 
-    return pd.DataFrame(
+    if name is None:
+        emit(pd.DataFrame([{"vocabulary": one, "words": len(catalog.vocabulary(one))} for one in VOCABULARIES]), rows)
+    else:
+        emit(pd.DataFrame([asdict(word) for word in catalog.vocabulary(name)]), rows)
+
+
+def _available(source: str | None = None) -> pa.Table:
+    import pyarrow as pa
+
+    from cnnfilterdb import catalog
+
+    rows = [
         {
             "model_id": f"{model.source}/{model.name}",
             "architecture": model.facts.architecture,
@@ -130,4 +167,5 @@ def _available(source: str | None = None) -> pd.DataFrame:
             "url": model.facts.url,
         }
         for model in catalog.models(source)
-    )
+    ]
+    return pa.Table.from_pylist(rows)

@@ -1,4 +1,4 @@
-"""The verbs that look after a database: facts of its models, its index, its hashes, what is to go."""
+"""The verbs that maintain a database: facts about its models, its index, its hashes, the removal of models."""
 
 from __future__ import annotations
 
@@ -7,26 +7,29 @@ from pathlib import Path
 import click
 
 from cnnfilterdb.cli.options import db_option, fact_options, open_database, open_reader, quiet_option, where_option
+from cnnfilterdb.cli.output import say
 from cnnfilterdb.cli.progress import progress_bars
-from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.errors import CorruptError
 
 __all__ = ["annotate", "index", "remove", "verify"]
 
 
-@click.command()
+@click.command(short_help="Correct or add facts about models.")
 @click.argument("models", nargs=-1)
 @where_option
-@click.option("--file", type=click.Path(path_type=Path, dir_okay=False), help="CSV or TOML file with facts of models.")
+@click.option(
+    "--file", type=click.Path(path_type=Path, dir_okay=False), help="CSV or TOML file with facts about models."
+)
 @fact_options
-@click.option("--reset", multiple=True, metavar="FACT", help="Show the stored value again. Can be given several times.")
+@click.option("--reset", multiple=True, metavar="FACT", help="Restore the stored value. Can be repeated.")
 @db_option
 def annotate(
     models: tuple[str, ...], where: str | None, file: Path | None, reset: tuple[str, ...], path: Path,
     **facts: str | None,
 ) -> None:  # fmt: skip
-    """Correct or add facts about MODELS, keys or wildcards; an empty TEXT says that a fact is unknown.
+    """Correct or add facts about MODELS, keys or wildcards; an empty TEXT marks a fact as unknown.
 
-    Stored data are not rewritten: the facts are kept in annotations.csv of the database and joined by every query.
+    No stored data is rewritten: the facts are kept in annotations.csv of the database and joined by every query.
 
     \b
       cnnfilterdb annotate 'pypi/deepcr/*' --domain astronomy
@@ -35,44 +38,51 @@ def annotate(
     """
     known = {key: value or None for key, value in facts.items() if value is not None}
     annotated = open_database(path).annotate(*models, where=where, file=file, reset=reset, **known)
-    click.echo(f"annotated {len(annotated)}")
+    say(f"annotated {len(annotated)} models")
 
 
-@click.command()
-@click.option("--refit", is_flag=True, help="Fit new bases on all models that are there now; older bases stay.")
+@click.command(short_help="Bring bases and histograms up to date.")
+@click.option("--refit", is_flag=True, help="Fit new bases on all models present; older bases are kept.")
 @db_option
 @quiet_option
 def index(refit: bool, path: Path, quiet: bool) -> None:
-    """Fit the SVD bases and count the histograms that shifts are made from."""
+    """Fit the SVD bases and count the histograms that shifts are computed from."""
     db = open_database(path)
     with progress_bars(quiet) as progress:
         db.index(refit=refit, progress=progress)
     for fitted in db.bases():
         ratios = " ".join(f"{ratio:.3f}" for ratio in fitted.basis.explained_variance_ratio[:9])
-        click.echo(f"{fitted.basis_id}: {len(fitted.models)} models, {fitted.layers:,} layers, "
+        say(f"{fitted.basis_id}: {len(fitted.models)} models, {fitted.layers:,} layers, "
                    f"{fitted.basis.filters:,} filters; explained variance ratio {ratios}")  # fmt: skip
 
 
-@click.command()
+@click.command(short_help="Check all counts and hashes.")
 @db_option
 @quiet_option
 def verify(path: Path, quiet: bool) -> None:
-    """Check every count and every hash."""
+    """Check every count and every hash of the database."""
     db = open_reader(path)
     with progress_bars(quiet) as progress:
         problems = db.verify(progress=progress)
     for problem in problems:
-        click.echo(f"{problem.model_id or '-'}: {problem.path}: {problem.message}")
+        say(f"{problem.model_id or '-'}: {problem.path}: {problem.message}")
     if problems:
-        raise SelectionError(f"{len(problems)} problems in {path}; remove the models named above and ingest them again")
-    click.echo(f"{path}: {len(db.models())} models, all counts and hashes are right")
+        raise CorruptError(f"{len(problems)} problems in {path}; remove the models named above and ingest them again")
+    say(f"{path}: {len(db.models())} models, all counts and hashes are correct")
 
 
-@click.command()
-@click.argument("model_ids", nargs=-1, required=True)
+@click.command(short_help="Remove models.")
+@click.argument("models", nargs=-1, required=True)
 @db_option
-def remove(model_ids: tuple[str, ...], path: Path) -> None:
-    """Remove models by their keys."""
+def remove(models: tuple[str, ...], path: Path) -> None:
+    """Remove MODELS, keys or wildcards.
+
+    \b
+      cnnfilterdb remove 'pypi/deepcr/*' custom/mine
+    """
+    from cnnfilterdb.store.annotations import matching
+
     db = open_database(path)
-    db.remove(*model_ids)
-    click.echo(f"removed {len(model_ids)}; {len(db.models())} models are left")
+    chosen = matching(models, db.storage.model_ids())
+    db.remove(*chosen)
+    say(f"removed {len(chosen)} models; {len(db.storage.model_ids())} models are left")

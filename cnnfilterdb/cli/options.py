@@ -1,13 +1,19 @@
-"""The options that several verbs share."""
+"""The options that several verbs share, and how a verb opens its database."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from cnnfilterdb.cli.output import FORMATS, QUIET, Rows
+from cnnfilterdb.errors import NotADatabaseError
 
 if TYPE_CHECKING:
     from cnnfilterdb.database import FilterDB
@@ -15,14 +21,22 @@ if TYPE_CHECKING:
 
 __all__ = [
     "all_layers_option",
+    "by_option",
     "db_option",
     "fact_options",
+    "group_arguments",
+    "group_options",
     "kernel_option",
+    "metric_option",
+    "models_condition",
+    "named",
     "open_database",
     "open_reader",
+    "quiet_everywhere",
     "quiet_option",
     "rows_options",
-    "shift_options",
+    "trained_only",
+    "trained_option",
     "where_option",
 ]
 
@@ -32,7 +46,7 @@ DEFAULT_DB = "filters.db"
 
 
 class _Location(click.ParamType[Any]):
-    """A folder, or an address, which a path would spell otherwise."""
+    """A folder or an address; a path would change the slashes of an address."""
 
     name = "location"
 
@@ -40,53 +54,87 @@ class _Location(click.ParamType[Any]):
         return value if "://" in str(value) else Path(value)
 
 
+def _remember(ctx: click.Context, param: click.Parameter, value: bool) -> bool:
+    """Keep --quiet where :func:`cnnfilterdb.cli.output.remark` finds it."""
+    ctx.meta[QUIET] = value
+    return value
+
+
 db_option = click.option(
     "--db", "path", type=_Location(), default=DEFAULT_DB, envvar="CNNFILTERDB", show_default=True,
-    show_envvar=True, metavar="DIR", help="Folder of the database, or address of a release, which can be read only.",
+    show_envvar=True, metavar="DIR", help="Folder of the database, or address of a release (read-only).",
 )  # fmt: skip
-quiet_option = click.option("--quiet", "-q", is_flag=True, help="No progress bar and no remarks.")
+_QUIET = "Print results and errors only: no progress, no remarks."
+quiet_option = click.option("--quiet", "-q", is_flag=True, callback=_remember, is_eager=True, help=_QUIET)
 where_option = click.option("--where", metavar="SQL", help="Condition over the columns of models and layers.")
 kernel_option = click.option("--kernel", default="3x3", show_default=True, metavar="SIZE", help="Kernel size.")
 all_layers_option = click.option(
-    "--all-layers", is_flag=True, help="Take in transposed and dead layers, which the papers leave out."
+    "--all-layers", is_flag=True, help="Include transposed and dead layers, which the papers leave out."
 )
+trained_option = click.option(
+    "--trained-only", "trained", is_flag=True, help="Leave out models that are flagged untrained."
+)
+by_option = click.option(
+    "--by", default="domain", show_default=True, metavar="SQL",
+    help="Grouping expression; `EXPRESSION AS name` names it.",
+)  # fmt: skip
 
 
-def rows_options(command: F) -> F:
-    """Options of every verb that prints rows."""
-    command = click.option(
-        "--format", "style", type=click.Choice(["table", "csv", "json", "parquet"]), default="table", show_default=True,
-        help="How rows are printed.",
-    )(command)  # fmt: skip
+def quiet_everywhere(verb: click.Command) -> click.Command:
+    """Give a verb the option --quiet, if it has none."""
+    if all(parameter.name != "quiet" for parameter in verb.params):
+        verb.params.append(
+            click.Option(
+                ["--quiet", "-q"], is_flag=True, callback=_remember, is_eager=True, expose_value=False, help=_QUIET
+            )
+        )
+    return verb
+
+
+def rows_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options of every verb that prints rows; the verb receives them as one argument ``rows``."""
+
+    @wraps(command)
+    def run(*args: Any, style: str | None, output: Path | None, limit: int | None, **options: Any) -> Any:
+        rows = Rows(style, output, limit)
+        rows.chosen()  # an unknown suffix is an error before any work is done
+        return command(*args, rows=rows, **options)
+
+    decorated = click.option(
+        "--rows", "limit", type=click.IntRange(min=0), metavar="N",
+        help="Print N rows of a table, 0 for all; by default 40 on a terminal, all in a pipe or file.",
+    )(run)  # fmt: skip
+    decorated = click.option(
+        "--format", "style", type=click.Choice(list(FORMATS)),
+        help="Format; by default the one of the suffix of FILE, or a table. All but tables are lossless.",
+    )(decorated)  # fmt: skip
     return click.option(
         "--output", "-o", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
-        help="Write the rows to a file instead.",
-    )(command)  # fmt: skip
+        help=f"Write the rows to FILE: {', '.join(suffix[0] for suffix in FORMATS.values())}.",
+    )(decorated)  # fmt: skip
 
 
-def shift_options(command: F) -> F:
-    """Options of every verb that compares groups."""
+def group_options(command: F) -> F:
+    """Options of every verb that forms groups of filters: which are counted, and how."""
     options = [
+        trained_option,
         all_layers_option,
         kernel_option,
-        click.option("--range", "limits", type=float, nargs=2, metavar="LOW HIGH", help="In place of the recipe's."),
-        click.option("--bins", type=click.IntRange(min=1), help="In place of 70 bins."),
+        click.option("--range", "limits", type=float, nargs=2, metavar="LOW HIGH",
+                     help="Range of the histograms; by default the recipe's."),
+        click.option("--bins", type=click.IntRange(min=1), help="Number of bins; by default 70."),
         click.option(
-            "--basis", metavar="ID", help="Key of a stored basis, `selection` to fit on what is selected, or a file.",
+            "--basis", metavar="ID", help="Key of a stored basis, `selection` to fit one on the selection, or a file.",
         ),
         click.option("--min-models", type=click.IntRange(min=1), default=1, help="Leave out groups of fewer models."),
         click.option("--min-filters", type=click.IntRange(min=1), default=1, help="Leave out groups of fewer filters."),
         click.option(
-            "--metric", default="kl", show_default=True, help="How far two distributions are apart.",
-            type=click.Choice(["kl", "directed", "jensen_shannon", "total_variation", "wasserstein"]),
-        ),
-        click.option(
             "--balance", type=click.Choice(["filters", "layers", "models", "families"]), default="filters",
-            show_default=True, help="What counts the same within a group.",
+            show_default=True, help="What has the same weight within a group.",
         ),
         click.option(
             "--recipe", type=click.Choice(["cvpr2022", "medneurips2022"]), default="cvpr2022", show_default=True,
-            help="Range and weights, as one of the papers sets them.",
+            help="Range and weights as in one of the papers.",
         ),
         where_option,
     ]  # fmt: skip
@@ -95,8 +143,57 @@ def shift_options(command: F) -> F:
     return command
 
 
+def metric_option(command: F) -> F:
+    """How two groups are compared."""
+    return click.option(
+        "--metric", default="kl", show_default=True, help="Distance between two distributions.",
+        type=click.Choice(["kl", "directed", "jensen_shannon", "total_variation", "wasserstein"]),
+    )(command)  # fmt: skip
+
+
+def group_arguments(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of :func:`group_options` as arguments of the methods of a Reader.
+
+    Args:
+        options: As click parsed them.
+
+    Returns:
+        The same, with the file of a basis read, and conditions combined.
+    """
+    arguments = dict(options)
+    arguments["range"] = arguments.pop("limits") or None
+    arguments["where"] = trained_only(arguments.pop("where"), arguments.pop("trained"))
+    basis = arguments["basis"]
+    if basis and basis.endswith((".json", ".npz")):
+        from cnnfilterdb.exchange.basis_files import load_basis
+
+        arguments["basis"] = load_basis(basis)
+    return arguments
+
+
+def trained_only(where: str | None, trained: bool) -> str | None:
+    """A condition that also leaves out models that are flagged untrained, if that is wanted."""
+    if not trained:
+        return where
+    from cnnfilterdb.analysis.queries import condition
+
+    return f"{condition(where)} AND untrained IS NOT TRUE"
+
+
+def named(by: str) -> tuple[str, str]:
+    """Split a grouping such as ``floor(layer / 10) AS tens`` into the expression and its name.
+
+    >>> named("floor(layer / 10) AS tens")
+    ('floor(layer / 10)', 'tens')
+    >>> named("domain")
+    ('domain', 'domain')
+    """
+    match = re.fullmatch(r"(.*\S)\s+AS\s+(\w+|\"[^\"]+\")\s*", by, re.IGNORECASE | re.DOTALL)
+    return (match[1], match[2].strip('"')) if match else (by, by)
+
+
 def fact_options(command: F) -> F:
-    """An option for each fact that a person can tell of a model."""
+    """An option for each fact that a person can state about a model."""
     from cnnfilterdb.schema import ModelFacts
 
     for fact in reversed(fields(ModelFacts)):
@@ -109,11 +206,46 @@ def open_reader(path: Path | str) -> Reader:
     """The database of `--db`, a folder or a release, to be read."""
     import cnnfilterdb
 
-    return cnnfilterdb.open(path)
+    with _remedy(path):
+        return cnnfilterdb.open(path)
 
 
 def open_database(path: Path | str, *, create: bool = False) -> FilterDB:
-    """The database of `--db`, to be written to; with `create`, its folder is made where there is none."""
+    """The database of `--db`, to be written to; with `create`, its folder is created if it does not exist."""
     import cnnfilterdb
 
-    return cnnfilterdb.create(path) if create else cnnfilterdb.open(path, read_only=False)
+    with _remedy(path):
+        return cnnfilterdb.create(path) if create else cnnfilterdb.open(path, read_only=False)
+
+
+@contextlib.contextmanager
+def _remedy(path: Path | str) -> Iterator[None]:
+    """Name what a person at the command line can do about a path that is not a database."""
+    try:
+        yield
+    except NotADatabaseError as error:
+        if isinstance(path, Path) and not path.exists():
+            raise NotADatabaseError(
+                f"{path}: no such database; give one with --db, or create it with `cnnfilterdb demo`, `ingest` or `add`"
+            ) from error
+        if isinstance(path, Path) and not path.is_dir():
+            raise NotADatabaseError(f"{path}: is a file; expected the folder of a database after --db") from error
+        raise
+
+
+def models_condition(db: Reader, patterns: Sequence[str], where: str | None = None) -> str:
+    """A condition that selects the models that keys and wildcards stand for, and of these what ``where`` selects.
+
+    Without patterns it is ``where`` itself.
+
+    Raises:
+        UnknownModelError: A key or wildcard that stands for none.
+    """
+    from cnnfilterdb.analysis.queries import condition
+    from cnnfilterdb.sql import literal
+    from cnnfilterdb.store.annotations import matching
+
+    if not patterns:
+        return condition(where)
+    chosen = matching(patterns, db.storage.model_ids())
+    return f"model_id IN ({', '.join(map(literal, chosen))}) AND {condition(where)}"

@@ -1,109 +1,360 @@
-"""What a verb prints or writes at its end: rows, the shift matrix, the outcome of an ingest."""
+"""What a verb prints or writes at its end: rows in every format, without loss, and the outcome of an ingest."""
 
 from __future__ import annotations
 
 import contextlib
+import io
+import json
+import os
+import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.cli.tables import columns_of, number_column, printable, render
+from cnnfilterdb.errors import DatabaseError, SelectionError
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
 
     from cnnfilterdb.reports import IngestReport
 
-__all__ = ["emit", "print_shift", "print_summary", "writing"]
+__all__ = [
+    "FORMATS",
+    "QUIET",
+    "Rows",
+    "emit",
+    "encoded",
+    "on_terminal",
+    "print_basis",
+    "print_shift",
+    "print_summary",
+    "remark",
+    "say",
+    "warn",
+    "writing",
+]
+
+#: Formats of rows, with the suffixes of files that select them.
+FORMATS: Mapping[str, tuple[str, ...]] = {
+    "table": (".txt",),
+    "csv": (".csv",),
+    "tsv": (".tsv", ".tab"),
+    "json": (".json",),
+    "jsonl": (".jsonl", ".ndjson"),
+    "parquet": (".parquet",),
+    "arrow": (".arrow", ".feather"),
+}
+
+#: Where the context of a command keeps --quiet.
+QUIET = "cnnfilterdb.quiet"
+
+#: Rows that a table on a terminal shows unless --rows asks for more.
+_ROWS = 40
+
+#: First characters of a text that a spreadsheet would take for a formula.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
-def emit(frame: pd.DataFrame, style: str, output: Path | None) -> None:
-    """Print rows, or write them to a file."""
-    if style == "parquet":
-        if output is None and sys.stdout.isatty():
-            raise click.UsageError("Parquet is binary: add --output FILE or redirect it")
-        data: str | bytes = frame.to_parquet(index=False)
-    elif style == "csv":
-        data = frame.to_csv(index=False)
-    elif style == "json":
-        data = frame.to_json(orient="records", indent=1, date_format="iso", default_handler=str) + "\n"
-    else:
-        data = _table(frame)
-    if output is None:
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """How a verb prints its rows: the options ``--format``, ``--output`` and ``--rows``.
+
+    Attributes:
+        style: Name of a format; None for the one that the suffix of ``output`` selects, or a table.
+        output: The file to write; None prints.
+        limit: Rows that a table shows; 0 for all; None for all in a file or pipe, and a screenful on a terminal.
+    """
+
+    style: str | None = None
+    output: Path | None = None
+    limit: int | None = None
+
+    def chosen(self) -> str:
+        """The format.
+
+        Raises:
+            click.UsageError: A suffix that selects none.
+        """
+        if self.style is not None:
+            return self.style
+        if self.output is None:
+            return "table"
+        for style, suffixes in FORMATS.items():
+            if self.output.suffix.lower() in suffixes:
+                return style
+        known = ", ".join(suffix for suffixes in FORMATS.values() for suffix in suffixes)
+        raise click.UsageError(
+            f"{self.output}: the suffix {self.output.suffix or '(none)'!r} selects no format; "
+            f"expected one of {known}, or give --format"
+        )
+
+    def for_people(self) -> bool:
+        """Whether the rows are printed as a table rather than written for a program."""
+        return self.chosen() == "table" and self.output is None
+
+
+def emit(rows: pd.DataFrame | pa.Table, how: Rows) -> None:
+    """Print rows, or write them to a file.
+
+    Args:
+        rows: A table; the index of a frame is not written.
+        how: Format and place.
+    """
+    import pyarrow as pa
+
+    table = rows if isinstance(rows, pa.Table) else pa.Table.from_pandas(rows, preserve_index=False)
+    table = table.replace_schema_metadata(None)
+    style = how.chosen()
+    if style == "table" and how.output is None:
+        _print_table(table, how.limit)
+        return
+    if how.output is None and on_terminal() and style in ("parquet", "arrow"):
+        raise click.UsageError(f"{style} is binary: add -o FILE or redirect standard output")
+    data = encoded(table, style)
+    if how.output is None:
+        if isinstance(data, str) and on_terminal():
+            data = printable(data, keep="\n\t")
         click.echo(data, nl=False)
         return
-    with writing(output):
-        if isinstance(data, bytes):
-            output.write_bytes(data)
+    with writing(how.output) as part:
+        part.write_bytes(data if isinstance(data, bytes) else data.encode())
+
+
+def encoded(table: pa.Table, style: str) -> str | bytes:
+    """A table in one of :data:`FORMATS`; every value is complete."""
+    if style in ("csv", "tsv"):
+        return _separated(table, "," if style == "csv" else "\t")
+    if style == "json":
+        lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) for row in _plain_rows(table)]
+        return "[\n" + ",\n".join(lines) + ("\n]\n" if lines else "]\n")
+    if style == "jsonl":
+        return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in _plain_rows(table))
+    if style == "table":
+        return render(columns_of(table, short=False))[0] if table.num_columns else ""
+    target = io.BytesIO()
+    import pyarrow as pa
+
+    try:
+        if style == "arrow":
+            with pa.ipc.new_file(target, table.schema) as writer:
+                writer.write_table(table)
         else:
-            output.write_text(data, encoding="utf-8")
+            import pyarrow.parquet as pq
+
+            pq.write_table(table, target)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise SelectionError(f"{style} cannot hold these columns: {error}; cast them, or use another format") from error
+    return target.getvalue()
 
 
-def print_shift(matrix: pd.DataFrame) -> None:
-    """The matrix with the sizes of its groups, and under it how it was made."""
+def _print_table(table: pa.Table, limit: int | None) -> None:
+    terminal = on_terminal()
+    if not table.num_columns:
+        return
+    shown = (_ROWS if terminal else 0) if limit is None else limit
+    part = table.slice(0, shown) if shown else table
+    width = shutil.get_terminal_size().columns if terminal else None
+    text, change = render(columns_of(part, short=terminal), width)
+    click.echo(text, nl=False)
+    rest = table.num_rows - part.num_rows
+    remarks = [f"{rest:,} more rows; --rows 0 prints all"] if rest else []
+    if change:
+        remarks.append(f"{change}; -o FILE writes everything")
+    if remarks:
+        click.echo("; ".join(remarks))
+
+
+def _separated(table: pa.Table, delimiter: str) -> str:
+    """CSV or TSV: NULL is an empty cell, an empty text is ``""``; lists and structs are JSON."""
+    import pyarrow as pa
+
+    lines = [delimiter.join(_quoted(_inert(name), delimiter) for name in table.column_names)]
+    columns = []
+    for column in table.columns:
+        kind = column.type
+        text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_dictionary(kind)
+        columns.append(
+            [
+                "" if value is None else _quoted(_inert(value) if text else _text(value, kind), delimiter)
+                for value in column.to_pylist()
+            ]
+        )
+    lines += [delimiter.join(row) for row in zip(*columns, strict=True)]
+    return "\n".join(lines) + "\n"
+
+
+def _inert(text: str) -> str:
+    """A text that no spreadsheet executes: what looks like a formula gets an apostrophe, as spreadsheets write it."""
+    return "'" + text if text.startswith(_FORMULA) else text
+
+
+def _quoted(text: str, delimiter: str) -> str:
+    if text == "" or any(char in text for char in (delimiter, '"', "\n", "\r")) or text != text.strip():
+        return '"' + text.replace('"', '""') + '"'
+    return text
+
+
+def _text(value: Any, kind: pa.DataType) -> str:
+    import pyarrow as pa
+
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return _float(value, single=pa.types.is_float32(kind))
+    plain = _plain(value, kind)
+    return plain if isinstance(plain, str) else json.dumps(plain, ensure_ascii=False)
+
+
+def _float(value: float, *, single: bool) -> str:
+    """The shortest spelling that reads back as the same number."""
+    import numpy as np
+
+    return str(np.float32(value)) if single else repr(value)
+
+
+def _plain_rows(table: pa.Table) -> Iterator[dict[str, Any]]:
+    kinds = table.schema.types
+    columns = [[_plain(value, kind) for value in table.column(i).to_pylist()] for i, kind in enumerate(kinds)]
+    for row in zip(*columns, strict=True):
+        yield dict(zip(table.column_names, row, strict=True))
+
+
+def _plain(value: Any, kind: pa.DataType) -> Any:
+    """A value as JSON has it: NaN and infinity become NULL, dates and bytes text, maps and structs objects."""
+    import pyarrow as pa
+
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        if value != value or value in (float("inf"), float("-inf")):
+            return None
+        return float(_float(value, single=pa.types.is_float32(kind)))
+    if isinstance(value, Decimal):
+        if value == value.to_integral_value():
+            return int(value)
+        return float(value) if Decimal(repr(float(value))) == value else str(value)
+    if pa.types.is_map(kind):
+        return {str(_plain(key, kind.key_type)): _plain(item, kind.item_type) for key, item in value}
+    if isinstance(value, dict):
+        return {name: _plain(item, kind.field(name).type) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item, kind.value_type) for item in value]
+    if isinstance(value, bytes):
+        return value.hex()
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)
+
+
+def print_shift(matrix: pd.DataFrame, *, limit: int | None = None) -> None:
+    """Print the matrix with the sizes of its groups, and below it how it was computed.
+
+    Args:
+        matrix: From :meth:`Reader.kl_shift`.
+        limit: As in :class:`Rows`.
+    """
+    import pyarrow as pa
+
     sizes = matrix.attrs["groups"]
-    frame = matrix.map(lambda value: f"{value:.3f}").astype(str)
-    frame.columns = [str(label) for label in frame.columns]
-    frame.insert(0, matrix.index.name, [str(label) for label in matrix.index])
-    frame.insert(1, "models", [int(sizes[label]["models"]) for label in matrix.index])
-    frame.insert(2, "filters", [int(sizes[label]["filters"]) for label in matrix.index])
-    click.echo(_table(frame.reset_index(drop=True)), nl=False)
-    attrs = matrix.attrs
-    low, high = attrs["range"]
-    outside = max(size["outside"] for size in sizes.values())
-    click.echo(
-        f"\nmetric {attrs['metric']}, basis {attrs['basis']}, recipe {attrs['recipe']}, {attrs['bins']} bins "
-        f"from {low:.3f} to {high:.3f}, balance {attrs['balance']}; "
-        f"at most {outside:.2%} of a group's coefficients fall outside"
+    terminal = on_terminal()
+    shown = (_ROWS if terminal else 0) if limit is None else limit
+    labels = list(matrix.index)[: shown or None]
+    head = pa.table(
+        {
+            str(matrix.index.name): [str(label) for label in labels],
+            "models": [int(sizes[label]["models"]) for label in labels],
+            "filters": [int(sizes[label]["filters"]) for label in labels],
+        }
     )
+    columns = columns_of(head, short=terminal)
+    values = matrix.to_numpy()
+    for position, label in enumerate(matrix.columns):
+        columns.append(number_column(printable(str(label)), list(values[: len(labels), position]), decimals=3))
+    text, change = render(columns, shutil.get_terminal_size().columns if terminal else None)
+    click.echo(text, nl=False)
+    rest = len(matrix) - len(labels)
+    if rest:
+        click.echo(f"{rest:,} more rows; --rows 0 prints all")
+    if change:
+        click.echo(f"{change}; -o FILE writes everything")
+    remark("")
+    print_basis(matrix.attrs)
+
+
+def print_basis(attrs: Mapping[Any, Any]) -> None:
+    """Print how an answer was computed and what went into it, one line each."""
+    if "metric" in attrs:
+        low, high = attrs["range"]
+        outside = max(size["outside"] for size in attrs["groups"].values())
+        remark(
+            f"metric {attrs['metric']}, basis {attrs['basis']}, recipe {attrs['recipe']}, {attrs['bins']} bins "
+            f"from {low:.3f} to {high:.3f}, balance {attrs['balance']}; "
+            f"at most {outside:.2%} of a group's coefficients fall outside"
+        )
+    if "coverage" in attrs:
+        remark(attrs["coverage"]["text"])
+        for warning in attrs["coverage"]["warnings"]:
+            warn(f"warning: {warning}")
 
 
 def print_summary(outcome: IngestReport, *, quiet: bool) -> None:
-    """Tell what became of the models; the command ends with status 1 when some have failed."""
+    """Print what happened to the models; the command ends with status 1 if some failed."""
     for failure in outcome.failed:
-        click.echo(f"failed: {failure.model_id}: {failure.reason}", err=True)
-    if not quiet or outcome.failed:
-        click.echo(str(outcome), err=bool(outcome.failed))
+        warn(f"failed: {failure.model_id}: {failure.reason}")
     if outcome.failed:
+        warn(str(outcome))
         sys.exit(1)
+    if not quiet:
+        say(str(outcome))
+
+
+def on_terminal() -> bool:
+    """Whether standard output is a terminal, where a person reads."""
+    return sys.stdout.isatty()
+
+
+def say(text: str) -> None:
+    """Print a line to standard output, without control characters."""
+    click.echo(printable(text))
+
+
+def remark(text: str) -> None:
+    """Print a line on how a result came about, unless --quiet is given."""
+    context = click.get_current_context(silent=True)
+    if context is None or not context.meta.get(QUIET):
+        say(text)
+
+
+def warn(text: str) -> None:
+    """Print a line to standard error, without control characters."""
+    click.echo(printable(text), err=True)
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Tell in one line that a file of the user cannot be written."""
+def writing(path: Path) -> Iterator[Path]:
+    """Write a file of the user whole or not at all.
+
+    Args:
+        path: The file.
+
+    Yields:
+        Where to write it; it is renamed to ``path`` at the end.
+
+    Raises:
+        DatabaseError: It cannot be written.
+    """
+    part = path.with_name(f".{os.getpid()}.{path.name}")
     try:
-        yield
-    except OSError as error:
-        raise SelectionError(f"{path}: cannot be written: {error.strerror or error}") from error
-
-
-def _table(frame: pd.DataFrame) -> str:
-    """Plain aligned text: numbers right, everything else left; it can be piped and pasted."""
-    import pandas as pd
-
-    cells = [[_cell(value) for value in column] for column in (frame[name].tolist() for name in frame)]
-    right = [pd.api.types.is_numeric_dtype(kind) for kind in frame.dtypes]
-    names = [str(name) for name in frame]
-    widths = [max([len(name), *map(len, column)]) for name, column in zip(names, cells, strict=True)]
-
-    def line(values: list[str]) -> str:
-        return "  ".join(
-            text.rjust(width) if is_right else text.ljust(width)
-            for text, width, is_right in zip(values, widths, right, strict=True)
-        ).rstrip()
-
-    body = [line(list(row)) for row in zip(*cells, strict=True)]
-    return "\n".join([line(names), line(["-" * width for width in widths]), *body]) + "\n"
-
-
-def _cell(value: Any) -> str:
-    if value is None or (isinstance(value, float) and value != value):
-        return ""
-    if isinstance(value, float):
-        return f"{value:.4g}" if value and abs(value) < 0.1 else f"{value:,.3f}".rstrip("0").rstrip(".")
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"{value:,}" if isinstance(value, int) else str(value)
+        try:
+            yield part
+            part.replace(path)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise DatabaseError(f"{path}: cannot be written: {reason}; check the folder and its permissions") from error
+    finally:
+        part.unlink(missing_ok=True)

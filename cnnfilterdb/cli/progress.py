@@ -1,4 +1,4 @@
-"""What a person sees while a verb works: bars and remarks, on a terminal only and never with `--quiet`."""
+"""What a person sees while a verb works: bars and notes, on a terminal only and never with `--quiet`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _bars(quiet: bool) -> Any:
 
 @contextlib.contextmanager
 def progress_bars(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar per kind of work, fed with (what, done, total)."""
+    """A bar per kind of work, updated with (what, done, total)."""
     with _bars(quiet) as bars:
         tasks: dict[str, Any] = {}
 
@@ -39,7 +39,7 @@ def progress_bars(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
 
 @contextlib.contextmanager
 def status(what: str, quiet: bool) -> Iterator[None]:
-    """A remark that stays while one piece of work is done."""
+    """A note that stays while one piece of work is done."""
     from rich.console import Console
 
     console = Console(stderr=True)
@@ -52,7 +52,7 @@ def status(what: str, quiet: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def progress_observer(quiet: bool) -> Iterator[Observer]:
-    """A bar of models for an ingest, with what is being downloaded."""
+    """A bar of models for an ingest, with the current download."""
     from cnnfilterdb.reports import Observer
 
     with _bars(quiet) as bars:

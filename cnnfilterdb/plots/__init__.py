@@ -1,12 +1,12 @@
 """Figures of the papers, and the report.
 
-Each function takes arrays and frames and returns a matplotlib figure, or draws on a panel that it is given. None
-touches pyplot: no display is needed, and no figure outlives its last reference.
+Each function takes arrays and frames and returns a matplotlib figure, or draws on a given panel. None of them uses
+pyplot: no display is needed, and no figure outlives its last reference.
 """
 
 from __future__ import annotations
 
-from cnnfilterdb.plots.heatmap import heatmap, ordered_groups
+from cnnfilterdb.plots.heatmap import METRIC_LABELS, heatmap, ordered_groups
 from cnnfilterdb.plots.kernels import BasisLike, eigenfilters, filter_grid
 from cnnfilterdb.plots.quality import depth_deciles, quality
 from cnnfilterdb.plots.report import Coefficients, Method, ReportData, report
@@ -15,6 +15,7 @@ from cnnfilterdb.plots.style import Figure, to_png
 from cnnfilterdb.plots.variance import variance
 
 __all__ = [
+    "METRIC_LABELS",
     "BasisLike",
     "Coefficients",
     "Figure",

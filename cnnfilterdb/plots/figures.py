@@ -1,14 +1,16 @@
-"""What ``db.plot`` and ``db.report`` are: figures drawn from a database.
+"""What ``db.plot`` and ``db.report`` are: the data of a database, handed to the functions that draw.
 
-The pictures themselves know nothing of databases (:mod:`cnnfilterdb.plots`); here the data is fetched for them.
+The drawing functions (:mod:`cnnfilterdb.plots`) know nothing of databases. From a :class:`~cnnfilterdb.reader.Reader`
+this module uses its public methods and one internal, ``_connect()``: the DuckDB connection that has the views.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import numpy as np
 import pandas as pd
@@ -16,11 +18,13 @@ import pandas as pd
 from cnnfilterdb import plots
 from cnnfilterdb.analysis import groups as groupings
 from cnnfilterdb.analysis.bases import moments_of
-from cnnfilterdb.analysis.groups import Grouping, Groups
-from cnnfilterdb.errors import CnnFilterDbError, SelectionError
+from cnnfilterdb.analysis.groups import Grouping
+from cnnfilterdb.analysis.options import GroupOptions, ShiftOptions
+from cnnfilterdb.analysis.queries import condition, expression, run
+from cnnfilterdb.errors import CnnFilterDbError, SelectionError, unknown_model
 from cnnfilterdb.schema import kernel_shape
 from cnnfilterdb.sql import literal
-from cnnfilterdb.stats import Basis, kl_shift, variance_map
+from cnnfilterdb.stats import RECIPES, Basis, variance_map
 from cnnfilterdb.store.durable import write_text, writing
 
 if TYPE_CHECKING:
@@ -37,25 +41,51 @@ class Figures:
     Args:
         db: The database.
 
-    ``by``, ``where`` and the further arguments are those of :meth:`Reader.kl_shift`.
+    ``by``, ``where`` and the other options are those of :meth:`Reader.kl_shift`.
     """
 
     def __init__(self, db: Reader) -> None:
         self._db = db
 
     def kl_shift(
-        self, by: str = "domain", *, where: str | None = None, order: Any = "mean", **options: Any
+        self,
+        by: str = "domain",
+        *,
+        order: Literal["mean", "cluster"] | None = "mean",
+        title: str | None = None,
+        **options: Unpack[ShiftOptions],
     ) -> MatplotlibFigure:
-        """The matrix of shifts as a heat map, sorted by ascending column mean (the CVPR paper's Fig. 3)."""
-        matrix = self._db.kl_shift(by, where=where, **options)
+        """The matrix of shifts as a heat map.
+
+        Args:
+            by: Grouping expression.
+            order: ``mean`` sorts by ascending column mean (the CVPR paper's Fig. 3), ``cluster`` puts similar groups
+                side by side, None keeps the order.
+            title: Title of the figure.
+            **options: Those of :meth:`Reader.kl_shift`.
+        """
+        matrix = self._db.kl_shift(by, **options)
         sizes = pd.DataFrame.from_dict(matrix.attrs["groups"], orient="index")
-        return plots.heatmap(matrix, order=order, counts=sizes)
+        label = plots.METRIC_LABELS[options.get("metric", "kl")]
+        return plots.heatmap(matrix, order=order, counts=sizes, title=title, label=label)
 
     def ridge(
-        self, by: str = "domain", *, where: str | None = None, xlim: Any = "auto", **options: Any
+        self,
+        by: str = "domain",
+        *,
+        xlim: tuple[float, float] | Literal["auto", "full"] = "auto",
+        title: str | None = None,
+        **options: Unpack[GroupOptions],
     ) -> MatplotlibFigure:
-        """Distributions of the coefficients, one row per group and one column per component (the papers' Fig. 1)."""
-        groups = self._db.groups(by, where=where, **options)
+        """Distributions of the coefficients: one row per group and one column per component (the papers' Fig. 1).
+
+        Args:
+            by: Grouping expression.
+            xlim: Range of the x axis; see :func:`cnnfilterdb.plots.ridge`.
+            title: Title of the figure.
+            **options: Those of :meth:`Reader.groups`.
+        """
+        groups = self._db.groups(by, **options)
         return plots.ridge(
             groups.counts,
             groups.low,
@@ -64,38 +94,66 @@ class Figures:
             filters=groups.filters,
             explained_variance_ratio=groups.basis.explained_variance_ratio,
             xlim=xlim,
+            title=title,
         )
 
     def eigenfilters(
-        self, *, by: str | None = None, where: str | None = None, kernel: str = "3x3", all_layers: bool = False
+        self,
+        *,
+        by: str | None = None,
+        where: str | None = None,
+        kernel: str = "3x3",
+        all_layers: bool = False,
+        title: str | None = None,
     ) -> MatplotlibFigure:
         """The components of a basis fitted on each group, with their explained variance ratios.
 
-        Without ``by`` it is one basis: that of the index, or of what ``where`` selects.
+        Args:
+            by: Grouping expression; without it, one basis: the one of the index, or of what ``where`` selects.
+            where: Condition that narrows the rows.
+            kernel: Kernel size.
+            all_layers: Include transposed and dead layers.
+            title: Title of the figure.
         """
         if by is None:
-            return plots.eigenfilters({where or "all": self._db.basis(where=where, kernel=kernel)})
-        return plots.eigenfilters(self._bases(by, where, kernel, all_layers))
+            fitted = self._db.basis(where=where, kernel=kernel)
+            return plots.eigenfilters({where or "all": fitted}, title=title)
+        return plots.eigenfilters(_bases(self._db, by, where, kernel, all_layers), title=title)
 
     def filters(
-        self, model_id: str, *, layer: int = 0, top: int = 256, scale: Any = "filter", columns: int | None = None
+        self,
+        model_id: str,
+        *,
+        layer: int = 0,
+        top: int = 256,
+        scale: Literal["filter", "layer"] = "filter",
+        columns: int | None = None,
+        title: str | None = None,
     ) -> MatplotlibFigure:
         """The kernels of one layer.
 
         Args:
             model_id: Key of the model.
             layer: Order of the layer.
-            top: How many at most.
+            top: How many to draw at most.
             scale: Colour range of each ``filter``, or of the whole ``layer`` (the CVPR paper's Fig. 1).
             columns: Kernels per row.
+            title: Title of the figure; by default the key of the model.
 
         Raises:
+            UnknownModelError: No such model.
             SelectionError: No such layer, or its kernels are not stored.
         """
+        there = self._db.storage.model_ids()
+        if model_id not in there:
+            raise unknown_model(model_id, there, self._db.location)
         where = f"model_id = {literal(model_id)} AND layer = {int(layer)}"
         rows = self._db.layers(where=where)
         if rows.empty:
-            raise SelectionError(f"no layer {layer} of {model_id!r}; db.layers() lists what there is")
+            numbers = self._db.layers(where=f"model_id = {literal(model_id)}")["layer"]
+            raise SelectionError(
+                f"no layer {layer} in {model_id!r}; its layers are numbered {numbers.min()} to {numbers.max()}"
+            )
         row = rows.iloc[0]
         if not row.stored:
             raise SelectionError(
@@ -103,12 +161,36 @@ class Figures:
             )
         frame = self._db.filters(where=where, kernel=row.kernel)
         kernels = frame.filter(regex=r"^w\d+$").to_numpy(np.float32).reshape(-1, *kernel_shape(row.kernel))
-        title = f"{model_id}, layer {layer} ({row['layer_name']})"
-        return plots.filter_grid(kernels, title=title, limit=top, scale=scale, columns=columns)
+        channels = list(zip(frame["out_channel"].tolist(), frame["in_channel"].tolist(), strict=True))
+        return plots.filter_grid(
+            kernels,
+            title=title or model_id,
+            subtitle=f"layer {layer} ({row['layer_name']}), {len(kernels):,} {row.kernel} kernels",
+            channels=channels,
+            limit=top,
+            scale=scale,
+            columns=columns,
+        )
 
-    def quality(self, by: str = "domain", *, where: str | None = None, kernel: str = "3x3") -> MatplotlibFigure:
-        """Sparsity, normalised variance entropy and orthogonality of the layers of each group."""
-        return plots.quality(self._layers(by, where, kernel), by=by)
+    def quality(
+        self,
+        by: str = "domain",
+        *,
+        where: str | None = None,
+        kernel: str = "3x3",
+        all_layers: bool = False,
+        title: str | None = None,
+    ) -> MatplotlibFigure:
+        """Sparsity, normalised variance entropy and orthogonality of the layers of each group.
+
+        Args:
+            by: Grouping expression.
+            where: Condition that narrows the rows.
+            kernel: Kernel size.
+            all_layers: Include transposed and dead layers, as :meth:`Reader.quality` does.
+            title: Title of the figure.
+        """
+        return plots.quality(_layers(self._db, by, where, kernel, all_layers), by=by, title=title)
 
     def variance(
         self,
@@ -117,14 +199,16 @@ class Figures:
         where: str | None = None,
         kernel: str | Sequence[str] | None = None,
         all_layers: bool = False,
+        title: str | None = None,
     ) -> MatplotlibFigure:
         """Where in a kernel the weights vary, for each group and kernel size (The Power of Linear Combinations).
 
         Args:
             by: Grouping expression.
             where: Condition that narrows the rows.
-            kernel: One kernel size or several; without it all that are at least three weights high and wide.
-            all_layers: Take in transposed and dead layers.
+            kernel: One kernel size or several; by default all that are at least three weights high and wide.
+            all_layers: Include transposed and dead layers.
+            title: Title of the figure.
         """
         kernels = [kernel] if isinstance(kernel, str) else kernel
         chosen = (
@@ -132,12 +216,12 @@ class Figures:
             if kernels is None
             else f"kernel IN ({', '.join(literal(size) for size in kernels)})"
         )
-        condition = f"AND ({where})" if where else ""
         papers = "" if all_layers else "AND papers_layer"
-        frame = self._db._frame(
-            f'SELECT ({by}) AS "group", kernel, filters, raw_mean, raw_variance FROM facts '
-            f'WHERE stored AND raw_mean IS NOT NULL AND {chosen} {condition} {papers} AND "group" IS NOT NULL '
-            "ORDER BY ALL"
+        frame = _frame(
+            self._db,
+            f'SELECT {expression(by, "by")} AS "group", kernel, filters, raw_mean, raw_variance FROM facts '
+            f"WHERE stored AND raw_mean IS NOT NULL AND {chosen} AND {condition(where)} {papers} "
+            'AND "group" IS NOT NULL ORDER BY ALL',
         )
         maps: dict[Any, dict[str, tuple[Any, int]]] = {}
         for (label, size), rows in frame.groupby(["group", "kernel"]):
@@ -148,64 +232,86 @@ class Figures:
                 maps.setdefault(label, {})[str(size)] = (values, int(rows["filters"].sum()))
         if not maps:
             raise groupings.empty(Grouping(by, where, ", ".join(kernels) if kernels else "spatial"))
-        return plots.variance(maps)
-
-    def _layers(self, by: str, where: str | None, kernel: str) -> pd.DataFrame:
-        keep = f"AND ({where})" if where else ""
-        query = (
-            f'SELECT ({by}) AS "group", sparsity, variance_entropy, randomness_threshold, orthogonality FROM facts '
-            f'WHERE stored AND kernel = {literal(kernel)} AND "group" IS NOT NULL {keep}'
-        )
-        frame = self._db._frame(query).rename(columns={"group": by})
-        if frame.empty:
-            raise groupings.empty(Grouping(by, where, kernel))
-        return frame
-
-    def _bases(self, by: str, where: str | None, kernel: str, all_layers: bool) -> dict[Any, Basis]:
-        rows = groupings.selection(self._db._connect(), Grouping(by, where, kernel, all_layers=all_layers))
-        labels = np.asarray(rows["group"].to_pylist(), dtype=object)
-        bases = {}
-        for label in sorted(set(labels.tolist())):
-            moments = moments_of(rows.filter(labels == label), kernel)
-            if moments.count > 1:
-                bases[label] = Basis.fit(moments, kernel)
-        return bases
+        return plots.variance(maps, title=title)
 
 
-def write_report(db: Reader, path: Path, by: str, kernel: str) -> Path:
+def _frame(db: Reader, query: str) -> pd.DataFrame:
+    frame: pd.DataFrame = run(db._connect(), query).to_pandas()
+    return frame
+
+
+def _layers(db: Reader, by: str, where: str | None, kernel: str, all_layers: bool) -> pd.DataFrame:
+    """The measures of the layers of each group, one row per layer; the layers are those of :meth:`Reader.quality`."""
+    papers = "" if all_layers else "AND papers_layer"
+    frame = _frame(
+        db,
+        f'SELECT {expression(by, "by")} AS "group", sparsity, variance_entropy, randomness_threshold, orthogonality '
+        f"FROM facts WHERE stored AND kernel = {literal(kernel)} AND {condition(where)} {papers} "
+        'AND "group" IS NOT NULL',
+    ).rename(columns={"group": by})
+    if frame.empty:
+        raise groupings.empty(Grouping(by, where, kernel))
+    return frame
+
+
+def _bases(db: Reader, by: str, where: str | None, kernel: str, all_layers: bool) -> dict[Any, Basis]:
+    """A basis fitted on each group of at least two filters."""
+    rows = groupings.selection(db._connect(), Grouping(by, where, kernel, all_layers=all_layers))
+    labels = np.asarray(rows["group"].to_pylist(), dtype=object)
+    bases = {}
+    for label in sorted(set(labels.tolist())):
+        moments = moments_of(rows.filter(labels == label), kernel)
+        if moments.count > 1:
+            bases[label] = Basis.fit(moments, kernel)
+    return bases
+
+
+def write_report(db: Reader, path: Path, by: str, title: str | None, options: ShiftOptions) -> Path:
     """Write the report page; see :meth:`Reader.report`."""
-    groups = db.groups(by, kernel=kernel)
-    page = plots.report(report_data(db, groups))
+    data = report_data(db, by, title, options, datetime.now(UTC).replace(microsecond=0))
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, page)
+    write_text(path, plots.report(data))
     return path
 
 
-def report_data(db: Reader, groups: Groups) -> plots.ReportData:
-    """Collect what the report of a database shows."""
-    by, kernel = groups.grouping.by, groups.grouping.kernel
-    labels = pd.Index(groups.labels, name=by)
-    shift = pd.DataFrame(kl_shift(groups.counts, groups.weights, groups.low, groups.high), index=labels, columns=labels)
-    licences = db._frame(
-        f"SELECT ({by}) AS \"group\", string_agg(DISTINCT coalesce(license, 'unknown'), ', ' "
-        "ORDER BY coalesce(license, 'unknown')) AS licenses FROM facts WHERE \"group\" IS NOT NULL GROUP BY ALL"
-    ).set_index("group")
-    sparsity = db._frame(
-        "SELECT model_id, sum(sparsity * filters) / sum(filters) AS sparsity FROM layers WHERE stored GROUP BY ALL"
+def report_data(
+    db: Reader, by: str, title: str | None, options: ShiftOptions, created_at: datetime | None = None
+) -> plots.ReportData:
+    """Collect what the report of a database shows.
+
+    Args:
+        db: The database.
+        by: Grouping expression.
+        title: Heading of the page; None for the name of the database.
+        options: Those of :meth:`Reader.kl_shift`.
+        created_at: When; None leaves it out.
+    """
+    where, kernel, all_layers = options.get("where"), options.get("kernel", "3x3"), options.get("all_layers", False)
+    shift = db.kl_shift(by, **options)
+    counted: Any = {name: value for name, value in options.items() if name in GroupOptions.__annotations__}
+    groups = db.groups(by, **counted)
+    sparsity = _frame(
+        db, "SELECT model_id, sum(sparsity * filters) / sum(filters) AS sparsity FROM layers WHERE stored GROUP BY ALL"
     )
     fitted = next((basis for basis in db.bases() if basis.basis_id == groups.basis_id), None)
+    compared = set(groups.labels)
     try:
-        bases: dict[Any, Basis] = db.plot._bases(by, None, kernel, groups.grouping.all_layers)
+        bases = {
+            label: basis for label, basis in _bases(db, by, where, kernel, all_layers).items() if label in compared
+        }
     except CnnFilterDbError:
         bases = {}
+    layers = _layers(db, by, where, kernel, all_layers)
+    uniform = RECIPES[groups.grouping.recipe].weights == "uniform"
     return plots.ReportData(
-        title=Path(db.location).name,
+        title=title or Path(db.location).name,
         # Listed by their keys: two sources may have a model of the same name.
-        models=db.models().drop(columns="name").merge(sparsity, how="left", on="model_id"),
+        models=db.models(where=where).drop(columns="name").merge(sparsity, how="left", on="model_id"),
         by=by,
         kernel=kernel,
-        groups=groups.sizes().join(licences),
+        groups=_all_groups(db, by, where).join(groups.sizes()[["models", "layers", "filters"]].add_prefix("used_")),
+        compared=groups.sizes(),
         shift=shift,
         coefficients=plots.Coefficients(
             counts=groups.counts,
@@ -216,19 +322,33 @@ def report_data(db: Reader, groups: Groups) -> plots.ReportData:
             explained_variance_ratio=groups.basis.explained_variance_ratio,
         ),
         bases=bases,
-        layers=db.plot._layers(by, None, kernel),
+        layers=layers[layers[by].isin(compared)],
+        coverage=shift.attrs["coverage"],
         method=plots.Method(
             recipe=groups.grouping.recipe,
+            metric=options.get("metric", "kl"),
             basis_id=groups.basis_id or "",
             basis_models=len(fitted.models) if fitted else 0,
             basis_filters=groups.basis.filters,
             bins=groups.counts.shape[2],
             low=groups.low,
             high=groups.high,
-            weights="explained variance ratio",
+            weights=f"1/{len(groups.weights)} each" if uniform else "explained variance ratio",
             filters=int(groups.filters.sum()),
             outside=int(groups.outside.sum()),
             balance=groups.grouping.balance,
             versions={name: version(name) for name in ("cnnfilterdb", "duckdb", "numpy", "pyarrow")},
         ),
+        created_at=created_at,
     )
+
+
+def _all_groups(db: Reader, by: str, where: str | None) -> pd.DataFrame:
+    """All that is selected, of every kernel size, by group; the last row may be what has no group."""
+    return _frame(
+        db,
+        f'SELECT {expression(by, "by")} AS "group", count(DISTINCT model_id) AS models, count(*) AS layers, '
+        "CAST(coalesce(sum(filters) FILTER (stored), 0) AS BIGINT) AS filters, "
+        "string_agg(DISTINCT coalesce(license, 'unknown'), ', ' ORDER BY coalesce(license, 'unknown')) AS licenses "
+        f'FROM facts WHERE {condition(where)} GROUP BY "group" ORDER BY "group" NULLS LAST',
+    ).set_index("group")

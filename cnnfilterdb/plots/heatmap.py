@@ -37,7 +37,16 @@ from cnnfilterdb.plots.style import (
     text_width,
 )
 
-__all__ = ["heatmap", "ordered_groups"]
+__all__ = ["METRIC_LABELS", "heatmap", "ordered_groups"]
+
+#: What the values of each metric are, with their unit, for a colour bar.
+METRIC_LABELS = {
+    "kl": "KL shift D (nats)",
+    "directed": "directed KL divergence, row from column (nats)",
+    "jensen_shannon": "Jensen–Shannon divergence (nats)",
+    "total_variation": "total variation distance",
+    "wasserstein": "Wasserstein-1 distance",
+}
 
 #: With more groups than this the cells show no numbers unless requested.
 _ANNOTATED = 40

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -17,7 +18,7 @@ import pandas as pd
 from matplotlib.figure import Figure as MatplotlibFigure
 
 from cnnfilterdb.errors import SelectionError
-from cnnfilterdb.plots.heatmap import heatmap, ordered_groups
+from cnnfilterdb.plots.heatmap import METRIC_LABELS, heatmap, ordered_groups
 from cnnfilterdb.plots.kernels import BasisLike, eigenfilters
 from cnnfilterdb.plots.quality import quality
 from cnnfilterdb.plots.ridge import ridge
@@ -70,7 +71,7 @@ class Method:
     Attributes:
         recipe: Name of the recipe.
         basis_id: Key of the basis; empty for one that was fitted for this report.
-        basis_models: Models that the basis was fitted on; 0 where that is not told.
+        basis_models: Models that the basis was fitted on; 0 if unknown.
         basis_filters: Filters that it was fitted on.
         bins: Bins of each histogram.
         low: Left edge of the first bin.
@@ -78,7 +79,8 @@ class Method:
         weights: How components are weighted in the sum, in words: ``explained variance ratio``, ``1/9 each``.
         filters: Filters that were counted in the histograms.
         outside: Coefficient values that fell outside of the range and were not counted.
-        balance: What counts alike within a group, in words: ``filters``, ``models``.
+        balance: What has the same weight within a group, in words: ``filters``, ``models``.
+        metric: How two groups were compared; a key of :data:`~cnnfilterdb.plots.METRIC_LABELS`.
         versions: Versions of the packages, by name.
     """
 
@@ -93,6 +95,7 @@ class Method:
     filters: int
     outside: int
     balance: str = "filters"
+    metric: str = "kl"
     versions: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -106,7 +109,7 @@ class Coefficients:
         high: Right edge of the last bin.
         labels: Names of the groups.
         filters: Filters per group; None for the number that was counted.
-        explained_variance_ratio: Share of the variance per component of the basis; None where it is not told.
+        explained_variance_ratio: Share of the variance per component of the basis; None if unknown.
     """
 
     counts: npt.NDArray[Any]
@@ -128,14 +131,18 @@ class ReportData:
         by: Column of ``models``, or the expression, that the groups were made by.
         description: A paragraph that says what this database is.
         kernel: Kernel size that shifts, coefficients and bases are about.
-        groups: One row per group, the group as index, any of the columns models, layers, filters, licenses; without
-            it, counted from ``models`` where these have a column ``by``.
+        groups: One row per group, the group as index: any of the columns models, layers and filters (of all kernel
+            sizes), used_models, used_layers and used_filters (those compared), licenses; by default counted from
+            ``models`` where these have a column ``by``.
+        compared: Models and filters of each group that was compared; by default those of ``groups``.
         shift: Symmetric matrix of shifts, groups x groups.
         coefficients: Histograms of the coefficients by group.
         bases: A basis by group.
         layers: One row per layer with the column ``by`` and the measures that :func:`~cnnfilterdb.plots.quality` needs.
+        coverage: What was selected, what of it was compared and why the rest was not: the attributes of
+            :class:`~cnnfilterdb.analysis.coverage.Coverage`.
         method: How the numbers were computed.
-        created_at: When; the page has no date without it.
+        created_at: When; without it the page has no date.
     """
 
     title: str
@@ -144,10 +151,12 @@ class ReportData:
     description: str | None = None
     kernel: str = "3x3"
     groups: pd.DataFrame | None = None
+    compared: pd.DataFrame | None = None
     shift: pd.DataFrame | None = None
     coefficients: Coefficients | None = None
     bases: Mapping[Any, BasisLike] = field(default_factory=dict)
     layers: pd.DataFrame | None = None
+    coverage: Mapping[str, Any] | None = None
     method: Method | None = None
     created_at: datetime | None = None
 
@@ -171,7 +180,7 @@ def report(data: ReportData) -> str:
         raise SelectionError("models: expected at least one model to report on, found none; ingest or add one first")
     groups = _groups(data)
     sections = [
-        _section("groups", f"Models by {data.by}", _group_table(groups, data.by) if groups is not None else ""),
+        _section("groups", f"Models by {data.by}", _group_table(groups, data) if groups is not None else ""),
         _section("shift", "How far the groups are apart", _shift(data, groups)),
         _section("coefficients", "Distributions of coefficients", _coefficients(data)),
         _section("bases", "Eigenfilters", _bases(data)),
@@ -282,7 +291,7 @@ def _groups(data: ReportData) -> pd.DataFrame | None:
 
 
 def _licences(value: object) -> str:
-    """Distinct licences of a group, sorted; None among them is told as not recorded."""
+    """Distinct licences of a group, sorted; None among them becomes ``not recorded``."""
     if isinstance(value, str) or is_unknown(value):
         values: list[object] = [value]
     else:
@@ -298,13 +307,30 @@ def _introduction(data: ReportData) -> str:
         "Kernels of trained convolutional networks, and how they differ. Every number on this page was computed from "
         "the weights of the models listed below."
     )
-    return f'<p class="lead">{_escape(text)}</p>'
+    parts = [f'<p class="lead">{_escape(text)}</p>']
+    if data.created_at:
+        parts.append(f'<p class="note">Computed {_date(data.created_at)}.</p>')
+    return "\n".join(parts)
+
+
+def _coverage(data: ReportData) -> str:
+    """What was compared and what was not, with the warnings."""
+    if data.coverage is None:
+        return ""
+    lines = [f"<p>The comparisons below are of {_escape(data.kernel)} kernels: {_escape(data.coverage['text'])}.</p>"]
+    lines += [f'<p class="warning">{_escape(warning)}</p>' for warning in data.coverage["warnings"]]
+    return "\n".join(lines)
 
 
 def _tiles(data: ReportData, groups: pd.DataFrame | None) -> str:
     tiles = [("models", len(data.models))]
-    for column, heading in (("conv_layers", "convolution layers"), ("stored_filters", "filters")):
-        if column in data.models.columns:
+    for column, heading, key in (
+        ("conv_layers", "convolution layers", "layers"),
+        ("stored_filters", "filters", "filters"),
+    ):
+        if data.coverage is not None:
+            tiles.append((heading, int(data.coverage[key])))
+        elif column in data.models.columns:
             tiles.append((heading, int(data.models[column].fillna(0).sum())))
     if groups is not None:
         known = sum(not is_unknown(key) for key in groups.index)
@@ -313,18 +339,24 @@ def _tiles(data: ReportData, groups: pd.DataFrame | None) -> str:
     return f'<ul class="tiles">{items}</ul>'
 
 
-def _group_table(groups: pd.DataFrame, by: str) -> str:
-    columns = [column for column in ("models", "layers", "filters", "licenses") if column in groups.columns]
+def _group_table(groups: pd.DataFrame, data: ReportData) -> str:
+    by = data.by
+    headed = {
+        "models": "Models",
+        "layers": "Layers",
+        "filters": "Filters",
+        "used_models": "Models compared",
+        "used_filters": f"{data.kernel} filters compared",
+        "licenses": "Licences",
+    }
+    columns = [column for column in headed if column in groups.columns]
     rows = [
         [label_text(key), *(_licences(row[column]) if column == "licenses" else row[column] for column in columns)]
         for key, row in zip(groups.index, groups.to_dict("records"), strict=True)
     ]
-    headings = [
-        by[:1].upper() + by[1:],
-        *({"licenses": "Licences"}.get(column, column.capitalize()) for column in columns),
-    ]
-    numbers = [position for position, heading in enumerate(headings) if heading in ("Models", "Layers", "Filters")]
-    return _table(headings, rows, numbers=numbers)
+    headings = [by[:1].upper() + by[1:], *(headed[column] for column in columns)]
+    numbers = [position for position, column in enumerate(["", *columns]) if column not in ("", "licenses")]
+    return _coverage(data) + _table(headings, rows, numbers=numbers)
 
 
 def _shift(data: ReportData, groups: pd.DataFrame | None) -> str:
@@ -333,17 +365,22 @@ def _shift(data: ReportData, groups: pd.DataFrame | None) -> str:
     order = ordered_groups(data.shift)
     drawn = data.shift.iloc[order[:_PICTURED], order[:_PICTURED]]
     counts = None
-    if groups is not None and {"models", "filters"} <= set(groups.columns) and groups.index.is_unique:
-        counts = groups if all(key in groups.index for key in drawn.index) else None
+    sizes = groups if data.compared is None else data.compared
+    if sizes is not None and {"models", "filters"} <= set(sizes.columns) and sizes.index.is_unique:
+        counts = sizes if all(key in sizes.index for key in drawn.index) else None
     left_out = len(order) - len(drawn)
+    metric = data.method.metric if data.method else "kl"
+    label = METRIC_LABELS[metric]
+    measured = "Symmetric Kullback–Leibler divergence D, in nats," if metric == "kl" else label[:1].upper() + label[1:]
     caption = (
-        f"Symmetric Kullback–Leibler divergence D between the distributions of coefficients of {_escape(data.kernel)} "
-        "filters, in nats; 0 means the same distributions. Groups are sorted by their mean divergence from all."
+        f"{measured} between the distributions of coefficients of {_escape(data.kernel)} filters; 0 means the same "
+        "distributions. Groups are sorted by their mean distance from all. If a few groups are far from all others, "
+        "the colours end at the largest value of the others."
         + (f" The {_PICTURED} groups nearest to the others are drawn, {left_out:,} are not." if left_out else "")
     )
     picture = _picture(
-        heatmap(drawn, counts=counts),
-        f"Heat map of the KL shift between {len(drawn)} groups; the extreme pairs stand in the tables below it.",
+        heatmap(drawn, counts=counts, label=label),
+        f"Heat map of the shift between {len(drawn)} groups; the tables below it list the extreme pairs.",
         caption,
     )
     values = data.shift.to_numpy(dtype=np.float64, na_value=np.nan)
@@ -355,11 +392,11 @@ def _shift(data: ReportData, groups: pd.DataFrame | None) -> str:
     ]
     upper.sort()
     if len(upper) <= _PAIRS:
-        tables = _table(["Pair", "D (nats)"], map(_pair, upper), numbers=[1], label="All pairs, the closest first")
+        tables = _table(["Pair", label], map(_pair, upper), numbers=[1], label="All pairs, the closest first")
     else:
         count = min(_PAIRS, len(upper) // 2)
-        tables = _table(["Pair", "D (nats)"], map(_pair, upper[:count]), numbers=[1], label="Closest pairs") + _table(
-            ["Pair", "D (nats)"], map(_pair, upper[: -count - 1 : -1]), numbers=[1], label="Most distant pairs"
+        tables = _table(["Pair", label], map(_pair, upper[:count]), numbers=[1], label="Closest pairs") + _table(
+            ["Pair", label], map(_pair, upper[: -count - 1 : -1]), numbers=[1], label="Most distant pairs"
         )
     return f'{picture}\n<div class="pairs">{tables}</div>'
 
@@ -423,7 +460,8 @@ def _quality(data: ReportData) -> str:
         f"Sparsity, normalised variance entropy and orthogonality of {len(drawn)} layers by group.",
         "Sparsity is the share of kernels whose weights are all below 1 % of the layer's largest. Entropy of the "
         "explained variance is divided by that of as many random kernels: near 1 is diverse or random, low is "
-        "redundant. Orthogonality is 1 where all output filters are orthogonal and 0 where all are parallel."
+        "redundant. Orthogonality is 1 where all output filters are orthogonal and 0 where all are parallel. "
+        "Each dot is a layer; the layers are those that were compared."
         + (f" The {_PICTURED} groups with the most layers are drawn, {left_out:,} are not." if left_out else ""),
     )
 
@@ -435,7 +473,10 @@ def _models(models: pd.DataFrame) -> str:
         raise SelectionError("models: expected a column name or model_id, found neither")
     rows = []
     for row in models.to_dict("records"):
-        name = _escape(label_text(row[key]))
+        name = _linked(_escape(label_text(row[key])), row.get("url"))
+        paper = _address(row.get("paper"))
+        if paper:
+            name += f' <a class="flag" href="{_escape(paper)}">paper</a>'
         # NULL is not True: pandas.NA has no truth value.
         if not is_unknown(row.get("untrained")) and bool(row.get("untrained")):
             name += ' <span class="flag">untrained</span>'
@@ -445,6 +486,29 @@ def _models(models: pd.DataFrame) -> str:
     headings = ["Name", *(_MODEL_COLUMNS[column] for column in columns)]
     numbers = [position for position, heading in enumerate(headings) if heading in ("Layers", "Filters", "Sparsity")]
     return _table(headings, rows, numbers=numbers)
+
+
+def _linked(content: str, url: object) -> str:
+    address = _address(url)
+    return f'<a href="{_escape(address)}">{content}</a>' if address else content
+
+
+def _address(value: object) -> str | None:
+    """A web address for a URL, a package URL of PyPI, a DOI or an arXiv number; None for anything else.
+
+    >>> _address("pkg:pypi/deepcr@0.2.0"), _address("arXiv:2203.15331"), _address("javascript:alert(1)")
+    ('https://pypi.org/project/deepcr/0.2.0/', 'https://arxiv.org/abs/2203.15331', None)
+    """
+    if not isinstance(value, str):
+        return None
+    if re.match(r"https?://[^\s\"'<>]+$", value):
+        return value
+    if package := re.match(r"pkg:pypi/([\w.-]+)(?:@([\w.+-]+))?", value):
+        return f"https://pypi.org/project/{package[1]}/" + (f"{package[2]}/" if package[2] else "")
+    if arxiv := re.fullmatch(r"(?:arxiv:\s*)?(\d{4}\.\d{4,5})(?:v\d+)?", value, re.IGNORECASE):
+        return f"https://arxiv.org/abs/{arxiv[1]}"
+    doi = re.fullmatch(r"(?:doi:\s*)?(10\.\d{4,9}/[^\s\"'<>]+)", value, re.IGNORECASE)
+    return f"https://doi.org/{doi[1]}" if doi else None
 
 
 def _share(value: object) -> object:
@@ -475,14 +539,19 @@ def _method(data: ReportData) -> str:
         ),
         *([("Computed", _date(data.created_at))] if data.created_at else []),
     ]
+    formula = (
+        "The shift D of two groups is the sum over the components of KL(P‖Q) + KL(Q‖P)"
+        if method.metric == "kl"
+        else f"The shift of two groups is the sum over the components of their {METRIC_LABELS[method.metric]}"
+    )
     steps = (
         f"Each {_escape(data.kernel)} kernel is one filter. It is divided by its largest absolute weight, centred by "
         "the mean of the filters that the basis was fitted on, and projected on their principal components. Per group "
         f"and component the coefficients are counted in {method.bins:,} bins from {_signed(method.low)} to "
-        f"{_signed(method.high)}; within a group all {_escape(method.balance)} count alike. Empty bins get a "
-        "density of 1.19·10⁻⁷. The shift D of two groups is the sum over the components of KL(P‖Q) + KL(Q‖P), weighted "
-        f"by {_escape(method.weights)}, in nats. Groups of few filters appear farther apart than they are, because "
-        "their histograms are noisy."
+        f"{_signed(method.high)}; within a group all {_escape(method.balance)} have the same weight. Empty bins get a "
+        "density of 1.19·10⁻⁷. "
+        f"{_escape(formula)}, weighted by {_escape(method.weights)}. Groups of few filters appear farther apart than "
+        "they are, because their histograms are noisy."
     )
     items = "".join(f"<dt>{_escape(name)}</dt><dd>{value}</dd>" for name, value in facts)
     return f"<p>{steps}</p>\n<dl>{items}</dl>"
@@ -496,7 +565,7 @@ def _cite(models: pd.DataFrame) -> str:
     items = "".join(f'<li>{_escape(text)} <a href="{url}">{name}</a></li>' for text, url, name in _CITATIONS)
     unknown = int(models["license"].isna().sum()) if "license" in models.columns else len(models)
     licences = (
-        "The weights belong to their authors; the licence of each model stands in the table of models. "
+        "The weights belong to their authors; the table of models states the licence of each. "
         + (
             f"For {_plural(unknown, 'model')} no licence is recorded: ask the authors before passing the weights on. "
             if unknown

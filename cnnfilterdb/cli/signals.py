@@ -1,0 +1,76 @@
+"""Ctrl-C and termination end a command soon, even while it waits for code that does not return to Python."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+
+__all__ = ["Terminated", "ending_soon"]
+
+#: Seconds that a command has to end in its own way.
+_GRACE = 1.2
+
+#: The message of DuckDB's RuntimeError when a signal interrupts a query.
+_DUCKDB = "Query interrupted"
+
+
+class Terminated(KeyboardInterrupt):
+    """The process was asked to terminate (SIGTERM)."""
+
+
+@contextlib.contextmanager
+def ending_soon(message: str) -> Iterator[None]:
+    """Raise KeyboardInterrupt on Ctrl-C and :class:`Terminated` on SIGTERM, and exit soon if nothing comes of it.
+
+    Compiled code may not return to Python before its work is done, and only then would the exception be raised. A
+    thread therefore waits a moment after a signal and then ends the process. Databases survive that at any time.
+    DuckDB notices a signal by itself and raises a RuntimeError, which becomes the exception of that signal.
+
+    Args:
+        message: The line to print in that case.
+    """
+    if threading.current_thread() is not threading.main_thread() or os.name == "nt":
+        yield
+        return
+
+    received: list[int] = []
+
+    def terminate(number: int, frame: object) -> None:
+        raise Terminated
+
+    receiver, sender = socket.socketpair()
+    sender.setblocking(False)
+    former = signal.signal(signal.SIGTERM, terminate)
+    former_fd = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
+    heard, done = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        while number := receiver.recv(1):
+            if number[0] in (signal.SIGINT, signal.SIGTERM):
+                received.append(number[0])
+                heard.set()
+                break
+        if number and not done.wait(_GRACE):
+            os.write(2, f"{message}\n".encode())
+            os._exit(128 + number[0])
+
+    watcher = threading.Thread(target=watch, daemon=True, name="signals")
+    watcher.start()
+    try:
+        yield
+    except RuntimeError as error:
+        if str(error) != _DUCKDB:
+            raise
+        heard.wait(_GRACE / 2)  # the thread may not have run yet
+        raise (Terminated if signal.SIGTERM in received else KeyboardInterrupt) from error
+    finally:
+        done.set()
+        signal.set_wakeup_fd(former_fd)
+        signal.signal(signal.SIGTERM, former)
+        sender.close()
+        watcher.join(1)
+        receiver.close()

@@ -1,0 +1,118 @@
+"""Every format contains every value in full."""
+
+import csv
+import io
+import json
+import math
+from datetime import UTC, datetime
+from decimal import Decimal
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cnnfilterdb.cli.output import FORMATS, Rows, emit, encoded
+from cnnfilterdb.errors import DatabaseError
+
+TABLE = pa.table(
+    {
+        "text": ["a", None, "", 'quo"te, and\nbreak', "naïve"],
+        "whole": pa.array([1, None, 2**53 + 1, -1, 0], pa.int64()),
+        "single": pa.array([0.1, None, math.nan, 1e-30, -0.0], pa.float32()),
+        "double": [0.1, None, 1e300, 5e-324, 1 / 3],
+        "flag": [True, None, False, True, False],
+        "list": [list(range(5670)), None, [], [1], [2, None]],
+        "weights": pa.array([[0.1] * 9, None, [1.0] * 9, [0.5] * 9, [0.0] * 9], pa.list_(pa.float32(), 9)),
+        "struct": [{"a": 1, "b": "x"}, None, {"a": 2, "b": None}, {"a": 3, "b": "y"}, {"a": 4, "b": "z"}],
+        "map": pa.array([[("top1", 0.5)], None, [], [("k", 1.0)], [("k", 2.0)]], pa.map_(pa.string(), pa.float64())),
+        "when": pa.array([datetime(2024, 1, 2, tzinfo=UTC)] * 4 + [None], pa.timestamp("us", "UTC")),
+        "sum": pa.array([Decimal("12345678901234567890"), None, Decimal("1"), Decimal("2"), Decimal("3")]),
+    }
+)
+
+
+def test_csv_has_lists_as_json_and_tells_null_from_empty():
+    text = encoded(TABLE, "csv")
+    lines = list(csv.reader(io.StringIO(text)))
+    assert lines[0] == TABLE.column_names
+    assert len(lines) == 6
+    first, null, empty = (dict(zip(lines[0], line, strict=True)) for line in lines[1:4])
+    assert json.loads(first["list"]) == list(range(5670))
+    assert json.loads(first["weights"]) == [0.1] * 9
+    assert json.loads(first["struct"]) == {"a": 1, "b": "x"}
+    assert json.loads(first["map"]) == {"top1": 0.5}
+    assert first["single"] == "0.1"
+    assert first["sum"] == "12345678901234567890"
+    assert set(null.values()) == {"", null["when"]}
+    assert empty["whole"] == str(2**53 + 1)
+    assert "..." not in text
+    assert text.splitlines()[2].startswith(",,")  # NULL is empty, an empty text is quoted
+    assert text.splitlines()[3].startswith('"",')
+
+
+def test_json_keeps_null_and_every_value():
+    rows = json.loads(encoded(TABLE, "json"))
+    lines = [json.loads(line) for line in encoded(TABLE, "jsonl").splitlines()]
+    assert rows == lines
+    assert rows[0]["list"] == list(range(5670))
+    assert rows[1]["text"] is None
+    assert rows[2]["single"] is None  # JSON has no NaN
+    assert rows[4]["list"] == [2, None]
+    assert [row["whole"] for row in rows] == [1, None, 2**53 + 1, -1, 0]
+    assert [row["double"] for row in rows] == TABLE["double"].to_pylist()
+    assert json.loads(encoded(TABLE.slice(0, 0), "json")) == []
+
+
+def test_parquet_and_arrow_are_the_table_itself():
+    assert pq.read_table(pa.BufferReader(encoded(TABLE, "parquet"))).cast(TABLE.schema)["list"] == TABLE["list"]
+    with pa.ipc.open_file(pa.BufferReader(encoded(TABLE, "arrow"))) as file:
+        assert file.read_all().schema == TABLE.schema
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.text(), st.floats(allow_nan=False), st.lists(st.integers(-(2**63), 2**63 - 1))), min_size=1)
+)
+def test_text_formats_read_back(rows):
+    text, number, numbers = map(list, zip(*rows, strict=True))
+    table = pa.table({"text": text, "number": number, "list": pa.array(numbers, pa.list_(pa.int64()))})
+    for style, delimiter in (("csv", ","), ("tsv", "\t")):
+        read = list(csv.reader(io.StringIO(encoded(table, style), newline=""), delimiter=delimiter))[1:]
+        assert [float(line[1]) for line in read] == number
+        assert [json.loads(line[2]) for line in read] == numbers
+        assert [line[0].removeprefix("'") for line in read] == [one.removeprefix("'") for one in text]
+    found = [json.loads(line) for line in encoded(table, "jsonl").split("\n")[:-1]]
+    assert [row["text"] for row in found] == text
+
+
+@pytest.mark.parametrize("start", ["=cmd|' /C calc'!A0", "+1", "-1+1", "@SUM(A1)", "\tx", "\rx"])
+def test_spreadsheets_execute_nothing(start):
+    (cell,) = list(csv.reader(io.StringIO(encoded(pa.table({"x": [start]}), "csv"), newline="")))[1]
+    assert cell == "'" + start
+    assert encoded(pa.table({"x": [-1.5]}), "csv") == "x\n-1.5\n"
+
+
+@pytest.mark.parametrize(("style", "suffix"), [(style, suffix) for style in FORMATS for suffix in FORMATS[style]])
+def test_the_suffix_selects_the_format(tmp_path, style, suffix):
+    target = tmp_path / f"rows{suffix.upper()}"
+    table = TABLE.select(["text", "whole"])
+    emit(table, Rows(output=target))
+    expected = encoded(table, style)
+    assert target.read_bytes() == (expected if isinstance(expected, bytes) else expected.encode())
+    assert [path.name for path in tmp_path.iterdir()] == [target.name]
+
+
+def test_a_format_beats_the_suffix_and_frames_are_rows_too(tmp_path):
+    target = tmp_path / "rows.weird"
+    frame = pd.DataFrame({"x": [np.float32(0.1)], "w": [np.arange(3.0)]})
+    emit(frame, Rows("json", target))
+    assert json.loads(target.read_text()) == [{"x": 0.1, "w": [0.0, 1.0, 2.0]}]
+
+
+def test_a_file_that_cannot_be_written(tmp_path):
+    with pytest.raises(DatabaseError, match="cannot be written: No such file"):
+        emit(TABLE, Rows(output=tmp_path / "none" / "x.csv"))

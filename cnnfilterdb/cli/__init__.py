@@ -51,6 +51,7 @@ for _verb in (
     exchange.releases,
     exchange.merge,
     exchange.export,
+    maintenance.cache,
     maintenance.verify,
     maintenance.remove,
 ):

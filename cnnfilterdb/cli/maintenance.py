@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 
-from cnnfilterdb.cli.options import db_option, fact_options, open_database, open_reader, quiet_option, where_option
-from cnnfilterdb.cli.output import say
+from cnnfilterdb.cli.options import (
+    db_option,
+    fact_options,
+    open_database,
+    open_reader,
+    quiet_option,
+    rows_options,
+    where_option,
+)
+from cnnfilterdb.cli.output import Rows, emit, remark, say
 from cnnfilterdb.cli.progress import progress_bars
 from cnnfilterdb.errors import CorruptError
 
-__all__ = ["annotate", "index", "remove", "verify"]
+__all__ = ["annotate", "cache", "index", "remove", "verify"]
 
 
 @click.command(short_help="Correct or add facts about models.")
@@ -86,3 +95,38 @@ def remove(models: tuple[str, ...], path: Path) -> None:
     chosen = matching(models, db.storage.model_ids())
     db.remove(*chosen)
     say(f"removed {len(chosen)} models; {len(db.storage.model_ids())} models are left")
+
+
+@click.command(short_help="List or clear the cache of downloads.")
+@click.argument("action", type=click.Choice(["list", "clear"]), default="list")
+@rows_options
+def cache(action: str, rows: Rows) -> None:
+    """List the files in the cache of downloads, largest first, or clear it.
+
+    Databases do not need the cache; a later ingest downloads again what it needs.
+
+    \b
+      cnnfilterdb cache
+      cnnfilterdb cache clear
+    """
+    import pyarrow as pa
+
+    from cnnfilterdb.ingest.fetch.cache import Cache, default_folder
+
+    files = Cache(default_folder())
+    if action == "clear":
+        say(f"{files.folder}: {files.clear() / 1e6:,.1f} MB freed")
+        return
+    entries = files.entries()
+    table = pa.table(
+        {
+            "file": [entry.path.relative_to(files.folder).as_posix() for entry in entries],
+            "kind": [entry.kind for entry in entries],
+            "bytes": pa.array([entry.bytes for entry in entries], pa.int64()),
+            "used": pa.array([datetime.fromtimestamp(entry.used, UTC) for entry in entries], pa.timestamp("s", "UTC")),
+        }
+    )
+    emit(table, rows)
+    if rows.for_people():
+        total = sum(entry.bytes for entry in entries)
+        remark(f"{files.folder}: {len(entries):,} files, {total / 1e6:,.1f} MB; `cnnfilterdb cache clear` deletes them")

@@ -1,5 +1,6 @@
 """The command line as a person types it: what it prints and how it exits."""
 
+import hashlib
 import io
 import json
 import os
@@ -16,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cnnfilterdb.cli import cli
+from cnnfilterdb.ingest.fetch.cache import Cache
 
 
 def test_every_verb_has_help_and_the_readme_names_it(run):
@@ -26,7 +28,7 @@ def test_every_verb_has_help_and_the_readme_names_it(run):
         status, out, _ = run(verb, "--help")
         assert status == 0
         assert "Usage" in out
-        assert verb == "vocabulary" or f"cnnfilterdb {verb}" in readme, f"{verb} is not in the README"
+        assert verb in ("cache", "vocabulary") or f"cnnfilterdb {verb}" in readme, f"{verb} is not in the README"
 
 
 def test_add_models_layers_remove(run, checkpoint, tmp_path):
@@ -149,6 +151,20 @@ def test_vocabularies(run):
     assert {"domains", "tasks"} <= {row["vocabulary"] for row in json.loads(out)}
     _, out, _ = run("vocabulary", "domains", "--format", "jsonl")
     assert "natural" in {json.loads(line)["name"] for line in out.splitlines()}
+
+
+def test_the_cache_is_listed_and_cleared(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("CNNFILTERDB_CACHE", str(tmp_path))
+    with Cache(tmp_path).lock("x"):
+        pass
+    digest = hashlib.sha256(b"weights").hexdigest()
+    Cache(tmp_path).add(io.BytesIO(b"weights"), "model.bin", 7, digest)
+    status, out, _ = run("cache", "--format", "json")
+    assert status == 0
+    assert [row["bytes"] for row in json.loads(out)] == [7]
+    assert "1 files, 0.0 MB" in run("cache")[1]
+    assert run("cache", "clear")[0] == 0
+    assert json.loads(run("cache", "list", "--format", "json")[1]) == []
 
 
 def test_models_by_conditions_over_layers_and_wildcards(run, sample_path, tmp_path):

@@ -51,6 +51,7 @@ _modules = (
     "gguf",
     "mxnet",
     "caffe",
+    "coreml",
     "darknet",
     "flax",
     "tensorflow.model",

@@ -385,6 +385,12 @@ class Dataflow:
                     dilation=self._dilation(step.node, taken),
                 )
             )
+        ordered = set(self._order)
+        skipped += [
+            Skipped(step.node.name, "part of a circle of operations, which is not a loop of TensorFlow")
+            for number, step in enumerate(self._steps)
+            if number not in ordered and step.op in _CONVOLUTIONS and step.node is not None
+        ]
         found.sort(key=lambda conv: (conv.depth is None, conv.depth or 0))
         first: dict[int, Convolution] = {}
         for conv in found:

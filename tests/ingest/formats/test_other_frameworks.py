@@ -1,7 +1,7 @@
-"""OpenVINO, GGUF, Darknet, Caffe, MXNet and Flax.
+"""OpenVINO, Core ML, GGUF, Darknet, Caffe, MXNet and Flax.
 
-The first two are files that their own libraries have written (tests/data/make_openvino.py, make_gguf.py); the others
-are written here byte by byte, as their sources define them.
+The first three are files that their own libraries have written (tests/data/make_openvino.py, make_coreml.py,
+make_gguf.py); the others are written here byte by byte, as their sources define them.
 """
 
 from __future__ import annotations
@@ -115,6 +115,34 @@ def test_openvino_files_that_are_refused(tmp_path):
     path, _ = compressed(tmp_path)
     path.with_suffix(".bin").unlink()
     with pytest.raises(WeightFileError, match=r"'int8\.bin', which is missing"):
+        formats.read(path)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Core ML
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("net", "float32"), ("net_f16", "float16")])
+def test_core_ml(tmp_path, name, dtype):
+    truth = unzipped("coreml.zip", tmp_path)
+    weights = formats.read(tmp_path / f"{name}.mlmodel")
+    facts = [(layer.name, layer.kind, layer.groups, layer.in_channels, layer.conv_depth) for layer in weights.layers]
+    assert facts == [("stem", "conv", 1, 3, 0), ("dw", "depthwise", 8, 8, 1), ("up", "transposed", 1, 8, 2)]
+    assert [layer.stride for layer in weights.layers] == [(2, 2), (1, 1), (2, 2)]
+    for layer in weights.layers:
+        assert layer.dtype == dtype
+        assert np.array_equal(layer.read(), truth[layer.name].astype(dtype).astype(np.float32))
+
+
+def test_core_ml_in_a_pipeline_and_as_a_program(tmp_path):
+    truth = unzipped("coreml.zip", tmp_path)
+    network = (tmp_path / "net.mlmodel").read_bytes()
+    path = tmp_path / "other.mlmodel"
+    head = field(1, 4) + field(2, b"")
+    path.write_bytes(head + field(202, field(1, network)))
+    assert [layer.name for layer in formats.read(path).layers] == list(truth)
+    path.write_bytes(head + field(502, b""))
+    with pytest.raises(WeightFileError, match=r"a Core ML program, whose weights are in the \.mlpackage around it"):
         formats.read(path)
 
 
@@ -347,13 +375,16 @@ def test_flax(tmp_path):
 # Damage
 
 
-@pytest.fixture(params=["openvino", "openvino_bin", "gguf", "darknet", "caffe", "mxnet", "flax"])
+@pytest.fixture(params=["openvino", "openvino_bin", "coreml", "gguf", "darknet", "caffe", "mxnet", "flax"])
 def intact(request, tmp_path):
     """(model, the one of its files that is damaged)."""
     if request.param.startswith("openvino"):
         unzipped("openvino.zip", tmp_path)
         return tmp_path / "net.xml", tmp_path / ("net.bin" if request.param.endswith("bin") else "net.xml")
-    if request.param == "gguf":
+    if request.param == "coreml":
+        unzipped("coreml.zip", tmp_path)
+        path = tmp_path / "net.mlmodel"
+    elif request.param == "gguf":
         unzipped("gguf.zip", tmp_path)
         path = tmp_path / "net.gguf"
     elif request.param == "darknet":

@@ -1,6 +1,6 @@
-"""The dataset that the papers have released: one HDF5 file of 3x3 kernels, and a table that tells whose they are.
+"""The dataset that the papers have released: one HDF5 file of 3x3 kernels, and a table of their models and layers.
 
-There are three layouts (measured or told by the authors' notebooks):
+There are three layouts (measured, or documented by the authors' notebooks):
 
 ====================  =====================  ==========================  =====================================
 release               ``/filters``           ``/meta``                   index of the table
@@ -10,12 +10,12 @@ v1.0.0                (N, 3, 3) float64      pandas frame                model_i
 robustness set        (N, 3, 3) float64      pandas frame                the same and layer_id
 ====================  =====================  ==========================  =====================================
 
-A row of the table stands for one layer, whose kernels are the rows ``first:last`` of ``/filters``, both included.
-:class:`ReleasedDataset` checks that the table accounts for every kernel once, and gives the models one by one; kernels
-are read when a layer is asked for.
+A row of the table describes one layer, whose kernels are the rows ``first:last`` of ``/filters``, both included.
+:class:`ReleasedDataset` checks that the table accounts for every kernel once, and returns the models one by one;
+kernels are read when a layer is requested.
 
-What the table states of a model stays readable in the column ``original``. The corrections of the papers and of this
-project are data, ``released_overrides.csv`` of the catalog.
+What the table states about a model stays readable in the column ``original``. The corrections of the papers and of this
+project are data: ``released_overrides.csv`` of the catalog.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
@@ -38,36 +38,39 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from cnnfilterdb.errors import CatalogError, CnnFilterDbError, MissingExtraError, UnsafeFileError, WeightFileError
+from cnnfilterdb.errors import CatalogError, MissingExtraError, UnsafeFileError, WeightFileError
 from cnnfilterdb.ingest import formats
-from cnnfilterdb.ingest.formats import frame
+from cnnfilterdb.ingest.formats import frame, hdf5, limits
 from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Weights
-from cnnfilterdb.ingest.pipeline import Projector, take_in
-from cnnfilterdb.reports import Failure, IngestReport, Observer
+from cnnfilterdb.ingest.pipeline import IngestRun, Projector, StoppedError, attach_report, take_in
+from cnnfilterdb.reports import IngestReport, Observer
 from cnnfilterdb.schema import ModelFacts
 from cnnfilterdb.store.folder import Store
 from cnnfilterdb.workers import ahead, threads
 
-__all__ = ["Override", "Release", "ReleasedDataset", "import_models", "overrides"]
+__all__ = ["Edition", "Override", "ReleasedDataset", "import_models", "overrides"]
 
-#: Most models that are written at the same time. There is one more than there are processors, since each commit waits
-#: for the disk.
+#: Largest number of models that are written at the same time. One more than there are processors, because each commit
+#: waits for the disk.
 _WRITERS = 4
 
-#: Kernels that are read from the file at a time, so that a layer of any size takes little more memory than its own.
+#: Kernels that are read from the file at a time, so that reading a layer takes little more memory than the layer.
 _BLOCK = 1 << 15
+
+#: Kernels of the largest layer that is believed: four times those of 4096 to 4096 channels.
+_LARGEST_LAYER = 1 << 26
 
 
 @dataclass(frozen=True, slots=True)
-class Release:
+class Edition:
     """One of the published files.
 
     Attributes:
         source: Name of the source under which its models are stored.
         version: Version that its authors gave it.
         url: Where it is published.
-        filters: Number of kernels in it; None where that is not known. A file of the same layout with another number is
-            somebody's own.
+        filters: Number of kernels in it; None where it is unknown. A file of the same layout with another number was
+            made by somebody else.
     """
 
     source: str
@@ -76,14 +79,14 @@ class Release:
     filters: int | None
 
 
-V0_1_0 = Release("released-v0.1.0", "v0.1.0", "https://www.kaggle.com/datasets/paulgavrikov/cnn-filter-db", None)
-V1_0_0 = Release("released-v1.0.0", "v1.0.0", "https://doi.org/10.5281/zenodo.6371680", 1_464_797_156)
-ROBUSTNESS = Release("released-robustness", None, "https://doi.org/10.5281/zenodo.6414075", 1_008_168_592)
+V0_1_0 = Edition("released-v0.1.0", "v0.1.0", "https://www.kaggle.com/datasets/paulgavrikov/cnn-filter-db", None)
+V1_0_0 = Edition("released-v1.0.0", "v1.0.0", "https://doi.org/10.5281/zenodo.6371680", 1_464_797_156)
+ROBUSTNESS = Edition("released-robustness", None, "https://doi.org/10.5281/zenodo.6414075", 1_008_168_592)
 
-#: Licence of all three, as their authors state it.
+#: Licence of all three, as stated by their authors.
 _LICENSE = "CC-BY-SA-4.0"
 
-#: Columns of the models table, and the columns of the releases that fill them.
+#: Columns of the models table, and the columns of the dataset that fill them.
 _FACTS = {
     "task": ("Task",),
     "domain": ("Visual Category", "Datatype"),
@@ -94,19 +97,19 @@ _FACTS = {
 _METRICS = {"clean_accuracy": "Clean Accuracy", "robust_accuracy": "Robust Accuracy"}
 
 _INDEX = ("model_id", "conv_depth", "conv_depth_norm")
-#: What is told of a layer, not of its model.
+#: What describes a layer, not its model.
 _OF_LAYERS = frozenset({*_INDEX[1:], "layer_id", "layer_depth", "filter_ids", "in_channels", "out_channels"})
 
 
 @dataclass(frozen=True, slots=True)
 class Override:
-    """A correction of what a release states.
+    """A correction of what an edition states.
 
     Attributes:
-        model: Names of the models that it is for, a shell-style pattern.
+        model: Names of the models that it applies to, a shell-style pattern.
         column: Column of the models table.
-        original: What the release states, a shell-style pattern; ``*`` matches an absent value too.
-        corrected: What is right; empty for an unknown value.
+        original: What the edition states, a shell-style pattern; ``*`` matches an absent value too.
+        corrected: The correct value; empty for an unknown value.
         reason: Why.
     """
 
@@ -117,7 +120,7 @@ class Override:
     reason: str
 
     def matches(self, model: str, value: str | None) -> bool:
-        """Whether it is for this model and this value."""
+        """Whether it applies to this model and this value."""
         return fnmatchcase(model, self.model) and fnmatchcase(value or "", self.original)
 
 
@@ -126,7 +129,7 @@ def overrides() -> tuple[Override, ...]:
     """The corrections of the catalog, in the order in which they are applied.
 
     Raises:
-        CatalogError: A line has other columns than it should, or names none of the models table.
+        CatalogError: A line has unexpected columns, or does not name a column of the models table.
     """
     text = files("cnnfilterdb.catalog").joinpath("released_overrides.csv").read_text(encoding="utf-8")
     found = []
@@ -178,16 +181,17 @@ class ReleasedDataset:
     Args:
         path: The file.
         trust: Let pandas unpickle the table when it cannot be read safely. That may run code of the file. A table that
-            asks for code to be run is refused all the same.
+            asks for code to be run is refused nevertheless.
 
     Raises:
         UnsafeFileError: The table asks for code to be executed.
-        WeightFileError: Not a released file, a damaged one, or one whose rows do not account for every kernel once.
+        WeightFileError: Not a released file, a damaged one, one that refers to other files, or one whose rows do not
+            account for every kernel once.
         MissingExtraError: ``trust`` needs PyTables, which is not installed.
 
     Attributes:
         path: The file.
-        release: Which one it is, by its layout.
+        edition: Which of the published files it is, by its layout.
         filters: Number of kernels.
     """
 
@@ -195,10 +199,14 @@ class ReleasedDataset:
         self.path = Path(path)
         self._file = _open(self.path)
         try:
-            self._kernels = self._filters_array()
-            self.filters: int = self._kernels.shape[0]
-            table, self.release = self._table(trust)
-            self._models = {model.name: model for model in _models(table, self.path, self.filters)}
+            # Kernels are read in blocks: however many there are, they need no memory here.
+            with limits.active(limits.Limits(str(self.path), memory=1 << 62)):
+                hdf5.guard(self._file, self.path)
+            with limits.reading(str(self.path), self.path.stat().st_size):
+                self._kernels = self._filters_array()
+                self.filters: int = self._kernels.shape[0]
+                table, self.edition = self._table(trust)
+                self._models = {model.name: model for model in _models(table, self.path, self.filters)}
         except BaseException:
             self._file.close()
             raise
@@ -222,23 +230,23 @@ class ReleasedDataset:
             fact: next((original[column] for column in columns if column in original), None)
             for fact, columns in _FACTS.items()
         }
-        # A file of the same layout may be somebody's own: the number of its kernels tells.
-        published = self.release.filters in (None, self.filters)
+        # A file of the same layout may have been made by somebody else: the number of its kernels shows it.
+        published = self.edition.filters in (None, self.filters)
         metrics = {metric: _number(original.get(column)) for metric, column in _METRICS.items()}
         return ModelFacts(
             **corrected(original["model"], stated),
             # v1.0.0 has this column too, but its authors say not to use it
-            architecture=original.get("Backbone") if self.release is ROBUSTNESS else None,
+            architecture=original.get("Backbone") if self.edition is ROBUSTNESS else None,
             framework=_framework(original.get("producer")),
-            revision=self.release.version if published else None,
-            url=self.release.url if published else None,
+            revision=self.edition.version if published else None,
+            url=self.edition.url if published else None,
             license=_LICENSE if published else None,
             metrics={metric: value for metric, value in metrics.items() if value is not None} or None,
             original=original,
         )
 
     def weights(self, name: str) -> Weights:
-        """The layers of a model, read when they are asked for while the file is open."""
+        """The layers of a model, which can be read while the file is open."""
         model = self._models[name]
         return Weights(
             "hdf5", None, tuple(self._layer(layer) for layer in model.layers), skipped=tuple(_left_out(model.original))
@@ -260,13 +268,18 @@ class ReleasedDataset:
 
     def _read(self, start: int, stop: int) -> npt.NDArray[np.float32]:
         """Kernels (n, 9) of the rows from ``start`` to before ``stop``."""
+        if stop - start > _LARGEST_LAYER:
+            raise WeightFileError(
+                f"{self.path}: a layer of {stop - start:,} kernels (rows {start} to {stop - 1} of /filters), "
+                f"expected at most {_LARGEST_LAYER:,}; download the file again"
+            )
         kernels = np.empty((stop - start, *self._kernels.shape[1:]), np.float32)
         buffer = np.empty((min(_BLOCK, stop - start), *self._kernels.shape[1:]), self._kernels.dtype)
         try:
             for first in range(start, stop, _BLOCK):
                 part = buffer[: min(_BLOCK, stop - first)]
                 self._kernels.read_direct(part, np.s_[first : first + len(part)])
-                with np.errstate(over="ignore"):  # what single precision cannot hold is told as infinite weights
+                with np.errstate(over="ignore"):  # what single precision cannot hold is reported as infinite weights
                     kernels[first - start : first - start + len(part)] = part
         except OSError as error:
             raise WeightFileError(
@@ -286,17 +299,18 @@ class ReleasedDataset:
         ):
             raise WeightFileError(
                 f"{self.path}: /filters is {found.dtype} {found.shape}, expected float64 or float32 of (N, 3, 3) or "
-                "(N, 9); only the released files can be imported, use `cnnfilterdb add` for weights of your own"
+                "(N, 9); only the released files can be imported, use `cnnfilterdb add` for your own weights"
             )
         return found
 
-    def _table(self, trust: bool) -> tuple[pd.DataFrame, Release]:
+    def _table(self, trust: bool) -> tuple[pd.DataFrame, Edition]:
         meta = self._file.get("meta")
         if isinstance(meta, h5py.Dataset):
+            hdf5.guard_dataset(meta, self.path)
             return _checked_columns(_csv(meta, self.path), self.path), V0_1_0
         if meta is None:
             raise WeightFileError(
-                f"{self.path}: no table /meta, which tells whose kernels these are; download the file again"
+                f"{self.path}: no table /meta of the models and layers of the kernels; download the file again"
             )
         try:
             table = frame.read(meta, f"{self.path}: /meta")
@@ -305,7 +319,7 @@ class ReleasedDataset:
         except WeightFileError as error:
             if not trust:
                 raise WeightFileError(
-                    f"{error}; if you trust whoever made this file, --trust (trust=True) lets pandas unpickle it, "
+                    f"{error}; if you trust the author of this file, --trust (trust=True) lets pandas unpickle it, "
                     "which can run code of the file (needs: pip install 'cnnfilterdb[hdf5]')"
                 ) from error
             table = _unpickled(self.path)
@@ -320,32 +334,26 @@ def import_models(
     overwrite: bool = False,
     observer: Observer | None = None,
 ) -> IngestReport:
-    """Bring the models of a released file into the store, a few at a time.
+    """Import the models of a released file into the store, a few at a time.
 
-    A model that is there already is skipped, so that an interrupted run can be finished. One that fails is reported,
-    and the rest goes on.
+    Models already present are skipped; repeat the call to resume an interrupted import. A model that fails is reported
+    without stopping the others; a full disk ends the run.
 
     Args:
         store: Where to write.
         dataset: The file.
         projector: Makes what adds a model's histograms in existing bases.
-        overwrite: Bring models again that are there already.
-        observer: Hears what is done.
-    """
-    observer = observer or Observer()
-    report = IngestReport()
-    source = dataset.release.source
-    names = dataset.names()
-    observer.started(len(names))
-    wanted = []
-    for name in names:
-        if overwrite or not store.has(f"{source}/{name}"):
-            wanted.append(name)
-        else:
-            report.skipped.append(f"{source}/{name}")
-            observer.finished(f"{source}/{name}", "skipped")
+        overwrite: Import models again that are already present.
+        observer: Receives progress events.
 
-    def bring(name: str) -> int:
+    Returns:
+        The outcome of each model. An exception that leaves this function, such as KeyboardInterrupt, has it as its
+        attribute ``report``.
+    """
+    source = dataset.edition.source
+    run = IngestRun(store, observer or Observer(), overwrite=overwrite)
+
+    def import_one(name: str) -> int:
         return take_in(
             store,
             dataset.weights(name),
@@ -357,17 +365,13 @@ def import_models(
             origin=f"{dataset.path}: {name}",
         )
 
-    writers = min(threads() + 1, _WRITERS)
-    with closing(ahead(bring, wanted, threads=writers, window=2 * writers)) as models:
-        for name, filters in models:
-            model_id, outcome = f"{source}/{name}", "done"
-            try:
-                report.done[model_id] = filters.result()
-            except CnnFilterDbError as error:
-                report.failed.append(Failure(model_id, error))
-                outcome = "failed"
-            observer.finished(model_id, outcome)
-    return report
+    with attach_report(run.report):
+        wanted = run.wanted({name: f"{source}/{name}" for name in dataset.names()})
+        writers = min(threads() + 1, _WRITERS)
+        with closing(ahead(import_one, wanted, threads=writers, window=2 * writers)) as models, suppress(StoppedError):
+            for name, filters in models:
+                run.record(f"{source}/{name}", filters.result)
+    return run.report
 
 
 # ------------------------------------------------------------------------------------------------------------ the table
@@ -401,7 +405,7 @@ def _csv(meta: h5py.Dataset, path: Path) -> pd.DataFrame:
 
 
 def _unpickled(path: Path) -> pd.DataFrame:
-    """The table by way of pandas and PyTables, which unpickle whatever is in it."""
+    """The table as read by pandas and PyTables, which unpickle whatever is in it."""
     try:
         table = pd.read_hdf(path, "meta")
     except ImportError as error:
@@ -437,7 +441,7 @@ def _checked_columns(table: pd.DataFrame, path: Path) -> pd.DataFrame:
 
 
 def _models(table: pd.DataFrame, path: Path, filters: int) -> Iterator[_Model]:
-    """The models of the table, by where their kernels begin."""
+    """The models of the table, in the order of their kernels."""
     spans = _spans(table["filter_ids"].tolist(), path)
     order = np.argsort(spans[:, 0], kind="stable")
     _check_cover(spans[order], [table["filter_ids"].iloc[row] for row in order], path, filters)
@@ -480,7 +484,7 @@ def _spans(filter_ids: list[Any], path: Path) -> npt.NDArray[np.int64]:
 
 
 def _check_cover(spans: npt.NDArray[np.int64], names: list[str], path: Path, filters: int) -> None:
-    """Check that layers, sorted by their first row, take each row of /filters once."""
+    """Check that layers, sorted by their first row, cover each row of /filters once."""
     expected = np.concatenate([[0], spans[:, 1] + 1])
     found = np.concatenate([spans[:, 0], [filters]])
     for place in np.flatnonzero(expected != found)[:1].tolist():
@@ -505,7 +509,7 @@ def _layers(table: pd.DataFrame, spans: npt.NDArray[np.int64]) -> list[_Layer]:
     layers = []
     columns = map(numbers, ("conv_depth", "conv_depth_norm", "out_channels", "in_channels"))
     for (first, last), depth, norm, outs, ins in zip(spans.tolist(), *columns, strict=True):
-        # What the table says of channels is only used where it accounts for the kernels
+        # The channels of the table are only used where they account for the kernels.
         known = outs is not None and ins is not None and outs * ins == last - first + 1
         layers.append(
             _Layer(
@@ -521,7 +525,7 @@ def _layers(table: pd.DataFrame, spans: npt.NDArray[np.int64]) -> list[_Layer]:
 
 
 def _agreed(texts: Mapping[str, list[str | None]], rows: list[int]) -> dict[str, str]:
-    """What the rows of a model state with one voice: column -> text."""
+    """What all rows of a model agree on: column -> text."""
     agreed = {}
     for column, values in texts.items():
         stated = {text for row in rows if (text := values[row]) is not None}
@@ -551,7 +555,7 @@ def _number(text: str | None) -> float | None:
 
 
 def _framework(producer: str | None) -> str | None:
-    """Framework of a model, by what exported it.
+    """Framework of a model, derived from its exporter.
 
     >>> _framework("pytorch 1.11"), _framework("keras2onnx 1.7.0"), _framework(None)
     ('pytorch', 'keras', None)
@@ -563,7 +567,7 @@ def _framework(producer: str | None) -> str | None:
 
 
 def _left_out(original: Mapping[str, str]) -> Iterator[Skipped]:
-    """Kernels of other sizes, which the table counts and the file does not hold."""
+    """Kernels of other sizes, which the table counts and the file does not contain."""
     for column, count in original.items():
         if column.startswith("(") and column.endswith(") filters") and column != "(3, 3) filters" and count != "0":
             yield Skipped(column, f"{count} counted by the source, not in its file")

@@ -42,6 +42,7 @@ __all__ = [
     "Forecast",
     "IngestRun",
     "Projector",
+    "StoppedError",
     "attach_report",
     "forecast",
     "ingest",
@@ -89,13 +90,14 @@ class IngestRun:
     def wanted(self, model_ids: dict[str, str]) -> list[str]:
         """Of models, by name -> model id, the names of those to import; the others are skipped."""
         self._observer.started(len(model_ids))
-        wanted = []
-        for name, model_id in model_ids.items():
-            if self._overwrite or not self._store.has(model_id):
-                wanted.append(name)
-            else:
-                self._skip(model_id)
-        return wanted
+        return [name for name, model_id in model_ids.items() if not self.skipped(model_id)]
+
+    def skipped(self, model_id: str) -> bool:
+        """Whether a model is skipped because it is present, perhaps by another process that was faster."""
+        present = not self._overwrite and self._store.has(model_id)
+        if present:
+            self._skip(model_id)
+        return present
 
     def record(self, model_id: str, work: Callable[[], int]) -> None:
         """Import a model, and record the outcome. Any exception fails this model only.
@@ -107,9 +109,6 @@ class IngestRun:
         Raises:
             StoppedError: The disk is full or read-only, so that every further model would fail too.
         """
-        if not self._overwrite and self._store.has(model_id):
-            self._skip(model_id)  # another process has imported it meanwhile
-            return
         try:
             filters = work()
         except Exception as error:
@@ -397,6 +396,8 @@ def ingest(
             read = formats.read if reader is None else reader.read
             try:
                 for name, download in downloads:
+                    if run.skipped(key(name)):
+                        continue
 
                     def work(name: str = name, resolved: Callable[[], Path] = download.result) -> int:
                         path = _regular(resolved())

@@ -32,6 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "plots": CORE | {"analysis", "store"},
     "catalog": {"errors", "schema"},
     "ingest": CORE | {"catalog", "store"},
+    "testing": GROUND | {"catalog", "ingest"},
     "exchange": CORE | {"analysis", "release", "store"},
     "publish": CORE | {"analysis", "catalog", "release", "store"},
     "tables": CORE | {"analysis", "connection"},

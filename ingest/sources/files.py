@@ -23,8 +23,11 @@ from cnnfilterdb.schema import ModelFacts
 
 __all__ = ["FilesSource", "suffixes"]
 
-# Parts of a model in several files, which its main file names
-_PARTS = re.compile(r".*-shard\d+of\d+(\.bin)?|.*-\d{5}-of-\d{5}(\.\w+)?")
+# Parts of a model in several files, which a file next to them lists: of TensorFlow.js, and of Hugging Face
+_PARTS = (
+    (re.compile(r".*-shard\d+of\d+(\.bin)?"), "*.json"),
+    (re.compile(r".*-\d{5}-of-\d{5}\.\w+"), "*.index.json"),
+)
 
 _COMMON = frozenset(
     [
@@ -179,7 +182,9 @@ def _is_weights(path: Path) -> bool:
 
 def _is_main(path: Path) -> bool:
     """Whether a file found in a folder is one that a model is read from, not a part of it or a file beside it."""
-    if not path.is_file() or _PARTS.fullmatch(path.name):
+    if not path.is_file():
+        return False
+    if any(name.fullmatch(path.name) and any(path.parent.glob(listing)) for name, listing in _PARTS):
         return False
     if path.suffix.lower() in {".index", ".pb"} and (path.parent.parent / "saved_model.pb").is_file():
         return False  # the variables of a SavedModel

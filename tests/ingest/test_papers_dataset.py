@@ -201,7 +201,7 @@ def test_every_kernel_arrives_in_order(imported, path, source):
         assert layer.depth_source == "graph"
         found = imported.filters(where=f"model_id = '{name[row.model_id]}' AND layer = {layer.layer}")
         assert (found[[f"w{i}" for i in range(9)]].to_numpy() == expected[first : last + 1]).all()
-    assert imported.models()["filters"].sum() == filters
+    assert imported.models()["stored_filters"].sum() == filters
     assert imported.verify() == []
 
 
@@ -292,7 +292,7 @@ class Killer(Observer):
 
 cnnfilterdb.create(sys.argv[2]).import_released(sys.argv[1], observer=Killer())
 """
-    run = subprocess.run([sys.executable, "-c", killed, path, db], capture_output=True, text=True)
+    run = subprocess.run([sys.executable, "-P", "-c", killed, path, db], capture_output=True, text=True)
     assert run.returncode == -signal.SIGKILL
     reported = run.stdout.split("\n")[:-1]
     assert reported[0] == f"{source}/unet_11 done"
@@ -302,7 +302,7 @@ cnnfilterdb.create(sys.argv[2]).import_released(sys.argv[1], observer=Killer())
         def finished(self, model_id, outcome):
             heard.append((model_id, outcome))
 
-    with cnnfilterdb.open(db) as opened:
+    with cnnfilterdb.create(db) as opened:
         there = set(opened.models()["model_id"])
         assert {line.split()[0] for line in reported} <= there
         report = opened.import_released(path, observer=Recorder())
@@ -457,7 +457,7 @@ def test_one_bad_model_stops_no_other(tmp_path, value):
         assert report.done == {"released-v0.1.0/b": 2}
         (failure,) = report.failed
         assert isinstance(failure.error, BadWeightsError)
-        assert failure.reason.startswith(f"{path}: a: layer 4:9 holds 1 NaN or infinite weights of 54")
+        assert failure.reason.startswith(f"{path}: a: layer 4:9 has 1 NaN or infinite weights of 54")
         assert db.verify() == []
 
 
@@ -525,7 +525,7 @@ def test_what_cannot_be_read_safely_needs_trust(unreadable, tmp_path, monkeypatc
     monkeypatch.setattr("sys.argv", [*sys.argv, "--trust"])
     main()
     assert capsys.readouterr().out == "6 done, 0 skipped, 0 failed\n"
-    with cnnfilterdb.open(db) as opened:
+    with cnnfilterdb.create(db) as opened:
         assert opened.models().set_index("name")["task"]["unet_11"] == "Segmentation"
         assert opened.verify() == []
 
@@ -583,3 +583,54 @@ def test_corrections_of_the_catalog_name_a_column_and_a_reason():
     for override in overrides():
         assert override.reason
         assert override.column in {"task", "domain", "training_dataset", "pretraining_dataset", "paper"}
+
+
+# ------------------------------------------------------------------------------------------------------- other files
+
+
+def external(file, secret):
+    del file["filters"]
+    file.create_dataset("filters", (12, 9), np.float32, external=[(str(secret), 0, h5py.h5f.UNLIMITED)])
+
+
+def linked(file, secret):
+    del file["filters"]
+    file["filters"] = h5py.ExternalLink(str(secret), "/filters")
+
+
+def soft(file, secret):
+    file["elsewhere"] = h5py.SoftLink("/filters")
+
+
+def virtual(file, secret):
+    del file["filters"]
+    layout = h5py.VirtualLayout((12, 9), np.float32)
+    layout[:] = h5py.VirtualSource(str(secret), "filters", (12, 9))
+    file.create_virtual_dataset("filters", layout)
+
+
+@pytest.mark.parametrize("escape", [external, linked, soft, virtual])
+def test_no_other_file_is_read(tmp_path, escape):
+    secret = tmp_path / "secret.h5"
+    with h5py.File(secret, "w") as file:
+        file["filters"] = np.ones((12, 9), np.float32)
+    path = write(tmp_path / "dataset.h5", TWELVE, ROWS)
+    with h5py.File(path, "a") as file:
+        escape(file, secret)
+    with pytest.raises(WeightFileError, match="refused") as caught:
+        ReleasedDataset(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_layer_of_impossible_size_fails_its_model(tmp_path):
+    filters = (1 << 26) + 2
+    rows = [(0, 0, 0.0, "0:0", "small"), (1, 0, 0.0, f"1:{filters - 1}", "large")]
+    path = write(tmp_path / "dataset.h5", np.zeros((1, 9), np.float32), rows)
+    with h5py.File(path, "a") as file:  # kernels that were never written take no space
+        del file["filters"]
+        file.create_dataset("filters", (filters, 9), np.float32, chunks=(1 << 12, 9))
+    with ReleasedDataset(path) as dataset:
+        (layer,) = dataset.weights("large").layers
+        with pytest.raises(WeightFileError, match=r"a layer of 67,108,865 kernels .*expected at most 67,108,864"):
+            layer.read()
+        assert dataset.weights("small").layers[0].read().shape == (1, 1, 3, 3)

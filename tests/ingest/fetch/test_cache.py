@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cnnfilterdb.errors import DownloadError, HashMismatchError
-from cnnfilterdb.ingest.fetch.cache import Cache, default_folder, sha256_of, writing_cache
+from cnnfilterdb.ingest.fetch.cache import Cache, Trust, default_folder, sha256_of, writing_cache
 
 DATA = b"weights" * 1000
 SHA256 = hashlib.sha256(DATA).hexdigest()
@@ -162,3 +162,53 @@ def test_no_file_is_put_outside_of_its_folder(tmp_path, member):
     cache = Cache(tmp_path)
     with pytest.raises(DownloadError, match="escape"):
         cache.together({member: add(cache)})
+
+
+def test_what_is_fetched_is_fetched_by_one(tmp_path):
+    cache, fetched, results = Cache(tmp_path), [], []
+
+    def fetch():
+        fetched.append(1)
+        return add(cache)
+
+    def run():
+        results.append(cache.get_or("net", lambda: cache.find("net.pt", size=len(DATA), sha256=SHA256), fetch))
+
+    threads = [threading.Thread(target=run) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(fetched) == 1
+    assert set(results) == {cache.path("net.pt", SHA256)}
+
+
+def test_listing_and_clearing(tmp_path):
+    cache = Cache(tmp_path)
+    assert (cache.entries(), cache.clear()) == ([], 0)
+    path = add(cache)
+    cache.together({"a/net.pt": path})
+    cache.archive_part("0" * 64).write_bytes(b"part of an archive")
+    blob = tmp_path / "huggingface" / "models--owner--net" / "blobs" / "x"
+    blob.parent.mkdir(parents=True)
+    blob.write_bytes(b"blob")
+    snapshot = blob.parent.parent / "snapshots" / "main" / "model.safetensors"
+    snapshot.parent.mkdir(parents=True)
+    snapshot.symlink_to(blob)
+    cache.trust("net", Trust(SHA256, 1, "https://a", "2026-01-01"))
+    # The user may have chosen a folder with other things in it
+    own = [
+        tmp_path / name for name in ("models/mine.pt", "members/ab/notes.txt", "archives/thesis.zip", "huggingface/x")
+    ]
+    for one in own:
+        one.parent.mkdir(parents=True, exist_ok=True)
+        one.write_bytes(b"mine")
+    entries = cache.entries()
+    assert [(entry.kind, entry.bytes) for entry in entries] == [
+        ("weights", len(DATA)), ("download", 18), ("huggingface", 4),
+    ]  # fmt: skip
+    assert cache.clear() == len(DATA) + 18 + 4
+    assert cache.entries() == []
+    assert all(one.read_bytes() == b"mine" for one in own)
+    assert cache.trusted("net") is not None
+    assert add(cache).read_bytes() == DATA

@@ -1,14 +1,16 @@
 import hashlib
 import os
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from cnnfilterdb.errors import DownloadError, UnknownModelError
 from cnnfilterdb.ingest.sources import get
-from cnnfilterdb.ingest.sources.files import FilesSource, suffixes
+from cnnfilterdb.ingest.sources.files import FilesSource, _names, suffixes
 
 
 @pytest.fixture
@@ -136,3 +138,64 @@ def test_links_keep_their_names(folder, tmp_path):
 
 def test_suffixes_are_lower_case():
     assert all(suffix == suffix.lower() and suffix.startswith(".") for suffix in suffixes())
+
+
+def test_drives_of_windows_tell_files_apart():
+    found = {PureWindowsPath(path): ("a.pt",) for path in (r"C:\x\a.pt", r"D:\x\a.pt", r"\\server\share\x\a.pt")}
+    names = _names(found)
+    assert set(names.values()) == set(found)
+    assert len(names) == 3
+
+
+@settings(deadline=None)
+@given(st.sets(st.from_regex(r"(C:|D:|//s/t)(/[ab]){1,3}\.pt", fullmatch=True), min_size=1, max_size=6))
+def test_names_of_any_paths_are_distinct(paths):
+    found = {PureWindowsPath(path): (PureWindowsPath(path).name,) for path in paths}
+    assert set(_names(found).values()) == set(found)
+
+
+def test_a_string_is_one_name(folder):
+    assert FilesSource().list(str(folder / "thermal" / "net.pth")) == ["net"]
+
+
+def test_paths_begin_in_the_folder(folder):
+    source = FilesSource(folder=folder, offline=True)
+    assert source.list(["thermal/net.pth"]) == ["net"]
+    assert source.list(["*/net.pth"]) == ["medical/net", "thermal/net"]
+    assert source.list(["medical"]) == ["net"]
+    assert FilesSource(folder=folder).resolve("thermal/net.pth") == folder / "thermal" / "net.pth"
+    with pytest.raises(UnknownModelError, match="is not a weight file and contains none"):
+        source.list(["nothing.pt"])
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".npy", ".tflite", ".pb", ".index", ".safetensors", ".onnx", ".keras"])
+def test_a_folder_of_any_format(tmp_path, suffix):
+    (tmp_path / f"net{suffix}").write_bytes(b"weights")
+    assert FilesSource().list([str(tmp_path)]) == ["net"]
+
+
+def test_parts_and_settings_are_not_models_of_their_own(tmp_path):
+    save_file({"a.weight": np.ones((1, 1, 3, 3), np.float32)}, tmp_path / "net.safetensors")
+    for name in (
+        "config.json", "tokenizer.json", "group1-shard1of2.bin", "group1-shard2of2.bin", "x.data-00000-of-00001",
+        "saved/variables/variables.index", "model-00001-of-00002.safetensors",
+    ):  # fmt: skip
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "saved" / "saved_model.pb").write_bytes(b"graph")
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web" / "model.json").write_text(
+        '{"format": "layers-model", "modelTopology": {}, "weightsManifest": []}'
+    )
+    (tmp_path / "model.safetensors.index.json").write_text('{"metadata": {}, "weight_map": {}}')
+    assert sorted(FilesSource().list([str(tmp_path)])) == ["model", "net", "saved/saved_model", "web/model"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this platform has no pipes")
+def test_pipes_are_not_weight_files(tmp_path):
+    os.mkfifo(tmp_path / "pipe.pt")
+    for pattern in (tmp_path / "pipe.pt", tmp_path):
+        with pytest.raises(UnknownModelError):
+            FilesSource().list([str(pattern)])
+    with pytest.raises(UnknownModelError):
+        FilesSource().resolve(str(tmp_path / "pipe.pt"))

@@ -1,0 +1,58 @@
+"""What the package imports is what it declares, and what it declares is what it ships."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+#: Modules whose distribution has another name.
+DISTRIBUTIONS = {"google": "protobuf", "yaml": "pyyaml", "ml_dtypes": "ml_dtypes"}
+#: Declared for a library that imports it by itself.
+INDIRECT = {"pytz"}
+
+
+def names(requirements: list[str]) -> set[str]:
+    return {re.match(r"[\w.-]+", requirement)[0].lower() for requirement in requirements}
+
+
+def imported() -> dict[str, str]:
+    """Distributions that the package imports, with a module that does."""
+    found: dict[str, str] = {}
+    for folder in ("cnnfilterdb", "ingest", "catalog"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                modules += [node.module] if isinstance(node, ast.ImportFrom) else []
+                for module in modules:
+                    top = module.partition(".")[0]
+                    if top not in sys.stdlib_module_names | {"cnnfilterdb"}:
+                        found[DISTRIBUTIONS.get(top, top).lower()] = str(path.relative_to(ROOT))
+    return found
+
+
+def test_every_import_is_declared_and_every_declaration_imported():
+    declared = names(PROJECT["project"]["dependencies"])
+    optional = names([one for extra in PROJECT["project"]["optional-dependencies"].values() for one in extra])
+    found = imported()
+    assert not {name: path for name, path in found.items() if name not in declared | optional}
+    assert not declared - found.keys() - INDIRECT
+
+
+def test_every_dependency_is_pinned():
+    pinned = names([line for line in (ROOT / "constraints.txt").read_text().splitlines() if line[:1] not in ("", "#")])
+    assert not names(PROJECT["project"]["dependencies"]) - pinned
+
+
+def test_every_package_is_shipped():
+    folders = set()
+    for folder in ("cnnfilterdb", "ingest", "catalog"):
+        for path in (ROOT / folder).rglob("__init__.py"):
+            parts = path.parent.relative_to(ROOT).parts
+            folders.add(".".join(parts if folder == "cnnfilterdb" else ("cnnfilterdb", *parts)))
+    assert set(PROJECT["tool"]["setuptools"]["packages"]) == folders

@@ -188,7 +188,9 @@ def _is_main(path: Path) -> bool:
         return False
     if path.suffix.lower() in {".index", ".pb"} and (path.parent.parent / "saved_model.pb").is_file():
         return False  # the variables of a SavedModel
-    if path.suffix.lower() != ".json":
+    if path.suffix.lower() == ".bin" and path.with_suffix(".xml").is_file():
+        return False  # the weights of an OpenVINO model
+    if path.suffix.lower() not in {".json", ".xml"}:
         return True
     # Most files with this suffix are settings: only those that a format recognises are weights.
     try:

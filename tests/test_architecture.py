@@ -138,8 +138,9 @@ def test_nothing_below_knows_the_database_even_for_types():
 
 
 def test_the_top_of_the_package_is_small():
-    # Python fixes the name and the place of __main__, which is one call.
-    assert len({path.name for path in (ROOT / "cnnfilterdb").glob("*.py")} - {"__main__.py"}) <= 12
+    # Python fixes the name and the place of __main__, which is one call. testing.py, the suites for sources and
+    # formats of other packages, is the thirteenth.
+    assert len({path.name for path in (ROOT / "cnnfilterdb").glob("*.py")} - {"__main__.py"}) <= 13
 
 
 def test_every_room_says_what_question_it_answers():

@@ -6,7 +6,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo.db
 
-.PHONY: demo test check bench clean
+# make crash N=500   kill writing verbs N times and check what is left
+
+.PHONY: crash demo test check bench clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -40,6 +42,10 @@ check: $(VENV)/installed-dev .types
 
 bench: $(VENV)/installed-dev
 	$(BIN)/python -m benchmarks
+
+N ?= 100
+crash: $(VENV)/installed-dev
+	$(BIN)/python tests/crash/harness.py $(N)
 
 clean:
 	rm -rf $(VENV) .types build dist *.egg-info $(DEMO)

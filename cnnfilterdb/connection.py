@@ -10,10 +10,11 @@ import duckdb
 
 from cnnfilterdb import sql
 from cnnfilterdb.analysis.bases import Bases
-from cnnfilterdb.analysis.queries import unreachable
-from cnnfilterdb.errors import CorruptError
+from cnnfilterdb.analysis.queries import translated, unreachable
+from cnnfilterdb.errors import CorruptError, DatabaseError
 from cnnfilterdb.reports import Problem, Progress, printable
 from cnnfilterdb.scan.scan import FilterFiles
+from cnnfilterdb.scan.steady import Snapshot
 
 __all__ = ["Connection", "Storage"]
 
@@ -32,6 +33,9 @@ class Storage(FilterFiles, Protocol):
     @property
     def annotated(self) -> bool:
         """Whether there are annotations beside it."""
+
+    def snapshot(self) -> Snapshot:
+        """Its state, by which a question finds out that what it read was replaced meanwhile."""
 
     def model_ids(self) -> list[str]:
         """Keys of its models, sorted."""
@@ -119,6 +123,6 @@ class Connection:
                 if storage.published:
                     reason = printable(error)[:300]
                     raise CorruptError(f"{storage.location}: its tables cannot be read ({reason})") from None
-                raise
+                raise translated(error, DatabaseError) from error
             self.text = text
         return self._connection

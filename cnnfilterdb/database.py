@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 __all__ = ["FilterDB", "address", "create", "open", "pull"]
 
+# What errors say when a file of the index is damaged, or of other weights than a model has now.
+_INDEX_ERRORS = ("/index/", "is not in the index", "on left side of join")
+
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
@@ -407,6 +410,25 @@ class FilterDB(Reader):
         """
         return self._store.verify(progress=progress) + notes.problems(self._store)
 
+    def repair(self, *, progress: Progress | None = None) -> list[Problem]:
+        """Rebuild what is derived, set aside what is damaged, and report the models that must be imported again.
+
+        The index and ``init.sql`` are rebuilt, changes of killed processes are finished, and damaged models and files
+        that belong to no model are moved to ``.quarantine/`` in the folder; nothing is deleted.
+
+        Args:
+            progress: Called with what is being done, how much is done and how much there is.
+
+        Returns:
+            What could not be repaired; an empty list means that :meth:`verify` finds nothing any more.
+        """
+        from cnnfilterdb.store.repair import repair
+
+        self.close()
+        left = repair(self._store, self._index, progress)
+        self._write_init()
+        return left
+
     # ---------------------------------------------------------------------------------------------- private
 
     def _connect(self, query: str = "") -> duckdb.DuckDBPyConnection:
@@ -420,6 +442,19 @@ class FilterDB(Reader):
         if self._views.text is not None:
             with suppress(LockedError):  # another process is writing the same
                 self._store.write_init(self._views.text)
+
+    def _mend(self, error: Exception) -> bool:
+        """Rebuild the index when a question met something wrong in it."""
+        if not any(text in str(error) for text in _INDEX_ERRORS) or not os.access(self._store.path, os.W_OK):
+            return False
+        try:
+            if not self._index.damage() and not self._index.missing():
+                return False
+            self._index.build()
+        except LockedError:
+            return False
+        self._views.close()
+        return True
 
     def _ensure_index(self) -> None:
         """Bring the index up to date, as far as this process may write and nobody else is doing it."""

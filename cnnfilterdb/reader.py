@@ -32,7 +32,7 @@ from cnnfilterdb.analysis.queries import condition, expression
 from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.reports import Exported, Progress
 from cnnfilterdb.schema import kernel_shape
-from cnnfilterdb.tables import Tables
+from cnnfilterdb.tables import Tables, undisturbed
 
 if TYPE_CHECKING:
     from cnnfilterdb.plots.figures import Figures
@@ -59,6 +59,7 @@ class Reader(Tables, Conclusions):
     examples, ``db`` is :func:`cnnfilterdb.example`.
     """
 
+    @undisturbed
     def basis(self, *, where: str | None = None, kernel: str = "3x3", variant: str = "all") -> stats.Basis:
         """An SVD basis.
 
@@ -89,6 +90,7 @@ class Reader(Tables, Conclusions):
         """
         return self._bases.bases()
 
+    @undisturbed
     def coefficients(self, *, where: str | None = None, basis: BasisChoice = None, kernel: str = "3x3") -> pd.DataFrame:
         """SVD coefficients of the selected filters, beside their keys.
 
@@ -122,6 +124,7 @@ class Reader(Tables, Conclusions):
         coefficients = pd.DataFrame(found, columns=[f"c{i}" for i in range(found.shape[1])], index=frame.index)
         return pd.concat([frame[keys], coefficients], axis=1)
 
+    @undisturbed
     def moments(
         self, *, where: str | None = None, kernel: str = "3x3", variant: str = "all", all_layers: bool = False
     ) -> stats.Moments:
@@ -145,6 +148,7 @@ class Reader(Tables, Conclusions):
         rows = groupings.selection(self._connect(), question, variant=variant)
         return moments_of(rows, kernel, variant=variant)
 
+    @undisturbed
     def groups(
         self,
         by: str,
@@ -213,6 +217,7 @@ class Reader(Tables, Conclusions):
             basis_id=fitted.basis_id if fitted else None,
         ).at_least(min_models, min_filters)
 
+    @undisturbed
     def kl_shift(
         self, by: str, *, metric: str = "kl", weights: Weights = None, **options: Unpack[GroupOptions]
     ) -> pd.DataFrame:
@@ -257,6 +262,7 @@ class Reader(Tables, Conclusions):
             frame.attrs["basis"] = basis
         return self._covered(frame, by, options)
 
+    @undisturbed
     def kl_shift_components(
         self, by: str, *, metric: str = "kl", weights: Weights = None, **options: Unpack[GroupOptions]
     ) -> pd.DataFrame:
@@ -285,6 +291,7 @@ class Reader(Tables, Conclusions):
         shifts.check_measure(metric, weights, options.get("kernel", "3x3"))
         return self._covered(shifts.components(self.groups(by, **options), weights, metric), by, options)
 
+    @undisturbed
     def kl_shift_intervals(
         self,
         by: str,
@@ -335,6 +342,7 @@ class Reader(Tables, Conclusions):
         )
         return self._covered(frame, by, options)
 
+    @undisturbed
     def nearest_groups(self, by: str, group: Any, *, top: int = 10, **options: Unpack[ShiftOptions]) -> pd.DataFrame:
         """The groups nearest to one of them, by ascending shift.
 
@@ -362,6 +370,7 @@ class Reader(Tables, Conclusions):
         frame.attrs["coverage"] = matrix.attrs["coverage"]
         return frame
 
+    @undisturbed
     def quality(
         self,
         by: str,
@@ -413,6 +422,7 @@ class Reader(Tables, Conclusions):
         frame.attrs["coverage"] = coverage(self._connect(), question).attrs()
         return frame
 
+    @undisturbed
     def descriptors(
         self, *, where: str | None = None, kernel: str = "3x3", per: Literal["filter", "layer"] = "filter"
     ) -> pd.DataFrame:

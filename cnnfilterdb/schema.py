@@ -206,7 +206,8 @@ BASES = pa.schema(
     [
         _field("basis_id", pa.string(), "key of the basis", nullable=False),
         _field("kernel", pa.string(), "kernel size", nullable=False),
-        _field("created_at", pa.timestamp("us", tz="UTC"), "when it was fitted; the newest of a size is the default"),
+        _field("created_at", pa.timestamp("us", tz="UTC"), "when it was fitted, or put in use again"),
+        _field("sequence", pa.int64(), "number of the fit; the highest of a kernel size is in use", nullable=False),
         _field("variant", pa.string(), "which filters it was fitted on: all, or nonsparse"),
         _field("models", pa.list_(pa.string()), "models that it was fitted on"),
         _field("layers", pa.int64(), "number of layers that it was fitted on"),
@@ -226,6 +227,7 @@ HISTOGRAMS = pa.schema(
         _field("basis_id", pa.string(), "key of the basis", nullable=False),
         _field("model_id", pa.string(), "key of the model", nullable=False),
         _field("layer", pa.int32(), "layer of the model", nullable=False),
+        _field("tensor_sha256", pa.string(), "hash of the weight that it was computed from", nullable=False),
         _field("recipe", pa.string(), "recipe that sets the range", nullable=False),
         _field("low", pa.float64(), "left edge of the first bin", nullable=False),
         _field("high", pa.float64(), "right edge of the last bin", nullable=False),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Self
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import duckdb
 import numpy as np
@@ -22,9 +24,24 @@ from cnnfilterdb.errors import CnnFilterDbError, QueryError, SelectionError, unk
 from cnnfilterdb.reports import Problem, Progress, html_table
 from cnnfilterdb.scan import nearest
 from cnnfilterdb.scan.ordered import filters_of
+from cnnfilterdb.scan.steady import steady
 from cnnfilterdb.schema import filter_schema, kernel_name, kernel_shape, weight_columns
 
-__all__ = ["Tables"]
+__all__ = ["Tables", "undisturbed"]
+
+P = ParamSpec("P")
+R = TypeVar("R", bound="Tables")
+T = TypeVar("T")
+
+
+def undisturbed(method: Callable[Concatenate[R, P], T]) -> Callable[Concatenate[R, P], T]:
+    """Let a method see one state of the database, whatever others write meanwhile (:mod:`cnnfilterdb.scan.steady`)."""
+
+    @wraps(method)
+    def asked(this: R, /, *args: P.args, **options: P.kwargs) -> T:
+        return this._undisturbed(lambda: method(this, *args, **options))
+
+    return asked
 
 
 class Tables:
@@ -42,6 +59,7 @@ class Tables:
         self.storage = storage
         self._bases = bases
         self._views = Connection(storage, bases)
+        self._asking = threading.local()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.location!r})"
@@ -84,6 +102,7 @@ class Tables:
         """
         return self.storage.location
 
+    @undisturbed
     def models(self, *, where: str | None = None) -> pd.DataFrame:
         """The models table: one row per model.
 
@@ -110,6 +129,7 @@ class Tables:
         chosen = f"SEMI JOIN (SELECT model_id FROM facts WHERE {chosen}) USING (model_id)"
         return self._frame(f"{rows} {chosen} ORDER BY model_id")
 
+    @undisturbed
     def layers(self, *, where: str | None = None) -> pd.DataFrame:
         """The layers table: one row per convolution layer, with its statistics.
 
@@ -132,6 +152,7 @@ class Tables:
             "USING (model_id, layer) ORDER BY model_id, layer"
         )
 
+    @undisturbed
     def filters(self, *, where: str | None = None, kernel: str = "3x3") -> pd.DataFrame:
         """The filters of one kernel size: their keys and one column per weight.
 
@@ -195,6 +216,7 @@ class Tables:
             for batch in table.to_batches(max_chunksize=rows)
         )
 
+    @undisturbed
     def layer_weights(self, model_id: str, layer: int) -> npt.NDArray[np.float32]:
         """The weight of one layer as an array.
 
@@ -232,6 +254,7 @@ class Tables:
         weights: npt.NDArray[np.float32] = np.concatenate(parts)
         return weights.reshape(row["out_channels"] or 1, -1, *kernel_shape(kernel))
 
+    @undisturbed
     def nearest(
         self,
         pattern: npt.ArrayLike,
@@ -282,6 +305,7 @@ class Tables:
         table: pd.DataFrame = nearest.nearest(self.storage, size, wanted, layers, top).to_pandas()
         return table
 
+    @undisturbed
     def shared_models(self) -> pd.DataFrame:
         """Pairs of models that hold the very same layers, bit for bit: shared ancestry, such as a common pretraining.
 
@@ -342,6 +366,28 @@ class Tables:
 
     def _connect(self, query: str = "") -> duckdb.DuckDBPyConnection:
         return self._views.connect(query)
+
+    def _undisturbed(self, ask: Callable[[], T]) -> T:
+        """Ask until no file that was read was replaced meanwhile; questions that others consist of are not repeated."""
+        if self.storage.published or getattr(self._asking, "now", False):
+            return ask()
+        self._asking.now = True
+        mended: list[Exception] = []
+
+        def mend(error: Exception) -> bool:
+            if mended or not self._mend(error):
+                return False
+            mended.append(error)
+            return True
+
+        try:
+            return steady(self.storage.snapshot, ask, mend)
+        finally:
+            self._asking.now = False
+
+    def _mend(self, error: Exception) -> bool:
+        """Remove the cause of an error, where this can be done; True when asking again may help."""
+        return False
 
     def _frame(self, query: str) -> pd.DataFrame:
         frame: pd.DataFrame = self._table(query).to_pandas()

@@ -13,13 +13,15 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.errors import CorruptError, SelectionError
+from cnnfilterdb.paths import is_basis_id
 from cnnfilterdb.reports import Progress
 from cnnfilterdb.scan.scan import FilterFiles, Run, joined, scan
 from cnnfilterdb.schema import BASES, HISTOGRAMS, kernel_shape
 from cnnfilterdb.stats import RECIPES, Basis, Histogram, Moments, Recipe
 
 __all__ = [
+    "MAX_BINS",
     "MAX_INDEXED_WEIGHTS",
     "VARIANTS",
     "Bases",
@@ -38,6 +40,11 @@ __all__ = [
 MAX_INDEXED_WEIGHTS = 121
 
 
+#: Most bins of a histogram: more than any question needs, and few enough for the memory of every reader.
+MAX_BINS = 10_000
+
+_MAX_COUNT = 2**53
+
 #: Which filters a basis may be fitted on: all, as the CVPR paper does, or without the sparse ones of each layer, as
 #: *Adversarial Robustness Through the Lens of Convolutional Filters* (arXiv 2204.02481) does.
 VARIANTS = ("all", "nonsparse")
@@ -50,9 +57,10 @@ class FittedBasis:
     Attributes:
         basis_id: Its key: kernel size and a digest of what it was fitted on.
         basis: The basis, with its range and bins.
-        created_at: When it was last fitted; of the bases of a kernel size, the newest is in use.
+        created_at: When it was fitted, or put in use again.
         models: Keys of the models that it was fitted on.
         layers: Number of layers that it was fitted on.
+        sequence: Number of the fit; of the bases of a kernel size, the one with the highest is in use.
     """
 
     basis_id: str
@@ -60,6 +68,7 @@ class FittedBasis:
     created_at: datetime
     models: tuple[str, ...]
     layers: int
+    sequence: int = 0
 
 
 def ranges(basis: Basis, recipes: Mapping[str, Recipe] = RECIPES) -> list[tuple[float, float]]:
@@ -73,7 +82,11 @@ def ranges(basis: Basis, recipes: Mapping[str, Recipe] = RECIPES) -> list[tuple[
 
 
 def histogram_table(
-    basis_id: str, model_id: str, basis: Basis, layers: Iterable[tuple[int, Sequence[Histogram]]]
+    basis_id: str,
+    model_id: str,
+    basis: Basis,
+    layers: Iterable[tuple[int, Sequence[Histogram]]],
+    hashes: Mapping[int, str],
 ) -> pa.Table:
     """Rows of the histograms table for the layers of one model.
 
@@ -82,6 +95,7 @@ def histogram_table(
         model_id: Key of the model.
         basis: The basis.
         layers: Pairs of a layer and its histograms, one per recipe in the order of ``RECIPES``.
+        hashes: SHA-256 of the weight of each layer.
     """
     found = list(layers)
     # By recipe first: each gets a row group of its own (cnnfilterdb.store.writer.histogram_settings).
@@ -91,6 +105,7 @@ def histogram_table(
         "basis_id": [basis_id] * len(rows),
         "model_id": [model_id] * len(rows),
         "layer": [layer for layer, _, _ in rows],
+        "tensor_sha256": [hashes[layer] for layer, _, _ in rows],
         "recipe": [recipe for _, recipe, _ in rows],
         "low": [histogram.low for *_, histogram in rows],
         "high": [histogram.high for *_, histogram in rows],
@@ -119,10 +134,10 @@ class Bases(ABC):
 
     @abstractmethod
     def bases(self) -> list[FittedBasis]:
-        """All bases, oldest first."""
+        """All bases, in the order of their fits."""
 
     def current(self) -> dict[str, FittedBasis]:
-        """The basis in use for each kernel size: the newest."""
+        """The basis in use for each kernel size: the one of the last fit."""
         return {fitted.basis.kernel: fitted for fitted in self.bases()}
 
     def get(self, basis_id: str) -> FittedBasis:
@@ -221,6 +236,7 @@ def basis_table(fitted: FittedBasis) -> pa.Table:
         "basis_id": fitted.basis_id,
         "kernel": basis.kernel,
         "created_at": fitted.created_at,
+        "sequence": fitted.sequence,
         "variant": basis.variant,
         "models": list(fitted.models),
         "layers": fitted.layers,
@@ -237,17 +253,53 @@ def basis_table(fitted: FittedBasis) -> pa.Table:
 
 
 def fitted_basis(row: Mapping[str, Any]) -> FittedBasis:
-    """The basis of a row of the bases table."""
-    basis = Basis(
-        kernel=row["kernel"],
-        mean=np.asarray(row["mean"]),
-        components=np.asarray(row["components"]),
-        explained_variance=np.asarray(row["explained_variance"]),
-        explained_variance_ratio=np.asarray(row["explained_variance_ratio"]),
-        filters=row["filters"],
-        low=row["low"],
-        high=row["high"],
-        bins=row["bins"],
-        variant=row["variant"],
-    )
-    return FittedBasis(row["basis_id"], basis, row["created_at"], tuple(row["models"]), row["layers"])
+    """The basis of a row of the bases table, which may come from a stranger.
+
+    Raises:
+        CorruptError: A value is missing, of the wrong shape, not finite or out of range.
+    """
+    try:
+        height, width = kernel_shape(row["kernel"])
+        size = height * width
+        basis = Basis(
+            kernel=row["kernel"],
+            mean=np.asarray(row["mean"], np.float64),
+            components=np.asarray(row["components"], np.float64),
+            explained_variance=np.asarray(row["explained_variance"], np.float64),
+            explained_variance_ratio=np.asarray(row["explained_variance_ratio"], np.float64),
+            filters=row["filters"],
+            low=float(row["low"]),
+            high=float(row["high"]),
+            bins=row["bins"],
+            variant=row["variant"],
+        )
+        fitted = FittedBasis(
+            row["basis_id"], basis, row["created_at"], tuple(row["models"]), row["layers"], row["sequence"]
+        )
+        numbers = (basis.filters, basis.bins, fitted.layers, fitted.sequence)
+        arrays = (basis.mean, basis.components, basis.explained_variance, basis.explained_variance_ratio)
+        shapes = ((size,), (size, size), (size,), (size,))
+        wrong = next(
+            (
+                what
+                for what, sound in (
+                    ("key", is_basis_id(fitted.basis_id) and fitted.basis_id.startswith(f"{basis.kernel}-")),
+                    ("kernel size", size <= MAX_INDEXED_WEIGHTS),
+                    ("shape of its arrays", tuple(array.shape for array in arrays) == shapes),
+                    ("values: not finite", all(np.isfinite(array).all() for array in arrays)),
+                    ("variant", basis.variant in VARIANTS),
+                    ("counts", all(type(number) is int and 0 <= number <= _MAX_COUNT for number in numbers)),
+                    ("bins", 1 <= basis.bins <= MAX_BINS),
+                    ("range", -np.inf < row["low"] < row["high"] < np.inf),
+                    ("date", isinstance(fitted.created_at, datetime)),
+                    ("models", all(isinstance(model_id, str) for model_id in fitted.models)),
+                )
+                if not sound
+            ),
+            None,
+        )
+    except (LookupError, TypeError, ValueError) as error:
+        raise CorruptError(f"not a basis ({str(error).partition(chr(10))[0]:.100})") from error
+    if wrong:
+        raise CorruptError(f"basis {str(fitted.basis_id)!r:.100}: wrong {wrong}")
+    return fitted

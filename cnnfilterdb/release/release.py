@@ -44,6 +44,7 @@ from cnnfilterdb.release.remote import Budget, RangeFile, counting_options, reac
 from cnnfilterdb.release.tables import SmallTables
 from cnnfilterdb.reports import Problem, Progress
 from cnnfilterdb.scan.scan import constant
+from cnnfilterdb.scan.steady import Snapshot
 from cnnfilterdb.schema import kernel_order
 
 if TYPE_CHECKING:
@@ -211,6 +212,10 @@ class Release:
     def layers(self) -> pa.Table:
         """The layers table, checked."""
         return self._tables.layers()
+
+    def snapshot(self) -> Snapshot:
+        """Nothing that could change: a release is never rewritten."""
+        return {}
 
     def model_ids(self) -> list[str]:
         """Keys of its models, sorted."""

@@ -225,7 +225,7 @@ class SmallTables:
                 self._refuse("bases", f"basis {shown(row['basis_id'])}: {problem}")
         if len({row["basis_id"] for row in rows}) < len(rows):
             self._refuse("bases", "two bases of one key")
-        return sorted(map(fitted_basis, rows), key=lambda fitted: (fitted.created_at, fitted.basis_id))
+        return sorted(map(fitted_basis, rows), key=lambda fitted: (fitted.sequence, fitted.basis_id))
 
     # ----------------------------------------------------------------------------------------------- histograms
 

@@ -13,7 +13,7 @@ CREATE OR REPLACE MACRO scale_filter(w) AS list_transform(
 --   all_layers  true takes in transposed layers and layers that are never executed, which the papers never saw
 --   recipe      'cvpr2022' (range of the basis, weights by explained variance) or 'medneurips2022' (-3..3, uniform)
 --   balance     what counts the same within a group: 'filters', 'layers', 'models' or 'families'
---   basis       id of a basis; NULL is the newest of the kernel size
+--   basis       id of a basis; NULL is the one in use for the kernel size
 
 -- How many models, layers and filters each group holds.
 CREATE OR REPLACE MACRO group_sizes("by", "where" := true, kernel := '3x3', all_layers := false) AS TABLE
@@ -36,10 +36,11 @@ WITH chosen AS (
     SELECT bases.basis_id, bases.bins, bases.explained_variance_ratio
     FROM bases
     WHERE bases.kernel = kernel AND (basis IS NULL OR bases.basis_id = basis)
-    ORDER BY bases.created_at DESC, bases.basis_id DESC
+    ORDER BY bases.sequence DESC, bases.basis_id DESC
     LIMIT 1
 ), selected AS (
     SELECT "by" AS "group", facts.model_id AS model_id, facts.layer AS layer, facts.filters AS filters,
+           facts.tensor_sha256 AS tensor_sha256,
            CASE balance
                WHEN 'filters' THEN ''
                WHEN 'layers' THEN facts.model_id || chr(10) || facts.layer
@@ -66,13 +67,13 @@ WITH chosen AS (
                     'no basis for ' || kernel || ' kernels: run `cnnfilterdb index`'))
                 ELSE h.counts END AS counts,
            h.below, h.above, h.low, h.high
-    -- The rows of models that are gone match nothing, so the view `histograms`, which leaves them out, is not needed.
+    -- Histograms of models that are gone, or of other weights than a layer has now, match nothing, so the view `histograms`, which leaves them out, is not needed.
     FROM weighted AS w LEFT JOIN (
         SELECT * FROM read_parquet(histogram_files(), hive_partitioning = false) AS inner_h
         WHERE inner_h.basis_id = (SELECT basis_id FROM chosen)
           AND inner_h.recipe = CASE WHEN recipe IN ('cvpr2022', 'medneurips2022') THEN recipe
                                     ELSE error('recipe: ''' || recipe || ''' is none of cvpr2022, medneurips2022') END
-    ) AS h USING (model_id, layer)
+    ) AS h USING (model_id, layer, tensor_sha256)
 ), sizes AS (
     SELECT "group", owner, count(DISTINCT model_id) AS models, count(*) AS layers,
            CAST(sum(filters) AS BIGINT) AS filters, count(DISTINCT member) AS members,

@@ -30,7 +30,7 @@ CREATE OR REPLACE VIEW facts AS
 SELECT m.* EXCLUDE (files), l.* EXCLUDE (model_id), $papers_layer AS papers_layer
 FROM read_parquet(database_files('/layers/*.parquet'), hive_partitioning = false) AS l JOIN models AS m USING (model_id);
 
--- Fitted bases; the newest of a kernel size is the one that is used.
+-- Fitted bases; the one of a kernel size with the highest sequence is in use.
 CREATE OR REPLACE VIEW bases AS
 SELECT * FROM read_parquet(database_files('$bases'), hive_partitioning = false);
 

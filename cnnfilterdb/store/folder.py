@@ -15,13 +15,13 @@ them to ``.quarantine/``; files that are not in the form of the package's own ar
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import secrets
+import stat
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -67,8 +67,8 @@ from cnnfilterdb.store.commits import (
     unfinished,
 )
 from cnnfilterdb.store.durable import move, sha256, write_text, writing
-from cnnfilterdb.store.seals import write_sealed
-from cnnfilterdb.store.verify import verify_models
+from cnnfilterdb.store.seals import marker_sum, seal_text, write_sealed
+from cnnfilterdb.store.verify import verify_folder, verify_models
 from cnnfilterdb.store.writer import Writer
 from cnnfilterdb.version import package_version
 
@@ -165,29 +165,49 @@ class Store:
                 f"{self.path}: a folder with other things in it ({', '.join(sorted(entries)[:3])}), not a database; "
                 "choose an empty or a new one"
             )
-        empty = paths.EMPTY
         with writing(self.path):
             (self.path / paths.LOCKS).mkdir(parents=True, exist_ok=True)
             with self._locked(paths.MARKER, str(self.path)):
                 if (self.path / paths.MARKER).exists():
                     return
                 with self._staging(paths.MARKER) as folder:
-                    for schema, relative in (
-                        (MODELS, paths.models_path(empty)),
-                        (LAYERS, paths.layers_path(empty)),
-                        (filter_schema("3x3"), paths.empty_filters_path("3x3")),
-                        (BASES, paths.basis_path(empty)),
-                        (HISTOGRAMS, paths.histograms_path(empty, empty)),
-                    ):
-                        write_sealed(schema.empty_table(), folder / relative)
-                        move(folder / relative, self.path / relative)
-                    marker: dict[str, Any] = {
-                        "format_version": FORMAT_VERSION,
-                        "created_by": f"cnnfilterdb {package_version()}",
-                        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-                    }
-                    marker["sha256"] = marker_sum(marker)
-                    write_text(self.path / paths.MARKER, json.dumps(marker, indent=2) + "\n", folder)
+                    self._write_empty(folder)
+                    self._write_marker(folder)
+
+    def _write_marker(self, folder: Path) -> None:
+        marker: dict[str, Any] = {
+            "format_version": FORMAT_VERSION,
+            "created_by": f"cnnfilterdb {package_version()}",
+            "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        marker["sha256"] = marker_sum(marker)
+        write_text(self.path / paths.MARKER, json.dumps(marker, indent=2) + "\n", folder)
+
+    def _write_empty(self, folder: Path) -> None:
+        """Write the files without rows, by which DuckDB can bind the views."""
+        empty = paths.EMPTY
+        schemas = {
+            paths.models_path(empty): MODELS,
+            paths.layers_path(empty): LAYERS,
+            paths.basis_path(empty): BASES,
+            paths.histograms_path(empty, empty): HISTOGRAMS,
+        }
+        kernels = {"3x3", *self.kernels()}
+        schemas |= {paths.empty_filters_path(kernel): filter_schema(kernel) for kernel in kernels}
+        for relative, schema in schemas.items():
+            if not (self.path / relative).exists():
+                write_sealed(schema.empty_table(), folder / relative)
+                move(folder / relative, self.path / relative)
+
+    def restore(self) -> None:
+        """Write the marker and the files without rows again where they are damaged or missing; see repair."""
+        broken = verify_folder(self.path)
+        with self.staging(paths.MARKER) as folder, writing(self.path):
+            names = [problem.path.relative_to(self.path).as_posix() for problem in broken]
+            self.quarantine([name for name in names if Path(name).stem == paths.EMPTY], "damaged files without rows")
+            self._write_empty(folder)
+            if paths.MARKER in names:
+                self._write_marker(folder)
 
     # ------------------------------------------------------------------------------------------------ read
 
@@ -289,6 +309,7 @@ class Store:
         """
         problems = verify_models(self.path, sorted(self._chosen(model_ids)), self.files, progress)
         if model_ids is None:
+            problems += verify_folder(self.path)
             problems += [
                 Problem(None, self.path / file, "belongs to no model; `cnnfilterdb verify --repair` sets it aside")
                 for slug in sorted(self.strays())
@@ -300,6 +321,33 @@ class Store:
     def files(self, slug: str) -> list[str]:
         """Files of a model that are in place, relative to the database, the models row first."""
         return files_of(self.path, slug)
+
+    def stamp(self, slug: str) -> object:
+        """What tells a commit of a model from another one of the same key; None when it does not exist."""
+        try:
+            status = (self.path / paths.models_path(slug)).lstat()
+        except FileNotFoundError:
+            return None
+        return status.st_ino, status.st_mtime_ns, status.st_size
+
+    def snapshot(self) -> dict[str, object]:
+        """The state of the database: the stamp of every models row and basis (:mod:`cnnfilterdb.scan.steady`).
+
+        Raises:
+            UnsafePathError: A file that a question would read is a named pipe, a device, or a link that leaves the
+                folder.
+        """
+        found: dict[str, object] = {}
+        patterns = (paths.models_pattern(), paths.bases_pattern())
+        for pattern in (*patterns, paths.layers_pattern(), paths.filters_pattern(), paths.histograms_pattern()):
+            for path in self.path.glob(pattern):
+                with suppress(FileNotFoundError):
+                    status = path.lstat()
+                    if not stat.S_ISREG(status.st_mode):
+                        paths.regular(self.path, path.relative_to(self.path).as_posix())
+                    if pattern in patterns:
+                        found[str(path)] = (status.st_ino, status.st_mtime_ns, status.st_size)
+        return found
 
     def _committed(self) -> set[str]:
         return {path.stem for path in self.path.glob(paths.models_pattern()) if paths.is_slug(path.stem)}
@@ -500,7 +548,7 @@ class Store:
 
     def write_init(self, text: str) -> None:
         """Write ``init.sql``, the views and macros for any DuckDB client; called by writers only."""
-        path = self.path / paths.INIT
+        path, text = self.path / paths.INIT, seal_text(text)
         if not path.exists() or path.read_text(encoding="utf-8", errors="replace") != text:
             with self.staging(paths.INIT) as folder:
                 write_text(path, text, folder)
@@ -600,12 +648,6 @@ class Store:
         found = {path.stem for pattern in patterns for path in self.path.glob(pattern) if paths.is_slug(path.stem)}
         # The models are listed last: one that is committed meanwhile is not a stray.
         return found - self._committed()
-
-
-def marker_sum(marker: Mapping[str, Any]) -> str:
-    """SHA-256 of what a marker says, itself excluded."""
-    rest = {key: value for key, value in marker.items() if key != "sha256"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _rows(files: Iterable[Path], schema: pa.Schema, columns: Sequence[str]) -> pa.Table:

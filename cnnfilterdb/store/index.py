@@ -1,7 +1,7 @@
-"""Bases and their histograms: built, frozen, projected on, refitted.
+"""Files of the index: bases and their histograms, derived from the filters and rebuilt whenever something is wrong.
 
-A basis is fitted on the layers of the database as it stands, from the moments in the layers table, and is never changed
-afterwards. Beside it lie the histograms of every layer's coefficients in it, one file per model. Because histograms add
+A basis is fitted on the layers of the database as they are, from the moments in the layers table, and is never changed
+afterwards. Beside it are the histograms of every layer's coefficients in it, one file per model. Because histograms add
 up, every shift between any groups is a sum of these small rows. Models that come later are projected on every basis
 that exists, and what falls outside a basis's range is counted.
 
@@ -9,19 +9,28 @@ that exists, and what falls outside a basis's range is counted.
 
     index/<basis id>/basis.parquet
     index/<basis id>/histograms/<slug>.parquet
+
+Histograms carry the ``tensor_sha256`` of the layer that they were computed from. The SQL macros join on it, so a
+histogram of other weights is never part of an answer. Files are moved into place under the lock of their model, and
+only if the model is the one that was read. The basis in use is the one with the highest ``sequence``, not the newest by
+the clock.
+
+Everything here is derived data. A file that is empty, truncated, foreign, of another version or senseless is skipped
+with a Python warning and rebuilt by the next process that may write (:meth:`Index.build`).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +38,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from cnnfilterdb import paths
 from cnnfilterdb.analysis.bases import (
     Bases,
     FittedBasis,
@@ -40,18 +50,23 @@ from cnnfilterdb.analysis.bases import (
     moments_of,
     ranges,
 )
+from cnnfilterdb.errors import CnnFilterDbError, CorruptError, LockedError
 from cnnfilterdb.reports import Progress
 from cnnfilterdb.scan.scan import Run, scan
-from cnnfilterdb.schema import papers_layers
+from cnnfilterdb.scan.steady import steady
+from cnnfilterdb.schema import BASES, HISTOGRAMS, papers_layers
 from cnnfilterdb.stats import RECIPES, Basis, Histogram, histograms
-from cnnfilterdb.store.durable import move, writing
+from cnnfilterdb.store.durable import move, sync_folder, whole, writing
 from cnnfilterdb.store.folder import Store
+from cnnfilterdb.store.seals import sealed, write_sealed
 from cnnfilterdb.store.writer import Writer, histogram_settings
 
 __all__ = [
     "Index",
     "Projection",
 ]
+
+_IDENTITY = ("model_id", "layer", "kernel", "stored", "tensor_sha256")
 
 
 class Index(Bases):
@@ -65,114 +80,246 @@ class Index(Bases):
         self.store = store
         self.location = store.location
         self.path = store.path / "index"
+        self._unfit: dict[str, object] = {}  # kernel sizes without a basis, and the state in which that was found
 
     def bases(self) -> list[FittedBasis]:
-        """All bases, oldest first."""
-        # A basis file never changes in place but by a rename, which gives it another time.
-        found = [_read_basis(path, path.stat().st_mtime_ns) for path in sorted(self.path.glob("*/basis.parquet"))]
-        return sorted((b for b in found if b is not None), key=lambda b: (b.created_at, b.basis_id))
+        """All sound bases, the ones in use last. Others are skipped with a Python warning."""
+        found = []
+        for path in self._basis_files():
+            basis_id = path.parent.name
+            # A basis file never changes in place but by a rename, which gives it another time and inode.
+            with suppress(FileNotFoundError):
+                status = path.lstat()
+                fitted, wrong = _read_basis(self.store.path, basis_id, status.st_mtime_ns, status.st_ino)
+                if fitted is not None:
+                    found.append(fitted)
+                else:
+                    warnings.warn(f"{path}: skipped: {wrong}; `cnnfilterdb index` rebuilds it", stacklevel=2)
+        return sorted(found, key=lambda fitted: (fitted.sequence, fitted.basis_id))
 
     def missing(self) -> dict[str, list[str]]:
         """Models whose layers are not yet in a basis: basis id -> model ids.
 
-        Told by the names of files alone, because every question asks it first.
+        Compares file names only; this runs before every question that needs the index. :meth:`damage` looks into the
+        files, and the SQL macros compare the hashes of the weights.
         """
         gaps: dict[str, set[str]] = {}
         for fitted in self.bases():
-            there = {path.stem for path in (self.path / fitted.basis_id / "histograms").glob("*.parquet")}
+            present = {path.stem for path in self.store.path.glob(paths.histograms_pattern(fitted.basis_id))}
             stored = {path.stem for path in self.store.filter_files(fitted.basis.kernel)}
-            if stored - there:
-                gaps[fitted.basis_id] = stored - there
+            if stored - present:
+                gaps[fitted.basis_id] = stored - present
         names = {self.store.slug(model_id): model_id for model_id in self.store.model_ids()} if gaps else {}
         return {basis_id: sorted(names[slug] for slug in slugs if slug in names) for basis_id, slugs in gaps.items()}
 
     def unindexed(self) -> list[str]:
         """Kernel sizes that could have a basis and have none."""
         current = self.current()
-        return [kernel for kernel in self.store.kernels() if kernel not in current and indexable(kernel)]
+        wanted = [kernel for kernel in self.store.kernels() if kernel not in current and indexable(kernel)]
+        if wanted and (state := self.store.snapshot()) != self._unfit.get("state"):
+            # Such as sizes of transposed layers only, of which nothing is fitted: found out once per state.
+            layers = papers_layers(
+                self.store.layers(columns=("model_id", "kernel", "kind", "dead", "stored", "filters"))
+            )
+            self._unfit = {"state": state}
+            for kernel in wanted:
+                if (pc.sum(layers.filter(pc.field("kernel") == kernel)["filters"]).as_py() or 0) < 2:
+                    self._unfit[kernel] = True
+        return [kernel for kernel in wanted if kernel not in self._unfit]
+
+    def damage(self) -> dict[str, str]:
+        """What is wrong with the files of the index: path, relative to the database -> what was found.
+
+        Reads every file. Histograms must be sealed, of the schema, and of the weights that their model has now.
+        """
+        found: dict[str, str] = {}
+        sound = set()
+        for path in self._basis_files():
+            status = path.lstat()
+            fitted, wrong = _read_basis(self.store.path, path.parent.name, status.st_mtime_ns, status.st_ino)
+            if fitted is None:
+                found[paths.basis_folder(path.parent.name)] = wrong
+            else:
+                sound.add(path.parent.name)
+        hashes = _hashes(self.store.layers(columns=_IDENTITY))
+        committed = {self.store.slug(model_id): model_id for model_id in self.store.model_ids()}
+        for path in sorted(self.store.path.glob(paths.histograms_pattern())):
+            basis_id, relative = path.parent.parent.name, path.relative_to(self.store.path).as_posix()
+            if basis_id in sound and path.stem in committed:
+                reason = _wrong_histograms(self.store.path, relative, basis_id, committed[path.stem], hashes)
+                if reason:
+                    found[relative] = reason
+        return found
 
     def build(self, *, refit: bool = False, progress: Progress | None = None) -> list[FittedBasis]:
         """Bring the index up to date.
 
-        Fits a basis for each kernel size that has none (for every size with ``refit``) and adds the histograms of
-        models that are missing in any basis.
+        Sets damaged files aside, fits a basis for each kernel size that has none (for every size with ``refit``) and
+        adds the histograms of models that are missing in any basis.
 
         Args:
-            refit: Fit anew on all the models that are there now. The older bases stay; one that was fitted on the same
-                layers is put in use again.
+            refit: Fit new bases on all models that exist now. The older bases stay (:meth:`prune` removes them); one
+                that was fitted on the same layers is put in use again.
             progress: Called with what is being done, how much is done and how much there is.
 
         Returns:
             The bases that were fitted.
+
+        Raises:
+            LockedError: Another process is fitting the same basis.
         """
+        self.store.recover_once()
+        for path, wrong in self.damage().items():
+            with suppress(LockedError), self.store.locked(_lock_of(path)):
+                self.store.quarantine([path], f"{path}: {wrong}")
         for basis_id, model_ids in self.missing().items():
-            fitted = self.get(basis_id)
-            with self.store.staging(basis_id) as staging:
-                self._write_histograms(fitted, model_ids, staging, self.path / basis_id, progress)
+            self._fill(self.get(basis_id), model_ids, progress)
         kernels = self.store.kernels() if refit else self.unindexed()
         built = [self._fit(kernel, progress) for kernel in kernels if indexable(kernel)]
         return [fitted for fitted in built if fitted is not None]
+
+    def prune(self) -> list[str]:
+        """Remove the bases that are not in use, with their histograms.
+
+        Returns:
+            Their keys.
+
+        Raises:
+            LockedError: Another process is writing one of them.
+        """
+        used = {fitted.basis_id for fitted in self.current().values()}
+        old = [fitted.basis_id for fitted in self.bases() if fitted.basis_id not in used]
+        for basis_id in old:
+            with self.store.staging(basis_id) as staging, writing(self.path):
+                (self.path / basis_id).rename(staging / basis_id)
+                sync_folder(self.path)
+        return old
 
     def project(self, basis: Basis, columns: Sequence[npt.NDArray[np.float32]]) -> list[Histogram]:
         """Histograms of some filters in a basis, one per recipe."""
         return histograms(columns, basis, ranges(basis), basis.bins)
 
+    def _basis_files(self) -> list[Path]:
+        return [path for path in sorted(self.store.path.glob(paths.bases_pattern())) if path.parent.name != paths.EMPTY]
+
     def _fit(self, kernel: str, progress: Progress | None) -> FittedBasis | None:
+        """Fit a basis on the layers of a kernel size, and write it with the histograms of every model in it."""
+        fitted, model_ids = steady(self.store.snapshot, lambda: self._fitted(kernel, progress))
+        if fitted is None:
+            return None
+        basis_id = fitted.basis_id
+        if any(known.basis_id == basis_id for known in self.bases()):
+            return self._renew(basis_id)
+        # Staged outside of `index/`, whose files every reader takes for whole; it appears by one rename, with the
+        # histograms of every model in it.
+        with self.store.staging(basis_id) as staging:
+            if any(known.basis_id == basis_id for known in self.bases()):
+                return None  # by another process, a moment ago
+            place = staging / basis_id
+
+            def histograms_of_all() -> dict[str, object]:
+                written: dict[str, object] = {}
+                there = [model_id for model_id in model_ids if self.store.has(model_id)]
+                for slug, stamp, part in self._histograms(fitted, there, staging, progress):
+                    written[slug] = stamp
+                    with writing(self.path):
+                        move(part, place / "histograms" / f"{slug}.parquet")
+                return written
+
+            stamps = steady(self.store.snapshot, histograms_of_all)
+            with writing(self.path):
+                write_sealed(basis_table(fitted), place / "basis.parquet")
+                for folder in (place / "histograms", place):
+                    if folder.exists():
+                        sync_folder(folder)
+                self.path.mkdir(exist_ok=True)
+                if (self.path / basis_id).exists():  # without a sound basis, or it would have been found above
+                    self.store.quarantine([paths.basis_folder(basis_id)], f"index/{basis_id}: no sound basis in it")
+                place.rename(self.path / basis_id)
+                sync_folder(self.path)
+            self._drop_stale(basis_id, stamps)
+        return fitted
+
+    def _fitted(self, kernel: str, progress: Progress | None) -> tuple[FittedBasis | None, list[str]]:
+        """A basis of a kernel size, and the models that have layers of that size; of a known one without its range."""
         layers = self.store.layers().filter((pc.field("kernel") == kernel) & pc.field("stored"))
         chosen = papers_layers(layers)
         moments = moments_of(chosen, kernel)
         if moments.count < 2:
-            return None
+            return None, []
         basis = Basis.fit(moments, kernel)
         digest = hashlib.sha256()
         for column in ("model_id", "layer", "tensor_sha256"):
             digest.update("\n".join(map(str, chosen[column].to_pylist())).encode())
         digest.update(f"{basis.bins} {list(RECIPES)}".encode())
         basis_id = f"{kernel}-{digest.hexdigest()[:8]}"
-        if (self.path / basis_id / "basis.parquet").exists():
-            return self._renew(basis_id)
-        basis = basis.with_range(*coefficient_range(self.store, basis, chosen, progress))
+        if all(fitted.basis_id != basis_id for fitted in self.bases()):
+            basis = basis.with_range(*coefficient_range(self.store, basis, chosen, progress))
         fitted_on = tuple(sorted(set(chosen["model_id"].to_pylist())))
-        fitted = FittedBasis(basis_id, basis, datetime.now(UTC), fitted_on, chosen.num_rows)
+        fitted = FittedBasis(basis_id, basis, datetime.now(UTC), fitted_on, chosen.num_rows, self._next())
+        return fitted, sorted(set(layers["model_id"].to_pylist()))
 
-        # Staged outside of `index/`, whose files every reader takes for whole; it appears by one rename, with the
-        # histograms of every model in it.
-        with self.store.staging(basis_id) as staging:
-            if (self.path / basis_id / "basis.parquet").exists():
-                return None  # by another process, a moment ago
-            place = staging / basis_id
-            model_ids = sorted(set(layers["model_id"].to_pylist()))
-            self._write_histograms(fitted, model_ids, staging, place, progress)
-            _write_table(basis_table(fitted), staging, place / "basis.parquet")
-            with writing(self.path):
-                self.path.mkdir(exist_ok=True)
-                place.rename(self.path / basis_id)
-        return fitted
+    def _drop_stale(self, basis_id: str, stamps: dict[str, object]) -> None:
+        """Remove the histograms of models that were replaced before the new basis was in place.
+
+        A writer that replaces a model from now on moves its old histograms away itself. One that is moving files at
+        this moment holds the lock.
+        """
+        for slug, stamp in stamps.items():
+            if self.store.stamp(slug) != stamp:
+                with suppress(LockedError), self.store.locked(slug):
+                    if self.store.stamp(slug) != stamp:
+                        (self.store.path / paths.histograms_path(basis_id, slug)).unlink(missing_ok=True)
 
     def _renew(self, basis_id: str) -> FittedBasis | None:
-        """Put a basis in use again that was fitted on the very layers that are there now; None if it is in use."""
+        """Put a basis in use again that was fitted on the very layers that exist now; None if it is in use."""
         fitted = self.get(basis_id)
         if self.current()[fitted.basis.kernel].basis_id == basis_id:
             return None
-        fitted = replace(fitted, created_at=datetime.now(UTC))
+        fitted = replace(fitted, created_at=datetime.now(UTC), sequence=self._next())
         self.put(fitted)
         return fitted
 
-    def put(self, fitted: FittedBasis) -> None:
-        """Write a basis without its histograms: one that is there already, or of another database."""
-        with self.store.staging(fitted.basis_id) as staging:
-            _write_table(basis_table(fitted), staging, self.path / fitted.basis_id / "basis.parquet")
+    def _next(self) -> int:
+        return max((fitted.sequence for fitted in self.bases()), default=0) + 1
 
-    def _write_histograms(
-        self,
-        fitted: FittedBasis,
-        model_ids: Sequence[str],
-        staging: Path,
-        folder: Path,
-        progress: Progress | None,
-    ) -> None:
-        """Write one file of histograms per model into ``folder``, by way of ``staging``."""
+    def put(self, fitted: FittedBasis) -> None:
+        """Write a basis without its histograms: one that exists already, or one of another database."""
+        folder = self.store.path / paths.basis_folder(fitted.basis_id)
+        if not paths.is_basis_id(fitted.basis_id):
+            raise CorruptError(f"{fitted.basis_id!r:.100} is not the key of a basis; leave it out")
+        with self.store.staging(fitted.basis_id) as staging, writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            with whole(folder / "basis.parquet", staging) as part:
+                write_sealed(basis_table(fitted), part)
+
+    def _fill(self, fitted: FittedBasis, model_ids: Sequence[str], progress: Progress | None) -> None:
+        """Add the histograms of models to a basis; each is moved into place if its model is still the one read."""
+        with self.store.staging(fitted.basis_id) as staging:
+
+            def fill() -> None:
+                there = [model_id for model_id in model_ids if self.store.has(model_id)]
+                for slug, stamp, part in self._histograms(fitted, there, staging, progress):
+                    target = self.store.path / paths.histograms_path(fitted.basis_id, slug)
+                    with suppress(LockedError), self.store.locked(slug):
+                        if self.store.stamp(slug) == stamp and (self.path / fitted.basis_id).exists():
+                            with writing(target):
+                                move(part, target)
+                                sync_folder(target.parent)
+
+            steady(self.store.snapshot, fill)
+
+    def _histograms(
+        self, fitted: FittedBasis, model_ids: Sequence[str], staging: Path, progress: Progress | None
+    ) -> Iterator[tuple[str, object, Path]]:
+        """Write the histograms of models to a staging folder.
+
+        Yields:
+            For each model the name of its files, the stamp of the model that was read, and the file.
+        """
         basis = fitted.basis
+        stamps = {model_id: self.store.stamp(self.store.slug(model_id)) for model_id in model_ids}
+        hashes = _hashes(self.store.layers(model_ids, columns=_IDENTITY))
         files = self.store.filter_files(basis.kernel, model_ids)
 
         def project(runs: list[Run]) -> list[tuple[str, int, list[Histogram]]]:
@@ -185,25 +332,77 @@ class Index(Bases):
             for _, layer, parts in runs:
                 known = layers.get(layer)
                 layers[layer] = parts if known is None else [a.merge(b) for a, b in zip(known, parts, strict=True)]
-            table = histogram_table(fitted.basis_id, model_id, basis, layers.items())
-            path = folder / "histograms" / f"{self.store.slug(model_id)}.parquet"
-            _write_table(table, staging, path, **histogram_settings(table))
+            if model_id not in stamps or not all((model_id, layer) in hashes for layer in layers):
+                raise CorruptError(f"{model_id}: changed during the scan of its filters; try again")
+            signed = {layer: hashes[model_id, layer] for layer in layers}
+            table = histogram_table(fitted.basis_id, model_id, basis, layers.items(), signed)
+            slug = self.store.slug(model_id)
+            path = staging / f"{slug}.parquet"
+            with writing(self.path):
+                write_sealed(table, path, **histogram_settings(table))
+            yield slug, stamps[model_id], path
             if progress:
                 progress(f"histograms of {basis.kernel}", number, len(files))
 
 
-def _write_table(table: pa.Table, staging: Path, path: Path, **settings: Any) -> None:
-    """Write a Parquet file so that it appears whole or not at all."""
-    with writing(path):
-        pq.write_table(table, staging / path.name, compression="zstd", **settings)
-        move(staging / path.name, path)
+def _lock_of(path: str) -> str:
+    """Under which lock a file of the index is moved: that of the model, or of the basis."""
+    parts = paths.relative(path)
+    return Path(parts[-1]).stem if len(parts) == 4 else parts[1]
+
+
+def _hashes(layers: pa.Table) -> dict[tuple[str, int], str]:
+    """Hash of the weight of each stored layer."""
+    stored = layers.filter(layers["stored"])
+    keys = zip(stored["model_id"].to_pylist(), stored["layer"].to_pylist(), strict=True)
+    return dict(zip(keys, stored["tensor_sha256"].to_pylist(), strict=True))
 
 
 @lru_cache(maxsize=256)
-def _read_basis(path: Path, changed: int) -> FittedBasis | None:
-    rows = pq.ParquetFile(path).read().to_pylist()
-    # The zero-row file that lets DuckDB bind the view in a database without a basis has none.
-    return fitted_basis(rows[0]) if rows else None
+def _read_basis(root: Path, basis_id: str, changed: int, inode: int) -> tuple[FittedBasis | None, str]:
+    """A basis, or what is wrong with it."""
+    try:
+        if not paths.is_basis_id(basis_id):
+            return None, f"{basis_id!r:.100} is not the key of a basis"
+        table = _read_sealed(root, paths.basis_path(basis_id), BASES)
+        if table.num_rows != 1:
+            return None, f"{table.num_rows} rows, expected 1"
+        fitted = fitted_basis(table.to_pylist()[0])
+    except (OSError, ValueError, pa.ArrowException, CnnFilterDbError) as error:
+        return None, str(error).partition("\n")[0]
+    if fitted.basis_id != basis_id:
+        return None, f"holds the basis {fitted.basis_id}"
+    return fitted, ""
+
+
+def _read_sealed(root: Path, path: str, schema: pa.Schema) -> pa.Table:
+    """Read a small file that this package wrote.
+
+    Raises:
+        CorruptError: It is not one, or not as it was written.
+    """
+    file = paths.regular(root, path)
+    if not sealed(file):
+        raise CorruptError("its checksum is missing or wrong")
+    table = pq.ParquetFile(file).read()
+    if not table.schema.equals(schema):
+        raise CorruptError("its columns are those of another version")
+    return table
+
+
+def _wrong_histograms(
+    root: Path, path: str, basis_id: str, model_id: str, hashes: dict[tuple[str, int], str]
+) -> str | None:
+    try:
+        table = _read_sealed(root, path, HISTOGRAMS)
+    except (OSError, ValueError, pa.ArrowException, CnnFilterDbError) as error:
+        return str(error).partition("\n")[0]
+    if set(table["model_id"].to_pylist()) - {model_id} or set(table["basis_id"].to_pylist()) - {basis_id}:
+        return "holds histograms of another model or basis"
+    for layer, digest in zip(table["layer"].to_pylist(), table["tensor_sha256"].to_pylist(), strict=True):
+        if hashes.get((model_id, layer)) != digest:
+            return f"layer {layer}: computed from other weights than {model_id} has now"
+    return None
 
 
 class Projection:
@@ -216,7 +415,8 @@ class Projection:
 
     def __init__(self, index: Index, but: Iterable[str] = ()) -> None:
         self._index = index
-        self._bases = [fitted for fitted in index.bases() if fitted.basis_id not in set(but)]
+        known = set(but)
+        self._bases = [fitted for fitted in index.bases() if fitted.basis_id not in known]
         self._model_id = ""
         self._found: dict[str, list[tuple[int, list[Histogram]]]] = {}
 
@@ -239,4 +439,5 @@ class Projection:
         """Hand the rows to the writer, which commits them together with the model."""
         for fitted in self._bases:
             if rows := self._found.get(fitted.basis_id):
-                writer.add_index(fitted.basis_id, histogram_table(fitted.basis_id, self._model_id, fitted.basis, rows))
+                table = histogram_table(fitted.basis_id, self._model_id, fitted.basis, rows, writer.hashes)
+                writer.add_index(fitted.basis_id, table)

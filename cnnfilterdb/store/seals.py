@@ -1,24 +1,33 @@
-"""Seals: small Parquet files that contain a SHA-256 of all their other bytes.
+"""Seals: files that contain a SHA-256 of all their other bytes. This is how damage of small files is found.
 
-The hash stands in the footer, as key-value metadata. Every flipped or missing byte is found from the file alone, and a
-seal can never be out of step with its file: there is no second file that has to be written or renamed at the same time.
+Every file of a database has its hash in one place that is written with it: the filters and layers of a model in its
+models row; the models row, bases, histograms and the files without rows in their own footer; the marker and
+``init.sql`` in a line of their own; the annotations, which people edit, beside them. So every flipped or missing byte
+is found from the files alone. A manifest of all files would have to be written at the same time as each of them, and
+could be out of step with them after a kill.
+
+In a Parquet file the hash is in the footer, as key-value metadata, which other readers ignore.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-__all__ = ["sealed", "write_sealed"]
+__all__ = ["marker_sum", "seal_text", "sealed", "text_sealed", "write_sealed"]
 
 # Key of the seal in the footer of a Parquet file, and what stands there while the hash is computed.
 _SEAL = b"cnnfilterdb_sha256"
 _OPEN = b"0" * 64
+
+_COMMENT = "-- sha256 of the text above: "
 
 
 def write_sealed(table: pa.Table, path: Path, **settings: Any) -> None:
@@ -59,6 +68,32 @@ def sealed(path: Path) -> bool | None:
     found = bytes(content[place])
     content[place] = _OPEN
     return hashlib.sha256(content).hexdigest().encode() == found
+
+
+def seal_text(text: str) -> str:
+    """A SQL text with a comment at its end that has the SHA-256 of the rest."""
+    text = text if text.endswith("\n") else f"{text}\n"
+    return f"{text}{_COMMENT}{hashlib.sha256(text.encode()).hexdigest()}\n"
+
+
+def text_sealed(content: bytes) -> bool:
+    """Whether the content of a file is what :func:`seal_text` returned.
+
+    >>> text_sealed(seal_text("SELECT 1;").encode()), text_sealed(b"SELECT 1;")
+    (True, False)
+    """
+    text, comment, digest = content.rpartition(_COMMENT.encode())
+    return bool(comment) and digest == f"{hashlib.sha256(text).hexdigest()}\n".encode()
+
+
+def marker_sum(marker: Mapping[str, Any]) -> str:
+    """SHA-256 of what a marker says, itself excluded.
+
+    >>> marker_sum({"sha256": "any", "format_version": 2}) == marker_sum({"format_version": 2})
+    True
+    """
+    rest = {key: value for key, value in marker.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _place(content: bytearray) -> slice | None:

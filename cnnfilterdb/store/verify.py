@@ -1,13 +1,17 @@
-"""Whether the files of a database hold what they say: every count and every hash, in bounded memory.
+"""Verification: every count and every hash of a database, in bounded memory.
 
-Each model is checked on its own, several at a time, and each layer is taken up once: the memory needed is that of the
+Where the hash of each file stands is described in :mod:`cnnfilterdb.store.seals`. Besides the bytes, the contents are
+compared with each other: weights with the hashes of their layers, moments with weights, histograms with both.
+
+Each model is checked on its own, several at a time, and each layer is read once: the memory needed is that of the
 largest layer, once per thread.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import os
+import json
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,8 +30,13 @@ from cnnfilterdb.scan.ordered import Rows
 from cnnfilterdb.schema import BASES, HISTOGRAMS, LAYERS, MODELS, filter_schema, kernel_name, weight_columns
 from cnnfilterdb.stats import Moments
 from cnnfilterdb.store.durable import sha256
+from cnnfilterdb.store.seals import marker_sum, sealed, text_sealed
+from cnnfilterdb.workers import threads
 
-__all__ = ["TOLERANCE", "verify_models"]
+__all__ = ["BROKEN_SEAL", "TOLERANCE", "verify_folder", "verify_models"]
+
+#: What is wrong with a file whose content is not what was written.
+BROKEN_SEAL = "its checksum is missing or wrong; `cnnfilterdb verify --repair` rebuilds what can be rebuilt"
 
 #: How far stored moments may be from recomputed ones, as a share of their largest value. They are sums in double
 #: precision, of which another order of adding changes the last digits only.
@@ -45,17 +54,48 @@ def verify_models(
     Args:
         root: Folder of the database.
         slugs: The models.
-        files: Tells the files of a slug that are in place, relative to the folder.
+        files: Returns the files of a slug that are in place, relative to the folder.
         progress: Called with the key of a model, the number of models done and of all.
     """
     problems: list[Problem] = []
-    with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1), thread_name_prefix="verify") as pool:
+    with ThreadPoolExecutor(min(_THREADS, threads()), thread_name_prefix="verify") as pool:
         checks = pool.map(lambda slug: _Check(root, slug, files(slug)).run(), slugs)
         for done, check in enumerate(checks, 1):
             problems += check.problems
             if progress:
                 progress(check.model_id or slugs[done - 1], done, len(slugs))
     return problems
+
+
+def verify_folder(root: Path) -> list[Problem]:
+    """Check the files that belong to no single model: marker, ``init.sql``, bases and the files without rows."""
+    problems = []
+    for path in sorted({*root.glob(paths.bases_pattern()), *_empty_files(root)}):
+        try:
+            message = None if sealed(path) else BROKEN_SEAL
+        except OSError as error:
+            message = f"cannot be read: {error.strerror or error}"
+        if message:
+            problems.append(Problem(None, path, message))
+    marker, init = root / paths.MARKER, root / paths.INIT
+    try:
+        found = json.loads(marker.read_text(encoding="utf-8"))
+        if found.get("sha256") != marker_sum(found):
+            problems.append(Problem(None, marker, BROKEN_SEAL))
+    except (OSError, ValueError, AttributeError) as error:
+        problems.append(Problem(None, marker, f"cannot be read: {_reason(error)}"))
+    if init.exists() and not text_sealed(init.read_bytes()):
+        problems.append(Problem(None, init, BROKEN_SEAL))
+    return problems
+
+
+def _empty_files(root: Path) -> set[Path]:
+    """The files without rows that exist, and those that every database has."""
+    kernels = {path.parent.parent.name.partition("=")[2] for path in root.glob(paths.filters_pattern())}
+    empty = paths.EMPTY
+    names = {paths.models_path(empty), paths.layers_path(empty), paths.basis_path(empty)}
+    names |= {paths.histograms_path(empty, empty)}
+    return {root / name for name in names | {paths.empty_filters_path(kernel) for kernel in {"3x3", *kernels}}}
 
 
 class _Damaged(Exception):
@@ -101,8 +141,14 @@ class _Check:
     def _problem(self, path: str, message: str) -> None:
         self.problems.append(Problem(self.model_id, self._root / path, message))
 
+    def _sealed(self, path: str) -> None:
+        with contextlib.suppress(OSError):  # reported when the file is read
+            if not sealed(self._root / path):
+                self._problem(path, BROKEN_SEAL)
+
     def _models_row(self) -> dict[str, Any] | None:
         path = paths.models_path(self._slug)
+        self._sealed(path)
         try:
             rows: list[dict[str, Any]] = _read(self._root / path, MODELS).to_pylist()
         except _Damaged as error:
@@ -140,7 +186,7 @@ class _Check:
             try:
                 rows = pq.read_metadata(target).num_rows
             except (OSError, ValueError, pa.ArrowException):
-                continue  # told when it is read
+                continue  # reported when it is read
             if rows != file["rows"]:
                 self._problem(path, f"{rows:,} rows, expected {file['rows']:,}")
 
@@ -245,12 +291,18 @@ class _Check:
         basis = _read(self._root / paths.basis_path(basis_id), BASES).to_pylist()
         if len(basis) != 1:
             raise _Damaged(f"{len(basis)} rows in {paths.basis_path(basis_id)}, expected 1")
+        self._sealed(path)
         table = _read(self._root / path, HISTOGRAMS)
         if set(table["model_id"].to_pylist()) - {self.model_id} or set(table["basis_id"].to_pylist()) - {basis_id}:
             self._problem(path, "holds histograms of another model or basis")
         kernel, bins = basis[0]["kernel"], basis[0]["bins"]
         chosen = layers.filter(pc.and_(layers["stored"], pc.equal(layers["kernel"], kernel)))
         filters = dict(zip(chosen["layer"].to_pylist(), chosen["filters"].to_pylist(), strict=True))
+        hashes = dict(zip(layers["layer"].to_pylist(), layers["tensor_sha256"].to_pylist(), strict=True))
+        for layer, digest in zip(table["layer"].to_pylist(), table["tensor_sha256"].to_pylist(), strict=True):
+            if hashes.get(layer) != digest:
+                self._problem(path, f"layer {layer}: computed from other weights than the model has now")
+                break
         for recipe in sorted(set(table["recipe"].to_pylist())):
             if sorted(table.filter(pc.equal(table["recipe"], recipe))["layer"].to_pylist()) != sorted(filters):
                 self._problem(path, f"the layers of recipe {recipe} are not the {kernel} layers of the model")

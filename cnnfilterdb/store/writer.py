@@ -74,7 +74,7 @@ HISTOGRAM_ENCODING: dict[str, Any] = {
 def histogram_settings(table: pa.Table) -> dict[str, Any]:
     """Options of :func:`pyarrow.parquet.write_table` for rows of the histograms table, which are sorted by recipe.
 
-    A question is asked in one recipe; with a row group for each, DuckDB passes over the others.
+    A question is asked in one recipe; with a row group for each, DuckDB skips the others.
     """
     recipes = pc.count_distinct(table["recipe"]).as_py() or 1
     return HISTOGRAM_ENCODING | {"row_group_size": max(1, -(-table.num_rows // recipes))}
@@ -137,7 +137,7 @@ class _Filters:
 
 
 class Writer:
-    """Takes in one model: its layers in order, its histograms, and last the models row that makes it visible.
+    """Writes one model: its layers in order, its histograms, and last the models row that makes it visible.
 
     Made by :meth:`cnnfilterdb.store.folder.Store.writer`.
 
@@ -145,7 +145,10 @@ class Writer:
         model_id: Key of the model.
         folder: Staging folder, inside the database.
         root: Folder of the database.
-        publish: Moves the staged files in place.
+        publish: Moves the staged files into place.
+
+    Attributes:
+        hashes: SHA-256 of the weight of each stored layer so far.
     """
 
     def __init__(self, model_id: str, folder: Path, root: Path, publish: Callable[[], None]) -> None:
@@ -156,6 +159,7 @@ class Writer:
         self._folder = folder
         self._root = root
         self._publish = publish
+        self.hashes: dict[int, str] = {}
         self._layers: list[pa.RecordBatch] = []
         self._filters: dict[str, _Filters] = {}
         self._index: dict[str, pa.Table] = {}
@@ -187,6 +191,7 @@ class Writer:
         self._layers.append(_batch(LAYERS, {**row, **facts}))
         if weight is None:
             return
+        self.hashes[number] = facts.get("tensor_sha256") or str(row["tensor_sha256"])
         kernel = facts["kernel"]
         with writing(self._root):
             if kernel not in self._filters:

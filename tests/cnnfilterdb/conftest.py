@@ -23,13 +23,14 @@ def weight_of(shape: tuple[int, ...], seed: int) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-def histogram_rows(model_id: str, filters: dict[int, int]) -> pa.Table:
+def histogram_rows(model_id: str, filters: dict[int, int], hashes: dict[int, str]) -> pa.Table:
     """Histograms whose counts are made up but add up."""
     rows = [
         {
             "basis_id": BASIS,
             "model_id": model_id,
             "layer": layer,
+            "tensor_sha256": hashes[layer],
             "recipe": "cvpr2022",
             "low": -1.0,
             "high": 1.0,
@@ -47,7 +48,7 @@ def histogram_rows(model_id: str, filters: dict[int, int]) -> pa.Table:
 def store(tmp_path: Path) -> Store:
     """An empty database with a basis for 3x3 kernels."""
     store = Store.create(tmp_path / "db")
-    basis = {"basis_id": BASIS, "kernel": "3x3", "bins": BINS}
+    basis = {"basis_id": BASIS, "kernel": "3x3", "bins": BINS, "sequence": 1}
     write_sealed(pa.Table.from_pylist([basis], BASES), store.path / basis_path(BASIS))
     return store
 
@@ -79,7 +80,7 @@ def write_model() -> Callable[..., list[np.ndarray]]:
                 if (height, width) == (3, 3):
                     counted[number] = out_channels * in_channels
             if counted:
-                writer.add_index(BASIS, histogram_rows(model_id, counted))
+                writer.add_index(BASIS, histogram_rows(model_id, counted, writer.hashes))
             writer.commit({"domain": f"seed {seed}", "metrics": {"top1": 0.5}, "skipped": ["fc: no convolution"]})
         return weights
 

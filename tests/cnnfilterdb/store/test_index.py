@@ -3,8 +3,11 @@
 import shutil
 import subprocess
 import sys
+from datetime import datetime
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from sklearn.decomposition import PCA
 
@@ -13,8 +16,11 @@ from cnnfilterdb.analysis.bases import moments_of
 from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.schema import papers_layers
 from cnnfilterdb.stats import Basis, sparse_kernels
+from cnnfilterdb.store import annotations as notes
 from cnnfilterdb.store.folder import Store
 from cnnfilterdb.store.index import Index
+from cnnfilterdb.store.seals import write_sealed
+from cnnfilterdb.store.verify import verify_folder
 
 
 def files(path):
@@ -118,9 +124,9 @@ def test_a_killed_build_leaves_nothing_half(copy, steps):
     done = subprocess.run([sys.executable, "-c", KILLED, str(copy), str(steps)], check=False)
     assert done.returncode == 9
     assert files(copy) == before
-    with cnnfilterdb.create(copy) as db:  # which clears up, and builds what is missing when asked
-        assert list((copy / ".staging").iterdir()) == []
+    with cnnfilterdb.open(copy) as db:  # which builds what is missing when asked, and tidies up first
         python, rows = db.kl_shift("domain"), db.sql("FROM group_sizes(domain)").df()
+        assert list((copy / ".staging").iterdir()) == []
         counted = db.groups("domain")
         np.testing.assert_array_equal(counted.counts.sum(axis=2)[:, 0], rows["filters"])
         assert len(python) == 3
@@ -172,3 +178,233 @@ def test_large_and_lonely_kernels_are_stored_without_a_basis(tmp_path):
         assert len(db.filters(kernel="13x13")) == 32
         with pytest.raises(SelectionError, match="no basis for 13x13"):
             db.kl_shift("domain", kernel="13x13")
+
+
+# ---------------------------------------------------------------------------------------- weights that change meanwhile
+
+
+def weights(seed):
+    rng = np.random.default_rng(seed)
+    return {"a.weight": (rng.normal(size=(16, 4, 3, 3)) * rng.uniform(0.1, 3, (3, 3))).astype(np.float32)}
+
+
+def scanned_shift(db):
+    """The shift from the filters themselves, in the basis in use."""
+    basis = db.bases()[-1].basis
+    return db.kl_shift("domain", basis=basis, bins=basis.bins, range=(basis.low, basis.high)).to_numpy()
+
+
+@pytest.mark.parametrize("moment", ["range", "histograms"])
+@pytest.mark.parametrize("filled", [False, True], ids=["new basis", "gap"])
+def test_a_model_replaced_during_a_fit_never_gets_old_histograms(tmp_path, moment, filled):
+    with cnnfilterdb.create(tmp_path / "a.db") as db:
+        for number in range(4):
+            db.add(weights(number), f"m{number}", domain=f"d{number % 2}")
+        if filled:
+            db.index()
+            for file in db.path.glob("index/3x3-*/histograms/*"):
+                file.unlink()
+        replaced = []
+
+        def progress(what, done, total):
+            if what.startswith(moment) and not replaced:
+                replaced.append(what)
+                with cnnfilterdb.open(db.path) as other:
+                    other.add(weights(99), "m0", domain="d0", overwrite=True)
+
+        Index(Store.open(db.path)).build(progress=progress)
+        if not (filled and moment == "range"):
+            assert replaced
+        assert db.verify() == []
+        assert Index(Store.open(db.path)).damage() == {}
+        stored = db.kl_shift("domain")
+        assert Index(Store.open(db.path)).missing() == {}
+        np.testing.assert_allclose(stored.to_numpy(), scanned_shift(db), rtol=1e-9)
+
+
+def test_histograms_of_other_weights_are_never_part_of_an_answer(tmp_path):
+    """Whatever put them there: another copy of the folder, say."""
+    with cnnfilterdb.create(tmp_path / "a.db") as db:
+        for number in range(4):
+            db.add(weights(number), f"m{number}", domain=f"d{number % 2}")
+        db.index()
+        expected = db.kl_shift("domain").to_numpy()
+        (file,) = db.path.glob("index/3x3-*/histograms/custom-m0-*")
+        good = file.read_bytes()
+        db.add(weights(99), "m0", domain="d0", overwrite=True)
+        old = file.read_bytes()
+        assert old != good
+        db.add(weights(0), "m0", domain="d0", overwrite=True)
+        file.write_bytes(old)
+        assert any("computed from other weights" in problem.message for problem in db.verify())
+        index = Index(Store.open(db.path))
+        assert list(index.damage()) == [file.relative_to(db.path).as_posix()]
+        with pytest.warns(UserWarning, match="other weights"):
+            index.build()
+        assert file.read_bytes() == good
+        np.testing.assert_array_equal(db.kl_shift("domain").to_numpy(), expected)
+        assert db.verify() == []
+
+
+# --------------------------------------------------------------------------------------------------------- damage
+
+
+def rewritten(path, change):
+    table = change(pq.ParquetFile(path).read())
+    write_sealed(table, path)
+
+
+def put(table, column, value):
+    number = table.column_names.index(column)
+    return table.set_column(number, table.schema.field(column), pa.array([value], table.schema.field(column).type))
+
+
+BROKEN_BASES = {
+    "empty": lambda path: path.write_bytes(b""),
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-9]),
+    "foreign": lambda path: path.write_bytes(b"PAR1 nothing at all PAR1"),
+    "other columns": lambda path: write_sealed(pa.table({"a": [1]}), path),
+    "no rows": lambda path: rewritten(path, lambda table: table.slice(0, 0)),
+    "flipped": lambda path: path.write_bytes(path.read_bytes()[:500] + b"?" + path.read_bytes()[501:]),
+    "unsealed": lambda path: pq.write_table(pq.read_table(path, partitioning=None), path),
+    "NaN": lambda path: rewritten(path, lambda table: put(table, "mean", [float("nan")] * 9)),
+    "short": lambda path: rewritten(path, lambda table: put(table, "mean", [0.0] * 8)),
+    "no bins": lambda path: rewritten(path, lambda table: put(table, "bins", 0)),
+    "many bins": lambda path: rewritten(path, lambda table: put(table, "bins", 2_000_000_000)),
+    "no range": lambda path: rewritten(path, lambda table: put(table, "high", None)),
+    "hostile": lambda path: rewritten(path, lambda table: put(table, "basis_id", "x\n;COPY (SELECT 1) TO '/tmp/x';--")),
+    "missing": lambda path: path.unlink(),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("how", BROKEN_BASES)
+def test_a_broken_basis_is_skipped_and_rebuilt(copy, how):
+    with cnnfilterdb.open(copy) as db:
+        expected, count = db.kl_shift("domain"), len(db.models())
+    (path,) = copy.glob("index/3x3-*/basis.parquet")
+    BROKEN_BASES[how](path)
+    index = Index(Store.open(copy))
+    assert all(fitted.basis.kernel != "3x3" for fitted in index.bases())
+    with cnnfilterdb.open(copy) as db:
+        assert len(db.models()) == count
+        shift = db.kl_shift("domain")
+        np.testing.assert_array_equal(shift.to_numpy(), expected.to_numpy())
+        assert shift.attrs["basis"] == expected.attrs["basis"]
+        assert db.verify() == []
+
+
+BROKEN_HISTOGRAMS = {name: BROKEN_BASES[name] for name in ("empty", "truncated", "foreign", "other columns", "flipped")}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("how", BROKEN_HISTOGRAMS)
+def test_broken_histograms_are_rebuilt(copy, how):
+    with cnnfilterdb.open(copy) as db:
+        expected = db.kl_shift("domain")
+    path = sorted(copy.glob("index/3x3-*/histograms/*.parquet"))[0]
+    BROKEN_HISTOGRAMS[how](path)
+    with cnnfilterdb.open(copy) as db:
+        assert db.verify() != []
+        assert len(db.models()) == 5
+        if how != "flipped":  # which DuckDB may not notice
+            np.testing.assert_array_equal(db.kl_shift("domain").to_numpy(), expected.to_numpy())
+        db.index()
+        np.testing.assert_array_equal(db.kl_shift("domain").to_numpy(), expected.to_numpy())
+        assert db.verify() == []
+
+
+def test_a_refit_works_with_the_clock_set_back(copy, tensors, monkeypatch):
+    with cnnfilterdb.open(copy) as db:
+        first = {fitted.basis.kernel: fitted for fitted in db.bases()}["3x3"]
+        db.add({"a.weight": 5 * tensors["ct-b"]["mid.weight"] ** 2}, "squares", domain="squares")
+
+        class Clock(datetime):
+            @classmethod
+            def now(cls, tz=None):
+                return datetime(1999, 1, 1, tzinfo=tz)
+
+        monkeypatch.setattr("cnnfilterdb.store.index.datetime", Clock)
+        (second,) = db.index(refit=True)
+        assert second.created_at.year == 1999
+        assert second.sequence > first.sequence
+        assert db.kl_shift("domain").attrs["basis"] == second.basis_id
+        assert db.sql("SELECT DISTINCT basis_id FROM group_histograms(domain)").fetchall() == [(second.basis_id,)]
+        assert Index(Store.open(copy)).prune() == [first.basis_id]
+        assert not (copy / "index" / first.basis_id).exists()
+        assert db.kl_shift("domain").attrs["basis"] == second.basis_id
+        assert db.verify() == []
+
+
+def test_transposed_layers_alone_are_not_indexed_at_every_question(tmp_path, monkeypatch):
+    with cnnfilterdb.create(tmp_path / "a.db") as db:
+        db.add(weights(0), "m", domain="d")
+        db.add(weights(1), "n", domain="e")
+        with Store.open(db.path).writer("custom/t") as writer:
+            weight = np.random.default_rng(0).normal(size=(4, 4, 5, 5)).astype(np.float32)
+            writer.add_layer({"layer_name": "a", "dtype": "float32", "kind": "transposed"}, weight)
+            writer.commit({})
+        built = []
+        original = Index.build
+        monkeypatch.setattr(Index, "build", lambda self, **options: built.append(1) or original(self, **options))
+        for _ in range(3):
+            db.kl_shift("domain")
+        assert len(built) == 1
+
+
+# --------------------------------------------------------------------------------------------- damage of any file
+
+
+def small_files(path):
+    return [
+        *sorted(path.glob("models/*.parquet")),
+        *sorted(path.glob("index/*/basis.parquet")),
+        *sorted(path.glob("index/*/histograms/*.parquet"))[:4],
+        *(path / name for name in ("init.sql", "cnnfilterdb.json", "annotations.csv")),
+    ]
+
+
+def test_every_flipped_byte_is_found_and_repaired(copy):
+    with cnnfilterdb.open(copy) as db:
+        db.annotate("custom/face", domain="portraits")
+        assert db.verify() == []
+    rng = np.random.default_rng(0)
+    for file in small_files(copy):
+        content = file.read_bytes()
+        for position in [0, len(content) - 1, *rng.integers(0, len(content), 4).tolist()]:
+            file.write_bytes(
+                content[:position] + bytes([content[position] ^ 1 << position % 8]) + content[position + 1 :]
+            )
+            found = [*Store.open(copy).verify()] if file.name != "cnnfilterdb.json" else verify_folder(copy)
+            found += notes.problems(Store.open(copy)) if file.name == "annotations.csv" else []
+            assert any(problem.path == file for problem in found), (file, position)
+        file.write_bytes(content)
+    assert cnnfilterdb.open(copy).verify() == []
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_repair_rebuilds_what_is_derived_and_names_what_is_lost(copy):
+    with cnnfilterdb.open(copy) as db:
+        db.annotate("custom/ct-a", domain="medical ct")
+    for pattern in (
+        "index/3x3-*/basis.parquet",
+        "index/5x5-*/histograms/*",
+        "filters/*/*/custom-face-*",
+        "models/_empty*",
+    ):
+        file = sorted(copy.glob(pattern))[0]
+        file.write_bytes(file.read_bytes()[:-20])
+    (copy / "init.sql").write_text("SELECT 1;")
+    (copy / "layers" / "notes.parquet").write_bytes(b"mine")
+    (copy / "annotations.csv").write_text("model_id,column,value\ncustom/ct-a,domain,medical ct\n\n"[:-1])
+    with cnnfilterdb.open(copy) as db:
+        (left,) = db.repair()
+        assert left.model_id == "custom/face"
+        assert "import custom/face again" in left.message
+        assert db.verify() == []
+        assert len(db.models()) == 4
+        assert db.repair() == []
+        assert (copy / "layers" / "notes.parquet").read_bytes() == b"mine"
+        assert list((copy / ".quarantine").rglob("custom-face-*"))
+        (copy / "layers" / "notes.parquet").unlink()
+        assert db.kl_shift("domain").shape == (2, 2)

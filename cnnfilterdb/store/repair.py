@@ -1,0 +1,80 @@
+"""Repair: rebuild what is derived, set aside what is damaged, and say which models must be imported again."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from cnnfilterdb import paths
+from cnnfilterdb.errors import CorruptError, LockedError
+from cnnfilterdb.reports import Problem, Progress
+from cnnfilterdb.store import annotations as notes
+from cnnfilterdb.store.folder import Store
+from cnnfilterdb.store.index import Index
+
+__all__ = ["repair"]
+
+_ROWS = ("models", "layers", "filters")
+
+
+def repair(store: Store, index: Index, progress: Progress | None = None) -> list[Problem]:
+    """Repair a database. Nothing is deleted: what is damaged is moved to ``.quarantine/``.
+
+    Changes of killed processes are finished; files that belong to no model are set aside; models with a damaged row,
+    layers or filters are set aside whole; the index, the marker and the files without rows are rebuilt; annotations
+    that were edited are accepted, and set aside if they cannot be read.
+
+    Args:
+        store: The database.
+        index: Its index.
+        progress: Called with what is being done, how much is done and how much there is.
+
+    Returns:
+        What could not be repaired: the models that must be imported again, with the reason and where their files are.
+    """
+    store.recover()
+    store.quarantine_strays()
+    store.restore()
+    left: list[Problem] = []
+    slugs: dict[str, Problem] = {}
+    for problem in store.verify(progress=progress):
+        parts = problem.path.relative_to(store.path).parts
+        if parts[0] in _ROWS and paths.is_slug(problem.path.stem):
+            slugs.setdefault(problem.path.stem, problem)
+    urls = _urls(store, set(slugs))
+    for slug, problem in sorted(slugs.items()):
+        name = problem.model_id or slug
+        try:
+            with store.locked(slug):
+                moved = store.quarantine(store.files(slug), f"{name} is damaged")
+        except LockedError as error:
+            left.append(Problem(problem.model_id, problem.path, str(error)))
+            continue
+        where = moved[0].rpartition("/models/")[0] if moved else paths.QUARANTINE
+        source = f" from {urls[slug]}" if urls.get(slug) else ""
+        message = f"{problem.message}; its files are in {where}: import {name} again{source}"
+        left.append(Problem(problem.model_id, problem.path, message))
+    store.restore()
+    with suppress(LockedError):
+        index.build(progress=progress)
+    for problem in notes.problems(store):
+        try:
+            notes.accept(store)
+        except CorruptError as error:
+            (where,) = store.quarantine([paths.ANNOTATIONS], str(error))
+            notes.accept(store)
+            left.append(
+                Problem(None, problem.path, f"{problem.message}; it is in {where}: correct it and annotate again")
+            )
+        break
+    return left
+
+
+def _urls(store: Store, slugs: set[str]) -> dict[str, str]:
+    """Where damaged models came from, as far as their rows can be read."""
+    found: dict[str, str] = {}
+    with suppress(CorruptError):
+        table = store.models(columns=["model_id", "url"])
+        for model_id, url in zip(table["model_id"].to_pylist(), table["url"].to_pylist(), strict=True):
+            if url and (slug := store.slug(model_id)) in slugs:
+                found[slug] = str(url)
+    return found

@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 import cnnfilterdb
 from cnnfilterdb import paths
@@ -29,6 +28,7 @@ from cnnfilterdb.analysis.bases import FittedBasis, basis_table, histogram_table
 from cnnfilterdb.schema import LAYERS, MODELS, filter_schema
 from cnnfilterdb.stats import BINS, Basis, Histogram, Moments
 from cnnfilterdb.store.folder import Store
+from cnnfilterdb.store.seals import write_sealed
 from cnnfilterdb.store.writer import histogram_settings
 
 LAYER_COUNT, MODEL_COUNT = 21_436, 647
@@ -83,13 +83,14 @@ def build(path: Path) -> None:
             rows.append({"model_id": model_id, "layer": layer, "layer_name": f"l{layer}", "kind": "conv",
                          "kernel": "3x3", "kernel_h": 3, "kernel_w": 3, "dtype": "float32", "stored": True,
                          "filters": count, "conv_depth_norm": layer / max(len(filters) - 1, 1),
+                         "tensor_sha256": f"{number}-{layer}",
                          "scaled_mean": moments.mean, "scaled_scatter": moments.packed()})  # fmt: skip
             parts.append((layer, [_histogram(rng, shape, count, *limits) for limits in ranges(basis)]))
         slug = paths.slug(model_id)
         _write(pa.Table.from_pylist(rows, LAYERS), path / paths.layers_path(slug))
         # Without rows, but there: a model is looked for in the index when it has filters.
         _write(filter_schema("3x3").empty_table(), path / paths.filters_path("3x3", "made", slug))
-        table = histogram_table(BASIS, model_id, basis, parts)
+        table = histogram_table(BASIS, model_id, basis, parts, {row["layer"]: row["tensor_sha256"] for row in rows})
         _write(table, path / paths.histograms_path(BASIS, slug), **histogram_settings(table))
 
 
@@ -105,7 +106,7 @@ def _histogram(rng: np.random.Generator, shape: np.ndarray, count: int, low: flo
 
 def _write(table: pa.Table, path: Path, **settings: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, path, compression="zstd", **settings)
+    write_sealed(table, path, **settings)
 
 
 def median(action: Callable[[], pd.DataFrame]) -> tuple[float, pd.DataFrame]:

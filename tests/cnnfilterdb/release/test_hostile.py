@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 import cnnfilterdb
@@ -69,8 +71,6 @@ def test_time_and_memory_are_bounded(outcomes):
 
 
 def test_files_that_the_manifest_does_not_list_are_ignored(release_path, sample, tmp_path):
-    import shutil
-
     folder = tmp_path / "release"
     shutil.copytree(release_path, folder)
     hostile.extra_shards(folder)
@@ -80,3 +80,40 @@ def test_files_that_the_manifest_does_not_list_are_ignored(release_path, sample,
         pd.testing.assert_frame_equal(release.kl_shift("domain"), sample.kl_shift("domain"), check_exact=True)
     report = cnnfilterdb.pull(folder, tmp_path / "db")
     assert (len(report.done), report.failed) == (5, {})
+
+
+def test_counts_that_were_moved_between_bins_are_not_copied(release_path, sample, tmp_path):
+    """They add up, so that no check can find them: what is pulled is counted again."""
+    folder = tmp_path / "release"
+    shutil.copytree(release_path, folder)
+
+    def moved(rows):
+        counts = rows["counts"].to_pylist()
+        return rows.set_column(
+            rows.schema.get_field_index("counts"),
+            rows.schema.field("counts"),
+            pa.array([row[::-1] for row in counts], rows.schema.field("counts").type),
+        )
+
+    hostile.rewrite(folder, "histograms", moved)
+    assert not cnnfilterdb.pull(folder, tmp_path / "db").failed
+    with cnnfilterdb.open(tmp_path / "db") as db:
+        pd.testing.assert_frame_equal(db.kl_shift("domain"), sample.kl_shift("domain"), check_exact=True)
+
+
+def test_a_release_is_not_pulled_into_its_own_folder(release_path, tmp_path):
+    folder = tmp_path / "release"
+    shutil.copytree(release_path, folder)
+    before = hostile.tree(folder)
+    with pytest.raises(cnnfilterdb.CnnFilterDbError, match="release"):
+        cnnfilterdb.pull(folder, folder)
+    assert hostile.tree(folder) == before
+
+
+def test_a_relative_path_with_a_colon(release_path, sample, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(release_path, "run:1")
+    with cnnfilterdb.open("run:1") as release:
+        pd.testing.assert_frame_equal(release.filters(), sample.filters())
+        assert release.verify() == []
+    assert len(cnnfilterdb.pull("run:1", "db:2").done) == 5

@@ -198,7 +198,9 @@ class Reader(Tables, Conclusions):
         check_histogram(bins, range)
         fitted = self._fitted(basis, kernel) if not isinstance(basis, stats.Basis) and basis != "selection" else None
         if fitted and bins in (None, fitted.basis.bins) and range is None:
-            return groupings.stored(self._connect(), question, fitted).at_least(min_models, min_filters)
+            return groupings.stored(self._connect("group_histograms"), question, fitted).at_least(
+                min_models, min_filters
+            )
         rows = groupings.selection(self._connect(), question)
         if fitted:
             chosen = fitted.basis
@@ -338,7 +340,13 @@ class Reader(Tables, Conclusions):
             if options.get(name) is not None:
                 raise SelectionError(f"kl_shift_intervals: leave out {name}; intervals come from stored histograms")
         frame = shifts.intervals(
-            self._connect(), self.groups(by, **options), weights, metric, samples=samples, level=level, seed=seed
+            self._connect("group_histograms"),
+            self.groups(by, **options),
+            weights,
+            metric,
+            samples=samples,
+            level=level,
+            seed=seed,
         )
         return self._covered(frame, by, options)
 

@@ -117,3 +117,16 @@ def test_a_relative_path_with_a_colon(release_path, sample, tmp_path, monkeypatc
         pd.testing.assert_frame_equal(release.filters(), sample.filters())
         assert release.verify() == []
     assert len(cnnfilterdb.pull("run:1", "db:2").done) == 5
+
+
+def test_a_shift_is_not_computed_from_histograms_that_do_not_add_up(release_path, tmp_path):
+    folder = tmp_path / "release"
+    shutil.copytree(release_path, folder)
+    hostile.CASES["histograms: moved counts"].change(folder)
+    for ask in ("kl_shift", "nearest_groups", "kl_shift_components"):
+        arguments = ("domain", "faces") if ask == "nearest_groups" else ("domain",)
+        with (
+            cnnfilterdb.open(folder) as release,
+            pytest.raises(cnnfilterdb.CorruptError, match="negative|add up|larger"),
+        ):
+            getattr(release, ask)(*arguments)

@@ -127,6 +127,6 @@ def test_a_shift_is_not_computed_from_histograms_that_do_not_add_up(release_path
         arguments = ("domain", "faces") if ask == "nearest_groups" else ("domain",)
         with (
             cnnfilterdb.open(folder) as release,
-            pytest.raises(cnnfilterdb.CorruptError, match="negative|add up|larger"),
+            pytest.raises(cnnfilterdb.CorruptError, match="histograms"),
         ):
             getattr(release, ask)(*arguments)

@@ -54,6 +54,8 @@ _modules = (
     "coreml",
     "darknet",
     "flax",
+    "ncnn",
+    "recognised",
     "tensorflow.model",
     "torch.checkpoint",
     "onnx.model",

@@ -2,7 +2,7 @@
 
 A file is one FlatBuffer (schema.fbs of TensorFlow Lite): operators that name tensors by number, tensors that name
 buffers. Quantised weights are read as the numbers that they stand for, (stored - zero point) x scale, sparse ones with
-their zeros; where an operator widens a weight before use, what it widens is read.
+their zeros; where an operator widens a weight before use, the stored weight is read.
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ class _Tensor:
         assert self.source is not None
         limits.current().allocate(16 * math.prod(self.shape))
         raw: npt.NDArray[Any] = self.source.array(0, "u1")
-        if not raw.size:  # in files of more than 2 GB the bytes lie behind the FlatBuffer
+        if not raw.size:  # in files of more than 2 GB the bytes follow the FlatBuffer
             start, size = self.source.number(1, "<Q"), self.source.number(2, "<Q")
             if start + size > len(self.data):
                 raise ValueError(f"{self.name} reaches beyond the end of the file")

@@ -1,7 +1,7 @@
 """Named variables of TensorFlow, Keras, JAX and their like, without a graph: which of them are convolutions.
 
 Names and shapes are brought to the form that PyTorch gives them, ``scope.weight`` of (out, in / groups, h, w), or for a
-transposed layer (in, out / groups, h, w). What they prove is then told by
+transposed layer (in, out / groups, h, w). What they prove is then decided by
 :func:`~cnnfilterdb.ingest.network.extract.layers_from_tensors`, as for any other file.
 """
 
@@ -142,7 +142,7 @@ def _is_depthwise(variable: Tensor, scope: str) -> bool:
 def _facts(
     variable: Tensor, variables: Sequence[Tensor], scope: str, leaf: str, depthwise: bool
 ) -> tuple[ConvFacts, tuple[int, int, int, int]]:
-    """What names tell of a layer, unless its bias contradicts, and the axes that bring HWIO to PyTorch's order."""
+    """What names say about a layer, unless its bias contradicts, and the axes that turn HWIO to PyTorch's order."""
     _, _, third, last = variable.shape
     if depthwise:
         return ConvFacts(transposed=False, groups=third), (2, 3, 0, 1)

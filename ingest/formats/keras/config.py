@@ -1,7 +1,7 @@
-"""The configuration of a Keras model: its layers, in order of execution, and how deep they stand.
+"""The configuration of a Keras model: its layers, in order of execution, and their depths.
 
-A configuration is JSON and is treated as data. Lambda layers, custom classes and initialisers, whose code or names it
-may hold, are never looked up.
+A configuration is JSON and is treated as data: Lambda layers, custom classes and initialisers, whose code or names it
+may contain, are never looked up.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["ConvClass", "Node", "conv_class", "leaves", "parse", "place"]
 
 @dataclass(frozen=True, slots=True)
 class ConvClass:
-    """What the name of a class tells about a convolution.
+    """What the name of a class says about a convolution.
 
     Attributes:
         kind: conv, depthwise, separable (a depthwise and a 1x1 convolution) or transposed.
@@ -54,11 +54,11 @@ def conv_class(name: str, *, whole: bool = True) -> ConvClass | None:
 
 @dataclass(eq=False, slots=True)
 class Node:
-    """A layer, or a model that stands in the place of one.
+    """A layer, or a model used as a layer.
 
     Attributes:
-        name: Its name in the model that it stands in.
-        full_name: The names of the models that it stands in and its own, with slashes.
+        name: Its name in the model that contains it.
+        full_name: The names of the models that contain it and its own, with slashes.
         class_name: Its class; that of the wrapped layer for wrappers such as TimeDistributed.
         wrapper: Class of the wrapper, if there is one.
         wrapped_at: Where the weights of Keras 3 have the wrapper itself.
@@ -112,7 +112,7 @@ def parse(config: Any) -> Node | None:
 
 
 def leaves(node: Node) -> Iterator[Node]:
-    """The layers of a model, those of the models in it in their place."""
+    """The layers of a model, with those of nested models in place of the models."""
     if node.children is None:
         yield node
     for child in node.children or ():
@@ -194,11 +194,11 @@ _MAX_CALLS = 1_000_000
 
 
 class _UnknownGraphError(Exception):
-    """The configuration does not tell a graph."""
+    """The configuration does not describe a graph."""
 
 
 def place(model: Node) -> None:
-    """Set depth, use and what follows of all layers, where the configuration tells the whole graph.
+    """Set depth, use and what follows of all layers, where the configuration has the whole graph.
 
     The depth is the longest path, in layers, from an input to the first use of a layer; layers that read an input have
     depth 0, a separable convolution counts as two layers. Models in the place of a layer are entered.

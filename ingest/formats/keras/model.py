@@ -1,7 +1,7 @@
 """Keras models: HDF5 files of Keras 1 to 3, and ``.keras`` archives. Neither Keras nor TensorFlow is needed.
 
-Where the file holds the configuration of the model, it tells the class of every layer and the graph that they make.
-Weights alone are told apart by the names that Keras gives to layers without a name, and by what their shapes prove.
+The configuration of the model, where the file has one, gives the class of every layer and the graph of all. Weights
+alone are classified by the names that Keras gives to layers without a name, and by what their shapes prove.
 """
 
 from __future__ import annotations
@@ -98,11 +98,11 @@ class _Weight:
     """A weight and the layer that it belongs to.
 
     Attributes:
-        owner: Name of the layer, with those of the models that it stands in.
+        owner: Name of the layer, preceded by those of the models that contain it.
         role: ``kernel``, ``depthwise_kernel``, ``pointwise_kernel``, ``bias``, ``gamma``, ...
         tensor: The array.
         node: The layer in the configuration, None where that does not have it.
-        family: What the name tells of a layer that the configuration does not have.
+        family: What the name says about a layer that the configuration does not have.
         old: Whether it is the kernel of a layer of Keras 1.
     """
 
@@ -497,7 +497,7 @@ def _from_names(weights: Sequence[_Weight], stored: Stored) -> list[ConvLayer | 
     """The layers of weights alone: what names and shapes prove.
 
     A layer that Keras has named after its class (``conv2d_transpose_3``) is taken for one of that class, and for one
-    without groups, which weights do not tell and which hardly any model has.
+    without groups, which weights do not show and which hardly any model has.
     """
     tensors = [replace(weight.tensor, name=f"{weight.owner}/{weight.role}") for weight in weights]
     layout = "OIHW" if _is_theano_order(weights, stored) else "HWIO"
@@ -518,7 +518,7 @@ def _from_names(weights: Sequence[_Weight], stored: Stored) -> list[ConvLayer | 
 
 
 def _is_theano_order(weights: Iterable[_Weight], stored: Stored) -> bool:
-    """Whether kernels of Keras 1 are (out, in, h, w), which their biases tell from (h, w, in, out)."""
+    """Whether kernels of Keras 1 are (out, in, h, w), as opposed to (h, w, in, out), by their biases."""
     if stored.version is not None and not stored.version.startswith("1"):
         return False
     kernels = {weight.owner: weight.tensor.shape for weight in weights if weight.old and len(weight.tensor.shape) == 4}

@@ -101,7 +101,7 @@ def _is_model(head: bytes, size: int) -> bool:
             if wire == _VARINT:
                 continue
             if number == _GRAPH:
-                # A truncated file is one all the same: its reader tells what is wrong with it
+                # A truncated file counts as one: the reader reports what is wrong with it
                 return 0 < version < 1000 and (not head[position:] or head[position] in _GRAPH_TAGS)
             if number in _TEXTS and not _is_text(head[position : position + value]):
                 return False
@@ -303,7 +303,7 @@ def _quantisation(step: Step, op: _Op) -> tuple[Value | None, Value | None]:
     else:
         return None, None
     if scale is None or not scale.constant or (zero is not None and not zero.constant):
-        raise UnknownConstantError("a weight of integers whose scale the graph does not tell")
+        raise UnknownConstantError("a weight of integers whose scale is not in the graph")
     return scale, zero
 
 
@@ -328,7 +328,7 @@ def _scale_after(step: Step) -> Value | None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Names, and what they tell
+# Names, and what they show
 
 # Names that the exporter of PyTorch makes up: onnx::Conv_14, and 14 in its older versions
 _MADE_UP = re.compile(r"(?:onnx::\w+_)?\d+(?:_quantized)?")
@@ -402,7 +402,7 @@ def _bn_folded(step: Step, op: _Op, weight: Value, exporter: _Exporter) -> bool 
       when it folds: a weight that was only composed leaves the bias its name;
     - ONNX Runtime or tf2onnx have said so in the name of the weight.
 
-    Otherwise it is not known: that a file has no batch normalisation does not tell whether there ever was one.
+    Otherwise it is not known: a file without batch normalisation may never have had one.
     """
     if any(reader.op == "BatchNormalization" for output in step.outputs for reader in output.readers):
         return False

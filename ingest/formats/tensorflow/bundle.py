@@ -1,8 +1,8 @@
 """TensorFlow checkpoints: the variables in ``name.index`` and ``name.data-00000-of-00001``.
 
 The index is a sorted table in the file format of LevelDB (table_format.md of that project), which TensorFlow writes
-uncompressed; its values are messages (tensor_bundle.proto) that say where in the data files a variable lies. A variable
-is read from there when its layer is.
+uncompressed; its values are messages (tensor_bundle.proto) that say where in the data files a variable is stored. It is
+read from there when its layer is read.
 
 What variables are called in the program stands in a further entry since TensorFlow 2, whose keys are paths through the
 objects of the program: the object graph (trackable_object_graph.proto). A variable that the program kept in several
@@ -87,7 +87,7 @@ class Bundle:
         tensors: Its variables by key, in the order of the index, which is alphabetical.
         skipped: Variables that cannot be read, with the reason.
         checksums: Type, shape and checksum of each, which are those of another when the two hold the same.
-        names: Key of a variable by its name in the program, where the checkpoint tells that of one variable only.
+        names: Key of a variable by its name in the program, where one variable only has that name.
     """
 
     def __init__(self, prefix: Path) -> None:

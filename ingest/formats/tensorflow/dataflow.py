@@ -112,7 +112,7 @@ class Convolution:
         form: How the weight is laid out: ``conv``, ``depthwise``, ``transposed``, or ``volume`` for three dimensions.
         source: Number of the operation that holds or computes the weight.
         depth: Its longest path from an input; None when no input leads to it.
-        channels: Channels of its input, where the graph tells.
+        channels: Channels of its input, where the graph shows them.
         stride: (vertical, horizontal).
         dilation: (vertical, horizontal).
     """
@@ -164,12 +164,12 @@ _VOLUME = "five dimensions, as in a three-dimensional convolution"
 _LINK = ""  # what an argument or a result of an inlined call is: no operation, no step of a path
 _VARIABLES = frozenset({"VarHandleOp", "VariableV2", "Variable", "_VarHandlesOp"})
 _NOT_INPUTS = _VARIABLES | {"Const", "NoOp", "HashTableV2", "MutableHashTableV2", "Assert", _LINK}
-# What hands on the value of its first input.
+# Operations that return the value of their first input.
 _SAME = _words("""
     Identity ReadVariableOp Enter RefEnter Exit RefIdentity Cast StopGradient PreventGradient Snapshot Switch RefSwitch
     CheckNumerics PlaceholderWithDefault EnsureShape
 """) | {_LINK}
-# What keeps the number of channels.
+# Operations that keep the number of channels.
 _KEEP = _SAME | _words("""
     Relu Relu6 Elu Selu LeakyRelu Sigmoid Tanh Softplus Softsign Exp Neg Abs Square Sqrt Rsqrt Softmax HardSwish Prelu
     MaxPool MaxPoolV2 AvgPool FusedBatchNorm FusedBatchNormV2 FusedBatchNormV3 _FusedBatchNormEx LRN Pad PadV2 MirrorPad
@@ -285,7 +285,7 @@ class Dataflow:
     # Values
 
     def holder(self, edge: Pair | None) -> Pair | None:
-        """What a value comes from, through all that hands it on: (operation, its output)."""
+        """The operation and output that a value comes from, through operations that return their input unchanged."""
         for _ in range(len(self._steps) + 1):
             limits.current().step()
             if edge is None:

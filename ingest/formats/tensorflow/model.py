@@ -1,14 +1,14 @@
-"""Models of TensorFlow: SavedModel, checkpoint, frozen graph.
+"""TensorFlow models: SavedModel, checkpoint, frozen graph.
 
-TensorFlow is not needed, and nothing of a graph is executed. What a model consists of is found from any of its files:
+TensorFlow is not needed, and no graph is executed. A model is found from any of its files:
 
     saved_model.pb, variables/variables.index, variables/variables.data-00000-of-00001    SavedModel
     model.ckpt.index, model.ckpt.data-00000-of-00001 [, model.ckpt.meta]                  checkpoint [with its graph]
     model.ckpt                                                                 checkpoint of the format's first version
     frozen.pb                                                                             graph of constants
 
-Where there is a graph, it tells which variables are kernels, in which layout, how deep; a checkpoint without one tells
-names and shapes only.
+A graph shows which variables are kernels, in which layout and at what depth; a checkpoint without one has names and
+shapes only.
 """
 
 from __future__ import annotations
@@ -203,7 +203,7 @@ def _with_graph(path: Path, graph: memoryview, bundle: Bundle | None, format: st
     same = {key for key, sums in bundle.checksums.items() if sums in seen}
     named = {key: flow.node(number).name for number, key in restored.items()}
     further, reasons, count = _by_name(bundle, same, named)
-    # What the graph has told already of a variable by its name there
+    # What the graph has already reported of a variable, by its name there
     told = {entry.name for entry in skipped}
     skipped += [entry for entry in (*bundle.skipped, *reasons) if entry.name not in told]
     return Weights(format, "tensorflow", (*found, *further), count, tuple(skipped))

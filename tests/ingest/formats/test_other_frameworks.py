@@ -1,4 +1,4 @@
-"""OpenVINO, Core ML, GGUF, Darknet, Caffe, MXNet and Flax.
+"""OpenVINO, Core ML, GGUF, Darknet, Caffe, MXNet, ncnn and Flax.
 
 The first three are files that their own libraries have written (tests/data/make_openvino.py, make_coreml.py,
 make_gguf.py); the others are written here byte by byte, as their sources define them.
@@ -372,16 +372,92 @@ def test_flax(tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# ncnn
+
+
+def ncnn(folder, half=False):
+    kernels = {"stem": random_weight(8, 3, 3, 3), "dw": random_weight(8, 1, 3, 5), "up": random_weight(4, 8, 2, 2)}
+
+    def marked(array):
+        raw = array.astype(np.float16 if half else np.float32).tobytes()
+        return struct.pack("<I", 0x01306B47 if half else 0) + raw + bytes(-len(raw) % 4)
+
+    data = marked(kernels["stem"]) + bytes(32) + bytes(4 * 4 * 8) + marked(kernels["dw"]) + marked(kernels["up"])
+    path = folder / "net.param"
+    path.write_text(
+        "7767517\n6 6\n"
+        "Input       in   0 1 x\n"
+        "Convolution stem 1 1 x a 0=8 1=3 3=2 5=1 6=216\n"
+        "BatchNorm   bn   1 1 a b 0=8\n"
+        "ReLU        relu 1 1 b c\n"
+        "ConvolutionDepthWise dw 1 1 c d 0=8 1=5 11=3 6=120 7=8 -23310=2,1,1\n"
+        "Deconvolution up 1 1 d y 0=4 1=2 3=2 6=128\n"
+    )
+    path.with_suffix(".bin").write_bytes(data)
+    return path, kernels
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_ncnn(tmp_path, half):
+    path, kernels = ncnn(tmp_path, half)
+    weights = formats.read(path)
+    facts = [(layer.name, layer.kind, layer.groups, layer.in_channels, layer.stride) for layer in weights.layers]
+    assert facts == [
+        ("stem", "conv", 1, 3, (2, 2)),
+        ("dw", "depthwise", 8, 8, (1, 1)),
+        ("up", "transposed", 1, 8, (2, 2)),
+    ]
+    assert [layer.conv_depth for layer in weights.layers] == [0, 1, 2]
+    for layer in weights.layers:
+        expected = kernels[layer.name].astype(np.float16 if half else np.float32).astype(np.float32)
+        assert np.array_equal(layer.read(), expected)
+
+
+def test_ncnn_whose_files_do_not_belong_together(tmp_path):
+    path, _ = ncnn(tmp_path)
+    path.with_suffix(".bin").write_bytes(path.with_suffix(".bin").read_bytes() + bytes(4))
+    with pytest.raises(WeightFileError, match="give the two files that belong together"):
+        formats.read(path)
+    path.write_text(path.read_text().replace("BatchNorm  ", "LayerNorm  "))
+    weights = formats.read(path)
+    assert [layer.name for layer in weights.layers] == ["stem"]
+    assert [entry.name for entry in weights.skipped] == ["dw", "up"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Formats that are recognised
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "what"),
+    [
+        ("net.ort", bytes(4) + b"ORTM" + bytes(64), "an ONNX Runtime model"),
+        ("net.engine", b"ftrt" + bytes(64), "a TensorRT engine"),
+        ("net.pdiparams", bytes(64), "paddle2onnx"),
+        ("zarr.json", b'{"zarr_format": 3, "node_type": "group"}', "Zarr or Orbax"),
+        ("Manifest.json", b'{"fileFormatVersion": "1.0.0", "itemInfoEntries": {}}', "Core ML package"),
+    ],
+)
+def test_formats_that_are_recognised_are_named(tmp_path, name, content, what):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(WeightFileError, match=what) as error:
+        formats.read(tmp_path / name)
+    assert "recognised but not read" in str(error.value)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Damage
 
 
-@pytest.fixture(params=["openvino", "openvino_bin", "coreml", "gguf", "darknet", "caffe", "mxnet", "flax"])
+@pytest.fixture(params=["openvino", "openvino_bin", "coreml", "ncnn", "gguf", "darknet", "caffe", "mxnet", "flax"])
 def intact(request, tmp_path):
     """(model, the one of its files that is damaged)."""
     if request.param.startswith("openvino"):
         unzipped("openvino.zip", tmp_path)
         return tmp_path / "net.xml", tmp_path / ("net.bin" if request.param.endswith("bin") else "net.xml")
-    if request.param == "coreml":
+    if request.param == "ncnn":
+        path, _ = ncnn(tmp_path)
+    elif request.param == "coreml":
         unzipped("coreml.zip", tmp_path)
         path = tmp_path / "net.mlmodel"
     elif request.param == "gguf":

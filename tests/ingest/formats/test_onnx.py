@@ -427,7 +427,9 @@ def longest(sources, node, seen):
     return seen[node]
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(st.data())
 def test_depths_of_any_graph(tmp_path, data):
     size = data.draw(st.integers(1, 12))

@@ -1,4 +1,4 @@
-"""What the catalog is made of, without I/O: terms, data sets, licences, models, collections."""
+"""The entries of the catalog, without I/O: terms, data sets, licences, models, collections."""
 
 from __future__ import annotations
 
@@ -27,38 +27,55 @@ __all__ = [
     "license_parts",
 ]
 
-#: Where a term comes from: the vocabulary of CNN Filter DB (CVPR 2022), or an addition for weights that came later.
+#: Where a term comes from: the vocabulary of CNN Filter DB (CVPR 2022), or an addition for other weights.
 ORIGINS = ("cvpr2022", "extended")
 
 #: Formats of weight files that :mod:`cnnfilterdb.ingest.formats` reads.
-FORMATS = ("torch", "torchscript", "safetensors", "onnx", "keras", "npz", "tensorflow", "tflite", "tfjs")
+FORMATS = (
+    "torch",
+    "torchscript",
+    "safetensors",
+    "onnx",
+    "keras",
+    "npz",
+    "tensorflow",
+    "tflite",
+    "tfjs",
+    "openvino",
+    "gguf",
+    "mxnet",
+    "caffe",
+    "coreml",
+    "darknet",
+    "flax",
+)
 
-#: What the spectrum of the 3x3 kernels tells of the training; ``unjudged`` where there are too few of them, or
-#: nobody has looked.
+#: What the spectrum of the 3x3 kernels shows about the training; ``unjudged`` where there are too few of them, or
+#: nobody has examined them.
 STATUSES = ("trained", "close to initialisation", "weakly trained", "unjudged")
 
-#: Whether a licence lets kernels of a model be passed on in a public data set that names the model's source, its
-#: licence and the licence's conditions; ``no`` too where it asks for more than that.
+#: Whether a licence permits kernels of a model in a public data set that names the model's source, its licence and
+#: the licence's conditions; ``no`` also where it requires more than that.
 REDISTRIBUTION = ("yes", "no", "unknown")
 
-#: What a licence asks of those who pass something on, or restricts, and what that means.
+#: What a licence requires from those who redistribute something, or restricts, and what that means.
 CONDITIONS = MappingProxyType(
     {
         "attribution": "name the authors and keep the notices and the text of the licence",
-        "share-alike": "pass on what is made from it under the same licence only",
+        "share-alike": "redistribute what is made from it under the same licence only",
         "source": "offer the form in which it was made along with it",
         "noncommercial": "no commercial use",
-        "use-restrictions": "no use that the licence lists as forbidden, and the same for all who get it from you",
-        "no-derivatives": "only unchanged copies may be passed on, and kernels taken out of a model are not one",
+        "use-restrictions": "no use that the licence forbids, and the same for every recipient",
+        "no-derivatives": "only unchanged copies may be redistributed, and kernels of a model are not one",
         "research-only": "for research or teaching only",
-        "agreement": "its terms have to come with each copy and bind all who take it",
+        "agreement": "its terms must accompany each copy and bind every recipient",
     }
 )
 
 #: The conditions that a public data set cannot meet.
 FORBIDDING = ("no-derivatives", "research-only", "agreement")
 
-#: Between several data sets, or conditions, in one cell.
+#: Separates several data sets, or conditions, in one cell.
 LIST_SEPARATOR = "; "
 
 
@@ -76,8 +93,8 @@ class Term:
     """A word of a vocabulary.
 
     Attributes:
-        name: The word, as it stands in the models table.
-        origin: ``cvpr2022`` when it is one of the paper's words, else ``extended``.
+        name: The word, as it is stored in the models table.
+        origin: ``cvpr2022`` when it is a word of the paper, else ``extended``.
         paper_models: Models under that word in the paper's data, version 1.0.0; None for other words.
         description: What it means.
     """
@@ -90,16 +107,16 @@ class Term:
 
 @dataclass(frozen=True, slots=True)
 class License:
-    """A licence that weights come under.
+    """A licence of weights.
 
     Attributes:
         name: SPDX identifier, or one that begins with ``LicenseRef-``.
-        permissive: It asks for no more than attribution, and is one that people know.
-        redistribution: Whether kernels of a model under it may be passed on, one of REDISTRIBUTION.
-        conditions: What it asks for, of CONDITIONS and in their order.
+        permissive: It requires no more than attribution, and is well known.
+        redistribution: Whether kernels of a model under it may be redistributed, one of REDISTRIBUTION.
+        conditions: What it requires, of CONDITIONS and in their order.
         hub: Its identifier in the cards of the Hugging Face Hub, None where that has none.
-        url: Where its text is, None where it is not known.
-        title: Its name in full.
+        url: Address of its text, None where it is unknown.
+        title: Its full name.
     """
 
     name: str
@@ -116,12 +133,12 @@ class Dataset:
     """A data set that models were trained on.
 
     Attributes:
-        name: Its short name, as it stands in the models table.
-        domain: Image domain of its pictures.
+        name: Its short name, as it is stored in the models table.
+        domain: Image domain of its images.
         origin: ``cvpr2022`` when models of the paper were trained on it, else ``extended``.
         title: What it is.
-        url: Where it is described, None where that is not known.
-        license: Its licence, None where that is not known.
+        url: Where it is described, None where that is unknown.
+        license: Its licence, None where that is unknown.
     """
 
     name: str
@@ -137,17 +154,17 @@ class CatalogModel:
     """A model on offer.
 
     Attributes:
-        source: Name of the source that brings it.
+        source: Name of the source that provides it.
         name: Its name there.
         facts: What is known about it.
         origin: What its source needs to find it: the columns of the source's file that other sources do not have.
         format: Format of its weight file, one of FORMATS.
-        status: What its 3x3 kernels tell of its training, one of STATUSES.
-        permissive: All its licences ask for no more than attribution.
+        status: What its 3x3 kernels show about its training, one of STATUSES.
+        permissive: All its licences require no more than attribution.
         conv_layers: Two-dimensional convolutions, transposed and 1x1 ones included, None where they were not counted.
         conv3x3_layers: Those of kernel size 3x3.
         conv3x3_filters: 3x3 kernels.
-        note: A remark for those who review the catalog.
+        note: A remark for reviewers of the catalog.
     """
 
     source: str
@@ -164,12 +181,12 @@ class CatalogModel:
 
     @property
     def model_id(self) -> str:
-        """The key that it has in a database."""
+        """Its key in a database."""
         return f"{self.source}/{self.name}"
 
     @property
     def pinned(self) -> bool:
-        """Its origin holds a SHA-256, so that the file that was reviewed is the file that comes."""
+        """Its origin has a SHA-256, so the file that was reviewed is the file that is downloaded."""
         return any(value for column, value in self.origin.items() if column.endswith("sha256"))
 
 
@@ -179,7 +196,7 @@ class Collection:
 
     Attributes:
         name: Its name.
-        title: What it is for.
+        title: Its purpose.
         models: Models as (source, name), in the order in which the collection lists them.
     """
 
@@ -190,7 +207,7 @@ class Collection:
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """Everything, by name."""
+    """The whole catalog, by name."""
 
     domains: Mapping[str, Term]
     tasks: Mapping[str, Term]

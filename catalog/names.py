@@ -1,4 +1,4 @@
-"""Names of models by shell-style pattern."""
+"""Selects names of models by shell-style patterns."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from cnnfilterdb.errors import UnknownModelError
 __all__ = ["match", "near"]
 
 
-def match(names: Sequence[str], patterns: Iterable[str]) -> list[str]:
-    """Those of some names that fit at least one pattern, in the order of the names.
+def match(names: Sequence[str], patterns: str | Iterable[str]) -> list[str]:
+    """The names that match at least one pattern, in the order of the names.
 
     Args:
         names: Names to choose from.
         patterns: Names, or shell-style patterns as in :mod:`fnmatch`; ``*`` matches slashes too, and
-            case does not matter.
+            case does not matter. A single string is one pattern.
 
     Raises:
-        UnknownModelError: A pattern fits nothing; the message gives the nearest names.
+        UnknownModelError: A pattern matches nothing; the message gives the nearest names.
 
     >>> match(["a/one", "a/two", "b/one"], ["*/one"])
     ['a/one', 'b/one']
@@ -30,13 +30,13 @@ def match(names: Sequence[str], patterns: Iterable[str]) -> list[str]:
 
     chosen: set[str] = set()
     known = set(names)
-    for pattern in patterns:
-        # A name is meant as it stands: it may hold a bracket, or differ from another one in case only.
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        # A name is taken literally: it may contain a bracket, or differ from another one only in case.
         found = {pattern} if pattern in known else {name for name in names if fits(name, pattern)}
         if not found:
             nearest = ", ".join(near(pattern, names))
             hint = (
-                f"nearest: {nearest}" if nearest else "no name is near it; `cnnfilterdb models --available` lists all"
+                f"nearest: {nearest}" if nearest else "no name is similar; `cnnfilterdb models --available` lists all"
             )
             raise UnknownModelError(f"no model matches {pattern!r}; {hint}")
         chosen |= found
@@ -44,7 +44,7 @@ def match(names: Sequence[str], patterns: Iterable[str]) -> list[str]:
 
 
 def near(wanted: str, names: Iterable[str]) -> list[str]:
-    """Up to three names that may have been meant, or groups of names when a whole group was asked for."""
+    """Up to three names that may have been meant, or groups of names when a whole group was requested."""
     from difflib import get_close_matches
 
     names = list(names)

@@ -1,7 +1,7 @@
-"""Reading the catalog's files, and the schema that they must keep.
+"""Reads the catalog's files and checks them against their schema.
 
-Every problem is one line that names the file and the row. All of them are found in one go, so that a reviewer sees them
-together.
+Every problem is one line that names the file and the row. All of them are found in one pass, so that a reviewer sees
+them together.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _TERM = ("name", "origin", "paper_models", "description")
 _LICENSE = ("name", "permissive", "redistribution", "conditions", "hub", "url", "title")
 _DATASET = ("name", "domain", "origin", "title", "url", "license")
 
-#: Columns that the models of every source have; whatever other columns a source's file has are its origin.
+#: Columns that the models of every source have; all other columns of a source's file are its origin.
 METADATA = (
     "name",
     "format",
@@ -78,7 +78,7 @@ def read(folder: Traversable) -> Catalog:
         folder: Folder of its files.
 
     Raises:
-        CatalogError: They break the schema; the message tells the first problem and how many more there are.
+        CatalogError: They break the schema; the message states the first problem and the number of others.
     """
     reader = _Reader(folder)
     catalog = reader.catalog()
@@ -101,7 +101,7 @@ def problems(folder: Traversable) -> list[str]:
 
 
 class _Row(dict[str, str]):
-    """A row of a file, which knows where it stands."""
+    """A row of a file, which knows its place."""
 
     def __init__(self, cells: Mapping[str, str], where: str, problems: list[str]) -> None:
         super().__init__(cells)
@@ -156,7 +156,7 @@ class _Reader:
         self._folder = folder
 
     def catalog(self) -> Catalog:
-        """Read everything; what is wrong is told in ``problems``."""
+        """Read everything; problems are collected in ``problems``."""
         self._licenses = self._by_name("licenses.csv", _LICENSE, self._license)
         self._domains = self._by_name("domains.csv", _TERM, self._term)
         self._tasks = self._by_name("tasks.csv", _TERM, self._term)
@@ -186,7 +186,7 @@ class _Reader:
         return None
 
     def _rows(self, name: str, columns: Sequence[str], more: bool = False) -> Iterator[_Row]:
-        """Rows of a file that are whole, with a name that no other row has."""
+        """Complete rows of a file, each with a name that no other row has."""
         text = self._text(name)
         if text is None:
             return
@@ -208,7 +208,7 @@ class _Reader:
                 where = f"{name}, line {lines.line_num}"
                 if len(cells) != len(header):
                     self.problems.append(
-                        f"{where}: {len(header)} cells expected, {len(cells)} found; quote cells that hold a comma"
+                        f"{where}: {len(header)} cells expected, {len(cells)} found; quote cells that contain a comma"
                     )
                     continue
                 row = _Row(dict(zip(header, cells, strict=True)), where, self.problems)
@@ -218,7 +218,7 @@ class _Reader:
                     row.wrong(f"{', '.join(spaced)} begins or ends with a space; remove it")
                 row.filled("name")
                 if row_name in seen:
-                    row.wrong(f"the name stands in line {seen[row_name]} already; names are unique")
+                    row.wrong(f"the name is already in line {seen[row_name]}; names are unique")
                     continue
                 seen[row_name] = lines.line_num
                 yield row
@@ -250,7 +250,7 @@ class _Reader:
             row.wrong(f"conditions should be {LIST_SEPARATOR.join(ordered)!r}, each once and in this order")
         permissive = row["permissive"] == "yes"
         if permissive and (row["redistribution"] != "yes" or set(conditions) - {"attribution"}):
-            row.wrong("permissive is yes, but it asks for more than attribution, or forbids redistribution")
+            row.wrong("permissive is yes, but it requires more than attribution, or forbids redistribution")
         if row["redistribution"] == "yes" and (forbidding := [name for name in ordered if name in FORBIDDING]):
             row.wrong(f"redistribution is yes, but {', '.join(forbidding)} forbids it")
         row.address("url")
@@ -270,7 +270,7 @@ class _Reader:
         row.one_of("origin", ORIGINS, "the known origins")
         row.one_of("license", self._licenses, "licenses.csv")
         if LIST_SEPARATOR.strip() in row["name"]:
-            row.wrong(f"a name of a data set cannot hold {LIST_SEPARATOR.strip()!r}, which separates data sets")
+            row.wrong(f"the name of a data set cannot contain {LIST_SEPARATOR.strip()!r}, which separates data sets")
         row.address("url")
         return Dataset(
             name=row["name"],
@@ -284,7 +284,7 @@ class _Reader:
     # ------------------------------------------------------------------------------------------------------ models
 
     def _models(self, source: str, optional: Names[str]) -> Iterator[CatalogModel]:
-        # Not at the top: it brings pyarrow, which those who only look at the vocabularies do not need.
+        # Not at the top: it imports pyarrow, which the vocabularies do not need.
         from cnnfilterdb.schema import ModelFacts
 
         for row in self._rows(f"{source}.csv", METADATA, more=True):
@@ -334,7 +334,7 @@ class _Reader:
 
     @staticmethod
     def _check_origin(row: _Row, origin: Mapping[str, str], optional: Names[str]) -> None:
-        """A source finds its own columns; what they hold is known by their names."""
+        """A source knows its columns; their names show what they contain."""
         row.filled(*(column for column in origin if column not in optional))
         for column, cell in origin.items():
             if column.endswith("sha256") and cell and not _SHA256.fullmatch(cell):

@@ -56,7 +56,7 @@ def test_match_is_fnmatch(names, patterns):
         ("facenet_pytorch/*", r"nearest: facenet-pytorch/\*$"),
         ("deepcrr", r"nearest: deepcr/\*$"),
         ("facenet-pytorch", "nearest: facenet-pytorch/[op]net, facenet-pytorch/[op]net$"),
-        ("zzz", "no name is near it; `cnnfilterdb models --available` lists all"),
+        ("zzz", "no name is similar; `cnnfilterdb models --available` lists all"),
     ],
 )
 def test_an_unknown_name_gives_the_nearest(pattern, near):

@@ -276,7 +276,7 @@ def test_share_alike_is_carried_to_the_card():
     models = models_of(license=["CC-BY-SA-4.0", "MIT", "CC-BY-SA-4.0"], source=["released-v1.0.0", "pypi", "custom"])
     for page in (card_of(models), models_page(REPO, manifest_of(), models)):
         assert "**Share-alike.** 2 models under [CC-BY-SA-4.0](" in page
-        assert "- **share-alike**: pass on what is made from it under the same licence only" in page
+        assert "- **share-alike**: redistribute what is made from it under the same licence only" in page
         assert "Non-commercial" not in page
         assert "Exceptions" not in page
     assert yaml.safe_load(card_of(models).split("---\n")[1])["license"] == ["cc-by-sa-4.0", "mit"]

@@ -117,7 +117,7 @@ BREAKS = {
     "licence of a data set": ("datasets.csv", "boards,MIT", "boards,BSD", "license 'BSD' is not in licenses.csv"),
     "url of a data set": ("datasets.csv", "https://example", "example",
         "url should begin with https://, is 'example.org/boards'"),
-    "separator in a name": ("datasets.csv", "Tiles,games", "Tiles; more,games", "the name of a data set cannot contain ';'"),
+    "separator in a name": ("datasets.csv", "Tiles,games", "Tiles; more,games", "a data set cannot contain ';'"),
     "source without a file": ("sources.csv", "here,", "there,", "there.csv: cannot be read: No such file"),
     "collection of nothing": ("collections.toml", "here/chess/t*", "here/ches/t*",
         "collections.toml, [small]: no model matches 'here/ches/t*'; nearest: here/chess/*"),

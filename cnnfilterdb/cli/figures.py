@@ -18,7 +18,7 @@ from cnnfilterdb.cli.options import (
     named,
     open_reader,
 )
-from cnnfilterdb.cli.output import say, writing
+from cnnfilterdb.cli.output import print_basis, say, writing
 
 __all__ = ["plot", "report"]
 
@@ -63,7 +63,9 @@ def plot(
         )
     _refuse_unused(ctx, kind)
     by, name = named(by)
-    draw = open_reader(path).plot
+    db = open_reader(path)
+    draw = db.plot
+    arguments: dict[str, Any] = {}
     if kind == "filters":
         if model is None:
             raise click.UsageError("plot filters requires --model KEY; `cnnfilterdb models` lists the keys")
@@ -89,6 +91,11 @@ def plot(
     with writing(target) as part:
         figure.savefig(part, dpi=dpi, format=target.suffix[1:].lower())
     say(str(target))
+    if kind not in ("filters", "variance"):
+        counted = db.quality(
+            by, where=arguments["where"], kernel=arguments["kernel"], all_layers=arguments["all_layers"]
+        )
+        print_basis({"coverage": counted.attrs["coverage"]})
 
 
 def _refuse_unused(ctx: click.Context, kind: str) -> None:

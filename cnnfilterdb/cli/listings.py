@@ -32,9 +32,7 @@ def models(available: bool, source: str | None, licenses: bool, where: str | Non
     """List models."""
     if source and not available:
         raise click.UsageError(f"--source requires --available; for a database use --where \"source = '{source}'\"")
-    if available and where:
-        raise click.UsageError("--where needs a database; it cannot be combined with --available")
-    table = _available(source) if available else _models(open_reader(path), where)
+    table = _available(source, where) if available else _models(open_reader(path), where)
     if licenses:
         table = table.select(["model_id", "license", "paper", "url"])
     elif rows.for_people():
@@ -150,10 +148,13 @@ def vocabulary(name: str | None, rows: Rows) -> None:
         emit(pd.DataFrame([asdict(word) for word in catalog.vocabulary(name)]), rows)
 
 
-def _available(source: str | None = None) -> pa.Table:
+def _available(source: str | None, where: str | None) -> pa.Table:
+    """The models of the catalog; ``where`` is a condition over these columns."""
+    import duckdb
     import pyarrow as pa
 
     from cnnfilterdb import catalog
+    from cnnfilterdb.analysis.queries import condition, run
 
     rows = [
         {
@@ -168,4 +169,6 @@ def _available(source: str | None = None) -> pa.Table:
         }
         for model in catalog.models(source)
     ]
-    return pa.Table.from_pylist(rows)
+    with duckdb.connect() as connection:
+        connection.register("available", pa.Table.from_pylist(rows))
+        return run(connection, f"SELECT * FROM available WHERE {condition(where)} ORDER BY model_id")

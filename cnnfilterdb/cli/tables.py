@@ -141,7 +141,9 @@ def render(columns: Sequence[Column], width: int | None = None, *, keys: int = 1
     """
     if width is None or _total(columns) <= width:
         return _lines(columns), ""
-    fitted = _shortened(columns, width)
+    fitted = _shortened(columns, width, _NARROWEST)
+    if _total(fitted) > width:  # it is split in any case: shorten only what takes a third of a line
+        fitted = [_limited(column, max(width // 3, _NARROWEST)) for column in columns]
     remarks = ["texts shortened"] if fitted != list(columns) else []
     parts = _parts(fitted, width, min(keys, len(columns) - 1))
     if len(parts) > 1:
@@ -153,21 +155,23 @@ def _total(columns: Sequence[Column]) -> int:
     return sum(column.width for column in columns) + 2 * (len(columns) - 1)
 
 
-def _shortened(columns: Sequence[Column], width: int) -> list[Column]:
+def _shortened(columns: Sequence[Column], width: int, narrowest: int) -> list[Column]:
     """Shorten the widest texts until the table fits, or none is left to shorten."""
     chosen = list(columns)
     limits = [column.width for column in chosen]
     while sum(limits) + 2 * (len(chosen) - 1) > width:
-        wide = [i for i, column in enumerate(chosen) if not column.right and limits[i] > _NARROWEST]
+        wide = [i for i, column in enumerate(chosen) if not column.right and limits[i] > narrowest]
         if not wide:
             break
         limits[max(wide, key=lambda i: limits[i])] -= 1
-    return [
-        column
-        if limit == column.width
-        else replace(column, title=_cut(column.title, limit), cells=[_cut(cell, limit) for cell in column.cells])
-        for column, limit in zip(chosen, limits, strict=True)
-    ]
+    return [_limited(column, limit) for column, limit in zip(chosen, limits, strict=True)]
+
+
+def _limited(column: Column, limit: int) -> Column:
+    """A column with its texts shortened to so many characters; numbers are never shortened."""
+    if column.right or column.width <= limit:
+        return column
+    return replace(column, title=_cut(column.title, limit), cells=[_cut(cell, limit) for cell in column.cells])
 
 
 def _cut(text: str, width: int) -> str:

@@ -25,7 +25,7 @@ from cnnfilterdb.errors import CnnFilterDbError, SelectionError, unknown_model
 from cnnfilterdb.schema import kernel_shape
 from cnnfilterdb.sql import literal
 from cnnfilterdb.stats import RECIPES, Basis, variance_map
-from cnnfilterdb.store.durable import write_text, writing
+from cnnfilterdb.store.durable import write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as MatplotlibFigure
@@ -269,8 +269,6 @@ def _bases(db: Reader, by: str, where: str | None, kernel: str, all_layers: bool
 def write_report(db: Reader, path: Path, by: str, title: str | None, options: ShiftOptions) -> Path:
     """Write the report page; see :meth:`Reader.report`."""
     data = report_data(db, by, title, options, datetime.now(UTC).replace(microsecond=0))
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, plots.report(data))
     return path
 

@@ -95,7 +95,8 @@ def test_plots_are_pictures(run, sample_path, tmp_path, kind):
     target = tmp_path / f"{kind}.png"
     status, out, err = run("plot", kind, "--db", sample_path, "-o", target)
     assert (status, err) == (0, "")
-    assert out == f"{target}\n"
+    assert out.splitlines()[0] == str(target)
+    assert out.splitlines()[1].startswith("used 5 of 5 models")
     assert target.read_bytes().startswith(b"\x89PNG")
 
 
@@ -134,6 +135,9 @@ def test_one_source_of_the_catalog(run, tmp_path):
     status, out, _ = run("models", "--available", "--source", "timm", "--format", "json", "--db", tmp_path / "none.db")
     assert status == 0
     assert {row["model_id"].partition("/")[0] for row in json.loads(out)} == {"timm"}
+    where = "domain = 'natural' AND model_id LIKE 'timm/resnet%'"
+    _, out, _ = run("models", "--available", "--where", where, "--format", "json", "--db", tmp_path / "none.db")
+    assert {row["domain"] for row in json.loads(out)} == {"natural"}
     status, _, err = run("models", "--source", "timm", "--db", tmp_path / "none.db")
     assert status == 2
     assert "--available" in err

@@ -95,12 +95,14 @@ def ingest(
 @click.option("--overwrite", is_flag=True, help="Replace a model of the same name.")
 @click.option("--fold-bn", is_flag=True, help="Fold batch normalisations into the kernels; the name gets `+bn`.")
 @db_option
-def add(file: Path, name: str, overwrite: bool, fold_bn: bool, path: Path, **facts: str | None) -> None:
+def add(file: Path, name: str, overwrite: bool, fold_bn: bool, new_word: bool, path: Path, **facts: str | None) -> None:
     """Add a weight FILE of your own; the options in capitals TEXT are facts about it."""
+    from cnnfilterdb import catalog
     from cnnfilterdb.sql import literal
 
-    db = open_database(path, create=True)
     known = {key: value for key, value in facts.items() if value is not None}
+    catalog.check_facts(known, new_words=new_word)
+    db = open_database(path, create=True)
     model_id = db.add(file, name, overwrite=overwrite, fold_bn=fold_bn, **known)
     row = db.models(where=f"model_id = {literal(model_id)}").iloc[0]
     say(f"{model_id}: {row.conv_layers} convolution layers, {row.stored_filters:,} filters")

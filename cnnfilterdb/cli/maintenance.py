@@ -33,7 +33,7 @@ __all__ = ["annotate", "cache", "index", "remove", "verify"]
 @click.option("--reset", multiple=True, metavar="FACT", help="Restore the stored value. Can be repeated.")
 @db_option
 def annotate(
-    models: tuple[str, ...], where: str | None, file: Path | None, reset: tuple[str, ...], path: Path,
+    models: tuple[str, ...], where: str | None, file: Path | None, reset: tuple[str, ...], new_word: bool, path: Path,
     **facts: str | None,
 ) -> None:  # fmt: skip
     """Correct or add facts about MODELS, keys or wildcards; an empty TEXT marks a fact as unknown.
@@ -45,7 +45,10 @@ def annotate(
       cnnfilterdb annotate --where "family = 'U-Net'" --task Segmentation
       cnnfilterdb annotate --file overlay.toml
     """
+    from cnnfilterdb import catalog
+
     known = {key: value or None for key, value in facts.items() if value is not None}
+    catalog.check_facts(known, new_words=new_word)
     annotated = open_database(path).annotate(*models, where=where, file=file, reset=reset, **known)
     say(f"annotated {len(annotated)} models")
 

@@ -196,6 +196,10 @@ def fact_options(command: F) -> F:
     """An option for each fact that a person can state about a model."""
     from cnnfilterdb.schema import ModelFacts
 
+    command = click.option(
+        "--new-word", "new_word", is_flag=True,
+        help="Accept a domain, task, framework or family that the catalog does not know.",
+    )(command)  # fmt: skip
     for fact in reversed(fields(ModelFacts)):
         if fact.name not in ("metrics", "original", "weights_sha256", "file_format"):
             command = click.option(f"--{fact.name.replace('_', '-')}", fact.name, metavar="TEXT")(command)

@@ -52,6 +52,13 @@ def test_add_models_layers_remove(run, checkpoint, tmp_path):
     assert "no model 'custom/mine'" in err
 
 
+def test_new_words_are_introduced_on_purpose(run, checkpoint, tmp_path):
+    line = ["add", checkpoint, "--name", "mine", "--domain", "plankton", "--db", tmp_path / "my.db"]
+    assert run(*line)[0] == 1
+    assert run(*line, "--new-word")[0] == 0
+    assert "plankton" in run("models", "--db", tmp_path / "my.db")[1]
+
+
 def test_rows_in_every_format(run, sample_path, tmp_path):
     query = "SELECT name, domain, stored_filters FROM models ORDER BY name"
     _, table, _ = run("sql", query, "--db", sample_path)

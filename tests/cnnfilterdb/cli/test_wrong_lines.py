@@ -63,6 +63,8 @@ WRONG = [
     (["remove", "custom/fase"], SAMPLE, 1, "custom/face"),
     (["remove", "timm/*"], SAMPLE, 1, "no model 'timm/*'"),
     (["annotate", "custom/face"], SAMPLE, 1, "error: "),
+    (["annotate", "custom/face", "--domain", "naturel"], SAMPLE, 1, "did you mean 'natural'?"),
+    (["add", "missing.pt", "--name", "x", "--task", "Segmantation"], NONE, 1, "did you mean 'Segmentation'?"),
     (["models", "--source", "timm"], SAMPLE, 2, "--source requires --available"),
     (["models", "--available", "--source", "tim"], NONE, 1, "no source"),
     (["vocabulary", "colours"], NONE, 1, "choose one of domains"),

@@ -285,7 +285,7 @@ def test_the_verbs(hub, db, run, tmp_path, shift):
     assert run("shift", "domain", "--db", f"{ADDRESS}@v1.0.0") == run("shift", "domain", "--db", tmp_path / "release")
     told = run("merge", tmp_path / "release", "--db", tmp_path / "pulled")
     assert told == "3 done, 2 skipped, 0 duplicates, 0 conflicts, 0 failed\n"
-    assert "all counts and hashes are right" in run("verify", "--db", tmp_path / "pulled")
+    assert "all counts and hashes are correct" in run("verify", "--db", tmp_path / "pulled")
     assert "256 filters of 1 models" in run("export", "x.npz", "--kernel", "5x5", "--db", f"{ADDRESS}@v1.0.0")
     told = run("index", "--db", f"{ADDRESS}@v1.0.0", status=1)
     assert told == (

@@ -186,12 +186,12 @@ def test_command_line(db, tmp_path, monkeypatch, capsys):
         return capsys.readouterr().out
 
     monkeypatch.setenv("CNNFILTERDB", str(db.path))
-    assert run("annotate", "custom/m0", "--domain", "art", "--task", "") == "annotated 1\n"
-    assert run("annotate", "--where", "domain = 'thermal'", "--license", "CC0-1.0") == "annotated 1\n"
+    assert run("annotate", "custom/m0", "--domain", "art", "--task", "") == "annotated 1 models\n"
+    assert run("annotate", "--where", "domain = 'thermal'", "--license", "CC0-1.0") == "annotated 1 models\n"
     assert domains(db)[0] == "art"
     licences = run("models", "--license", "--format", "csv").splitlines()
     assert licences[0] == "model_id,license,paper,url"
-    assert [line.split(",")[1] for line in licences[1:]] == ["unknown", "MIT", "CC0-1.0", "MIT"]
+    assert [line.split(",")[1] for line in licences[1:]] == ["", "MIT", "CC0-1.0", "MIT"]
     assert "unknown" in run("models").splitlines()[2]
-    assert run("annotate", "custom/*", "--reset", "domain", "--reset", "license") == "annotated 4\n"
+    assert run("annotate", "custom/*", "--reset", "domain", "--reset", "license") == "annotated 4 models\n"
     assert domains(db)[0] == "natural"

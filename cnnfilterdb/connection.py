@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import re
+import ctypes
+import os
+import threading
 from collections.abc import Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
+from weakref import WeakSet
 
 import duckdb
 
 from cnnfilterdb import sql
-from cnnfilterdb.analysis.bases import Bases
 from cnnfilterdb.analysis.queries import translated, unreachable
 from cnnfilterdb.errors import CorruptError, DatabaseError
 from cnnfilterdb.reports import Problem, Progress, printable
@@ -18,9 +20,12 @@ from cnnfilterdb.scan.steady import Snapshot
 
 __all__ = ["Connection", "Storage"]
 
+#: Statements that may replace or drop a view of ours; the views are created anew after one of them.
+_CHANGING = frozenset({"alter", "create", "detach", "drop", "use"})
+
 
 class Storage(FilterFiles, Protocol):
-    """Where a database lies: a folder (:class:`~cnnfilterdb.store.folder.Store`) or a release."""
+    """Where a database is: a folder (:class:`~cnnfilterdb.store.folder.Store`) or a release."""
 
     @property
     def location(self) -> str:
@@ -32,7 +37,7 @@ class Storage(FilterFiles, Protocol):
 
     @property
     def annotated(self) -> bool:
-        """Whether there are annotations beside it."""
+        """Whether it has annotations."""
 
     def snapshot(self) -> Snapshot:
         """Its state, by which a question finds out that what it read was replaced meanwhile."""
@@ -44,7 +49,7 @@ class Storage(FilterFiles, Protocol):
         """Kernel sizes of its filters."""
 
     def attach(self, connection: duckdb.DuckDBPyConnection) -> None:
-        """Teach a connection how to reach it."""
+        """Enable a connection to reach it."""
 
     def verify(self, *, progress: Progress | None = None) -> list[Problem]:
         """Check every count and every hash."""
@@ -64,65 +69,138 @@ class PublishedStorage(Storage, Protocol):
 class Connection:
     """A DuckDB database in memory whose views show a storage.
 
+    It can be used from several threads: each question gets a cursor. It can be pickled, and used in a process that was
+    forked: the copy opens a DuckDB database of its own.
+
     Args:
         storage: The database.
-        bases: Its bases.
+        confined: Let SQL read the files of the storage only, and write nothing; settings cannot be changed then.
+
+    Attributes:
+        confined: Whether SQL is confined to the storage.
     """
 
-    def __init__(self, storage: Storage, bases: Bases) -> None:
+    def __init__(self, storage: Storage, *, confined: bool = False) -> None:
+        self.confined = confined
         self._storage = storage
-        self._bases = bases
-        self._connection: duckdb.DuckDBPyConnection | None = None
-        self._named: set[str] = set()  # kernel sizes whose views were asked for
-        self.text: str | None = None
+        self._closed = False
+        self._reset()
+
+    def _reset(self) -> None:
+        self._lock = threading.RLock()
+        self._root: duckdb.DuckDBPyConnection | None = None
+        self._created: dict[str, str] = {}  # definitions by name, as they were created
+        _connections.add(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"confined": self.confined, "_storage": self._storage, "_closed": self._closed}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._reset()
 
     def close(self) -> None:
-        """Close the connection; the next query opens a new one."""
-        if self._connection is not None:
-            self._connection.close()
-        self._connection, self.text = None, None
+        """Close the connection, and with it every relation that came from it."""
+        with self._lock:
+            if self._root is not None:
+                self._root.close()
+            self._root, self._created, self._closed = None, {}, True
 
-    def connect(self, query: str = "") -> duckdb.DuckDBPyConnection:
-        """The connection, its views and macros brought up to date.
+    def connect(self, query: str | None = None) -> duckdb.DuckDBPyConnection:
+        """A new cursor, on which the views and macros that a query names are up to date.
+
+        Relations of a cursor stay valid after others are used. What belongs to a session, such as temporary tables,
+        ends with the cursor.
 
         Args:
-            query: What is going to be run. Of a release, views that it does not name are not created, because each
-                would fetch the end of a file.
+            query: What is going to be run; None for something that uses all views and macros but those of single kernel
+                sizes.
+
+        Raises:
+            DatabaseError: It was closed; or a view cannot be created from the files.
+            QueryError: A statement that writes files, while SQL is confined.
+            RemoteError: The storage cannot be reached.
         """
+        with self._lock:
+            if self._closed:
+                raise DatabaseError(f"{self._storage.location}: closed; open it again with cnnfilterdb.open")
+            if self.confined and query is not None:
+                sql.check_confined(query)
+            shards = None
+            if isinstance(self._storage, PublishedStorage):
+                self._storage.check(query or "")
+                shards = self._storage.shards()
+            known = sql.definitions(
+                self._storage.kernels(),
+                annotated=self._storage.annotated,
+                published=self._storage.published,
+                shards=shards,
+            )
+            if self._root is None:
+                self._root = self._open()
+            cursor = self._cursor(self._root)
+            chosen = sql.needed(query, known)
+            for one in chosen:
+                if self._created.get(one.name) != one.text:
+                    try:
+                        cursor.execute(one.text)
+                    except duckdb.Error as error:
+                        raise self._unreadable(error) from None
+                    self._created[one.name] = one.text
+            if query is not None and sql.words(query) & _CHANGING:
+                self._created = {}
+            return cursor
+
+    def _unreadable(self, error: duckdb.Error) -> Exception:
+        """The error of a view that cannot be created."""
+        if known := unreachable(error):
+            return known
+        if self._storage.published:
+            reason = printable(error)[:300]
+            return CorruptError(f"{self._storage.location}: its tables cannot be read ({reason})")
+        return translated(error, DatabaseError)
+
+    def init_sql(self) -> str:
+        """The text of ``init.sql``: all views and macros, for any DuckDB client."""
         storage = self._storage
-        kernels = storage.kernels()
-        shards = None
-        if isinstance(storage, PublishedStorage):
-            storage.check(query)
-            shards = storage.shards()
-            self._named |= {kernel for kernel in kernels if re.search(rf"_{kernel}\b", query)}
-            self._named |= {"3x3"} if "svd_coefficients" in query else set()
-            kernels = [kernel for kernel in kernels if kernel in self._named]
-        current = self._bases.current() if kernels else {}
-        bases = {kernel: (fitted.basis_id, fitted.basis) for kernel, fitted in current.items()}
-        text = sql.render(
-            storage.location,
-            kernels,
-            bases,
-            annotated=storage.annotated,
-            published=storage.published,
-            shards=shards,
+        return sql.render(storage.location, storage.kernels(), annotated=storage.annotated, published=storage.published)
+
+    def _open(self) -> duckdb.DuckDBPyConnection:
+        root = duckdb.connect(
+            config={
+                "autoinstall_known_extensions": False,
+                "autoload_known_extensions": False,
+            }
         )
-        if self._connection is None:
-            self._connection = duckdb.connect()
-            # Footers of files that have not changed are not read again.
-            self._connection.execute("SET parquet_metadata_cache = true")
-            self._connection.execute("SET VARIABLE cnnfilterdb_path = $path", {"path": storage.location})
-            storage.attach(self._connection)
-        if text != self.text:
-            try:
-                self._connection.execute(text)
-            except duckdb.Error as error:
-                if known := unreachable(error):
-                    raise known from None
-                if storage.published:
-                    reason = printable(error)[:300]
-                    raise CorruptError(f"{storage.location}: its tables cannot be read ({reason})") from None
-                raise translated(error, DatabaseError) from error
-            self.text = text
-        return self._connection
+        # Footers of files that have not changed are not read again.
+        root.execute("SET GLOBAL parquet_metadata_cache = true")
+        self._storage.attach(root)
+        if self.confined:
+            root.execute("SET allowed_directories = $allowed", {"allowed": [self._storage.location]})
+            root.execute("SET enable_external_access = false")
+            root.execute("SET lock_configuration = true")
+        return root
+
+    def _cursor(self, root: duckdb.DuckDBPyConnection) -> duckdb.DuckDBPyConnection:
+        cursor = root.cursor()
+        # A variable belongs to a session, and a cursor is one.
+        cursor.execute("SET VARIABLE cnnfilterdb_path = $path", {"path": self._storage.location})
+        return cursor
+
+
+_connections: WeakSet[Connection] = WeakSet()
+
+
+def _forget_parent() -> None:
+    """In a forked process: leave the parent's DuckDB alone, whose threads do not exist here.
+
+    Closing it would wait for these threads, so that the object must outlive even the interpreter.
+    """
+    for connection in list(_connections):
+        if connection._root is not None:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection._root))
+        connection._reset()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_parent)

@@ -431,17 +431,15 @@ class FilterDB(Reader):
 
     # ---------------------------------------------------------------------------------------------- private
 
-    def _connect(self, query: str = "") -> duckdb.DuckDBPyConnection:
+    def _connect(self, query: str | None = None) -> duckdb.DuckDBPyConnection:
         if not self._store.path.exists():
             raise NotADatabaseError(f"{self.path}: the database is gone")
         return super()._connect(query)
 
     def _write_init(self) -> None:
         """Bring ``init.sql`` up to date, after a change."""
-        self._connect()
-        if self._views.text is not None:
-            with suppress(LockedError):  # another process is writing the same
-                self._store.write_init(self._views.text)
+        with suppress(LockedError):  # another process is writing the same
+            self._store.write_init(self._views.init_sql())
 
     def _mend(self, error: Exception) -> bool:
         """Rebuild the index when a question met something wrong in it."""
@@ -461,7 +459,6 @@ class FilterDB(Reader):
         if os.access(self._store.path, os.W_OK) and (self._index.unindexed() or self._index.missing()):
             with suppress(LockedError):
                 self._index.build()
-                self._write_init()
 
 
 @overload
@@ -482,7 +479,8 @@ def open(
     Args:
         path: The folder of a database or of a release, or the address of a release, such as
             ``hf://datasets/owner/name@v1.0.0`` or ``s3://bucket/folder``.
-        read_only: True opens anything as a :class:`Reader`, which writes nothing. False opens a folder as a
+        read_only: True opens anything as a :class:`Reader`, which writes nothing; its SQL reads no other files, writes
+            none, and changes no settings. False opens a folder as a
             :class:`FilterDB` and refuses a release. None decides by what is found.
         storage_options: For an address, the options of its fsspec file system, such as ``{"token": ...}``.
 
@@ -522,11 +520,11 @@ def open(
         return FilterDB(path)
     if is_release(path):
         release = Release.open(path, **(storage_options or {}))
-        return Reader(release, release.bases)
+        return Reader(release, release.bases, confined=bool(read_only))
     if not read_only:
         return FilterDB(path)
     store = Store.open(Path(path).resolve())
-    return Reader(store, Index(store))
+    return Reader(store, Index(store), confined=True)
 
 
 def create(path: str | Path) -> FilterDB:
@@ -544,7 +542,9 @@ def create(path: str | Path) -> FilterDB:
     0
     """
     Store.create(_folder(path))
-    return FilterDB(path)
+    db = FilterDB(path)
+    db._write_init()
+    return db
 
 
 def pull(

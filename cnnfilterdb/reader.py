@@ -28,7 +28,7 @@ from cnnfilterdb.analysis.options import (
     check_histogram,
     check_options,
 )
-from cnnfilterdb.analysis.queries import condition, expression
+from cnnfilterdb.analysis.queries import condition
 from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.reports import Exported, Progress
 from cnnfilterdb.schema import kernel_shape
@@ -48,6 +48,7 @@ class Reader(Tables, Conclusions):
     Args:
         storage: Where the database is located.
         bases: Its bases.
+        confined: Let SQL read the files of the database only, and write nothing.
 
     Attributes:
         storage: Where the database is located.
@@ -419,7 +420,7 @@ class Reader(Tables, Conclusions):
         kernel_shape(kernel)
         question = Grouping(by, where, kernel, all_layers=all_layers)
         query = (
-            f'FROM filter_quality({expression(by, "by")}, "where" := {condition(where)}, '
+            f'FROM filter_quality({sqltext.expression(by, "by")}, "where" := {condition(where)}, '
             f"kernel := {sqltext.literal(kernel)}, all_layers := {bool(all_layers)}, margin := {float(margin)!r}, "
             f"low_entropy := {float(low_entropy)!r}, high_sparsity := {float(high_sparsity)!r})"
         )

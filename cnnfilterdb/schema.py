@@ -7,6 +7,7 @@ field metadata, and the documentation is made from it.
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ __all__ = [
     "FORMAT_VERSION",
     "HISTOGRAMS",
     "LAYERS",
+    "MAX_INDEXED_WEIGHTS",
     "MAX_KERNEL_WEIGHTS",
     "MODELS",
     "PAPERS_LAYER",
@@ -28,6 +30,7 @@ __all__ = [
     "check_format",
     "describe",
     "filter_schema",
+    "indexable",
     "kernel_name",
     "kernel_order",
     "kernel_shape",
@@ -41,6 +44,10 @@ FORMAT_VERSION = 2
 
 #: Kernels with more weights than this (32 x 32) are counted, not stored: they are patch embeddings, not filters.
 MAX_KERNEL_WEIGHTS = 1024
+
+#: Kernel sizes with more weights (over 11 x 11) are stored but not indexed: too few exist for a distribution of so many
+#: coefficients, and a histogram row would hold tens of thousands of numbers.
+MAX_INDEXED_WEIGHTS = 121
 
 
 def check_format(found: int, where: str, remedy: str) -> None:
@@ -61,6 +68,9 @@ def check_format(found: int, where: str, remedy: str) -> None:
         )
 
 
+_KERNEL = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", re.ASCII)
+
+
 def kernel_name(height: int, width: int) -> str:
     """Spell a kernel size as the database does.
 
@@ -79,10 +89,10 @@ def kernel_shape(kernel: str) -> tuple[int, int]:
     >>> kernel_shape("1x7")
     (1, 7)
     """
-    height, separator, width = kernel.partition("x")
-    if not (separator and height.isdecimal() and width.isdecimal() and int(height) > 0 and int(width) > 0):
+    found = _KERNEL.fullmatch(kernel)
+    if not found:
         raise SelectionError(f"not a kernel size: {kernel!r}; expected height x width, such as 3x3")
-    return int(height), int(width)
+    return int(found[1]), int(found[2])
 
 
 def kernel_order(kernel: str) -> tuple[int, str]:
@@ -95,13 +105,28 @@ def kernel_order(kernel: str) -> tuple[int, str]:
     return height * width, kernel
 
 
+def indexable(kernel: str) -> bool:
+    """Whether a kernel size gets a basis; see :data:`MAX_INDEXED_WEIGHTS`.
+
+    >>> indexable("11x11"), indexable("1x128")
+    (True, False)
+    """
+    height, width = kernel_shape(kernel)
+    return height * width <= MAX_INDEXED_WEIGHTS
+
+
 def weight_columns(kernel: str) -> list[str]:
     """Names of the weight columns of a kernel size, row-major.
+
+    Raises:
+        SelectionError: Not a kernel size, or one with more weights than :data:`MAX_KERNEL_WEIGHTS`.
 
     >>> weight_columns("1x3")
     ['w0', 'w1', 'w2']
     """
     height, width = kernel_shape(kernel)
+    if height * width > MAX_KERNEL_WEIGHTS:
+        raise SelectionError(f"{kernel}: filters of at most {MAX_KERNEL_WEIGHTS:,} weights are stored")
     return [f"w{i}" for i in range(height * width)]
 
 

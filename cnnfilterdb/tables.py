@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import duckdb
@@ -50,15 +49,16 @@ class Tables:
     Args:
         storage: Where the database is located.
         bases: Its bases.
+        confined: Let SQL read the files of the database only, and write nothing.
 
     Attributes:
         storage: Where the database is located.
     """
 
-    def __init__(self, storage: Storage, bases: Bases) -> None:
+    def __init__(self, storage: Storage, bases: Bases, *, confined: bool = False) -> None:
         self.storage = storage
         self._bases = bases
-        self._views = Connection(storage, bases)
+        self._views = Connection(storage, confined=confined)
         self._asking = threading.local()
 
     def __repr__(self) -> str:
@@ -76,7 +76,8 @@ class Tables:
         return html_table(repr(self), rows)
 
     def __reduce__(self) -> tuple[Callable[..., Self], tuple[Any, ...]]:
-        return type(self), (self.storage, self._bases)  # a copy in another process opens a connection of its own
+        # A copy in another process opens a connection of its own.
+        return partial(type(self), confined=self._views.confined), (self.storage, self._bases)
 
     def __enter__(self) -> Self:
         return self
@@ -85,11 +86,13 @@ class Tables:
         self.close()
 
     def close(self) -> None:
-        """Close the DuckDB connection; the object can be used again, which opens a new one.
+        """Close the DuckDB connection. Results that were not read yet are lost; later questions are refused.
 
+        >>> db = cnnfilterdb.example()
         >>> db.close()
-        >>> len(db.models())
-        3
+        >>> db.models()
+        Traceback (most recent call last):
+        cnnfilterdb.errors.DatabaseError: ...: closed; open it again with cnnfilterdb.open
         """
         self._views.close()
 
@@ -343,7 +346,7 @@ class Tables:
         >>> db.sql("SELECT count(*) FROM models WHERE domain = ?", ["natural"]).fetchall()
         [(2,)]
         """
-        if any(re.search(rf"\b{name}", query) for name in sqltext.NEEDS_INDEX):
+        if sqltext.needs_index(query):
             self._ensure_index()
         connection = self._connect(query)
         try:
@@ -364,7 +367,7 @@ class Tables:
 
     # ---------------------------------------------------------------------------------------------- private
 
-    def _connect(self, query: str = "") -> duckdb.DuckDBPyConnection:
+    def _connect(self, query: str | None = None) -> duckdb.DuckDBPyConnection:
         return self._views.connect(query)
 
     def _undisturbed(self, ask: Callable[[], T]) -> T:

@@ -17,12 +17,11 @@ from cnnfilterdb.errors import CorruptError, SelectionError
 from cnnfilterdb.paths import is_basis_id
 from cnnfilterdb.reports import Progress
 from cnnfilterdb.scan.scan import FilterFiles, Run, joined, scan
-from cnnfilterdb.schema import BASES, HISTOGRAMS, kernel_shape
+from cnnfilterdb.schema import BASES, HISTOGRAMS, MAX_INDEXED_WEIGHTS, kernel_shape
 from cnnfilterdb.stats import RECIPES, Basis, Histogram, Moments, Recipe
 
 __all__ = [
     "MAX_BINS",
-    "MAX_INDEXED_WEIGHTS",
     "VARIANTS",
     "Bases",
     "FittedBasis",
@@ -30,15 +29,9 @@ __all__ = [
     "coefficient_range",
     "fitted_basis",
     "histogram_table",
-    "indexable",
     "moments_of",
     "ranges",
 ]
-
-#: Kernel sizes with more weights (over 11 x 11) are stored but not indexed: too few exist for a distribution of so many
-#: coefficients, and a histogram row would hold tens of thousands of numbers.
-MAX_INDEXED_WEIGHTS = 121
-
 
 #: Most bins of a histogram: more than any question needs, and few enough for the memory of every reader.
 MAX_BINS = 10_000
@@ -221,12 +214,6 @@ def _matrix(column: pa.ChunkedArray, width: int) -> npt.NDArray[np.float64]:
     flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
     matrix: npt.NDArray[np.float64] = flat.reshape(len(column), width)
     return matrix
-
-
-def indexable(kernel: str) -> bool:
-    """Whether a kernel size gets a basis; see :data:`MAX_INDEXED_WEIGHTS`."""
-    height, width = kernel_shape(kernel)
-    return height * width <= MAX_INDEXED_WEIGHTS
 
 
 def basis_table(fitted: FittedBasis) -> pa.Table:

@@ -26,7 +26,7 @@ class Conclusions:
         """Histograms of the coefficients of each group."""
 
     @abstractmethod
-    def _connect(self, query: str = "") -> duckdb.DuckDBPyConnection:
+    def _connect(self, query: str | None = None) -> duckdb.DuckDBPyConnection:
         """A connection with the views of the database."""
 
     def shift_test(

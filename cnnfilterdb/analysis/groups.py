@@ -17,10 +17,10 @@ import pandas as pd
 import pyarrow as pa
 
 from cnnfilterdb.analysis.bases import FittedBasis, coefficient_range, ranges
-from cnnfilterdb.analysis.queries import condition, expression, run
+from cnnfilterdb.analysis.queries import condition, run
 from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.scan.scan import FilterFiles, Run, joined, scan
-from cnnfilterdb.sql import literal
+from cnnfilterdb.sql import expression, literal
 from cnnfilterdb.stats import RECIPES, Basis, Histogram, balance_weights
 
 __all__ = ["BALANCES", "Grouping", "Groups", "by_model", "scanned", "selection", "stored"]

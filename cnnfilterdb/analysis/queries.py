@@ -11,8 +11,9 @@ import pandas as pd
 import pyarrow as pa
 
 from cnnfilterdb.errors import CnnFilterDbError, DatabaseError, QueryError, RemoteError, SelectionError
+from cnnfilterdb.sql import expression
 
-__all__ = ["QueryResult", "condition", "expression", "one_line", "run", "translated", "unreachable"]
+__all__ = ["QueryResult", "condition", "one_line", "run", "translated", "unreachable"]
 
 _PREFIXES = (
     "Binder Error: ",
@@ -22,40 +23,6 @@ _PREFIXES = (
     "Out of Range Error: ",
     "Parser Error: ",
 )
-
-
-def expression(text: str, argument: str) -> str:
-    """A user's SQL expression in brackets, ready to be put into a query.
-
-    It is parsed on its own first. So an error quotes what the user wrote and nothing else, and the text cannot end the
-    bracket that it is put into.
-
-    Args:
-        text: The expression.
-        argument: Name of the argument that it was given for; messages begin with it.
-
-    Raises:
-        SelectionError: It is empty, is not SQL, or holds several expressions or statements.
-
-    >>> expression("domain || task", "by")
-    '(domain || task)'
-    >>> expression("domain =", "where")
-    Traceback (most recent call last):
-    cnnfilterdb.errors.SelectionError: where: 'domain =' is not a SQL expression: syntax error at or near "="
-    """
-    if not isinstance(text, str):
-        raise SelectionError(f"{argument}: {text!r} given; expected a SQL expression as text, such as 'domain'")
-    if not text.strip():
-        raise SelectionError(f"{argument}: empty; expected a SQL expression over columns, such as domain")
-    try:
-        duckdb.SQLExpression(text)
-    except duckdb.Error as error:
-        if "only a single expression" in str(error):
-            raise SelectionError(
-                f"{argument}: {text!r} holds several expressions; join them into one, such as domain || ' ' || task"
-            ) from error
-        raise SelectionError(f"{argument}: {text!r} is not a SQL expression: {one_line(error)}") from error
-    return f"({text}\n)" if "--" in text else f"({text})"  # a comment must not swallow the closing bracket
 
 
 def condition(where: str | None) -> str:

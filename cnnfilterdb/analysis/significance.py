@@ -18,10 +18,10 @@ import pandas as pd
 from cnnfilterdb import stats
 from cnnfilterdb.analysis.groups import Grouping, Groups
 from cnnfilterdb.analysis.options import Weights
-from cnnfilterdb.analysis.queries import condition, expression, run
+from cnnfilterdb.analysis.queries import condition, run
 from cnnfilterdb.analysis.shifts import component_weights
 from cnnfilterdb.errors import SelectionError
-from cnnfilterdb.sql import literal
+from cnnfilterdb.sql import expression, literal
 
 __all__ = [
     "Labelled",

@@ -110,13 +110,11 @@ def build(
         left_out=tuple(left_out),
         created_by=f"cnnfilterdb {package_version()}",
     )
-    current = {fitted.basis.kernel: (fitted.basis_id, fitted.basis) for fitted in bases}
     frame = models.to_pandas()
     texts = {
         paths.INIT: sql.render(
             release_address(repo, version),
             kernels,
-            current,
             published=True,
             shards={table: [file.path for file in manifest.of(table)] for table in manifest.tables()},
         ),

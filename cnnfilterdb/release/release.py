@@ -378,7 +378,7 @@ class ReleaseBases(Bases):
 @cache
 def _views() -> frozenset[str]:
     """Names of the views and macros that read more than the models table."""
-    names = re.findall(r"CREATE OR REPLACE (?:VIEW|MACRO) (\w+)", sql.render("", [], {}, published=True))
+    names = sql.definitions([], published=True)
     return frozenset(names) - {"models", "models_stored", "annotations", "database_files"}
 
 

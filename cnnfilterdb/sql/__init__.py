@@ -1,32 +1,48 @@
 """The SQL face of a database: views and macros in plain DuckDB SQL, no Python in the query plan.
 
-:func:`render` makes the text of ``init.sql``. A Python connection runs it, and so can any other DuckDB client::
+:func:`definitions` lists them one by one, so that a connection creates only what a query names; :func:`render` joins
+them into ``init.sql``, which any DuckDB client can run::
 
     duckdb -init mydb/init.sql -c "FROM kl_shift(domain)"
 
-Three kinds of text are joined: ``views.sql`` and ``macros.sql``, which are the same for every database, and one block
-per kernel size, in which the columns and the current basis stand as constants, because that is what lets DuckDB project
-filters as fast as it reads them.
+The templates are the ``.sql`` files of this package. What they are filled with is the location, as a quoted literal,
+and kernel sizes, which :mod:`cnnfilterdb.schema` has checked: no other text of a database gets into SQL. Bases are read
+from the table of bases when a query runs.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, cached_property
 from importlib.resources import files
 from string import Template
 
 from cnnfilterdb import paths
-from cnnfilterdb.schema import ANNOTATED, PAPERS_LAYER, weight_columns
-from cnnfilterdb.stats import Basis
+from cnnfilterdb.schema import ANNOTATED, PAPERS_LAYER, indexable, weight_columns
+from cnnfilterdb.sql.expressions import check_confined, expression
 
-__all__ = ["NEEDS_INDEX", "identifier", "literal", "render"]
+__all__ = [
+    "NEEDS_INDEX",
+    "Definition",
+    "check_confined",
+    "definitions",
+    "expression",
+    "identifier",
+    "literal",
+    "needed",
+    "needs_index",
+    "render",
+    "words",
+]
 
-#: Names whose answers come from the index; a connection that sees one of them in a query builds a missing index first.
+#: Names whose answers come from the index, besides the views of coefficients.
 NEEDS_INDEX = frozenset(
     {
         "bases",
-        "coefficients",
+        "basis_rows",
+        "current_bases",
         "group_histograms",
         "group_probabilities",
         "histograms",
@@ -37,6 +53,37 @@ NEEDS_INDEX = frozenset(
         "svd_coefficients",
     }
 )
+
+#: Words of queries that may look at any definition without naming it: those that list the catalog, and those that
+#: compute the name of a table.
+_LISTING = frozenset(
+    {
+        "describe",
+        "duckdb_columns",
+        "duckdb_functions",
+        "duckdb_tables",
+        "duckdb_views",
+        "export",
+        "information_schema",
+        "pg_catalog",
+        "query",
+        "query_table",
+        "show",
+        "sqlite_master",
+    }
+)
+
+_STATEMENT = re.compile(r"^CREATE OR REPLACE (?:VIEW|MACRO) \"?(\w+)", re.MULTILINE)
+_COMMENT = re.compile(r"--.*")
+
+
+def needs_index(query: str) -> bool:
+    """Whether the answer to a query comes from the index, which must be built first where it is missing.
+
+    >>> needs_index("FROM KL_SHIFT(domain)"), needs_index("FROM coefficients_5x5"), needs_index("FROM models")
+    (True, True, False)
+    """
+    return any(word in NEEDS_INDEX or word.startswith("coefficients_") for word in words(query))
 
 
 def literal(text: str) -> str:
@@ -57,54 +104,72 @@ def identifier(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
+@dataclass(frozen=True)
+class Definition:
+    """A view or macro.
+
+    Attributes:
+        name: Its name.
+        text: The statement that creates it, with the comment before it.
+        kernel: The kernel size that it is about; None for what is the same for all.
+    """
+
+    name: str
+    text: str
+    kernel: str | None = None
+
+    @cached_property
+    def words(self) -> frozenset[str]:
+        """The words in its statement."""
+        return words(_COMMENT.sub("", self.text))
+
+
+def words(text: str) -> frozenset[str]:
+    """The names and keywords in a SQL text, in lower case.
+
+    >>> sorted(words('SELECT "A"."b" FROM kl_shift(domain)'))
+    ['a', 'b', 'domain', 'from', 'kl_shift', 'select']
+    """
+    return frozenset(re.findall(r"\w+", text.lower()))
+
+
 @cache
 def _template(name: str) -> Template:
     return Template(files(__package__).joinpath(name).read_text(encoding="utf-8"))
 
 
-def _sum(terms: Iterable[str]) -> str:
-    return " + ".join(terms)
+@cache
+def _split(text: str, kernel: str | None = None) -> tuple[Definition, ...]:
+    """The definitions of a text, which ends each statement with a semicolon at the end of a line."""
+    parts = re.split(r"(?<=;)\n", text)
+    found = [(_STATEMENT.search(part), part) for part in parts if part.strip()]
+    return tuple(Definition(match[1], part.strip("\n") + "\n", kernel) for match, part in found if match)
 
 
-def _coefficients(basis: Basis, scaled: list[str]) -> list[str]:
-    """Expressions of the coefficients c = V (s - mean) = V s - V mean, in double precision."""
-    offsets = basis.components @ basis.mean
-    return [
-        _sum(f"{value!r} * {name}" for value, name in zip(row.tolist(), scaled, strict=True)) + f" - {offset!r}"
-        for row, offset in zip(basis.components, offsets.tolist(), strict=True)
-    ]
-
-
-def _kernel_block(kernel: str, basis: tuple[str, Basis] | None, published: bool) -> str:
+@cache
+def _kernel_block(kernel: str, published: bool) -> str:
     columns = weight_columns(kernel)
+    size = len(columns)
     text = _template("kernel.sql").substitute(
         kernel=kernel,
         filters=f"/filters_{kernel}/*.parquet" if published else f"/{paths.filters_pattern(kernel)}",
         columns=", ".join(columns),
-        size=len(columns),
+        size=size,
     )
-    text += _template("nearest.sql").substitute(kernel=kernel, size=len(columns))
-    if basis is None:
+    text += _template("nearest.sql").substitute(kernel=kernel, size=size)
+    if not indexable(kernel):
         return text
-    basis_id, fitted = basis
     greatest = ", ".join(f"abs({column})" for column in columns)
-    # Divided as REAL, as every other part of the package scales; summed as DOUBLE.
-    scaled = ", ".join(f"CAST({column} / peak AS DOUBLE) AS s{i}" for i, column in enumerate(columns))
-    names = [f"s{i}" for i in range(len(columns))]
-    coefficients = _coefficients(fitted, names)
-    text += _template("coefficients.sql").substitute(
+    return text + _template("coefficients.sql").substitute(
         kernel=kernel,
-        basis_id=basis_id,
-        peak=f"greatest({greatest})" if len(columns) > 1 else greatest,
-        scaled=scaled,
-        coefficients=",\n       ".join(f"{expression} AS c{i}" for i, expression in enumerate(coefficients)),
+        peak=f"greatest({greatest})" if size > 1 else greatest,
+        # Divided as REAL, as every other part of the package scales; summed as DOUBLE.
+        scaled=", ".join(f"CAST({column} / peak AS DOUBLE)" for column in columns),
+        coefficients=",\n       ".join(
+            f"list_inner_product(scaled, basis.components[{i + 1}]) - basis.offsets[{i + 1}] AS c{i}"
+            for i in range(size)
+        ),
     )
-    if kernel == "3x3":
-        elements = [f"CAST(scale_filter(w)[{i + 1}] AS DOUBLE)" for i in range(len(columns))]
-        text += _template("svd.sql").substitute(
-            basis_id=basis_id, coefficients=",\n    ".join(_coefficients(fitted, elements))
-        )
-    return text
 
 
 def _annotations(annotated: bool) -> dict[str, str]:
@@ -154,38 +219,87 @@ def _database_files(shards: Mapping[str, Sequence[str]] | None) -> str:
     return f"[{_FOLDER_PATH} || file FOR file IN CASE pattern {cases} END]"
 
 
-def render(
-    path: str,
+def definitions(
     kernels: Iterable[str],
-    bases: Mapping[str, tuple[str, Basis]],
+    *,
+    annotated: bool = False,
+    published: bool = False,
+    shards: Mapping[str, Sequence[str]] | None = None,
+) -> dict[str, Definition]:
+    """The views and macros of a database by name, in an order in which they can be created.
+
+    They read the variable ``cnnfilterdb_path``, the location of the database.
+
+    Args:
+        kernels: Kernel sizes that have filters; of a folder 3x3 is always included.
+        annotated: Whether the folder has annotations.
+        published: Whether the tables are in the shards of a release (:mod:`cnnfilterdb.release.manifest`).
+        shards: The files of each table of a release, relative to it. Without them every file in the folder of a table
+            is read, including files that do not belong to the release.
+
+    Raises:
+        SelectionError: Not a kernel size of stored filters.
+    """
+    sizes = list(kernels) if published else list(dict.fromkeys(["3x3", *kernels]))
+    places = _RELEASE if published else _FOLDER
+    views = _template("views.sql").substitute(
+        papers_layer=PAPERS_LAYER, database_files=_database_files(shards), **places, **_annotations(annotated)
+    )
+    texts = [views]
+    texts += [_template(name).template for name in ("macros.sql", "quality.sql", "descriptors.sql", "search.sql")]
+    found = [one for text in texts for one in _split(text)]
+    found += [one for kernel in sizes for one in _split(_kernel_block(kernel, published), kernel)]
+    return {one.name: one for one in found}
+
+
+def needed(query: str | None, known: dict[str, Definition]) -> list[Definition]:
+    """The definitions that a query may use, in an order in which they can be created.
+
+    A definition is needed when its name occurs in the query, or in another one that is needed. A query that lists the
+    catalog needs all; None needs all but those about one kernel size.
+
+    >>> known = definitions(["3x3"])
+    >>> [one.name for one in needed("FROM models", known)]
+    ['database_files', 'models_stored', 'models']
+    >>> [one.name for one in needed("SELECT 1", known)], len(needed("SHOW TABLES", known)) == len(known)
+    ([], True)
+    """
+    if query is None:
+        return [one for one in known.values() if one.kernel is None]
+    named = words(query)
+    if named & _LISTING:
+        return list(known.values())
+    lower = {name.lower(): name for name in known}
+    found: set[str] = set()
+    pending = [lower[word] for word in named & lower.keys()]
+    while pending:
+        name = pending.pop()
+        if name not in found:
+            found.add(name)
+            pending += [lower[word] for word in known[name].words & lower.keys()]
+    return [one for name, one in known.items() if name in found]
+
+
+def render(
+    location: str,
+    kernels: Sequence[str],
     *,
     annotated: bool = False,
     published: bool = False,
     shards: Mapping[str, Sequence[str]] | None = None,
 ) -> str:
-    """The text of ``init.sql``.
+    """The text of ``init.sql``: all definitions, with the location of the database.
+
+    A client may set the variable ``cnnfilterdb_path`` beforehand to override the location, for instance when the folder
+    has moved.
 
     Args:
-        path: Folder of the database, or address of a release. A client may set the variable ``cnnfilterdb_path``
-            beforehand to override it, for instance when the folder has moved.
-        kernels: Kernel sizes whose views are made; of a folder 3x3 is always there.
-        bases: The current basis of each kernel size that has one: kernel -> (basis id, basis).
-        annotated: Whether the folder holds annotations.
-        published: Whether the tables are in the shards of a release (:mod:`cnnfilterdb.release.manifest`).
-        shards: The files of each table of a release, relative to it. Without them every file in the folder of a table
-            is read, including files that do not belong to the release.
+        location: Folder of the database, or address of a release.
+        kernels: As in :func:`definitions`.
+        annotated: As in :func:`definitions`.
+        published: As in :func:`definitions`.
+        shards: As in :func:`definitions`.
     """
-    sizes = list(kernels) if published else list(dict.fromkeys(["3x3", *kernels]))
-    places = _RELEASE if published else _FOLDER
-    parts = [
-        _template("views.sql").substitute(
-            path=literal(path),
-            papers_layer=PAPERS_LAYER,
-            database_files=_database_files(shards),
-            **places,
-            **_annotations(annotated),
-        )
-    ]
-    parts += [_template(name).template for name in ("macros.sql", "quality.sql", "descriptors.sql", "search.sql")]
-    parts += [_kernel_block(kernel, bases.get(kernel), published) for kernel in sizes]
-    return "\n".join(parts)
+    head = _template("head.sql").substitute(path=literal(location))
+    found = definitions(kernels, annotated=annotated, published=published, shards=shards)
+    return head + "".join(f"\n{one.text}" if one.text.startswith("--") else one.text for one in found.values())

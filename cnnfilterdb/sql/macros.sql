@@ -5,6 +5,20 @@ CREATE OR REPLACE MACRO scale_filter(w) AS list_transform(
     w, lambda x: x / coalesce(nullif(greatest(list_max(w), -list_min(w)), 0), 1)
 );
 
+-- The components of the current basis of a kernel size, each with its product with the mean.
+CREATE OR REPLACE MACRO basis_rows(size) AS coalesce((
+    SELECT list_transform(
+        current_bases.components,
+        lambda row: {'component': row, 'offset': list_inner_product(row, current_bases.mean)}
+    ) FROM current_bases WHERE current_bases.kernel = size
+), error('no basis for ' || size || ' kernels: run `cnnfilterdb index`'));
+
+-- SVD coefficients of one kernel, w, in the current basis of its size: a list. coefficients_3x3 has them for all filters.
+CREATE OR REPLACE MACRO svd_coefficients(w, kernel := '3x3') AS list_transform(
+    basis_rows(kernel),
+    lambda row: list_inner_product(row.component, CAST(scale_filter(w) AS DOUBLE[])) - row.offset
+);
+
 -- ------------------------------------------------------------------------------------------------- table macros
 -- Arguments that several of them share:
 --   by          any expression over the columns of `facts`; rows where it is NULL are left out
@@ -35,9 +49,8 @@ CREATE OR REPLACE MACRO group_histograms(
 WITH chosen AS (
     SELECT bases.basis_id, bases.bins, bases.explained_variance_ratio
     FROM bases
-    WHERE bases.kernel = kernel AND (basis IS NULL OR bases.basis_id = basis)
-    ORDER BY bases.sequence DESC, bases.basis_id DESC
-    LIMIT 1
+    WHERE bases.kernel = kernel AND bases.basis_id = coalesce(
+        basis, (SELECT current_bases.basis_id FROM current_bases WHERE current_bases.kernel = kernel))
 ), selected AS (
     SELECT "by" AS "group", facts.model_id AS model_id, facts.layer AS layer, facts.filters AS filters,
            facts.tensor_sha256 AS tensor_sha256,
@@ -63,7 +76,7 @@ WITH chosen AS (
                 THEN error(coalesce(
                     'layer ' || w.layer || ' of ' || w.model_id || ' is not in the index '
                         || (SELECT basis_id FROM chosen) || ': run `cnnfilterdb index`',
-                    'no basis ' || basis || ' for ' || kernel || ' kernels; the view bases tells which there are',
+                    'no basis ' || basis || ' for ' || kernel || ' kernels; the view bases lists them',
                     'no basis for ' || kernel || ' kernels: run `cnnfilterdb index`'))
                 ELSE h.counts END AS counts,
            h.below, h.above, h.low, h.high

@@ -1,8 +1,3 @@
--- cnnfilterdb: views and macros over Parquet files, for any DuckDB client (2.0 or later).
---   duckdb -init init.sql
--- If the files have moved: SET VARIABLE cnnfilterdb_path = '<folder>' before this file is run.
-SET VARIABLE cnnfilterdb_path = coalesce(getvariable('cnnfilterdb_path'), $path);
-
 -- Paths of files in the folder, whatever its name holds: wildcards in it are put in brackets, which makes them letters.
 CREATE OR REPLACE MACRO database_files(pattern) AS
     $database_files;
@@ -30,9 +25,14 @@ CREATE OR REPLACE VIEW facts AS
 SELECT m.* EXCLUDE (files), l.* EXCLUDE (model_id), $papers_layer AS papers_layer
 FROM read_parquet(database_files('/layers/*.parquet'), hive_partitioning = false) AS l JOIN models AS m USING (model_id);
 
--- Fitted bases; the one of a kernel size with the highest sequence is in use.
+-- Fitted bases.
 CREATE OR REPLACE VIEW bases AS
 SELECT * FROM read_parquet(database_files('$bases'), hive_partitioning = false);
+
+-- The basis that answers questions about a kernel size unless another one is given: the one with the highest sequence.
+CREATE OR REPLACE VIEW current_bases AS
+SELECT * FROM bases
+QUALIFY row_number() OVER (PARTITION BY bases.kernel ORDER BY bases.sequence DESC, bases.basis_id DESC) = 1;
 
 -- Where the histograms are.
 CREATE OR REPLACE MACRO histogram_files() AS database_files('$histograms');

@@ -46,7 +46,6 @@ from cnnfilterdb.analysis.bases import (
     coefficient_range,
     fitted_basis,
     histogram_table,
-    indexable,
     moments_of,
     ranges,
 )
@@ -54,7 +53,7 @@ from cnnfilterdb.errors import CnnFilterDbError, CorruptError, LockedError
 from cnnfilterdb.reports import Progress
 from cnnfilterdb.scan.scan import Run, scan
 from cnnfilterdb.scan.steady import steady
-from cnnfilterdb.schema import BASES, HISTOGRAMS, papers_layers
+from cnnfilterdb.schema import BASES, HISTOGRAMS, indexable, papers_layers
 from cnnfilterdb.stats import RECIPES, Basis, Histogram, histograms
 from cnnfilterdb.store.durable import move, sync_folder, whole, writing
 from cnnfilterdb.store.folder import Store

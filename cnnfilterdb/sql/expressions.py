@@ -1,0 +1,124 @@
+"""Checks of SQL that comes from a user: a ``by`` or ``where`` is one expression, and confined SQL writes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import duckdb
+
+from cnnfilterdb.errors import QueryError, SelectionError
+
+__all__ = ["check_confined", "expression"]
+
+#: How a subquery may begin after a bracket.
+_SUBQUERY = frozenset(
+    {"desc", "describe", "from", "pivot", "select", "show", "summarize", "table", "unpivot", "values", "with"}
+)
+
+#: Functions that look at, or change, more than the row that they are given.
+_FUNCTIONS = frozenset(
+    {"columns", "current_setting", "currval", "getenv", "glob", "nextval", "pg_sleep", "query", "query_table",
+     "sleep_ms", "sniff_csv", "write_log"}
+)  # fmt: skip
+_PREFIXES = ("duckdb_", "json_execute", "parquet_", "pragma_", "read_")
+
+#: Statements that write files, wherever they occur: DuckDB has them inside of queries, too.
+_WRITING = frozenset({"attach", "copy", "export", "secret"})
+
+_NAMES = (duckdb.token_type.identifier, duckdb.token_type.keyword)
+
+
+def expression(text: str, argument: str = "expression") -> str:
+    """A user's SQL expression in brackets, ready to be put into a query.
+
+    It is parsed on its own first, by DuckDB. So an error quotes what the user wrote and nothing else, and the text can
+    neither end the bracket that it is put into nor begin a second statement. It works on the columns of a row:
+    subqueries are refused, and functions that reach files, settings or the environment.
+
+    Args:
+        text: The expression.
+        argument: Name of the argument that it was given for; messages begin with it.
+
+    Raises:
+        SelectionError: It is empty, is not SQL, or is not one such expression.
+
+    >>> expression("domain || task", "by")
+    '(domain || task)'
+    >>> expression("domain =", "where")
+    Traceback (most recent call last):
+    cnnfilterdb.errors.SelectionError: where: 'domain =' is not a SQL expression: syntax error at or near "="
+    >>> expression("domain, task", "by")
+    Traceback (most recent call last):
+    cnnfilterdb.errors.SelectionError: by: 'domain, task' is 2 expressions; join them into one: domain || ' ' || task
+    """
+    if not isinstance(text, str):
+        raise SelectionError(f"{argument}: {text!r} given; expected a SQL expression as text, such as 'domain'")
+    if not text.strip():
+        raise SelectionError(f"{argument}: empty; expected a SQL expression over columns, such as domain")
+    what = f"{argument}: {text!r}"
+    if text != text.encode("utf-8", "ignore").decode():
+        raise SelectionError(f"{what} is not text that can be encoded as UTF-8")
+    # Alone it must be an expression, and in brackets too: "1) + (2" is one there, "domain AS d" is one alone.
+    bracketed = f"({text}\n)" if "--" in text else f"({text})"  # a comment must not swallow the closing bracket
+    for part in (text, bracketed):
+        try:
+            duckdb.SQLExpression(part)
+        except duckdb.Error as error:
+            message = str(error).partition("\n")[0]
+            if "only a single expression" in message:
+                parts = _parts(text)
+                joined = " || ' ' || ".join(parts)
+                raise SelectionError(f"{what} is {len(parts)} expressions; join them into one: {joined}") from error
+            raise SelectionError(f"{what} is not a SQL expression: {message.partition(': ')[2] or message}") from error
+    tokens = list(_tokens(text))
+    for (kind, token), (next_kind, following) in pairwise([*tokens, (duckdb.token_type.operator, "")]):
+        name = token.strip('"').lower()
+        if token == "(" and next_kind == duckdb.token_type.keyword and following.lower() in _SUBQUERY:
+            raise SelectionError(f"{what} contains a subquery; an expression uses the columns of the row only")
+        if following == "(" and kind in _NAMES and (name in _FUNCTIONS or name.startswith(_PREFIXES)):
+            raise SelectionError(f"{what} calls {name}(), which an expression over columns may not use")
+        if token == ";" or (token.startswith(("$", "?")) and kind != duckdb.token_type.string_const):
+            raise SelectionError(f"{what} contains {token}; expected one SQL expression without parameters")
+    if tokens[-1][1] == "*":
+        raise SelectionError(f"{what} stands for several columns; name one, such as domain")
+    return bracketed
+
+
+def check_confined(query: str) -> None:
+    """Refuse statements that write files.
+
+    Raises:
+        QueryError: It contains one.
+
+    >>> check_confined("SELECT 'copy' FROM models")
+    >>> check_confined("COPY models TO 'models.csv'")
+    Traceback (most recent call last):
+    cnnfilterdb.errors.QueryError: COPY: the database is open for reading only; open it without read_only=True
+    """
+    for kind, token in _tokens(query):
+        if kind in _NAMES and token.lower() in _WRITING:
+            raise QueryError(f"{token.upper()}: the database is open for reading only; open it without read_only=True")
+
+
+def _tokens(text: str) -> Iterator[tuple[duckdb.token_type, str]]:
+    """The tokens of a SQL text, without comments."""
+    data = text.encode()  # DuckDB counts bytes
+    starts = duckdb.tokenize(text)
+    stops = [*(place for place, _ in starts), len(data)][1:]
+    for (place, kind), stop in zip(starts, stops, strict=True):
+        if kind != duckdb.token_type.comment:
+            yield kind, data[place:stop].decode(errors="replace").strip()
+
+
+def _parts(text: str) -> list[str]:
+    """The parts of a list of expressions."""
+    data, cuts, depth = text.encode(), [-1], 0
+    for place, kind in duckdb.tokenize(text):
+        if kind == duckdb.token_type.operator:
+            token = data[place : place + 1]
+            depth += (token in b"([{") - (token in b")]}")
+            if token == b"," and not depth:
+                cuts.append(place)
+    cuts.append(len(data))
+    return [data[start + 1 : stop].decode(errors="replace").strip() for start, stop in pairwise(cuts)]

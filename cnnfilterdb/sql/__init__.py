@@ -74,7 +74,7 @@ _LISTING = frozenset(
 )
 
 _STATEMENT = re.compile(r"^CREATE OR REPLACE (?:VIEW|MACRO) \"?(\w+)", re.MULTILINE)
-_COMMENT = re.compile(r"--.*")
+_NO_NAMES = re.compile(r"--.*|'(?:[^']|'')*'")  # comments and texts
 
 
 def needs_index(query: str) -> bool:
@@ -121,7 +121,7 @@ class Definition:
     @cached_property
     def words(self) -> frozenset[str]:
         """The words in its statement."""
-        return words(_COMMENT.sub("", self.text))
+        return words(_NO_NAMES.sub("", self.text))
 
 
 def words(text: str) -> frozenset[str]:

@@ -13,7 +13,7 @@ import pyarrow as pa
 from cnnfilterdb.errors import CnnFilterDbError, DatabaseError, QueryError, RemoteError, SelectionError
 from cnnfilterdb.sql import expression
 
-__all__ = ["QueryResult", "condition", "one_line", "run", "translated", "unreachable"]
+__all__ = ["QueryResult", "condition", "expression", "one_line", "run", "translated", "unreachable"]
 
 _PREFIXES = (
     "Binder Error: ",

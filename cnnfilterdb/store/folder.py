@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.dataset as ds
 from filelock import FileLock, Timeout
 
 from cnnfilterdb import paths
@@ -67,6 +66,7 @@ from cnnfilterdb.store.commits import (
     unfinished,
 )
 from cnnfilterdb.store.durable import move, sha256, write_text, writing
+from cnnfilterdb.store.rows import damaged_file, read_rows
 from cnnfilterdb.store.seals import marker_sum, seal_text, write_sealed
 from cnnfilterdb.store.verify import verify_folder, verify_models
 from cnnfilterdb.store.writer import Writer
@@ -376,10 +376,10 @@ class Store:
             place = paths.models_path if kind == "models" else paths.layers_path
             files = [self.path / place(slug) for slug in (paths.EMPTY, *sorted(chosen))]
             try:
-                return _rows(files, schema, columns or schema.names)
+                return read_rows(files, schema, columns or schema.names)
             except (OSError, pa.ArrowException) as error:
                 if self._committed() >= committed:
-                    raise _damaged(files, schema, error) from error
+                    raise damaged_file(files, schema, error) from error
 
     # ----------------------------------------------------------------------------------------------- write
 
@@ -648,22 +648,3 @@ class Store:
         found = {path.stem for pattern in patterns for path in self.path.glob(pattern) if paths.is_slug(path.stem)}
         # The models are listed last: one that is committed meanwhile is not a stray.
         return found - self._committed()
-
-
-def _rows(files: Iterable[Path], schema: pa.Schema, columns: Sequence[str]) -> pa.Table:
-    """Rows of Parquet files, sorted by the keys that the table has."""
-    keys = [name for name in ("model_id", "layer") if name in schema.names]
-    dataset = ds.dataset([str(file) for file in files], schema=schema, format="parquet")
-    table = dataset.to_table(columns=list(dict.fromkeys([*keys, *columns])))
-    return table.sort_by([(key, "ascending") for key in keys]).select(list(columns))
-
-
-def _damaged(files: Iterable[Path], schema: pa.Schema, error: Exception) -> CorruptError:
-    """Which of the files could not be read."""
-    for file in files:
-        try:
-            _rows([file], schema, schema.names)
-        except (OSError, pa.ArrowException) as found:
-            reason = str(found).partition("\n")[0]
-            return CorruptError(f"{file}: cannot be read ({reason}); remove the model and import it again")
-    return CorruptError(f"a table could not be read a moment ago ({error}); try again")

@@ -152,6 +152,7 @@ class FilterDB(Reader):
         from cnnfilterdb.ingest import pipeline
 
         notes.check_facts(facts, [f.name for f in fields(ModelFacts)])
+        _check_values(facts)
         name = pipeline.stored_name(name, fold_bn=fold_bn)
         model_id = f"custom/{name}"
         if self._store.has(model_id) and not overwrite:
@@ -637,6 +638,25 @@ def _arguments(method: str, given: Sequence[str]) -> list[str]:
     if wrong := [name for name in given if not isinstance(name, str)]:
         raise SelectionError(f"{method}: {wrong[0]!r} given; give each model as an argument: {method}(*names)")
     return list(given)
+
+
+def _check_values(facts: Mapping[str, Any]) -> None:
+    """Refuse facts of another type than the models table has.
+
+    Raises:
+        SelectionError: A fact that is not text, metrics that are not numbers by name, or originals that are not text.
+    """
+    kinds: dict[str, tuple[Any, str]] = {"metrics": (int | float, "numbers"), "original": (str, "texts")}
+    for name, value in facts.items():
+        kind, what = kinds.get(name, (None, ""))
+        if value is None or (kind is None and isinstance(value, str)):
+            continue
+        if kind is None:
+            raise SelectionError(f"{name}: {value!r} given; expected text, or None where it is unknown")
+        if not isinstance(value, Mapping) or not all(
+            isinstance(key, str) and isinstance(one, kind) for key, one in value.items()
+        ):
+            raise SelectionError(f"{name}: {value!r} given; expected {what} by name")
 
 
 def _read(weights: Any) -> tuple[Any, str | None, dict[str, Any]]:

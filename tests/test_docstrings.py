@@ -10,6 +10,7 @@ import pytest
 import cnnfilterdb
 import cnnfilterdb.catalog
 import cnnfilterdb.ingest
+from cnnfilterdb.plots.figures import Figures
 
 # Two of the packages are in folders of their own, which a walk from the top of an editable install does not see.
 PACKAGES = (cnnfilterdb, cnnfilterdb.ingest, cnnfilterdb.catalog)
@@ -25,6 +26,7 @@ MODULES = sorted(
 #: Modules whose examples use ``db``, which is the example database.
 ABOUT_A_DATABASE = {
     "cnnfilterdb.database",
+    "cnnfilterdb.plots.figures",
     "cnnfilterdb.reader",
     "cnnfilterdb.tables",
 }
@@ -44,13 +46,13 @@ def test_examples(name, tmp_path, monkeypatch):
 
 
 def documented() -> dict[str, object]:
-    """Everything public that users call: functions at the root, and methods of databases."""
+    """Everything public that users call: functions at the root, methods of databases and of their figures."""
     found: dict[str, object] = {
         name: getattr(cnnfilterdb, name)
         for name in cnnfilterdb.__all__
         if inspect.isfunction(getattr(cnnfilterdb, name)) and name != "releases"  # which asks the Hub
     }
-    for cls in (cnnfilterdb.Reader, cnnfilterdb.FilterDB):
+    for cls in (cnnfilterdb.Reader, cnnfilterdb.FilterDB, Figures):
         for name, member in inspect.getmembers(cls):
             if not name.startswith("_") and (inspect.isfunction(member) or isinstance(member, property)):
                 found[f"{cls.__name__}.{name}"] = member

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cnnfilterdb.analysis.bases import FittedBasis, coefficient_range, ranges
 from cnnfilterdb.analysis.queries import condition, run
@@ -185,8 +186,8 @@ def by_model(
         for each.
     """
     table = run(connection, f"FROM group_histograms({_arguments(groups.grouping, groups.basis_id)}, by_model := true)")
-    number = {label: i for i, label in enumerate(groups.labels)}
-    places = np.array([number.get(label, -1) for label in table["group"].to_pylist()])
+    known = pa.array(groups.labels, table["group"].type)
+    places = pc.fill_null(pc.index_in(table["group"], value_set=known), -1).to_numpy()
     flat = table["counts"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
     counts = flat.reshape(len(places), *groups.counts.shape[1:])
     return places[places >= 0], counts[places >= 0]
@@ -256,9 +257,9 @@ def scanned(
         limits = dict(zip(RECIPES, ranges(basis), strict=True))[grouping.recipe]
     low, high = limits
 
-    labels = sorted(set(rows["group"].to_pylist()))
-    number = {label: i for i, label in enumerate(labels)}
-    groups = np.array([number[label] for label in rows["group"].to_pylist()])
+    # The rows are sorted by group. Arrow finds the groups, because it takes one NaN for another, as DuckDB does.
+    coded = rows["group"].combine_chunks().dictionary_encode()
+    labels, groups = coded.dictionary.to_pylist(), coded.indices.to_numpy()
     filters = rows["filters"].to_numpy()
     factors = balance_weights(filters, groups, _members(rows, grouping.balance), grouping.balance)
     where = {key: (group, factor) for key, group, factor in zip(_keys(rows), groups, factors, strict=True)}

@@ -63,6 +63,9 @@ class Figures:
                 side by side, None keeps the order.
             title: Title of the figure.
             **options: Those of :meth:`Reader.kl_shift`.
+
+        >>> figure = db.plot.kl_shift("name")
+        >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
         """
         matrix = self._db.kl_shift(by, **options)
         sizes = pd.DataFrame.from_dict(matrix.attrs["groups"], orient="index")
@@ -84,6 +87,9 @@ class Figures:
             xlim: Range of the x axis; see :func:`cnnfilterdb.plots.ridge`.
             title: Title of the figure.
             **options: Those of :meth:`Reader.groups`.
+
+        >>> figure = db.plot.ridge("name", where="domain = 'natural'")
+        >>> len(figure.axes) >= 9   # one per component
         """
         groups = self._db.groups(by, **options)
         return plots.ridge(
@@ -114,6 +120,9 @@ class Figures:
             kernel: Kernel size.
             all_layers: Include transposed and dead layers.
             title: Title of the figure.
+
+        >>> figure = db.plot.eigenfilters(by="domain")
+        >>> figure.savefig("eigenfilters.pdf")
         """
         if by is None:
             fitted = self._db.basis(where=where, kernel=kernel)
@@ -143,6 +152,9 @@ class Figures:
         Raises:
             UnknownModelError: No such model.
             SelectionError: No such layer, or its kernels are not stored.
+
+        >>> figure = db.plot.filters("custom/scans", layer=1, top=16)
+        >>> figure.savefig("filters.png")
         """
         there = self._db.storage.model_ids()
         if model_id not in there:
@@ -189,6 +201,9 @@ class Figures:
             kernel: Kernel size.
             all_layers: Include transposed and dead layers, as :meth:`Reader.quality` does.
             title: Title of the figure.
+
+        >>> figure = db.plot.quality("domain")
+        >>> figure.savefig("quality.svg")
         """
         return plots.quality(_layers(self._db, by, where, kernel, all_layers), by=by, title=title)
 
@@ -209,6 +224,9 @@ class Figures:
             kernel: One kernel size or several; by default all that are at least three weights high and wide.
             all_layers: Include transposed and dead layers.
             title: Title of the figure.
+
+        >>> figure = db.plot.variance("domain", kernel=["3x3", "5x5"])
+        >>> figure.savefig("variance.png")
         """
         kernels = [kernel] if isinstance(kernel, str) else kernel
         chosen = (

@@ -66,6 +66,7 @@ class Figures:
 
         >>> figure = db.plot.kl_shift("name")
         >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
+        ['photos-large', 'photos-small', 'scans']
         """
         matrix = self._db.kl_shift(by, **options)
         sizes = pd.DataFrame.from_dict(matrix.attrs["groups"], orient="index")
@@ -90,6 +91,7 @@ class Figures:
 
         >>> figure = db.plot.ridge("name", where="domain = 'natural'")
         >>> len(figure.axes) >= 9   # one per component
+        True
         """
         groups = self._db.groups(by, **options)
         return plots.ridge(

@@ -56,6 +56,12 @@ class SmallTables:
         self._lock = RLock()  # what several threads need is fetched once
         self._known: dict[str, Any] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_lock": None, "_known": {}}  # a copy in another process reads for itself
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=RLock())
+
     def models(self) -> pa.Table:
         """The models table, sorted by ``model_id``."""
         return self._once("models", self._checked_models)

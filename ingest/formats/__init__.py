@@ -13,9 +13,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from cnnfilterdb.errors import WeightFileError
+from cnnfilterdb.errors import CnnFilterDbError, WeightFileError
 from cnnfilterdb.ingest.formats import limits
-from cnnfilterdb.ingest.network.layers import ConvLayer, Weights
+from cnnfilterdb.ingest.formats.damage import printable
+from cnnfilterdb.ingest.formats.recognise import described, described_folder
+from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Weights
 
 __all__ = ["Format", "read", "register", "registered"]
 
@@ -93,7 +95,8 @@ def read(path: str | Path) -> Weights:
     if path.is_dir():
         inside = next((path / name for name in _MAIN_FILES if (path / name).is_file()), None)
         if inside is None:
-            raise WeightFileError(f"{path}: a folder without {' or '.join(_MAIN_FILES)}; give a weight file in it")
+            what = described_folder(path) or f"a folder without {' or '.join(_MAIN_FILES)}; pass a weight file in it"
+            raise WeightFileError(f"{path}: {what}")
         path = inside
     try:
         with path.open("rb") as file:
@@ -104,10 +107,26 @@ def read(path: str | Path) -> Weights:
     for fmt in registered().values():
         if fmt.matches(path, head):
             with limits.reading(str(path), path.stat().st_size) as used:
-                return _limited(fmt.read(path), used)
+                return _limited(_printable(path, fmt), used)
+    what = described(path, head) or f"not a known weight format (begins with {head[:8].hex(' ')})"
     raise WeightFileError(
-        f"{path}: not a known weight format (begins with {head[:8].hex(' ')}); expected PyTorch, TorchScript, "
-        "safetensors, ONNX, Keras, TensorFlow, TensorFlow Lite, TensorFlow.js or NumPy"
+        f"{path}: {what}; formats that are read: PyTorch, TorchScript, torch.export, safetensors, ONNX, Keras, "
+        "TensorFlow, TensorFlow Lite, TensorFlow.js, NumPy, joblib"
+    )
+
+
+def _printable(path: Path, fmt: Format) -> Weights:
+    """Read a file; names and messages come out without control characters, whatever the file holds."""
+    try:
+        weights = fmt.read(path)
+    except CnnFilterDbError as error:
+        if str(error).isprintable():
+            raise
+        raise type(error)(printable(str(error))) from error
+    return replace(
+        weights,
+        layers=tuple(replace(layer, name=printable(layer.name)) for layer in weights.layers),
+        skipped=tuple(Skipped(printable(one.name), printable(one.reason)) for one in weights.skipped),
     )
 
 
@@ -136,13 +155,10 @@ def _limited_layer(layer: ConvLayer, used: limits.Limits) -> ConvLayer:
 
 
 def reject(path: Path, head: bytes) -> None:
-    """Refuse what is often saved in the place of weights: nothing, an HTML page, a Git LFS pointer."""
+    """Refuse what is often saved in the place of weights: nothing, or a Git LFS pointer."""
     if not head:
         raise WeightFileError(f"{path}: the file is empty; download it again")
     if head.startswith(b"version https://git-lfs"):
         raise WeightFileError(
             f"{path}: a Git LFS pointer, not the weights; run `git lfs pull` or download the file itself"
         )
-    text = head[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if text.startswith((b"<!doctype", b"<html", b"<head")) or (text.startswith(b"<?xml") and b"<html" in text):
-        raise WeightFileError(f"{path}: an HTML page, not weights; the download was refused or the address is wrong")

@@ -1,4 +1,4 @@
-"""What is wrong with a file, told as one line."""
+"""What is wrong with a file, in one line that can be printed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from cnnfilterdb.errors import CnnFilterDbError, WeightFileError
 
-__all__ = ["one_line", "undamaged"]
+__all__ = ["one_line", "printable", "undamaged"]
 
 
 def one_line(error: BaseException) -> str:
@@ -19,9 +19,22 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
+def printable(text: str) -> str:
+    r"""A text with its control characters, and what cannot be encoded, as escapes.
+
+    >>> printable("conv\x1b[31m")
+    'conv\\x1b[31m'
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode("ascii") for char in text
+    )
+
+
 @contextmanager
 def undamaged(name: str, what: str) -> Iterator[None]:
-    """Turn whatever a damaged or hostile file makes fail into an error of this package.
+    """Convert any exception that a damaged or hostile file causes to an error of this package.
 
     Args:
         name: The file, or what of it is read.
@@ -35,4 +48,4 @@ def undamaged(name: str, what: str) -> Iterator[None]:
     except CnnFilterDbError:
         raise
     except Exception as error:
-        raise WeightFileError(f"{name}: a damaged {what} ({one_line(error)}); bring it again") from error
+        raise WeightFileError(f"{name}: a damaged {what} ({one_line(error)}); download it again") from error

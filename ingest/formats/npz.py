@@ -3,18 +3,17 @@
 ``numpy.load(..., allow_pickle=True)`` would run what such a file asks for. Here arrays are read by their headers, one
 when its layer is, and objects as data by :mod:`~cnnfilterdb.ingest.formats.pickle`.
 
-The format has names and shapes and no convention for either, so the layout is decided by evidence: biases and the sizes
-of the axes must tell for all kernels whether they are (out, in, h, w), as in Chainer, Lasagne and PyTorch, or
-(h, w, in, out), as in Keras, JAX and what was converted from Caffe for TensorFlow. Otherwise they are left out.
+The format has names and shapes and no convention for either, so that the layout is decided by evidence
+(:mod:`cnnfilterdb.ingest.network.judge`): (out, in, h, w), as in Chainer, Lasagne and PyTorch, (h, w, in, out), as in
+Keras, JAX and what was converted from Caffe for TensorFlow, or (out, h, w, in), as in MLX.
 """
 
 from __future__ import annotations
 
 import io
 import math
-import re
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -25,13 +24,13 @@ from numpy.lib import format as npy
 
 from cnnfilterdb.errors import WeightFileError
 from cnnfilterdb.ingest.formats import limits, pickle, register
+from cnnfilterdb.ingest.formats.arrays import layers_from_arrays
 from cnnfilterdb.ingest.formats.damage import undamaged
 from cnnfilterdb.ingest.formats.tensorflow.graphdef import widened
-from cnnfilterdb.ingest.formats.variables import is_training_state, layers_from_variables, natural
+from cnnfilterdb.ingest.formats.variables import is_training_state
 from cnnfilterdb.ingest.network.checkpoint import networks
 from cnnfilterdb.ingest.network.composition import parameters
-from cnnfilterdb.ingest.network.extract import layers_from_tensors
-from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Tensor, Weights
+from cnnfilterdb.ingest.network.layers import ConvLayer, Tensor, Weights
 
 __all__ = ["NpzFormat"]
 
@@ -169,63 +168,9 @@ def _weights(root: Any) -> Weights:
             if isinstance(value, pickle.Array):
                 value = _Stored(value.dtype, value.shape, value.read)
             if not is_training_state(entry.name):
-                tensors.append(value.tensor(_spelt_out(entry.name, network.entries)))
-        more, reasons, number = _layers(tensors)
+                tensors.append(value.tensor(entry.name))
+        more, reasons = layers_from_arrays(tensors, ordered=True)
         layers += more
         skipped += reasons
-        count += number
+        count += parameters(tensors)
     return Weights("npz", None, tuple(layers), count, tuple(skipped))
-
-
-def _spelt_out(name: str, entries: Sequence[Any]) -> str:
-    """Name the arrays of a list [weight, bias], which is how Caffe's layers are often kept."""
-    match = re.fullmatch(r"(.*[./])([01])", name)
-    if match is None:
-        return name
-    shapes = {entry.name: entry.value.shape for entry in entries}
-    if len(shapes[name]) == 1 and match[2] == "1" and len(shapes.get(f"{match[1]}0", ())) in (2, 4):
-        return f"{match[1]}bias"
-    return f"{match[1]}weight" if match[2] == "0" and len(shapes[name]) in (2, 4) else name
-
-
-def _layers(tensors: list[Tensor]) -> tuple[Sequence[ConvLayer], Sequence[Skipped], int]:
-    kernels = [tensor for tensor in tensors if len(tensor.shape) == 4 and tensor.dtype.startswith(("float", "bfloat"))]
-    layout = _layout(kernels, tensors)
-    if layout is None and kernels:
-        reason = "its layout cannot be told: (out, in, h, w) and (h, w, in, out) are both possible"
-        return (), [Skipped(tensor.name, reason) for tensor in kernels], parameters(tensors)
-    if layout == "OIHW" and all(re.search(r"(?:^|\.)weight(?:_\w+)?$", kernel.name) for kernel in kernels):
-        layers, skipped = layers_from_tensors(tensors)
-        return layers, skipped, parameters(tensors)
-    # The order of a file is that of the alphabet, or of a hash; but layers that are numbered through stand in a row
-    numbered = len({re.sub(r"[\d_]+", "", kernel.name) for kernel in kernels}) == 1
-    if numbered:
-        tensors = sorted(tensors, key=lambda tensor: natural(tensor.name))
-    return layers_from_variables(tensors, ordered=numbered, layout=layout or "HWIO")
-
-
-def _layout(kernels: Sequence[Tensor], tensors: Sequence[Tensor]) -> str | None:
-    """The layout that all evidence agrees on."""
-    votes: set[str] = set()
-    vectors: dict[str, set[int]] = {}
-    for tensor in tensors:
-        if len(tensor.shape) == 1:
-            vectors.setdefault(_scope(tensor.name), set()).add(tensor.shape[0])
-    for kernel in kernels:
-        lengths = vectors.get(_scope(kernel.name), set())
-        if len(lengths) == 1:
-            length = next(iter(lengths))
-            first, second, third, last = kernel.shape
-            outer, inner = length in (first, second), length in (third, last)
-            if outer != inner:
-                votes.add("OIHW" if outer else "HWIO")
-    if not votes and kernels:
-        # Kernels are small and channels many
-        sizes = {"OIHW": [k.shape[2:] for k in kernels], "HWIO": [k.shape[:2] for k in kernels]}
-        votes = {layout for layout, pairs in sizes.items() if all(max(pair) <= 11 for pair in pairs)}
-    return votes.pop() if len(votes) == 1 else None
-
-
-def _scope(name: str) -> str:
-    separator = "/" if "/" in name else "." if "." in name else "_"
-    return name.rpartition(separator)[0]

@@ -259,6 +259,12 @@ def _frombuffer(data: Any, dtype: Any, shape: Any, order: str, *_: Any) -> Array
     return array
 
 
+def _jax_array(_function: Any, _args: Any, state: Any, *_: Any) -> Array:
+    array = Array()
+    array.build(state)
+    return array
+
+
 _CORES = ("numpy.core", "numpy._core")
 _CONSTRUCTORS: dict[tuple[str, str], Callable[..., Any]] = {
     ("collections", "OrderedDict"): _pairs,
@@ -273,6 +279,7 @@ _CONSTRUCTORS: dict[tuple[str, str], Callable[..., Any]] = {
     **{(f"{core}.multiarray", "_reconstruct"): lambda *_: Array() for core in _CORES},
     **{(f"{core}.multiarray", "scalar"): _scalar for core in _CORES},
     **{(f"{core}.numeric", "_frombuffer"): _frombuffer for core in _CORES},
+    **{(f"jax._src.{module}", "_reconstruct_array"): _jax_array for module in ("array", "device_array")},
 }
 for _module in ("builtins", "__builtin__"):
     _CONSTRUCTORS |= {
@@ -341,10 +348,13 @@ class _Machine:
         self.marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
         self.used = limits.current()
+        self.stream: Stream | None = None
+        self.carries_code = False  # written by dill or cloudpickle, which store functions and classes as code
         self.allowance = 1 << 16
 
     def run(self, stream: Stream) -> Any:
         unpaid = 0
+        self.stream = stream
         # pickletools decodes opcodes and their arguments, with the lengths checked
         for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):  # type: ignore[arg-type]
             if count > MAX_OPCODES:
@@ -420,7 +430,13 @@ class _Machine:
             raise ValueError("a class without a name")
         if len(module) + len(name) > _MAX_NAME:
             raise ValueError("a class whose name does not end")
+        self.carries_code = self.carries_code or module.partition(".")[0] in ("dill", "cloudpickle")
         if _refused(module, name):
+            if self.carries_code:
+                raise UnsafeFileError(
+                    f"{self.name}: a pickle of dill or cloudpickle that stores a class or a function as code, which is "
+                    "never run here; where the class is known, save the weights: torch.save(net.state_dict(), path)"
+                )
             raise UnsafeFileError(
                 f"{self.name}: asks for {' '.join(f'{module}.{name}'.split())[:200]} to be called, which a weight file "
                 "never needs; nothing was executed; do not open it with other software"
@@ -478,10 +494,28 @@ class _Machine:
 
     def build(self, _: Any) -> None:
         state, target = self.stack.pop(), self.stack[-1]
+        if isinstance(target, Object) and target.cls.module == "joblib.numpy_pickle" and isinstance(state, dict):
+            self.stack[-1] = self.joblib_array(state)
+            return
         # Attributes of containers (`_metadata` of a state dict) and of classes are of no use here
         if isinstance(target, Object | Array | _DType):
             self.pay(*(state if isinstance(state, tuple) else (state,)))
             target.build(state)
+
+    def joblib_array(self, state: dict[Any, Any]) -> Array:
+        """An array whose bytes follow the opcode, which is how joblib writes arrays into a pickle."""
+        dtype, shape, order = state.get("dtype"), state.get("shape"), state.get("order")
+        if not isinstance(dtype, _DType) or dtype.dtype is None or dtype.dtype.hasobject or self.stream is None:
+            raise ValueError("an array of joblib without numbers")
+        if not isinstance(shape, tuple) or not all(type(side) is int and 0 <= side < 1 << 48 for side in shape):
+            raise ValueError("an array of an impossible shape")
+        if state.get("numpy_array_alignment_bytes") is not None:
+            self.stream.read(self.stream.read(1)[0])
+        size = math.prod(shape) * dtype.dtype.itemsize
+        self.used.allocate(size)
+        array = Array()
+        array.fill(self.stream.read(size), dtype, shape, "F" if order == "F" else "C")
+        return array
 
     def resolve(self, identifier: Any) -> None:
         if self.persistent is None:

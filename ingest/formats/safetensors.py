@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -26,17 +25,19 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from cnnfilterdb.errors import WeightFileError
 from cnnfilterdb.ingest.formats import limits, register
+from cnnfilterdb.ingest.formats.arrays import layers_from_arrays
 from cnnfilterdb.ingest.formats.damage import undamaged
+from cnnfilterdb.ingest.formats.shards import is_index, shards
 from cnnfilterdb.ingest.network.checkpoint import networks
 from cnnfilterdb.ingest.network.composition import parameters
-from cnnfilterdb.ingest.network.extract import layers_from_tensors
+from cnnfilterdb.ingest.network.judge import Layout, natural
 from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Tensor, Weights
 
 __all__ = ["SafetensorsFormat"]
 
 _WHAT = "safetensors file"
+_SUFFIXES = (".safetensors",)
 # The library refuses longer headers too
 _MAX_HEADER = 100_000_000
 
@@ -63,6 +64,8 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 }
 # What the libraries that write such files call themselves in the header
 _FRAMEWORKS = {"pt": "pytorch", "tf": "tensorflow"}
+# The layout of kernels that they thereby declare
+_LAYOUTS: dict[str, Layout] = {"pt": "OIHW", "mlx": "OHWI"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +78,6 @@ class _Stored:
         shape: Its shape as stored.
         start: Its first byte in the file.
         stop: The byte behind its last.
-        channels_last: True for files of MLX, whose kernels are (out, height, width, in).
     """
 
     path: Path
@@ -83,14 +85,10 @@ class _Stored:
     shape: tuple[int, ...]
     start: int
     stop: int
-    channels_last: bool
 
     def tensor(self, name: str) -> Tensor:
         dtype = _DTYPES[self.dtype].name if self.dtype in _DTYPES else self.dtype.lower()
-        shape = self.shape
-        if self.channels_last and len(shape) == 4:
-            shape = (shape[0], shape[3], shape[1], shape[2])
-        return Tensor(name, shape, dtype, partial(self.read, name))
+        return Tensor(name, self.shape, dtype, partial(self.read, name))
 
     def read(self, name: str) -> npt.NDArray[np.generic]:
         with undamaged(f"{self.path}: {name}", _WHAT):
@@ -102,8 +100,6 @@ class _Stored:
                 file.seek(self.start)
                 data = file.read(self.stop - self.start)
             array: npt.NDArray[Any] = np.frombuffer(data, dtype).reshape(self.shape)
-            if self.channels_last and array.ndim == 4:
-                array = array.transpose(0, 3, 1, 2)
             if self.dtype.startswith(("F", "BF")):
                 with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and refused as such later
                     return array.astype(np.float32)
@@ -119,7 +115,7 @@ def _read_file(path: Path) -> tuple[dict[str, _Stored], str | None]:
             raise ValueError(f"a header of {length:,} bytes in a file of {size:,}: truncated")
         header = json.loads(file.read(length))
     if not isinstance(header, dict):
-        raise ValueError("a header that is no table")
+        raise ValueError("a header that is not a table")
     metadata = header.pop("__metadata__", None)
     library = metadata.get("format") if isinstance(metadata, dict) else None
     limits.current().create(len(header))
@@ -135,7 +131,7 @@ def _read_file(path: Path) -> tuple[dict[str, _Stored], str | None]:
         if 8 + length + stop > size:
             raise ValueError(f"tensor {name[:100]} ends behind the end of the file: truncated")
         place = 8 + length
-        tensors[name] = _Stored(path, dtype, tuple(shape), place + start, place + stop, library == "mlx")
+        tensors[name] = _Stored(path, dtype, tuple(shape), place + start, place + stop)
     reached = 0
     for one in sorted(tensors.values(), key=lambda one: (one.start, one.stop)):
         if one.start < reached and one.stop > one.start:
@@ -144,63 +140,17 @@ def _read_file(path: Path) -> tuple[dict[str, _Stored], str | None]:
     return tensors, library if isinstance(library, str) else None
 
 
-def _is_index(head: bytes) -> bool:
-    return head.lstrip().startswith(b"{") and b'"weight_map"' in head
-
-
-_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<count>\d+)(?P<suffix>\.safetensors)")
-
-
-def _shards(path: Path, head: bytes) -> list[Path]:
-    """The files of the model that a file belongs to."""
-    if _is_index(head):
-        with undamaged(str(path), _WHAT):
-            index = json.loads(path.read_bytes())["weight_map"]
-            names = sorted(set(index.values()))
-        for name in names:
-            if Path(name).name != name or "\\" in name:
-                raise WeightFileError(f"{path}: names the shard {name[:100]!r}, which is not a file beside it; refused")
-            if not name.endswith(".safetensors"):
-                raise WeightFileError(f"{path}: an index of {name[:100]}; expected shards that are safetensors files")
-    else:
-        match = _SHARD.fullmatch(path.name)
-        if match is None:
-            return [path]
-        stem, number, count, suffix = match.group("stem", "number", "count", "suffix")
-        if not 1 <= int(number) <= int(count) <= 10_000:
-            return [path]
-        width = len(number)
-        names = [f"{stem}-{i:0{width}}-of-{count}{suffix}" for i in range(1, int(count) + 1)]
-    shards = [path.parent / name for name in names]
-    missing = [shard.name for shard in shards if not shard.is_file()]
-    if missing:
-        raise WeightFileError(
-            f"{path}: {len(missing)} of the {len(shards)} shards of the model are missing, first {missing[0]}; "
-            "put them beside it"
-        )
-    return shards
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    """Sorting key that compares the numbers in a name as numbers.
-
-    >>> sorted(["layer10.conv", "layer2.conv", "layer2.bn"], key=_natural)
-    ['layer2.bn', 'layer2.conv', 'layer10.conv']
-    """
-    # int() of long digit strings is slow, so that they are compared by length and value
-    parts = re.findall(r"[0-9]+|[^0-9]+", name)
-    return [(len(part.lstrip("0")), part.lstrip("0")) if part[0] in "0123456789" else (-1, part) for part in parts]
-
-
-def _layers(tensors: Mapping[str, _Stored]) -> tuple[tuple[ConvLayer, ...], int, tuple[Skipped, ...]]:
-    names = sorted(tensors, key=_natural)
+def _layers(
+    tensors: Mapping[str, _Stored], layout: Layout | None
+) -> tuple[tuple[ConvLayer, ...], int, tuple[Skipped, ...]]:
+    names = sorted(tensors, key=natural)
     found, left_out = networks({name: tensors[name] for name in names}, lambda value: isinstance(value, _Stored))
     layers: list[ConvLayer] = []
     skipped = list(left_out)
     total = 0
     for network in found:
         named = [entry.value.tensor(entry.name) for entry in network.entries]
-        more, reasons = layers_from_tensors(named, ordered=False)
+        more, reasons = layers_from_arrays(named, declared=layout)
         layers += more
         skipped += reasons
         total += parameters(named)
@@ -216,7 +166,9 @@ class SafetensorsFormat:
     def matches(self, path: Path, head: bytes) -> bool:
         """A header length of possible size and a JSON object, or an index of shards."""
         length = int.from_bytes(head[:8], "little")
-        return (head[8:9] == b"{" and length <= _MAX_HEADER) or _is_index(head)
+        return (head[8:9] == b"{" and length <= _MAX_HEADER) or (
+            is_index(head) and not is_index(head, (".bin", ".pt", ".pth"))
+        )
 
     def read(self, path: Path) -> Weights:
         """Read the header, or those of all shards; the tensors when the layers are read.
@@ -225,17 +177,16 @@ class SafetensorsFormat:
             WeightFileError: The file is damaged, or shards are missing.
         """
         tensors: dict[str, _Stored] = {}
-        libraries = set()
+        libraries: set[str | None] = set()
         with undamaged(str(path), _WHAT):
-            with path.open("rb") as file:
-                head = file.read(4096)
-            for shard in _shards(path, head):
+            for shard in shards(path, _SUFFIXES):
                 with undamaged(str(shard), _WHAT):
                     if shard != path:
                         limits.current().opened(shard.stat().st_size)
-                    more, library = _read_file(shard)
+                    more, wrote = _read_file(shard)
                 tensors |= more
-                libraries.add(library)
-            layers, total, skipped = _layers(tensors)
-        framework = _FRAMEWORKS.get(libraries.pop() or "") if len(libraries) == 1 else None
+                libraries.add(wrote)
+            library = libraries.pop() if len(libraries) == 1 else None
+            layers, total, skipped = _layers(tensors, _LAYOUTS.get(library or ""))
+        framework = _FRAMEWORKS.get(library or "")
         return Weights("safetensors", framework, layers, total, skipped)

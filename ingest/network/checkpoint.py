@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 from cnnfilterdb.errors import WeightFileError
+from cnnfilterdb.ingest.network.copies import second_copies, suspects, underscored_copies
 from cnnfilterdb.ingest.network.layers import Skipped
 from cnnfilterdb.ingest.network.objects import Object
 
@@ -27,6 +28,8 @@ _MAX_MODULES = 200_000
 # A log of the training may be long: what has more containers is taken for one. A file has a few of them at most.
 _MAX_SEARCH = 200_000
 _MAX_SEARCHES = 2_000_000
+# Levels of names among which copies of a network are looked for.
+_COPY_LEVELS = 3
 
 # Keys under which a checkpoint holds its one network, by preference.
 _MAIN = (
@@ -40,6 +43,7 @@ _MAIN = (
     "params",
     "weights",
     "module",
+    "blobs",
 )
 # State of the training, which may hold tensors of the shape of the weights.
 _TRAINING = re.compile(
@@ -51,6 +55,8 @@ _LOSS = re.compile(r"(?:(?:perceptual_|lpips_)?loss(?:es)?|lpips|criterion)(?:_f
 _LEADING = ("module", "model", "net", "network", "backbone", "state_dict")
 # What torch.compile puts before them, or between them where it compiled a part.
 _COMPILED = "_orig_mod"
+# What LoRA puts behind the name of the layer that it changes.
+_ADAPTED = "base_layer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +91,8 @@ def networks(root: Any, is_tensor: Callable[[Any], bool]) -> tuple[list[Network]
     """Find the networks of a checkpoint.
 
     Of a network and its moving average (``state_dict`` and ``state_dict_ema``, ``g`` and ``g_ema``, ...) the average
-    is taken, as it is the one that is used, unless its tensors have lost their names. Several networks side by side
+    is taken, as it is the one that is used, unless its tensors have lost their names; other copies are treated by the
+    rule of :mod:`~cnnfilterdb.ingest.network.copies`. Several networks side by side
     (``netG`` and ``netD``) are all taken, with their names as prefix. Names of wrappers (``module.``, ``_orig_mod.``, a
     ``model.`` before every name) are removed. What only serves the training is left out.
 
@@ -150,6 +157,10 @@ class _Finder:
             for key, reason in self.superseded(average, chosen, lambda key: self.entries(parts[key])):
                 chosen.remove(key)
                 self.skip(prefix + key, reason)
+        kernels = {key: self.kernels(self.entries(parts[key])) for key in chosen if key in suspects(set(chosen))}
+        for key, reason in second_copies(kernels):
+            chosen.remove(key)
+            self.skip(prefix + key, reason)
         # An average of the main network stands for it
         main = [key for key in chosen if _without_ema(key) in ("", *_MAIN)] or [key for key in _MAIN if key in chosen]
         for key in chosen if main else []:
@@ -187,6 +198,12 @@ class _Finder:
             own = any("." in entry.name for entry in _below(network, average))
             superseded = self.superseded(average, tops, partial(_below, network))
             left_out += [(key, reason) for key, reason in superseded if key != average or not own]
+        averages = underscored_copies({entry.name for entry in network.entries})
+        if averages:
+            self.skip(f"{prefix}ema_*", f"a moving average of the network, {len(averages)} tensors, without its names")
+            network.entries = [entry for entry in network.entries if entry.name not in averages]
+        for parent, parts in self.siblings(network).items():
+            left_out += [(parent + key, reason) for key, reason in second_copies(parts)]
         for top, reason in left_out:
             self.skip(prefix + top, reason)
             network.entries = [entry for entry in network.entries if not f"{entry.name}.".startswith(f"{top}.")]
@@ -195,6 +212,20 @@ class _Finder:
             [Entry(prefix + entry.name, entry.value, entry.parameter) for entry in network.entries],
             {(prefix + name).removesuffix("."): module for name, module in network.modules.items()},
         )
+
+    def siblings(self, network: Network) -> dict[str, dict[str, set[tuple[str, tuple[int, ...]]]]]:
+        """The kernels below each name, for names on the upper levels: parent -> name -> kernels."""
+        found: dict[str, dict[str, set[tuple[str, tuple[int, ...]]]]] = {}
+        for name, shape in self.kernels(network.entries):
+            path = name.split(".")
+            for level in range(min(len(path) - 1, _COPY_LEVELS)):
+                parent = "".join(f"{part}." for part in path[:level])
+                below = found.setdefault(parent, {}).setdefault(path[level], set())
+                below.add((".".join(path[level + 1 :]), shape))
+        return found
+
+    def kernels(self, entries: Iterable[Entry]) -> set[tuple[str, tuple[int, ...]]]:
+        return {(entry.name, _shape(entry.value)) for entry in entries if self.is_kernel(entry.value)}
 
     def entries(self, value: Any) -> list[Entry]:
         network = Network()
@@ -217,6 +248,8 @@ class _Finder:
                 if _is_torch_module(value):
                     parameter = key not in buffers
                 network.entries.append(Entry(f"{prefix}{key}", child, parameter))
+            elif self.is_unknown(key, child):
+                self.skip(f"{prefix}{key}", f"an object of the class {child.cls}, not a tensor that can be read")
             elif _is_container(child) and key not in without and (_is_module(value) or not _is_training(key, child)):
                 self.collect(child, f"{prefix}{key}.", network, depth + 1)
 
@@ -256,7 +289,12 @@ class _Finder:
         return style
 
     def is_kernel(self, value: Any) -> bool:
-        return self.is_tensor(value) and 3 <= len(value.shape) <= 5
+        return self.is_tensor(value) and 3 <= len(_shape(value)) <= 5
+
+    def is_unknown(self, key: str, value: Any) -> bool:
+        """Whether an object stands in the place of a weight: a kind of tensor that is not known."""
+        named = key.rpartition(".")[2] == "weight"
+        return named and isinstance(value, Object) and not _is_module(value) and self.style(value) is None
 
     def children(self, value: Any) -> Iterator[tuple[str, Any]]:
         """Content of a container by name; of a module, what its state dict holds."""
@@ -274,7 +312,16 @@ class _Finder:
             parts = enumerate(value)
         for key, child in parts:
             if isinstance(key, str | int):
-                yield str(key), child
+                # Paddle stores a parameter as a pair: its other name, and the array
+                pair = isinstance(child, tuple) and len(child) == 2 and isinstance(child[0], str)
+                yield str(key), child[1] if pair and self.is_tensor(child[1]) else child
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    try:
+        return tuple(value.shape)
+    except Exception:  # a lazy tensor, which may become a kernel
+        return (0, 0, 0, 0)
 
 
 def _is_torch_module(value: Any) -> bool:
@@ -354,4 +401,4 @@ def _renamed(network: Network) -> Network:
 
 
 def _path(name: str) -> list[str]:
-    return [part for part in name.split(".") if part != _COMPILED]
+    return [part for part in name.split(".") if part not in (_COMPILED, _ADAPTED)]

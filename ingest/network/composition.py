@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from cnnfilterdb.ingest.network.judge import ADAPTER, is_adapter, is_floating, objection
 from cnnfilterdb.ingest.network.layers import Skipped, Tensor
 
 __all__ = ["Weight", "compose", "parameters"]
@@ -47,7 +48,9 @@ _DIMENSIONS = {
     3: "three dimensions, as in a one-dimensional convolution",
     5: "five dimensions, as in a three-dimensional convolution",
 }
-_UNKNOWN = "a parametrisation that the file does not tell; save the plain weight"
+# Names of the linear layer that makes the styles of a modulated convolution
+_MODULATION = ("modulation", "affine", "to_style", "style", "mod")
+_UNKNOWN = "an unknown parametrisation; save the plain weight"
 
 
 def compose(tensor: Tensor, index: Mapping[str, Tensor]) -> Weight | Skipped | None:
@@ -72,21 +75,38 @@ def compose(tensor: Tensor, index: Mapping[str, Tensor]) -> Weight | Skipped | N
         *(["original", "original1"] if owner != prefix else []),
     }
     rank = len(tensor.shape)
+    if tensor.unreadable is not None and (leaf.endswith("weight") or leaf in parts) and rank in (0, 3, 4, 5):
+        return Skipped(tensor.name, tensor.unreadable)
+    if rank == 4 and is_adapter(tensor.name):
+        return Skipped(tensor.name, ADAPTER)
     named = leaf.endswith("weight") or leaf in parts
     if rank not in (3, 4, 5) or (rank != 4 and not named):
         return None
     if not named:
         if leaf == "filt":
             return Skipped(tensor.name, "a fixed blur kernel")
-        if leaf in _BUFFERS or tensor.shape[2] * tensor.shape[3] <= 1 or not _is_floating(tensor):
+        if leaf in _BUFFERS or tensor.shape[2] * tensor.shape[3] <= 1 or not is_floating(tensor):
             return None
         return Skipped(tensor.name, "four dimensions, but its name does not end in weight")
-    if not _is_floating(tensor):
+    if not is_floating(tensor):
         return Skipped(tensor.name, f"elements of type {tensor.dtype}")
     if tensor.parameter is False:
         return Skipped(tensor.name, "a buffer, not a parameter")
     if 0 in tensor.shape:
         return Skipped(tensor.name, f"empty: shape {tensor.shape}")
+    against = objection(tensor, index)
+    if against is not None:
+        return Skipped(tensor.name, against)
+    if rank == 5 and tensor.shape[0] == 1 and any(f"{prefix}{word}.weight" in index for word in _MODULATION):
+        # A style multiplies the weight of every image, which stands for the first axis
+        _, first, second, height, width = tensor.shape
+        return Weight(
+            owner.removesuffix(".") or tensor.name,
+            owner,
+            (first, second, height, width),
+            tensor.dtype,
+            lambda: np.ascontiguousarray(_float32(tensor)[0]),
+        )
     if rank in _DIMENSIONS:
         return Skipped(tensor.name, _DIMENSIONS[rank])
     if leaf in ("weight_orig", "weight_bar") and _same_shape(tensor, index.get(f"{prefix}weight")):
@@ -112,18 +132,13 @@ def parameters(tensors: Iterable[Tensor]) -> int:
     for name, tensor in names.items():
         stem, _, leaf = name.rpartition(".")
         vector = leaf == "weight_v" and f"{stem}.weight_g".removeprefix(".") not in names  # of spectral normalisation
-        if _is_floating(tensor) and tensor.parameter is not False and leaf not in _BUFFERS and not vector:
+        if is_floating(tensor) and tensor.parameter is not False and leaf not in _BUFFERS and not vector:
             total += math.prod(tensor.shape)
     return total
 
 
 def _same_shape(tensor: Tensor, other: Tensor | None) -> bool:
     return other is not None and other.shape == tensor.shape
-
-
-def _is_floating(tensor: Tensor) -> bool:
-    # Quantised tensors are read as the floating-point numbers that they stand for
-    return tensor.dtype.startswith(("float", "bfloat")) or tensor.dtype in ("qint8", "quint8", "qint32")
 
 
 def _composed(

@@ -20,7 +20,9 @@ from cnnfilterdb.ingest.network.checkpoint import networks
 from cnnfilterdb.ingest.network.composition import Weight, compose
 from cnnfilterdb.ingest.network.composition import parameters as count_parameters
 from cnnfilterdb.ingest.network.folding import EPSILON_TORCH, batch_norms, paired, paired_by_name
+from cnnfilterdb.ingest.network.judge import Layout, settled
 from cnnfilterdb.ingest.network.layers import ConvLayer, Kind, Skipped, Tensor, Weights
+from cnnfilterdb.ingest.network.live import identity_of, is_array, is_torch, named_tensor
 from cnnfilterdb.ingest.network.objects import Object
 
 if TYPE_CHECKING:
@@ -130,6 +132,7 @@ def layers_from_tensors(
     facts: Mapping[str, ConvFacts] | None = None,
     ordered: bool = True,
     epsilon: float = EPSILON_TORCH,
+    layout: Layout | None = "OIHW",
 ) -> tuple[tuple[ConvLayer, ...], tuple[Skipped, ...]]:
     """Find the two-dimensional convolution layers among named tensors.
 
@@ -148,6 +151,8 @@ def layers_from_tensors(
         facts: What is known of layers, by name; it goes before what the shapes tell.
         ordered: Whether the tensors stand in the order in which the network was built.
         epsilon: What batch normalisations add to the variance, where the facts do not tell.
+        layout: Layout of the kernels; None where the file does not say, so that evidence decides
+            (:mod:`cnnfilterdb.ingest.network.judge`).
 
     Returns:
         The layers, in the order of the tensors, and what looked like one but was left out.
@@ -158,9 +163,10 @@ def layers_from_tensors(
     >>> [(layer.name, layer.kind, layer.groups) for layer in layers]
     [('stem', 'conv', 1), ('dw', 'depthwise', 8)]
     """
+    tensors, unclear = (tensors, ()) if layout == "OIHW" else settled(tensors, declared=layout)
     index = {tensor.name: tensor for tensor in tensors}
     found = [compose(tensor, index) for tensor in tensors]
-    skipped = tuple(part for part in found if isinstance(part, Skipped))
+    skipped = unclear + tuple(part for part in found if isinstance(part, Skipped))
     weights = [part for part in found if isinstance(part, Weight)]
     evidence = _Evidence(tensors, index, found, ordered)
     layers = []
@@ -361,6 +367,9 @@ def turned(read: Callable[[], npt.NDArray[np.float32]], groups: int) -> Callable
 # ---------------------------------------------------------------------------------------------------------------------
 # Whole checkpoints and modules
 
+#: Layers, and what was left out.
+Found = tuple[Sequence[ConvLayer], Sequence[Skipped]]
+
 
 def weights_from_checkpoint(
     root: Any,
@@ -371,6 +380,8 @@ def weights_from_checkpoint(
     tensor: Callable[[str, Any, bool | None], Tensor],
     identity: Callable[[Any], Any] = id,
     facts: Callable[[Object], ConvFacts] | None = None,
+    arrays: Callable[[Sequence[Tensor]], Found] | None = None,
+    is_declared: Callable[[Any], bool] = lambda value: True,
 ) -> Weights:
     """Find the networks of a checkpoint, and their convolution layers.
 
@@ -382,6 +393,8 @@ def weights_from_checkpoint(
         tensor: Makes a named tensor of one of them, given (name, value, parameter or None).
         identity: Something hashable that two tensors share when they are the same data.
         facts: What the stub of a module tells.
+        arrays: Finds the layers of a network of tensors whose layout is not known.
+        is_declared: Tells a tensor whose layout is that of PyTorch.
 
     Raises:
         WeightFileError: The checkpoint is nested too deeply.
@@ -397,12 +410,15 @@ def weights_from_checkpoint(
             original = first.setdefault(identity(entry.value), entry.name)
             if original == entry.name:
                 tensors.append(tensor(entry.name, entry.value, entry.parameter))
-            elif len(entry.value.shape) == 4:
+            elif len(getattr(entry.value, "shape", ())) == 4:
                 skipped.append(Skipped(entry.name, f"shares the weight of {original}"))
         known = {name: facts(module) for name, module in network.modules.items()} if facts else {}
-        more, reasons = layers_from_tensors(tensors, facts=known)
-        layers += more
-        skipped += reasons
+        if arrays is None or any(is_declared(entry.value) for entry in network.entries):
+            found_here: Found = layers_from_tensors(tensors, facts=known)
+        else:
+            found_here = arrays(tensors)
+        layers += found_here[0]
+        skipped += found_here[1]
         parameters += count_parameters(tensors)
     return Weights(format, framework, tuple(layers), parameters, tuple(skipped))
 
@@ -423,47 +439,19 @@ def weights_from_state_dict(state_dict: Mapping[str, Any]) -> Weights:
 
     def tensor(name: str, value: Any, parameter: bool | None) -> Tensor:
         frameworks.add(type(value).__module__.partition(".")[0])
-        return _array_tensor(name, value, parameter)
+        return named_tensor(name, value, parameter)
 
     weights = weights_from_checkpoint(
         state_dict,
         format="state_dict",
         framework=None,
-        is_tensor=_is_array,
+        is_tensor=is_array,
         tensor=tensor,
-        identity=_array_identity,
+        identity=identity_of,
+        arrays=lambda tensors: layers_from_tensors(tensors, layout=None),
+        is_declared=is_torch,
     )
     return replace(weights, framework="pytorch" if "torch" in frameworks else None)
-
-
-def _is_array(value: Any) -> bool:
-    return hasattr(value, "shape") and hasattr(value, "dtype")
-
-
-def _array_tensor(name: str, value: Any, parameter: bool | None) -> Tensor:
-    dtype = getattr(value.dtype, "name", None) or str(value.dtype).removeprefix("torch.")
-    return Tensor(name, tuple(int(side) for side in value.shape), dtype, lambda: _to_numpy(value), parameter)
-
-
-def _array_identity(value: Any) -> Any:
-    if hasattr(value, "untyped_storage") and value.device.type != "meta":
-        return (value.untyped_storage().data_ptr(), value.storage_offset(), tuple(value.shape), value.stride())
-    return id(value)
-
-
-def _to_numpy(value: Any) -> npt.NDArray[np.generic]:
-    """A copy: what is stored must not change with the network that is being trained on."""
-    if hasattr(value, "detach"):
-        value = value.detach().cpu()
-        if getattr(value, "is_quantized", False):
-            value = value.dequantize()
-        if value.is_floating_point():
-            value = value.float()
-        return np.array(value.numpy())
-    array = np.array(value)
-    return (
-        array.astype(np.float32) if array.dtype.kind == "f" or array.dtype.name.startswith(("bf", "float")) else array
-    )
 
 
 def weights_from_module(module: Any, example: Any = None, *, shapes: bool = False) -> Weights:
@@ -484,6 +472,8 @@ def weights_from_module(module: Any, example: Any = None, *, shapes: bool = Fals
         Layers in order of execution where the forward pass could be run, dead ones last; else in the order of the
         module.
     """
+    if type(module).__name__ == "ExportedProgram":  # its graph is not a module, its state dict is one of a module
+        return weights_from_state_dict(dict(module.state_dict))
     # PyTorch is imported only where a module of it exists
     from cnnfilterdb.ingest.network.execution import execute, named_tensors, unwrapped
 
@@ -494,7 +484,8 @@ def weights_from_module(module: Any, example: Any = None, *, shapes: bool = Fals
     tensors: list[Tensor] = []
     mixtures: dict[str, str] = {}  # layer of an expert -> the layer that it belongs to
     for name, value, parameter in entries:
-        tensor = _array_tensor(name, value, parameter)
+        tensor = named_tensor(name, value, parameter)
+        tensor = replace(tensor, unreadable=None) if shapes else tensor
         owner = name.removesuffix(".weight")
         experts = _experts(tensor, getattr(parts.get(owner), "weight_shape", None))
         tensors += experts or [tensor]

@@ -28,6 +28,7 @@ class Tensor:
         dtype: Its element type as stored: a NumPy name, or ``bfloat16``, ``float8_e4m3fn``, ...
         read: Returns the array as stored, but floating types narrower or wider than float32 as float32.
         parameter: False for what the file marks as a buffer (a fixed blur kernel), None where that is not known.
+        unreadable: Why its numbers cannot be read, where that is known before; :attr:`read` then fails.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Tensor:
     dtype: str
     read: Callable[[], npt.NDArray[np.generic]]
     parameter: bool | None = None
+    unreadable: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

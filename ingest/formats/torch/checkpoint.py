@@ -1,7 +1,8 @@
 """Weight files of PyTorch, read without PyTorch.
 
-Four layouts, told apart by what is in them:
+Five layouts, recognised by what is in them:
 
+- a zip archive of ``torch.export.save`` (:mod:`~cnnfilterdb.ingest.formats.torch.exported`);
 - a zip archive with ``data.pkl`` and one member per storage (``torch.save`` since PyTorch 1.6; also TorchScript, which
   adds ``code/`` and ``constants.pkl``);
 - five pickles, then the bytes of the storages (``torch.save`` before, and still on request);
@@ -16,23 +17,27 @@ source code. A tensor is its place in the file until it is read: memory holds on
 from __future__ import annotations
 
 import io
+import re
 import tarfile
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from cnnfilterdb.errors import WeightFileError
 from cnnfilterdb.ingest.formats import limits, register
+from cnnfilterdb.ingest.formats.arrays import layers_from_arrays
 from cnnfilterdb.ingest.formats.blob import Blob
 from cnnfilterdb.ingest.formats.damage import undamaged
 from cnnfilterdb.ingest.formats.pickle import Array, load
-from cnnfilterdb.ingest.formats.torch.script import Journey, follow
+from cnnfilterdb.ingest.formats.shards import is_index, shards
+from cnnfilterdb.ingest.formats.torch.archive import ZIP, Archive
+from cnnfilterdb.ingest.formats.torch.exported import exported_tensors
+from cnnfilterdb.ingest.formats.torch.script import Journey, first_kernel, follow
 from cnnfilterdb.ingest.formats.torch.script_code import Code
 from cnnfilterdb.ingest.formats.torch.tensors import (
     CONSTRUCTORS,
@@ -45,13 +50,15 @@ from cnnfilterdb.ingest.formats.torch.tensors import (
     storage_type,
 )
 from cnnfilterdb.ingest.network.extract import ConvFacts, conv_depths, conv_facts, weights_from_checkpoint
-from cnnfilterdb.ingest.network.layers import Tensor, Weights
+from cnnfilterdb.ingest.network.layers import Skipped, Tensor, Weights
 from cnnfilterdb.ingest.network.objects import Global, Object
 
 __all__ = ["TorchFormat"]
 
-_ZIP = b"PK\x03\x04"
 _PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+# Protocols 0 and 1 have no mark: they begin with a container, or with the name of a class
+_OLD_PICKLE = re.compile(rb"\(?[dl]p\d+\n|[}\]]q.|c[A-Za-z_][\w.]*\n[A-Za-z_]\w*\n")
+_SUFFIXES = (".bin", ".pt", ".pth")
 # What torch.save writes first, to know its own files by
 _MAGIC = 0x1950A86A20F9469CFC6C
 
@@ -68,13 +75,15 @@ class _Checkpoint:
         format: Name of the layout.
         root: The tree of containers, tensors and modules.
         code: Code of its classes, where it has it.
-        journey: What following the code told.
+        journey: What following the code has shown.
+        left_out: Tensors that are not part of the tree.
     """
 
     format: str
     root: Any
     code: Code | None = None
     journey: Journey = field(default_factory=Journey)
+    left_out: tuple[Skipped, ...] = ()
 
     def facts(self, module: Object) -> ConvFacts:
         """What the stub of a module tells about its convolution."""
@@ -89,7 +98,7 @@ def _open(blob: Blob, name: str, depth: int = 0) -> _Checkpoint:
     if depth > 2:
         raise WeightFileError(f"{name}: archives in archives; unpack the checkpoint and pass it itself")
     head = blob.part(0, min(512, blob.size)).read()
-    if head.startswith(_ZIP):
+    if head.startswith(ZIP):
         return _open_zip(blob, name, depth)
     if _is_tar(head):
         return _open_tar(blob, name, depth)
@@ -100,51 +109,11 @@ def _is_tar(head: bytes) -> bool:
     return head[257:262] == b"ustar"
 
 
-class _Archive:
-    """Members of a zip archive, as blobs."""
-
-    def __init__(self, blob: Blob) -> None:
-        self.blob = blob
-        with blob.stream() as stream, zipfile.ZipFile(stream) as archive:
-            self.infos = {info.filename: info for info in archive.infolist() if not info.is_dir()}
-        limits.current().create(len(self.infos))
-
-    def __contains__(self, member: str) -> bool:
-        return member in self.infos
-
-    def size(self, member: str) -> int:
-        """Number of bytes of a member, after a check that they can be read."""
-        info = self.infos.get(member)
-        if info is None:
-            raise ValueError(f"member {member} is missing")
-        if info.flag_bits & 1:
-            raise ValueError(f"member {member} is encrypted")
-        if info.compress_type == zipfile.ZIP_STORED and info.header_offset + info.file_size > self.blob.size:
-            raise ValueError(f"member {member} is truncated")
-        return info.file_size
-
-    def member(self, member: str) -> Blob:
-        """The bytes of a member; a compressed one is read into memory."""
-        size, info = self.size(member), self.infos[member]
-        if info.compress_type != zipfile.ZIP_STORED:
-            limits.current().allocate(size)
-            with self.blob.stream() as stream, zipfile.ZipFile(stream) as archive, archive.open(info) as file:
-                data = file.read(size + 1)
-            if len(data) != size:
-                raise ValueError(f"member {member} has not the size that it announces")
-            return Blob.of(data)
-        header = self.blob.part(info.header_offset, 30).read()
-        if not header.startswith(_ZIP):
-            raise ValueError(f"member {member} has no header")
-        # Name and padding stand between the header and the bytes
-        start = (
-            info.header_offset + 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
-        )
-        return self.blob.part(start, size)
-
-
 def _open_zip(blob: Blob, name: str, depth: int) -> _Checkpoint:
-    archive = _Archive(blob)
+    archive = Archive(blob)
+    exported = _open_exported(archive, name, depth)
+    if exported is not None:
+        return exported
     roots = [member.removesuffix("data.pkl") for member in archive.infos if f"/{member}".endswith("/data.pkl")]
     if not roots:
         return _open_single(archive, name, depth)
@@ -161,7 +130,22 @@ def _open_zip(blob: Blob, name: str, depth: int) -> _Checkpoint:
     return _script(archive, root, content, constants)
 
 
-def _script(archive: _Archive, root: str, content: Any, constants: Any) -> _Checkpoint:
+def _open_exported(archive: Archive, name: str, depth: int) -> _Checkpoint | None:
+    """The weights of an archive of ``torch.export.save``; None for any other archive."""
+    members = {member.rpartition("/")[2]: member for member in archive.infos}
+    for state in ("serialized_state_dict.pt", "serialized_state_dict.json"):  # PyTorch 2.1 to 2.7
+        if state in members and "serialized_exported_program.json" in members:
+            return replace(_open(archive.member(members[state]), name, depth + 1), format="torch-export")
+    if "model_weights_config.json" not in members:
+        return None
+
+    def unpickled(member: str) -> Any:
+        return _open(archive.member(member), name, depth + 1).root
+
+    return _Checkpoint("torch-export", exported_tensors(archive, members["model_weights_config.json"], unpickled))
+
+
+def _script(archive: Archive, root: str, content: Any, constants: Any) -> _Checkpoint:
     """Follow the code of a TorchScript archive, and name the weights that only the code tells apart."""
     sources = {}
     for member in archive.infos:
@@ -175,20 +159,34 @@ def _script(archive: _Archive, root: str, content: Any, constants: Any) -> _Chec
     if not isinstance(content, Object) or not isinstance(constants, list | tuple):
         return _Checkpoint("torchscript", content, code)
     stored = _mark(content, code)
-    journey = follow(code, content, constants, lambda value: isinstance(value, StoredTensor) and len(value.shape) == 4)
-    numbers = {id(value): number for number, value in enumerate(constants)}
+    journey = follow(code, content, constants, _is_kernel)
+    # Of a frozen network the weights are constants, and so are the packed weights of quantised layers
+    kernels = [first_kernel(value.state if isinstance(value, Object) else value, _is_kernel) for value in constants]
+    numbers = {id(kernel): number for number, kernel in enumerate(kernels) if kernel is not None}
+    frozen: dict[str, Any] = {}
     for use in journey.uses:
         if use.weight.identity in stored:
             continue
         stored.add(use.weight.identity)
-        if id(use.weight) in numbers:  # of a frozen network
-            frozen = content.attributes.setdefault("CONSTANTS", {})
+        if id(use.weight) in numbers:
             layer = Object(Global("__torch__", "Constant"), attributes={"weight": use.weight})
             frozen[f"c{numbers[id(use.weight)]}"] = layer
         else:  # of a layer that packs its weight, such as a quantised one
             use.owner.state = None
             use.owner.attributes.setdefault("weight", use.weight)
-    return _Checkpoint("torchscript", content, code, journey)
+    if frozen:
+        content.attributes["CONSTANTS"] = frozen
+    # Where the code cannot be followed to its end, constants may be kernels whose use is not known
+    lost = () if journey.complete else [kernels[n] for n in numbers.values() if kernels[n].identity not in stored]
+    left_out = tuple(
+        Skipped(f"CONSTANTS.c{numbers[id(kernel)]}", "a constant of four dimensions whose use in the code is not clear")
+        for kernel in lost
+    )
+    return _Checkpoint("torchscript", content, code, journey, left_out)
+
+
+def _is_kernel(value: Any) -> bool:
+    return isinstance(value, StoredTensor) and len(value.shape) == 4
 
 
 def _mark(root: Object, code: Code) -> set[Any]:
@@ -211,7 +209,7 @@ def _mark(root: Object, code: Code) -> set[Any]:
     return found
 
 
-def _load_zip_pickle(archive: _Archive, name: str, root: str, pickle: str, folder: str, byteorder: str) -> Any:
+def _load_zip_pickle(archive: Archive, name: str, root: str, pickle: str, folder: str, byteorder: str) -> Any:
     storages: dict[Any, Storage] = {}
 
     def persistent(identifier: Any) -> Any:
@@ -236,7 +234,7 @@ def _is_clutter(member: str) -> bool:
     return member.startswith("__MACOSX/") or member.rpartition("/")[2].startswith("._")
 
 
-def _open_single(archive: _Archive, name: str, depth: int) -> _Checkpoint:
+def _open_single(archive: Archive, name: str, depth: int) -> _Checkpoint:
     members = [member for member in archive.infos if not _is_clutter(member)]
     if any(f"/{member}".endswith("/model.json") for member in members):
         raise WeightFileError(
@@ -373,19 +371,20 @@ class TorchFormat:
     name = "torch"
 
     def matches(self, path: Path, head: bytes) -> bool:
-        """Zip, tar, or a pickle of protocol 2 or later."""
-        return head.startswith((_ZIP, *_PICKLES)) or _is_tar(head)
+        """Zip, tar, a pickle, or an index of shards."""
+        pickled = head.startswith(_PICKLES) or _OLD_PICKLE.match(head) is not None
+        return head.startswith(ZIP) or pickled or _is_tar(head) or is_index(head, _SUFFIXES)
 
     def read(self, path: Path) -> Weights:
         """Read the file; the tensors when the layers are read.
 
         Raises:
-            WeightFileError: The file is damaged, or no PyTorch file.
+            WeightFileError: The file is damaged, or not a PyTorch file.
             UnsafeFileError: The file asks for code to be executed.
         """
         name = str(path)
         with undamaged(name, "PyTorch file"):
-            checkpoint = _open(Blob(lambda: path.open("rb"), 0, path.stat().st_size), name)
+            checkpoint = _open_all(path)
             stored: dict[str, Any] = {}
             used = {use.weight.identity: use.facts for use in checkpoint.journey.uses}
 
@@ -407,12 +406,38 @@ class TorchFormat:
                     tensor=tensor,
                     identity=_identity,
                     facts=facts,
+                    arrays=partial(layers_from_arrays, ordered=True),
+                    is_declared=lambda value: isinstance(value, StoredTensor),
                 )
             except WeightFileError as error:
                 raise WeightFileError(f"{name}: {error}") from error
             if not any(isinstance(value, StoredTensor) for value in stored.values()):
                 weights = replace(weights, framework=None)  # arrays of NumPy, whoever wrote them
+            weights = replace(weights, skipped=checkpoint.left_out + weights.skipped)
             return _placed(weights, stored, checkpoint.journey)
+
+
+def _opened(path: Path) -> BinaryIO:
+    return path.open("rb")
+
+
+def _open_all(path: Path) -> _Checkpoint:
+    """A file, or all shards of the model that it belongs to."""
+    files = shards(path, _SUFFIXES)
+    opened = []
+    for file in files:
+        size = file.stat().st_size
+        if file != path:
+            limits.current().opened(size)
+        opened.append(_open(Blob(partial(_opened, file), 0, size), str(file)))
+    if len(opened) == 1:
+        return opened[0]
+    root: dict[Any, Any] = {}
+    for file, shard in zip(files, opened, strict=True):
+        if not isinstance(shard.root, dict):
+            raise WeightFileError(f"{file}: a shard of a model should be a state dict; save the model in one file")
+        root |= shard.root
+    return _Checkpoint(opened[0].format, root)
 
 
 def _is_tensor(value: Any) -> bool:
@@ -459,4 +484,5 @@ def _named(file: str, name: str, value: Any, parameter: bool | None) -> Tensor:
             return array.astype(np.float32) if array.dtype.kind == "f" else array
 
     dtype = value.dtype if isinstance(value, StoredTensor) else value.dtype.name
-    return Tensor(name, value.shape, dtype, read, parameter)
+    unreadable = value.unreadable if isinstance(value, StoredTensor) else None
+    return Tensor(name, value.shape, dtype, read, parameter, unreadable)

@@ -19,7 +19,7 @@ from cnnfilterdb.ingest.formats.torch.script_code import Code
 from cnnfilterdb.ingest.network.extract import ConvFacts, conv_facts
 from cnnfilterdb.ingest.network.objects import Object
 
-__all__ = ["Journey", "Use", "follow"]
+__all__ = ["Journey", "Use", "first_kernel", "follow"]
 
 # Steps of a forward pass. Inception-v3 takes 2,000.
 _MAX_STEPS = 1_000_000
@@ -586,7 +586,7 @@ class _Traveller:
         if isinstance(value, _Value):
             return value.weight
         if isinstance(value, Object):
-            return _first(value.state, self.is_kernel)
+            return first_kernel(value.state, self.is_kernel)
         return value if self.is_kernel(value) else None
 
     def depth(self, values: Iterable[Any]) -> int | None:
@@ -609,11 +609,12 @@ class _Traveller:
         return _Value(self.depth(values))
 
 
-def _first(value: Any, is_kernel: Callable[[Any], bool], depth: int = 0) -> Any:
+def first_kernel(value: Any, is_kernel: Callable[[Any], bool], depth: int = 0) -> Any:
+    """The first kernel in a value or in the lists that it is made of; None where there is none."""
     if is_kernel(value):
         return value
     if isinstance(value, list | tuple) and depth < 4:
         for part in value[:16]:
-            if (found := _first(part, is_kernel, depth + 1)) is not None:
+            if (found := first_kernel(part, is_kernel, depth + 1)) is not None:
                 return found
     return None

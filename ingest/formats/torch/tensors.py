@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from cnnfilterdb.ingest.formats import limits
 from cnnfilterdb.ingest.formats.blob import Blob
+from cnnfilterdb.ingest.formats.pickle import Array
 from cnnfilterdb.ingest.network.objects import Global, Object
 
 __all__ = [
@@ -119,6 +120,9 @@ class StoredTensor:
         scale: Of a quantised tensor: scale and zero point, each a number, or one for each index of the axis.
         zero_point: See scale.
         axis: See scale; None where there is one scale.
+        negative: Whether the numbers are stored with the other sign: PyTorch's negative bit.
+        dense: Gives the numbers of a tensor that is not stored as a block of them.
+        unreadable: Why its numbers cannot be read.
     """
 
     storage: Storage | None
@@ -130,6 +134,9 @@ class StoredTensor:
     scale: Any = None
     zero_point: Any = None
     axis: int | None = None
+    negative: bool = False
+    dense: Callable[[], npt.NDArray[Any]] | None = None
+    unreadable: str | None = None
 
     def __post_init__(self) -> None:
         sizes = (self.shape, self.strides)
@@ -168,7 +175,9 @@ class StoredTensor:
         Raises:
             ValueError: There are none, or more than the storage holds.
         """
-        array = self._stored()
+        array = self._stored() if self.dense is None else self.dense()
+        if self.negative:
+            array = -array
         if self.dtype.startswith("q"):
             return self._dequantised(array)
         if self.dtype.startswith(("float", "bfloat")):
@@ -212,19 +221,36 @@ def _swapped(raw: npt.NDArray[np.uint8], dtype: np.dtype[Any], byteorder: str) -
     return np.ascontiguousarray(raw.reshape(-1, size)[:, ::-1]).reshape(-1)
 
 
-def rebuilt(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> StoredTensor:
+def rebuilt(
+    storage: Any,
+    offset: Any,
+    shape: Any,
+    strides: Any,
+    _grad: Any = None,
+    _hooks: Any = None,
+    bits: Any = None,
+    *_: Any,
+) -> StoredTensor:
     """A tensor of the type of its storage.
 
     Raises:
         ValueError: It does not fit in its storage.
     """
-    return StoredTensor(as_storage(storage), as_storage(storage).dtype, offset, _sizes(shape), _sizes(strides))
+    found = StoredTensor(as_storage(storage), as_storage(storage).dtype, offset, _sizes(shape), _sizes(strides))
+    found.negative = _is_negative(bits)
+    return found
 
 
 def _rebuilt_with_type(
-    storage: Any, offset: Any, shape: Any, strides: Any, _grad: Any, _hooks: Any, dtype: Any, *_: Any
+    storage: Any, offset: Any, shape: Any, strides: Any, _grad: Any, _hooks: Any, dtype: Any, bits: Any = None, *_: Any
 ) -> StoredTensor:
-    return StoredTensor(as_storage(storage), _dtype(dtype), offset, _sizes(shape), _sizes(strides))
+    found = StoredTensor(as_storage(storage), _dtype(dtype), offset, _sizes(shape), _sizes(strides))
+    found.negative = _is_negative(bits)
+    return found
+
+
+def _is_negative(bits: Any) -> bool:
+    return isinstance(bits, dict) and bits.get("neg") is True
 
 
 def _rebuilt_quantised(storage: Any, offset: Any, shape: Any, strides: Any, quantizer: Any, *_: Any) -> StoredTensor:
@@ -254,16 +280,85 @@ def _length(values: Any) -> int | None:
 
 
 def _rebuilt_without_data(dtype: Any, shape: Any, strides: Any, *_: Any) -> StoredTensor:
-    return StoredTensor(None, _dtype(dtype), 0, _sizes(shape), _sizes(strides))
+    found = StoredTensor(None, _dtype(dtype), 0, _sizes(shape), _sizes(strides))
+    found.unreadable = "on PyTorch's meta device, without numbers"
+    return found
+
+
+def _lazy(*_: Any) -> StoredTensor:
+    reason = "a lazy layer that was never initialised; run the network once and save it again"
+    return StoredTensor(None, "float32", 0, (), (), unreadable=reason)
+
+
+def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+
+
+def _rebuilt_sparse(layout: Any, data: Any, *_: Any) -> StoredTensor:
+    name = layout.name if isinstance(layout, Global) else str(layout)
+    if name != "sparse_coo" or len(data) < 3:
+        values = next((part for part in data if isinstance(part, StoredTensor)), None)
+        shape = next((_sizes(part) for part in reversed(data) if isinstance(part, list | tuple)), ())
+        dtype = values.dtype if values else "float32"
+        reason = f"a tensor of the layout {name}; save it as a dense one (to_dense())"
+        return StoredTensor(None, dtype, 0, shape, _strides(shape), unreadable=reason)
+    indices, values, shape = data[0], data[1], _sizes(data[2])
+    if not isinstance(indices, StoredTensor) or not isinstance(values, StoredTensor):
+        raise ValueError("a sparse tensor without indices or values")
+    found = StoredTensor(None, values.dtype, 0, shape, _strides(shape))
+    found.dense = lambda: _densified(indices, values, shape)
+    return found
+
+
+def _densified(indices: StoredTensor, values: StoredTensor, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    places, numbers = indices._stored(), values.read()
+    sparse = len(places)
+    if places.ndim != 2 or numbers.shape != (places.shape[1], *shape[sparse:]):
+        raise ValueError("a sparse tensor whose indices and values do not fit")
+    limits.current().allocate(math.prod(shape) * numbers.itemsize)
+    array = np.zeros(shape, numbers.dtype)
+    # Entries of the same place are added
+    np.add.at(array, tuple(places), numbers)
+    return array
+
+
+def _rebuilt_from_array(array: Any, *_: Any) -> StoredTensor:
+    # Devices other than those that PyTorch is built for store their tensors as arrays of NumPy
+    if not isinstance(array, Array):
+        raise ValueError("a tensor without its array")
+    found = StoredTensor(None, array.dtype.name, 0, array.shape, _strides(array.shape))
+    found.dense = array.read
+    return found
+
+
+def _rebuilt_subclass(cls: Any, dtype: Any, shape: Any, *_: Any) -> StoredTensor:
+    found = StoredTensor(None, _dtype(dtype), 0, _sizes(shape), _strides(_sizes(shape)))
+    found.unreadable = f"a tensor of the class {cls}, whose numbers are not stored as one array; save a plain tensor"
+    return found
+
+
+def _persistent_object(meta: Any = None, *_: Any) -> Object:
+    # StyleGAN stores each module as its class name, its source code and its attributes
+    if not isinstance(meta, dict) or not isinstance(meta.get("state"), dict):
+        raise ValueError("a persistent object without a state")
+    return Object(Global("torch_utils.persistence", str(meta.get("class_name"))[:200]), attributes=dict(meta["state"]))
 
 
 def _parameter(data: Any = None, *_: Any) -> Any:
     return replace(data, parameter=True) if isinstance(data, StoredTensor) else data
 
 
-def _rebuilt_from_type(function: Any, _cls: Any, args: Any, *_: Any) -> Any:
+def _rebuilt_from_type(function: Any, _cls: Any, args: Any, state: Any = None, *_: Any) -> Any:
     constructor = CONSTRUCTORS.get((function.module, function.name)) if isinstance(function, Global) else None
-    return constructor(*args) if constructor else Object(Global("", "?"), (function, args))
+    found = constructor(*args) if constructor else Object(Global("", "?"), (function, args))
+    # A distributed tensor: its part of this process, which may be all of it
+    for part in state if isinstance(state, tuple) else (state,):
+        local = part.get("_local_tensor") if isinstance(part, dict) else None
+        if isinstance(found, StoredTensor) and isinstance(local, StoredTensor):
+            if local.shape == found.shape:
+                return local
+            found.unreadable = "a part of a distributed tensor; save a full state dict"
+    return found
 
 
 def as_storage(value: Any) -> Storage:
@@ -299,6 +394,16 @@ CONSTRUCTORS: dict[tuple[str, str], Callable[..., Any]] = {
     ("torch._utils", "_rebuild_parameter"): _parameter,
     ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
     ("torch._utils", "_rebuild_meta_tensor_no_storage"): _rebuilt_without_data,
+    ("torch._utils", "_rebuild_sparse_tensor"): _rebuilt_sparse,
+    ("torch._utils", "_rebuild_sparse_csr_tensor"): _rebuilt_sparse,
+    ("torch._utils", "_rebuild_device_tensor_from_numpy"): _rebuilt_from_array,
+    ("torch._utils", "_rebuild_device_tensor_from_cpu_tensor"): _parameter,
+    ("torch._utils", "_rebuild_xla_tensor"): _rebuilt_from_array,
+    ("torch._utils", "_rebuild_mlc_tensor"): _rebuilt_from_array,
+    ("torch._utils", "_rebuild_wrapper_subclass"): _rebuilt_subclass,
+    ("torch_utils.persistence", "_reconstruct_persistent_obj"): _persistent_object,
+    ("torch.nn.parameter", "UninitializedParameter"): _lazy,
+    ("torch.nn.parameter", "UninitializedBuffer"): _lazy,
     ("torch._tensor", "_rebuild_from_type"): _rebuilt_from_type,
     ("torch._tensor", "_rebuild_from_type_v2"): _rebuilt_from_type,
     ("torch.tensor", "_rebuild_from_type"): _rebuilt_from_type,

@@ -206,7 +206,7 @@ def test_an_index_names_files_beside_it_only(sharded, name):
         ('{"weight_map": 3}', "damaged"),
         ('{"weight_map": {"a": 3}}', "damaged"),
         ('{"weight_map": ', "damaged"),
-        ('{"weight_map": {"a": "pytorch_model-00001-of-00002.bin"}}', "expected shards that are safetensors files"),
+        ('{"weight_map": {"a": "model-00001-of-00002.h5"}}', "expected shards that are safetensors files"),
     ],
 )
 def test_damaged_indexes(tmp_path, text, message):

@@ -200,9 +200,9 @@ def test_gain_of_scaled_standardisation_is_flagged_and_the_stored_weight_kept():
         ((8, 1, 3, 3), "a.filt", "a fixed blur kernel"),
         ((1, 192, 14, 14), "pos_embed", "its name does not end in weight"),
         ((8, 0, 3, 3), "a.weight", "empty"),
-        ((8, 3, 3, 3), "a.parametrizations.weight.original", "parametrisation that the file does not tell"),
+        ((8, 3, 3, 3), "a.parametrizations.weight.original", "an unknown parametrisation"),
         ((8, 3, 3, 3), "a.parametrizations.weight.original1", "gain is missing"),
-        ((8, 3, 3, 3), "a.weight_orig", "parametrisation that the file does not tell"),
+        ((8, 3, 3, 3), "a.weight_orig", "an unknown parametrisation"),
     ],
 )
 def test_what_is_left_out_is_told_with_the_reason(shape, name, reason):

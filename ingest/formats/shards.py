@@ -1,0 +1,65 @@
+"""Models in several files: the shards of a checkpoint, found by their index or by their names.
+
+An index (``model.safetensors.index.json``, ``pytorch_model.bin.index.json``) names the shard of each tensor. Without
+one, the name of a shard (``model-00001-of-00003.safetensors``) tells the names of its siblings. A model is read as a
+whole or not at all: one shard is not a model.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from cnnfilterdb.errors import WeightFileError
+from cnnfilterdb.ingest.formats.damage import undamaged
+
+__all__ = ["is_index", "shards"]
+
+_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<count>\d+)(?P<suffix>\.(?:safetensors|bin|pt|pth))")
+_MAX_SHARDS = 10_000
+
+
+def is_index(head: bytes, suffixes: tuple[str, ...] = ("",)) -> bool:
+    """Whether a file is an index of shards, whose names end in one of some suffixes where those are given."""
+    named = any(f'{suffix}"'.encode() in head for suffix in suffixes)
+    return head.lstrip().startswith(b"{") and b'"weight_map"' in head and named
+
+
+def shards(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """The files of the model that a file belongs to; the file itself where that is all of it.
+
+    Args:
+        path: An index, or a shard.
+        suffixes: What the names of shards may end in.
+
+    Raises:
+        WeightFileError: A shard is missing or is not beside the index.
+    """
+    with path.open("rb") as file:
+        head = file.read(4096)
+    if is_index(head):
+        kind = suffixes[0].removeprefix(".")
+        with undamaged(str(path), "index of shards"):
+            names = sorted(set(json.loads(path.read_bytes())["weight_map"].values()))
+        for name in names:
+            if Path(name).name != name or "\\" in name:
+                raise WeightFileError(f"{path}: names the shard {name[:100]!r}, which is not a file beside it; refused")
+            if not name.endswith(suffixes):
+                raise WeightFileError(f"{path}: an index of {name[:100]}; expected shards that are {kind} files")
+    else:
+        match = _SHARD.fullmatch(path.name)
+        if match is None or not path.name.endswith(suffixes):
+            return [path]
+        stem, number, count, suffix = match.group("stem", "number", "count", "suffix")
+        if not 1 <= int(number) <= int(count) <= _MAX_SHARDS:
+            return [path]
+        names = [f"{stem}-{i:0{len(number)}}-of-{count}{suffix}" for i in range(1, int(count) + 1)]
+    files = [path.parent / name for name in names]
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise WeightFileError(
+            f"{path}: {len(missing)} of the {len(files)} shards of the model are missing, first {missing[0]}; "
+            "put them beside it"
+        )
+    return files

@@ -1,0 +1,286 @@
+"""Which tensors are convolution weights, and which of their axes is which: one judge for every format.
+
+A format that says so itself is believed: the graph of an ONNX or TensorFlow file names the convolutions and the layout,
+a pickled PyTorch tensor is PyTorch's. For all other files of named arrays (NumPy archives, pickles of arrays,
+safetensors, dictionaries in memory) names and shapes are the only witnesses, and they are heard here.
+
+**Is it a convolution?** (:func:`objection`, for every tensor of four axes, whatever its source.) A parameter of four
+axes need not be one. It is not, and is reported with the reason, when
+
+- its bias has its shape, as in normalisations and scales that act on each channel: GRN, SwitchNorm;
+- it has one axis larger than 1 and the name of a norm, a scale or a noise, or has the form (1, 1, 1, n), or it has a
+  first axis of 1 and the name of a map of positions or tokens; a bias of one axis, as convolutions have, acquits it;
+- it is a factor of an adapter (LoRA, LoHa, LoKr): it changes a layer and is not one. The base layer is imported.
+
+**Which axis is which?** (:func:`layout_of`, for all kernels of a file together, as one program wrote them.) There are
+three layouts: OIHW (PyTorch, Chainer, Paddle, Caffe2), HWIO (TensorFlow, Keras, JAX) and OHWI (MLX). Witnesses:
+
+1. *Bias.* The vector beside a kernel has as many elements as the layer has outputs (OIHW: first axis, or second in a
+   transposed layer; HWIO: last axis, third in a transposed layer, their product in a depthwise one; OHWI: first axis).
+   One bias that a layout cannot explain excludes the layout.
+2. *Sizes.* Kernels are small: up to 64 if square, up to 128 if of height or width 1, else up to 11. One kernel that is
+   larger under a layout excludes it.
+3. *Squares.* Under which layouts all kernels are square, and not all of them 1x1.
+4. *Neighbours.* How many layers take as many inputs as the layer before them gives outputs.
+5. *Names.* ``conv.weight`` is how PyTorch spells a name, and MLX after it: other names are never those of MLX.
+
+If bias and sizes leave one layout, it is taken. If they leave several, those with squares go first, among these the one
+with most neighbours; names decide between layouts for which all else is equal. A layout that the names speak against
+needs squares, and no fewer neighbours than the one that they speak for. Where witnesses contradict each other or say
+nothing, the kernels are left out, and the reason is reported. A layout that the file declares is taken unless bias or
+sizes exclude it and another one is possible: then the kernels are left out.
+
+Whether a layer is grouped, depthwise or transposed is decided after that, from the same evidence, by
+:func:`~cnnfilterdb.ingest.network.extract.layers_from_tensors`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from cnnfilterdb.ingest.network.layers import Skipped, Tensor
+
+__all__ = [
+    "ADAPTER",
+    "AXES",
+    "UNCLEAR",
+    "Layout",
+    "is_adapter",
+    "is_floating",
+    "layout_of",
+    "natural",
+    "objection",
+    "scope_of",
+    "settled",
+]
+
+Layout = Literal["OIHW", "HWIO", "OHWI"]
+
+#: Order of the stored axes that makes (out, in, h, w).
+AXES: dict[Layout, tuple[int, int, int, int]] = {"OIHW": (0, 1, 2, 3), "HWIO": (3, 2, 0, 1), "OHWI": (0, 3, 1, 2)}
+
+#: Why a kernel is left out whose axes nobody can tell apart.
+UNCLEAR = (
+    "its layout is not clear: biases and shapes do not tell (out, in, h, w) from (h, w, in, out) or (out, h, w, in)"
+)
+
+#: Why a factor of an adapter is left out.
+ADAPTER = (
+    "a factor of a LoRA adapter, which changes a layer and is not one; to import the changed layer, merge the adapter "
+    "into its base model (peft: merge_and_unload) and save the result"
+)
+_ADAPTER = re.compile(
+    r"(?:^|[._])(?:lora_(?:[AB]|down|up|mid)|hada_[wt][12]\w*|lokr_[wt]\w+|lora_magnitude_vector)(?=[._]|$)"
+)
+_CHANNEL_WORDS = re.compile(r"(?:^|[._])(?:\w*norm\d*|\w*bn\d*|grn\d*|\w*noise\w*|gamma|beta|\w*scale\d*|gain|affine)$")
+_PLACE_WORDS = re.compile(r"(?:^|[._])(?:\w*pos(?:ition\w*|_?emb\w*|_?enc\w*)?|\w*tokens?|rel_?pos\w*)$")
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a tensor is a factor of an adapter, by its name.
+
+    >>> is_adapter("conv.lora_A.default.weight"), is_adapter("colora.weight")
+    (True, False)
+    """
+    return _ADAPTER.search(name) is not None
+
+
+def is_floating(tensor: Tensor) -> bool:
+    """Whether a tensor holds weights; quantised ones are read as the numbers that they stand for."""
+    return tensor.dtype.startswith(("float", "bfloat")) or tensor.dtype in ("qint8", "quint8", "qint32")
+
+
+def objection(tensor: Tensor, index: Mapping[str, Tensor]) -> str | None:
+    """Why a tensor of four axes is not the weight of a convolution; None where nothing speaks against it.
+
+    Args:
+        tensor: The tensor, named ``<owner>.<leaf>``.
+        index: All tensors of its network by name.
+
+    >>> grn = Tensor("grn.weight", (1, 1, 1, 160), "float32", read=lambda: ...)
+    >>> objection(grn, {"grn.weight": grn})
+    'one number for each channel, as in a normalisation or a scale'
+    """
+    if is_adapter(tensor.name):
+        return ADAPTER
+    owner = tensor.name.rpartition(".")[0]
+    bias = index.get(f"{owner}.bias" if owner else "bias")
+    if bias is not None and len(bias.shape) == 4:
+        return "its bias has four dimensions, as in a normalisation or a scale"
+    if bias is not None and len(bias.shape) == 1:
+        return None
+    vector = sum(side > 1 for side in tensor.shape) == 1
+    if vector and (tensor.shape[:3] == (1, 1, 1) or _CHANNEL_WORDS.search(owner.lower())):
+        return "one number for each channel, as in a normalisation or a scale"
+    if tensor.shape[0] == 1 and _PLACE_WORDS.search(owner.lower()):
+        return "a map of positions or tokens, to judge by its name and shape"
+    return None
+
+
+def scope_of(name: str) -> str:
+    """What the names of the tensors of one layer begin with.
+
+    >>> scope_of("a.conv.weight"), scope_of("a/conv/kernel"), scope_of("conv1_w")
+    ('a.conv', 'a/conv', 'conv1')
+    """
+    separator = "/" if "/" in name else "." if "." in name else "_"
+    return name.rpartition(separator)[0]
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """Sorting key that compares the numbers in a name as numbers.
+
+    >>> sorted(["layer10.conv", "layer2.conv", "layer2.bn"], key=natural)
+    ['layer2.bn', 'layer2.conv', 'layer10.conv']
+    """
+    # int() of long digit strings is slow, so that they are compared by length and value
+    parts = re.findall(r"[0-9]+|[^0-9]+", name)
+    return [(len(part.lstrip("0")), part.lstrip("0")) if part[0] in "0123456789" else (-1, part) for part in parts]
+
+
+def layout_of(kernels: Sequence[Tensor], tensors: Sequence[Tensor], *, declared: Layout | None = None) -> Layout | None:
+    """The layout that the evidence agrees on; None where it contradicts itself or there is none.
+
+    Args:
+        kernels: The tensors of four axes that may be weights, in the order of the network or of their names.
+        tensors: All tensors of the network.
+        declared: What the file says.
+
+    >>> def tensor(name, *shape):
+    ...     return Tensor(name, shape, "float32", read=lambda: ...)
+    >>> kernels = [tensor("a.weight", 32, 3, 3, 3), tensor("b.weight", 64, 3, 3, 32)]
+    >>> layout_of(kernels, kernels)
+    'OHWI'
+    """
+    lengths: dict[str, set[int]] = {}
+    for tensor in tensors:
+        if len(tensor.shape) == 1:
+            lengths.setdefault(scope_of(tensor.name), set()).add(tensor.shape[0])
+    biased = []
+    for kernel in kernels:
+        found = lengths.get(scope_of(kernel.name), set())
+        if len(found) == 1:
+            biased.append((kernel.shape, next(iter(found))))
+    shapes = [kernel.shape for kernel in kernels]
+    layouts = [one for one in AXES if one != "OHWI" or declared == "OHWI" or _speaks_pytorch(tensors)]
+    explained = [one for one in layouts if all(_explains(one, shape, length) for shape, length in biased)]
+    possible: list[Layout] = [one for one in explained if all(_is_small(one, shape) for shape in shapes)]
+    if declared is not None:
+        return declared if declared in possible or not possible or len(kernels) < 2 else None
+    if not possible:
+        # A kernel may be large, if biases leave no other choice
+        return explained[0] if len(explained) == 1 and biased else None
+    return possible[0] if len(possible) == 1 else _favoured(possible, shapes, tensors)
+
+
+def _favoured(
+    possible: Sequence[Layout], shapes: Sequence[tuple[int, ...]], tensors: Sequence[Tensor]
+) -> Layout | None:
+    """The one of several possible layouts that squares, neighbours and names favour."""
+    sizes = {one: [_size(one, shape) for shape in shapes] for one in possible}
+    square = [
+        one
+        for one in possible
+        if any(size > (1, 1) for size in sizes[one]) and all(height == width for height, width in sizes[one])
+    ]
+    chained = {
+        one: sum(before[AXES[one][0]] == after[AXES[one][1]] for before, after in pairwise(shapes)) for one in possible
+    }
+    pytorch: Layout | None = "OIHW" if _speaks_pytorch(tensors) else None
+    candidates = square or possible
+    best = [one for one in candidates if chained[one] == max(chained[other] for other in candidates)]
+    chosen = best[0] if len(best) == 1 else pytorch if pytorch in best else None
+    # Points under one layout are kernels under another, which no square supports: either may be right
+    flat = [one for one in possible if all(size == (1, 1) for size in sizes[one])]
+    if chosen is None or (flat and chosen not in flat):
+        return None
+    # What names say is given up for nothing less than squares, and for nothing that neighbours contradict
+    if pytorch in possible and chosen != pytorch and (not square or chained[chosen] < chained["OIHW"]):
+        return None
+    return chosen
+
+
+def _speaks_pytorch(tensors: Sequence[Tensor]) -> bool:
+    """Whether the names are those of PyTorch, which MLX uses too."""
+    return any(re.search(r"(?:^|\.)(?:num_batches_tracked|\w*weight)$", tensor.name) for tensor in tensors)
+
+
+def _size(layout: Layout, shape: Sequence[int]) -> tuple[int, int]:
+    _, _, height, width = AXES[layout]
+    return shape[height], shape[width]
+
+
+def _is_small(layout: Layout, shape: Sequence[int]) -> bool:
+    height, width = _size(layout, shape)
+    if height == width:
+        return height <= 64
+    return max(height, width) <= (128 if 1 in (height, width) else 11)
+
+
+def _explains(layout: Layout, shape: Sequence[int], length: int) -> bool:
+    """Whether a layer of a layout may have a bias of a length."""
+    first, second, third, last = shape
+    if layout == "OIHW":
+        split = length // second if second and length % second == 0 else 0
+        return length in (first, second) or (split > 0 and first % split == 0)
+    if layout == "HWIO":
+        return length in (third, last, third * last)
+    return length == first
+
+
+def settled(tensors: Sequence[Tensor], *, declared: Layout | None = None) -> tuple[list[Tensor], tuple[Skipped, ...]]:
+    """Bring the kernels of a file to PyTorch's layout, or leave them out.
+
+    Args:
+        tensors: Those of one network, named as PyTorch names them: ``<layer>.weight``, ``<layer>.bias``.
+        declared: The layout that the file says it has.
+
+    Returns:
+        The tensors, kernels as (out, in, h, w), without those whose layout is not clear; and these, with the reason.
+    """
+    index = {tensor.name: tensor for tensor in tensors}
+    kernels = [
+        one
+        for one in tensors
+        if len(one.shape) == 4 and is_floating(one) and _is_named_weight(one.name) and objection(one, index) is None
+    ]
+    if not kernels:
+        return list(tensors), ()
+    layout = layout_of(kernels, tensors, declared=declared)
+    if layout == "OIHW":
+        return list(tensors), ()
+    chosen = {kernel.name for kernel in kernels}
+    if layout is None:
+        return (
+            [one for one in tensors if one.name not in chosen],
+            tuple(Skipped(kernel.name, UNCLEAR) for kernel in kernels),
+        )
+    turned = {
+        kernel.name: _turned(kernel, layout, index.get(f"{scope_of(kernel.name)}.bias".removeprefix(".")))
+        for kernel in kernels
+    }
+    return [turned.get(one.name, one) for one in tensors], ()
+
+
+def _is_named_weight(name: str) -> bool:
+    return name.rpartition(".")[2].endswith("weight")
+
+
+def _turned(kernel: Tensor, layout: Layout, bias: Tensor | None) -> Tensor:
+    axes = AXES[layout]
+    shape = tuple(kernel.shape[axis] for axis in axes)
+    if layout == "HWIO" and bias is not None and len(bias.shape) == 1 and bias.shape[0] not in kernel.shape[2:]:
+        # (h, w, in, multiplier) of a depthwise layer, whose bias tells their product
+        axes, shape = (2, 3, 0, 1), (bias.shape[0], 1, *kernel.shape[:2])
+
+    def read() -> npt.NDArray[np.generic]:
+        return np.ascontiguousarray(kernel.read().transpose(axes).reshape(shape))
+
+    return replace(kernel, shape=shape, read=read)

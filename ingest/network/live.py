@@ -1,0 +1,90 @@
+"""Tensors in memory, of PyTorch, NumPy or whatever converts to an array, as tensors that are read later."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cnnfilterdb.errors import WeightFileError
+from cnnfilterdb.ingest.network.layers import Tensor
+
+__all__ = ["identity_of", "is_array", "is_torch", "named_tensor", "shape_of"]
+
+_LAZY = ("UninitializedParameter", "UninitializedBuffer")
+_DISTRIBUTED = ("DTensor", "ShardedTensor", "AsyncCollectiveTensor")
+
+
+def is_array(value: Any) -> bool:
+    """Whether a value is a tensor or an array."""
+    # A lazy parameter raises an error when it is asked for its shape
+    return type(value).__name__ in _LAZY or (hasattr(value, "dtype") and shape_of(value) is not None)
+
+
+def is_torch(value: Any) -> bool:
+    """Whether a value is a tensor of PyTorch, whose layout is known."""
+    return any(cls.__module__.partition(".")[0] == "torch" for cls in type(value).__mro__)
+
+
+def shape_of(value: Any) -> tuple[int, ...] | None:
+    """Its shape; None where it has none."""
+    try:
+        return tuple(int(side) for side in value.shape)
+    except Exception:  # lazy and nested tensors, symbolic sizes: each raises an error of its own
+        return None
+
+
+def named_tensor(name: str, value: Any, parameter: bool | None) -> Tensor:
+    """A tensor or an array under a name."""
+    dtype = getattr(value.dtype, "name", None) or str(value.dtype).removeprefix("torch.")
+    unreadable = _unreadable(value)
+    return Tensor(name, shape_of(value) or (), dtype, lambda: _to_numpy(name, value), parameter, unreadable)
+
+
+def identity_of(value: Any) -> Any:
+    """The same for two tensors that are the same data."""
+    try:
+        if value.device.type != "meta":
+            return (value.untyped_storage().data_ptr(), value.storage_offset(), tuple(value.shape), value.stride())
+    except Exception:  # not a dense tensor of PyTorch
+        pass
+    return id(value)
+
+
+def _unreadable(value: Any) -> str | None:
+    if type(value).__name__ in _LAZY:
+        return "a lazy layer that was never initialised; run the network once before you save it"
+    if type(value).__name__ in _DISTRIBUTED:
+        return "a part of a distributed tensor; gather it (full_tensor(), or a full state dict) before you save it"
+    if getattr(getattr(value, "device", None), "type", None) == "meta":
+        return "on PyTorch's meta device, without numbers; load the weights first"
+    return None
+
+
+def _to_numpy(name: str, value: Any) -> npt.NDArray[np.generic]:
+    """A copy: what is stored must not change with the network that is being trained on."""
+    try:
+        return _copied(value)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise WeightFileError(
+            f"{name}: its numbers cannot be read from memory ({reason}); pass a dense array"
+        ) from error
+
+
+def _copied(value: Any) -> npt.NDArray[np.generic]:
+    if hasattr(value, "detach"):
+        value = value.detach()
+        if getattr(value, "is_quantized", False):
+            value = value.dequantize()
+        if str(value.layout) != "torch.strided":  # sparse, or of mkldnn
+            value = value.to_dense()
+        value = value.cpu().resolve_conj().resolve_neg()
+        if value.is_floating_point():
+            value = value.float()
+        return np.array(value.numpy())
+    array = np.array(value)
+    return (
+        array.astype(np.float32) if array.dtype.kind == "f" or array.dtype.name.startswith(("bf", "float")) else array
+    )

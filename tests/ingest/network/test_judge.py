@@ -1,0 +1,150 @@
+"""The judge of layouts: networks in every layout come back identical or are left out with a reason."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cnnfilterdb.ingest import formats
+from cnnfilterdb.ingest.network import judge
+from cnnfilterdb.ingest.network.extract import weights_from_state_dict
+from cnnfilterdb.ingest.network.layers import Tensor
+
+# From (out, in, h, w) to the layout
+TO = {"OIHW": (0, 1, 2, 3), "HWIO": (2, 3, 1, 0), "OHWI": (0, 2, 3, 1)}
+
+
+def safetensors(arrays, metadata=None):
+    header = {} if metadata is None else {"__metadata__": metadata}
+    data = b""
+    for name, array in arrays.items():
+        raw = np.ascontiguousarray(array, "<f4").tobytes()
+        header[name] = {"dtype": "F32", "shape": array.shape, "data_offsets": [len(data), len(data) + len(raw)]}
+        data += raw
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def npz(arrays):
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
+WRITERS = {
+    "a.safetensors": safetensors,
+    "a.pkl": lambda arrays: pickle.dumps(arrays, 4),
+    "old.pkl": lambda arrays: pickle.dumps(arrays, 0),
+    "a.npz": npz,
+}
+
+
+@st.composite
+def networks(draw):
+    """Kernels (out, in, h, w) of a chain of layers, and their biases."""
+    channels = draw(st.sampled_from([1, 3, 4]))
+    layers = {}
+    for number in range(draw(st.integers(2, 5))):
+        out = draw(st.integers(2, 40))
+        size = draw(st.sampled_from([1, 3, 3, 3, 5, 7]))
+        shape = (out, channels, size, size)
+        seed = draw(st.integers(0, 1 << 30))
+        kernel = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+        layers[f"features.{number}"] = kernel, draw(st.booleans())
+        channels = out
+    return layers
+
+
+@pytest.mark.parametrize("layout", TO)
+@pytest.mark.parametrize("writer", [*WRITERS, "memory"])
+@given(layers=networks())
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_network_comes_back_identical_or_is_left_out(tmp_path, layout, writer, layers):
+    arrays = {}
+    for name, (kernel, biased) in layers.items():
+        arrays[f"{name}.weight"] = kernel.transpose(TO[layout])
+        if biased:
+            arrays[f"{name}.bias"] = np.zeros(len(kernel), np.float32)
+    if writer == "memory":
+        weights = weights_from_state_dict(arrays)
+    else:
+        (tmp_path / writer).write_bytes(WRITERS[writer](arrays))
+        weights = formats.read(tmp_path / writer)
+    left_out = {entry.name.removesuffix(".weight"): entry.reason for entry in weights.skipped}
+    assert {layer.name for layer in weights.layers} | left_out.keys() == layers.keys()
+    assert all(left_out.values())
+    kernels = [kernel for kernel, _ in layers.values()]
+    # A chain of layers as wide as their kernels has the same shapes in two layouts: there names decide, for PyTorch
+    if layout != "OIHW" and all(len(set(kernel.shape[1:])) == 1 for kernel in kernels):
+        return
+    for layer in weights.layers:
+        expected = layers[layer.name][0]
+        found = layer.read()
+        same = found.shape == expected.shape and np.array_equal(found, expected)
+        # Whether a layer is transposed is another question, which shapes alone do not always answer
+        assert same or (layer.kind == "transposed" and np.array_equal(found.swapaxes(0, 1), expected))
+
+
+def tensor(name, *shape):
+    return Tensor(name, shape, "float32", read=lambda: np.zeros(shape, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("shapes", "layout"),
+    [
+        ({"a.weight": (32, 3, 3, 3), "b.weight": (64, 3, 3, 32)}, "OHWI"),
+        ({"a.weight": (3, 3, 3, 32), "a.bias": (32,), "b.weight": (3, 3, 32, 64), "b.bias": (64,)}, "HWIO"),
+        ({"a.weight": (8, 3, 3, 3), "b.weight": (8, 8, 3, 3)}, "OIHW"),
+        ({"a/kernel": (3, 3, 3, 3)}, None),
+        ({"a.weight": (3, 3, 16, 32)}, "HWIO"),
+        ({"a.weight": (8, 3, 3, 3), "a.bias": (5,)}, None),
+        ({"a.weight": (16, 8, 40, 40), "a.bias": (16,)}, "OIHW"),
+        ({"a.weight": (8, 1, 1, 64), "b.weight": (16, 8, 22, 1)}, "OIHW"),
+    ],
+)
+def test_layouts(shapes, layout):
+    tensors = [tensor(name, *shape) for name, shape in shapes.items()]
+    kernels = [one for one in tensors if len(one.shape) == 4]
+    assert judge.layout_of(kernels, tensors) == layout
+
+
+def test_a_declared_layout_is_not_believed_against_all_evidence():
+    kernels = [tensor("a.weight", 32, 3, 3, 3), tensor("b.weight", 64, 3, 3, 32)]
+    assert judge.layout_of(kernels, kernels, declared="OIHW") is None
+    plain = [tensor("a.weight", 32, 3, 3, 3), tensor("b.weight", 64, 32, 3, 3)]
+    assert judge.layout_of(plain, plain, declared="OIHW") == "OIHW"
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "bias"),
+    [
+        ("stage.grn", (1, 1, 1, 160), None),
+        ("stage.grn", (1, 1, 1, 160), (1, 1, 1, 160)),
+        ("switch_norm", (1, 64, 1, 1), None),
+        ("up.noise", (1, 64, 1, 1), None),
+        ("x", (1, 64, 1, 1), (1, 64, 1, 1)),
+        ("pos_embed", (1, 64, 14, 14), None),
+        ("conv.lora_A.default", (4, 16, 3, 3), None),
+        ("lora_unet_down.lora_down", (4, 320, 3, 3), None),
+    ],
+)
+def test_parameters_of_four_axes_that_are_not_convolutions(name, shape, bias):
+    arrays = {"conv.weight": np.ones((8, 3, 3, 3), "f4"), f"{name}.weight": np.ones(shape, "f4")}
+    if bias:
+        arrays[f"{name}.bias"] = np.ones(bias, "f4")
+    weights = weights_from_state_dict(arrays)
+    assert [layer.name for layer in weights.layers] == ["conv"]
+    assert f"{name}.weight" in {entry.name for entry in weights.skipped}
+
+
+@pytest.mark.parametrize("name", ["noise_conv", "out", "position"])
+def test_a_bias_shows_a_convolution(name):
+    arrays = {"conv.weight": np.ones((64, 3, 3, 3)), f"{name}.weight": np.ones((1, 64, 3, 3)), f"{name}.bias": [0.0]}
+    arrays[f"{name}.bias"] = np.zeros(1)
+    assert len(weights_from_state_dict(arrays).layers) == 2

@@ -200,7 +200,7 @@ def _favoured(
     # Points under one layout are kernels under another, which no square supports: either may be right
     flat = [one for one in possible if all(size == (1, 1) for size in sizes[one])]
     if chosen is None or (flat and chosen not in flat):
-        return None
+        return pytorch if pytorch in flat else None
     # What names say is given up for nothing less than squares, and for nothing that neighbours contradict
     if pytorch in possible and chosen != pytorch and (not square or chained[chosen] < chained["OIHW"]):
         return None

@@ -15,7 +15,6 @@ FILES = {
     "pytorch_model.bin": (b"Entry not found", "a text of 15 characters \\('Entry not found'\\)"),
     "a.bin": (b'{"error":"Repository not found"}', "Repository not found"),
     "b.bin": (b"<!DOCTYPE html><html>", "an HTML page"),
-    "net.xml": (b'<?xml version="1.0"?>\n<net name="resnet" version="11">', "OpenVINO"),
     "feed.xml": (b'<?xml version="1.0"?><rss/>', "an XML document"),
     "c.gguf": (b"GGUF\x03\x00\x00\x00" + bytes(30), "GGUF"),
     "d.engine": (b"ftrt" + bytes(30), "TensorRT"),

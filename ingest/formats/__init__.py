@@ -109,10 +109,7 @@ def read(path: str | Path) -> Weights:
             with limits.reading(str(path), path.stat().st_size) as used:
                 return _limited(_printable(path, fmt), used)
     what = recognised(path, head) or f"not a known weight format (begins with {head[:8].hex(' ')})"
-    raise WeightFileError(
-        f"{path}: {what}; formats that are read: PyTorch, TorchScript, torch.export, safetensors, ONNX, Keras, "
-        "TensorFlow, TensorFlow Lite, TensorFlow.js, NumPy, joblib"
-    )
+    raise WeightFileError(f"{path}: {what}; formats that are read: {', '.join(registered())}")
 
 
 def _printable(path: Path, fmt: Format) -> Weights:

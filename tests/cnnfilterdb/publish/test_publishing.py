@@ -201,8 +201,8 @@ def test_what_cannot_be_reached(hub, published, monkeypatch):
     hub.tokens["hf_other"] = type(hub.tokens[TOKEN])(user="other")
     hub.tokens["hf_old"] = type(hub.tokens[TOKEN])(expired=True)
     cases = [
-        (f"{ADDRESS}@v9.9.9", TOKEN, "is not there; check the address and the version"),
-        ("hf://datasets/owner/nothing", TOKEN, "is not there"),
+        (f"{ADDRESS}@v9.9.9", TOKEN, "not found; check the address and the version"),
+        ("hf://datasets/owner/nothing", TOKEN, "not found"),
         ("hf://datasets/owner/private", "hf_other", "is not there|access is refused"),
         ("hf://datasets/owner/gated", "hf_other", "access is refused|is not there"),
         (ADDRESS, "hf_old", "token"),

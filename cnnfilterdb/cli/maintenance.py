@@ -69,17 +69,20 @@ def index(refit: bool, path: Path, quiet: bool) -> None:
 
 
 @click.command(short_help="Check all counts and hashes.")
+@click.option("--repair", is_flag=True,
+              help="Rebuild what is derived and set aside what is damaged; nothing is deleted.")  # fmt: skip
 @db_option
 @quiet_option
-def verify(path: Path, quiet: bool) -> None:
+def verify(repair: bool, path: Path, quiet: bool) -> None:
     """Check every count and every hash of the database."""
     db = open_reader(path)
     with progress_bars(quiet) as progress:
-        problems = db.verify(progress=progress)
+        problems = open_database(path).repair(progress=progress) if repair else db.verify(progress=progress)
     for problem in problems:
         say(f"{problem.model_id or '-'}: {problem.path}: {problem.message}")
     if problems:
-        raise CorruptError(f"{len(problems)} problems in {path}; remove the models named above and ingest them again")
+        remedy = "ingest the models named above again" if repair else "`cnnfilterdb verify --repair` sets them aside"
+        raise CorruptError(f"{len(problems)} problems in {path}; {remedy}")
     say(f"{path}: {len(db.models())} models, all counts and hashes are correct")
 
 

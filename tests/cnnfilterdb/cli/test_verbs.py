@@ -237,3 +237,11 @@ def test_a_signal_ends_a_running_query_soon(sample_path, number, status):
     assert (process.returncode, err.count("\n")) == (status, 1)
     assert err.startswith("Interrupted.")
     assert time.monotonic() - started < 10  # 1.2 seconds on a quiet machine
+
+
+def test_verify_repairs(run, sample_path, tmp_path):
+    path = shutil.copytree(sample_path, tmp_path / "copy.db")
+    (path / "init.sql").write_text("broken")
+    next(path.glob("index/*/histograms/*.parquet")).write_bytes(b"broken")
+    assert run("verify", "--repair", "--db", path)[0] == 0
+    assert "all counts and hashes are correct" in run("verify", "--db", path)[1]

@@ -288,7 +288,4 @@ def test_the_verbs(hub, db, run, tmp_path, shift):
     assert "all counts and hashes are correct" in run("verify", "--db", tmp_path / "pulled")
     assert "256 filters of 1 models" in run("export", "x.npz", "--kernel", "5x5", "--db", f"{ADDRESS}@v1.0.0")
     told = run("index", "--db", f"{ADDRESS}@v1.0.0", status=1)
-    assert told == (
-        f"error: {ADDRESS}@v1.0.0: a release, which can be read only; `cnnfilterdb pull` brings it into a folder of "
-        "your own\n"
-    )
+    assert told == (f"error: {ADDRESS}@v1.0.0: a release, which can only be read; pull copies it into a folder\n")

@@ -102,9 +102,15 @@ class Connection:
     def close(self) -> None:
         """Close the connection, and with it every relation that came from it."""
         with self._lock:
+            self.renew()
+            self._closed = True
+
+    def renew(self) -> None:
+        """Forget what DuckDB knows of files that were replaced: the next question opens a new DuckDB database."""
+        with self._lock:
             if self._root is not None:
                 self._root.close()
-            self._root, self._created, self._closed = None, {}, True
+            self._root, self._created = None, {}
 
     def connect(self, query: str | None = None) -> duckdb.DuckDBPyConnection:
         """A new cursor, on which the views and macros that a query names are up to date.

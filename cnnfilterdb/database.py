@@ -425,7 +425,7 @@ class FilterDB(Reader):
         """
         from cnnfilterdb.store.repair import repair
 
-        self.close()
+        self._views.renew()
         left = repair(self._store, self._index, progress)
         self._write_init()
         return left
@@ -452,7 +452,7 @@ class FilterDB(Reader):
             self._index.build()
         except LockedError:
             return False
-        self._views.close()
+        self._views.renew()
         return True
 
     def _ensure_index(self) -> None:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["FilterDB", "address", "create", "open", "pull"]
 
 # What errors say when a file of the index is damaged, or of other weights than a model has now.
-_INDEX_ERRORS = ("/index/", "is not in the index", "on left side of join")
+_INDEX_ERRORS = ("/index/", "is not in the index", "on left side of join", "inner_h")
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 

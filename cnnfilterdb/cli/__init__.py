@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 import sys
+import warnings
+from typing import Any
 
 import click
 
-from cnnfilterdb.cli import comparison, exchange, figures, ingesting, listings, maintenance
+from cnnfilterdb.cli import comparison, conclusions, exchange, figures, ingesting, listings, maintenance
 from cnnfilterdb.cli.options import quiet_everywhere
 from cnnfilterdb.cli.output import warn
 from cnnfilterdb.cli.signals import Terminated, ending_soon
@@ -41,6 +43,8 @@ for _verb in (
     comparison.shift,
     comparison.basis,
     comparison.quality,
+    conclusions.test,
+    conclusions.explain,
     listings.nearest,
     listings.shared,
     listings.vocabulary,
@@ -64,6 +68,7 @@ def main() -> None:
     The exit status is 0, 1 for a failure reported in one line, 2 for wrong usage, 130 after Ctrl-C and 143 after
     SIGTERM.
     """
+    warnings.showwarning = _show_warning  # for this process, which is the command line
     try:
         with ending_soon(_INTERRUPTED):
             cli.main(standalone_mode=False, prog_name="cnnfilterdb")
@@ -84,6 +89,11 @@ def main() -> None:
     except (OSError, MemoryError, RecursionError) as error:
         warn(f"error: {' '.join(str(error).split()) or type(error).__name__}")
         sys.exit(1)
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    """Print a warning like every other remark: one line, without the place in the code."""
+    warn(f"warning: {_for_the_command_line(str(message))}")
 
 
 #: Remedies that a message names as Python calls, and what a person at the command line does instead.

@@ -245,3 +245,15 @@ def test_verify_repairs(run, sample_path, tmp_path):
     next(path.glob("index/*/histograms/*.parquet")).write_bytes(b"broken")
     assert run("verify", "--repair", "--db", path)[0] == 0
     assert "all counts and hashes are correct" in run("verify", "--db", path)[1]
+
+
+def test_a_warning_is_one_line_without_the_place_in_the_code(run, sample_path, tmp_path):
+    path = tmp_path / "copy.db"
+    shutil.copytree(sample_path, path)
+    basis = next(path.glob("index/3x3-*/basis.parquet"))
+    basis.write_bytes(b"")
+    status, out, err = run("shift", "domain", "--db", path)
+    assert status == 0
+    assert "medical ct" in out
+    assert err.startswith("warning: ")
+    assert ".py" not in err

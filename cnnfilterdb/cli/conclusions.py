@@ -1,0 +1,113 @@
+"""The verbs that end in a conclusion: is a shift more than chance, and what explains the differences between models?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cnnfilterdb.cli.options import (
+    db_option,
+    group_arguments,
+    group_options,
+    metric_option,
+    named,
+    open_reader,
+    rows_options,
+)
+from cnnfilterdb.cli.output import Rows, emit, remark
+
+__all__ = ["explain", "test"]
+
+_permutations_option = click.option(
+    "--permutations", type=click.IntRange(min=1), default=999, show_default=True, help="Number of random permutations.",
+)  # fmt: skip
+_within_option = click.option(
+    "--within", metavar="SQL", help="Permute within strata only, such as `family`, which holds them fixed."
+)
+_seed_option = click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random numbers.")
+
+
+@click.command(short_help="Test shifts between groups against chance.")
+@click.argument("by")
+@_within_option
+@_permutations_option
+@_seed_option
+@metric_option
+@group_options
+@rows_options
+@db_option
+def test(by: str, within: str | None, permutations: int, seed: int, rows: Rows, path: Path, **options: Any) -> None:
+    """Test the shift of every pair of groups by permuting the labels of whole models.
+
+    BY is a SQL expression with one value per model; `EXPRESSION AS name` names it. `excess` is the shift beyond what
+    chance gives for groups of these sizes; p_holm and p_bh are adjusted for the number of pairs.
+
+    \b
+      cnnfilterdb test "domain LIKE 'medical%' AS medical"
+      cnnfilterdb test domain --within family --min-models 3
+    """
+    by, _ = named(by)
+    frame = open_reader(path).shift_test(
+        by, within=within, permutations=permutations, seed=seed, **_by_models(group_arguments(options))
+    )
+    emit(frame.sort_values(["p", "excess"], ascending=[True, False], kind="stable", ignore_index=True), rows)
+    if rows.for_people():
+        overall = frame.attrs["overall"]
+        remark(
+            f"all groups: mean shift {overall['shift']:.3f}, by chance {overall['null_mean']:.3f} (95 % of the "
+            f"permutations below {overall['null_high']:.3f}), p {overall['p']:.3g}"
+        )
+        _print_how(frame.attrs)
+
+
+@click.command(short_help="Show how much factors explain of the differences.")
+@click.argument("factors", nargs=-1, required=True)
+@click.option("--marginal", is_flag=True, help="Each factor after all others, instead of after those before it.")
+@_within_option
+@_permutations_option
+@_seed_option
+@metric_option
+@group_options
+@rows_options
+@db_option
+def explain(
+    factors: tuple[str, ...], marginal: bool, within: str | None, permutations: int, seed: int, rows: Rows, path: Path,
+    **options: Any,
+) -> None:  # fmt: skip
+    """Show which share of the differences between models some FACTORS explain (PERMANOVA).
+
+    Each factor is a SQL expression with one value per model; without --marginal their order matters. `r2` is the share,
+    `omega2` the share beyond what as many levels explain by chance.
+
+    \b
+      cnnfilterdb explain family task domain
+    """
+    frame = open_reader(path).variance_explained(
+        list(factors), marginal=marginal, within=within, permutations=permutations, seed=seed,
+        **_by_models(group_arguments(options)),
+    )  # fmt: skip
+    emit(frame, rows)
+    if rows.for_people():
+        _print_how(frame.attrs)
+
+
+def _by_models(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Tests compare models: they have the same weight unless the command line says otherwise."""
+    context = click.get_current_context()
+    source = context.get_parameter_source("balance")
+    if source is not None and source.name == "DEFAULT":
+        del arguments["balance"]
+    return arguments
+
+
+def _print_how(attrs: Mapping[Any, Any]) -> None:
+    left_out = ", ".join(f"{number} without {text}" for text, number in attrs["unlabelled"].items())
+    within = f" within {attrs['within']}" if attrs["within"] else ""
+    remark(
+        f"{attrs['models']} models{f' ({left_out}, left out)' if left_out else ''}, {attrs['permutations']} "
+        f"permutations{within}, metric {attrs['metric']}, basis {attrs['basis']}, recipe {attrs['recipe']}, "
+        f"balance {attrs['balance']}, {attrs['kernel']} filters"
+    )

@@ -26,7 +26,8 @@ three layouts: OIHW (PyTorch, Chainer, Paddle, Caffe2), HWIO (TensorFlow, Keras,
 
 If bias and sizes leave one layout, it is taken. If they leave several, those with squares go first, among these the one
 with most neighbours; names decide between layouts for which all else is equal. A layout that the names speak against
-needs squares, and no fewer neighbours than the one that they speak for. Where witnesses contradict each other or say
+needs squares, and no fewer neighbours than the one that they speak for. Where names are not PyTorch's, a layout under
+which alone no kernel is larger than 11 goes before squares. Where witnesses contradict each other or say
 nothing, the kernels are left out, and the reason is reported. A layout that the file declares is taken unless bias or
 sizes exclude it and another one is possible: then the kernels are left out.
 
@@ -194,6 +195,11 @@ def _favoured(
         one: sum(before[AXES[one][0]] == after[AXES[one][1]] for before, after in pairwise(shapes)) for one in possible
     }
     pytorch: Layout | None = "OIHW" if _speaks_pytorch(tensors) else None
+    if pytorch is None:
+        # Two layouts are left then: kernels are mostly small, and channels mostly more than eleven
+        tiny = [one for one in possible if all(max(size) <= 11 for size in sizes[one])]
+        if len(tiny) == 1:
+            return tiny[0]
     candidates = square or possible
     best = [one for one in candidates if chained[one] == max(chained[other] for other in candidates)]
     chosen = best[0] if len(best) == 1 else pytorch if pytorch in best else None

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal, Self, overload
 import duckdb
 
 from cnnfilterdb.analysis.bases import FittedBasis
+from cnnfilterdb.analysis.options import names_given, names_of
 from cnnfilterdb.errors import LockedError, NotADatabaseError, SelectionError
 from cnnfilterdb.reader import Reader
 from cnnfilterdb.release.release import Release, is_release
 from cnnfilterdb.reports import IngestReport, Observer, Problem, Progress, TransferReport
-from cnnfilterdb.schema import ModelFacts
+from cnnfilterdb.schema import ModelFacts, check_fact_types
 from cnnfilterdb.store import annotations as notes
 from cnnfilterdb.store.folder import Store
 from cnnfilterdb.store.index import Index, Projection
@@ -113,7 +114,7 @@ class FilterDB(Reader):
         report = pipeline.ingest(
             self._store,
             origin,
-            list(origin.list(_names("names", names))),
+            list(origin.list(names_of("names", names))),
             projector=Projection(self._index),
             overwrite=overwrite,
             observer=observer,
@@ -152,7 +153,7 @@ class FilterDB(Reader):
         from cnnfilterdb.ingest import pipeline
 
         notes.check_facts(facts, [f.name for f in fields(ModelFacts)])
-        _check_values(facts)
+        check_fact_types(facts)
         name = pipeline.stored_name(name, fold_bn=fold_bn)
         model_id = f"custom/{name}"
         if self._store.has(model_id) and not overwrite:
@@ -210,12 +211,12 @@ class FilterDB(Reader):
         >>> db.models()["domain"].tolist()
         ['natural', 'natural', 'medical ct']
         """
-        dropped = _names("reset", reset)
+        dropped = names_of("reset", reset)
         notes.check_facts([*facts, *dropped])
         if both := sorted(set(facts) & set(dropped)):
             raise SelectionError(f"annotate: {both[0]} is both set and reset; choose one")
         present = self._store.model_ids()
-        chosen = notes.matching(_arguments("annotate", models), present)
+        chosen = notes.matching(names_given("annotate", models), present)
         if where is not None:
             chosen = list(dict.fromkeys([*chosen, *self.models(where=where)["model_id"]]))
         if bool(chosen) != bool(facts or dropped) or not (chosen or file):
@@ -361,7 +362,7 @@ class FilterDB(Reader):
             query=self._table,
             draw=lambda where: self.plot.kl_shift(by="domain", where=where),
             version=version,
-            include_license=_names("include_license", include_license),
+            include_license=names_of("include_license", include_license),
             private=private,
             token=token,
             folder=None if folder is None else Path(folder),
@@ -383,7 +384,7 @@ class FilterDB(Reader):
         >>> db.models()["name"].tolist()
         ['photos-large', 'photos-small']
         """
-        self._store.remove(*_arguments("remove", model_ids))
+        self._store.remove(*names_given("remove", model_ids))
         self._write_init()
 
     def index(self, *, refit: bool = False, progress: Progress | None = None) -> list[FittedBasis]:
@@ -623,40 +624,6 @@ def _folder(path: str | Path) -> Path:
     if is_release(path):
         raise NotADatabaseError(f"{path}: a release, which can only be read; pull copies it into a folder")
     return Path(path).resolve()
-
-
-def _names(argument: str, given: str | Sequence[str]) -> list[str]:
-    """The names of an argument; a single text is one name."""
-    names = [given] if isinstance(given, str) else list(given)
-    if wrong := [name for name in names if not isinstance(name, str)]:
-        raise SelectionError(f"{argument}: {wrong[0]!r} given; expected names as text")
-    return names
-
-
-def _arguments(method: str, given: Sequence[str]) -> list[str]:
-    """The names that a method was given one by one."""
-    if wrong := [name for name in given if not isinstance(name, str)]:
-        raise SelectionError(f"{method}: {wrong[0]!r} given; give each model as an argument: {method}(*names)")
-    return list(given)
-
-
-def _check_values(facts: Mapping[str, Any]) -> None:
-    """Refuse facts of another type than the models table has.
-
-    Raises:
-        SelectionError: A fact that is not text, metrics that are not numbers by name, or originals that are not text.
-    """
-    kinds: dict[str, tuple[Any, str]] = {"metrics": (int | float, "numbers"), "original": (str, "texts")}
-    for name, value in facts.items():
-        kind, what = kinds.get(name, (None, ""))
-        if value is None or (kind is None and isinstance(value, str)):
-            continue
-        if kind is None:
-            raise SelectionError(f"{name}: {value!r} given; expected text, or None where it is unknown")
-        if not isinstance(value, Mapping) or not all(
-            isinstance(key, str) and isinstance(one, kind) for key, one in value.items()
-        ):
-            raise SelectionError(f"{name}: {value!r} given; expected {what} by name")
 
 
 def _read(weights: Any) -> tuple[Any, str | None, dict[str, Any]]:

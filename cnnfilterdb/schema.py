@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,7 @@ __all__ = [
     "MODELS",
     "PAPERS_LAYER",
     "ModelFacts",
+    "check_fact_types",
     "check_format",
     "describe",
     "filter_schema",
@@ -391,3 +393,22 @@ class ModelFacts:
         'natural'
         """
         return dataclasses.replace(self, **facts)
+
+
+def check_fact_types(facts: Mapping[str, Any]) -> None:
+    """Refuse facts of another type than the models table has.
+
+    Raises:
+        SelectionError: A fact that is not text, metrics that are not numbers by name, or originals that are not text.
+    """
+    kinds: dict[str, tuple[Any, str]] = {"metrics": (int | float, "numbers"), "original": (str, "texts")}
+    for name, value in facts.items():
+        kind, what = kinds.get(name, (None, ""))
+        if value is None or (kind is None and isinstance(value, str)):
+            continue
+        if kind is None:
+            raise SelectionError(f"{name}: {value!r} given; expected text, or None where it is unknown")
+        if not isinstance(value, Mapping) or not all(
+            isinstance(key, str) and isinstance(one, kind) for key, one in value.items()
+        ):
+            raise SelectionError(f"{name}: {value!r} given; expected {what} by name")

@@ -28,7 +28,9 @@ ABOUT_A_DATABASE = {
     "cnnfilterdb.database",
     "cnnfilterdb.plots.figures",
     "cnnfilterdb.reader",
-    "cnnfilterdb.tables",
+    "cnnfilterdb.questions.conclusions",
+    "cnnfilterdb.questions.statistics",
+    "cnnfilterdb.questions.tables",
 }
 
 

@@ -19,6 +19,8 @@ __all__ = [
     "at_least_one",
     "check_histogram",
     "check_options",
+    "names_given",
+    "names_of",
 ]
 
 #: A basis, the key of a stored one, ``"selection"`` to fit one on the selected rows, or None for the stored default.
@@ -101,3 +103,18 @@ def check_histogram(bins: int | None, limits: tuple[float, float] | None) -> Non
         raise SelectionError(f"range: {limits!r} given; expected two numbers, such as (-3, 3)") from error
     if not (np.isfinite([low, high]).all() and low < high):
         raise SelectionError(f"range: ({low}, {high}) given; expected two finite numbers in ascending order")
+
+
+def names_of(argument: str, given: str | Sequence[str]) -> list[str]:
+    """The names of an argument; a single text is one name."""
+    names = [given] if isinstance(given, str) else list(given)
+    if wrong := [name for name in names if not isinstance(name, str)]:
+        raise SelectionError(f"{argument}: {wrong[0]!r} given; expected names as text")
+    return names
+
+
+def names_given(method: str, given: Sequence[str]) -> list[str]:
+    """The names that a method was given one by one."""
+    if wrong := [name for name in given if not isinstance(name, str)]:
+        raise SelectionError(f"{method}: {wrong[0]!r} given; give each model as an argument: {method}(*names)")
+    return list(given)

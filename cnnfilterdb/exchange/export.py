@@ -46,7 +46,7 @@ from cnnfilterdb.store.writer import filter_settings, row_group_rows
 from cnnfilterdb.version import package_version
 
 if TYPE_CHECKING:
-    from cnnfilterdb.reader import Reader
+    from cnnfilterdb.questions.tables import Tables
 
 __all__ = ["FACTS", "FORMATS", "export"]
 
@@ -70,7 +70,7 @@ FACTS = (
 
 
 def export(
-    db: Reader,
+    db: Tables,
     target: Path,
     *,
     to: str | None = None,
@@ -163,7 +163,7 @@ class _Selection:
         layers: ``model_id``, ``layer``, ``filters`` and :data:`FACTS` of their layers, sorted; each has filters.
     """
 
-    def __init__(self, db: Reader, kernel: str, layers: pa.Table) -> None:
+    def __init__(self, db: Tables, kernel: str, layers: pa.Table) -> None:
         self.db = db
         self.kernel = kernel
         self.layers = layers.combine_chunks()
@@ -180,7 +180,7 @@ class _Selection:
         self._chosen = {model_id: part.tolist() for model_id, part in zip(self.model_ids, parts, strict=True)}
 
     @classmethod
-    def select(cls, db: Reader, where: str | None, kernel: str, *, papers: bool) -> _Selection:
+    def select(cls, db: Tables, where: str | None, kernel: str, *, papers: bool) -> _Selection:
         """The filters of a kernel size that a condition selects; ``papers`` leaves out what their extraction does."""
         kernel_shape(kernel)
         conditions = [f"stored AND filters > 0 AND kernel = {literal(kernel)}"]
@@ -273,7 +273,7 @@ def _resized(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
         yield pa.concat_tables(pending, promote_options="default").combine_chunks()
 
 
-def _ask(db: Reader, query: str) -> pa.Table:
+def _ask(db: Tables, query: str) -> pa.Table:
     try:
         return db._table(query)
     except OSError as error:  # which would be attributed to the file that is written

@@ -30,7 +30,7 @@ from cnnfilterdb.store.durable import write_text
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as MatplotlibFigure
 
-    from cnnfilterdb.reader import Reader
+    from cnnfilterdb.questions.statistics import Statistics
 
 __all__ = ["Figures"]
 
@@ -44,7 +44,7 @@ class Figures:
     ``by``, ``where`` and the other options are those of :meth:`Reader.kl_shift`.
     """
 
-    def __init__(self, db: Reader) -> None:
+    def __init__(self, db: Statistics) -> None:
         self._db = db
 
     def kl_shift(
@@ -255,12 +255,12 @@ class Figures:
         return plots.variance(maps, title=title)
 
 
-def _frame(db: Reader, query: str) -> pd.DataFrame:
+def _frame(db: Statistics, query: str) -> pd.DataFrame:
     frame: pd.DataFrame = run(db._connect(), query).to_pandas()
     return frame
 
 
-def _layers(db: Reader, by: str, where: str | None, kernel: str, all_layers: bool) -> pd.DataFrame:
+def _layers(db: Statistics, by: str, where: str | None, kernel: str, all_layers: bool) -> pd.DataFrame:
     """The measures of the layers of each group, one row per layer; the layers are those of :meth:`Reader.quality`."""
     papers = "" if all_layers else "AND papers_layer"
     frame = _frame(
@@ -274,7 +274,7 @@ def _layers(db: Reader, by: str, where: str | None, kernel: str, all_layers: boo
     return frame
 
 
-def _bases(db: Reader, by: str, where: str | None, kernel: str, all_layers: bool) -> dict[Any, Basis]:
+def _bases(db: Statistics, by: str, where: str | None, kernel: str, all_layers: bool) -> dict[Any, Basis]:
     """A basis fitted on each group of at least two filters."""
     rows = groupings.selection(db._connect(), Grouping(by, where, kernel, all_layers=all_layers))
     labels = np.asarray(rows["group"].to_pylist(), dtype=object)
@@ -286,7 +286,7 @@ def _bases(db: Reader, by: str, where: str | None, kernel: str, all_layers: bool
     return bases
 
 
-def write_report(db: Reader, path: Path, by: str, title: str | None, options: ShiftOptions) -> Path:
+def write_report(db: Statistics, path: Path, by: str, title: str | None, options: ShiftOptions) -> Path:
     """Write the report page; see :meth:`Reader.report`."""
     data = report_data(db, by, title, options, datetime.now(UTC).replace(microsecond=0))
     write_text(path, plots.report(data))
@@ -294,7 +294,7 @@ def write_report(db: Reader, path: Path, by: str, title: str | None, options: Sh
 
 
 def report_data(
-    db: Reader, by: str, title: str | None, options: ShiftOptions, created_at: datetime | None = None
+    db: Statistics, by: str, title: str | None, options: ShiftOptions, created_at: datetime | None = None
 ) -> plots.ReportData:
     """Collect what the report of a database shows.
 
@@ -361,7 +361,7 @@ def report_data(
     )
 
 
-def _all_groups(db: Reader, by: str, where: str | None) -> pd.DataFrame:
+def _all_groups(db: Statistics, by: str, where: str | None) -> pd.DataFrame:
     """All that is selected, of every kernel size, by group; the last row may be what has no group."""
     return _frame(
         db,

@@ -15,10 +15,11 @@ import hashlib
 import io
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from cnnfilterdb import paths
 from cnnfilterdb.errors import CorruptError, SelectionError, UnknownModelError
@@ -26,15 +27,24 @@ from cnnfilterdb.reports import Problem
 from cnnfilterdb.schema import ANNOTATED
 from cnnfilterdb.store.durable import sha256, write_text
 
-if TYPE_CHECKING:
-    from cnnfilterdb.store.folder import Store
-
 __all__ = ["Facts", "accept", "change", "check_facts", "forget", "load", "matching", "problems", "read"]
 
 _HEADER = ("model_id", "column", "value")
 
 #: Annotated facts by model and column; None says that a fact is unknown.
 Facts = dict[str, dict[str, str | None]]
+
+
+class AnnotatedFolder(Protocol):
+    """What annotations need of a database folder."""
+
+    path: Path
+
+    def model_ids(self) -> list[str]:
+        """Keys of its models, sorted."""
+
+    def staging(self, name: str) -> AbstractContextManager[Path]:
+        """A temporary folder inside it, used by one process at a time."""
 
 
 def check_facts(names: Iterable[str], known: Sequence[str] = ANNOTATED) -> None:
@@ -73,7 +83,7 @@ def read(root: Path) -> Facts:
     return facts
 
 
-def problems(store: Store) -> list[Problem]:
+def problems(store: AnnotatedFolder) -> list[Problem]:
     """What is wrong with the annotations of a database; none when all is well."""
     path, sums = store.path / paths.ANNOTATIONS, store.path / paths.ANNOTATIONS_SUM
     expected = sums.read_text(encoding="ascii", errors="replace").split()[::2] if sums.exists() else []
@@ -100,7 +110,7 @@ def problems(store: Store) -> list[Problem]:
     return found
 
 
-def change(store: Store, apply: Callable[[Facts], object]) -> None:
+def change(store: AnnotatedFolder, apply: Callable[[Facts], object]) -> None:
     """Change the annotations of a database: read, apply, write, by one process at a time.
 
     Args:
@@ -132,7 +142,7 @@ def change(store: Store, apply: Callable[[Facts], object]) -> None:
         write_text(sums, _sums(new), folder)
 
 
-def accept(store: Store) -> None:
+def accept(store: AnnotatedFolder) -> None:
     """Record the checksum of the file as it is, after it was edited by hand.
 
     Raises:
@@ -149,7 +159,7 @@ def _sums(*digests: str) -> str:
     return "".join(f"{digest}  {paths.ANNOTATIONS}\n" for digest in dict.fromkeys(digests))
 
 
-def forget(store: Store, model_ids: Iterable[str]) -> None:
+def forget(store: AnnotatedFolder, model_ids: Iterable[str]) -> None:
     """Drop all annotations of models."""
     gone = set(model_ids)
     if read(store.path).keys() & gone:

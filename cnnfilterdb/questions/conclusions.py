@@ -1,33 +1,23 @@
-"""Conclusions: the questions of a Reader that end in a test or in a share of explained variation."""
+"""Conclusions: questions about groups of models that end in a test or in a share of explained variation."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Unpack
 
-import duckdb
 import pandas as pd
 
 from cnnfilterdb.analysis import significance
-from cnnfilterdb.analysis.groups import Groups
 from cnnfilterdb.analysis.options import GroupOptions, Weights, check_options
 from cnnfilterdb.analysis.shifts import check_measure
 from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.questions.statistics import Statistics
 
 __all__ = ["Conclusions"]
 
 
-class Conclusions:
+class Conclusions(Statistics):
     """Questions about groups of models whose answer says how sure it is. Part of :class:`~cnnfilterdb.Reader`."""
-
-    @abstractmethod
-    def groups(self, by: str, **options: Unpack[GroupOptions]) -> Groups:
-        """Histograms of the coefficients of each group."""
-
-    @abstractmethod
-    def _connect(self, query: str | None = None) -> duckdb.DuckDBPyConnection:
-        """A connection with the views of the database."""
 
     def shift_test(
         self,
@@ -67,8 +57,6 @@ class Conclusions:
         Raises:
             SelectionError: An argument that cannot be answered, one group only, or a grouping that splits models.
 
-        >>> import cnnfilterdb
-        >>> db = cnnfilterdb.example()
         >>> found = db.shift_test("domain", permutations=99)
         >>> found[["group_a", "group_b", "models_a", "models_b"]].values.tolist()
         [['medical ct', 'natural', 1, 2]]
@@ -114,8 +102,6 @@ class Conclusions:
         Raises:
             SelectionError: An argument that cannot be answered, a factor with one value, or one that splits models.
 
-        >>> import cnnfilterdb
-        >>> db = cnnfilterdb.example()
         >>> db.variance_explained("domain", permutations=99)[["factor", "df", "r2"]].round(3)
              factor  df     r2
         0    domain   1  0.868
@@ -157,8 +143,6 @@ class Conclusions:
         Raises:
             SelectionError: An argument that cannot be answered, or no group of two models.
 
-        >>> import cnnfilterdb
-        >>> db = cnnfilterdb.example()
         >>> db.dispersion_test("task", permutations=99)["models"].to_dict()
         {'Classification': 2, 'Segmentation': 1}
         """
@@ -190,8 +174,6 @@ class Conclusions:
         Raises:
             SelectionError: An argument that cannot be answered.
 
-        >>> import cnnfilterdb
-        >>> db = cnnfilterdb.example()
         >>> db.embed(by="domain").round(1)  # doctest: +NORMALIZE_WHITESPACE
                               x0   x1      domain
         model_id
@@ -234,8 +216,6 @@ class Conclusions:
         Raises:
             SelectionError: An argument that cannot be answered, or too few models.
 
-        >>> import cnnfilterdb
-        >>> db = cnnfilterdb.example()
         >>> db.neighbour_purity("task", permutations=99)["share"].round(2).to_dict()
         {'all': 0.67, 'Classification': 1.0, 'Segmentation': 0.0}
         """

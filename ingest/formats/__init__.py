@@ -16,7 +16,7 @@ from typing import Protocol, TypeVar
 from cnnfilterdb.errors import CnnFilterDbError, WeightFileError
 from cnnfilterdb.ingest.formats import limits
 from cnnfilterdb.ingest.formats.damage import printable
-from cnnfilterdb.ingest.formats.recognise import recognised, recognised_folder
+from cnnfilterdb.ingest.formats.unknown import described_file, described_folder
 from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Weights
 
 __all__ = ["Format", "read", "register", "registered"]
@@ -95,7 +95,7 @@ def read(path: str | Path) -> Weights:
     if path.is_dir():
         inside = next((path / name for name in _MAIN_FILES if (path / name).is_file()), None)
         if inside is None:
-            what = recognised_folder(path) or f"a folder without {' or '.join(_MAIN_FILES)}; pass a weight file in it"
+            what = described_folder(path) or f"a folder without {' or '.join(_MAIN_FILES)}; pass a weight file in it"
             raise WeightFileError(f"{path}: {what}")
         path = inside
     try:
@@ -108,7 +108,7 @@ def read(path: str | Path) -> Weights:
         if fmt.matches(path, head):
             with limits.reading(str(path), path.stat().st_size) as used:
                 return _limited(_printable(path, fmt), used)
-    what = recognised(path, head) or f"not a known weight format (begins with {head[:8].hex(' ')})"
+    what = described_file(path, head) or f"not a known weight format (begins with {head[:8].hex(' ')})"
     raise WeightFileError(f"{path}: {what}; formats that are read: {', '.join(registered())}")
 
 

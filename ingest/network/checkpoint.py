@@ -157,7 +157,7 @@ class _Finder:
             for key, reason in self.superseded(average, chosen, lambda key: self.entries(parts[key])):
                 chosen.remove(key)
                 self.skip(prefix + key, reason)
-        kernels = {key: self.kernels(self.entries(parts[key])) for key in chosen if key in suspects(set(chosen))}
+        kernels = {key: self.kernels(self.entries(parts[key])) for key in sorted(suspects(set(chosen)))}
         for key, reason in second_copies(kernels):
             chosen.remove(key)
             self.skip(prefix + key, reason)

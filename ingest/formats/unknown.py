@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-__all__ = ["recognised", "recognised_folder"]
+__all__ = ["described_file", "described_folder"]
 
 _ONNX = "export the model that it was made of to ONNX, or save its PyTorch or Keras weights"
 
@@ -60,14 +60,14 @@ _SUFFIXES = {
 }
 
 
-def recognised(path: Path, head: bytes) -> str | None:
+def described_file(path: Path, head: bytes) -> str | None:
     """What a file is, and what to do with it; None where that is not known.
 
     Args:
         path: The file.
         head: Its first bytes.
 
-    >>> recognised(Path("model.bin"), b"Entry not found")
+    >>> described_file(Path("model.bin"), b"Entry not found")
     "a text of 15 characters ('Entry not found'), not weights; the download failed or the address is wrong"
     """
     for magic, what in _MAGIC:
@@ -116,7 +116,7 @@ def _text(head: bytes) -> str | None:
     return text if text and all(char.isprintable() or char in "\t\r\n\ufeff" for char in text) else None
 
 
-def recognised_folder(path: Path) -> str | None:
+def described_folder(path: Path) -> str | None:
     """What a folder is that is not read."""
     names = {entry.name for entry in path.iterdir()}
     if ".metadata" in names and any(name.endswith(".distcp") for name in names):

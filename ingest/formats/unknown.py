@@ -14,13 +14,10 @@ _ONNX = "export the model that it was made of to ONNX, or save its PyTorch or Ke
 
 # First bytes, and what they begin
 _MAGIC: tuple[tuple[bytes, str], ...] = (
-    (b"GGUF", "a GGUF file of llama.cpp; convert the original model instead, which is usually safetensors"),
     (b"ggml", "a GGML file of llama.cpp; convert the original model instead, which is usually a PyTorch file"),
     (b"lmgg", "a GGML file of whisper.cpp; convert the original model instead, which is usually a PyTorch file"),
     (b"ftrt", f"a TensorRT engine, whose weights belong to one GPU; {_ONNX}"),
     (b"RKNN", f"an RKNN model of Rockchip; {_ONNX}"),
-    (b"\x12\x01\x00\x00\x00\x00\x00\x00", "MXNet parameters (.params); convert them with MMdnn, or save them with "
-     "numpy.savez({name: array.asnumpy()})"),
     (b"MATLAB 5.0 MAT-file", "a MATLAB file; save its arrays with scipy.io.loadmat and numpy.savez, or export the "
      "network to ONNX with exportONNXNetwork"),
     (b"\x1f\x8b", "a gzip archive; unpack it and pass the weight file in it"),
@@ -35,7 +32,6 @@ _MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"GIF8", "a GIF image, not weights"),
     (b"\x7fELF", "a program or a compiled model, not weights"),
     (b"MZ", "a Windows program or library, not weights"),
-    (b"7767517", f"the graph of an ncnn model (.param); {_ONNX}"),
     (b"PAR1", "a Parquet file, not weights"),
     (b"SQLite format 3", "an SQLite database, not weights"),
 )  # fmt: skip
@@ -45,14 +41,9 @@ _FLATBUFFERS = (
     (b"ET", "an ExecuTorch program (.pte); pass the PyTorch checkpoint, or the .pt2 file of torch.export"),
 )
 _SUFFIXES = {
-    ".mlmodel": f"a Core ML model; convert it with coremltools, or {_ONNX}",
-    ".caffemodel": "a Caffe model; convert it with caffe2onnx or MMdnn",
-    ".weights": "a Darknet file (.weights), whose layers are in its .cfg file; convert it with darknet2pytorch",
-    ".msgpack": "a msgpack file of Flax; save its parameters with safetensors.flax.save_file",
     ".pdiparams": "PaddlePaddle inference parameters; convert the model with paddle2onnx",
     ".pdmodel": "a PaddlePaddle graph; convert the model with paddle2onnx",
     ".mnn": f"an MNN model; {_ONNX}",
-    ".params": "a file of parameters without the mark of MXNet; save them with numpy.savez",
     ".engine": f"a TensorRT engine; {_ONNX}",
     ".plan": f"a TensorRT engine; {_ONNX}",
     ".distcp": "a part of a distributed checkpoint of PyTorch; convert its folder with "

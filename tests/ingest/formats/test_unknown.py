@@ -22,7 +22,6 @@ FILES = {
     "i.weights": (b"\x00\x00\x00\x00\x02\x00\x00\x00" + bytes(30), "Darknet"),
     "k.gz": (b"\x1f\x8b\x08" + bytes(30), "gzip"),
     "l.pkl": (b"x\x9c\x00\x01\x02" + bytes(30), "joblib"),
-    "m.param": (b"7767517\n75 83\n", "ncnn"),
     "n.cfg": (b"[net]\nbatch=1\n", "Darknet"),
 }
 

@@ -63,9 +63,9 @@ def __dir__() -> list[str]:
 def _shipped() -> Catalog:
     from importlib.resources import files
 
-    from cnnfilterdb.catalog.reader import read
+    from cnnfilterdb.catalog.reader import read_catalog
 
-    return read(files("cnnfilterdb.catalog"))
+    return read_catalog(files("cnnfilterdb.catalog"))
 
 
 @cache

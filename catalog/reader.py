@@ -36,7 +36,7 @@ from cnnfilterdb.catalog.entries import (
 from cnnfilterdb.catalog.names import match
 from cnnfilterdb.errors import CatalogError, UnknownModelError
 
-__all__ = ["METADATA", "problems", "read"]
+__all__ = ["METADATA", "catalog_problems", "read_catalog"]
 
 _SOURCE = ("name", "title", "optional")
 _TERM = ("name", "origin", "paper_models", "description")
@@ -71,7 +71,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 T = TypeVar("T", Term, License, Dataset)
 
 
-def read(folder: Traversable) -> Catalog:
+def read_catalog(folder: Traversable) -> Catalog:
     """Read and check a catalog.
 
     Args:
@@ -89,7 +89,7 @@ def read(folder: Traversable) -> Catalog:
     return catalog
 
 
-def problems(folder: Traversable) -> list[str]:
+def catalog_problems(folder: Traversable) -> list[str]:
     """All problems of a catalog, a line each; none when it is valid.
 
     Args:

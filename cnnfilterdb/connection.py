@@ -153,7 +153,7 @@ class Connection:
                     except duckdb.Error as error:
                         raise self._unreadable(error) from None
                     self._created[one.name] = one.text
-            if query is not None and sql.words(query) & _CHANGING:
+            if query is not None and sql.identifiers_in(query) & _CHANGING:
                 self._created = {}
             return cursor
 

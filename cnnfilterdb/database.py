@@ -152,7 +152,7 @@ class FilterDB(Reader):
         """
         from cnnfilterdb.ingest import pipeline
 
-        notes.check_facts(facts, [f.name for f in fields(ModelFacts)])
+        notes.check_fact_names(facts, [f.name for f in fields(ModelFacts)])
         check_fact_types(facts)
         name = pipeline.stored_name(name, fold_bn=fold_bn)
         model_id = f"custom/{name}"
@@ -189,7 +189,7 @@ class FilterDB(Reader):
         Args:
             *models: Keys, or shell-style wildcards such as ``pypi/deepcr/*``.
             where: Condition over the columns of models and layers, which selects further ones.
-            file: A CSV or TOML file with the facts of models (:func:`cnnfilterdb.store.annotations.load`).
+            file: A CSV or TOML file with the facts of models (:func:`cnnfilterdb.store.annotations.load_facts`).
             reset: Facts whose annotations are dropped, so that the stored value is used again.
             **facts: The facts; None says that one is unknown.
 
@@ -212,7 +212,7 @@ class FilterDB(Reader):
         ['natural', 'natural', 'medical ct']
         """
         dropped = names_of("reset", reset)
-        notes.check_facts([*facts, *dropped])
+        notes.check_fact_names([*facts, *dropped])
         if both := sorted(set(facts) & set(dropped)):
             raise SelectionError(f"annotate: {both[0]} is both set and reset; choose one")
         present = self._store.model_ids()
@@ -224,7 +224,7 @@ class FilterDB(Reader):
                 f"annotate: {len(chosen)} models and {len(facts) + len(dropped)} facts; "
                 "give models with facts such as domain='thermal', or a file of facts"
             )
-        given = notes.load(Path(file), present) if file else {}
+        given = notes.load_facts(Path(file), present) if file else {}
         for model_id in chosen:
             given.setdefault(model_id, {}).update(facts)
 
@@ -410,7 +410,7 @@ class FilterDB(Reader):
         >>> db.verify()
         []
         """
-        return self._store.verify(progress=progress) + notes.problems(self._store)
+        return self._store.verify(progress=progress) + notes.annotation_problems(self._store)
 
     def repair(self, *, progress: Progress | None = None) -> list[Problem]:
         """Rebuild what is derived, set aside what is damaged, and report the models that must be imported again.

@@ -18,6 +18,7 @@ __all__ = [
     "Problem",
     "Progress",
     "TransferReport",
+    "escaped",
     "html_table",
     "printable",
 ]
@@ -195,3 +196,21 @@ def printable(text: object) -> str:
     'conv ]0;title a b'
     """
     return " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+
+
+def escaped(text: str, keep: str = "") -> str:
+    r"""A text with its control characters, and what cannot be encoded, as escapes, so that it cannot steer a terminal.
+
+    Args:
+        text: Any text.
+        keep: Characters that stay as they are, such as a line break.
+
+    >>> escaped("a\x1b[2Jb\n")
+    'a\\x1b[2Jb\\n'
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() or char in keep else char.encode("unicode_escape", "surrogatepass").decode("ascii")
+        for char in text
+    )

@@ -313,7 +313,7 @@ class ReleasedDataset:
                 f"{self.path}: no table /meta of the models and layers of the kernels; download the file again"
             )
         try:
-            table = frame.read(meta, f"{self.path}: /meta")
+            table = frame.read_frame(meta, f"{self.path}: /meta")
         except UnsafeFileError:
             raise
         except WeightFileError as error:

@@ -169,3 +169,17 @@ def test_a_question_to_the_index_loads_no_heavy_library(sample_path):
     )
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
     assert (done.stdout.strip(), done.stderr) == ("", "")
+
+
+def test_one_name_means_one_thing():
+    # Both registries are used alike, and `levels` is a statistic and its compiled loop.
+    same = {"register", "registered", "levels"}
+    rooms: dict[str, set[str]] = {}
+    for name, path in sources():
+        if room(name) == "cli":  # a verb has the name of the method that it calls
+            continue
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                rooms.setdefault(node.name, set()).add(name)
+    twice = {name: sorted(found) for name, found in rooms.items() if len(found) > 1 and name not in same}
+    assert not twice

@@ -13,9 +13,9 @@ from cnnfilterdb.stats import Basis
 
 __all__ = [
     "BasisChoice",
+    "ComponentWeights",
     "GroupOptions",
     "ShiftOptions",
-    "Weights",
     "at_least_one",
     "check_histogram",
     "check_options",
@@ -27,7 +27,7 @@ __all__ = [
 BasisChoice = Basis | Literal["selection"] | str | None
 
 #: Weights of the components: numbers, a name, or None for those of the recipe.
-Weights = Sequence[float] | Literal["uniform", "explained_variance"] | None
+ComponentWeights = Sequence[float] | Literal["uniform", "explained_variance"] | None
 
 
 class GroupOptions(TypedDict, total=False):
@@ -49,7 +49,7 @@ class ShiftOptions(GroupOptions, total=False):
     """The options of groups, and how two of them are compared; see :meth:`Reader.kl_shift`."""
 
     metric: str
-    weights: Weights
+    weights: ComponentWeights
 
 
 def check_options(question: str, given: Mapping[str, Any], known: type) -> None:

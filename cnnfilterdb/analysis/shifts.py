@@ -11,14 +11,14 @@ import pandas as pd
 
 from cnnfilterdb import stats
 from cnnfilterdb.analysis.groups import Groups, by_model
-from cnnfilterdb.analysis.options import Weights
+from cnnfilterdb.analysis.options import ComponentWeights
 from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.schema import kernel_shape
 
-__all__ = ["check_measure", "component_weights", "components", "intervals", "matrix", "nearest"]
+__all__ = ["check_measure", "component_weights", "components", "intervals", "matrix", "nearest_rows"]
 
 
-def check_measure(metric: str, weights: Weights, kernel: str) -> None:
+def check_measure(metric: str, weights: ComponentWeights, kernel: str) -> None:
     """Check how groups are to be compared, before anything is read.
 
     Raises:
@@ -42,7 +42,7 @@ def check_measure(metric: str, weights: Weights, kernel: str) -> None:
         raise SelectionError(f"weights: {found.size} numbers given; {wanted}")
 
 
-def component_weights(weights: Weights, groups: Groups) -> npt.NDArray[np.float64]:
+def component_weights(weights: ComponentWeights, groups: Groups) -> npt.NDArray[np.float64]:
     """Weight of each component, (k,): those of the recipe, ``uniform``, ``explained_variance``, or given numbers."""
     if weights is None:
         return groups.weights
@@ -52,7 +52,7 @@ def component_weights(weights: Weights, groups: Groups) -> npt.NDArray[np.float6
     return np.asarray(weights, np.float64)
 
 
-def matrix(groups: Groups, weights: Weights, metric: str) -> pd.DataFrame:
+def matrix(groups: Groups, weights: ComponentWeights, metric: str) -> pd.DataFrame:
     """The square frame of :meth:`Reader.kl_shift`."""
     chosen = component_weights(weights, groups)
     found = stats.kl_shift(groups.counts, chosen, groups.low, groups.high, metric=metric)
@@ -71,7 +71,7 @@ def matrix(groups: Groups, weights: Weights, metric: str) -> pd.DataFrame:
     return frame
 
 
-def components(groups: Groups, weights: Weights, metric: str) -> pd.DataFrame:
+def components(groups: Groups, weights: ComponentWeights, metric: str) -> pd.DataFrame:
     """The long frame of :meth:`Reader.kl_shift_components`."""
     chosen = component_weights(weights, groups)
     found = stats.kl_shift_components(groups.counts, groups.low, groups.high, metric=metric)
@@ -93,7 +93,7 @@ def components(groups: Groups, weights: Weights, metric: str) -> pd.DataFrame:
     )
 
 
-def nearest(shifts: pd.DataFrame, group: Any, top: int) -> pd.DataFrame:
+def nearest_rows(shifts: pd.DataFrame, group: Any, top: int) -> pd.DataFrame:
     """The groups nearest to one of a square frame of shifts.
 
     Raises:
@@ -113,7 +113,7 @@ def nearest(shifts: pd.DataFrame, group: Any, top: int) -> pd.DataFrame:
 def intervals(
     connection: duckdb.DuckDBPyConnection,
     groups: Groups,
-    weights: Weights,
+    weights: ComponentWeights,
     metric: str,
     *,
     samples: int,

@@ -17,7 +17,7 @@ import pandas as pd
 
 from cnnfilterdb import stats
 from cnnfilterdb.analysis.groups import Grouping, Groups
-from cnnfilterdb.analysis.options import Weights
+from cnnfilterdb.analysis.options import ComponentWeights
 from cnnfilterdb.analysis.queries import condition, run
 from cnnfilterdb.analysis.shifts import component_weights
 from cnnfilterdb.errors import SelectionError
@@ -124,7 +124,7 @@ def at_least(data: Labelled, by: str, models: int) -> Labelled:
 
 
 def test_frame(
-    data: Labelled, by: str, within: str | None, weights: Weights, metric: str, *, permutations: int, seed: int
+    data: Labelled, by: str, within: str | None, weights: ComponentWeights, metric: str, *, permutations: int, seed: int
 ) -> pd.DataFrame:
     """The frame of :meth:`Reader.shift_test`."""
     names, codes = data.codes(by)
@@ -172,7 +172,7 @@ def partition_frame(
     data: Labelled,
     factors: Sequence[str],
     within: str | None,
-    weights: Weights,
+    weights: ComponentWeights,
     metric: str,
     *,
     marginal: bool,
@@ -203,7 +203,7 @@ def partition_frame(
 
 
 def dispersion_frame(
-    data: Labelled, by: str, weights: Weights, metric: str, *, permutations: int, seed: int
+    data: Labelled, by: str, weights: ComponentWeights, metric: str, *, permutations: int, seed: int
 ) -> pd.DataFrame:
     """The frame of :meth:`Reader.dispersion_test`."""
     names, codes = data.codes(by)
@@ -213,7 +213,7 @@ def dispersion_frame(
     return frame
 
 
-def embedding_frame(data: Labelled, weights: Weights, metric: str, dimensions: int) -> pd.DataFrame:
+def embedding_frame(data: Labelled, weights: ComponentWeights, metric: str, dimensions: int) -> pd.DataFrame:
     """The frame of :meth:`Reader.embed`."""
     found = stats.embedding(model_shifts(data, weights, metric), dimensions)
     columns = [f"x{number}" for number in range(dimensions)]
@@ -229,7 +229,7 @@ def purity_frame(
     data: Labelled,
     by: str,
     across: str | None,
-    weights: Weights,
+    weights: ComponentWeights,
     metric: str,
     *,
     neighbours: int,
@@ -256,7 +256,7 @@ def purity_frame(
     return frame
 
 
-def model_shifts(data: Labelled, weights: Weights, metric: str) -> npt.NDArray[np.float64]:
+def model_shifts(data: Labelled, weights: ComponentWeights, metric: str) -> npt.NDArray[np.float64]:
     """Shifts between the models, (m, m)."""
     groups = data.models
     chosen = component_weights(weights, groups)

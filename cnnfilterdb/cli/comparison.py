@@ -21,7 +21,7 @@ from cnnfilterdb.cli.options import (
     trained_option,
     where_option,
 )
-from cnnfilterdb.cli.output import Rows, emit, print_basis, print_shift, say
+from cnnfilterdb.cli.output import Output, emit, print_basis, print_shift, say
 
 __all__ = ["basis", "quality", "shift"]
 
@@ -37,7 +37,7 @@ __all__ = ["basis", "quality", "shift"]
 @rows_options
 @db_option
 def shift(
-    by: str, components: bool, bootstrap: int | None, nearest: str | None, rows: Rows, path: Path, **options: Any
+    by: str, components: bool, bootstrap: int | None, nearest: str | None, rows: Output, path: Path, **options: Any
 ) -> None:
     """Compare groups of filters: symmetric KL divergence of their SVD coefficients, in nats.
 
@@ -109,7 +109,7 @@ def basis(file: Path, where: str | None, kernel: str, variant: str, path: Path) 
 @rows_options
 @db_option
 def quality(
-    by: str, where: str | None, kernel: str, all_layers: bool, trained: bool, rows: Rows, path: Path,
+    by: str, where: str | None, kernel: str, all_layers: bool, trained: bool, rows: Output, path: Path,
     **thresholds: float,
 ) -> None:  # fmt: skip
     """Sparsity, variance entropy, orthogonality and degenerated layers of each group.

@@ -17,7 +17,7 @@ from cnnfilterdb.cli.options import (
     open_reader,
     rows_options,
 )
-from cnnfilterdb.cli.output import Rows, emit, remark
+from cnnfilterdb.cli.output import Output, emit, remark
 
 __all__ = ["explain", "test"]
 
@@ -39,7 +39,7 @@ _seed_option = click.option("--seed", type=int, default=0, show_default=True, he
 @group_options
 @rows_options
 @db_option
-def test(by: str, within: str | None, permutations: int, seed: int, rows: Rows, path: Path, **options: Any) -> None:
+def test(by: str, within: str | None, permutations: int, seed: int, rows: Output, path: Path, **options: Any) -> None:
     """Test the shift of every pair of groups by permuting the labels of whole models.
 
     BY is a SQL expression with one value per model; `EXPRESSION AS name` names it. `excess` is the shift beyond what
@@ -74,8 +74,8 @@ def test(by: str, within: str | None, permutations: int, seed: int, rows: Rows, 
 @rows_options
 @db_option
 def explain(
-    factors: tuple[str, ...], marginal: bool, within: str | None, permutations: int, seed: int, rows: Rows, path: Path,
-    **options: Any,
+    factors: tuple[str, ...], marginal: bool, within: str | None, permutations: int, seed: int, rows: Output,
+    path: Path, **options: Any,
 ) -> None:  # fmt: skip
     """Show which share of the differences between models some FACTORS explain (PERMANOVA).
 

@@ -19,7 +19,7 @@ from cnnfilterdb.cli.options import (
     rows_options,
     where_option,
 )
-from cnnfilterdb.cli.output import Rows, emit, say, warn
+from cnnfilterdb.cli.output import Output, emit, say, warn
 from cnnfilterdb.cli.progress import progress_bars
 from cnnfilterdb.errors import DatabaseError
 
@@ -142,7 +142,7 @@ def merge(other: str, where: str | None, overwrite: bool, keep_duplicates: bool,
 @click.command(short_help="List the releases of a data set.")
 @click.argument("repo", metavar="OWNER/NAME")
 @rows_options
-def releases(repo: str, rows: Rows) -> None:
+def releases(repo: str, rows: Output) -> None:
     """List the releases of the data set OWNER/NAME, newest first."""
     import pandas as pd
 

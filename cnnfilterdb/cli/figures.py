@@ -18,7 +18,7 @@ from cnnfilterdb.cli.options import (
     named,
     open_reader,
 )
-from cnnfilterdb.cli.output import print_basis, say, writing
+from cnnfilterdb.cli.output import print_basis, say, written_to
 
 __all__ = ["plot", "report"]
 
@@ -88,7 +88,7 @@ def plot(
             "variance": draw.variance,
         }
         figure = method[kind](by=by, title=title or (name if name != by else None), **chosen)
-    with writing(target) as part:
+    with written_to(target) as part:
         figure.savefig(part, dpi=dpi, format=target.suffix[1:].lower())
     say(str(target))
     if kind not in ("filters", "variance"):

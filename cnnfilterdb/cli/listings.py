@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cnnfilterdb.cli.options import db_option, open_reader, rows_options, where_option
-from cnnfilterdb.cli.output import Rows, emit
+from cnnfilterdb.cli.output import Output, emit
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -28,7 +28,7 @@ __all__ = ["layers", "models", "nearest", "shared", "sql", "vocabulary"]
 @where_option
 @rows_options
 @db_option
-def models(available: bool, source: str | None, licenses: bool, where: str | None, rows: Rows, path: Path) -> None:
+def models(available: bool, source: str | None, licenses: bool, where: str | None, rows: Output, path: Path) -> None:
     """List models."""
     if source and not available:
         raise click.UsageError(f"--source requires --available; for a database use --where \"source = '{source}'\"")
@@ -65,7 +65,7 @@ def _models(db: Reader, where: str | None) -> pa.Table:
 @where_option
 @rows_options
 @db_option
-def layers(where: str | None, rows: Rows, path: Path) -> None:
+def layers(where: str | None, rows: Output, path: Path) -> None:
     """List convolution layers with their statistics."""
     from cnnfilterdb.analysis.queries import condition
 
@@ -88,7 +88,7 @@ def layers(where: str | None, rows: Rows, path: Path) -> None:
 @click.argument("query")
 @rows_options
 @db_option
-def sql(query: str, rows: Rows, path: Path) -> None:
+def sql(query: str, rows: Output, path: Path) -> None:
     """Run QUERY over the views and macros; `-` reads it from standard input.
 
     \b
@@ -108,7 +108,7 @@ def sql(query: str, rows: Rows, path: Path) -> None:
 @where_option
 @rows_options
 @db_option
-def nearest(pattern: str, rows: Rows, path: Path, **options: Any) -> None:
+def nearest(pattern: str, rows: Output, path: Path, **options: Any) -> None:
     """List the filters most similar to PATTERN, whatever their scale; its rows are separated by `;` or `/`.
 
     \b
@@ -126,7 +126,7 @@ def nearest(pattern: str, rows: Rows, path: Path, **options: Any) -> None:
 @click.command(short_help="List pairs of models that share layers.")
 @rows_options
 @db_option
-def shared(rows: Rows, path: Path) -> None:
+def shared(rows: Output, path: Path) -> None:
     """List pairs of models that have the same layers, bit for bit: shared ancestry."""
     emit(open_reader(path).shared_models(), rows)
 
@@ -134,7 +134,7 @@ def shared(rows: Rows, path: Path) -> None:
 @click.command(short_help="List the words of the catalog's vocabularies.")
 @click.argument("name", required=False)
 @rows_options
-def vocabulary(name: str | None, rows: Rows) -> None:
+def vocabulary(name: str | None, rows: Output) -> None:
     """List the words of the vocabulary NAME: domains, tasks, families, frameworks, datasets or licenses.
 
     Without NAME, list the vocabularies.

@@ -16,7 +16,7 @@ from cnnfilterdb.cli.options import (
     rows_options,
     where_option,
 )
-from cnnfilterdb.cli.output import Rows, emit, remark, say
+from cnnfilterdb.cli.output import Output, emit, remark, say
 from cnnfilterdb.cli.progress import progress_bars
 from cnnfilterdb.errors import CorruptError
 
@@ -106,7 +106,7 @@ def remove(models: tuple[str, ...], path: Path) -> None:
 @click.command(short_help="List or clear the cache of downloads.")
 @click.argument("action", type=click.Choice(["list", "clear"]), default="list")
 @rows_options
-def cache(action: str, rows: Rows) -> None:
+def cache(action: str, rows: Output) -> None:
     """List the files in the cache of downloads, largest first, or clear it.
 
     Databases do not need the cache; a later ingest downloads again what it needs.

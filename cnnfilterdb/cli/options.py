@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from cnnfilterdb.cli.output import FORMATS, QUIET, Rows
+from cnnfilterdb.cli.output import FORMATS, QUIET, Output
 from cnnfilterdb.errors import NotADatabaseError
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def rows_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(command)
     def run(*args: Any, style: str | None, output: Path | None, limit: int | None, **options: Any) -> Any:
-        rows = Rows(style, output, limit)
+        rows = Output(style, output, limit)
         rows.chosen()  # an unknown suffix is an error before any work is done
         return command(*args, rows=rows, **options)
 

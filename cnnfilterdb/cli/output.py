@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cnnfilterdb.cli.tables import columns_of, number_column, printable, render
+from cnnfilterdb.cli.tables import columns_of, number_column, table_text
 from cnnfilterdb.errors import DatabaseError, SelectionError
+from cnnfilterdb.reports import escaped
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FORMATS",
     "QUIET",
-    "Rows",
+    "Output",
     "emit",
     "encoded",
     "on_terminal",
@@ -38,7 +39,7 @@ __all__ = [
     "remark",
     "say",
     "warn",
-    "writing",
+    "written_to",
 ]
 
 #: Formats of rows, with the suffixes of files that select them.
@@ -63,7 +64,7 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class Output:
     """How a verb prints its rows: the options ``--format``, ``--output`` and ``--rows``.
 
     Attributes:
@@ -100,7 +101,7 @@ class Rows:
         return self.chosen() == "table" and self.output is None
 
 
-def emit(rows: pd.DataFrame | pa.Table, how: Rows) -> None:
+def emit(rows: pd.DataFrame | pa.Table, how: Output) -> None:
     """Print rows, or write them to a file.
 
     Args:
@@ -120,10 +121,10 @@ def emit(rows: pd.DataFrame | pa.Table, how: Rows) -> None:
     data = encoded(table, style)
     if how.output is None:
         if isinstance(data, str) and on_terminal():
-            data = printable(data, keep="\n\t")
+            data = escaped(data, keep="\n\t")
         click.echo(data, nl=False)
         return
-    with writing(how.output) as part:
+    with written_to(how.output) as part:
         part.write_bytes(data if isinstance(data, bytes) else data.encode())
 
 
@@ -137,7 +138,7 @@ def encoded(table: pa.Table, style: str) -> str | bytes:
     if style == "jsonl":
         return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in _plain_rows(table))
     if style == "table":
-        return render(columns_of(table, short=False))[0] if table.num_columns else ""
+        return table_text(columns_of(table, short=False))[0] if table.num_columns else ""
     target = io.BytesIO()
     import pyarrow as pa
 
@@ -161,7 +162,7 @@ def _print_table(table: pa.Table, limit: int | None) -> None:
     shown = (_ROWS if terminal else 0) if limit is None else limit
     part = table.slice(0, shown) if shown else table
     width = shutil.get_terminal_size().columns if terminal else None
-    text, change = render(columns_of(part, short=terminal), width)
+    text, change = table_text(columns_of(part, short=terminal), width)
     click.echo(text, nl=False)
     rest = table.num_rows - part.num_rows
     remarks = [f"{rest:,} more rows; --rows 0 prints all"] if rest else []
@@ -256,7 +257,7 @@ def print_shift(matrix: pd.DataFrame, *, limit: int | None = None) -> None:
 
     Args:
         matrix: From :meth:`Reader.kl_shift`.
-        limit: As in :class:`Rows`.
+        limit: As in :class:`Output`.
     """
     import pyarrow as pa
 
@@ -274,8 +275,8 @@ def print_shift(matrix: pd.DataFrame, *, limit: int | None = None) -> None:
     columns = columns_of(head, short=terminal)
     values = matrix.to_numpy()
     for position, label in enumerate(matrix.columns):
-        columns.append(number_column(printable(str(label)), list(values[: len(labels), position]), decimals=3))
-    text, change = render(columns, shutil.get_terminal_size().columns if terminal else None)
+        columns.append(number_column(escaped(str(label)), list(values[: len(labels), position]), decimals=3))
+    text, change = table_text(columns, shutil.get_terminal_size().columns if terminal else None)
     click.echo(text, nl=False)
     rest = len(matrix) - len(labels)
     if rest:
@@ -320,7 +321,7 @@ def on_terminal() -> bool:
 
 def say(text: str) -> None:
     """Print a line to standard output, without control characters."""
-    click.echo(printable(text))
+    click.echo(escaped(text))
 
 
 def remark(text: str) -> None:
@@ -332,11 +333,11 @@ def remark(text: str) -> None:
 
 def warn(text: str) -> None:
     """Print a line to standard error, without control characters."""
-    click.echo(printable(text), err=True)
+    click.echo(escaped(text), err=True)
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[Path]:
+def written_to(path: Path) -> Iterator[Path]:
     """Write a file of the user whole or not at all.
 
     Args:

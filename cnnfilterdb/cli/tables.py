@@ -11,7 +11,9 @@ from typing import Any
 
 import pyarrow as pa
 
-__all__ = ["Column", "columns_of", "number_column", "printable", "render"]
+from cnnfilterdb.reports import escaped
+
+__all__ = ["Column", "columns_of", "number_column", "table_text"]
 
 #: A text column is not shortened below this many characters.
 _NARROWEST = 12
@@ -52,12 +54,12 @@ def columns_of(table: pa.Table, *, short: bool) -> list[Column]:
         values = column.to_pylist()
         kind = column.type
         if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
-            columns.append(number_column(printable(name), values))
+            columns.append(number_column(escaped(name), values))
         elif pa.types.is_integer(kind):
             texts = ["" if value is None else f"{value:,}" for value in values]
-            columns.append(Column(printable(name), texts, right=True))
+            columns.append(Column(escaped(name), texts, right=True))
         else:
-            columns.append(Column(printable(name), [_cell(value, short) for value in values]))
+            columns.append(Column(escaped(name), [_cell(value, short) for value in values]))
     return columns
 
 
@@ -95,12 +97,12 @@ def _cell(value: Any, short: bool) -> str:
     if isinstance(value, float | Decimal):
         return f"{value:.4g}" if value != int(value) else f"{value:g}"
     if isinstance(value, dict):
-        return "{" + _listed([f"{printable(str(k))}: {_cell(v, short)}" for k, v in value.items()], short) + "}"
+        return "{" + _listed([f"{escaped(str(k))}: {_cell(v, short)}" for k, v in value.items()], short) + "}"
     if isinstance(value, list):
         if value and all(isinstance(one, tuple) and len(one) == 2 for one in value):
             return _cell(dict(value), short)
         return "[" + _listed(value if short else [_cell(one, short) for one in value], short) + "]"
-    return printable(str(value))
+    return escaped(str(value))
 
 
 def _listed(values: Sequence[Any], short: bool) -> str:
@@ -110,24 +112,7 @@ def _listed(values: Sequence[Any], short: bool) -> str:
     return f"{shown}, … {len(values):,} values"
 
 
-def printable(text: str, keep: str = "") -> str:
-    r"""Spell control characters as escapes, so that no text can steer a terminal.
-
-    Args:
-        text: Any text.
-        keep: Characters that stay as they are, such as a line break.
-
-    >>> printable("a\x1b[2Jb\n")
-    'a\\x1b[2Jb\\n'
-    """
-    if text.isprintable():
-        return text
-    return "".join(
-        char if char.isprintable() or char in keep else char.encode("unicode_escape").decode("ascii") for char in text
-    )
-
-
-def render(columns: Sequence[Column], width: int | None = None, *, keys: int = 1) -> tuple[str, str]:
+def table_text(columns: Sequence[Column], width: int | None = None, *, keys: int = 1) -> tuple[str, str]:
     """Lay out columns as plain text.
 
     Args:

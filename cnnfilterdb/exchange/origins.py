@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from cnnfilterdb.analysis.bases import Bases
 from cnnfilterdb.release.release import Release
-from cnnfilterdb.scan.ordered import Rows, filters_of
+from cnnfilterdb.scan.ordered import RowCursor, filters_of
 from cnnfilterdb.scan.scan import FilterFiles
 from cnnfilterdb.store import annotations as notes
 from cnnfilterdb.store.folder import Store
@@ -44,10 +44,10 @@ class DatabaseOrigin(ABC):
     def layers(self, model_id: str | None = None, columns: Sequence[str] | None = None) -> pa.Table:
         """The layers of one model or of all, in order; these columns only."""
 
-    def rows(self, model_id: str, kernel: str, layers: Collection[int]) -> Rows:
+    def rows(self, model_id: str, kernel: str, layers: Collection[int]) -> RowCursor:
         """The filters of layers of one kernel size of a model."""
         tables = filters_of(self.files, kernel, {model_id: layers})
-        return Rows((batch for table in tables for batch in table.to_batches()), kernel)
+        return RowCursor((batch for table in tables for batch in table.to_batches()), kernel)
 
     def annotations(self) -> notes.Facts:
         """Corrections that are not part of the models table."""
@@ -115,7 +115,7 @@ class FolderOrigin(DatabaseOrigin):
 
     def annotations(self) -> notes.Facts:
         """The annotations of the folder."""
-        return notes.read(self._store.path)
+        return notes.stored_facts(self._store.path)
 
 
 class ReleaseOrigin(DatabaseOrigin):

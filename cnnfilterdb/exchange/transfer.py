@@ -18,7 +18,7 @@ from cnnfilterdb.errors import CnnFilterDbError, CorruptError, DatabaseError
 from cnnfilterdb.exchange.origins import IDENTITY, DatabaseOrigin, FolderOrigin, ReleaseOrigin, signatures
 from cnnfilterdb.release.release import Release
 from cnnfilterdb.reports import Progress, TransferReport, printable
-from cnnfilterdb.scan.ordered import Rows
+from cnnfilterdb.scan.ordered import RowCursor
 from cnnfilterdb.stats import Moments
 from cnnfilterdb.store import annotations as notes
 from cnnfilterdb.store.folder import Store
@@ -177,7 +177,7 @@ def _check_moments(layer: dict[str, Any], filters: npt.NDArray[np.float32], what
             raise CorruptError(f"{what}: {column} is not that of its filters; have it published again")
 
 
-def _weight(rows: Rows, layer: dict[str, Any], what: str) -> npt.NDArray[np.float32]:
+def _weight(rows: RowCursor, layer: dict[str, Any], what: str) -> npt.NDArray[np.float32]:
     """The weight of a layer, compared with its hash."""
     try:
         models, keys, weights = rows.take(layer["filters"])

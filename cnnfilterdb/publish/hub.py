@@ -21,7 +21,7 @@ from typing import Any
 
 from cnnfilterdb.errors import DatabaseError, PublishError
 from cnnfilterdb.paths import MARKER
-from cnnfilterdb.publish.repository import DatasetRepository, Refused, RepositoryFile, without_bars
+from cnnfilterdb.publish.repository import DatasetRepository, Refused, StoredFile, without_bars
 from cnnfilterdb.release.manifest import Manifest, version_of
 from cnnfilterdb.reports import Progress
 from cnnfilterdb.store.durable import sha256
@@ -170,8 +170,8 @@ class _Upload:
         )
 
     def _stage(
-        self, before: Mapping[str, RepositoryFile], progress: Progress | None
-    ) -> tuple[str, Mapping[str, RepositoryFile], int]:
+        self, before: Mapping[str, StoredFile], progress: Progress | None
+    ) -> tuple[str, Mapping[str, StoredFile], int]:
         """Send what is missing to the branch: its new commit, the files of that, and the bytes that were new."""
         repository, files = self._repository, self._files
         if self._base is None:
@@ -192,9 +192,9 @@ class _Upload:
     def _release(
         self,
         changed: Sequence[_LocalFile],
-        before: Mapping[str, RepositoryFile],
+        before: Mapping[str, StoredFile],
         staged: str,
-        arrived: Mapping[str, RepositoryFile],
+        arrived: Mapping[str, StoredFile],
     ) -> str:
         """Let main refer to the files of the branch, by one commit, which is returned."""
         repository, files = self._repository, self._files
@@ -206,7 +206,7 @@ class _Upload:
         _require_complete(repository.name, files, repository.tree(commit))
         return commit
 
-    def _is_complete(self, tree: Mapping[str, RepositoryFile]) -> bool:
+    def _is_complete(self, tree: Mapping[str, StoredFile]) -> bool:
         return not _problems(self._files, tree)
 
 
@@ -272,7 +272,7 @@ class _LocalFile:
     size: int
     sha256: str
 
-    def is_at(self, tree: Mapping[str, RepositoryFile]) -> bool:
+    def is_at(self, tree: Mapping[str, StoredFile]) -> bool:
         """Whether a repository contains it at its path, with this content."""
         stored = tree.get(self.path)
         if stored is None or stored.size != self.size:
@@ -335,7 +335,7 @@ def _prepare(repository: DatasetRepository, private: bool) -> tuple[dict[str, st
     return refs
 
 
-def _check_purpose(repo: str, tree: Mapping[str, RepositoryFile]) -> None:
+def _check_purpose(repo: str, tree: Mapping[str, StoredFile]) -> None:
     """Refuse a repository that contains another data set."""
     other = [path for path in tree if path.endswith(".parquet")]
     if other and MARKER not in tree:
@@ -369,13 +369,13 @@ def _batches(files: Sequence[_LocalFile]) -> Iterator[list[_LocalFile]]:
         yield batch
 
 
-def _stale(files: Sequence[_LocalFile], tree: Mapping[str, RepositoryFile]) -> list[str]:
+def _stale(files: Sequence[_LocalFile], tree: Mapping[str, StoredFile]) -> list[str]:
     """Files of an earlier release that the new one does not contain."""
     paths = {file.path for file in files}
     return sorted(path for path in tree if path not in paths and (path.endswith(".parquet") or path in _OPTIONAL))
 
 
-def _problems(files: Sequence[_LocalFile], tree: Mapping[str, RepositoryFile]) -> list[str]:
+def _problems(files: Sequence[_LocalFile], tree: Mapping[str, StoredFile]) -> list[str]:
     """Differences between a repository and a release."""
     problems = [f"{path}: expected no such file" for path in _stale(files, tree)]
     for file in files:
@@ -386,7 +386,7 @@ def _problems(files: Sequence[_LocalFile], tree: Mapping[str, RepositoryFile]) -
     return problems
 
 
-def _require_complete(where: str, files: Sequence[_LocalFile], tree: Mapping[str, RepositoryFile]) -> None:
+def _require_complete(where: str, files: Sequence[_LocalFile], tree: Mapping[str, StoredFile]) -> None:
     problems = _problems(files, tree)
     if problems:
         others = f", and {len(problems) - 1} more" if problems[1:] else ""
@@ -396,7 +396,7 @@ def _require_complete(where: str, files: Sequence[_LocalFile], tree: Mapping[str
         )
 
 
-def _large(trees: Mapping[str, Mapping[str, RepositoryFile]]) -> dict[str, tuple[str, str]]:
+def _large(trees: Mapping[str, Mapping[str, StoredFile]]) -> dict[str, tuple[str, str]]:
     """Large files of several revisions: SHA-256 -> (path, revision)."""
     return {
         stored.digest: (path, revision)
@@ -416,7 +416,7 @@ def _copies(files: Sequence[_LocalFile], known: Mapping[str, tuple[str, str]]) -
             yield CommitOperationCopy(path, file.path, src_revision=revision)
 
 
-def _deletions(files: Sequence[_LocalFile], tree: Mapping[str, RepositoryFile]) -> Iterator[Any]:
+def _deletions(files: Sequence[_LocalFile], tree: Mapping[str, StoredFile]) -> Iterator[Any]:
     from huggingface_hub import CommitOperationDelete
 
     for path in _stale(files, tree):

@@ -85,6 +85,6 @@ def _verify(index: Index, progress: Progress | None) -> None:
         if progress:
             progress("models verified", done, total)
 
-    problems = index.store.verify(progress=report) + notes.problems(index.store)
+    problems = index.store.verify(progress=report) + notes.annotation_problems(index.store)
     if problems:
         raise CorruptError(f"{len(problems)} problems, the first is {problems[0]}; nothing was published")

@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cnnfilterdb.errors import PublishError
-from cnnfilterdb.release.remote import ANSWER_BYTES, SLOWEST, Budget
+from cnnfilterdb.release.remote import ANSWER_BYTES, SLOWEST, RequestBudget
 from cnnfilterdb.reports import printable
 from cnnfilterdb.version import package_version
 
-__all__ = ["AGAIN", "DatasetRepository", "Refused", "RepositoryFile", "without_bars"]
+__all__ = ["AGAIN", "DatasetRepository", "Refused", "StoredFile", "without_bars"]
 
 _log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ _CLIENT = frozenset({"httpx", "httpx2", "httpcore", "httpcore2"})
 
 
 @dataclass(frozen=True, slots=True)
-class RepositoryFile:
+class StoredFile:
     """A file in a repository.
 
     Attributes:
@@ -153,7 +153,7 @@ class DatasetRepository:
         """Whether only its owner can see it."""
         return bool(self._ask(lambda: self._api.dataset_info(self.name)).private)
 
-    def tree(self, revision: str) -> dict[str, RepositoryFile]:
+    def tree(self, revision: str) -> dict[str, StoredFile]:
         """Files of a branch, a tag or a commit by path."""
         from huggingface_hub.hf_api import RepoFile
 
@@ -161,7 +161,7 @@ class DatasetRepository:
             return list(self._api.list_repo_tree(self.name, recursive=True, revision=revision, repo_type=_DATASET))
 
         return {
-            entry.path: RepositoryFile(
+            entry.path: StoredFile(
                 size=entry.lfs.size if entry.lfs else entry.size,
                 digest=entry.lfs.sha256 if entry.lfs else entry.blob_id,
                 large=entry.lfs is not None,
@@ -222,7 +222,7 @@ class DatasetRepository:
         branch: str,
         parent: str,
         title: str,
-        done: Callable[[Mapping[str, RepositoryFile]], bool],
+        done: Callable[[Mapping[str, StoredFile]], bool],
     ) -> str:
         """One commit on top of a certain other one; none without operations.
 
@@ -310,7 +310,7 @@ class DatasetRepository:
     def _attempt(self, request: Callable[[], _T], size: int = 0) -> _T | Refused:
         """Answer to a request, or why there is none. It is returned: what is raised here would have a context."""
         try:
-            return Budget(ANSWER_BYTES, REQUEST_SECONDS + size / SLOWEST).spend(request)
+            return RequestBudget(ANSWER_BYTES, REQUEST_SECONDS + size / SLOWEST).spend(request)
         except Exception as error:
             refused = self._refused(error)
             if refused is None:

@@ -8,7 +8,7 @@ from typing import Unpack
 import pandas as pd
 
 from cnnfilterdb.analysis import significance
-from cnnfilterdb.analysis.options import GroupOptions, Weights, check_options
+from cnnfilterdb.analysis.options import ComponentWeights, GroupOptions, check_options
 from cnnfilterdb.analysis.shifts import check_measure
 from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.questions.statistics import Statistics
@@ -27,7 +27,7 @@ class Conclusions(Statistics):
         permutations: int = 999,
         seed: int = 0,
         metric: str = "kl",
-        weights: Weights = None,
+        weights: ComponentWeights = None,
         **options: Unpack[GroupOptions],
     ) -> pd.DataFrame:
         """Test the shift of every pair of groups against chance, by permuting the labels of whole models.
@@ -75,7 +75,7 @@ class Conclusions(Statistics):
         permutations: int = 999,
         seed: int = 0,
         metric: str = "kl",
-        weights: Weights = None,
+        weights: ComponentWeights = None,
         **options: Unpack[GroupOptions],
     ) -> pd.DataFrame:
         """How much of the differences between models some factors explain (PERMANOVA).
@@ -123,7 +123,7 @@ class Conclusions(Statistics):
         permutations: int = 999,
         seed: int = 0,
         metric: str = "kl",
-        weights: Weights = None,
+        weights: ComponentWeights = None,
         **options: Unpack[GroupOptions],
     ) -> pd.DataFrame:
         """Test whether the models of some groups are equally spread out (betadisper).
@@ -155,7 +155,7 @@ class Conclusions(Statistics):
         by: str | Sequence[str] = (),
         dimensions: int = 2,
         metric: str = "kl",
-        weights: Weights = None,
+        weights: ComponentWeights = None,
         **options: Unpack[GroupOptions],
     ) -> pd.DataFrame:
         """Place the models in a plane so that their distances approach their shifts (classical scaling).
@@ -194,7 +194,7 @@ class Conclusions(Statistics):
         permutations: int = 999,
         seed: int = 0,
         metric: str = "kl",
-        weights: Weights = None,
+        weights: ComponentWeights = None,
         **options: Unpack[GroupOptions],
     ) -> pd.DataFrame:
         """How often the model nearest to a model has the same label, beside what chance gives.
@@ -230,7 +230,7 @@ class Conclusions(Statistics):
         expressions: Sequence[str | None],
         options: GroupOptions,
         metric: str,
-        weights: Weights,
+        weights: ComponentWeights,
         by: str,
     ) -> significance.Labelled:
         """One histogram per model with the labels of some expressions, without the models of small groups of ``by``."""

@@ -19,9 +19,9 @@ from cnnfilterdb.analysis.coverage import coverage
 from cnnfilterdb.analysis.groups import Grouping, Groups
 from cnnfilterdb.analysis.options import (
     BasisChoice,
+    ComponentWeights,
     GroupOptions,
     ShiftOptions,
-    Weights,
     at_least_one,
     check_histogram,
     check_options,
@@ -199,7 +199,7 @@ class Statistics(Tables):
 
     @undisturbed
     def kl_shift(
-        self, by: str, *, metric: str = "kl", weights: Weights = None, **options: Unpack[GroupOptions]
+        self, by: str, *, metric: str = "kl", weights: ComponentWeights = None, **options: Unpack[GroupOptions]
     ) -> pd.DataFrame:
         """Distribution shift between every two groups: symmetric KL divergence of their SVD coefficients, in nats.
 
@@ -244,7 +244,7 @@ class Statistics(Tables):
 
     @undisturbed
     def kl_shift_components(
-        self, by: str, *, metric: str = "kl", weights: Weights = None, **options: Unpack[GroupOptions]
+        self, by: str, *, metric: str = "kl", weights: ComponentWeights = None, **options: Unpack[GroupOptions]
     ) -> pd.DataFrame:
         """The shift of :meth:`kl_shift`, component by component; the arguments are the same.
 
@@ -280,7 +280,7 @@ class Statistics(Tables):
         level: float = 0.95,
         seed: int = 0,
         metric: str = "kl",
-        weights: Weights = None,
+        weights: ComponentWeights = None,
         **options: Unpack[GroupOptions],
     ) -> pd.DataFrame:
         """The shift of every two groups with a bootstrap interval over models.
@@ -352,7 +352,7 @@ class Statistics(Tables):
         check_options("nearest_groups", options, ShiftOptions)
         at_least_one("top", top)
         matrix = self.kl_shift(by, **options)
-        frame = shifts.nearest(matrix, group, top)
+        frame = shifts.nearest_rows(matrix, group, top)
         frame.attrs["coverage"] = matrix.attrs["coverage"]
         return frame
 

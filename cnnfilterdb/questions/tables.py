@@ -305,7 +305,7 @@ class Tables:
                 f"SELECT model_id, layer FROM facts WHERE stored AND kernel = {sqltext.literal(size)} AND {narrowed}",
             )
             layers = set(zip(rows["model_id"].to_pylist(), rows["layer"].to_pylist(), strict=True))
-        table: pd.DataFrame = nearest.nearest(self.storage, size, wanted, layers, top).to_pandas()
+        table: pd.DataFrame = nearest.nearest_filters(self.storage, size, wanted, layers, top).to_pandas()
         return table
 
     @undisturbed

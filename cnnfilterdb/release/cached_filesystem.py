@@ -16,7 +16,7 @@ from typing import Any
 import fsspec
 
 from cnnfilterdb.errors import RemoteError
-from cnnfilterdb.release.remote import Budget, RangeFile, reaching, read_range
+from cnnfilterdb.release.remote import RangeFile, RequestBudget, reaching, read_range
 
 __all__ = ["BLOCK", "CachedFileSystem"]
 
@@ -91,7 +91,7 @@ class CachedFileSystem(fsspec.AbstractFileSystem):  # type: ignore[misc]
         return bool(self._request(lambda: self._filesystem.exists(path, **options)))
 
     def _request(self, request: Callable[[], Any]) -> Any:
-        return Budget.answer().spend(request)
+        return RequestBudget.answer().spend(request)
 
     def modified(self, path: str) -> Any:
         """Time of the last change, by which DuckDB decides whether a cached footer is still valid."""

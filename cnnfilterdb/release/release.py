@@ -40,7 +40,7 @@ from cnnfilterdb.paths import MARKER
 from cnnfilterdb.release.cached_filesystem import CachedFileSystem
 from cnnfilterdb.release.footers import open_shard
 from cnnfilterdb.release.manifest import MANIFEST_BYTES, TABLES, Manifest, ReleaseFile, version_of
-from cnnfilterdb.release.remote import Budget, RangeFile, counting_options, reaching, read_range
+from cnnfilterdb.release.remote import RangeFile, RequestBudget, counting_options, reaching, read_range
 from cnnfilterdb.release.tables import SmallTables
 from cnnfilterdb.reports import Problem, Progress
 from cnnfilterdb.scan.scan import constant
@@ -175,7 +175,7 @@ class Release:
         with reaching(text):
             filesystem, root = _filesystem(text, options)
             if filesystem.protocol == "hf" or "hf" in filesystem.protocol:
-                text, root = Budget.answer().spend(partial(_pinned, text, filesystem, root))
+                text, root = RequestBudget.answer().spend(partial(_pinned, text, filesystem, root))
             manifest = _fetched_manifest(text, filesystem, root.rstrip("/"))
         return cls(text, filesystem, root, manifest)
 
@@ -346,7 +346,7 @@ class Release:
         digest, path = hashlib.sha256(), self.path(file.path)
         try:
             with reaching(file.path):
-                size = int(Budget.answer().spend(partial(self.filesystem.info, path))["size"])
+                size = int(RequestBudget.answer().spend(partial(self.filesystem.info, path))["size"])
                 if size != file.bytes:
                     return f"{size:,} bytes, expected {file.bytes:,}"
                 for start in range(0, size, _CHUNK):
@@ -395,9 +395,9 @@ def _close_connections() -> None:
 def _fetched_manifest(location: str, filesystem: fsspec.AbstractFileSystem, root: str) -> Manifest:
     path = f"{root}/{MARKER}"
     try:
-        size = Budget.answer().spend(partial(filesystem.info, path)).get("size")
+        size = RequestBudget.answer().spend(partial(filesystem.info, path)).get("size")
     except FileNotFoundError as error:
-        if Budget.answer().spend(partial(filesystem.exists, root)):
+        if RequestBudget.answer().spend(partial(filesystem.exists, root)):
             raise NotADatabaseError(
                 f"{location}: not a release of cnnfilterdb ({MARKER} is missing); check the address"
             ) from error

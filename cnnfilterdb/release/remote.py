@@ -25,7 +25,16 @@ import fsspec
 from cnnfilterdb.errors import CnnFilterDbError, RemoteError
 from cnnfilterdb.reports import printable
 
-__all__ = ["ANSWER_BYTES", "SLOWEST", "Budget", "RangeFile", "counting_options", "reaching", "read_range", "status_of"]
+__all__ = [
+    "ANSWER_BYTES",
+    "SLOWEST",
+    "RangeFile",
+    "RequestBudget",
+    "counting_options",
+    "reaching",
+    "read_range",
+    "status_of",
+]
 
 _T = TypeVar("_T")
 
@@ -46,7 +55,7 @@ class _Exceeded(OSError):
 
 
 @dataclass(frozen=True, slots=True)
-class Budget:
+class RequestBudget:
     """What a request may take.
 
     Attributes:
@@ -58,12 +67,12 @@ class Budget:
     seconds: float
 
     @classmethod
-    def of(cls, size: int) -> Budget:
+    def of(cls, size: int) -> RequestBudget:
         """The budget of a request that moves so many bytes."""
         return cls(size + _SLACK, REQUEST_SECONDS + size / SLOWEST)
 
     @classmethod
-    def answer(cls) -> Budget:
+    def answer(cls) -> RequestBudget:
         """The budget of a request that moves no file, such as for a listing."""
         return cls(ANSWER_BYTES, REQUEST_SECONDS)
 
@@ -196,7 +205,7 @@ def read_range(filesystem: fsspec.AbstractFileSystem, path: str, start: int, sto
             return data
 
     with reaching(path):
-        data = Budget.of(stop - start).spend(request)
+        data = RequestBudget.of(stop - start).spend(request)
         if len(data) != stop - start:
             raise _Exceeded(f"{len(data):,} bytes arrived where {stop - start:,} were expected")
     return data

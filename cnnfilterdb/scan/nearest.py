@@ -12,10 +12,10 @@ from cnnfilterdb.scan.scan import FilterFile, FilterFiles, Run, open_parquet, sc
 from cnnfilterdb.schema import weight_columns
 from cnnfilterdb.stats import Nearest, Pattern
 
-__all__ = ["nearest"]
+__all__ = ["nearest_filters"]
 
 
-def nearest(
+def nearest_filters(
     store: FilterFiles,
     kernel: str,
     pattern: Pattern,

@@ -23,7 +23,7 @@ from cnnfilterdb.scan.scan import FilterFile, FilterFiles, constant, damaged, fa
 from cnnfilterdb.schema import filter_schema, weight_columns
 from cnnfilterdb.workers import ahead, threads
 
-__all__ = ["Rows", "filters_of"]
+__all__ = ["RowCursor", "filters_of"]
 
 
 def filters_of(storage: FilterFiles, kernel: str, layers: Mapping[str, Collection[int]]) -> Iterator[pa.Table]:
@@ -76,7 +76,7 @@ def filters_of(storage: FilterFiles, kernel: str, layers: Mapping[str, Collectio
                 yield table
 
 
-class Rows:
+class RowCursor:
     """Takes the rows of layers off a stream of filters, a batch in memory at a time.
 
     Args:

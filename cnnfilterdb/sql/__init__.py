@@ -30,11 +30,11 @@ __all__ = [
     "definitions",
     "expression",
     "identifier",
+    "identifiers_in",
     "literal",
     "needed",
     "needs_index",
     "render",
-    "words",
 ]
 
 #: Names whose answers come from the index, besides the views of coefficients.
@@ -83,7 +83,7 @@ def needs_index(query: str) -> bool:
     >>> needs_index("FROM KL_SHIFT(domain)"), needs_index("FROM coefficients_5x5"), needs_index("FROM models")
     (True, True, False)
     """
-    return any(word in NEEDS_INDEX or word.startswith("coefficients_") for word in words(query))
+    return any(word in NEEDS_INDEX or word.startswith("coefficients_") for word in identifiers_in(query))
 
 
 def literal(text: str) -> str:
@@ -121,13 +121,13 @@ class Definition:
     @cached_property
     def words(self) -> frozenset[str]:
         """The words in its statement."""
-        return words(_NO_NAMES.sub("", self.text))
+        return identifiers_in(_NO_NAMES.sub("", self.text))
 
 
-def words(text: str) -> frozenset[str]:
+def identifiers_in(text: str) -> frozenset[str]:
     """The names and keywords in a SQL text, in lower case.
 
-    >>> sorted(words('SELECT "A"."b" FROM kl_shift(domain)'))
+    >>> sorted(identifiers_in('SELECT "A"."b" FROM kl_shift(domain)'))
     ['a', 'b', 'domain', 'from', 'kl_shift', 'select']
     """
     return frozenset(re.findall(r"\w+", text.lower()))
@@ -266,7 +266,7 @@ def needed(query: str | None, known: dict[str, Definition]) -> list[Definition]:
     """
     if query is None:
         return [one for one in known.values() if one.kernel is None]
-    named = words(query)
+    named = identifiers_in(query)
     if named & _LISTING:
         return list(known.values())
     lower = {name.lower(): name for name in known}

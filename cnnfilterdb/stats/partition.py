@@ -17,8 +17,8 @@ from cnnfilterdb.errors import SelectionError
 __all__ = [
     "Dispersion",
     "Embedding",
+    "ExplainedTerm",
     "Purity",
-    "Term",
     "dispersion",
     "embedding",
     "gower",
@@ -33,7 +33,7 @@ _EQUAL = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
-class Term:
+class ExplainedTerm:
     """One row of a partition of variation.
 
     Attributes:
@@ -138,7 +138,7 @@ def partition(
     strata: npt.NDArray[np.int64] | None = None,
     permutations: int = 999,
     seed: int = 0,
-) -> list[Term]:
+) -> list[ExplainedTerm]:
     """Permutational multivariate analysis of variance (Anderson, 2001; McArdle and Anderson, 2001).
 
     With H the projection on the indicator columns of some factors, the sum of squares that they explain is tr(H G). A
@@ -201,7 +201,7 @@ def partition(
     residual = total - float(observed[-1])
     mean_residual = residual / max(1, df_residual)
     terms = [
-        Term(
+        ExplainedTerm(
             int(df[i]),
             float(observed[i]),
             float(observed[i] / total) if total > 0 else 0.0,
@@ -212,8 +212,8 @@ def partition(
         for i in range(len(added))
     ]
     share = residual / total if total > 0 else 0.0
-    terms.append(Term(df_residual, residual, share, None, None, None))
-    terms.append(Term(count - 1, total, 1.0, None, None, None))
+    terms.append(ExplainedTerm(df_residual, residual, share, None, None, None))
+    terms.append(ExplainedTerm(count - 1, total, 1.0, None, None, None))
     return terms
 
 

@@ -27,7 +27,17 @@ from cnnfilterdb.reports import Problem
 from cnnfilterdb.schema import ANNOTATED
 from cnnfilterdb.store.durable import sha256, write_text
 
-__all__ = ["Facts", "accept", "change", "check_facts", "forget", "load", "matching", "problems", "read"]
+__all__ = [
+    "Facts",
+    "accept",
+    "annotation_problems",
+    "change",
+    "check_fact_names",
+    "forget",
+    "load_facts",
+    "matching",
+    "stored_facts",
+]
 
 _HEADER = ("model_id", "column", "value")
 
@@ -47,13 +57,13 @@ class AnnotatedFolder(Protocol):
         """A temporary folder inside it, used by one process at a time."""
 
 
-def check_facts(names: Iterable[str], known: Sequence[str] = ANNOTATED) -> None:
+def check_fact_names(names: Iterable[str], known: Sequence[str] = ANNOTATED) -> None:
     """Refuse names that are no facts.
 
     Raises:
         SelectionError: One of them is not known; the message gives the nearest name.
 
-    >>> check_facts(["domain"])
+    >>> check_fact_names(["domain"])
     """
     for name in names:
         if name not in known:
@@ -62,7 +72,7 @@ def check_facts(names: Iterable[str], known: Sequence[str] = ANNOTATED) -> None:
             raise SelectionError(f"unknown fact {name!r}{hint}")
 
 
-def read(root: Path) -> Facts:
+def stored_facts(root: Path) -> Facts:
     """The annotations of a database.
 
     Args:
@@ -83,7 +93,7 @@ def read(root: Path) -> Facts:
     return facts
 
 
-def problems(store: AnnotatedFolder) -> list[Problem]:
+def annotation_problems(store: AnnotatedFolder) -> list[Problem]:
     """What is wrong with the annotations of a database; none when all is well."""
     path, sums = store.path / paths.ANNOTATIONS, store.path / paths.ANNOTATIONS_SUM
     expected = sums.read_text(encoding="ascii", errors="replace").split()[::2] if sums.exists() else []
@@ -123,7 +133,7 @@ def change(store: AnnotatedFolder, apply: Callable[[Facts], object]) -> None:
         LockedError: Another process is changing it.
     """
     with store.staging(paths.ANNOTATIONS) as folder:
-        facts = read(store.path)
+        facts = stored_facts(store.path)
         apply(facts)
         text = io.StringIO(newline="")
         lines = csv.writer(text, lineterminator="\n")
@@ -148,7 +158,7 @@ def accept(store: AnnotatedFolder) -> None:
     Raises:
         CorruptError: It cannot be read.
     """
-    read(store.path)
+    stored_facts(store.path)
     path, sums = store.path / paths.ANNOTATIONS, store.path / paths.ANNOTATIONS_SUM
     with store.staging(paths.ANNOTATIONS) as folder:
         write_text(sums, _sums(sha256(path)) if path.exists() else "", folder)
@@ -162,11 +172,11 @@ def _sums(*digests: str) -> str:
 def forget(store: AnnotatedFolder, model_ids: Iterable[str]) -> None:
     """Drop all annotations of models."""
     gone = set(model_ids)
-    if read(store.path).keys() & gone:
+    if stored_facts(store.path).keys() & gone:
         change(store, lambda facts: [facts.pop(model_id, None) for model_id in gone])
 
 
-def load(path: Path, model_ids: Sequence[str]) -> Facts:
+def load_facts(path: Path, model_ids: Sequence[str]) -> Facts:
     """Read facts that a user keeps in a file of their own.
 
     A ``.toml`` file has one table per model, such as ``["pypi/deepcr/mask-decam"]``, with its facts. A CSV file has
@@ -194,7 +204,7 @@ def load(path: Path, model_ids: Sequence[str]) -> Facts:
     facts: Facts = {}
     for name, known in entries:
         try:
-            check_facts(known)
+            check_fact_names(known)
             for model_id in matching([name], model_ids):
                 facts.setdefault(model_id, {}).update(known)
         except (SelectionError, UnknownModelError) as error:
@@ -272,5 +282,5 @@ def _from_csv(text: str) -> Iterator[tuple[str, dict[str, str | None]]]:
         if header == _HEADER or set(header) == set(_HEADER):
             yield name, {row["column"]: row["value"] or None}
         else:
-            check_facts(row)
+            check_fact_names(row)
             yield name, {column: value for column, value in row.items() if value}

@@ -56,7 +56,7 @@ def repair(store: Store, index: Index, progress: Progress | None = None) -> list
     store.restore()
     with suppress(LockedError):
         index.build(progress=progress)
-    for problem in notes.problems(store):
+    for problem in notes.annotation_problems(store):
         try:
             notes.accept(store)
         except CorruptError as error:

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from cnnfilterdb import paths
 from cnnfilterdb.errors import CorruptError
 from cnnfilterdb.reports import Problem, Progress
-from cnnfilterdb.scan.ordered import Rows
+from cnnfilterdb.scan.ordered import RowCursor
 from cnnfilterdb.schema import BASES, HISTOGRAMS, LAYERS, MODELS, filter_schema, kernel_name, weight_columns
 from cnnfilterdb.stats import Moments
 from cnnfilterdb.store.durable import sha256
@@ -243,7 +243,7 @@ class _Check:
             if rows != expected:
                 self._problem(path, f"{rows:,} filters, expected {expected:,} by the layers table")
                 return
-            rows_of = Rows(file.iter_batches(_BATCH, use_threads=False), kernel)
+            rows_of = RowCursor(file.iter_batches(_BATCH, use_threads=False), kernel)
             for batch in layers.to_batches(max_chunksize=1):
                 (layer,) = batch.to_pylist()
                 self._layer(path, layer, *rows_of.take(layer["filters"]))

@@ -30,7 +30,7 @@ from cnnfilterdb.ingest.fetch.budget import GRACE, LARGEST, Budget, within
 from cnnfilterdb.ingest.fetch.cache import ByteProgress, sha256_of, writing_cache
 from cnnfilterdb.ingest.fetch.pip_settings import Settings
 
-__all__ = ["NoRangesError", "RemoteFile", "Session", "download", "explain"]
+__all__ = ["NoRangesError", "RemoteFile", "Session", "download", "explain_failure"]
 
 _log = logging.getLogger(__name__)
 
@@ -154,7 +154,7 @@ class Session:
             except (httpx2.NetworkError, httpx2.TimeoutException, httpx2.RemoteProtocolError) as error:
                 if last:
                     raise
-                _log.info("%s: %s; asking again", Link(url).redacted, explain(error))
+                _log.info("%s: %s; asking again", Link(url).redacted, explain_failure(error))
                 self.wait(attempt)
                 continue
             asked = _retry_after(response)
@@ -321,7 +321,7 @@ class _Transfer:
                         if self._progress is not None:
                             self._progress(done, self.size)
                 except httpx2.HTTPError as error:
-                    return explain(error)
+                    return explain_failure(error)
             if self.size is None:
                 # Chunked transfers mark their end; without chunks or a length, a cut looks like the end.
                 if not self._hashed and "chunked" not in response.headers.get("Transfer-Encoding", "").lower():
@@ -436,7 +436,7 @@ class RemoteFile(io.RawIOBase):
                         if len(part) < len(chunk):
                             break
                 except httpx2.HTTPError as error:
-                    reason = explain(error)
+                    reason = explain_failure(error)
             # What arrived before a cut counts; the reader asks for the rest by itself.
             if got:
                 return got
@@ -451,7 +451,7 @@ def _opened(session: Session, url: str, name: str, headers: Mapping[str, str]) -
             response = stack.enter_context(session.get_stream(url, headers=headers))
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             raise DownloadError(
-                f"{name}: cannot be downloaded: {explain(error)}; check the network and pip's configuration"
+                f"{name}: cannot be downloaded: {explain_failure(error)}; check the network and pip's configuration"
             ) from error
         if response.status_code >= 400 and response.status_code != 416:
             raise _refused(name, response)
@@ -528,7 +528,7 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def explain(error: Exception) -> str:
+def explain_failure(error: Exception) -> str:
     """The message of an error of the HTTP client, in one line."""
     text = " ".join(str(error).split())
     return text or type(error).__name__

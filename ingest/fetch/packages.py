@@ -16,8 +16,8 @@ from unearth import Link, PackageFinder
 from unearth.collector import is_secure_origin
 
 from cnnfilterdb.errors import DownloadError, HashMismatchError
-from cnnfilterdb.ingest.fetch.download import Session, explain
-from cnnfilterdb.ingest.fetch.pip_settings import Settings, read
+from cnnfilterdb.ingest.fetch.download import Session, explain_failure
+from cnnfilterdb.ingest.fetch.pip_settings import Settings, read_settings
 
 __all__ = ["Offer", "PackageIndex"]
 
@@ -64,7 +64,7 @@ class PackageIndex:
         Raises:
             DownloadError: pip's configuration or its certificates cannot be read.
         """
-        settings = read() if settings is None else settings
+        settings = read_settings() if settings is None else settings
         indexes: tuple[str, ...] = ()
         if not settings.no_index:
             # A finder without any location has pip's default index.
@@ -110,8 +110,8 @@ class PackageIndex:
                 found = list(self._ask_one(package, url, is_links))
             # A broken page can make the parser fail in any way; another index may still have the archive.
             except Exception as error:
-                _log.info("package index %s: %s", shown, explain(error))
-                notes.append(f"{shown}: {explain(error)}")
+                _log.info("package index %s: %s", shown, explain_failure(error))
+                notes.append(f"{shown}: {explain_failure(error)}")
                 continue
             answered = True
             offers += found

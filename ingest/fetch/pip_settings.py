@@ -23,7 +23,7 @@ import platformdirs
 
 from cnnfilterdb.errors import DownloadError
 
-__all__ = ["Settings", "read"]
+__all__ = ["Settings", "read_settings"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class Settings:
     retries: int = 5
 
 
-def read(environ: Mapping[str, str] | None = None) -> Settings:
+def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
     """Read the settings from pip's files and the environment.
 
     Where pip has no index, uv's variables are used, and where it has no certificates, ``REQUESTS_CA_BUNDLE`` and
@@ -67,7 +67,7 @@ def read(environ: Mapping[str, str] | None = None) -> Settings:
     Raises:
         DownloadError: A configuration file cannot be parsed, or a setting is not a number.
 
-    >>> settings = read({"PIP_CONFIG_FILE": os.devnull, "PIP_TRUSTED_HOST": "a.example b.example:81"})
+    >>> settings = read_settings({"PIP_CONFIG_FILE": os.devnull, "PIP_TRUSTED_HOST": "a.example b.example:81"})
     >>> settings.trusted_hosts, settings.timeout
     (('a.example', 'b.example:81'), 15.0)
     """

@@ -15,9 +15,9 @@ from typing import Protocol, TypeVar
 
 from cnnfilterdb.errors import CnnFilterDbError, WeightFileError
 from cnnfilterdb.ingest.formats import limits
-from cnnfilterdb.ingest.formats.damage import printable
 from cnnfilterdb.ingest.formats.unknown import described_file, described_folder
 from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Weights
+from cnnfilterdb.reports import escaped
 
 __all__ = ["Format", "read", "register", "registered"]
 
@@ -119,11 +119,11 @@ def _printable(path: Path, fmt: Format) -> Weights:
     except CnnFilterDbError as error:
         if str(error).isprintable():
             raise
-        raise type(error)(printable(str(error))) from error
+        raise type(error)(escaped(str(error))) from error
     return replace(
         weights,
-        layers=tuple(replace(layer, name=printable(layer.name)) for layer in weights.layers),
-        skipped=tuple(Skipped(printable(one.name), printable(one.reason)) for one in weights.skipped),
+        layers=tuple(replace(layer, name=escaped(layer.name)) for layer in weights.layers),
+        skipped=tuple(Skipped(escaped(one.name), escaped(one.reason)) for one in weights.skipped),
     )
 
 

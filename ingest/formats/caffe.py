@@ -17,7 +17,16 @@ from cnnfilterdb.errors import WeightFileError
 from cnnfilterdb.ingest.formats import limits, register
 from cnnfilterdb.ingest.formats.damage import undamaged
 from cnnfilterdb.ingest.formats.explicit import explicit_layer, placed
-from cnnfilterdb.ingest.formats.protobuf import Field, Fields, MalformedError, fields, integers, mapped, message, text
+from cnnfilterdb.ingest.formats.protobuf import (
+    Field,
+    Fields,
+    MalformedError,
+    fields,
+    integers,
+    mapped,
+    message,
+    text_of,
+)
 from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Tensor, Weights
 
 __all__ = ["CaffeFormat"]
@@ -72,9 +81,9 @@ def _weights(path: Path, entries: list[Fields], generation: int) -> Weights:
     count = 0
     for entry in entries:
         limits.current().allocate(_BYTES_PER_LAYER)
-        name = text(entry.get(name_field))
-        kind = text(entry.get(type_field)) if generation == _LAYER else _type_v1(entry.get(type_field, [0]))
-        inputs, outputs = ([text([value]) for value in entry.get(field, [])] for field in (bottom, top))
+        name = text_of(entry.get(name_field))
+        kind = text_of(entry.get(type_field)) if generation == _LAYER else _type_v1(entry.get(type_field, [0]))
+        inputs, outputs = ([text_of([value]) for value in entry.get(field, [])] for field in (bottom, top))
         depth = max((reached.get(one, -1) for one in inputs), default=-1) + 1
         reached |= dict.fromkeys(outputs, depth)
         blobs = [message(value) for value in entry.get(blob_field, [])]

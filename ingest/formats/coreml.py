@@ -18,7 +18,7 @@ from cnnfilterdb.errors import WeightFileError
 from cnnfilterdb.ingest.formats import limits, register
 from cnnfilterdb.ingest.formats.damage import undamaged
 from cnnfilterdb.ingest.formats.explicit import explicit_layer, placed
-from cnnfilterdb.ingest.formats.protobuf import Fields, MalformedError, fields, integers, mapped, message, text
+from cnnfilterdb.ingest.formats.protobuf import Fields, MalformedError, fields, integers, mapped, message, text_of
 from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Tensor, Weights
 
 __all__ = ["CoremlFormat"]
@@ -92,9 +92,9 @@ def _layers(path: Path, network: memoryview) -> Iterator[tuple[ConvLayer | Skipp
     for value in fields(network, (1,)).get(1, []):
         limits.current().allocate(_BYTES_PER_LAYER)
         layer = fields(message(value), (1, 2, 3, _CONVOLUTION, _CONVOLUTION_3D))
-        name = text(layer.get(1))
-        depth = max((reached.get(text([one]), -1) for one in layer.get(2, [])), default=-1) + 1
-        reached |= {text([one]): depth for one in layer.get(3, [])}
+        name = text_of(layer.get(1))
+        depth = max((reached.get(text_of([one]), -1) for one in layer.get(2, [])), default=-1) + 1
+        reached |= {text_of([one]): depth for one in layer.get(3, [])}
         if _CONVOLUTION_3D in layer:
             yield Skipped(name, "a three-dimensional convolution"), depth
         elif _CONVOLUTION in layer:

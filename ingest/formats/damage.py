@@ -7,29 +7,16 @@ from contextlib import contextmanager
 
 from cnnfilterdb.errors import CnnFilterDbError, WeightFileError
 
-__all__ = ["one_line", "printable", "undamaged"]
+__all__ = ["reason_of", "undamaged"]
 
 
-def one_line(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """The message of an error, on one line and of bounded length.
 
-    >>> one_line(ValueError("no  such thing"))
+    >>> reason_of(ValueError("no  such thing"))
     'no such thing'
     """
     return " ".join(str(error).split())[:200] or type(error).__name__
-
-
-def printable(text: str) -> str:
-    r"""A text with its control characters, and what cannot be encoded, as escapes.
-
-    >>> printable("conv\x1b[31m")
-    'conv\\x1b[31m'
-    """
-    if text.isprintable():
-        return text
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode("ascii") for char in text
-    )
 
 
 @contextmanager
@@ -48,4 +35,4 @@ def undamaged(name: str, what: str) -> Iterator[None]:
     except CnnFilterDbError:
         raise
     except Exception as error:
-        raise WeightFileError(f"{name}: a damaged {what} ({one_line(error)}); download it again") from error
+        raise WeightFileError(f"{name}: a damaged {what} ({reason_of(error)}); download it again") from error

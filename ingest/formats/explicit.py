@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from cnnfilterdb.ingest.formats import limits
 from cnnfilterdb.ingest.formats.axes import Pair
-from cnnfilterdb.ingest.network.extract import conv_depths, turned
+from cnnfilterdb.ingest.network.extract import conv_depths, untransposed
 from cnnfilterdb.ingest.network.layers import ConvLayer, Kind, Skipped, Tensor
 
 __all__ = ["explicit_layer", "placed"]
@@ -59,7 +59,7 @@ def explicit_layer(
 
     kind: Kind = "transposed"
     shape = (second * groups, first // groups, height, width)
-    read = turned(stored, groups)
+    read = untransposed(stored, groups)
     if not transposed:
         shape, read = (first, second, height, width), stored
         kind = "conv" if groups == 1 else "depthwise" if second == 1 else "grouped"

@@ -21,7 +21,8 @@ from cnnfilterdb.errors import WeightFileError
 from cnnfilterdb.ingest.formats import limits, register
 from cnnfilterdb.ingest.formats.damage import undamaged
 from cnnfilterdb.ingest.formats.protobuf import mapped
-from cnnfilterdb.ingest.formats.variables import is_training_state, layers_from_variables, natural
+from cnnfilterdb.ingest.formats.variables import is_training_state, layers_from_variables
+from cnnfilterdb.ingest.network.judge import natural
 from cnnfilterdb.ingest.network.layers import Skipped, Tensor, Weights
 
 __all__ = ["FlaxFormat"]

@@ -24,10 +24,10 @@ import pandas as pd
 from cnnfilterdb.errors import CnnFilterDbError, WeightFileError
 from cnnfilterdb.ingest.formats import pickle
 
-__all__ = ["read"]
+__all__ = ["read_frame"]
 
 
-def read(group: h5py.Group, name: str) -> pd.DataFrame:
+def read_frame(group: h5py.Group, name: str) -> pd.DataFrame:
     """Read a frame.
 
     Args:

@@ -18,7 +18,18 @@ from typing import TypeAlias
 from cnnfilterdb.errors import WeightFileError
 from cnnfilterdb.ingest.formats import limits
 
-__all__ = ["Field", "Fields", "MalformedError", "fields", "float32s", "integers", "mapped", "message", "text", "varint"]
+__all__ = [
+    "Field",
+    "Fields",
+    "MalformedError",
+    "fields",
+    "float32s",
+    "integers",
+    "mapped",
+    "message",
+    "text_of",
+    "varint",
+]
 
 Field: TypeAlias = int | memoryview
 Fields: TypeAlias = dict[int, list[Field]]
@@ -151,7 +162,7 @@ def float32s(values: Iterable[Field]) -> list[float]:
     return [number for (number,) in struct.iter_unpack("<f", data)]
 
 
-def text(values: Iterable[Field] | None) -> str:
+def text_of(values: Iterable[Field] | None) -> str:
     """The last value of a string field, which is the one that counts; empty without one."""
     last: Field = b""  # type: ignore[assignment]
     for value in values or ():

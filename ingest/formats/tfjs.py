@@ -27,7 +27,7 @@ from cnnfilterdb.ingest.formats.damage import undamaged
 from cnnfilterdb.ingest.formats.keras.config import leaves, parse
 from cnnfilterdb.ingest.formats.keras.file import Stored, Variable
 from cnnfilterdb.ingest.formats.keras.model import layers_of
-from cnnfilterdb.ingest.formats.tensorflow.dataflow import Dataflow, Definition, Function, layers
+from cnnfilterdb.ingest.formats.tensorflow.dataflow import Dataflow, Function, GraphDefinition, dataflow_layers
 from cnnfilterdb.ingest.formats.variables import layers_from_variables
 from cnnfilterdb.ingest.network.layers import Skipped, Tensor, Weights
 
@@ -230,13 +230,13 @@ def _graph_model(topology: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> 
             nodes(entry.get("nodeDef", ())),
         )
 
-    flow = Dataflow(Definition(nodes(topology["node"]), find))
+    flow = Dataflow(GraphDefinition(nodes(topology["node"]), find))
 
     def weight(number: int) -> Tensor | Skipped:
         node = flow.node(number)
         return tensors.get(node.name) or Skipped(node.name, "a weight that is not in the manifest")
 
-    found, skipped = layers(flow, weight)
+    found, skipped = dataflow_layers(flow, weight)
     _, _, count = layers_from_variables([tensor for tensor in tensors.values() if tensor.shape], ordered=False)
     return Weights("tfjs", "tensorflow", tuple(found), count, tuple(skipped))
 

@@ -21,7 +21,7 @@ from cnnfilterdb.ingest.network.extract import ConvFacts, layers_from_tensors
 from cnnfilterdb.ingest.network.folding import EPSILON_KERAS, EPSILON_TORCH
 from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Tensor
 
-__all__ = ["is_training_state", "layers_from_variables", "natural"]
+__all__ = ["is_training_state", "layers_from_variables"]
 
 #: What programs call a kernel, and what they call the rest of a layer.
 _KERNELS = {"kernel", "kernels", "weight", "weights", "filter", "filters", "w", "W"} | {
@@ -55,16 +55,6 @@ def is_training_state(name: str) -> bool:
     (True, False)
     """
     return _TRAINING.search(name) is not None
-
-
-def natural(name: str) -> list[tuple[int, str]]:
-    """Sorting key that compares the numbers in a name as numbers.
-
-    >>> sorted(["conv10/kernel", "conv9/kernel"], key=natural)
-    ['conv9/kernel', 'conv10/kernel']
-    """
-    parts = re.findall(r"[0-9]+|[^0-9]+", name)
-    return [(len(part.lstrip("0")), part.lstrip("0")) if part[0] in "0123456789" else (-1, part) for part in parts]
 
 
 def layers_from_variables(

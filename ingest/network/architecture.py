@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cnnfilterdb.ingest.network.extract import turned, weights_from_module
+from cnnfilterdb.ingest.network.extract import untransposed, weights_from_module
 from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Weights
 
 __all__ = ["Architecture", "architecture", "described"]
@@ -129,7 +129,7 @@ def _told(layer: ConvLayer, told: ConvLayer) -> ConvLayer | None:
         groups = (told if told.kind == "transposed" else layer).groups or 1
         if shape[0] % groups:
             return None
-        shape, read = (shape[1] * groups, shape[0] // groups, *shape[2:]), turned(read, groups)
+        shape, read = (shape[1] * groups, shape[0] // groups, *shape[2:]), untransposed(read, groups)
     if shape != told.shape:
         return None
     return replace(

@@ -33,7 +33,7 @@ __all__ = [
     "conv_depths",
     "conv_facts",
     "layers_from_tensors",
-    "turned",
+    "untransposed",
     "weights_from_checkpoint",
     "weights_from_module",
     "weights_from_state_dict",
@@ -304,7 +304,7 @@ def _layer(weight: Weight, facts: ConvFacts, evidence: _Evidence) -> ConvLayer:
         kind, in_channels = "transposed", first
         split = groups or 1
         shape = (second * split, first // split, height, width)
-        read = turned(read, split)
+        read = untransposed(read, split)
     else:
         shape = (first, second, height, width)
         if groups is None:
@@ -344,7 +344,7 @@ def _groups(weight: Weight, evidence: _Evidence) -> int | None:
     return 1 if weight.name == evidence.stem and (grey or 2 <= second <= 4) else None
 
 
-def turned(read: Callable[[], npt.NDArray[np.float32]], groups: int) -> Callable[[], npt.NDArray[np.float32]]:
+def untransposed(read: Callable[[], npt.NDArray[np.float32]], groups: int) -> Callable[[], npt.NDArray[np.float32]]:
     """The weight of a transposed layer in the layout of a plain one.
 
     Args:

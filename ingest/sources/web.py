@@ -135,7 +135,7 @@ class WebSource(CatalogSource):
 
     @cached_property
     def _session(self) -> Session:
-        return self._given_session or Session(pip_settings.read())
+        return self._given_session or Session(pip_settings.read_settings())
 
     def describe(self, name: str) -> ModelFacts:
         """What the catalog knows about a model; no network.

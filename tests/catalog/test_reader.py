@@ -4,13 +4,13 @@ import re
 
 import pytest
 
-from cnnfilterdb.catalog.reader import problems, read
+from cnnfilterdb.catalog.reader import catalog_problems, read_catalog
 from cnnfilterdb.errors import CatalogError
 
 
 def test_a_valid_catalog(folder):
-    assert problems(folder) == []
-    catalog = read(folder)
+    assert catalog_problems(folder) == []
+    catalog = read_catalog(folder)
     assert list(catalog.domains) == ["natural", "medical ct", "games"]
     assert catalog.domains["natural"].paper_models == 557
     assert catalog.domains["games"].paper_models is None
@@ -136,41 +136,41 @@ def test_the_schema_catches(folder, kind):
     text = path.read_text(encoding="utf-8")
     assert old in text
     path.write_text(text.replace(old, new, 1), encoding="utf-8")
-    found = problems(folder)
+    found = catalog_problems(folder)
     assert any(message in problem for problem in found), found
     assert all(len(problem.splitlines()) == 1 for problem in found)
     with pytest.raises(CatalogError, match=re.escape(found[0])):
-        read(folder)
+        read_catalog(folder)
 
 
 def test_all_problems_are_told_at_once(folder):
     path = folder / "here.csv"
     path.write_text(path.read_text().replace("onnx", "onxx").replace("arXiv:", "arxiv "))
-    assert len(problems(folder)) == 2
+    assert len(catalog_problems(folder)) == 2
     with pytest.raises(CatalogError, match="and 1 more problem of the catalog"):
-        read(folder)
+        read_catalog(folder)
 
 
 @pytest.mark.parametrize("name", ["domains.csv", "licenses.csv", "here.csv", "collections.toml"])
 def test_a_missing_file_is_named(folder, name):
     (folder / name).unlink()
-    assert problems(folder)[0].startswith(f"{name}: cannot be read: ")
+    assert catalog_problems(folder)[0].startswith(f"{name}: cannot be read: ")
 
 
 def test_a_file_in_another_encoding_is_named(folder):
     (folder / "tasks.csv").write_bytes("name,origin,paper_models,description\nGröße,extended,,x\n".encode("latin-1"))
-    assert problems(folder)[0].startswith("tasks.csv: is not UTF-8 ")
+    assert catalog_problems(folder)[0].startswith("tasks.csv: is not UTF-8 ")
 
 
 def test_lines_are_counted_as_an_editor_does(folder):
     path = folder / "here.csv"
     path.write_text(path.read_text().replace('"checked, twice"', '"checked,\ntwice"').replace("weakly", "weekly"))
-    assert problems(folder)[0].startswith("here.csv, line 5 (lung/three): status")
+    assert catalog_problems(folder)[0].startswith("here.csv, line 5 (lung/three): status")
 
 
 def test_files_of_others_in_the_folder_do_no_harm(folder):
     (folder / "notes.csv").write_text("whatever\n")
-    assert problems(folder) == []
+    assert catalog_problems(folder) == []
 
 
 def test_a_source_may_have_no_models_yet(folder):
@@ -178,7 +178,7 @@ def test_a_source_may_have_no_models_yet(folder):
     path.write_text(path.read_text() + "there,files of another test,\n")
     header = (folder / "here.csv").read_text().splitlines()[0]
     (folder / "there.csv").write_text(header.replace("archive", "weights") + "\n")
-    assert read(folder).models["there"] == ()
+    assert read_catalog(folder).models["there"] == ()
 
 
 @pytest.mark.parametrize(("column", "valid"), [("beside", True), ("mirror", True), ("elsewhere", False)])
@@ -186,4 +186,4 @@ def test_some_columns_of_an_origin_may_be_empty(folder, column, valid):
     header, first, *others = (folder / "here.csv").read_text().splitlines()
     rows = [f"{column},{header}", f"x,{first}", *(f",{row}" for row in others)]
     (folder / "here.csv").write_text("\n".join(rows) + "\n")
-    assert [f"{column} is empty" in problem for problem in problems(folder)] == [True] * (0 if valid else 2)
+    assert [f"{column} is empty" in problem for problem in catalog_problems(folder)] == [True] * (0 if valid else 2)

@@ -13,7 +13,7 @@ from packaging.version import Version
 
 from cnnfilterdb import catalog
 from cnnfilterdb.catalog.entries import FORMATS
-from cnnfilterdb.catalog.reader import problems
+from cnnfilterdb.catalog.reader import catalog_problems
 from cnnfilterdb.ingest import formats
 from cnnfilterdb.ingest.sources.pypi import PackageMember, PypiSource
 
@@ -27,7 +27,7 @@ def demo():
 
 
 def test_it_is_valid():
-    assert problems(files("cnnfilterdb.catalog")) == []
+    assert catalog_problems(files("cnnfilterdb.catalog")) == []
 
 
 def test_the_papers_vocabularies_are_whole():

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["ConvClass", "Node", "conv_class", "leaves", "parse", "place"]
+__all__ = ["ConvClass", "LayerNode", "conv_class", "leaves", "parse", "place"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ def conv_class(name: str, *, whole: bool = True) -> ConvClass | None:
 
 
 @dataclass(eq=False, slots=True)
-class Node:
+class LayerNode:
     """A layer, or a model used as a layer.
 
     Attributes:
@@ -81,17 +81,17 @@ class Node:
     path: tuple[str, ...]
     wrapper: str | None = None
     wrapped_at: tuple[str, ...] | None = None
-    children: list[Node] | None = None
+    children: list[LayerNode] | None = None
     calls: list[list[tuple[str, int]]] | None = None
     inputs: list[str] = field(default_factory=list)
     outputs: list[tuple[str, int]] = field(default_factory=list)
     depth: int | None = None
     used: bool | None = None
     normalised: bool | None = None
-    norm: Node | None = None
+    norm: LayerNode | None = None
 
 
-def parse(config: Any) -> Node | None:
+def parse(config: Any) -> LayerNode | None:
     """Read the configuration of a model.
 
     Args:
@@ -111,7 +111,7 @@ def parse(config: Any) -> Node | None:
     return None if node is None or node.children is None else node
 
 
-def leaves(node: Node) -> Iterator[Node]:
+def leaves(node: LayerNode) -> Iterator[LayerNode]:
     """The layers of a model, with those of nested models in place of the models."""
     if node.children is None:
         yield node
@@ -119,7 +119,7 @@ def leaves(node: Node) -> Iterator[Node]:
         yield from leaves(child)
 
 
-def _node(entry: Any, prefix: str, path: tuple[str, ...], taken: dict[str, int], root: bool = True) -> Node | None:
+def _node(entry: Any, prefix: str, path: tuple[str, ...], taken: dict[str, int], root: bool = True) -> LayerNode | None:
     if not isinstance(entry, Mapping) or not isinstance(entry.get("class_name"), str):
         return None
     config = entry.get("config")
@@ -133,7 +133,7 @@ def _node(entry: Any, prefix: str, path: tuple[str, ...], taken: dict[str, int],
         name = config.get("name") if isinstance(config, Mapping) else None
     name = name if isinstance(name, str) else group
     full_name = "" if root else f"{prefix}{name}"
-    node = Node(name, full_name, class_name, config if isinstance(config, Mapping) else {}, path)
+    node = LayerNode(name, full_name, class_name, config if isinstance(config, Mapping) else {}, path)
     inbound = entry.get("inbound_nodes")
     if isinstance(inbound, list):
         # An input layer is used once, and reads nothing
@@ -197,7 +197,7 @@ class _UnknownGraphError(Exception):
     """The configuration does not describe a graph."""
 
 
-def place(model: Node) -> None:
+def place(model: LayerNode) -> None:
     """Set depth, use and what follows of all layers, where the configuration has the whole graph.
 
     The depth is the longest path, in layers, from an input to the first use of a layer; layers that read an input have
@@ -220,12 +220,12 @@ def place(model: Node) -> None:
 
 class _Placer:
     def __init__(self) -> None:
-        self.depths: dict[Node, int] = {}
-        self.normalised: set[Node] = set()
-        self.readers: dict[Node, list[Node | None]] = {}  # None is whoever runs the model
+        self.depths: dict[LayerNode, int] = {}
+        self.normalised: set[LayerNode] = set()
+        self.readers: dict[LayerNode, list[LayerNode | None]] = {}  # None is whoever runs the model
         self.count = 0
 
-    def run(self, model: Node, inputs: Sequence[int]) -> int:
+    def run(self, model: LayerNode, inputs: Sequence[int]) -> int:
         """Depth of the deepest output of a model, given the depths of what goes into it."""
         children = model.children or []
         if model.outputs:
@@ -237,7 +237,7 @@ class _Placer:
             depth = self.call(child, [depth], [before] if before else [])
         return depth
 
-    def functional(self, model: Node, children: Sequence[Node], inputs: Sequence[int]) -> int:
+    def functional(self, model: LayerNode, children: Sequence[LayerNode], inputs: Sequence[int]) -> int:
         by_name = {child.name: child for child in children}
         for name, _ in model.outputs:
             if name in by_name:
@@ -270,7 +270,7 @@ class _Placer:
                 self.depths.setdefault(child, done[key])
         return max(done[key] for key in model.outputs)
 
-    def call(self, node: Node, inputs: Sequence[int], before: Sequence[Node]) -> int:
+    def call(self, node: LayerNode, inputs: Sequence[int], before: Sequence[LayerNode]) -> int:
         self.count += 1
         if self.count > _MAX_CALLS:
             raise _UnknownGraphError

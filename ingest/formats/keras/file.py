@@ -40,11 +40,11 @@ from cnnfilterdb.ingest.network.layers import Tensor
 __all__ = [
     "HDF5_MAGIC",
     "ZIP_MAGIC",
-    "Archive",
+    "KerasArchive",
     "Stored",
     "Variable",
     "is_archive",
-    "is_index",
+    "is_keras_index",
     "read_hdf5",
     "read_shards",
 ]
@@ -116,7 +116,7 @@ def is_archive(path: Path, head: bytes) -> bool:
         return first in (b"metadata.json", _CONFIG.encode())
 
 
-class Archive:
+class KerasArchive:
     """A ``.keras`` file."""
 
     def __init__(self, path: Path) -> None:
@@ -242,7 +242,7 @@ def read_hdf5(path: Path) -> Stored:
         )
 
 
-def is_index(head: bytes) -> bool:
+def is_keras_index(head: bytes) -> bool:
     """Whether a file is the ``.weights.json`` of a model of Keras 3 that is split into shards."""
     return head.lstrip().startswith(b"{") and b'"weight_map"' in head and b".weights.h5" in head
 

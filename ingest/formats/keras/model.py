@@ -19,20 +19,21 @@ import numpy as np
 from cnnfilterdb.ingest.formats import register
 from cnnfilterdb.ingest.formats.axes import turned
 from cnnfilterdb.ingest.formats.damage import undamaged
-from cnnfilterdb.ingest.formats.keras.config import ConvClass, Node, conv_class, leaves, parse, place
+from cnnfilterdb.ingest.formats.keras.config import ConvClass, LayerNode, conv_class, leaves, parse, place
 from cnnfilterdb.ingest.formats.keras.file import (
     HDF5_MAGIC,
-    Archive,
+    KerasArchive,
     Stored,
     Variable,
     is_archive,
-    is_index,
+    is_keras_index,
     read_hdf5,
     read_shards,
 )
-from cnnfilterdb.ingest.formats.variables import layers_from_variables, natural
+from cnnfilterdb.ingest.formats.variables import layers_from_variables
 from cnnfilterdb.ingest.network.extract import conv_depths, conv_facts
 from cnnfilterdb.ingest.network.folding import EPSILON_KERAS, BatchNorm, paired
+from cnnfilterdb.ingest.network.judge import natural
 from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Tensor, Weights
 
 __all__ = ["KerasFormat", "layers_of"]
@@ -47,7 +48,7 @@ class KerasFormat:
 
     def matches(self, path: Path, head: bytes) -> bool:
         """Any HDF5 file, and zip and JSON files that contain or list one as those of Keras do."""
-        return head.startswith(HDF5_MAGIC) or is_archive(path, head) or is_index(head)
+        return head.startswith(HDF5_MAGIC) or is_archive(path, head) or is_keras_index(head)
 
     def read(self, path: Path) -> Weights:
         """Read the convolution layers of a model.
@@ -65,10 +66,10 @@ class KerasFormat:
                 head = file.read(4096)
             if head.startswith(HDF5_MAGIC):
                 stored = read_hdf5(path)
-            elif is_index(head):
+            elif is_keras_index(head):
                 stored = read_shards(path)
             else:
-                stored = Archive(path).stored()
+                stored = KerasArchive(path).stored()
             format = "keras-v3" if stored.numbered else "keras-h5"
             layers, skipped, parameters = layers_of(stored)
             if stored.partial:
@@ -109,7 +110,7 @@ class _Weight:
     owner: str
     role: str
     tensor: Tensor
-    node: Node | None
+    node: LayerNode | None
     family: ConvClass | None = None
     old: bool = False
 
@@ -117,14 +118,14 @@ class _Weight:
 class _Owners:
     """Finds the layer of a weight in the configuration."""
 
-    def __init__(self, model: Node | None) -> None:
-        self.by_path: dict[tuple[str, ...], Node] = {}
-        self.tops: dict[str, Node] = {}
+    def __init__(self, model: LayerNode | None) -> None:
+        self.by_path: dict[tuple[str, ...], LayerNode] = {}
+        self.tops: dict[str, LayerNode] = {}
         if model is not None:
             self.by_path = {leaf.path: leaf for leaf in leaves(model)}
             self.tops = {child.name: child for child in model.children or ()}
 
-    def numbered(self, group: tuple[str, ...]) -> Node | None:
+    def numbered(self, group: tuple[str, ...]) -> LayerNode | None:
         path = tuple(part for part in group if part not in _CONTAINERS)
         if path in self.by_path:
             return self.by_path[path]
@@ -132,12 +133,12 @@ class _Owners:
         above = (self.by_path.get(path[:length]) for length in range(len(path) - 1, 0, -1))
         return next((node for node in above if node is not None and node.class_name in _OTHERS), None)
 
-    def listed(self, group: tuple[str, ...]) -> Node | None:
+    def listed(self, group: tuple[str, ...]) -> LayerNode | None:
         top = self.tops.get(group[0])
         if top is None or top.children is None:
             return top
         # The weights of a model in the place of a layer are named after its own layers
-        inside: dict[str, list[Node]] = {}
+        inside: dict[str, list[LayerNode]] = {}
         for leaf in leaves(top):
             inside.setdefault(leaf.name, []).append(leaf)
         for part in reversed(group[1:]):
@@ -147,11 +148,11 @@ class _Owners:
         return None
 
 
-def _agreement(leaf: Node, group: tuple[str, ...]) -> int:
+def _agreement(leaf: LayerNode, group: tuple[str, ...]) -> int:
     return sum(part in group for part in leaf.full_name.split("/"))
 
 
-def _weights(stored: Stored, model: Node | None) -> tuple[list[_Weight], list[Skipped]]:
+def _weights(stored: Stored, model: LayerNode | None) -> tuple[list[_Weight], list[Skipped]]:
     """The weights with their layers, and what was left out: copies, and the kernels of recurrent layers."""
     owners = _Owners(model)
     kept = [
@@ -307,7 +308,7 @@ def layers_of(stored: Stored) -> tuple[tuple[ConvLayer, ...], tuple[Skipped, ...
         place(model)
     weights, left_out = _weights(stored, model)
     biases = {weight.owner: weight.tensor.shape for weight in weights if weight.role == "bias"}
-    told: dict[Node, list[_Weight]] = {}
+    told: dict[LayerNode, list[_Weight]] = {}
     rest = []
     for weight in weights:
         class_name = None if weight.node is None else weight.node.class_name
@@ -370,7 +371,7 @@ def _is_unproved(weight: _Weight, bias: tuple[int, ...] | None, stored: Stored) 
     return not any("conv" in name.lower() for name in names) and bias not in (shape[3:], shape[2:3])
 
 
-def _holder(layer: ConvLayer, nodes: Mapping[str, Node]) -> Node | None:
+def _holder(layer: ConvLayer, nodes: Mapping[str, LayerNode]) -> LayerNode | None:
     """The layer of the configuration that holds a kernel, whose name begins with that of the layer."""
     name = layer.name
     while name:
@@ -390,13 +391,13 @@ def _parameters(weights: Iterable[_Weight]) -> int:
     )
 
 
-def _norms(weights: Iterable[_Weight]) -> dict[Node | None, BatchNorm]:
+def _norms(weights: Iterable[_Weight]) -> dict[LayerNode | None, BatchNorm]:
     """The batch normalisations of the configuration."""
-    parts: dict[Node, dict[str, Tensor]] = {}
+    parts: dict[LayerNode, dict[str, Tensor]] = {}
     for weight in weights:
         if weight.node is not None and "BatchNorm" in weight.node.class_name:
             parts.setdefault(weight.node, {})[weight.role] = weight.tensor
-    found: dict[Node | None, BatchNorm] = {}
+    found: dict[LayerNode | None, BatchNorm] = {}
     for node, roles in parts.items():
         variance, gamma, mean = (roles.get(role) for role in ("moving_variance", "gamma", "moving_mean"))
         if variance is not None and len(variance.shape) == 1 and (gamma is None or gamma.shape == variance.shape):
@@ -406,7 +407,7 @@ def _norms(weights: Iterable[_Weight]) -> dict[Node | None, BatchNorm]:
     return found
 
 
-def _from_config(node: Node, weights: Sequence[_Weight], norm: BatchNorm | None) -> Iterator[ConvLayer | Skipped]:
+def _from_config(node: LayerNode, weights: Sequence[_Weight], norm: BatchNorm | None) -> Iterator[ConvLayer | Skipped]:
     """The layers of an entry of the configuration."""
     found = conv_class(node.class_name)
     if node.class_name in _OTHERS:
@@ -428,7 +429,7 @@ def _from_config(node: Node, weights: Sequence[_Weight], norm: BatchNorm | None)
             yield paired(layer, norm if linear else None, known=True) if isinstance(layer, ConvLayer) else layer
 
 
-def _layer(name: str, tensor: Tensor, form: str, node: Node) -> ConvLayer | Skipped:
+def _layer(name: str, tensor: Tensor, form: str, node: LayerNode) -> ConvLayer | Skipped:
     config = node.config
     old = "nb_filter" in config
     if len(tensor.shape) != 4:

@@ -21,10 +21,10 @@ from onnx import SparseTensorProto, TensorProto, helper, numpy_helper
 from cnnfilterdb.errors import WeightFileError
 from cnnfilterdb.ingest.formats import limits
 from cnnfilterdb.ingest.formats.companions import companion
-from cnnfilterdb.ingest.formats.damage import one_line
+from cnnfilterdb.ingest.formats.damage import reason_of
 from cnnfilterdb.ingest.formats.onnx.graph import Step, Value
 
-__all__ = ["Constants", "UnknownConstantError", "dtype_name"]
+__all__ = ["Constants", "UnknownConstantError", "onnx_dtype_name"]
 
 _Array = npt.NDArray[Any]
 
@@ -48,10 +48,10 @@ class UnknownConstantError(Exception):
     """A constant that cannot be computed; the message says why, to be shown beside the name of its layer."""
 
 
-def dtype_name(tensor: Any) -> str:
+def onnx_dtype_name(tensor: Any) -> str:
     """Element type of a stored tensor, as the database spells it.
 
-    >>> dtype_name(TensorProto(data_type=TensorProto.BFLOAT16))
+    >>> onnx_dtype_name(TensorProto(data_type=TensorProto.BFLOAT16))
     'bfloat16'
     """
     stored = tensor.values if isinstance(tensor, SparseTensorProto) else tensor
@@ -188,7 +188,7 @@ class Constants:
         try:
             return np.asarray(numpy_helper.to_array(stored))
         except (ValueError, TypeError, KeyError, OverflowError) as error:
-            raise UnknownConstantError(f"its tensor {name} is damaged ({one_line(error)})") from error
+            raise UnknownConstantError(f"its tensor {name} is damaged ({reason_of(error)})") from error
 
     def _decode_sparse(self, name: str, tensor: Any, dims: tuple[int, ...]) -> _Array:
         values, indices = self._array(name, tensor.values), self._array(name, tensor.indices)
@@ -200,7 +200,7 @@ class Constants:
             else:
                 dense[tuple(indices.T)] = values
         except (IndexError, ValueError) as error:
-            raise UnknownConstantError(f"its sparse tensor {name} is damaged ({one_line(error)})") from error
+            raise UnknownConstantError(f"its sparse tensor {name} is damaged ({reason_of(error)})") from error
         return dense
 
     def _check_stored(self, value: Value) -> None:
@@ -210,7 +210,7 @@ class Constants:
             return
         expected = _bytes_needed(tensor)
         if expected is None:
-            raise UnknownConstantError(f"elements of type {dtype_name(tensor)}")
+            raise UnknownConstantError(f"elements of type {onnx_dtype_name(tensor)}")
         if tensor.HasField("segment"):
             raise UnknownConstantError("its tensor is stored in segments, which ONNX no longer supports")
         if tensor.data_location == TensorProto.EXTERNAL:
@@ -354,7 +354,7 @@ def _evaluate(step: Step, inputs: Sequence[_Array | None]) -> Sequence[_Array]:
     except (UnknownConstantError, WeightFileError):
         raise
     except Exception as error:  # numbers and attributes come from the file, and the library checks few of them
-        raise UnknownConstantError(f"its weight is computed by {step.op}, which fails ({one_line(error)})") from error
+        raise UnknownConstantError(f"its weight is computed by {step.op}, which fails ({reason_of(error)})") from error
 
 
 def _run(step: Step, inputs: Sequence[_Array | None]) -> Sequence[_Array]:

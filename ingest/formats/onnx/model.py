@@ -22,7 +22,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from cnnfilterdb.errors import WeightFileError
 from cnnfilterdb.ingest.formats import limits, register
 from cnnfilterdb.ingest.formats.damage import undamaged
-from cnnfilterdb.ingest.formats.onnx.constants import Constants, UnknownConstantError, dtype_name
+from cnnfilterdb.ingest.formats.onnx.constants import Constants, UnknownConstantError, onnx_dtype_name
 from cnnfilterdb.ingest.formats.onnx.graph import Graph, Step, Value, flatten
 from cnnfilterdb.ingest.formats.protobuf import MalformedError, varint
 from cnnfilterdb.ingest.network.extract import conv_depths, conv_facts
@@ -236,7 +236,7 @@ def _layer(step: Step, op: _Op, constants: Constants, exporter: _Exporter) -> tu
         name=_layer_name(step, source.name),
         shape=turned,
         read=_reader(constants, step, op, (weight, scale, zero), groups, turned),
-        dtype=dtype_name(source.tensor),
+        dtype=onnx_dtype_name(source.tensor),
         kind=_kind(op.transposed, groups, per_group),
         in_channels=per_group * groups,
         groups=groups,
@@ -449,7 +449,7 @@ def _parameters(graph: Graph) -> int:
     total = 0
     for value in graph.tensors:
         dims = value.tensor.dims
-        floating = dtype_name(value.tensor).startswith(("float", "bfloat"))
+        floating = onnx_dtype_name(value.tensor).startswith(("float", "bfloat"))
         if len(dims) and value not in excluded and (floating or value in integers):
             total += math.prod(dims)
     return total

@@ -28,8 +28,14 @@ import numpy.typing as npt
 from cnnfilterdb.errors import WeightFileError
 from cnnfilterdb.ingest.formats import limits
 from cnnfilterdb.ingest.formats.companions import companion
-from cnnfilterdb.ingest.formats.protobuf import MalformedError, fields, integers, mapped, message, text, varint
-from cnnfilterdb.ingest.formats.tensorflow.graphdef import DTYPES, array, dtype_name, tensor_shape, tensor_values
+from cnnfilterdb.ingest.formats.protobuf import MalformedError, fields, integers, mapped, message, text_of, varint
+from cnnfilterdb.ingest.formats.tensorflow.graphdef import (
+    DTYPES,
+    array,
+    tensor_shape,
+    tensor_values,
+    tensorflow_dtype_name,
+)
 from cnnfilterdb.ingest.network.layers import Skipped, Tensor
 
 __all__ = ["MAGIC", "Bundle", "data_file", "first_version", "prefix_of"]
@@ -142,13 +148,13 @@ class Bundle:
                 self.skipped.append(Skipped(name, "a variable in several slices, some of which are missing"))
 
     def _add(self, name: str, entry: _Entry, read: Callable[[], npt.NDArray[np.generic]]) -> None:
-        self.tensors[name] = Tensor(name, entry.shape, dtype_name(entry.dtype), read)
+        self.tensors[name] = Tensor(name, entry.shape, tensorflow_dtype_name(entry.dtype), read)
 
     def _joiner(
         self, name: str, entry: _Entry, parts: Mapping[_Slice, _Entry]
     ) -> Callable[[], npt.NDArray[np.generic]]:
         def read() -> npt.NDArray[np.generic]:
-            return joined(name, entry.shape, [(part, self._reader(name, parts[part])) for part in entry.slices])
+            return joined_slices(name, entry.shape, [(part, self._reader(name, parts[part])) for part in entry.slices])
 
         return read
 
@@ -187,7 +193,7 @@ class Bundle:
         for node in fields(graph, (1,)).get(1, []):
             for attribute in fields(message(node), (2,)).get(2, []):
                 parts = fields(message(attribute), (2, 3))
-                names.setdefault(text(parts.get(2)), set()).add(text(parts.get(3)))
+                names.setdefault(text_of(parts.get(2)), set()).add(text_of(parts.get(3)))
         self.names = {name: next(iter(keys)) for name, keys in names.items() if name and len(keys) == 1}
 
 
@@ -213,7 +219,7 @@ def _slice(data: memoryview) -> _Slice:
     )
 
 
-def joined(
+def joined_slices(
     name: str, shape: tuple[int, ...], parts: Sequence[tuple[_Slice, Callable[[], npt.NDArray[np.generic]]]]
 ) -> npt.NDArray[np.generic]:
     """A variable of its slices.
@@ -292,18 +298,20 @@ def first_version(path: Path) -> tuple[dict[str, Tensor], list[Skipped]] | None:
             one = fields(message(data), (1, 2, 3))
             if 3 in one:
                 part = _slice(message(one[2][-1])) if 2 in one else ()
-                stored.setdefault(text(one.get(1)), []).append((part, message(one[3][-1])))
+                stored.setdefault(text_of(one.get(1)), []).append((part, message(one[3][-1])))
     tensors: dict[str, Tensor] = {}
     skipped = []
     for described in fields(header[-1], (1,)).get(1, []):
         about = fields(message(described), (1, 2, 3))
-        name, dtype = text(about.get(1)), integers(about.get(3, [0]))[-1]
+        name, dtype = text_of(about.get(1)), integers(about.get(3, [0]))[-1]
         shape = tensor_shape(message(about[2][-1])) if 2 in about else ()
         if dtype not in DTYPES or shape is None or None in shape:
             continue
         sides = tuple(side or 0 for side in shape)
         if name in stored:
-            tensors[name] = Tensor(name, sides, dtype_name(dtype), _slices_reader(name, sides, dtype, stored[name]))
+            tensors[name] = Tensor(
+                name, sides, tensorflow_dtype_name(dtype), _slices_reader(name, sides, dtype, stored[name])
+            )
         else:
             skipped.append(Skipped(name, "a variable whose numbers are missing in the checkpoint"))
     return tensors, skipped
@@ -321,7 +329,7 @@ def _slices_reader(
     def read() -> npt.NDArray[np.generic]:
         if any(len(part) != len(shape) for part, _ in parts):
             raise MalformedError(f"{name}: a slice of other dimensions than shape {shape}")
-        return joined(name, shape, [(part, partial(values, data, part)) for part, data in parts])
+        return joined_slices(name, shape, [(part, partial(values, data, part)) for part, data in parts])
 
     return read
 

@@ -24,12 +24,12 @@ from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Tensor
 __all__ = [
     "Convolution",
     "Dataflow",
-    "Definition",
     "Function",
+    "GraphDefinition",
     "Node",
+    "dataflow_layers",
     "layer",
     "layer_name",
-    "layers",
 ]
 
 # A hostile file may call functions from functions, each twice as often.
@@ -91,7 +91,7 @@ class Function:
 
 
 @dataclass(frozen=True, slots=True)
-class Definition:
+class GraphDefinition:
     """A graph as a file defines it.
 
     Attributes:
@@ -193,11 +193,11 @@ class Dataflow:
     """A graph with its functions inlined.
 
     Example:
-        >>> Dataflow(Definition(nodes=())).convolutions()
+        >>> Dataflow(GraphDefinition(nodes=())).convolutions()
         ([], [])
     """
 
-    def __init__(self, definition: Definition) -> None:
+    def __init__(self, definition: GraphDefinition) -> None:
         """Inline the functions of a graph and order its operations.
 
         Raises:
@@ -538,7 +538,7 @@ def _is_stored(op: str) -> bool:
     return op in _VARIABLES or op == "Const"
 
 
-def layers(flow: Dataflow, weight: Callable[[int], Tensor | Skipped]) -> tuple[list[ConvLayer], list[Skipped]]:
+def dataflow_layers(flow: Dataflow, weight: Callable[[int], Tensor | Skipped]) -> tuple[list[ConvLayer], list[Skipped]]:
     """The layers of a graph.
 
     Args:

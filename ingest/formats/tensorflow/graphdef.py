@@ -16,11 +16,20 @@ import numpy as np
 import numpy.typing as npt
 
 from cnnfilterdb.ingest.formats import limits
-from cnnfilterdb.ingest.formats.protobuf import Field, Fields, MalformedError, fields, float32s, integers, message, text
-from cnnfilterdb.ingest.formats.tensorflow.dataflow import Definition, Function
+from cnnfilterdb.ingest.formats.protobuf import (
+    Field,
+    Fields,
+    MalformedError,
+    fields,
+    float32s,
+    integers,
+    message,
+    text_of,
+)
+from cnnfilterdb.ingest.formats.tensorflow.dataflow import Function, GraphDefinition
 from cnnfilterdb.ingest.network.layers import Tensor
 
-__all__ = ["DTYPES", "array", "definition", "dtype_name", "meta_graphs", "tensor_shape", "tensor_values"]
+__all__ = ["DTYPES", "array", "definition", "meta_graphs", "tensor_shape", "tensor_values", "tensorflow_dtype_name"]
 
 #: Element types by their number in types.proto, those that weights and shapes have.
 DTYPES: dict[int, np.dtype[np.generic]] = {
@@ -42,10 +51,10 @@ DTYPES: dict[int, np.dtype[np.generic]] = {
 _BYTES_PER_NODE, _BYTES_PER_INPUT = 640, 64  # of memory
 
 
-def dtype_name(number: int) -> str:
+def tensorflow_dtype_name(number: int) -> str:
     """Name of an element type.
 
-    >>> dtype_name(14), dtype_name(20)
+    >>> tensorflow_dtype_name(14), dtype_name(20)
     ('bfloat16', 'type 20')
     """
     return DTYPES[number].name if number in DTYPES else f"type {number}"
@@ -60,7 +69,7 @@ def meta_graphs(data: memoryview) -> list[Fields]:
     return [fields(message(value)) for value in fields(data, (2,)).get(2, [])]
 
 
-def definition(graph: memoryview) -> Definition:
+def definition(graph: memoryview) -> GraphDefinition:
     """The graph of a GraphDef.
 
     Raises:
@@ -72,7 +81,7 @@ def definition(graph: memoryview) -> Definition:
     for value in parts.get(2, []):
         for function in fields(message(value), (1,)).get(1, []):
             signature = fields(_last(fields(message(function), (1,)), 1), (1,))
-            library[text(signature.get(1))] = message(function)
+            library[text_of(signature.get(1))] = message(function)
     parsed: dict[str, Function] = {}
 
     def find(name: str) -> Function | None:
@@ -80,18 +89,18 @@ def definition(graph: memoryview) -> Definition:
             parsed[name] = _function(library[name])
         return parsed.get(name)
 
-    return Definition(nodes, find)
+    return GraphDefinition(nodes, find)
 
 
 def _function(data: memoryview) -> Function:
     parts = fields(data, (1, 3, 4))
     signature = fields(_last(parts, 1), (2, 3))
-    arguments = tuple(text(fields(message(value), (1,)).get(1)) for value in signature.get(2, []))
-    names = [text(fields(message(value), (1,)).get(1)) for value in signature.get(3, [])]
+    arguments = tuple(text_of(fields(message(value), (1,)).get(1)) for value in signature.get(2, []))
+    names = [text_of(fields(message(value), (1,)).get(1)) for value in signature.get(3, [])]
     results = {}
     for value in parts.get(4, []):
         entry = fields(message(value), (1, 2))
-        results[text(entry.get(1))] = text(entry.get(2))
+        results[text_of(entry.get(1))] = text_of(entry.get(2))
     nodes = [_ProtoNode(message(value)) for value in parts.get(3, [])]
     return Function(arguments, tuple(results.get(name, "") for name in names), nodes)
 
@@ -101,9 +110,9 @@ class _ProtoNode:
 
     def __init__(self, data: memoryview) -> None:
         parts = fields(data, (1, 2, 3, 5))
-        self.name = text(parts.get(1))
-        self.op = text(parts.get(2))
-        self.inputs: Sequence[str] = [text([value]) for value in parts.get(3, [])]
+        self.name = text_of(parts.get(1))
+        self.op = text_of(parts.get(2))
+        self.inputs: Sequence[str] = [text_of([value]) for value in parts.get(3, [])]
         self._places = parts.get(5, [])
         limits.current().allocate(_BYTES_PER_NODE + _BYTES_PER_INPUT * len(self.inputs))
 
@@ -112,7 +121,7 @@ class _ProtoNode:
         found = {}
         for place in self._places:
             entry = fields(message(place), (1, 2))
-            found[text(entry.get(1))] = _last(entry, 2)
+            found[text_of(entry.get(1))] = _last(entry, 2)
         return found
 
     def _attribute(self, key: str, number: int, in_list: int = 0) -> list[Field]:
@@ -132,10 +141,10 @@ class _ProtoNode:
         return tuple(float32s(self._attribute(key, 4, 4)))
 
     def text(self, key: str) -> str:
-        return text(self._attribute(key, 2))
+        return text_of(self._attribute(key, 2))
 
     def functions(self, key: str) -> tuple[str, ...]:
-        return tuple(text(fields(message(value), (1,)).get(1)) for value in self._attribute(key, 10, 9))
+        return tuple(text_of(fields(message(value), (1,)).get(1)) for value in self._attribute(key, 10, 9))
 
     def shape(self, key: str) -> tuple[int | None, ...] | None:
         values = self._attribute(key, 7)
@@ -154,7 +163,7 @@ class _ProtoNode:
         return self._constant
 
     def strings(self) -> tuple[str, ...]:
-        return () if self._value is None else tuple(text([v]) for v in fields(self._value, (8,)).get(8, []))
+        return () if self._value is None else tuple(text_of([v]) for v in fields(self._value, (8,)).get(8, []))
 
 
 def tensor_shape(data: memoryview) -> tuple[int | None, ...] | None:

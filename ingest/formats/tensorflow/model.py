@@ -26,9 +26,10 @@ from cnnfilterdb.ingest.formats import register
 from cnnfilterdb.ingest.formats.damage import undamaged
 from cnnfilterdb.ingest.formats.protobuf import fields, mapped, message
 from cnnfilterdb.ingest.formats.tensorflow.bundle import MAGIC, Bundle, first_version, prefix_of
-from cnnfilterdb.ingest.formats.tensorflow.dataflow import Dataflow, layers
+from cnnfilterdb.ingest.formats.tensorflow.dataflow import Dataflow, dataflow_layers
 from cnnfilterdb.ingest.formats.tensorflow.graphdef import definition, meta_graphs
-from cnnfilterdb.ingest.formats.variables import is_training_state, layers_from_variables, natural
+from cnnfilterdb.ingest.formats.variables import is_training_state, layers_from_variables
+from cnnfilterdb.ingest.network.judge import natural
 from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Tensor, Weights
 
 __all__ = ["TensorflowFormat"]
@@ -129,7 +130,7 @@ def _frozen(path: Path) -> Weights:
             node.name, "a variable, whose value is not in the graph; freeze it, or give a checkpoint"
         )
 
-    found, skipped = layers(flow, _guarded(path, weight))
+    found, skipped = dataflow_layers(flow, _guarded(path, weight))
     constants = {tensor.name: tensor for tensor in flow.constants() if tensor.shape}
     return Weights("tf-graph", "tensorflow", tuple(found), _parameters(constants.values()), tuple(skipped))
 
@@ -195,7 +196,7 @@ def _with_graph(path: Path, graph: memoryview, bundle: Bundle | None, format: st
         average = f"{key}{_AVERAGE}"
         return tensors.get(average, tensors[key])
 
-    found, skipped = layers(flow, _guarded(path, weight))
+    found, skipped = dataflow_layers(flow, _guarded(path, weight))
     if bundle is None:
         constants = {tensor.name: tensor for tensor in flow.constants() if tensor.shape}
         return Weights(format, "tensorflow", tuple(found), _parameters(constants.values()), tuple(skipped))

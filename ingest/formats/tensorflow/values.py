@@ -17,7 +17,7 @@ import numpy.typing as npt
 from cnnfilterdb.errors import WeightFileError
 from cnnfilterdb.ingest.formats import limits
 from cnnfilterdb.ingest.formats.axes import Pair
-from cnnfilterdb.ingest.formats.damage import one_line
+from cnnfilterdb.ingest.formats.damage import reason_of
 from cnnfilterdb.ingest.network.layers import Skipped, Tensor
 
 __all__ = ["computed"]
@@ -136,7 +136,7 @@ def _value(graph: _Graph, number: int, order: Sequence[int], sources: dict[int, 
         except WeightFileError:
             raise
         except Exception as error:  # shapes and attributes come from the file
-            raise _NotEvaluatedError(f"computed by {op}, which fails ({one_line(error)})") from error
+            raise _NotEvaluatedError(f"computed by {op}, which fails ({reason_of(error)})") from error
     return values[number]
 
 

@@ -7,12 +7,12 @@ import zipfile
 from cnnfilterdb.ingest.formats import limits
 from cnnfilterdb.ingest.formats.blob import Blob
 
-__all__ = ["ZIP", "Archive"]
+__all__ = ["ZIP", "TorchArchive"]
 
 ZIP = b"PK\x03\x04"
 
 
-class Archive:
+class TorchArchive:
     """Members of a zip archive, as blobs."""
 
     def __init__(self, blob: Blob) -> None:

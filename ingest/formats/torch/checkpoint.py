@@ -35,15 +35,15 @@ from cnnfilterdb.ingest.formats.blob import Blob
 from cnnfilterdb.ingest.formats.damage import undamaged
 from cnnfilterdb.ingest.formats.pickle import Array, load
 from cnnfilterdb.ingest.formats.shards import is_index, shards
-from cnnfilterdb.ingest.formats.torch.archive import ZIP, Archive
+from cnnfilterdb.ingest.formats.torch.archive import ZIP, TorchArchive
 from cnnfilterdb.ingest.formats.torch.exported import exported_tensors
 from cnnfilterdb.ingest.formats.torch.script import Journey, first_kernel, follow
 from cnnfilterdb.ingest.formats.torch.script_code import Code
 from cnnfilterdb.ingest.formats.torch.tensors import (
     CONSTRUCTORS,
     MAX_DIMENSIONS,
-    Storage,
     StoredTensor,
+    TensorStorage,
     as_storage,
     byte_count,
     rebuilt,
@@ -110,7 +110,7 @@ def _is_tar(head: bytes) -> bool:
 
 
 def _open_zip(blob: Blob, name: str, depth: int) -> _Checkpoint:
-    archive = Archive(blob)
+    archive = TorchArchive(blob)
     exported = _open_exported(archive, name, depth)
     if exported is not None:
         return exported
@@ -130,7 +130,7 @@ def _open_zip(blob: Blob, name: str, depth: int) -> _Checkpoint:
     return _script(archive, root, content, constants)
 
 
-def _open_exported(archive: Archive, name: str, depth: int) -> _Checkpoint | None:
+def _open_exported(archive: TorchArchive, name: str, depth: int) -> _Checkpoint | None:
     """The weights of an archive of ``torch.export.save``; None for any other archive."""
     members = {member.rpartition("/")[2]: member for member in archive.infos}
     for state in ("serialized_state_dict.pt", "serialized_state_dict.json"):  # PyTorch 2.1 to 2.7
@@ -145,7 +145,7 @@ def _open_exported(archive: Archive, name: str, depth: int) -> _Checkpoint | Non
     return _Checkpoint("torch-export", exported_tensors(archive, members["model_weights_config.json"], unpickled))
 
 
-def _script(archive: Archive, root: str, content: Any, constants: Any) -> _Checkpoint:
+def _script(archive: TorchArchive, root: str, content: Any, constants: Any) -> _Checkpoint:
     """Follow the code of a TorchScript archive, and name the weights that only the code tells apart."""
     sources = {}
     for member in archive.infos:
@@ -209,8 +209,8 @@ def _mark(root: Object, code: Code) -> set[Any]:
     return found
 
 
-def _load_zip_pickle(archive: Archive, name: str, root: str, pickle: str, folder: str, byteorder: str) -> Any:
-    storages: dict[Any, Storage] = {}
+def _load_zip_pickle(archive: TorchArchive, name: str, root: str, pickle: str, folder: str, byteorder: str) -> Any:
+    storages: dict[Any, TensorStorage] = {}
 
     def persistent(identifier: Any) -> Any:
         kind, cls, key, _location, count = identifier
@@ -222,7 +222,7 @@ def _load_zip_pickle(archive: Archive, name: str, root: str, pickle: str, folder
             size = byte_count(count, dtype)
             if archive.size(member) < size:
                 raise ValueError(f"member {member} is shorter than the {size:,} bytes that are expected")
-            storages[key, dtype] = Storage(member, dtype, size, partial(archive.member, member), byteorder)
+            storages[key, dtype] = TensorStorage(member, dtype, size, partial(archive.member, member), byteorder)
         return storages[key, dtype]
 
     with archive.member(root + pickle).stream() as stream:
@@ -234,7 +234,7 @@ def _is_clutter(member: str) -> bool:
     return member.startswith("__MACOSX/") or member.rpartition("/")[2].startswith("._")
 
 
-def _open_single(archive: Archive, name: str, depth: int) -> _Checkpoint:
+def _open_single(archive: TorchArchive, name: str, depth: int) -> _Checkpoint:
     members = [member for member in archive.infos if not _is_clutter(member)]
     if any(f"/{member}".endswith("/model.json") for member in members):
         raise WeightFileError(
@@ -268,8 +268,8 @@ def _open_pickle(blob: Blob, name: str, depth: int) -> _Checkpoint:
             raise ValueError(f"version {version} of the format")
         load(stream, name)  # byte order and sizes of the machine; storages are little-endian all the same
 
-        storages: dict[Any, Storage] = {}
-        views: dict[Any, Storage] = {}  # of a part of a storage, or of it as another type
+        storages: dict[Any, TensorStorage] = {}
+        views: dict[Any, TensorStorage] = {}  # of a part of a storage, or of it as another type
 
         def persistent(identifier: Any) -> Any:
             if identifier[0] == "module":
@@ -278,13 +278,13 @@ def _open_pickle(blob: Blob, name: str, depth: int) -> _Checkpoint:
             if kind != "storage" or not isinstance(key, str):
                 raise ValueError("an unknown persistent id")
             dtype = storage_type(cls)
-            storage = storages.setdefault(key, Storage(key, dtype, byte_count(count, dtype)))
+            storage = storages.setdefault(key, TensorStorage(key, dtype, byte_count(count, dtype)))
             if view is None and storage.dtype == dtype:
                 return storage
             start, size = (0, storage.size) if view is None else (byte_count(number, dtype) for number in view[1:])
             if start + size > storage.size:
                 raise ValueError("a view beyond its storage")
-            return views.setdefault((key, dtype, start, size), Storage(key, dtype, size, start=start))
+            return views.setdefault((key, dtype, start, size), TensorStorage(key, dtype, size, start=start))
 
         root = load(stream, name, _constructors(name, depth), persistent)
         keys = load(stream, name)
@@ -334,7 +334,7 @@ def _open_tar(blob: Blob, name: str, depth: int) -> _Checkpoint:
             dtype = storage_type(cls)
             size = byte_count(int.from_bytes(stream.read(8), "little"), dtype)
             members["storages"].part(stream.tell(), size)  # is there
-            known[key] = Storage(key, dtype, size, partial(members["storages"].part, stream.tell(), size))
+            known[key] = TensorStorage(key, dtype, size, partial(members["storages"].part, stream.tell(), size))
             stream.seek(size, io.SEEK_CUR)
         for target, source, start, size in load(stream, name):
             root = as_storage(known[source])

@@ -12,8 +12,8 @@ from functools import partial
 from typing import Any
 
 from cnnfilterdb.ingest.formats import limits
-from cnnfilterdb.ingest.formats.torch.archive import Archive
-from cnnfilterdb.ingest.formats.torch.tensors import Storage, StoredTensor
+from cnnfilterdb.ingest.formats.torch.archive import TorchArchive
+from cnnfilterdb.ingest.formats.torch.tensors import StoredTensor, TensorStorage
 
 __all__ = ["exported_tensors"]
 
@@ -25,7 +25,7 @@ _TYPES = {
 }  # fmt: skip
 
 
-def exported_tensors(archive: Archive, config: str, unpickled: Callable[[str], Any]) -> dict[str, StoredTensor]:
+def exported_tensors(archive: TorchArchive, config: str, unpickled: Callable[[str], Any]) -> dict[str, StoredTensor]:
     """The parameters and buffers of a program, by name.
 
     Args:
@@ -50,9 +50,9 @@ def exported_tensors(archive: Archive, config: str, unpickled: Callable[[str], A
     return found
 
 
-def _tensor(archive: Archive, member: str, meta: dict[str, Any]) -> StoredTensor:
+def _tensor(archive: TorchArchive, member: str, meta: dict[str, Any]) -> StoredTensor:
     dtype = _TYPES.get(meta["dtype"], f"number {meta['dtype']}")
-    storage = Storage(member, dtype, archive.size(member), partial(archive.member, member))
+    storage = TensorStorage(member, dtype, archive.size(member), partial(archive.member, member))
     shape, strides = (tuple(_whole(side) for side in meta[key]) for key in ("sizes", "strides"))
     return StoredTensor(storage, dtype, _whole(meta["storage_offset"]), shape, strides)
 

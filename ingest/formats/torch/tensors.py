@@ -25,8 +25,8 @@ from cnnfilterdb.ingest.network.objects import Global, Object
 __all__ = [
     "CONSTRUCTORS",
     "MAX_DIMENSIONS",
-    "Storage",
     "StoredTensor",
+    "TensorStorage",
     "as_storage",
     "byte_count",
     "rebuilt",
@@ -81,7 +81,7 @@ _ALIASES = {
 
 
 @dataclass(eq=False, slots=True)
-class Storage:
+class TensorStorage:
     """A block of numbers in the file, of which tensors are views.
 
     Attributes:
@@ -125,7 +125,7 @@ class StoredTensor:
         unreadable: Why its numbers cannot be read.
     """
 
-    storage: Storage | None
+    storage: TensorStorage | None
     dtype: str
     offset: int
     shape: tuple[int, ...]
@@ -361,13 +361,13 @@ def _rebuilt_from_type(function: Any, _cls: Any, args: Any, state: Any = None, *
     return found
 
 
-def as_storage(value: Any) -> Storage:
+def as_storage(value: Any) -> TensorStorage:
     """What should be a storage.
 
     Raises:
         ValueError: It is none.
     """
-    if not isinstance(value, Storage):
+    if not isinstance(value, TensorStorage):
         raise ValueError("a tensor without a storage")
     return value
 

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cnnfilterdb.cli.output import FORMATS, Rows, emit, encoded
+from cnnfilterdb.cli.output import FORMATS, Output, emit, encoded
 from cnnfilterdb.errors import DatabaseError
 
 TABLE = pa.table(
@@ -100,7 +100,7 @@ def test_spreadsheets_execute_nothing(start):
 def test_the_suffix_selects_the_format(tmp_path, style, suffix):
     target = tmp_path / f"rows{suffix.upper()}"
     table = TABLE.select(["text", "whole"])
-    emit(table, Rows(output=target))
+    emit(table, Output(output=target))
     expected = encoded(table, style)
     assert target.read_bytes() == (expected if isinstance(expected, bytes) else expected.encode())
     assert [path.name for path in tmp_path.iterdir()] == [target.name]
@@ -109,10 +109,10 @@ def test_the_suffix_selects_the_format(tmp_path, style, suffix):
 def test_a_format_beats_the_suffix_and_frames_are_rows_too(tmp_path):
     target = tmp_path / "rows.weird"
     frame = pd.DataFrame({"x": [np.float32(0.1)], "w": [np.arange(3.0)]})
-    emit(frame, Rows("json", target))
+    emit(frame, Output("json", target))
     assert json.loads(target.read_text()) == [{"x": 0.1, "w": [0.0, 1.0, 2.0]}]
 
 
 def test_a_file_that_cannot_be_written(tmp_path):
     with pytest.raises(DatabaseError, match="cannot be written: No such file"):
-        emit(TABLE, Rows(output=tmp_path / "none" / "x.csv"))
+        emit(TABLE, Output(output=tmp_path / "none" / "x.csv"))

@@ -6,17 +6,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cnnfilterdb.cli import output
-from cnnfilterdb.cli.output import Rows, emit
-from cnnfilterdb.cli.tables import Column, columns_of, number_column, printable, render
+from cnnfilterdb.cli.output import Output, emit
+from cnnfilterdb.cli.tables import Column, columns_of, number_column, table_text
+from cnnfilterdb.reports import escaped
 
 
 @settings(deadline=None, max_examples=50)
 @given(st.text())
 def test_no_control_character_is_printed(text):
-    table, _ = render(columns_of(pa.table({text: [text, None]}), short=True), 40)
+    table, _ = table_text(columns_of(pa.table({text: [text, None]}), short=True), 40)
     assert all(char.isprintable() or char == "\n" for char in table)
     assert table.count("\n") == 4
-    assert all(char.isprintable() for char in printable(text))
+    assert all(char.isprintable() for char in escaped(text))
 
 
 @settings(deadline=None, max_examples=100)
@@ -26,7 +27,7 @@ def test_no_control_character_is_printed(text):
 )
 def test_tables_fit_the_terminal_and_lose_no_column(specification, width):
     columns = [Column(title[:15] if right else title, [title[:15]] * 2, right) for title, right in specification]
-    text, remark = render(columns, width)
+    text, remark = table_text(columns, width)
     assert max(map(len, text.splitlines())) <= width
     assert bool(remark) == (sum(column.width for column in columns) + 2 * (len(columns) - 1) > width)
     titles = " ".join(line for line in text.splitlines())
@@ -56,26 +57,26 @@ def terminal(monkeypatch):
 
 def test_a_terminal_shows_a_screenful_and_counts_the_rest(terminal, capsys):
     table = pa.table({"n": range(100)})
-    emit(table, Rows())
+    emit(table, Output())
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 43
     assert lines[-1] == "60 more rows; --rows 0 prints all"
-    emit(table, Rows(limit=0))
+    emit(table, Output(limit=0))
     assert len(capsys.readouterr().out.splitlines()) == 102
 
 
 def test_a_pipe_gets_everything(capsys):
-    emit(pa.table({"n": range(100), "list": [list(range(50))] * 100}), Rows())
+    emit(pa.table({"n": range(100), "list": [list(range(50))] * 100}), Output())
     out = capsys.readouterr().out
     assert len(out.splitlines()) == 102
     assert "…" not in out
-    emit(pa.table({"n": range(100)}), Rows(limit=5))
+    emit(pa.table({"n": range(100)}), Output(limit=5))
     assert capsys.readouterr().out.splitlines()[-1] == "95 more rows; --rows 0 prints all"
 
 
 def test_a_wide_table_is_split(terminal, capsys):
     table = pa.table({"model_id": ["pypi/a"]} | {f"column_{i}": [0.5] for i in range(20)})
-    emit(table, Rows())
+    emit(table, Output())
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines()[:-1])) <= 80
     assert out.count("pypi/a") == 4

@@ -919,10 +919,10 @@ def test_a_removal_of_annotated_models_is_whole_and_can_be_repeated_whenever_it_
         killed = Store.open(tmp_path / str(point))
         if point % 2:
             killed.recover()
-            ids, known = killed.model_ids(), notes.read(killed.path)
+            ids, known = killed.model_ids(), notes.stored_facts(killed.path)
             outcomes.add(tuple(ids))
             assert set(known) == set(ids)
-            assert (killed.verify(), notes.problems(killed), staged(killed)) == ([], [], [])
+            assert (killed.verify(), notes.annotation_problems(killed), staged(killed)) == ([], [], [])
         if point % 4 != 1:
             killed = Store.open(killed.path)
             try:
@@ -932,8 +932,8 @@ def test_a_removal_of_annotated_models_is_whole_and_can_be_repeated_whenever_it_
                 assert point % 2 or point >= points - 3
                 assert killed.model_ids() == ["custom/c"]
             assert killed.model_ids() == ["custom/c"]
-            assert set(notes.read(killed.path)) == {"custom/c"}
-            assert (killed.verify(), notes.problems(killed), staged(killed)) == ([], [], [])
+            assert set(notes.stored_facts(killed.path)) == {"custom/c"}
+            assert (killed.verify(), notes.annotation_problems(killed), staged(killed)) == ([], [], [])
     assert outcomes == {("custom/a", "custom/b", "custom/c"), ("custom/c",)}
 
 
@@ -965,17 +965,17 @@ def test_annotations_that_were_changed_or_deleted_are_found(store, write_model):
     notes.change(store, lambda facts: facts.update({"custom/a": {"domain": "faces"}}))
     path = store.path / "annotations.csv"
     content = path.read_bytes()
-    assert notes.problems(store) == []
+    assert notes.annotation_problems(store) == []
     for position in range(len(content)):
         path.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
-        assert notes.problems(store) != []
+        assert notes.annotation_problems(store) != []
     path.write_text("model_id,column,value\ncustom/a,domain,art\n")  # edited by hand
-    (problem,) = notes.problems(store)
+    (problem,) = notes.annotation_problems(store)
     assert "verify --repair` accepts it" in problem.message
     notes.accept(store)
-    assert notes.problems(store) == []
+    assert notes.annotation_problems(store) == []
     path.unlink()
-    (problem,) = notes.problems(store)
+    (problem,) = notes.annotation_problems(store)
     assert "is missing" in problem.message
     notes.accept(store)
-    assert notes.problems(store) == []
+    assert notes.annotation_problems(store) == []

@@ -376,7 +376,7 @@ def test_every_flipped_byte_is_found_and_repaired(copy):
                 content[:position] + bytes([content[position] ^ 1 << position % 8]) + content[position + 1 :]
             )
             found = [*Store.open(copy).verify()] if file.name != "cnnfilterdb.json" else verify_folder(copy)
-            found += notes.problems(Store.open(copy)) if file.name == "annotations.csv" else []
+            found += notes.annotation_problems(Store.open(copy)) if file.name == "annotations.csv" else []
             assert any(problem.path == file for problem in found), (file, position)
         file.write_bytes(content)
     assert cnnfilterdb.open(copy).verify() == []

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from cnnfilterdb.errors import DownloadError
-from cnnfilterdb.ingest.fetch.pip_settings import Settings, read
+from cnnfilterdb.ingest.fetch.pip_settings import Settings, read_settings
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_options_are_those_that_pip_finds(home, monkeypatch, named):
         if section in found and ast.literal_eval(value).strip():
             found[section][option] = ast.literal_eval(value).strip()
     options = found["global"] | found["install"] | found[":env:"]
-    assert read() == Settings(
+    assert read_settings() == Settings(
         index_url=options.get("index-url"),
         extra_index_urls=tuple(options.get("extra-index-url", "").split()),
         find_links=tuple(options.get("find-links", "").split()),
@@ -75,8 +75,8 @@ def test_options_are_those_that_pip_finds(home, monkeypatch, named):
 
 def test_nothing_is_configured(home):
     if not any((path / "pip.conf").exists() for path in map(type(home), ("/etc", sys.prefix))):
-        assert read() == Settings()
-    assert read({"PIP_CONFIG_FILE": os.devnull}) == Settings()
+        assert read_settings() == Settings()
+    assert read_settings({"PIP_CONFIG_FILE": os.devnull}) == Settings()
 
 
 def test_environment_of_uv_is_the_second_choice(home):
@@ -85,27 +85,30 @@ def test_environment_of_uv_is_the_second_choice(home):
         "UV_DEFAULT_INDEX": "own=https://uv.example/simple",
         "UV_INDEX": "https://x.example b=https://y.example",
     }
-    assert read(uv).index_url == "https://uv.example/simple"
-    assert read(uv).extra_index_urls == ("https://x.example", "https://y.example")
-    assert read(none | {"UV_INDEX_URL": "https://old.example"}).index_url == "https://old.example"
-    assert read(uv | {"PIP_INDEX_URL": "https://pip.example"}).index_url == "https://pip.example"
+    assert read_settings(uv).index_url == "https://uv.example/simple"
+    assert read_settings(uv).extra_index_urls == ("https://x.example", "https://y.example")
+    assert read_settings(none | {"UV_INDEX_URL": "https://old.example"}).index_url == "https://old.example"
+    assert read_settings(uv | {"PIP_INDEX_URL": "https://pip.example"}).index_url == "https://pip.example"
 
 
 def test_certificates_of_other_tools(home):
     none = {"PIP_CONFIG_FILE": os.devnull}
-    assert read(none | {"CURL_CA_BUNDLE": "curl.pem"}).cert == "curl.pem"
-    assert read(none | {"CURL_CA_BUNDLE": "curl.pem", "REQUESTS_CA_BUNDLE": "requests.pem"}).cert == "requests.pem"
-    assert read(none | {"REQUESTS_CA_BUNDLE": "requests.pem", "PIP_CERT": "pip.pem"}).cert == "pip.pem"
+    assert read_settings(none | {"CURL_CA_BUNDLE": "curl.pem"}).cert == "curl.pem"
+    assert (
+        read_settings(none | {"CURL_CA_BUNDLE": "curl.pem", "REQUESTS_CA_BUNDLE": "requests.pem"}).cert
+        == "requests.pem"
+    )
+    assert read_settings(none | {"REQUESTS_CA_BUNDLE": "requests.pem", "PIP_CERT": "pip.pem"}).cert == "pip.pem"
 
 
 def test_no_index(home):
-    assert read({"PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1"}).no_index
-    assert not read({"PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "false"}).no_index
+    assert read_settings({"PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1"}).no_index
+    assert not read_settings({"PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "false"}).no_index
 
 
 @pytest.mark.parametrize("text", ["index-url = https://x\n", "[global]\ntimeout = soon\n", "[global\n"])
 def test_broken_configuration(home, text):
     write(home / "pip.conf", text)
     with pytest.raises(DownloadError, match=r"pip's .*; correct it") as caught:
-        read({"PIP_CONFIG_FILE": str(home / "pip.conf")})
+        read_settings({"PIP_CONFIG_FILE": str(home / "pip.conf")})
     assert "\n" not in str(caught.value)

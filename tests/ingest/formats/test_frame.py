@@ -28,7 +28,7 @@ def write(table, path, **options):
 
 def read(path):
     with h5py.File(path) as file:
-        return frame.read(file["meta"], path.name)
+        return frame.read_frame(file["meta"], path.name)
 
 
 def objects(table):

@@ -13,7 +13,7 @@ from cnnfilterdb.ingest import formats
 from cnnfilterdb.ingest.fetch.cache import Cache
 from cnnfilterdb.ingest.formats.protobuf import MalformedError, fields, float32s, integers
 from cnnfilterdb.ingest.formats.tensorflow.bundle import Bundle
-from cnnfilterdb.ingest.formats.tensorflow.dataflow import Dataflow, Definition, Function
+from cnnfilterdb.ingest.formats.tensorflow.dataflow import Dataflow, Function, GraphDefinition
 from cnnfilterdb.ingest.network.layers import Tensor
 from cnnfilterdb.ingest.sources.pypi import PypiSource
 
@@ -442,7 +442,7 @@ class Operation:
 
 
 def depths(nodes, functions=None):
-    found, skipped = Dataflow(Definition(nodes, (functions or {}).get)).convolutions()
+    found, skipped = Dataflow(GraphDefinition(nodes, (functions or {}).get)).convolutions()
     assert not skipped
     return {conv.name: conv.depth for conv in found}
 

@@ -9,7 +9,7 @@ import pytest
 
 from cnnfilterdb.errors import WeightFileError
 from cnnfilterdb.ingest import formats
-from cnnfilterdb.ingest.formats.damage import printable
+from cnnfilterdb.reports import escaped
 
 FILES = {
     "pytorch_model.bin": (b"Entry not found", "a text of 15 characters \\('Entry not found'\\)"),
@@ -50,4 +50,4 @@ def test_names_in_messages_can_be_printed(tmp_path):
     weights = formats.read(tmp_path / "a.pkl")
     assert [layer.name for layer in weights.layers] == ["b\\x07"]
     assert [entry.name for entry in weights.skipped] == ["a\\x1b[31m.weight"]
-    assert printable("\ud800").isprintable()
+    assert escaped("\ud800").isprintable()

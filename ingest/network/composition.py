@@ -94,7 +94,8 @@ def compose(tensor: Tensor, index: Mapping[str, Tensor]) -> Weight | Skipped | N
         return Skipped(tensor.name, "a buffer, not a parameter")
     if 0 in tensor.shape:
         return Skipped(tensor.name, f"empty: shape {tensor.shape}")
-    against = objection(tensor, index)
+    # Only layers have their weights normalised or pruned
+    against = None if leaf in parts else objection(tensor, index)
     if against is not None:
         return Skipped(tensor.name, against)
     if rank == 5 and tensor.shape[0] == 1 and any(f"{prefix}{word}.weight" in index for word in _MODULATION):

@@ -20,7 +20,7 @@ from cnnfilterdb.scan.steady import Snapshot
 
 __all__ = ["Connection", "Storage"]
 
-#: Statements that may replace or drop a view of ours; the views are created anew after one of them.
+#: Statements that may replace or drop one of our views; the views are created again after such a statement.
 _CHANGING = frozenset({"alter", "create", "detach", "drop", "use"})
 
 
@@ -29,7 +29,7 @@ class Storage(FilterFiles, Protocol):
 
     @property
     def location(self) -> str:
-        """As DuckDB and people spell it."""
+        """Its path or address, as DuckDB and users write it."""
 
     @property
     def published(self) -> bool:
@@ -40,7 +40,7 @@ class Storage(FilterFiles, Protocol):
         """Whether it has annotations."""
 
     def snapshot(self) -> Snapshot:
-        """Its state, by which a question finds out that what it read was replaced meanwhile."""
+        """Its state; a query compares it to detect that files were replaced while it ran."""
 
     def model_ids(self) -> list[str]:
         """Keys of its models, sorted."""
@@ -70,7 +70,7 @@ class Connection:
     """A DuckDB database in memory whose views show a storage.
 
     It can be used from several threads: each question gets a cursor. It can be pickled, and used in a process that was
-    forked: the copy opens a DuckDB database of its own.
+    forked: the copy opens its own DuckDB database.
 
     Args:
         storage: The database.
@@ -100,13 +100,13 @@ class Connection:
         self._reset()
 
     def close(self) -> None:
-        """Close the connection, and with it every relation that came from it."""
+        """Close the connection, and with it every relation created from it."""
         with self._lock:
             self.renew()
             self._closed = True
 
     def renew(self) -> None:
-        """Forget what DuckDB knows of files that were replaced: the next question opens a new DuckDB database."""
+        """Discard what DuckDB has cached of files that were replaced: the next query opens a new DuckDB database."""
         with self._lock:
             if self._root is not None:
                 self._root.close()
@@ -115,11 +115,11 @@ class Connection:
     def connect(self, query: str | None = None) -> duckdb.DuckDBPyConnection:
         """A new cursor, on which the views and macros that a query names are up to date.
 
-        Relations of a cursor stay valid after others are used. What belongs to a session, such as temporary tables,
-        ends with the cursor.
+        Relations of a cursor remain valid after others are used. Session objects, such as temporary tables,
+        end with the cursor.
 
         Args:
-            query: What is going to be run; None for something that uses all views and macros but those of single kernel
+            query: The query to be run; None for something that uses all views and macros but those of single kernel
                 sizes.
 
         Raises:
@@ -200,7 +200,7 @@ _connections: WeakSet[Connection] = WeakSet()
 def _forget_parent() -> None:
     """In a forked process: leave the parent's DuckDB alone, whose threads do not exist here.
 
-    Closing it would wait for these threads, so that the object must outlive even the interpreter.
+    Closing it would wait for these threads, so the object must outlive even the interpreter.
     """
     for connection in list(_connections):
         if connection._root is not None:

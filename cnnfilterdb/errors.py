@@ -11,17 +11,17 @@
     ├── SelectionError            a `by`, `where` or argument that cannot be answered (also ValueError)
     ├── QueryError                a SQL query that is wrong, or that fails while it runs (also ValueError)
     ├── UnknownModelError         no model of that name, with the nearest names (also KeyError)
-    ├── IngestError               a model that could not be taken in
+    ├── IngestError               a model that could not be imported
     │   ├── WeightFileError       a file that is not a readable weight file
     │   │   └── UnsafeFileError   a file that asks for code to be executed
     │   ├── NoConvolutionError    a readable file without a two-dimensional convolution
     │   ├── BadWeightsError       weights that are NaN, infinite or otherwise unusable
     │   ├── HashMismatchError     a download whose hash is not the expected one
-    │   └── DownloadError         a file that could not be brought
-    ├── RemoteError               a database that lies elsewhere could not be reached or read
-    ├── PublishError              a release could not be published
+    │   └── DownloadError         a file that could not be downloaded
+    ├── RemoteError               a remote database that could not be reached or read
+    ├── PublishError              a release that could not be published
     ├── CatalogError              a catalog file that breaks its schema
-    └── MissingExtraError         an optional dependency is absent (also ImportError)
+    └── MissingExtraError         an optional dependency that is not installed (also ImportError)
 
 Every message is one line that says what was expected, what was found and what to do.
 """
@@ -61,7 +61,7 @@ class CnnFilterDbError(Exception):
     """Root of every error that this package raises on purpose."""
 
     def __str__(self) -> str:
-        # KeyError quotes its argument; one line of plain text serves people better.
+        # KeyError quotes its argument; plain text is easier to read.
         return " ".join(str(arg) for arg in self.args)
 
 
@@ -70,7 +70,7 @@ class DatabaseError(CnnFilterDbError):
 
 
 class NotADatabaseError(DatabaseError, FileNotFoundError):
-    """There is no database at the given path."""
+    """No database exists at the given path."""
 
 
 class LockedError(DatabaseError):
@@ -98,7 +98,7 @@ class UnknownModelError(CnnFilterDbError, KeyError):
 
 
 class IngestError(CnnFilterDbError):
-    """A model could not be taken into the database."""
+    """A model could not be imported."""
 
 
 class WeightFileError(IngestError):
@@ -106,11 +106,11 @@ class WeightFileError(IngestError):
 
 
 class UnsafeFileError(WeightFileError):
-    """A file asks for code to be executed; it was not."""
+    """A file asks for code to be executed; the code was not run."""
 
 
 class NoConvolutionError(IngestError):
-    """A readable file holds no two-dimensional convolution."""
+    """A readable file contains no two-dimensional convolution."""
 
 
 class BadWeightsError(IngestError):
@@ -122,11 +122,11 @@ class HashMismatchError(IngestError):
 
 
 class DownloadError(IngestError):
-    """A file could not be brought."""
+    """A file could not be downloaded."""
 
 
 class RemoteError(CnnFilterDbError):
-    """A database that lies elsewhere could not be reached or read."""
+    """A remote database could not be reached or read."""
 
 
 class PublishError(CnnFilterDbError):
@@ -138,11 +138,11 @@ class CatalogError(CnnFilterDbError):
 
 
 class MissingExtraError(CnnFilterDbError, ImportError):
-    """An optional dependency is absent; the message gives the install line."""
+    """An optional dependency is not installed; the message contains the command that installs it."""
 
 
 def unknown_model(model_id: str, there: Sequence[str], where: Path | str) -> UnknownModelError:
-    """The error for a key that no model has, with the nearest of those that there are."""
+    """The error for a key that no model has, with the nearest existing keys."""
     near = get_close_matches(model_id, there, 3)
     return UnknownModelError(
         f"no model {model_id!r} in {where}; " + (f"near: {', '.join(near)}" if near else "no name is near it")

@@ -95,7 +95,7 @@ _SLUG = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_-]{{0,{_READABLE}}}-[0-9a-f]{{{_HASH
 _BASIS = re.compile(r"[1-9][0-9]{0,3}x[1-9][0-9]{0,3}-[A-Za-z0-9]{1,64}", re.ASCII)
 _NAME_BYTES = 255  # of one part of a path
 
-# Windows opens devices under these names, whatever the extension.
+# Windows opens devices under these names, with any extension.
 _DEVICES = frozenset({"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))})
 
 
@@ -266,20 +266,20 @@ def inside(root: Path, path: str) -> Path:
     """
     target = root.joinpath(*relative(path))
     if not target.resolve().is_relative_to(root.resolve()):
-        raise UnsafePathError(f"{target}: a link that leads out of {root}; replace it by the file itself")
+        raise UnsafePathError(f"{target}: a link that leads out of {root}; replace it with the file itself")
     return target
 
 
 def regular(root: Path, path: str) -> Path:
     """Like :func:`inside`, for a file that is going to be read: it must exist and be a regular file.
 
-    Devices, sockets and named pipes are refused: reading one could wait for ever.
+    Devices, sockets and named pipes are refused: reading one could block forever.
 
     Raises:
-        UnsafePathError: See :func:`inside`; or it is something else than a file.
-        FileNotFoundError: There is nothing.
+        UnsafePathError: See :func:`inside`; or it is not a regular file.
+        FileNotFoundError: It does not exist.
     """
     target = inside(root, path)
     if not stat.S_ISREG(target.stat().st_mode):
-        raise UnsafePathError(f"{target}: not a regular file; remove it, or replace it by a file")
+        raise UnsafePathError(f"{target}: not a regular file; remove it, or replace it with a file")
     return target

@@ -1,7 +1,7 @@
 """The tables of a database, as Arrow schemas, and the records that fill them.
 
 This module has no I/O. Every column is described where it is declared; the description travels in the Parquet files as
-field metadata, and the documentation is made from it.
+field metadata, and the documentation is generated from it.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ FORMAT_VERSION = 2
 MAX_KERNEL_WEIGHTS = 1024
 
 #: Kernel sizes with more weights (over 11 x 11) are stored but not indexed: too few exist for a distribution of so many
-#: coefficients, and a histogram row would hold tens of thousands of numbers.
+#: coefficients, and a histogram row would contain tens of thousands of numbers.
 MAX_INDEXED_WEIGHTS = 121
 
 
@@ -74,7 +74,7 @@ _KERNEL = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", re.ASCII)
 
 
 def kernel_name(height: int, width: int) -> str:
-    """Spell a kernel size as the database does.
+    """Format a kernel size as in the database.
 
     >>> kernel_name(1, 7)
     '1x7'
@@ -83,7 +83,7 @@ def kernel_name(height: int, width: int) -> str:
 
 
 def kernel_shape(kernel: str) -> tuple[int, int]:
-    """Read a kernel size as the database spells it.
+    """Parse a kernel size as written in the database.
 
     Raises:
         SelectionError: Not of the form ``3x3``.
@@ -308,7 +308,7 @@ def papers_layers(layers: pa.Table) -> pa.Table:
 def filter_schema(kernel: str) -> pa.Schema:
     """Schema of the filters of one kernel size: one row per kernel.
 
-    The kernel size and the source stand in the path of the file only.
+    The kernel size and the source are in the path of the file only.
 
     >>> filter_schema("1x2").names
     ['model_id', 'layer', 'out_channel', 'in_channel', 'w0', 'w1']

@@ -1,4 +1,4 @@
-"""Where work runs: in threads, a bounded number of tasks ahead of whoever takes the results."""
+"""Worker threads that run a bounded number of tasks ahead of the consumer of their results."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ U = TypeVar("U")
 def ahead(
     function: Callable[[T], U], items: Iterable[T], *, threads: int, window: int
 ) -> Generator[tuple[T, Future[U]], None, None]:
-    """Run a function over items in a few threads, at most ``window`` of them begun and not yet done with, in order.
+    """Run a function over items in a few threads, in order, with at most ``window`` items in flight.
 
     Args:
         function: Called with each item in a worker thread.
-        items: Taken one by one, as room comes free, so that there may be any number of them.
+        items: Consumed one by one as space becomes free, so the iterable may be of any length.
         threads: Number of threads.
-        window: Number of items in flight, results that were not yet taken included.
+        window: Number of items in flight, including results that have not been consumed yet.
 
     Yields:
-        Each item with its future, which holds the result or the error.
+        Each item with its future, which contains the result or the error.
 
     >>> [future.result() for _, future in ahead(abs, [-1, 2, -3], threads=2, window=2)]
     [1, 2, 3]

@@ -192,7 +192,7 @@ def moments_of(layers: pa.Table, kernel: str, *, variant: str = "all") -> Moment
         SelectionError: An unknown variant.
     """
     if variant not in VARIANTS:
-        raise SelectionError(f"variant: {variant!r} is none of {', '.join(VARIANTS)}")
+        raise SelectionError(f"variant: {variant!r} is not one of {', '.join(VARIANTS)}")
     height, width = kernel_shape(kernel)
     size = height * width
     counts = layers["filters"].to_numpy()

@@ -57,9 +57,9 @@ class Grouping:
         expression(self.by, "by")
         condition(self.where)
         if self.recipe not in RECIPES:
-            raise SelectionError(f"recipe: {self.recipe!r} is none of {', '.join(RECIPES)}")
+            raise SelectionError(f"recipe: {self.recipe!r} is not one of {', '.join(RECIPES)}")
         if self.balance not in BALANCES:
-            raise SelectionError(f"balance: {self.balance!r} is none of {', '.join(BALANCES)}")
+            raise SelectionError(f"balance: {self.balance!r} is not one of {', '.join(BALANCES)}")
 
 
 @dataclass(frozen=True, slots=True, repr=False)

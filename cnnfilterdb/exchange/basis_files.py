@@ -1,4 +1,4 @@
-"""Bases as files: JSON, which anything reads, or NumPy's .npz."""
+"""Bases as files: JSON, which any language reads, or NumPy's .npz."""
 
 from __future__ import annotations
 
@@ -93,13 +93,13 @@ def load_basis(path: str | Path) -> Basis:
     except (ValueError, LookupError, TypeError, zipfile.BadZipFile) as error:
         raise DatabaseError(f"{path}: not a basis that cnnfilterdb wrote ({error}); save it again") from error
     if not sound:
-        raise DatabaseError(f"{path}: damaged, its numbers are not those that were saved; save it again")
+        raise DatabaseError(f"{path}: damaged: its numbers are not those that were saved; save it again")
     return basis
 
 
 def _checked(path: Path) -> Path:
     if path.suffix not in _SUFFIXES:
-        raise DatabaseError(f"{path}: a basis is kept in a file that ends in {' or '.join(_SUFFIXES)}")
+        raise DatabaseError(f"{path}: expected a file name that ends in {' or '.join(_SUFFIXES)}")
     return path
 
 

@@ -121,8 +121,8 @@ class FolderOrigin(DatabaseOrigin):
 class ReleaseOrigin(DatabaseOrigin):
     """The models of a release.
 
-    Its small tables are read whole, compared with the hashes of the manifest and checked. Of the filters the row groups
-    of the selected models are read; the hashes of the layers show whether they are complete.
+    Its small tables are read completely, compared with the hashes of the manifest and checked. Of the filters, only row
+    groups of the selected models are read; the hashes of the layers show whether they are complete.
 
     Args:
         release: The release.

@@ -26,7 +26,7 @@ _RELEASED = (
 _WHOLE = ("model_id", "conv_depth", "op_set", "depth", "in_channels", "out_channels")
 _TEXT = frozenset(_RELEASED) - {*_WHOLE, "total_filters", "3x3_filter_share"}
 _INDEX = ("model_id", "conv_depth", "conv_depth_norm")
-#: Columns with the current values of the database, whatever the released data set stated.
+#: Columns with the current values of the database, not those that the released data set stated.
 _SHOWN = {
     "model": "name", "Task": "task", "Visual Category": "domain", "Training-Dataset": "training_dataset",
     "Pretraining-Dataset": "pretraining_dataset", "Paper": "paper", "source": "source", "architecture": "architecture",

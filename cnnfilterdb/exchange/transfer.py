@@ -1,4 +1,4 @@
-"""Copies models from one database to another: the common part of pulling a release and merging two folders.
+"""Copies models from one database to another, for pulling a release and merging two folders.
 
 Each model is committed atomically, as an ingest does, and the weight of each layer is compared with its hash. An
 interrupted run is resumed by repeating it. Histograms are computed from the copied filters, never copied.
@@ -28,7 +28,7 @@ from cnnfilterdb.workers import ahead
 
 __all__ = ["merge", "transfer"]
 
-# Each spends much of its time waiting for the network or the disk, and keeps one layer in memory.
+# Each thread mostly waits for the network or the disk, and keeps one layer in memory.
 _WRITERS = 3
 
 
@@ -91,7 +91,7 @@ def transfer(
                 report.done[model_id] = filters.result()
             except CnnFilterDbError as error:
                 report.failed[model_id] = error
-            except Exception as error:  # one model fails, whatever the reason; the others are still copied
+            except Exception as error:  # one model fails, for any reason; the others are still copied
                 reason = f"{type(error).__name__}: {printable(error)[:200]}"
                 report.failed[model_id] = DatabaseError(f"{origin.location}: {model_id} cannot be copied ({reason})")
             done += 1
@@ -142,7 +142,7 @@ def _take_bases(index: Index, origin: DatabaseOrigin) -> None:
 
 
 def _copy_model(writer: Writer, origin: DatabaseOrigin, model_id: str, index: Index) -> int:
-    """Write one model. Its histograms are computed here: those of the origin are claims that nothing proves."""
+    """Write one model. Its histograms are computed here: those of the origin cannot be trusted."""
     projection = Projection(index)
     projection.begin(model_id)
     layers = origin.layers(model_id).to_pylist()
@@ -174,7 +174,7 @@ def _check_moments(layer: dict[str, Any], filters: npt.NDArray[np.float32], what
     for column, value in (("scaled_mean", moments.mean), ("scaled_scatter", moments.packed())):
         stated = layer[column]
         if stated is not None and not np.allclose(stated, value, rtol=1e-6, atol=1e-6 * len(filters)):
-            raise CorruptError(f"{what}: {column} is not that of its filters; have it published again")
+            raise CorruptError(f"{what}: {column} is not that of its filters; ask its publisher to rebuild it")
 
 
 def _weight(rows: RowCursor, layer: dict[str, Any], what: str) -> npt.NDArray[np.float32]:
@@ -182,7 +182,7 @@ def _weight(rows: RowCursor, layer: dict[str, Any], what: str) -> npt.NDArray[np
     try:
         models, keys, weights = rows.take(layer["filters"])
     except CorruptError as error:
-        raise CorruptError(f"{what}: {error}; have it published again, or leave the model out") from error
+        raise CorruptError(f"{what}: {error}; ask its publisher to rebuild it, or leave the model out") from error
     digest = hashlib.sha256(weights.data).hexdigest()
     if models != {layer["model_id"]} or (keys[0] != layer["layer"]).any() or digest != layer["tensor_sha256"]:
         raise CorruptError(f"{what}: SHA-256 of its weight is {digest}, expected {layer['tensor_sha256']}; try again")

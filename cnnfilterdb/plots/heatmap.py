@@ -51,7 +51,7 @@ METRIC_LABELS = {
 #: With more groups than this the cells show no numbers unless requested.
 _ANNOTATED = 40
 
-#: A group is outlying when its median shift is more than so many times that of most groups.
+#: A group is an outlier if its median shift is more than this many times that of most groups.
 _OUTLYING = 4.0
 
 
@@ -84,7 +84,7 @@ def ordered_groups(matrix: pd.DataFrame, order: Literal["mean", "cluster"] | Non
         if len(values) < 3:
             return list(range(len(values)))
         distances = 0.5 * (values + values.T)
-        # An unknown shift counts as the largest, so it draws no two groups together.
+        # An unknown shift counts as the largest, so that it does not place two groups side by side.
         known = distances[np.isfinite(distances)]
         distances = np.where(np.isfinite(distances), distances, known.max() if known.size else 0.0)
         np.fill_diagonal(distances, 0.0)
@@ -181,7 +181,7 @@ def _page(
 
 
 def _brightest(values: npt.NDArray[np.float64]) -> float:
-    """The largest shift, of outlying groups left aside: those whose median shift is over four times the usual one."""
+    """The largest shift without outlying groups: those whose median shift is over four times the usual one."""
     others = np.where(np.eye(len(values), dtype=bool), np.nan, values)
     known = np.isfinite(others).any(axis=1) | np.isfinite(others).any(axis=0)
     if known.sum() < 4:
@@ -207,7 +207,7 @@ def _draw_cells(ax: Axes, values: npt.NDArray[np.float64], norm: Normalize) -> A
 
 
 def _draw_numbers(ax: Axes, values: npt.NDArray[np.float64], norm: Normalize, cell: float) -> None:
-    """Print the values in their cells of so many inches, all in the largest size that fits."""
+    """Print the values in cells of the given size in inches, all in the largest font that fits."""
     texts = [[_number(value, short=cell <= 0.34) for value in row] for row in values]
     colours = matplotlib.colormaps[SEQUENTIAL]
     room = 0.78 * cell / max(max(text_width(text, 1.0) for row in texts for text in row), 1e-9)
@@ -238,7 +238,7 @@ def _square(matrix: pd.DataFrame) -> npt.NDArray[np.float64]:
 
 
 def _notes(counts: pd.DataFrame | None, keys: Sequence[object]) -> tuple[str, list[str]]:
-    """What stands in grey behind the names: a heading such as "models · filters", and "4 · 1.2 M" by group."""
+    """The grey notes after the names: a heading such as "models · filters", and "4 · 1.2 M" for each group."""
     if counts is None:
         return "", []
     columns = [column for column in ("models", "filters") if column in counts.columns]

@@ -39,7 +39,7 @@ from cnnfilterdb.schema import kernel_shape
 
 __all__ = ["BasisLike", "eigenfilters", "filter_grid"]
 
-#: Space between two kernels of a grid, in kernel widths.
+#: Gap between two kernels of a grid, in kernel widths.
 _SPACE = 0.14
 
 #: Size of the channel labels of a grid, in points.
@@ -254,7 +254,7 @@ def eigenfilters(
 
     names = distinct_labels(bases)
     ratio = kernel_h / kernel_w
-    # Lengths in kernel widths: the room between two columns, and between two rows, where the share is written.
+    # Lengths in kernel widths: the gap between two columns, and between two rows, where the share is printed.
     unit = float(np.clip(6.0 / len(bases), 0.26, 0.46))
     across, down = 0.16, 0.20 / unit
     wide = shown * (1 + across) - across

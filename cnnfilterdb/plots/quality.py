@@ -110,7 +110,7 @@ def _page(
     """A new figure with a legend line and one panel per measure."""
     pitch = float(np.clip(4.6 / groups, 0.17, 0.30))
     left = 0.06 + row_label_width(names, notes, size, "layers")
-    # The gap holds half a tick label of either side.
+    # The gap has room for half a tick label on either side.
     upper, bottom, gap = 0.32 + (0.26 if title else 0.0), 0.48, 0.26
     panel = max((TEXT_WIDTH - left - 0.1) / 3 - gap, 1.1)
     figure = Figure(left + 3 * (panel + gap), upper + pitch * groups + bottom)
@@ -162,7 +162,7 @@ def _measures(frame: pd.DataFrame, by: str) -> pd.DataFrame:
 
 
 def _limits(values: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> tuple[float, float]:
-    """Range of a panel: all values with a margin, at least a tenth wide, and from 0 where they come near it."""
+    """Range of a panel: all values with a margin, at least a tenth wide, and from 0 if they come close to it."""
     values = values[np.isfinite(values)]
     if not values.size:
         return 0.0, 1.0

@@ -27,10 +27,10 @@ from cnnfilterdb.schema import kernel_shape
 
 __all__ = ["Coefficients", "Method", "ReportData", "report"]
 
-#: Pairs of groups that the tables of closest and most distant ones show.
+#: Number of pairs in the tables of the closest and the most distant groups.
 _PAIRS = 8
 
-#: Groups that a picture of the report shows; the tables show all.
+#: Largest number of groups in a figure of the report; the tables show all.
 _PICTURED = 40
 
 #: Pixels of the page per inch of a figure, so that the smallest text of a figure is about 10 pixels high.
@@ -122,15 +122,15 @@ class Coefficients:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportData:
-    """What a report shows. What is None or empty is left out of it.
+    """What a report shows. Parts that are None or empty are left out.
 
     Attributes:
         title: Heading of the page.
         models: One row per model, columns as in the models table: ``name`` or ``model_id``, and any of architecture,
             domain, task, training_dataset, conv_layers, filters, sparsity, license, untrained.
-        by: Column of ``models``, or the expression, that the groups were made by.
+        by: Column of ``models``, or expression, by which the models are grouped.
         description: A paragraph that says what this database is.
-        kernel: Kernel size that shifts, coefficients and bases are about.
+        kernel: Kernel size of the shifts, coefficients and bases.
         groups: One row per group, the group as index: any of the columns models, layers and filters (of all kernel
             sizes), used_models, used_layers and used_filters (those compared), licenses; by default counted from
             ``models`` where these have a column ``by``.
@@ -139,10 +139,10 @@ class ReportData:
         coefficients: Histograms of the coefficients by group.
         bases: A basis by group.
         layers: One row per layer with the column ``by`` and the measures that :func:`~cnnfilterdb.plots.quality` needs.
-        coverage: What was selected, what of it was compared and why the rest was not: the attributes of
+        coverage: What was selected, what was compared, and why the rest was not: the attributes of
             :class:`~cnnfilterdb.analysis.coverage.Coverage`.
         method: How the numbers were computed.
-        created_at: When; without it the page has no date.
+        created_at: Time of creation; without it the page has no date.
     """
 
     title: str
@@ -174,7 +174,7 @@ def report(data: ReportData) -> str:
         The page.
 
     Raises:
-        SelectionError: There are no models, or data that a picture cannot be made of.
+        SelectionError: There are no models, or the data cannot be drawn.
     """
     if data.models.empty:
         raise SelectionError("models: expected at least one model to report on, found none; ingest or add one first")
@@ -265,7 +265,7 @@ def _picture(figure: MatplotlibFigure, alternative: str, caption: str) -> str:
     """A figure as an embedded picture, at its natural size where there is room and scrolling where there is not."""
     width, height = (round(_PIXELS * float(inches)) for inches in figure.get_size_inches())
     data = base64.b64encode(to_png(figure)).decode("ascii")
-    # A picture that is much wider than the page would be shrunk beyond reading.
+    # A picture much wider than the page would become illegible if it were scaled to fit.
     fits = ' class="fits"' if width <= 1250 else ""
     return (
         f'<figure><div class="scroll" tabindex="0"><img{fits} width="{width}" height="{height}" '
@@ -440,7 +440,7 @@ def _bases(data: ReportData) -> str:
     return _picture(
         eigenfilters(drawn),
         f"Components of the bases of {len(drawn)} groups as small images, one row per group.",
-        "Components of a basis fitted on each group alone, by falling share of the variance, which stands below each. "
+        "Components of a basis fitted on each group alone, in decreasing order of explained variance, shown below. "
         "The sign of a component has no meaning."
         + (f" The first {_PICTURED} groups are drawn, {left_out:,} are not." if left_out else ""),
     )
@@ -567,7 +567,7 @@ def _cite(models: pd.DataFrame) -> str:
     licences = (
         "The weights belong to their authors; the table of models states the licence of each. "
         + (
-            f"For {_plural(unknown, 'model')} no licence is recorded: ask the authors before passing the weights on. "
+            f"For {_plural(unknown, 'model')} no licence is recorded: ask the authors before sharing the weights. "
             if unknown
             else ""
         )

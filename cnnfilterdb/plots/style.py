@@ -57,13 +57,13 @@ __all__ = [
     "to_png",
 ]
 
-#: Colours of text, of what stands back, and of hairlines.
+#: Colours of text, of secondary text, and of hairlines.
 INK = "#1b1f24"
 MUTED = "#6a7079"
 RULE = "#d5d8dd"
 
 #: Colour maps. The first runs evenly from dark to bright, the second is symmetric about white, and the third is cut
-#: before it gets too pale for a curve on white. All three keep their order for the common kinds of colour blindness.
+#: before it gets too pale for a curve on white. All three remain ordered for the common kinds of colour blindness.
 SEQUENTIAL = "inferno"
 DIVERGING = "RdBu_r"
 CURVES = "viridis"
@@ -132,12 +132,12 @@ def to_png(figure: MatplotlibFigure, *, dpi: float = 192.0) -> bytes:
 
 
 def is_unknown(value: object) -> bool:
-    """Whether a value of a frame stands for something that is not known: None, NaN, NaT or NA."""
+    """Whether a value of a frame is missing: None, NaN, NaT or NA."""
     return value is None or value is pd.NaT or value is pd.NA or (isinstance(value, float) and math.isnan(value))
 
 
 def label_text(value: object) -> str:
-    r"""Spell the name of a group: one line of printable text, whatever the group is named by.
+    r"""Format the name of a group, which may be any value, as one line of printable text.
 
     >>> [label_text(value) for value in ("faces", None, 0.5, 3.0, ("thermal", "Detection"), "two\nlines")]
     ['faces', 'unknown', '0.5', '3', 'thermal · Detection', 'two lines']
@@ -174,10 +174,10 @@ def shorten(text: str, width: int = LABEL_WIDTH, *, head: int | None = None) -> 
 
 
 def distinct_labels(values: Iterable[object], width: int = LABEL_WIDTH) -> list[str]:
-    """Spell the names of groups so that each fits and no two long ones look alike.
+    """Format the names of groups so that each fits and no two long ones look alike.
 
-    The cut of :func:`shorten` is moved away from the middle where that tells names apart; what is alike even then is
-    numbered.
+    The cut of :func:`shorten` is moved away from the middle where that makes names distinct; names that are still equal
+    are numbered.
 
     Args:
         values: Names of groups.
@@ -208,7 +208,7 @@ def distinct_labels(values: Iterable[object], width: int = LABEL_WIDTH) -> list[
 
 
 def compact(count: float) -> str:
-    """Spell a count in three significant digits.
+    """Format a count with three significant digits.
 
     >>> [compact(count) for count in (0, 999, 12_900, 999_999, 1_464_797_156)]
     ['0', '999', '12.9 k', '1 M', '1.46 B']
@@ -223,7 +223,7 @@ def text_width(text: str, size: float) -> float:
     """Width of a line of text in inches, in the font that figures use by default.
 
     Args:
-        text: One line; dollar signs mean themselves.
+        text: One line; dollar signs are literal.
         size: Font size in points.
     """
     width, _, _ = text_to_path.get_text_width_height_descent(text, FontProperties(size=size), ismath=False)
@@ -258,7 +258,7 @@ def ramp(count: int) -> list[tuple[float, float, float, float]]:
 def place_title(figure: MatplotlibFigure, title: str | None, subtitle: str | None = None) -> None:
     """Write a title at the top left of a figure, and a smaller line under it.
 
-    What is too long for the figure is shortened: the title in its middle, the subtitle after its first words, because
+    Text too long for the figure is shortened: the title in its middle, the subtitle after its first words, because
     the last part of the name of a layer says most.
 
     Args:
@@ -298,7 +298,7 @@ def colour_bar(
         image: The image.
         label: What the values are.
         ticks: Values to label; without it, about four.
-        extend: Which ends of the scale stand for values beyond it, too.
+        extend: Which ends of the scale also include values beyond it.
     """
     figure = bar.get_figure(root=True)
     assert figure is not None
@@ -319,9 +319,9 @@ def root_figure(axes: Axes) -> MatplotlibFigure:
 
 
 def bare(axes: Axes, *, keep: Sequence[str] = ()) -> None:
-    """Take away the frame and the tick marks of a panel, apart from the named sides.
+    """Remove the frame and the tick marks of a panel, except on the named sides.
 
-    Colours are set in full, so that a dark style sheet of the user's does not leave white text on white.
+    All colours are set explicitly, so that a user's dark style sheet does not produce white text on white.
     """
     axes.set_facecolor("none")
     for side, spine in axes.spines.items():
@@ -341,9 +341,9 @@ def row_labels(
         axes: The panel.
         rows: Vertical position of each row, in data units.
         labels: Names, which become the tick labels.
-        notes: Notes of equal number, or none at all.
+        notes: One note per row, or none at all.
         size: Font size of the names in points.
-        heading: What the notes are, written over them.
+        heading: Heading above the notes.
     """
     notes_width = _notes_width(notes, size, heading)
     small = size - 1.0

@@ -42,8 +42,8 @@ def variance(
 
     Args:
         maps: For each group, by kernel size, the variances (k,) and the number of kernels.
-        vmax: Variance of the brightest colour, of all images; without it the largest of all.
-        title: Line over the figure.
+        vmax: Variance shown in the brightest colour, for all images; by default the largest of all.
+        title: Title of the figure.
 
     Returns:
         The figure.
@@ -62,7 +62,7 @@ def variance(
     for (label, size), values in images.items():
         if values.size != np.prod(kernel_shape(size)):
             raise SelectionError(f"maps: {label} has {values.size} variances for {size} kernels")
-    # Roots of variances, so that both what is near 1 and the peaks of large kernels can be seen.
+    # Square roots, so that both values near 1 and the peaks of large kernels are visible.
     norm = PowerNorm(0.5, 0, vmax or max(float(values.max()) for values in images.values()) or 1.0)
 
     names = distinct_labels(maps)

@@ -1,1 +1,1 @@
-"""Publishing a database: what may be published, a release in a folder, its card, the way to the Hugging Face Hub."""
+"""Publishing a database: what may be published, a release in a folder, its card, and its upload to the Hub."""

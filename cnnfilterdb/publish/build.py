@@ -67,7 +67,7 @@ def build(
 
     Args:
         index: The index of the database, up to date; it names the folder as well.
-        folder: Folder to write to: empty, absent, or with what an interrupted build left in it.
+        folder: Folder to write to: empty, absent, or left behind by an interrupted build.
         repo: Data set that the release is for, ``owner/name``.
         version: Its version, ``X.Y.Z``.
         query: Answers SQL over the views of the database.
@@ -128,7 +128,7 @@ def build(
             [row for fitted in bases for row in basis_table(fitted).to_pylist()],
             figure=_save_figure(draw, folder, chosen),
         ),
-        # Last: a folder with this file holds a whole release.
+        # Last: a folder with this file contains a complete release.
         paths.MARKER: manifest.to_json(),
     }
     with writing(folder):
@@ -179,7 +179,7 @@ def _histograms(store: Store, bases: Sequence[FittedBasis], model_ids: Sequence[
 
 
 def _save_figure(draw: Draw, folder: Path, model_ids: Sequence[str]) -> str | None:
-    """Save the shifts between domains as a picture; None if there are no two domains to compare."""
+    """Save the shifts between domains as a picture; None if there are fewer than two domains."""
     ids = ", ".join(sql.literal(model_id) for model_id in model_ids)
     try:
         figure = draw(f"model_id IN ({ids})")

@@ -26,7 +26,7 @@ __all__ = ["citation", "features", "models_page", "readme", "size_category"]
 
 _TAGS = ["cnn", "convolution", "kernels", "filters", "model-weights", "distribution-shift", "cnnfilterdb"]
 
-#: Rows of a generated table; the remaining ones are summed up in the last.
+#: Rows of a generated table; the last one summarises the rest.
 _MOST_ROWS = 40
 #: For tables with more columns the card does not list the types: 32x32 kernels have 1,024 columns of weights.
 _MOST_FEATURES = 150
@@ -419,7 +419,7 @@ def _notes(models: pd.DataFrame) -> str:
     if alike := those("share-alike"):
         notes.append(
             f"**Share-alike.** {alike}. Rows of such a model, and works derived from them, may only be shared under "
-            "the same licence. Bases that were fitted on them are offered under these licences as far as they apply."
+            "the same licence. Bases fitted on them are offered under these licences where they apply."
         )
     if commercial := those("noncommercial"):
         notes.append(

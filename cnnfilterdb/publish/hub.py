@@ -98,13 +98,13 @@ def upload(
         manifest: Its manifest.
         repo: The data set repository, ``owner/name``; it is created if it does not exist.
         token: Token with write access; by default ``HF_TOKEN``, or that of ``hf auth login``.
-        endpoint: Address of the Hub; by default what ``HF_ENDPOINT`` says, else the public one.
+        endpoint: Address of the Hub; by default the value of ``HF_ENDPOINT``, else the public one.
         private: Create the repository as a private one. An existing one must be private then.
         progress: Called with "upload", the number of files that have arrived and of all.
 
     Raises:
         PublishError: The folder does not match the manifest, the token or the repository is refused, the version is
-            already published, the connection broke, or somebody else published meanwhile.
+            already published, the connection broke, or another client published meanwhile.
     """
     repository = DatasetRepository(repo, token, endpoint)
     repository.need_token()
@@ -127,7 +127,7 @@ class _Upload:
         repository: The repository, which has a main branch.
         manifest: Manifest of the release.
         files: Its files.
-        branches: Commits by branch, as they are before.
+        branches: Commits by branch before the upload.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class _Upload:
         self._manifest = manifest
         self._files = files
         self._head = branches[_MAIN]
-        # Everything arrives on a branch of its own, that of an interrupted run if there is one.
+        # Everything is sent to a separate branch, that of an interrupted run if one exists.
         self._branch = f"release-{manifest.tag}"
         self._base = branches.get(self._branch)
 
@@ -196,7 +196,7 @@ class _Upload:
         staged: str,
         arrived: Mapping[str, StoredFile],
     ) -> str:
-        """Let main refer to the files of the branch, by one commit, which is returned."""
+        """Make main refer to the files of the branch, in one commit, which is returned."""
         repository, files = self._repository, self._files
         small = {file.path: file.source for file in changed if not arrived[file.path].large}
         operations = repository.send(small, _MAIN) if small else []
@@ -280,7 +280,7 @@ class _LocalFile:
         return stored.digest == (self.sha256 if stored.large else self._git_oid())
 
     def _git_oid(self) -> str:
-        """The git object id of its content; asked of small files only."""
+        """The git object id of its content; requested for small files only."""
         data = self.source.read_bytes()
         if hashlib.sha256(data).hexdigest() != self.sha256:
             raise PublishError(f"{self.source}: its SHA-256 is no longer {self.sha256}; build the release again")

@@ -18,7 +18,7 @@ from cnnfilterdb.catalog.entries import CONDITIONS, FORBIDDING, License
 
 __all__ = ["UNKNOWN", "Verdict", "card_licenses", "decide", "known", "terms"]
 
-#: Stands for models whose licence is not stated.
+#: Represents models whose licence is not stated.
 UNKNOWN = "LicenseRef-Unknown"
 
 _TOKEN = re.compile(r"[()]|[^\s()]+")
@@ -55,7 +55,7 @@ def decide(license: str | None, include: Collection[str] = ()) -> Verdict:
     Args:
         license: SPDX expression, or any other statement; None if there is none.
         include: Licences to accept regardless of their terms: identifiers, or the complete statement, in upper or lower
-            case. ``unknown`` stands for models whose licence is not stated.
+            case. ``unknown`` means models whose licence is not stated.
 
     >>> decide("MIT")
     Verdict(allowed=True, reason='MIT permits it', conditions=('attribution',), licenses=('MIT',), named=False)
@@ -119,7 +119,7 @@ def card_licenses(licenses: Iterable[str | None], page: str = "MODELS.md") -> di
 def known(name: str) -> License | None:
     """What the catalog knows of a licence, by its identifier, that of the Hub, or its name in full.
 
-    ``GPL-2.0+`` stands for ``GPL-2.0``: nothing is permitted that is not permitted by it.
+    ``GPL-2.0+`` is treated as ``GPL-2.0``: it permits nothing that ``GPL-2.0`` does not.
 
     >>> known("apache-2.0").title
     'Apache License 2.0'

@@ -1,4 +1,4 @@
-"""Publishes a database folder: verify it, bring its index up to date, build the release, upload it."""
+"""Publishes a database folder: verifies it, updates its index, builds the release and uploads it."""
 
 from __future__ import annotations
 

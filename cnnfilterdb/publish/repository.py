@@ -111,7 +111,7 @@ class DatasetRepository:
             )
         self.url = f"{self.endpoint}/datasets/{name}"
         self._token = (token or get_token() or "").strip()
-        # The client would complain about any other character by quoting the token
+        # For any other character, the client's error message would quote the token
         if self._token and not re.fullmatch(r"[!-~]+", self._token):
             raise PublishError(
                 "the token contains characters that no token has; copy it again, without spaces or quotes"
@@ -171,7 +171,7 @@ class DatasetRepository:
         }
 
     def check_card(self, path: Path) -> None:
-        """Let the server check the metadata of a card before anything is sent, as it does with every commit."""
+        """Have the server check the metadata of a card before anything is sent, as it does with every commit."""
         from huggingface_hub import get_session
         from huggingface_hub.utils import hf_raise_for_status
 
@@ -239,7 +239,7 @@ class DatasetRepository:
             The new commit, 40 hexadecimal digits.
 
         Raises:
-            PublishError: It is refused, or somebody else changed the branch.
+            PublishError: It is refused, or another client changed the branch.
         """
         if not operations:
             return parent
@@ -259,8 +259,8 @@ class DatasetRepository:
                 if head and done(self.tree(head)):
                     return head
                 raise PublishError(
-                    f"{self.name}: somebody else changed {branch} meanwhile, and nothing of this release is visible; "
-                    "run it again, and it goes on top of that"
+                    f"{self.name}: another client changed {branch} meanwhile, and nothing of this release is visible; "
+                    "run it again to publish on top of that change"
                 )
             if attempt == _PATIENCE:
                 raise answer
@@ -277,12 +277,12 @@ class DatasetRepository:
             if refused.status != _CONFLICT:
                 raise
             conflict = True
-        # Of two requests the first may have got through
+        # The first of two requests may have succeeded
         if conflict and self.refs()[1].get(tag) != commit:
-            raise PublishError(f"{self.name}: somebody else tagged {tag} meanwhile; run it again with another version")
+            raise PublishError(f"{self.name}: another client tagged {tag} meanwhile; run it again with another version")
 
     def forget_branch(self, branch: str) -> None:
-        """Delete a branch. A branch that stays does no harm, so this never fails."""
+        """Delete a branch. A leftover branch does no harm, so this never fails."""
         try:
             self._ask(lambda: self._api.delete_branch(self.name, branch=branch, repo_type=_DATASET))
         except Refused as refused:
@@ -351,7 +351,7 @@ class DatasetRepository:
         elif status == 401 and headers.get("X-Error-Code") != "RepoNotFound":
             text = (
                 f"the token is refused{said}; it is expired, revoked or wrong: "
-                f"make another at {self.endpoint}/settings/tokens"
+                f"create another at {self.endpoint}/settings/tokens"
             )
         elif isinstance(error, errors.RepositoryNotFoundError):
             text, missing = f"no such data set at {self.endpoint}, or a private one; check name and token", True
@@ -367,7 +367,7 @@ class DatasetRepository:
         return Refused(f"{self.name}: {text}", status, passing=status in _PASSING, wait=wait, missing=missing)
 
     def _clean(self, text: str) -> str:
-        """A foreign text on one line, short, and without the token."""
+        """Text from elsewhere as one short line, without the token."""
         text = text.replace(self._token, "***") if self._token else text
         return printable(text)[:300]
 

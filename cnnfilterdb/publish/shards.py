@@ -71,7 +71,7 @@ def plan(models: Sequence[tuple[str, int]], least: int, most: int) -> list[int]:
             end = len(models) - 1
         else:
             allowed = [i for i, size in enumerate(sizes) if least <= size <= most]
-            # If there is none, the model that exceeds the limit gets a file of its own, or ends this one.
+            # If there is none, the model that exceeds the limit gets its own file, or ends this one.
             over = next(i for i, size in enumerate(sizes) if size > most)
             end = start + (min(allowed, key=lambda i: _rank(models[start + i][0])) if allowed else max(over - 1, 0))
         ends.append(end)

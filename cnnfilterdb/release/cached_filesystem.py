@@ -1,7 +1,7 @@
 """A read-through cache for remote files, in blocks that all readers share.
 
 DuckDB opens the files of a view again for each query, and reads a few bytes at their ends and then some columns. fsspec
-would read five megabytes ahead each time; over a network that is most of the waiting.
+would read five megabytes ahead each time, which over a network takes most of the time.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class CachedFileSystem(fsspec.AbstractFileSystem):  # type: ignore[misc]
 
     def open(self, path: str, mode: str = "rb", **options: Any) -> RangeFile:
         """Open a file for reading."""
-        # DuckDB spells paths with their protocol, which is the same file.
+        # DuckDB writes paths with their protocol, which name the same file.
         path = str(self._filesystem._strip_protocol(path))
         return RangeFile(partial(self.fetch, path), self.size(path))
 
@@ -67,7 +67,7 @@ class CachedFileSystem(fsspec.AbstractFileSystem):  # type: ignore[misc]
         return known
 
     def glob(self, path: str, **options: Any) -> list[str]:
-        """Paths that match a pattern; a path without wildcards matches itself, whether or not there is a file."""
+        """Paths that match a pattern; a path without wildcards matches itself, whether or not the file exists."""
         if not has_magic(path):
             return [path]
         with reaching(path):

@@ -1,8 +1,8 @@
-"""Parquet files of strangers: what their footers must say, and how to read them without running out of memory.
+"""Untrusted Parquet files: what their footers must say, and how to read them without running out of memory.
 
 A Parquet file of some kilobytes can claim billions of rows, or a dictionary of one long text that each of them repeats.
-So a file is read only if it has the columns of its table, as many rows as the manifest says, and a content that its
-size can account for.
+So a file is read only if it has the columns of its table, as many rows as the manifest states, and no more content than
+its size can account for.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from cnnfilterdb.schema import release_schema
 __all__ = ["check_footer", "open_shard", "open_table", "unpacked_limit"]
 
 # Bytes of memory per byte of a file, and the bytes that any file may take. Filters and histograms may be many alike,
-# such as those of dead layers, and are never in memory all at once.
+# such as those of dead layers, and are never all in memory at the same time.
 _GROWTH = 200
 _GROWTH_OF_MANY = 1000
 _GROUND = 64 << 20
@@ -45,7 +45,7 @@ def check_footer(shard: pq.ParquetFile, file: ReleaseFile, where: str) -> None:
         where: Its address, for messages.
 
     Raises:
-        CorruptError: It is something else.
+        CorruptError: It is not the shard that the manifest describes.
     """
     expected = release_schema(file.table)
     metadata, found = shard.metadata, shard.schema_arrow
@@ -151,7 +151,7 @@ def _children(array: pa.Array) -> Iterator[pa.Array]:
         yield from array.flatten()
 
 
-_REMEDY = "do not use this release, or have it published again"
+_REMEDY = "do not use this release, or ask its publisher to rebuild it"
 
 
 def _first_line(error: Exception) -> str:
@@ -164,8 +164,8 @@ def _difference(found: pa.Schema, expected: pa.Schema) -> str:
             return f"{name} is missing"
     for name in found.names:
         if name not in expected.names or found.names.count(name) > 1:
-            return "there are others"
+            return "there are additional columns"
     for field in expected:
         if not found.field(field.name).equals(field):
             return f"{field.name} is {str(found.field(field.name).type)[:60]}, not {field.type}"
-    return "they are in another order"
+    return "they are in a different order"

@@ -1,6 +1,6 @@
 """The manifest of a release: its files with their hashes, and the models that were left out. No I/O.
 
-A hash shows that a file is the one that the manifest describes, and nothing about who wrote the manifest: it proves
+A hash shows that a file is the one that the manifest describes, but not who wrote the manifest: it proves
 integrity, not origin.
 
 A release is a database in the form in which it is published: a few large files per table, sorted by model, instead of a
@@ -12,7 +12,7 @@ few small ones per model::
     init.sql                          the views and macros, for any DuckDB client
     README.md, MODELS.md, CITATION.cff
 
-The manifest is the file that marks a database folder as well, so one look tells which of them a folder is.
+A database folder has a marker file of the same name, so this one file shows which of the two a folder is.
 """
 
 from __future__ import annotations
@@ -78,11 +78,11 @@ class ReleaseFile:
 
     Attributes:
         path: Relative to the release, with ``/``.
-        table: The table whose rows it holds: models, layers, filters_3x3, ..., histograms, bases.
+        table: The table whose rows it contains: models, layers, filters_3x3, ..., histograms, bases.
         rows: Number of rows.
         bytes: Its size.
         sha256: SHA-256 of its content, hexadecimal digits.
-        first_model: Key of the first model in it; None in a file that is not of models, or without rows.
+        first_model: Key of the first model in it; None in a file that is not sorted by model, or without rows.
         last_model: Key of the last one; the models in between are sorted.
     """
 
@@ -154,7 +154,7 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str, where: str) -> Manifest:
-        """Read the text of ``cnnfilterdb.json``, which may be anything.
+        """Read the text of ``cnnfilterdb.json``, which is untrusted.
 
         Args:
             text: The text.
@@ -193,7 +193,7 @@ class Manifest:
         return manifest
 
     def require_tables(self, where: str) -> None:
-        """Make sure that it has every table that a database consists of.
+        """Check that it has every table of a database.
 
         Raises:
             DatabaseError: One is missing.
@@ -203,12 +203,12 @@ class Manifest:
 
 
 class _Fault(Exception):
-    """What a manifest has otherwise than it should be."""
+    """What is wrong in a manifest."""
 
     def at(self, where: str) -> DatabaseError:
         if self.args[1:]:  # another format: the remedy is known
             return DatabaseError(f"{where}: {self.args[0]}; {self.args[1]}")
-        return DatabaseError(f"{where}: not the manifest of a release: {self.args[0]}; have it published again")
+        return DatabaseError(f"{where}: not the manifest of a release: {self.args[0]}; ask its publisher to rebuild it")
 
 
 def shown(value: object) -> str:
@@ -278,7 +278,7 @@ def _text(known: Mapping[str, Any], name: str) -> str:
 
 
 def _encodable(text: str) -> bool:
-    """Whether a text has no half of a surrogate pair, which JSON can spell and nothing can store."""
+    """Whether a text has no half of a surrogate pair, which JSON can express but nothing can store."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
@@ -290,7 +290,7 @@ def _count(known: Mapping[str, Any], name: str) -> int:
 
 
 def version_of(tag: str) -> tuple[int, int, int] | None:
-    """The version that a tag stands for; None if it is not the tag of a release.
+    """The version that a tag names; None if it is not the tag of a release.
 
     >>> version_of("v1.10.0"), version_of("main")
     ((1, 10, 0), None)

@@ -57,7 +57,7 @@ _SMALL = 1 << 30  # bytes of a file of the small tables, which is read whole
 
 
 def is_release(path: str | Path) -> bool:
-    """Whether a path stands for a release: an address, or a folder with the manifest of one.
+    """Whether a path is that of a release: an address, or a folder with the manifest of one.
 
     >>> is_release("hf://datasets/owner/name"), is_release("mydb")
     (True, False)
@@ -106,7 +106,7 @@ class ReleaseShard:
             # An open file: a path with a colon would be taken for an address.
             content: Any = pa.memory_map(self.path)
         else:
-            # Ranges are requested as they are needed: pyarrow joins those of a row group.
+            # Ranges are requested on demand: pyarrow joins those of a row group.
             content = RangeFile(partial(read_range, self.filesystem, self.path), self.file.bytes)
             options["pre_buffer"] = True
         shard = open_shard(content, self.file, str(self), **options)
@@ -122,7 +122,7 @@ def model_of(metadata: pq.FileMetaData, group: int, where: str) -> str:
     """The model of a row group of filters, by its statistics: in a release each row group is of one model."""
     model_id: str | None = constant(metadata, group, "model_id")
     if model_id is None:
-        raise CorruptError(f"{where}: row group {group} is not of one model; have the release published again")
+        raise CorruptError(f"{where}: row group {group} is not of one model; ask its publisher to rebuild it")
     return model_id
 
 
@@ -165,7 +165,7 @@ class Release:
 
         Raises:
             RemoteError: It cannot be reached.
-            NotADatabaseError: There is no release at this address.
+            NotADatabaseError: No release exists at this address.
             DatabaseError: The manifest is not that of a release, or a file of it is not a regular file of its folder.
             MissingExtraError: The file system needs a package that is not installed.
         """
@@ -187,7 +187,7 @@ class Release:
         try:
             _require_regular(folder, MARKER)
             if marker.stat().st_size > MANIFEST_BYTES:
-                raise DatabaseError(f"{marker}: larger than {MANIFEST_BYTES:,} bytes; have it published again")
+                raise DatabaseError(f"{marker}: larger than {MANIFEST_BYTES:,} bytes; ask its publisher to rebuild it")
             manifest = _manifest(marker.read_bytes(), str(folder))
             for file in manifest.files:
                 _require_regular(folder, file.path)
@@ -214,7 +214,7 @@ class Release:
         return self._tables.layers()
 
     def snapshot(self) -> Snapshot:
-        """Nothing that could change: a release is never rewritten."""
+        """Constant: a release is never rewritten."""
         return {}
 
     def model_ids(self) -> list[str]:
@@ -310,14 +310,14 @@ class Release:
             _connections.add(connection)
 
     def _content(self, file: ReleaseFile) -> bytes:
-        """A small file, whole. It stays in the cache for the queries that follow."""
+        """The content of a small file. It stays in the cache for later queries."""
         path = self.path(file.path)
         try:
             size = Path(path).stat().st_size if self._cache is None else self._cache.size(path)
             if size != file.bytes or size > _SMALL:
                 raise CorruptError(
                     f"{self.location}/{file.path}: {size:,} bytes, expected {min(file.bytes, _SMALL):,}; try again, "
-                    "or have it published again"
+                    "or ask its publisher to rebuild it"
                 )
             if self._cache is None:
                 return Path(path).read_bytes()
@@ -363,7 +363,7 @@ class ReleaseBases(Bases):
 
     Args:
         location: Address of the release.
-        tables: Its tables; that of the bases is read when it is needed first.
+        tables: Its tables; the table of bases is read on first use.
     """
 
     def __init__(self, location: str, tables: SmallTables) -> None:
@@ -382,7 +382,7 @@ def _views() -> frozenset[str]:
     return frozenset(names) - {"models", "models_stored", "annotations", "database_files"}
 
 
-# Connections that read a release through Python, which must not outlive the interpreter
+# Connections that read a release through Python; they must not outlive the interpreter
 _connections: weakref.WeakSet[duckdb.DuckDBPyConnection] = weakref.WeakSet()
 
 
@@ -413,7 +413,7 @@ def _manifest(content: bytes, location: str) -> Manifest:
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise DatabaseError(f"{location}: {MARKER} is not text; have it published again") from error
+        raise DatabaseError(f"{location}: {MARKER} is not text; ask its publisher to rebuild it") from error
     manifest = Manifest.from_json(text, location)
     manifest.require_tables(location)
     return manifest

@@ -1,8 +1,8 @@
 """Requests to other machines: each has a deadline and a limit of bytes, and fails with one line.
 
-File systems of fsspec have timeouts for silence at best: a server that sends a byte every few seconds, or an answer
-without end, keeps them waiting for ever or fills the memory. So every request runs under a budget. The deadline holds
-for any file system. The limit of bytes holds for the Hub and for http(s), whose clients can be told to count; others
+At best, file systems of fsspec time out on silence: a server that sends a byte every few seconds, or an answer
+without end, keeps them waiting forever or fills the memory. So every request runs under a budget. The deadline holds
+for any file system. The limit of bytes holds for the Hub and for http(s), whose clients can count; others
 are asked for a known number of bytes only.
 """
 
@@ -79,7 +79,7 @@ class RequestBudget:
     def spend(self, request: Callable[[], _T]) -> _T:
         """Run a request within the budget.
 
-        It runs in a thread of its own, which is abandoned if it does not end in time: blocking reads cannot be
+        It runs in a separate thread, which is abandoned if it does not end in time: blocking reads cannot be
         interrupted in any other way.
 
         Raises:
@@ -115,7 +115,7 @@ class _Meter:
         self._size, self._left, self._deadline = size, size, deadline
 
     def stop(self) -> None:
-        """Let the next bytes fail."""
+        """Make the next bytes fail."""
         self._left = -1
 
     def count(self, size: int) -> None:
@@ -195,7 +195,7 @@ def read_range(filesystem: fsspec.AbstractFileSystem, path: str, start: int, sto
     """The bytes of a file from start to before stop, in one request.
 
     Raises:
-        RemoteError: They cannot be read, or the file ends before.
+        RemoteError: They cannot be read, or the file ends too early.
     """
 
     def request() -> bytes:
@@ -212,10 +212,10 @@ def read_range(filesystem: fsspec.AbstractFileSystem, path: str, start: int, sto
 
 
 class RangeFile(io.BufferedIOBase):
-    """A file whose bytes come from a function of a range.
+    """A file whose bytes are provided by a function of a range.
 
     Args:
-        fetch: Gives the bytes from a place to before another.
+        fetch: Returns the bytes from a start to before a stop.
         size: Size of the file in bytes.
     """
 
@@ -253,7 +253,7 @@ class RangeFile(io.BufferedIOBase):
 
 
 def status_of(error: BaseException) -> int | None:
-    """HTTP status of the answer that an error stands for; None if it does not state one.
+    """HTTP status of the answer behind an error; None if the error does not state one.
 
     >>> status_of(ValueError("401"))
     """
@@ -274,13 +274,13 @@ def reaching(where: str) -> Iterator[None]:
         where: What is being read.
 
     Raises:
-        RemoteError: In place of anything that is not an error of this package.
+        RemoteError: Replaces any error that is not one of this package.
     """
     try:
         yield
     except CnnFilterDbError:
         raise
-    except Exception as error:  # each file system has errors of its own
+    except Exception as error:  # each file system has its own errors
         raise RemoteError(f"{where}: {_reason(error)}") from error
 
 
@@ -289,7 +289,7 @@ def _reason(error: Exception) -> str:
     if status == 401:
         return "the server asks for a token, or refuses the one given; `hf auth login` stores one, or set HF_TOKEN"
     if status == 403 or isinstance(error, PermissionError):
-        return "access is refused; ask its owner for it, and check whose token is in use"
+        return "access is refused; ask its owner for access, and check whose token is in use"
     if status == 429:
         return "the server asks to wait; try again later"
     if status == 404 or isinstance(error, FileNotFoundError):

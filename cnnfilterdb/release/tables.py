@@ -1,6 +1,6 @@
 """The small tables of a release, checked once before anything uses them.
 
-A release is written by somebody else, so that each of its claims is compared with the schema and with the others: keys
+A release is untrusted input, so each of its claims is compared with the schema and with the others: keys
 are well formed and unique, layers have no gaps, filters add up, bases are orthonormal and finite, and the histograms of
 each layer count each of its filters once.
 """
@@ -53,11 +53,11 @@ class SmallTables:
         self._location = location
         self._manifest = manifest
         self._read = read
-        self._lock = RLock()  # what several threads need is fetched once
+        self._lock = RLock()  # so that several threads fetch a table once
         self._known: dict[str, Any] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_lock": None, "_known": {}}  # a copy in another process reads for itself
+        return {**self.__dict__, "_lock": None, "_known": {}}  # a copy in another process reads its own tables
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=RLock())
@@ -95,7 +95,7 @@ class SmallTables:
             digest = hashlib.sha256(content).hexdigest()
             if digest != file.sha256:
                 raise CorruptError(
-                    f"{where}: SHA-256 {digest}, expected {file.sha256}; try again, or have it published again"
+                    f"{where}: SHA-256 {digest}, expected {file.sha256}; try again, or ask its publisher to rebuild it"
                 )
             yield open_table(content, file, where)
 
@@ -111,8 +111,8 @@ class SmallTables:
 
     def _refuse(self, table: str, what: str) -> NoReturn:
         raise CorruptError(
-            f"{self._location}/{self._manifest.of(table)[0].path}: {what}; do not use this release, or have it "
-            "published again"
+            f"{self._location}/{self._manifest.of(table)[0].path}: {what}; do not use this release, or ask "
+            "its publisher to rebuild it"
         )
 
     # --------------------------------------------------------------------------------------------------- models
@@ -312,7 +312,7 @@ def _is_model_id(value: Any) -> bool:
 
 
 def _check_required(table: pa.Table, name: str, refuse: Callable[[str, str], NoReturn]) -> None:
-    # Arrow takes a column that may not be null at its word.
+    # Arrow does not check that a column declared as not null has no nulls.
     for field in table.schema:
         if not field.nullable and table[field.name].null_count:
             refuse(name, f"{field.name} is missing in a row")
@@ -343,7 +343,7 @@ def _numbers(values: Sequence[Any] | None, length: int) -> npt.NDArray[np.float6
 
 
 def _basis_problem(row: dict[str, Any]) -> str | None:
-    """What is wrong with a row of the bases table; None for a sound one."""
+    """What is wrong with a row of the bases table; None for a valid one."""
     key = _BASIS_ID.fullmatch(row["basis_id"])
     if key is None or key[1] != row["kernel"]:
         return f"not a key of a basis of {shown(row['kernel'])}"

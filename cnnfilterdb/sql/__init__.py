@@ -1,4 +1,4 @@
-"""The SQL face of a database: views and macros in plain DuckDB SQL, no Python in the query plan.
+"""The SQL interface of a database: views and macros in plain DuckDB SQL, no Python in the query plan.
 
 :func:`definitions` lists them one by one, so that a connection creates only what a query names; :func:`render` joins
 them into ``init.sql``, which any DuckDB client can run::
@@ -37,7 +37,7 @@ __all__ = [
     "render",
 ]
 
-#: Names whose answers come from the index, besides the views of coefficients.
+#: Names that are answered from the index, besides the views of coefficients.
 NEEDS_INDEX = frozenset(
     {
         "bases",

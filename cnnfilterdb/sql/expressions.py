@@ -23,7 +23,7 @@ _FUNCTIONS = frozenset(
 )  # fmt: skip
 _PREFIXES = ("duckdb_", "json_execute", "parquet_", "pragma_", "read_")
 
-#: Statements that write files, wherever they occur: DuckDB has them inside of queries, too.
+#: Statements that write files; DuckDB also allows them inside queries.
 _WRITING = frozenset({"attach", "copy", "export", "secret"})
 
 _NAMES = (duckdb.token_type.identifier, duckdb.token_type.keyword)
@@ -32,7 +32,7 @@ _NAMES = (duckdb.token_type.identifier, duckdb.token_type.keyword)
 def expression(text: str, argument: str = "expression") -> str:
     """A user's SQL expression in brackets, ready to be put into a query.
 
-    It is parsed on its own first, by DuckDB. So an error quotes what the user wrote and nothing else, and the text can
+    DuckDB parses it on its own first. So an error quotes what the user wrote and nothing else, and the text can
     neither end the bracket that it is put into nor begin a second statement. It works on the columns of a row:
     subqueries are refused, and functions that reach files, settings or the environment.
 
@@ -81,7 +81,7 @@ def expression(text: str, argument: str = "expression") -> str:
         if token == ";" or (token.startswith(("$", "?")) and kind != duckdb.token_type.string_const):
             raise SelectionError(f"{what} contains {token}; expected one SQL expression without parameters")
     if tokens[-1][1] == "*":
-        raise SelectionError(f"{what} stands for several columns; name one, such as domain")
+        raise SelectionError(f"{what} names several columns; name one, such as domain")
     return bracketed
 
 

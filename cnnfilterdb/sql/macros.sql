@@ -59,7 +59,7 @@ WITH chosen AS (
                WHEN 'layers' THEN facts.model_id || chr(10) || facts.layer
                WHEN 'models' THEN facts.model_id
                WHEN 'families' THEN coalesce(facts.family, facts.architecture, facts.model_id)
-               ELSE error('balance: ''' || balance || ''' is none of filters, layers, models, families')
+               ELSE error('balance: ''' || balance || ''' is not one of filters, layers, models, families')
            END AS member
     FROM facts
     WHERE facts.stored AND facts.kernel = kernel AND "where" AND "by" IS NOT NULL
@@ -85,7 +85,7 @@ WITH chosen AS (
         SELECT * FROM read_parquet(histogram_files(), hive_partitioning = false) AS inner_h
         WHERE inner_h.basis_id = (SELECT basis_id FROM chosen)
           AND inner_h.recipe = CASE WHEN recipe IN ('cvpr2022', 'medneurips2022') THEN recipe
-                                    ELSE error('recipe: ''' || recipe || ''' is none of cvpr2022, medneurips2022') END
+                                    ELSE error('recipe: ''' || recipe || ''' is not one of cvpr2022, medneurips2022') END
     ) AS h USING (model_id, layer, tensor_sha256)
 ), sizes AS (
     SELECT "group", owner, count(DISTINCT model_id) AS models, count(*) AS layers,

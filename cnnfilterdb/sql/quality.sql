@@ -10,7 +10,7 @@ CREATE OR REPLACE MACRO is_small(peak, upper, rule) AS CASE
     WHEN rule IN ('cvpr2022', 'medneurips2022') THEN peak < upper::FLOAT
     WHEN rule = 'torchconvquality' THEN peak < upper::FLOAT OR upper = 0
     WHEN rule = 'cvprw2022' THEN peak <= upper::FLOAT
-    ELSE error('rule: ''' || rule || ''' is none of cvpr2022, torchconvquality, cvprw2022, medneurips2022')
+    ELSE error('rule: ''' || rule || ''' is not one of cvpr2022, torchconvquality, cvprw2022, medneurips2022')
 END;
 CREATE OR REPLACE MACRO sparsity(w, threshold := 0.01, rule := 'cvpr2022') AS
     list_avg(list_transform(

@@ -2,7 +2,7 @@
 
 NumPy arrays in, NumPy arrays and mergeable states out; nothing here knows about files. Each function gives the source
 of its formula. The compiled loops and SciPy are imported by the functions that call them: most questions are answered
-from stored statistics and need neither, and importing them takes longer than the answer.
+from stored statistics and need neither, and importing them takes longer than answering.
 """
 
 from __future__ import annotations

@@ -72,12 +72,12 @@ class Basis:
 
     @classmethod
     def fit(cls, moments: Moments, kernel: str, *, variant: str = "all") -> Basis:
-        """Fit a basis to moments; no filter is looked at again.
+        """Fit a basis to moments; no filter is read again.
 
         Args:
             moments: Of the scaled filters.
             kernel: Their kernel size.
-            variant: Which filters the moments are of, ``all`` or ``nonsparse``; noted in the basis.
+            variant: Which filters the moments are of, ``all`` or ``nonsparse``; recorded in the basis.
 
         Raises:
             SelectionError: Fewer than two filters, moments of another kernel size, or moments that are not finite.
@@ -139,7 +139,8 @@ class Basis:
 def _signed(components: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Give each component the sign that makes its largest loading positive.
 
-    Loadings that are equal but for rounding, as those of symmetric kernels are, count as a tie: the first one decides.
+    Loadings that are equal except for rounding, as those of symmetric kernels are, count as a tie: the first one
+    decides.
     """
     magnitude = np.abs(components)
     largest = magnitude.max(axis=1, keepdims=True)

@@ -1,4 +1,4 @@
-"""How sure a shift is: bootstrap intervals over models."""
+"""How certain a shift is: bootstrap intervals over models."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from cnnfilterdb.stats.divergence import kl_shift
 
 __all__ = ["Interval", "bootstrap_shift"]
 
-#: Numbers that the shifts of all resamples may take up: 800 MB.
+#: Numbers that the shifts of all resamples may occupy: 800 MB.
 _MOST = 100_000_000
-#: Numbers that the histograms of some resamples take up at a time.
+#: Numbers that the histograms of the resamples in progress occupy.
 _CHUNK = 8_000_000
 
 
@@ -45,9 +45,9 @@ def bootstrap_shift(
 ) -> Interval:
     """Percentile bootstrap (Efron, 1979) of the shifts between groups, with the models of each group resampled.
 
-    Filters of one model are alike, so models, not filters, are what is drawn: each group gets as many as it has, with
+    Filters of one model are alike, so models are resampled, not filters: each group gets as many models as it has, with
     replacement, each with the histograms of all its filters in the group. Shifts of small samples are biased upwards,
-    and so are those of resamples, which hold fewer different models: read an interval that lies above the shift itself
+    and so are those of resamples, which contain fewer different models: read an interval above the shift itself
     as a sign of too few models.
 
     Args:
@@ -79,7 +79,7 @@ def bootstrap_shift(
     number, width = len(sizes), int(np.prod(counts.shape[1:]))
     if samples * number**2 > _MOST:
         raise SelectionError(
-            f"bootstrap: {samples} samples of {number} groups are too many to hold; at most "
+            f"bootstrap: {samples} samples of {number} groups do not fit into memory; use at most "
             f"{_MOST // number**2} samples of so many groups, or group by something coarser"
         )
     rng = np.random.default_rng(seed)
@@ -91,7 +91,7 @@ def bootstrap_shift(
         chosen = slice(start, start + step)
         drawn = np.stack([draw[chosen] @ row for draw, row in zip(draws, rows, strict=True)], axis=1)
         drawn = drawn.reshape(-1, number, *counts.shape[1:])
-        # A resample of models that all lie outside the range says nothing about its group.
+        # A resample of models that are all outside the range says nothing about its group.
         nothing = ~(drawn.sum(axis=-1) > 0).all(axis=-1)
         drawn[nothing] = 1
         for place, (sample, without) in enumerate(zip(drawn, nothing, strict=True), start):

@@ -50,7 +50,7 @@ _BLOCK = 256
 # Filters that one thread sums at a time. The parts do not depend on the machine, so that sums do not either.
 _PART = 32_768
 
-# Rows whose products with all rows before them one thread sums at a time; and how many of them pass by together.
+# Rows whose products with all earlier rows one thread sums at a time; and how many of those are read together.
 _PAIRED, _ROWS = 64, 16
 
 # Products of weights that take a millisecond or two: with fewer, starting threads takes longer than they save.
@@ -63,7 +63,7 @@ _NEAR = 1e-9
 def _cacheable() -> bool:
     """Whether numba can keep compiled code: next to this file, or in the user's cache folder.
 
-    With neither writable (another user's installation and no home folder), every process compiles anew.
+    If neither is writable (another user's installation and no home folder), every process compiles again.
     """
     try:
         njit(cache=True)(_worth_caching)
@@ -73,13 +73,13 @@ def _cacheable() -> bool:
 
 
 def _worth_caching() -> None:
-    """A function for numba to look for a cache for; it is never compiled."""
+    """A function whose cache location numba is asked for; it is never compiled."""
 
 
 # Python's check for a division by zero would keep quotients from vector instructions.
 _COMPILED = {"cache": _cacheable(), "nogil": True, "error_model": "numpy"}
 
-# What LLVM may do to sums in double precision: reorder them, which lets them use vector instructions. Quotients stay
+# What LLVM may do to sums in double precision: reorder them, which allows vector instructions. Quotients stay
 # exact.
 _REORDER = {"reassoc", "nsz", "contract"}
 
@@ -96,9 +96,9 @@ def _float32_at(typing_context: Any, address: Any) -> Any:
 
 @intrinsic
 def _fma(typing_context: Any, x: Any, y: Any, z: Any) -> Any:
-    """The number x y + z, rounded once where the processor can do it, and then in whatever loop it stands.
+    """The number x y + z, rounded once in every loop if the processor supports that.
 
-    Left to the compiler, sums that should be equal would not be.
+    If this were left to the compiler, sums that should be equal would differ.
     """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -173,7 +173,7 @@ def _project_block(scaled: Any, components: Any, offsets: Any, i: int, size: int
 
 @njit(inline="always")
 def _load_block(filters: Any, start: int, size: int, block: Any) -> None:
-    """Turn filters into the rows of a block. One flat, unsigned index lets the compiler gather several at a time."""
+    """Transpose filters to the rows of a block. One flat, unsigned index lets the compiler gather several at a time."""
     k = block.shape[0]
     part = filters[start : start + size]
     flat = part.reshape(part.size)
@@ -375,7 +375,7 @@ def _bin_exactly(values: Any, size: int, edges: Any, factor: float, row: Any, be
 def _count(place: Any, size: int, parts: Any) -> None:
     """Count the places of a block into four histograms (4, bins).
 
-    One alone would often have to wait for its own last sum: most coefficients lie in a few bins.
+    With a single one, each addition would often wait for the last: most coefficients are in a few bins.
     """
     quarter = size // 4
     first, second, third, fourth = parts[0], parts[1], parts[2], parts[3]
@@ -413,7 +413,7 @@ def _bin_coefficients(
                 for b in range(size):
                     t = (out[b] - low) * factor
                     bin_ = np.int32(t)
-                    # What lies outside, or so near an edge that rounding decides, is looked at again.
+                    # Values outside, or so near an edge that rounding decides, are checked again.
                     rest = t - bin_
                     unsure += not (rest >= _NEAR and rest <= 1 - _NEAR and t < bins)
                     place[b] = np.uint32(bin_)
@@ -532,7 +532,7 @@ def _levels(bits: Any, most: int) -> int:  # pragma: no cover (compiled)
             value = bits[row, j]
             if value == np.int32(-2147483648):  # minus zero is zero
                 value = np.int32(0)
-            # Multiplied by the golden ratio, the upper bits tell; low bits of rounded floats are all alike.
+            # After multiplication by the golden ratio the upper bits differ; low bits of rounded floats are alike.
             mixed = (np.int64(value) * 2654435769) & 0xFFFFFFFF
             slot = (mixed ^ (mixed >> 15)) & (slots - 1)
             while row_of[slot] == row and value_of[slot] != value:
@@ -621,7 +621,7 @@ def _similarities(
                 for b in range(size):
                     part[b] += variants[v, j] * scaled[j, b]
             for b in range(size):
-                # What centring leaves of a constant kernel is rounding, not direction.
+                # After centring, a constant kernel consists of rounding errors, not of a direction.
                 if length[b] > 1e-24:
                     value = part[b] / np.sqrt(length[b])
                     if value > best[start + b]:
@@ -649,7 +649,7 @@ def _rows(filters: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
 
 @cache
 def _pool() -> ThreadPoolExecutor:
-    # Kept, because to start threads takes as long as to measure a small layer.
+    # Kept, because starting threads takes as long as measuring a small layer.
     return ThreadPoolExecutor(threads(), thread_name_prefix="kernels")
 
 
@@ -676,7 +676,7 @@ def coefficient_bounds(
 ) -> tuple[float, float]:
     """Smallest and largest of all coefficients V s - offset of the scaled filters; (inf, -inf) without filters."""
     rough = components.astype(np.float32), offsets.astype(np.float32)
-    # Twice what single precision may be wrong by: k + 8 roundings, each of half a unit, of sums of this size.
+    # Twice the largest error of single precision: k + 8 roundings, each of half a unit, of sums of this size.
     largest = float((np.abs(components).sum(axis=1) + np.abs(offsets)).max())
     error = 2 * (len(columns) + 8) * 2.0**-24 * largest
     low, high = _coefficient_bounds(_addresses(columns), len(columns[0]), components, offsets, *rough, error)
@@ -756,13 +756,13 @@ def layer_sums(
     float,
     int,
 ]:
-    """All that the quality of a layer needs of its filters (n, k), in one pass.
+    """Everything that the quality of a layer needs from its filters (n, k), in one pass.
 
     Args:
         filters: (n, k).
         shift: (k,), subtracted from each raw filter.
         scaled_shift: (k,), subtracted from each scaled filter.
-        tolerance: What :func:`cnnfilterdb.stats.binary_residual` may be of a binary kernel.
+        tolerance: Largest :func:`cnnfilterdb.stats.binary_residual` of a binary kernel.
 
     Returns:
         The :func:`sums` of the raw filters, those of the scaled ones, the largest absolute weight of each filter (n,),
@@ -791,14 +791,14 @@ def squares(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
 
 
 def cosines(rows: npt.NDArray[np.float32], inverse: npt.NDArray[np.float64]) -> Callable[[], float]:
-    """Begin to sum |x'y| over all pairs of different rows, each product times the factors of both.
+    """Start to sum |x'y| over all pairs of different rows, each product times the factors of both.
 
     Args:
         rows: (n, k).
         inverse: A factor of each row, (n,).
 
     Returns:
-        What waits for the sum: with many rows, threads go on with it meanwhile.
+        A function that waits for the sum: with many rows, threads compute it in the meantime.
     """
     n, k = rows.shape
     rest = -n % 4
@@ -809,7 +809,7 @@ def cosines(rows: npt.NDArray[np.float32], inverse: npt.NDArray[np.float64]) -> 
     def part(first: int) -> float:
         return float(_cosines(rows, inverse, first, min(first + _PAIRED, len(rows))))
 
-    # The last rows meet the most others, and come first.
+    # The last rows have the most partners, so they come first.
     parts = range(0, len(rows), _PAIRED)[::-1]
     found = _pool().map(part, parts) if n * n * k > _WORTH_THREADS else map(part, parts)
     return partial(sum, found)
@@ -823,14 +823,14 @@ def entropies(spectra: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
 
 
 def levels(rows: npt.NDArray[np.float32], most: int) -> int:
-    """Largest number of different values in a row of an array (n, k); ``most`` + 1 stands for more than ``most``."""
+    """Largest number of different values in a row of an array (n, k); ``most`` + 1 means more than ``most``."""
     return int(_levels(_rows(rows).view(np.int32), most))
 
 
 def forms(
     filters: npt.NDArray[np.float32], matrices: npt.NDArray[np.float64], vectors: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
-    """Quadratic and linear forms of filters (n, k), which are divided by their largest absolute weight first.
+    """Quadratic and linear forms of filters (n, k), which are first divided by their largest absolute weight.
 
     Args:
         filters: (n, k).
@@ -838,7 +838,7 @@ def forms(
         vectors: (l, k).
 
     Returns:
-        (n, q + l + 2): s'Qs of each matrix, v's of each vector, the sum of |s|, and what the filter was divided by.
+        (n, q + l + 2): s'Qs of each matrix, v's of each vector, the sum of |s|, and the divisor of the filter.
     """
     rows = _rows(filters)
     out = np.empty((len(rows), len(matrices) + len(vectors) + 2))

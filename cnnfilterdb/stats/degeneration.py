@@ -39,7 +39,7 @@ def degeneration(
     largest possible entropy is.
 
     Args:
-        variance_entropy: Of each layer, (n,). NaN where it is undefined; 0 in its place would follow torchconvquality.
+        variance_entropy: Of each layer, (n,). NaN where it is undefined; torchconvquality uses 0 there.
         randomness_threshold: Of each layer, (n,).
         sparsity: Of each layer, (n,).
         weights: Weights of a kernel, one number or (n,).

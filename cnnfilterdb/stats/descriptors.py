@@ -19,7 +19,7 @@ from cnnfilterdb.schema import kernel_shape
 
 __all__ = ["DESCRIPTORS", "DescriptorSums", "dct_energies", "descriptors", "variance_map"]
 
-#: Name of each descriptor, and what it tells.
+#: Each descriptor and its meaning.
 DESCRIPTORS = {
     "norm": "root of the sum of squared weights",
     "dc_gain": "sum of the weights: the response to a constant input of 1",
@@ -229,7 +229,7 @@ class DescriptorSums:
     def means(self) -> dict[str, float]:
         """Mean of each descriptor; NaN where it is defined for no kernel.
 
-        The orientation is that of :attr:`direction`: kernels count the more, the more coherent they are.
+        The orientation is that of :attr:`direction`: the more coherent a kernel is, the more it counts.
         """
         with np.errstate(invalid="ignore"):
             found = dict(zip(DESCRIPTORS, (self.sums / self.counts).tolist(), strict=True))
@@ -241,7 +241,7 @@ class DescriptorSums:
 def variance_map(
     counts: npt.NDArray[np.int64], means: npt.NDArray[np.float64], variances: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
-    """Variance of each weight over the kernels of some layers, when each layer is brought to a standard deviation of 1.
+    """Variance of each weight over the kernels of some layers, each layer scaled to a standard deviation of 1.
 
     Learned large kernels have it at the centre; that of random ones is 1 everywhere (The Power of Linear Combinations,
     arXiv 2301.11360). Both divisions are by the number of values; layers whose weights are all the same are left out.

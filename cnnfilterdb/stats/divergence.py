@@ -1,7 +1,7 @@
 """How far groups of filters are apart: divergences between the histograms of their SVD coefficients.
 
 Every function takes the histograms of all groups at once. The pairs are the cells of matrix products, or, where a
-measure is no product, of one array operation per group.
+measure is not a product, of one array operation per group.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ __all__ = ["METRICS", "kl_shift", "kl_shift_components", "paired_shift"]
 #: - ``jensen_shannon``: (KL(P, M) + KL(Q, M)) / 2 with M = (P + Q) / 2, in nats, at most ln 2 (Lin, 1991). It is the
 #:   divergence, whose root is SciPy's ``jensenshannon`` distance.
 #: - ``total_variation``: sum |P - Q| / 2, from 0 to 1.
-#: - ``wasserstein``: the Wasserstein-1 distance, or earth mover's distance, in units of the coefficients. All that a
-#:   bin holds counts as lying in its middle.
+#: - ``wasserstein``: the Wasserstein-1 distance, or earth mover's distance, in units of the coefficients. All
+#:   values of a bin count as being in its middle.
 #:
 #: The divergences ``kl`` and ``directed`` are infinite where a bin is empty in one group only; for them, empty bins
-#: hold what the papers give them (:func:`~cnnfilterdb.stats.probabilities`). The others take the histograms as they
-#: are.
+#: get the density that the papers give them (:func:`~cnnfilterdb.stats.probabilities`). The others use the histograms
+#: as they are.
 METRICS = ("kl", "directed", "jensen_shannon", "total_variation", "wasserstein")
 
 
@@ -68,7 +68,7 @@ def kl_shift(
         width = (high - low) / bins
         matrix = _city_block(shares(counts).cumsum(axis=-1).reshape(groups, -1) * (by_bin * width))
     else:
-        raise SelectionError(f"metric: {metric!r} is none of {', '.join(METRICS)}")
+        raise SelectionError(f"metric: {metric!r} is not one of {', '.join(METRICS)}")
     return matrix
 
 
@@ -129,7 +129,7 @@ def paired_shift(
         else:
             found = np.abs((p - q).cumsum(axis=-1)) * ((high - low) / bins)
     else:
-        raise SelectionError(f"metric: {metric!r} is none of {', '.join(METRICS)}")
+        raise SelectionError(f"metric: {metric!r} is not one of {', '.join(METRICS)}")
     result: npt.NDArray[np.float64] = np.maximum(found.sum(axis=-1) @ weights, 0)
     return result
 

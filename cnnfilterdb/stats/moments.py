@@ -15,8 +15,8 @@ __all__ = ["Moments"]
 class Moments:
     """Number, mean and centred second moment of a set of scaled filters.
 
-    A filter f of k weights is scaled to f / max |f|; one of zeros stays as it is (CNN Filter DB, arXiv 2203.15331).
-    Moments of disjoint sets add up exactly, so those of any selection come from those of its layers.
+    A filter f of k weights is scaled to f / max |f|; a filter of zeros is left unchanged (CNN Filter DB, arXiv
+    2203.15331). Moments of disjoint sets add up exactly, so those of any selection follow from those of its layers.
 
     Attributes:
         count: Number of filters n.
@@ -60,7 +60,7 @@ class Moments:
     def from_sums(
         cls, n: int, shift: npt.NDArray[np.float64], total: npt.NDArray[np.float64], products: npt.NDArray[np.float64]
     ) -> Moments:
-        """Moments of n filters, from the sums of what is left of them, and of its products, after a shift.
+        """Moments of n filters, from the sums of the shifted filters and of their products.
 
         Args:
             n: Number of filters, at least 1.
@@ -90,7 +90,7 @@ class Moments:
         """Moments of several disjoint sets together.
 
         Raises:
-            ValueError: There are no parts, so that the number of weights is not known.
+            ValueError: There are no parts, so the number of weights is unknown.
 
         >>> a, b = np.eye(3, dtype=np.float32)[:2], np.eye(3, dtype=np.float32)[2:]
         >>> Moments.merge_all([Moments.of(a), Moments.of(b)]).mean.round(3).tolist()
@@ -134,7 +134,7 @@ class Moments:
 
 
 def first_filter(filters: npt.NDArray[np.float32], *, scale: bool) -> npt.NDArray[np.float64]:
-    """The first of some filters (n, k), scaled if wanted: what sums are taken about."""
+    """The first of some filters (n, k), scaled on request: the point about which sums are taken."""
     first: npt.NDArray[np.float32] = filters[0].astype(np.float32)
     if scale:
         first = first / (np.abs(first).max() or np.float32(1))

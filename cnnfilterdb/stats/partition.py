@@ -93,10 +93,10 @@ class Purity:
 
     Attributes:
         share: Share of the nearest neighbours that have the label of their model.
-        null_mean: Mean share when labels mean nothing.
+        null_mean: Mean share if labels are arbitrary.
         null_high: 95th percentile of that.
         p: Probability of a share at least as large by chance.
-        models: Number of models that were asked.
+        models: Number of models whose neighbours were counted.
     """
 
     share: float
@@ -223,8 +223,9 @@ def dispersion(
     """Test of equal spread (Anderson, *Distance-based tests for homogeneity of multivariate dispersions*, 2006).
 
     Where groups differ in spread, a partition of variation can find a difference although their centres are equal. The
-    distance of each model from the centroid of its group is taken in the space of the principal coordinates; what the
-    negative eigenvalues add is subtracted, as ``betadisper`` of the R package vegan does. Residuals are permuted.
+    distance of each model from the centroid of its group is measured in the space of the principal coordinates; the
+    contribution of negative eigenvalues is subtracted, as ``betadisper`` of the R package vegan does. Residuals are
+    permuted.
 
     Args:
         shifts: Shifts between models, (m, m), symmetric.
@@ -298,13 +299,13 @@ def neighbour_purity(
     permutations: int = 999,
     seed: int = 0,
 ) -> Purity:
-    """How often the nearest neighbours of a model have its label, against labels that mean nothing.
+    """How often the nearest neighbours of a model have its label, compared with arbitrary labels.
 
     Args:
         shifts: Shifts between models, (m, m); of a directed shift, from the row to the column.
         labels: Number of the label of each model, (m,).
-        neighbours: How many of the nearest models are asked.
-        of: Ask the models of this label only.
+        neighbours: How many of the nearest models are considered.
+        of: Consider only models with this label.
         strata: Number of the stratum of each model, (m,); labels are exchanged within a stratum only.
         apart: Number of the family of each model, (m,): neighbours of the same family do not count.
         permutations: Number of random permutations of the labels.
@@ -364,7 +365,7 @@ def _beyond(columns: npt.NDArray[np.float64], before: npt.NDArray[np.float64]) -
     """Orthonormal basis of what some columns add to a basis."""
     if not before.size:
         return _span(columns)
-    # Twice, because once leaves rounding errors along the basis.
+    # Twice, because a single pass leaves rounding errors along the basis.
     rest = columns - before @ (before.T @ columns)
     return _span(rest - before @ (before.T @ rest), np.abs(np.linalg.svd(columns, compute_uv=False)).max(initial=0))
 

@@ -1,8 +1,8 @@
-"""Permutation tests of shifts: how large is a shift when the labels of the models mean nothing?
+"""Permutation tests of shifts: how large would a shift be if the labels of the models were arbitrary?
 
 A divergence is never negative, and between small groups it is large by chance. The tests exchange the labels of whole
 models, never of the layers or filters of one model, which are not independent of each other, and compare the shift that
-was observed with those that chance gives (Good, *Permutation, Parametric and Bootstrap Tests of Hypotheses*, 2005).
+was observed with those that occur by chance (Good, *Permutation, Parametric and Bootstrap Tests of Hypotheses*, 2005).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from cnnfilterdb.stats.divergence import kl_shift, paired_shift
 
 __all__ = ["OverallTest", "ShiftTest", "adjusted_bh", "adjusted_holm", "overall_test", "shift_test"]
 
-#: Numbers that the histograms of some permutations take up at a time: 100 MB.
+#: Numbers that the histograms of the permutations in progress occupy: 100 MB.
 _CHUNK = 12_000_000
 #: Two shifts that differ by less than this share of the larger are equal: sums in another order round differently.
 _EQUAL = 1e-9
@@ -79,8 +79,8 @@ def shift_test(
 ) -> ShiftTest:
     """Test the shift of every pair of groups against exchanging the labels of their models.
 
-    For each pair, only the models of its two groups are exchanged, within their strata, so that what other groups are
-    like has no influence. The observed arrangement counts as one of the permutations, so that p is never 0 and the test
+    For each pair, only the models of its two groups are exchanged, within their strata, so that other groups have no
+    influence. The observed arrangement counts as one of the permutations, so that p is never 0 and the test
     keeps its level (Phipson and Smyth, *Permutation P-values Should Never Be Zero*, 2010).
 
     Args:
@@ -223,7 +223,7 @@ def _checked(groups: npt.NDArray[np.int64], permutations: int) -> tuple[npt.NDAr
 
 
 def _filled(counts: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """A histogram without a coefficient in the range says nothing: it counts as uniform."""
+    """A histogram without a coefficient in the range carries no information: it counts as uniform."""
     empty = ~(counts.sum(axis=-1, keepdims=True) > 0)
     return np.where(empty, 1.0, counts)
 

@@ -38,7 +38,7 @@ __all__ = [
 #: Through the Lens of Convolutional Filters*; that of *Does Medical Imaging learn different Convolution Filters?*
 QUALITY_RULES = ("cvpr2022", "torchconvquality", "cvprw2022", "medneurips2022")
 
-#: Share of a layer's largest absolute weight below which all weights of a sparse kernel lie (all of the codes).
+#: Share of a layer's largest absolute weight below which all weights of a sparse kernel are (all of the codes).
 SPARSITY_THRESHOLD = 0.01
 
 #: Largest :func:`binary_residual` of a kernel that counts as binary: magnitudes that spread by 10 % of their mean.
@@ -51,7 +51,7 @@ MAX_LEVELS = 256
 def sparse_kernels(
     filters: npt.NDArray[np.float32], threshold: float = SPARSITY_THRESHOLD, *, rule: str = "cvpr2022"
 ) -> npt.NDArray[np.bool_]:
-    """Which kernels of a layer are sparse: all their weights are small beside the largest of the layer.
+    """Which kernels of a layer are sparse: all their weights are small compared with the largest of the layer.
 
     With t = threshold x the largest absolute weight of the layer, a kernel is sparse when max |w| < t. The rules
     differ:
@@ -85,7 +85,7 @@ def sparse_kernels(
 
 def _check_rule(rule: str) -> None:
     if rule not in QUALITY_RULES:
-        raise SelectionError(f"rule: {rule!r} is none of {', '.join(QUALITY_RULES)}")
+        raise SelectionError(f"rule: {rule!r} is not one of {', '.join(QUALITY_RULES)}")
 
 
 def _small(peaks: npt.NDArray[np.float32], threshold: float, rule: str) -> npt.NDArray[np.bool_]:
@@ -108,7 +108,7 @@ def sparsity(
 ) -> float:
     """Share of sparse kernels of a layer, 0 to 1; see :func:`sparse_kernels`. NaN without kernels.
 
-    What is left, 1 - sparsity, is the share of kernels that structured pruning of whole kernels would keep.
+    The rest, 1 - sparsity, is the share of kernels that structured pruning of whole kernels would keep.
     """
     sparse = sparse_kernels(filters, threshold, rule=rule)
     return float(sparse.mean()) if len(sparse) else float("nan")
@@ -119,7 +119,7 @@ def variance_entropy(moments: Moments, *, rule: str = "cvpr2022") -> float:
 
     p are the shares of the variances along the principal components of the kernels, centred. From 0, all kernels
     multiples of one pattern about their mean, to log10 k, 0.954 for 3x3. 0 log 0 counts as 0. The rules differ in the
-    kernels that they take, and where there is no variance (one kernel, or all the same):
+    kernels that they use, and in the result if there is no variance (one kernel, or all the same):
 
     - ``cvpr2022`` (the default): raw kernels, NaN without variance. The notebook rounds the weights to half precision
       first, to save memory; that is not done here.
@@ -148,7 +148,7 @@ def variance_entropy(moments: Moments, *, rule: str = "cvpr2022") -> float:
 
 
 def orthogonality(weight: npt.NDArray[np.float32]) -> float:
-    """How far apart the output filters of a layer point: O = 1 - sum |W W' - I| / (n (n - 1)).
+    """How orthogonal the output filters of a layer are: O = 1 - sum |W W' - I| / (n (n - 1)).
 
     W holds the filters of the n output channels as rows of unit length; rows of zeros stay zeros. 1 when all are
     orthogonal, 0 when all are parallel or antiparallel (Adversarial Robustness Through the Lens of Convolutional
@@ -167,7 +167,7 @@ def orthogonality(weight: npt.NDArray[np.float32]) -> float:
 
 
 def _orthogonality(weight: npt.NDArray[np.float32]) -> Callable[[], float]:
-    """Begin with it; what is returned waits for it."""
+    """Start to compute it; the function that is returned waits for the result."""
     from cnnfilterdb.stats import compiled
 
     n = len(weight)
@@ -215,7 +215,7 @@ def binary_residual(filters: npt.NDArray[np.float32], *, values: int = 2) -> npt
 
     Args:
         filters: (n, k).
-        values: 2 for a and -a; 3 for a, -a and 0, whichever zeros suit best (Ternary Weight Networks, arXiv
+        values: 2 for a and -a; 3 for a, -a and 0, with the best choice of zeros (Ternary Weight Networks, arXiv
             1605.04711).
 
     Returns:
@@ -246,7 +246,7 @@ def levels(weight: npt.NDArray[np.float32], most: int = MAX_LEVELS) -> int | Non
     """Largest number of different weights in an output channel; None when it is more than ``most``.
 
     A layer that was quantised, per tensor or per channel, has few, at most 256 with 8 bits, where one that was not has
-    as many as there are weights. It tells nothing where a channel has not many more weights than the levels, as in
+    as many as there are weights. It means little where a channel has not many more weights than levels, as in
     depthwise layers.
 
     Args:
@@ -265,7 +265,7 @@ def levels(weight: npt.NDArray[np.float32], most: int = MAX_LEVELS) -> int | Non
 def isotropy(moments: Moments) -> float | None:
     """How well kernels agree with independent random weights of mean zero: a p-value, 0 to 1.
 
-    Two tests are joined: of sphericity, that the covariance is a multiple of the identity (Mauchly 1940, with
+    Two tests are combined: of sphericity, that the covariance is a multiple of the identity (Mauchly 1940, with
     Bartlett's correction: -(n - 1 - (2 k^2 + k + 2) / 6 k) ln(det S / (tr S / k)^k) is chi-squared with
     k (k + 1) / 2 - 1 degrees of freedom), and of a mean of zero (n m'm / (tr S / k), chi-squared with k).
 
@@ -273,7 +273,7 @@ def isotropy(moments: Moments) -> float | None:
         moments: Of the raw kernels: ``Moments.of(filters, scale=False)``.
 
     Returns:
-        None where there are too few kernels to tell (less than 10 k), or no variance.
+        None if there are too few kernels (less than 10 k), or no variance.
     """
     return _isotropy(moments, np.linalg.eigvalsh(moments.scatter))
 
@@ -296,7 +296,7 @@ def _isotropy(moments: Moments, spectrum: npt.NDArray[np.floating]) -> float | N
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LayerStatistics:
-    """Statistics of the kernels of one layer, by the rules of ``cvpr2022``. What is undefined is None.
+    """Statistics of the kernels of one layer, by the rules of ``cvpr2022``; undefined ones are None.
 
     Attributes:
         moments: Moments of the scaled kernels.
@@ -304,7 +304,7 @@ class LayerStatistics:
         raw: Moments of the raw kernels.
         sparsity: Share of sparse kernels.
         variance_entropy: Entropy, base 10, of the explained variance of the raw kernels.
-        randomness_threshold: What as many random kernels are expected to have.
+        randomness_threshold: Expected entropy of as many random kernels.
         variance_entropy_clean: The entropy without the sparse kernels.
         variance_entropy_scaled: The entropy of the scaled kernels without the sparse ones, the rule of ``cvprw2022``.
         orthogonality: 1 = all output filters orthogonal, 0 = all parallel.
@@ -351,7 +351,7 @@ def layer_statistics(weight: npt.NDArray[np.float32]) -> LayerStatistics:
     out_channels, in_channels, height, width = weight.shape
     n, k = out_channels * in_channels, height * width
     filters = weight.reshape(n, k)
-    apart = _orthogonality(weight)  # goes on in threads while the rest is computed
+    apart = _orthogonality(weight)  # runs in threads while the rest is computed
     raw_shift, shift = first_filter(filters, scale=False), first_filter(filters, scale=True)
     raw_sums, sums, peaks, norm_l1, energy, binary = compiled.layer_sums(filters, raw_shift, shift, BINARY_TOLERANCE)
     raw, moments = Moments.from_sums(n, raw_shift, *raw_sums), Moments.from_sums(n, shift, *sums)
@@ -361,7 +361,7 @@ def layer_statistics(weight: npt.NDArray[np.float32]) -> LayerStatistics:
     if dropped:
         raw_kept = _without(filters, sparse, raw_shift, raw_sums, scale=False)
         kept = _without(filters, sparse, shift, sums, scale=True)
-    # One call for all of them: for small kernels, calls are what takes the time.
+    # One call for all of them: for small kernels, the calls take most of the time.
     spectra = np.linalg.eigvalsh(np.array([raw.scatter, kept.scatter, raw_kept.scatter][: 3 if dropped else 2]))
     entropies = [_defined(entropy) for entropy in compiled.entropies(spectra).tolist()]
     return LayerStatistics(
@@ -394,7 +394,7 @@ def _without(
     *,
     scale: bool,
 ) -> Moments:
-    """Moments without some of the filters, given the sums of all: only the smaller part is looked at again."""
+    """Moments without some of the filters, given the sums of all: only the smaller part is read again."""
     from cnnfilterdb.stats import compiled
 
     kept = ~dropped
@@ -402,7 +402,7 @@ def _without(
     if 2 * count > len(filters):
         total, products = compiled.sums(filters[dropped], shift, scale=scale)
         moments = Moments.from_sums(count, shift, sums[0] - total, sums[1] - products)
-        # Where those that are kept hardly differ, what the subtraction leaves is rounding.
+        # If those that are kept hardly differ, the subtraction leaves mostly rounding errors.
         if np.trace(moments.scatter) > _CANCELLED * np.trace(sums[1]):
             return moments
     return Moments.of(filters[kept], scale=scale)
@@ -419,7 +419,7 @@ def looks_untrained(layers: Iterable[LayerStatistics]) -> bool | None:
     :func:`isotropy`), the model looks untrained. The levels are divided by the number of layers (Bonferroni).
 
     Returns:
-        None when no layer has enough kernels to tell.
+        None if no layer has enough kernels.
     """
     found = [layer.isotropy for layer in layers if layer.isotropy is not None]
     return min(found) * len(found) > UNTRAINED_LEVEL if found else None

@@ -1,4 +1,4 @@
-"""What variance entropy random kernels have: the threshold above which a layer looks random."""
+"""The variance entropy of random kernels: the threshold above which a layer looks random."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["published_threshold", "randomness_threshold", "simulated_weights"]
 def published_threshold(kernels: int) -> float:
     """Variance entropy of random 3x3 kernels as published: T_H(n) = L / (1 + exp(-k (log2 n - x0))) + b.
 
-    CNN Filter DB prints two decimals of the constants; these are those of torchconvquality. It is 0.0029 below the
+    CNN Filter DB prints two decimals of the constants; these are from torchconvquality. The curve is 0.0029 below the
     largest possible entropy for many kernels, and up to 0.024 off the simulation for few.
 
     Args:
@@ -37,14 +37,14 @@ def randomness_threshold(kernels: int, weights: int = 9) -> float:
     For 9 weights it is the published curve (:func:`published_threshold`). The papers have none for other sizes: there
     it is the smallest entropy of 1,000 sets of as many random normal kernels, simulated by ``scripts/randomness.py``
     and interpolated in log2 n; beyond 64 times as many kernels as weights, the distance to log10 k falls as 1 / n.
-    Only the number of weights counts, not their arrangement: 1x9 kernels have the threshold of 3x3 ones.
+    Only the number of weights matters, not their arrangement: 1x9 kernels have the threshold of 3x3 ones.
 
     Args:
         kernels: Number of kernels of the layer.
         weights: Number of weights of each.
 
     Returns:
-        Not positive below 3 kernels, where it means nothing (two kernels have one direction, hence entropy 0). NaN for
+        Not positive below 3 kernels, where it is meaningless (two kernels have one direction, hence entropy 0). NaN for
         numbers of weights that were not simulated; see :func:`simulated_weights`.
 
     >>> [round(randomness_threshold(64, weights), 3) for weights in (9, 25, 49)]

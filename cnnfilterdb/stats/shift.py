@@ -21,8 +21,8 @@ class Recipe:
     """How one of the papers compares groups.
 
     Attributes:
-        low: Left edge of the histograms; None stands for the smallest coefficient of the basis.
-        high: Right edge; None stands for the largest coefficient.
+        low: Left edge of the histograms; None means the smallest coefficient of the basis.
+        high: Right edge; None means the largest coefficient.
         weights: Weights of the components: ``explained_variance`` ratio, or ``uniform``.
     """
 
@@ -41,7 +41,7 @@ RECIPES = {
 
 
 def shares(counts: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Shares of the counts of each histogram in each bin, as they are.
+    """Share of the counts of each histogram in each bin, without any correction of empty bins.
 
     Args:
         counts: (..., bins), whole or weighted.
@@ -50,7 +50,7 @@ def shares(counts: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         (..., bins) float64, summing to 1 over the last axis.
 
     Raises:
-        SelectionError: A histogram is empty: none of its coefficients lies in the range.
+        SelectionError: A histogram is empty: none of its coefficients is in the range.
 
     >>> shares(np.array([3.0, 1.0, 0.0])).tolist()
     [0.75, 0.25, 0.0]
@@ -64,7 +64,7 @@ def shares(counts: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def probabilities(counts: npt.NDArray[np.float64], low: float, high: float) -> npt.NDArray[np.float64]:
-    """Probabilities from counts, as the papers' notebook makes them.
+    """Probabilities from counts, as in the papers' notebook.
 
     Counts become densities, empty bins get the density :data:`EMPTY_BIN`, and each histogram is divided by its sum.
 
@@ -77,7 +77,7 @@ def probabilities(counts: npt.NDArray[np.float64], low: float, high: float) -> n
         (..., bins) float64, positive, summing to 1 over the last axis.
 
     Raises:
-        SelectionError: A histogram is empty: none of its coefficients lies in the range.
+        SelectionError: A histogram is empty: none of its coefficients is in the range.
 
     >>> probabilities(np.array([3.0, 1.0]), 0, 1).tolist()
     [0.75, 0.25]

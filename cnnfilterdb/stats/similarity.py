@@ -1,4 +1,4 @@
-"""Similarity of kernels to a given one, up to scale and, if wanted, sign, mean, rotation and reflection."""
+"""Similarity of kernels to a given one, up to scale and, on request, sign, mean, rotation and reflection."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Pattern:
     """A kernel to look for.
 
     The similarity of a kernel f to the pattern g is the cosine f'g / (|f| |g|): 1 for every positive multiple of g,
-    whatever its scale. A kernel of zeros is similar to nothing.
+    independent of scale. A kernel of zeros is similar to nothing.
 
     Attributes:
         variants: What counts as the pattern, as unit vectors, (v, k) float64.
@@ -111,7 +111,7 @@ class Pattern:
 
 @dataclass(slots=True, eq=False)
 class Nearest:
-    """The most similar filters seen so far: a mergeable state of bounded size.
+    """The most similar filters found so far: a mergeable state of bounded size.
 
     Attributes:
         limit: How many are kept.
@@ -129,7 +129,7 @@ class Nearest:
         return float(self.similarity[-1]) if len(self.similarity) == self.limit else -np.inf
 
     def update(self, similarity: npt.NDArray[np.float64], places: npt.NDArray[np.int64]) -> None:
-        """Take in filters; among equals the smallest places are kept, so that the order of updates does not matter.
+        """Add filters; among equals the smallest places are kept, so the order of updates does not matter.
 
         Args:
             similarity: (n,).
@@ -152,6 +152,6 @@ class Nearest:
         self.similarity, self.places = similarity[order], places[order]
 
     def merge(self, other: Nearest) -> None:
-        """Take in what another one has kept."""
+        """Add the filters that another one has kept."""
         if len(other.similarity):
             self.update(other.similarity, other.places)

@@ -237,7 +237,7 @@ def test_edges_of_the_rules_in_sql(edges):
     tiny = np.array([[1e-45, 0], [0, 0]], np.float32)
     for rule in QUALITY_RULES:
         assert found(rule, *tiny.tolist()) == sparsity(tiny, rule=rule), rule
-    with pytest.raises(Exception, match="'cvpr2023' is none of cvpr2022"):
+    with pytest.raises(Exception, match="'cvpr2023' is not one of cvpr2022"):
         found("cvpr2023", (1, 0))
 
 
@@ -351,7 +351,7 @@ def test_moments_of_a_selection(sample, edges, tensors, layers):
 
 
 def test_moments_that_cannot_be_answered(sample):
-    with pytest.raises(SelectionError, match="'dense' is none of all, nonsparse"):
+    with pytest.raises(SelectionError, match="'dense' is not one of all, nonsparse"):
         sample.moments(variant="dense")
     with pytest.raises(SelectionError):
         sample.moments(where="domain = 'cars'")

@@ -59,9 +59,9 @@ def test_small_groups_are_left_out_of_every_array(sample):
 
 
 def test_wrong_questions(sample):
-    with pytest.raises(SelectionError, match="recipe: 'x' is none of"):
+    with pytest.raises(SelectionError, match="recipe: 'x' is not one of"):
         Grouping("domain", recipe="x")
-    with pytest.raises(SelectionError, match="balance: 'x' is none of"):
+    with pytest.raises(SelectionError, match="balance: 'x' is not one of"):
         Grouping("domain", balance="x")
     other = Basis.fit(Moments.of(np.random.default_rng(0).normal(size=(50, 25)).astype(np.float32)), "5x5")
     with pytest.raises(SelectionError, match="the basis is of 5x5"):

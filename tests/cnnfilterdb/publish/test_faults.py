@@ -97,14 +97,14 @@ def test_the_server_says_how_long_to_wait(hub, make, publish):
     assert sorted(hub.waits) == [17, 33, 300]
 
 
-def test_an_upload_that_is_cut_is_gone_on_with(hub, make, publish, state):
+def test_an_upload_that_breaks_is_resumed(hub, make, publish, state):
     folder, manifest = make(TWO)
     sizes = {file.path: file.bytes for file in manifest.files}
     large = sum(sizes.values()) + (folder / "shift.png").stat().st_size
     cut = next(file for file in manifest.files if file.path == "filters_3x3/00001.parquet")
     hub.fail(f"PUT /lfs/{cut.sha256}", times=6, cut=50_000)
     with pytest.raises(
-        PublishError, match=r"the connection to http://\S+ broke \(.*\); run it again: what has arrived"
+        PublishError, match=r"the connection to http://\S+ broke \(.*\); run it again: nothing is sent twice"
     ):
         publish((folder, manifest))
     assert [put.received for put in hub.asked(f"PUT /lfs/{cut.sha256}")] == [50_000] * 6
@@ -168,7 +168,7 @@ def test_somebody_else_changes_main_meanwhile(hub, make, publish, state):
     release = make(TWO, "1.1.0")
     hub.fail("POST .*/commit/main", action=lambda: hub.repos[REPO].push({"README.md": b"theirs"}))
     with pytest.raises(
-        PublishError, match="somebody else changed main meanwhile, and nothing of this release is visible"
+        PublishError, match="another client changed main meanwhile, and nothing of this release is visible"
     ):
         publish(release)
     repo = hub.repos[REPO]
@@ -184,10 +184,12 @@ def test_somebody_else_changes_main_meanwhile(hub, make, publish, state):
 def test_somebody_else_publishes_the_same_version_meanwhile(hub, make, publish):
     release = make(ONE)
     hub.fail("POST .*/commit/release-v1.0.0", action=lambda: hub.repos[REPO].push({"x": b"x"}, "release-v1.0.0"))
-    with pytest.raises(PublishError, match=r"somebody else changed release-v1.0.0 meanwhile"):
+    with pytest.raises(PublishError, match=r"another client changed release-v1.0.0 meanwhile"):
         publish(release)
     hub.fail("POST .*/tag/", action=lambda: hub.repos[REPO].tags.update({"v1.0.0": "0" * 40}))
-    with pytest.raises(PublishError, match=r"somebody else tagged v1.0.0 meanwhile; run it again with another version"):
+    with pytest.raises(
+        PublishError, match=r"another client tagged v1.0.0 meanwhile; run it again with another version"
+    ):
         publish(release)
 
 

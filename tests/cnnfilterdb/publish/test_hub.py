@@ -218,7 +218,7 @@ def test_tokens(hub, loopback, make, publish, state, monkeypatch):
     }
     for token, reason in (
         ("hf_unknown", "the token is refused"),
-        ("hf_old", "the token is refused.*make another at"),
+        ("hf_old", "the token is refused.*create another at"),
         ("hf_reader", "the token may only read; create one with write access"),
         ("hf_other", "the token may not do this: You don't have the rights"),
     ):

@@ -70,8 +70,8 @@ def test_expressions_are_accepted(text, value):
         ("'HOME'.GETENV()", r"calls getenv\(\)"),
         ("system.main.current_setting('home_directory')", r"calls current_setting\(\)"),
         ("COLUMNS('.*')", r"calls columns\(\)"),
-        ("*", "stands for several columns"),
-        ("facts.*", "stands for several columns"),
+        ("*", "names several columns"),
+        ("facts.*", "names several columns"),
     ],
 )
 def test_everything_else_is_refused_with_one_line(text, message):

@@ -211,8 +211,8 @@ def test_models_without_an_index_are_indexed_before_a_question(tmp_path, tensors
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("recipe := 'x'", "recipe: 'x' is none of cvpr2022, medneurips2022"),
-        ("balance := 'x'", "balance: 'x' is none of filters, layers, models, families"),
+        ("recipe := 'x'", "recipe: 'x' is not one of cvpr2022, medneurips2022"),
+        ("balance := 'x'", "balance: 'x' is not one of filters, layers, models, families"),
         ("basis := '3x3-nope'", "no basis 3x3-nope for 3x3 kernels"),
     ],
 )

@@ -98,7 +98,7 @@ def test_one_group_of_one_model():
         ({"samples": 1}, "at least 2 are needed"),
         ({"level": 0}, "a share between 0 and 1"),
         ({"level": 95}, "a share between 0 and 1"),
-        ({"metric": "x", "samples": 2}, "'x' is none of"),
+        ({"metric": "x", "samples": 2}, "'x' is not one of"),
         ({"samples": 100_000_000}, "at most 11111111 samples"),
     ],
 )

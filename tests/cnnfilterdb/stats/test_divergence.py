@@ -123,5 +123,5 @@ def test_an_empty_histogram_is_refused_whatever_the_metric(metric):
 
 
 def test_an_unknown_metric_is_refused():
-    with pytest.raises(SelectionError, match="'hellinger' is none of kl, directed"):
+    with pytest.raises(SelectionError, match="'hellinger' is not one of kl, directed"):
         kl_shift(make(4), np.ones(SIZE), LOW, HIGH, metric="hellinger")

@@ -126,9 +126,9 @@ def test_without_kernels():
 
 def test_a_rule_must_be_known():
     filters = np.ones((2, 9), np.float32)
-    with pytest.raises(SelectionError, match="'cvpr2023' is none of cvpr2022, torchconvquality"):
+    with pytest.raises(SelectionError, match="'cvpr2023' is not one of cvpr2022, torchconvquality"):
         sparsity(filters, rule="cvpr2023")
-    with pytest.raises(SelectionError, match="'cvpr2023' is none of"):
+    with pytest.raises(SelectionError, match="'cvpr2023' is not one of"):
         variance_entropy(Moments.of(filters), rule="cvpr2023")
 
 

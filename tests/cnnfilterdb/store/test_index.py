@@ -166,7 +166,7 @@ def test_moments_without_sparse_filters(tmp_path):
             np.testing.assert_allclose(basis.explained_variance, pca.explained_variance_, rtol=1e-9)
             np.testing.assert_allclose(basis.mean, pca.mean_, atol=1e-12)
             assert db.basis(variant=variant).filters == len(expected)
-        with pytest.raises(SelectionError, match="'x' is none of all, nonsparse"):
+        with pytest.raises(SelectionError, match="'x' is not one of all, nonsparse"):
             moments_of(rows, "3x3", variant="x")
 
 

@@ -28,9 +28,7 @@ def test_every_verb_has_help_and_the_readme_names_it(run):
         status, out, _ = run(verb, "--help")
         assert status == 0
         assert "Usage" in out
-
-
-assert f"cnnfilterdb {verb}" in readme, f"{verb} is not in the README"
+        assert f"cnnfilterdb {verb}" in readme, f"{verb} is not in the README"
 
 
 def test_add_models_layers_remove(run, checkpoint, tmp_path):

@@ -1,4 +1,4 @@
-"""What long work reports: progress while it runs, and what was found when it ends. No I/O."""
+"""Reports of long operations: progress while they run, and their outcome. No I/O."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ __all__ = [
     "printable",
 ]
 
-#: Called with what is being done, how much of it is done and how much there is.
+#: Called with the current step, the amount done and the total.
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something that is not as it should be.
+    """A problem found in a database.
 
     Attributes:
         model_id: Key of the model; None when it cannot be determined.
@@ -70,7 +70,7 @@ class Failure:
 
 @dataclass(slots=True)
 class IngestReport:
-    """What became of each model of a run.
+    """The outcome for each model of a run.
 
     Attributes:
         done: Models imported: model id -> stored filters.
@@ -100,7 +100,7 @@ class IngestReport:
 
 
 class Observer:
-    """Receives the progress events of an ingest; override the methods that are wanted. All of them do nothing."""
+    """Receives the progress events of an ingest; override the methods you need. By default they do nothing."""
 
     def started(self, total: int) -> None:
         """The number of models is known."""
@@ -114,7 +114,7 @@ class Observer:
 
 @dataclass(slots=True)
 class TransferReport:
-    """What became of each model.
+    """The outcome for each model.
 
     Attributes:
         done: Models copied: model id -> stored filters.
@@ -167,7 +167,7 @@ def html_table(caption: str, rows: Sequence[Mapping[str, Any]]) -> str:
     """A table for notebooks; numbers get thousands separators, and text is escaped.
 
     Args:
-        caption: Stands above it.
+        caption: Caption above the table.
         rows: The rows, all with the same columns.
 
     >>> html_table("a < b", [{"models": 1234}])

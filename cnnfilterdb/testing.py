@@ -1,6 +1,6 @@
 """Conformance suites for sources and formats, for pytest; the sources and formats of the package use them too.
 
-Derive a test class, say how to make the object, and pytest runs the inherited tests::
+Derive a test class, define how to make the object, and pytest runs the inherited tests::
 
     from cnnfilterdb.testing import SourceTests
 
@@ -44,7 +44,7 @@ _SECONDS = 60.0
 
 @contextmanager
 def no_network() -> Iterator[None]:
-    """Fail whatever connects to another machine or to a local server."""
+    """Make every attempt to connect to another machine or a local server fail."""
 
     def refuse(self: socket.socket, address: Any) -> None:
         raise AssertionError(f"connected to {address}; this must work without a network")
@@ -57,7 +57,7 @@ class SourceTests:
     """The contract of :class:`cnnfilterdb.ingest.sources.Source`."""
 
     def source(self, folder: Path) -> Any:
-        """The source; nothing is connected by making it.
+        """The source; creating it must not connect to anything.
 
         Args:
             folder: An empty folder, for caches and files.
@@ -158,14 +158,14 @@ class FormatTests:
                 np.testing.assert_array_equal(read, weight)
 
     def test_damaged_files_are_read_or_refused(self, tmp_path: Path) -> None:
-        """Whatever is cut or changed: layers, or a WeightFileError of one line that names the file."""
+        """Reading a cut or changed file gives layers, or a WeightFileError of one line that names it."""
         for path in list(self.examples(tmp_path)):
             for damaged in _damaged(path.read_bytes(), random.Random(0)):
                 path.write_bytes(damaged)
                 self._read_or_refused(path)
 
     def test_hostile_files_are_read_or_refused(self, tmp_path: Path) -> None:
-        """No code of a file runs, and none takes long."""
+        """No code in a file is run, and no file takes long."""
         folder = tmp_path / "hostile"
         folder.mkdir()
         canary = tmp_path / "canary"
@@ -175,7 +175,7 @@ class FormatTests:
         assert not canary.exists()
 
     def test_pages_and_text_are_not_recognised(self, tmp_path: Path) -> None:
-        """A format that claims foreign files hides the format that they are of."""
+        """A format that accepts files of other formats hides those formats."""
         for content in (
             b"",
             b"<!DOCTYPE html><html></html>",
@@ -211,8 +211,8 @@ def hostile_files(folder: Path, canary: Path) -> list[Path]:
     """Write files that ask for code, memory or time.
 
     Args:
-        folder: Where to.
-        canary: A file that appears when code of one of them runs.
+        folder: The folder to write to.
+        canary: A file that appears if code in one of them is run.
     """
     code = pickle.dumps({"x": _Touch(canary)}, protocol=2)
     deep = b"".join((b"\x80\x02", b"(" * 100_000, b"t" * 100_000, b"."))
@@ -272,7 +272,7 @@ def _damaged(content: bytes, random: random.Random) -> Iterator[bytes]:
         yield content[: len(content) * part // 8]
     for _ in range(60):
         changed = bytearray(content)
-        # Half of the changes hit the beginning, where headers are
+        # Half of the changes are at the beginning, where headers are
         for _ in range(random.choice((1, 1, 8))):
             changed[random.randrange(min(len(content), random.choice((256, len(content)))))] = random.randrange(256)
         yield bytes(changed)

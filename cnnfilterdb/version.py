@@ -8,7 +8,7 @@ __all__ = ["package_version"]
 
 
 def package_version() -> str:
-    """Version of the installed package; ``0`` when it runs from an uninstalled checkout."""
+    """Version of the installed package; ``0`` if it runs from a checkout that is not installed."""
     try:
         return version("cnnfilterdb")
     except PackageNotFoundError:

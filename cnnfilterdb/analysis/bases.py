@@ -33,7 +33,7 @@ __all__ = [
     "ranges",
 ]
 
-#: Most bins of a histogram: more than any question needs, and few enough for the memory of every reader.
+#: Largest number of bins of a histogram: more than anyone needs, and few enough for the memory of every reader.
 MAX_BINS = 10_000
 
 _MAX_COUNT = 2**53
@@ -50,7 +50,7 @@ class FittedBasis:
     Attributes:
         basis_id: Its key: kernel size and a digest of what it was fitted on.
         basis: The basis, with its range and bins.
-        created_at: When it was fitted, or put in use again.
+        created_at: When it was fitted, or reused.
         models: Keys of the models that it was fitted on.
         layers: Number of layers that it was fitted on.
         sequence: Number of the fit; of the bases of a kernel size, the one with the highest is in use.
@@ -91,7 +91,7 @@ def histogram_table(
         hashes: SHA-256 of the weight of each layer.
     """
     found = list(layers)
-    # By recipe first: each gets a row group of its own (cnnfilterdb.store.writer.histogram_settings).
+    # By recipe first: each gets its own row group (cnnfilterdb.store.writer.histogram_settings).
     rows = [(layer, recipe, per_recipe[number]) for number, recipe in enumerate(RECIPES) for layer, per_recipe in found]
     size = len(basis.mean)
     columns: dict[str, Any] = {
@@ -117,10 +117,10 @@ def _lists(arrays: list[npt.NDArray[np.int64]], length: int) -> pa.Array:
 
 
 class Bases(ABC):
-    """The bases of a database, wherever they lie.
+    """The bases of a database, local or published.
 
     Attributes:
-        location: Where the database lies.
+        location: Where the database is located.
     """
 
     location: str
@@ -137,7 +137,7 @@ class Bases(ABC):
         """A basis by its key.
 
         Raises:
-            SelectionError: There is none.
+            SelectionError: No such basis exists.
         """
         known = {fitted.basis_id: fitted for fitted in self.bases()}
         if basis_id not in known:
@@ -199,7 +199,7 @@ def moments_of(layers: pa.Table, kernel: str, *, variant: str = "all") -> Moment
     means = _matrix(layers["scaled_mean"], size)
     scatters = _matrix(layers["scaled_scatter"], size * (size + 1) // 2)
     if variant == "nonsparse":
-        # Layers without sparse kernels hold no second pair of moments.
+        # Layers without sparse kernels have no second pair of moments.
         there = layers["nonsparse_filters"].is_valid().to_numpy()
         counts, means, scatters = counts.copy(), means.copy(), scatters.copy()
         some = layers.filter(pa.array(there))
@@ -240,7 +240,7 @@ def basis_table(fitted: FittedBasis) -> pa.Table:
 
 
 def fitted_basis(row: Mapping[str, Any]) -> FittedBasis:
-    """The basis of a row of the bases table, which may come from a stranger.
+    """The basis of a row of the bases table, which may be untrusted.
 
     Raises:
         CorruptError: A value is missing, of the wrong shape, not finite or out of range.

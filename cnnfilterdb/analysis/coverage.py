@@ -14,7 +14,7 @@ from cnnfilterdb.sql import literal
 
 __all__ = ["Coverage", "coverage"]
 
-#: Names that a warning spells out.
+#: Number of models that a warning names.
 _NAMED = 5
 
 
@@ -34,8 +34,8 @@ class Coverage:
         models_without: Number of unused models by reason.
         layers_without: Number of unused layers by reason.
         untrained: Keys of the used models that are flagged untrained.
-        basis_models: Today's models with such kernels that the basis was fitted on; None if no stored basis is used.
-        basis_possible: Today's models with such kernels; None likewise.
+        basis_models: Present models with such kernels that the basis was fitted on; None if no stored basis is used.
+        basis_possible: Present models with such kernels; None likewise.
     """
 
     by: str
@@ -68,7 +68,7 @@ class Coverage:
 
     @property
     def warnings(self) -> list[str]:
-        """What a reader of the numbers should know, one line each."""
+        """Warnings about the numbers, one line each."""
         found = []
         if self.basis_models is not None and self.basis_possible and self.basis_models < self.basis_possible:
             found.append(
@@ -170,6 +170,6 @@ def coverage(
 
 
 def _with_kernel(connection: duckdb.DuckDBPyConnection, grouping: Grouping) -> set[str]:
-    """Today's models that a basis of this kernel size would be fitted on."""
+    """The present models that a basis of this kernel size would be fitted on."""
     query = f"SELECT DISTINCT model_id FROM facts WHERE stored AND kernel = {literal(grouping.kernel)} AND papers_layer"
     return set(run(connection, query)["model_id"].to_pylist())

@@ -1,4 +1,4 @@
-"""Descriptors of the filters of a database: streamed beside their keys, or averaged by layer."""
+"""Descriptors of the filters of a database: streamed with their keys, or averaged by layer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _KEYS = ("model_id", "layer", "out_channel", "in_channel")
 
 
 def schema() -> pa.Schema:
-    """The keys of a filter, and its descriptors with what they tell as metadata."""
+    """The keys of a filter, and its descriptors with their meaning as metadata."""
     keys = [filter_schema("1x1").field(name).remove_metadata() for name in _KEYS]
     return pa.schema(
         keys + [pa.field(name, pa.float64(), metadata={"description": text}) for name, text in DESCRIPTORS.items()]
@@ -40,7 +40,7 @@ def of_layers(
     """Mean descriptors of each layer: one row per layer, found by one scan of its filters.
 
     Args:
-        store: Whose files are scanned.
+        store: The storage whose files are scanned.
         connection: With the views of the database.
         where: Condition over the columns of models and layers.
         kernel: Kernel size.

@@ -1,7 +1,7 @@
 """Groups of filters and the histograms of their coefficients: what every shift and every ridge plot starts from.
 
-A grouping is answered from the index where the index can answer it, by summing a few small rows. Another basis, other
-bins or another range need the filters themselves, which are then scanned once.
+A grouping is answered from the index where possible, by summing a few small rows. Another basis, other bins or another
+range need the filters themselves, which are then scanned once.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from cnnfilterdb.stats import RECIPES, Basis, Histogram, balance_weights
 
 __all__ = ["BALANCES", "Grouping", "Groups", "by_model", "scanned", "selection", "stored"]
 
-#: What may count the same within a group.
+#: What may have the same weight within a group.
 BALANCES = ("filters", "layers", "models", "families")
 
 
@@ -39,8 +39,8 @@ class Grouping:
         where: SQL condition over the same columns; None keeps all rows.
         kernel: Kernel size.
         recipe: Name of the recipe.
-        balance: What counts the same within a group; one of :data:`BALANCES`.
-        all_layers: Take in transposed and dead layers, which the papers never saw.
+        balance: What has the same weight within a group; one of :data:`BALANCES`.
+        all_layers: Include transposed and dead layers, which the papers leave out.
 
     Raises:
         SelectionError: ``by`` or ``where`` is not a SQL expression; an unknown recipe or balance.
@@ -78,7 +78,7 @@ class Groups:
         weights: Weight of each component in a shift, (k,).
         basis: The basis.
         basis_id: Its key; None for one that is not in the index.
-        grouping: The question that they answer.
+        grouping: The grouping that they answer.
     """
 
     labels: list[Any]
@@ -114,10 +114,10 @@ class Groups:
         return self.sizes().to_html()
 
     def at_least(self, models: int, filters: int) -> Groups:
-        """Those groups that have so many models and filters.
+        """The groups that have at least so many models and filters.
 
         Raises:
-            SelectionError: None has.
+            SelectionError: No group has.
         """
         kept = np.flatnonzero((self.models >= models) & (self.filters >= filters))
         if len(kept) == len(self.labels):
@@ -182,7 +182,7 @@ def by_model(
     """The histograms of the models of some groups of the index, balanced as the groups are.
 
     Returns:
-        Number of the group of each, (m,), and its counts, (m, k, bins). A model that is in several groups is there once
+        Number of the group of each, (m,), and its counts, (m, k, bins). A model that is in several groups has one entry
         for each.
     """
     table = run(connection, f"FROM group_histograms({_arguments(groups.grouping, groups.basis_id)}, by_model := true)")
@@ -198,8 +198,8 @@ def selection(connection: duckdb.DuckDBPyConnection, grouping: Grouping, *, vari
 
     Args:
         connection: With the views of the database.
-        grouping: The question; where families count the same, there is a column ``family``, too.
-        variant: Which moments :func:`~cnnfilterdb.analysis.bases.moments_of` will be asked for.
+        grouping: The grouping; if families have the same weight, there is also a column ``family``.
+        variant: Which moments :func:`~cnnfilterdb.analysis.bases.moments_of` will need.
     """
     family = "coalesce(family, architecture, model_id) AS family, " if grouping.balance == "families" else ""
     nonsparse = ", nonsparse_filters, nonsparse_mean, nonsparse_scatter" if variant == "nonsparse" else ""
@@ -239,12 +239,12 @@ def scanned(
     """Groups from the filters themselves.
 
     Args:
-        store: Whose files are scanned.
+        store: The storage whose files are scanned.
         grouping: The question.
         rows: Its layers, from :func:`selection`.
         basis: Any basis of the kernel size.
         bins: Number of bins.
-        limits: Range of the histograms; by default that of the recipe, and where that leaves it to the basis, the
+        limits: Range of the histograms; by default that of the recipe, or, if the recipe has none, the
             smallest and largest coefficient of the basis, or of the selection for a basis without a range.
         basis_id: Key of the basis, if it is in the index.
     """
@@ -257,7 +257,7 @@ def scanned(
         limits = dict(zip(RECIPES, ranges(basis), strict=True))[grouping.recipe]
     low, high = limits
 
-    # The rows are sorted by group. Arrow finds the groups, because it takes one NaN for another, as DuckDB does.
+    # The rows are sorted by group. Arrow finds the groups, because it treats all NaN as equal, as DuckDB does.
     coded = rows["group"].combine_chunks().dictionary_encode()
     labels, groups = coded.dictionary.to_pylist(), coded.indices.to_numpy()
     filters = rows["filters"].to_numpy()

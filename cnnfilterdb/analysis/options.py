@@ -1,4 +1,4 @@
-"""The options that several questions share, and their check."""
+"""The options that several methods share, and their check."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ class GroupOptions(TypedDict, total=False):
 
 
 class ShiftOptions(GroupOptions, total=False):
-    """The options of groups, and how two of them are compared; see :meth:`Reader.kl_shift`."""
+    """The options of groups, and of their comparison; see :meth:`Reader.kl_shift`."""
 
     metric: str
     weights: ComponentWeights
 
 
 def check_options(question: str, given: Mapping[str, Any], known: type) -> None:
-    """Refuse an option that a question does not have.
+    """Refuse an option that a method does not have.
 
     Args:
         question: Name of the method, for the message.
@@ -81,14 +81,14 @@ def at_least_one(argument: str, value: int) -> None:
     """Refuse anything but a whole number of at least 1.
 
     Raises:
-        SelectionError: It is something else.
+        SelectionError: It is not such a number.
     """
     if not isinstance(value, int | np.integer) or value < 1:
         raise SelectionError(f"{argument}: {value!r} given; expected a whole number of at least 1")
 
 
 def check_histogram(bins: int | None, limits: tuple[float, float] | None) -> None:
-    """Check the number of bins and the range of a histogram; None stands for the default.
+    """Check the number of bins and the range of a histogram; None means the default.
 
     Raises:
         SelectionError: Not a whole number of at least 1, or not two ascending numbers.

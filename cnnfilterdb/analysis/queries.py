@@ -1,4 +1,4 @@
-"""SQL with a user's text in it: expressions are checked on their own, and errors become one line of this package."""
+"""SQL that contains text from the user: expressions are checked separately, and errors become one line."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PREFIXES = (
 
 
 def condition(where: str | None) -> str:
-    """The condition of an argument ``where`` in brackets; ``true`` where there is none, which "" means as well.
+    """The condition of an argument ``where`` in brackets; ``true`` for None and for an empty text.
 
     Raises:
         SelectionError: It is not a SQL expression.
@@ -72,7 +72,7 @@ def translated(error: duckdb.Error, kind: type[CnnFilterDbError]) -> CnnFilterDb
 
 
 def unreachable(error: duckdb.Error) -> RemoteError | None:
-    """The RemoteError that a Python file system raised inside DuckDB, which passes on its text; None for others."""
+    """The RemoteError that a Python file system raised inside DuckDB, recovered from DuckDB's message, or None."""
     traceback, found, message = str(error).rpartition(f"{RemoteError.__name__}: ")
     return RemoteError(message.partition("\n")[0]) if found and "Traceback" in traceback else None
 
@@ -86,7 +86,7 @@ def one_line(error: Exception) -> str:
 
 
 class QueryResult:
-    """The rows of a query, read when they are asked for.
+    """The rows of a query, read on demand.
 
     It is used like a DuckDB relation and has all of its methods (``filter``, ``aggregate``, ``limit``, ...), but an
     error that occurs while rows are read is a :class:`~cnnfilterdb.errors.QueryError`.
@@ -127,7 +127,7 @@ class QueryResult:
         return sorted({*super().__dir__(), *dir(self._relation)})
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):  # copying and pickling ask for such names before there is a relation
+        if name.startswith("_"):  # copying and pickling look up such names before there is a relation
             raise AttributeError(name)
         value = getattr(self._relation, name)
         if not callable(value):

@@ -1,4 +1,4 @@
-"""Frames of shifts between groups, with what they were made from: the results of Reader.kl_shift and its siblings."""
+"""Frames of shifts between groups with their provenance: the results of Reader.kl_shift and related methods."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["check_measure", "component_weights", "components", "intervals", "mat
 
 
 def check_measure(metric: str, weights: ComponentWeights, kernel: str) -> None:
-    """Check how groups are to be compared, before anything is read.
+    """Check the options of a comparison before anything is read.
 
     Raises:
         SelectionError: An unknown metric, or weights that are neither a known word nor one finite number of at least 0
@@ -97,7 +97,7 @@ def nearest_rows(shifts: pd.DataFrame, group: Any, top: int) -> pd.DataFrame:
     """The groups nearest to one of a square frame of shifts.
 
     Raises:
-        SelectionError: There is no such group.
+        SelectionError: No such group exists.
     """
     if group not in shifts.index:
         raise SelectionError(

@@ -1,6 +1,6 @@
 """Conclusions about groups of models: is a shift more than chance, and what explains the differences?
 
-Everything starts from one histogram per model, from the index where it can answer, and the label of each model. Labels
+Everything starts from one histogram per model, from the index where possible, and the label of each model. Labels
 belong to models: a grouping that splits the layers of one model cannot be tested this way.
 """
 

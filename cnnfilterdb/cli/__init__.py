@@ -84,7 +84,7 @@ def main() -> None:
         warn(f"error: {_for_the_command_line(str(error))}")
         sys.exit(1)
     except BrokenPipeError:
-        sys.stderr.close()  # the reader of a pipe has gone, as `| head` does
+        sys.stderr.close()  # the reader of the pipe has exited, as `| head` does
         sys.exit(0)
     except (OSError, MemoryError, RecursionError) as error:
         warn(f"error: {' '.join(str(error).split()) or type(error).__name__}")
@@ -92,11 +92,11 @@ def main() -> None:
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    """Print a warning like every other remark: one line, without the place in the code."""
+    """Print a warning like every other remark: one line, without the location in the code."""
     warn(f"warning: {_for_the_command_line(str(message))}")
 
 
-#: Remedies that a message names as Python calls, and what a person at the command line does instead.
+#: Remedies that messages give as Python calls, and their equivalents on the command line.
 _REMEDIES = {
     r"db\.layers\(\) lists": "`cnnfilterdb layers` lists",
     r"db\.models\(\) lists": "`cnnfilterdb models` lists",
@@ -107,7 +107,7 @@ _REMEDIES = {
 
 
 def _for_the_command_line(message: str) -> str:
-    """A message as one line, with options of the command line in the place of Python arguments."""
+    """A message as one line, with command-line options instead of Python arguments."""
     text = " ".join(message.split())
     for python, remedy in _REMEDIES.items():
         text = re.sub(python, remedy, text)

@@ -1,4 +1,4 @@
-"""The verbs that compare groups of filters: the shift between them, the basis it is computed in, their quality."""
+"""The verbs that compare groups of filters: shift, basis and quality."""
 
 from __future__ import annotations
 

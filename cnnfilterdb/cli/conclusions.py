@@ -77,10 +77,10 @@ def explain(
     factors: tuple[str, ...], marginal: bool, within: str | None, permutations: int, seed: int, rows: Output,
     path: Path, **options: Any,
 ) -> None:  # fmt: skip
-    """Show which share of the differences between models some FACTORS explain (PERMANOVA).
+    """Show what share of the differences between models each of the FACTORS explains (PERMANOVA).
 
     Each factor is a SQL expression with one value per model; without --marginal their order matters. `r2` is the share,
-    `omega2` the share beyond what as many levels explain by chance.
+    `omega2` the share beyond what the same number of levels explains by chance.
 
     \b
       cnnfilterdb explain family task domain

@@ -79,7 +79,7 @@ def plot(
         if kind == "shift":
             chosen["metric"] = metric
         if kind == "variance" and ctx.get_parameter_source("kernel") is ParameterSource.DEFAULT:
-            chosen["kernel"] = None  # large kernels are its subject: all sizes, unless one is given
+            chosen["kernel"] = None  # large kernels are of most interest: all sizes, unless one is given
         method: dict[str, Callable[..., Any]] = {
             "shift": draw.kl_shift,
             "ridge": draw.ridge,

@@ -102,14 +102,14 @@ def sql(query: str, rows: Output, path: Path) -> None:
 @click.command(short_help="Find the filters most similar to a pattern.")
 @click.argument("pattern")
 @click.option("--top", "-n", type=click.IntRange(min=1), default=10, show_default=True, help="How many to list.")
-@click.option("--sign", is_flag=True, help="Negative multiples are similar, too.")
-@click.option("--centred", is_flag=True, help="An added constant does not matter: means are subtracted.")
-@click.option("--rotation", is_flag=True, help="Rotations by right angles and reflections are similar, too.")
+@click.option("--sign", is_flag=True, help="Negative multiples count as similar, too.")
+@click.option("--centred", is_flag=True, help="Ignore an added constant: subtract the means.")
+@click.option("--rotation", is_flag=True, help="Rotations by right angles and reflections count as similar, too.")
 @where_option
 @rows_options
 @db_option
 def nearest(pattern: str, rows: Output, path: Path, **options: Any) -> None:
-    """List the filters most similar to PATTERN, whatever their scale; its rows are separated by `;` or `/`.
+    """List the filters most similar to PATTERN, regardless of scale; its rows are separated by `;` or `/`.
 
     \b
       cnnfilterdb nearest "1 0 -1; 2 0 -2; 1 0 -1" --rotation

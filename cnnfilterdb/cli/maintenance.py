@@ -1,4 +1,4 @@
-"""The verbs that maintain a database: facts about its models, its index, its hashes, the removal of models."""
+"""The verbs that maintain a database: annotate, index, verify, remove, and the cache of downloads."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def remove(models: tuple[str, ...], path: Path) -> None:
 def cache(action: str, rows: Output) -> None:
     """List the files in the cache of downloads, largest first, or clear it.
 
-    Databases do not need the cache; a later ingest downloads again what it needs.
+    Databases do not depend on the cache; a later ingest downloads what it needs again.
 
     \b
       cnnfilterdb cache

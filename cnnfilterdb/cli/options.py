@@ -55,7 +55,7 @@ class _Location(click.ParamType[Any]):
 
 
 def _remember(ctx: click.Context, param: click.Parameter, value: bool) -> bool:
-    """Keep --quiet where :func:`cnnfilterdb.cli.output.remark` finds it."""
+    """Store --quiet where :func:`cnnfilterdb.cli.output.remark` reads it."""
     ctx.meta[QUIET] = value
     return value
 
@@ -172,7 +172,7 @@ def group_arguments(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def trained_only(where: str | None, trained: bool) -> str | None:
-    """A condition that also leaves out models that are flagged untrained, if that is wanted."""
+    """A condition that, on request, also leaves out models flagged untrained."""
     if not trained:
         return where
     from cnnfilterdb.analysis.queries import condition
@@ -193,7 +193,7 @@ def named(by: str) -> tuple[str, str]:
 
 
 def fact_options(command: F) -> F:
-    """An option for each fact that a person can state about a model."""
+    """An option for each fact that a user can state about a model."""
     from cnnfilterdb.schema import ModelFacts
 
     command = click.option(
@@ -224,7 +224,7 @@ def open_database(path: Path | str, *, create: bool = False) -> FilterDB:
 
 @contextlib.contextmanager
 def _remedy(path: Path | str) -> Iterator[None]:
-    """Name what a person at the command line can do about a path that is not a database."""
+    """Replace the error for a path that is not a database by one with a remedy for the command line."""
     try:
         yield
     except NotADatabaseError as error:
@@ -238,12 +238,12 @@ def _remedy(path: Path | str) -> Iterator[None]:
 
 
 def models_condition(db: Reader, patterns: Sequence[str], where: str | None = None) -> str:
-    """A condition that selects the models that keys and wildcards stand for, and of these what ``where`` selects.
+    """A condition that selects the models that match keys or wildcards and also satisfy ``where``.
 
     Without patterns it is ``where`` itself.
 
     Raises:
-        UnknownModelError: A key or wildcard that stands for none.
+        UnknownModelError: A key or wildcard that matches no model.
     """
     from cnnfilterdb.analysis.queries import condition
     from cnnfilterdb.sql import literal

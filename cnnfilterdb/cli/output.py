@@ -59,7 +59,7 @@ QUIET = "cnnfilterdb.quiet"
 #: Rows that a table on a terminal shows unless --rows asks for more.
 _ROWS = 40
 
-#: First characters of a text that a spreadsheet would take for a formula.
+#: First characters of a text that a spreadsheet would interpret as a formula.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -151,7 +151,7 @@ def encoded(table: pa.Table, style: str) -> str | bytes:
 
             pq.write_table(table, target)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise SelectionError(f"{style} cannot hold these columns: {error}; cast them, or use another format") from error
+        raise SelectionError(f"{style} cannot store these columns: {error}; cast them or use another format") from error
     return target.getvalue()
 
 
@@ -214,7 +214,7 @@ def _text(value: Any, kind: pa.DataType) -> str:
 
 
 def _float(value: float, *, single: bool) -> str:
-    """The shortest spelling that reads back as the same number."""
+    """The shortest text that reads back as the same number."""
     import numpy as np
 
     return str(np.float32(value)) if single else repr(value)
@@ -228,7 +228,7 @@ def _plain_rows(table: pa.Table) -> Iterator[dict[str, Any]]:
 
 
 def _plain(value: Any, kind: pa.DataType) -> Any:
-    """A value as JSON has it: NaN and infinity become NULL, dates and bytes text, maps and structs objects."""
+    """A value as JSON: NaN and infinity become null, dates and bytes text, maps and structs objects."""
     import pyarrow as pa
 
     if value is None or isinstance(value, bool | int | str):
@@ -315,7 +315,7 @@ def print_summary(outcome: IngestReport, *, quiet: bool) -> None:
 
 
 def on_terminal() -> bool:
-    """Whether standard output is a terminal, where a person reads."""
+    """Whether standard output is a terminal."""
     return sys.stdout.isatty()
 
 
@@ -325,7 +325,7 @@ def say(text: str) -> None:
 
 
 def remark(text: str) -> None:
-    """Print a line on how a result came about, unless --quiet is given."""
+    """Print a line about how a result was computed, unless --quiet is given."""
     context = click.get_current_context(silent=True)
     if context is None or not context.meta.get(QUIET):
         say(text)
@@ -338,13 +338,13 @@ def warn(text: str) -> None:
 
 @contextlib.contextmanager
 def written_to(path: Path) -> Iterator[Path]:
-    """Write a file of the user whole or not at all.
+    """Write a user's file completely or not at all.
 
     Args:
         path: The file.
 
     Yields:
-        Where to write it; it is renamed to ``path`` at the end.
+        The path to write to; it is renamed to ``path`` at the end.
 
     Raises:
         DatabaseError: It cannot be written.

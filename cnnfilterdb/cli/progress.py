@@ -1,4 +1,4 @@
-"""What a person sees while a verb works: bars and notes, on a terminal only and never with `--quiet`."""
+"""Progress bars and notes while a verb runs, on a terminal only and never with `--quiet`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def progress_bars(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
 
 @contextlib.contextmanager
 def status(what: str, quiet: bool) -> Iterator[None]:
-    """A note that stays while one piece of work is done."""
+    """A note shown while one piece of work is done."""
     from rich.console import Console
 
     console = Console(stderr=True)

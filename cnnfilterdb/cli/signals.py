@@ -1,4 +1,4 @@
-"""Ctrl-C and termination end a command soon, even while it waits for code that does not return to Python."""
+"""Ctrl-C and SIGTERM end a command promptly, even while it waits for code that does not return to Python."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 __all__ = ["Terminated", "ending_soon"]
 
-#: Seconds that a command has to end in its own way.
+#: Seconds that a command has to end on its own.
 _GRACE = 1.2
 
 #: The message of DuckDB's RuntimeError when a signal interrupts a query.
@@ -24,11 +24,11 @@ class Terminated(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def ending_soon(message: str) -> Iterator[None]:
-    """Raise KeyboardInterrupt on Ctrl-C and :class:`Terminated` on SIGTERM, and exit soon if nothing comes of it.
+    """Raise KeyboardInterrupt on Ctrl-C and :class:`Terminated` on SIGTERM, and exit soon if it has no effect.
 
     Compiled code may not return to Python before its work is done, and only then would the exception be raised. A
-    thread therefore waits a moment after a signal and then ends the process. Databases survive that at any time.
-    DuckDB notices a signal by itself and raises a RuntimeError, which becomes the exception of that signal.
+    thread therefore waits a moment after a signal and then ends the process. Databases remain intact at any time.
+    DuckDB detects a signal itself and raises a RuntimeError, which is converted to the exception of that signal.
 
     Args:
         message: The line to print in that case.

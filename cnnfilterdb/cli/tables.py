@@ -198,7 +198,7 @@ def _lines(columns: Sequence[Column]) -> str:
 
 
 def _width(text: str) -> int:
-    """Width of a text on a terminal: ideographs take two places, combining marks none."""
+    """Width of a text on a terminal: ideographs take two columns, combining marks none."""
     if text.isascii():
         return len(text)
     return sum(

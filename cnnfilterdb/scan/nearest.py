@@ -26,7 +26,7 @@ def nearest_filters(
     """The filters most similar to a pattern: one scan, and memory for a few row groups.
 
     Args:
-        store: Whose files are scanned.
+        store: The storage whose files are scanned.
         kernel: Kernel size.
         pattern: What to look for.
         layers: (model id, layer) of the layers to search; None searches all.
@@ -34,8 +34,8 @@ def nearest_filters(
         progress: Called with the number of filters done since the last call.
 
     Returns:
-        By falling similarity: ``similarity``, ``variant`` (what was done to the given kernel; ``negated`` for a
-        negative multiple), and the row of the filters table.
+        In decreasing order of similarity: ``similarity``, ``variant`` (what was done to the given kernel; ``negated``
+        for a negative multiple), and the row of the filters table.
     """
     model_ids = None if layers is None else sorted({model_id for model_id, _ in layers})
     files = store.filter_files(kernel, model_ids)
@@ -46,7 +46,7 @@ def nearest_filters(
         for run in runs:
             if layers is None or (run.model_id, run.layer) in layers:
                 similarity, which = pattern.similarity(run.columns)
-                # Only what may stay is given a place; most of a row group is not.
+                # Only candidates get a place, which excludes most of a row group.
                 chosen = np.flatnonzero(similarity >= found.least)
                 places = np.empty((len(chosen), 3), np.int64)
                 places[:, 0], places[:, 1], places[:, 2] = number[run.path], run.row + chosen, which[chosen]

@@ -1,7 +1,7 @@
 """Filters with their keys as a stream, in the order of models and layers, in bounded memory.
 
-Rows lie in that order within a file, and a file or a row group is of one model: nothing has to be sorted, and what was
-not asked for is passed over by the statistics of row groups.
+Rows are in that order within a file, and a file or a row group is of one model: nothing has to be sorted, and row
+groups that were not requested are skipped by their statistics.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def filters_of(storage: FilterFiles, kernel: str, layers: Mapping[str, Collectio
     """The filters of layers of one kernel size, sorted by ``model_id`` and ``layer``.
 
     Args:
-        storage: Whose they are.
+        storage: The database that contains them.
         kernel: Their kernel size.
         layers: The layers of each model.
 
@@ -39,7 +39,7 @@ def filters_of(storage: FilterFiles, kernel: str, layers: Mapping[str, Collectio
 
     Raises:
         CorruptError: A file cannot be read, or is not one of filters of that size.
-        RemoteError: One that lies elsewhere cannot be reached.
+        RemoteError: A remote file cannot be reached.
     """
     names = filter_schema(kernel).names
 
@@ -71,13 +71,13 @@ def filters_of(storage: FilterFiles, kernel: str, layers: Mapping[str, Collectio
     with closing(ahead(read, row_groups(), threads=workers, window=2 * workers)) as tables:
         for _, future in tables:
             table = future.result()
-            del future  # and with it the table, when it has been used
+            del future  # and with it the table, once it has been used
             if table.num_rows:
                 yield table
 
 
 class RowCursor:
-    """Takes the rows of layers off a stream of filters, a batch in memory at a time.
+    """Reads the rows of layers from a stream of filters, with one batch in memory at a time.
 
     Args:
         batches: Record batches of filters, in the order of layers.
@@ -96,7 +96,7 @@ class RowCursor:
             Their models; (3, count) layer, out channel and in channel; (count, weights) little-endian, C-contiguous.
 
         Raises:
-            CorruptError: The stream ends before.
+            CorruptError: The stream ends too early.
         """
         models: set[str] = set()
         keys = np.empty((3, count), np.int32)
@@ -122,7 +122,7 @@ class RowCursor:
 def _in_order(
     files: Sequence[FilterFile], layers: Mapping[str, Collection[int]]
 ) -> Iterator[tuple[FilterFile, str | None]]:
-    """Files by the key of their model, with it; those of a release are in order, and tell it by row group."""
+    """Files with the key of their model, sorted by it; those of a release are in order, with a key per row group."""
     model_of = {paths.slug(model_id): model_id for model_id in layers}
     own = {path: model_of[path.stem] for path in files if isinstance(path, Path)}
     yield from ((path, own[path]) for path in sorted(own, key=own.__getitem__))
@@ -130,6 +130,6 @@ def _in_order(
 
 
 def _layers(metadata: pq.FileMetaData, group: int) -> tuple[Any, Any]:
-    """Smallest and largest layer of a row group; None where its statistics do not tell."""
+    """Smallest and largest layer of a row group; None if its statistics do not contain them."""
     statistics = metadata.row_group(group).column(1).statistics
     return (statistics.min, statistics.max) if statistics is not None and statistics.has_min_max else (None, None)

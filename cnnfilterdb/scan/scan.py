@@ -1,7 +1,7 @@
-"""Scans over the stored filters: Parquet row groups in threads, columns as they lie in memory.
+"""Scans over the stored filters: Parquet row groups in threads, columns without copies.
 
-Everything that must look at each filter again (a new basis, other bins, another range) goes through :func:`scan`.
-Memory is bounded by the row groups in flight, whatever the size of the database.
+Everything that must read each filter again (a new basis, other bins, another range) uses :func:`scan`.
+Memory is bounded by the row groups in flight, regardless of the size of the database.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ T = TypeVar("T")
 
 
 class Shard(Protocol):
-    """A file of filters that does not lie in a folder: part of a release, each row group of one model."""
+    """A file of filters that is not in a database folder: part of a release, each row group of one model."""
 
     def open(self, **options: Any) -> pq.ParquetFile:
         """Open it.
@@ -51,7 +51,7 @@ class Shard(Protocol):
         """
 
     def wanted(self, metadata: pq.FileMetaData, group: int) -> bool:
-        """Whether a row group is of a model that was asked for."""
+        """Whether a row group is of a requested model."""
 
 
 #: A Parquet file of filters.
@@ -59,10 +59,10 @@ FilterFile = Path | Shard
 
 
 class FilterFiles(Protocol):
-    """What has files of filters: a folder, or a release."""
+    """A storage with files of filters: a folder, or a release."""
 
     def filter_files(self, kernel: str, model_ids: Iterable[str] | None = None) -> Sequence[FilterFile]:
-        """The Parquet files of a kernel size; of some models only, as far as files are of models."""
+        """The Parquet files of a kernel size; of some models only, where each file is of one model."""
 
 
 def open_parquet(file: FilterFile, **options: Any) -> pq.ParquetFile:
@@ -81,9 +81,9 @@ class Run:
     Attributes:
         model_id: Key of the model.
         layer: Order of the layer in its model.
-        path: The file that they are in.
+        path: The file that contains them.
         row: Row of the first of them in that file.
-        within: The rows of the row group that they are.
+        within: Their rows in the row group.
         group: The weights of the row group, one float32 array per kernel weight.
     """
 
@@ -106,14 +106,14 @@ class Run:
 
 
 def joined(runs: Iterable[Run], key: Callable[[Run], K]) -> Iterator[tuple[K, Run]]:
-    """The runs of a row group, neighbours of one key as one: what is computed of them takes fewer calls.
+    """The runs of a row group, neighbours with the same key merged, so that computing takes fewer calls.
 
     Args:
-        runs: All of a row group, as :func:`scan` gives them.
+        runs: All runs of a row group, as :func:`scan` yields them.
         key: What neighbours must have in common.
 
     Yields:
-        A key, and a run that has model and layer of the first of its neighbours.
+        A key, and a run with the model and layer of the first of its neighbours.
     """
     for found, group in groupby(runs, key):
         neighbours = list(group)
@@ -122,7 +122,7 @@ def joined(runs: Iterable[Run], key: Callable[[Run], K]) -> Iterator[tuple[K, Ru
 
 
 def constant(metadata: pq.FileMetaData, group: int, column: str) -> Any:
-    """What is the same in all rows of a row group, where its statistics tell; None where they do not."""
+    """The value that all rows of a row group share, by its statistics; None if these do not show one."""
     names = metadata.schema.names
     statistics = metadata.row_group(group).column(names.index(column)).statistics if column in names else None
     if statistics is None or not statistics.has_min_max or statistics.min != statistics.max:
@@ -155,19 +155,19 @@ def _runs(path: FilterFile, metadata: pq.FileMetaData, group: int, first: int, c
 
 
 def failures(path: FilterFile) -> tuple[type[Exception], ...]:
-    """What reading a file may raise; file systems that are elsewhere have errors of their own."""
+    """What reading a file may raise; remote file systems have their own errors."""
     return (OSError, pa.ArrowException) if isinstance(path, Path) else (Exception,)
 
 
 def damaged(path: FilterFile, what: str) -> CnnFilterDbError:
-    """The error for a file that cannot be read: damaged in a folder, perhaps only out of reach elsewhere."""
+    """The error for a file that cannot be read: damaged if local, perhaps only unreachable if remote."""
     if not isinstance(path, Path):
         return RemoteError(f"{path}: {what}; check the network and try again")
-    return CorruptError(f"{path}: {what}; run `cnnfilterdb verify`, remove the model and bring it again")
+    return CorruptError(f"{path}: {what}; run `cnnfilterdb verify`, remove the model and import it again")
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, without the lines that only help those who work on what raised it."""
+    """The message of an error, without lines that only help the developers of the library that raised it."""
     return str(error).partition("\n")[0]
 
 

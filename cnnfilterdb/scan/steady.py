@@ -1,9 +1,9 @@
-"""Questions that are asked again when what they read was replaced meanwhile: readers take no lock.
+"""Queries that are repeated if files were replaced while they ran: readers take no lock.
 
-A model exists by its models row, which goes first when the model is replaced or removed and comes last when it is
-written. So a question saw one state of the database if every row and basis that existed when it began was still the
-same when it ended. Otherwise it is asked again, with a fresh listing; the library does that, not the caller. Models
-that were only added do not disturb: they were seen whole or not at all.
+A model exists if its models row exists, which is moved away first when the model is replaced or removed and put in
+place last when it is written. So a query saw one state of the database if every row and basis that existed when it
+began was unchanged when it ended. Otherwise the library repeats it with a fresh listing. Models that were only added do
+not matter: they were seen completely or not at all.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ __all__ = ["SECONDS", "Snapshot", "steady"]
 
 T = TypeVar("T")
 
-#: What identifies a state of a database: files that are replaced as a whole, and what tells their contents apart.
+#: What identifies a state of a database: files that are replaced as a whole, and what distinguishes their contents.
 Snapshot = Mapping[str, object]
 
-#: How long a question is repeated while others write.
+#: How long a query is repeated while others write.
 SECONDS = 60.0
 
-# Beginnings of what DuckDB says, and the operating system, when a file is not there any more.
+# How messages of DuckDB and of the operating system begin if a file no longer exists.
 _GONE = ("IO Error", "No such file", "Cannot open file", "No files found", "cannot be read", "changed during")
 _PAUSE = 0.02  # seconds
-_TRIES = 10  # of a question that fails while nothing seems to change: a model may be on its way
+_TRIES = 10  # of a query that fails while nothing seems to change: a model may be about to appear
 
 
 def steady(
     snapshot: Callable[[], Snapshot], ask: Callable[[], T], mend: Callable[[Exception], bool] = lambda error: False
 ) -> T:
-    """Ask until nothing that existed at the start was replaced or removed before the end.
+    """Repeat a query until nothing that existed at its start was replaced or removed before its end.
 
     Args:
         snapshot: Returns the state of the database.
-        ask: The question; it must be possible to repeat it.
-        mend: Called with an error of the question; True when it has removed the cause, so that asking again helps.
+        ask: The query; it must be repeatable.
+        mend: Called with an error of the query; returns True if it has removed the cause, so that repeating helps.
 
     Raises:
         DatabaseError: Others kept writing for :data:`SECONDS`.

@@ -1,4 +1,4 @@
-"""Changes of a database that are made whole or not at all, whatever is killed when.
+"""Changes of a database that are made completely or not at all, even if a process is killed at any time.
 
 A change is prepared in a staging folder, ``.staging/<name>-<random>/``, and *decided* by one rename: the commit record
 ``commit.json`` appears in it, flushed to the disk like everything that it needs. Then files are moved one by one, by
@@ -7,11 +7,11 @@ so that no reader sees a row of one model beside the filters of another; then th
 row last. A model exists when its models row exists. At the end the staging folder is removed, the record first.
 
 After a kill, the next process that writes finds the staging folder (:meth:`cnnfilterdb.store.folder.Store.recover`)
-and, under the lock of its name, repeats the moves if there is a record, and throws the folder away if there is none.
+and, under the lock of its name, repeats the moves if a record exists, and discards the folder otherwise.
 When a move fails with an error, the change is undone: the record is renamed to ``undo.json`` and everything moves back,
 which a recovery repeats too.
 
-A record comes from the disk, perhaps with a database of a stranger: it is validated before anything moves
+A record is read from the disk, perhaps from an untrusted database: it is validated before anything is moved
 (:meth:`Commit.read`). Every path must be one that the package itself would give to that model.
 """
 
@@ -55,7 +55,7 @@ class Commit:
         return paths.slug(self.model_id)
 
     def decide(self, folder: Path) -> None:
-        """Write the record: from now on the change is finished, not forgotten."""
+        """Write the record: from now on the change will be completed, not discarded."""
         _write(folder, asdict(self))
 
     @classmethod
@@ -105,7 +105,7 @@ class Commit:
     def revert(self, root: Path, folder: Path) -> None:
         """Move the new files back into the staging folder and the old ones into place. May be repeated after a kill."""
         for file in reversed(self.files):
-            # The files without rows may be in use by others; they harm nobody.
+            # The files without rows may be in use by others; they do no harm.
             if Path(file).stem == self.slug and not (folder / file).exists() and (root / file).exists():
                 move(root / file, folder / file)
         _put_back(root, folder)
@@ -123,7 +123,7 @@ class Removal:
     rows: dict[str, str]
 
     def decide(self, folder: Path) -> None:
-        """Write the record: from now on the removal is finished, not forgotten."""
+        """Write the record: from now on the removal will be completed, not discarded."""
         _write(folder, asdict(self))
 
     @classmethod
@@ -161,10 +161,10 @@ class Removal:
 
 
 def finish(root: Path, folder: Path) -> str | None:
-    """After a kill, under the lock of a model: finish or undo its commit, or throw it away if it was not decided.
+    """After a kill, under the lock of a model: complete or undo its commit, or discard it if it was not decided.
 
     Returns:
-        What was wrong with the record; the folder is left as it is then.
+        What is wrong with the record, in which case the folder is left unchanged.
     """
     try:
         if decided(folder):
@@ -194,12 +194,12 @@ def unfinished(folder: Path) -> bool | None:
 
 
 def decided(folder: Path) -> bool:
-    """Whether a staging folder has a record: it must not be thrown away."""
+    """Whether a staging folder has a record, and so must not be discarded."""
     return os.path.lexists(folder / paths.COMMIT) or os.path.lexists(folder / _UNDO)
 
 
 def discard_removed(folder: Path) -> None:
-    """Remove what a finished removal has set aside, the record last, so that a repeated removal knows of it."""
+    """Remove what a finished removal has set aside, the record last, so that a repeated removal finds it."""
     shutil.rmtree(folder / _REPLACED, ignore_errors=True)
     discard(folder)
 
@@ -242,7 +242,7 @@ def _write(folder: Path, record: dict[str, Any]) -> None:
         with whole(folder / paths.COMMIT, folder) as part:
             part.write_text(json.dumps(record), encoding="utf-8")
     except OSError:
-        (folder / paths.COMMIT).unlink(missing_ok=True)  # renamed, but perhaps not on the disk
+        (folder / paths.COMMIT).unlink(missing_ok=True)  # renamed, but perhaps not yet on the disk
         raise
 
 
@@ -252,7 +252,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], str]:
     path = paths.regular(folder, name)
     try:
         if path.stat().st_size > _MAX_RECORD:
-            raise CorruptError(f"{where}: {path.stat().st_size:,} bytes, more than a commit record has")
+            raise CorruptError(f"{where}: {path.stat().st_size:,} bytes, larger than any commit record")
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise CorruptError(f"{where}: not the record of a commit ({type(error).__name__})") from error

@@ -1,7 +1,7 @@
-"""Durable files: the one way in which the package writes a file, with errors that a person can act on.
+"""Durable files: the only way in which the package writes files, with errors that users can act on.
 
 :func:`replacing` writes a file beside its target and renames it when it is complete and on the disk. So the target is
-always whole: the old file or the new one, whatever is killed when, and after a power cut.
+always complete: the old file or the new one, even after a kill or a power failure at any time.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def writing(path: Path) -> Iterator[None]:
         path: What is being written.
 
     Raises:
-        DatabaseError: In place of any OSError.
+        DatabaseError: Replaces any OSError.
     """
     try:
         yield
@@ -55,11 +55,11 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def replacing(target: Path, folder: Path | None = None) -> Iterator[Path]:
-    """Write a file so that it appears whole or not at all: the durable way to write any file.
+    """Write a file durably, so that it appears completely or not at all.
 
     The block writes to the path that it is given. Then the content is flushed to the disk, the file is renamed to its
-    target, and the folder is flushed. After an error nothing is left behind; what a killed process left beside a target
-    is removed by the next write of that target on the same machine.
+    target, and the folder is flushed. After an error nothing is left behind; leftovers of a killed process beside a
+    target are removed by the next write of that target on the same machine.
 
     Args:
         target: The file. Its folder must exist. An existing file is replaced in one step.
@@ -78,11 +78,11 @@ def replacing(target: Path, folder: Path | None = None) -> Iterator[Path]:
 
 @contextmanager
 def whole(target: Path, folder: Path | None = None) -> Iterator[Path]:
-    """Like :func:`replacing`, with the errors of the operating system as they are."""
+    """Like :func:`replacing`, but errors of the operating system are not converted."""
     if target.is_dir():
-        raise DatabaseError(f"{target}: is a folder; give the name of a file")
+        raise DatabaseError(f"{target}: is a folder; expected the name of a file")
     if folder is None:
-        # Names of this machine's processes only: those of another one that writes the same folder may be alive.
+        # Only processes of this machine can be checked: those of another machine that shares the folder may be alive.
         stem = hashlib.sha256(f"{socket.gethostname()}/{target.name}".encode("utf-8", "surrogatepass")).hexdigest()
         for left in target.parent.glob(f".cnnfilterdb-{stem[:12]}-*.part"):
             if not _alive(left):
@@ -100,7 +100,7 @@ def whole(target: Path, folder: Path | None = None) -> Iterator[Path]:
 
 
 def _alive(part: Path) -> bool:
-    """Whether the process that made a temporary file still runs."""
+    """Whether the process that made a temporary file is still running."""
     found = re.search(r"-(\d+)-[0-9a-f]+\.part$", part.name)
     if found is None or os.name == "nt":  # where a signal of 0 would end the process
         return True
@@ -114,7 +114,7 @@ def _alive(part: Path) -> bool:
 
 
 def write_text(target: Path, text: str, folder: Path | None = None) -> None:
-    """Write a text in UTF-8, line ends as they are; see :func:`replacing`."""
+    """Write a text in UTF-8 with unchanged line ends; see :func:`replacing`."""
     with replacing(target, folder) as part:
         part.write_text(text, encoding="utf-8", newline="")
 

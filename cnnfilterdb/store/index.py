@@ -1,9 +1,9 @@
-"""Files of the index: bases and their histograms, derived from the filters and rebuilt whenever something is wrong.
+"""Files of the index: bases and their histograms, derived from the filters and rebuilt when damaged or missing.
 
-A basis is fitted on the layers of the database as they are, from the moments in the layers table, and is never changed
+A basis is fitted on the layers present at the time, from the moments in the layers table, and is never changed
 afterwards. Beside it are the histograms of every layer's coefficients in it, one file per model. Because histograms add
 up, every shift between any groups is a sum of these small rows. Models that come later are projected on every basis
-that exists, and what falls outside a basis's range is counted.
+that exists, and coefficients outside the range of a basis are counted.
 
 ::
 
@@ -15,7 +15,7 @@ histogram of other weights is never part of an answer. Files are moved into plac
 only if the model is the one that was read. The basis in use is the one with the highest ``sequence``, not the newest by
 the clock.
 
-Everything here is derived data. A file that is empty, truncated, foreign, of another version or senseless is skipped
+Everything here is derived data. A file that is empty, truncated, foreign, inconsistent or of another version is skipped
 with a Python warning and rebuilt by the next process that may write (:meth:`Index.build`).
 """
 
@@ -82,11 +82,11 @@ class Index(Bases):
         self._unfit: dict[str, object] = {}  # kernel sizes without a basis, and the state in which that was found
 
     def bases(self) -> list[FittedBasis]:
-        """All sound bases, the ones in use last. Others are skipped with a Python warning."""
+        """All valid bases, the ones in use last. Others are skipped with a Python warning."""
         found = []
         for path in self._basis_files():
             basis_id = path.parent.name
-            # A basis file never changes in place but by a rename, which gives it another time and inode.
+            # A basis file is only ever replaced by a rename, which changes its time and inode.
             with suppress(FileNotFoundError):
                 status = path.lstat()
                 fitted, wrong = _read_basis(self.store.path, basis_id, status.st_mtime_ns, status.st_ino)
@@ -99,7 +99,7 @@ class Index(Bases):
     def missing(self) -> dict[str, list[str]]:
         """Models whose layers are not yet in a basis: basis id -> model ids.
 
-        Compares file names only; this runs before every question that needs the index. :meth:`damage` looks into the
+        Compares file names only; this runs before every query that needs the index. :meth:`damage` looks into the
         files, and the SQL macros compare the hashes of the weights.
         """
         gaps: dict[str, set[str]] = {}
@@ -112,11 +112,11 @@ class Index(Bases):
         return {basis_id: sorted(names[slug] for slug in slugs if slug in names) for basis_id, slugs in gaps.items()}
 
     def unindexed(self) -> list[str]:
-        """Kernel sizes that could have a basis and have none."""
+        """Kernel sizes that could have a basis but have none."""
         current = self.current()
         wanted = [kernel for kernel in self.store.kernels() if kernel not in current and indexable(kernel)]
         if wanted and (state := self.store.snapshot()) != self._unfit.get("state"):
-            # Such as sizes of transposed layers only, of which nothing is fitted: found out once per state.
+            # For example sizes that only transposed layers have, on which nothing is fitted; checked once per state.
             layers = papers_layers(
                 self.store.layers(columns=("model_id", "kernel", "kind", "dead", "stored", "filters"))
             )
@@ -153,12 +153,12 @@ class Index(Bases):
     def build(self, *, refit: bool = False, progress: Progress | None = None) -> list[FittedBasis]:
         """Bring the index up to date.
 
-        Sets damaged files aside, fits a basis for each kernel size that has none (for every size with ``refit``) and
+        Sets damaged files aside, fits a basis for each kernel size without one (for every size with ``refit``) and
         adds the histograms of models that are missing in any basis.
 
         Args:
             refit: Fit new bases on all models that exist now. The older bases stay (:meth:`prune` removes them); one
-                that was fitted on the same layers is put in use again.
+                that was fitted on the same layers is reused.
             progress: Called with what is being done, how much is done and how much there is.
 
         Returns:
@@ -209,7 +209,7 @@ class Index(Bases):
         basis_id = fitted.basis_id
         if any(known.basis_id == basis_id for known in self.bases()):
             return self._renew(basis_id)
-        # Staged outside of `index/`, whose files every reader takes for whole; it appears by one rename, with the
+        # Staged outside `index/`, whose files every reader assumes to be complete; it appears by one rename, with the
         # histograms of every model in it.
         with self.store.staging(basis_id) as staging:
             if any(known.basis_id == basis_id for known in self.bases()):
@@ -232,8 +232,8 @@ class Index(Bases):
                     if folder.exists():
                         sync_folder(folder)
                 self.path.mkdir(exist_ok=True)
-                if (self.path / basis_id).exists():  # without a sound basis, or it would have been found above
-                    self.store.quarantine([paths.basis_folder(basis_id)], f"index/{basis_id}: no sound basis in it")
+                if (self.path / basis_id).exists():  # without a valid basis, or it would have been found above
+                    self.store.quarantine([paths.basis_folder(basis_id)], f"index/{basis_id}: no valid basis in it")
                 place.rename(self.path / basis_id)
                 sync_folder(self.path)
             self._drop_stale(basis_id, stamps)
@@ -261,8 +261,8 @@ class Index(Bases):
     def _drop_stale(self, basis_id: str, stamps: dict[str, object]) -> None:
         """Remove the histograms of models that were replaced before the new basis was in place.
 
-        A writer that replaces a model from now on moves its old histograms away itself. One that is moving files at
-        this moment holds the lock.
+        From now on, a writer that replaces a model also moves its old histograms away. One that is moving files right
+        now holds the lock.
         """
         for slug, stamp in stamps.items():
             if self.store.stamp(slug) != stamp:
@@ -271,7 +271,7 @@ class Index(Bases):
                         (self.store.path / paths.histograms_path(basis_id, slug)).unlink(missing_ok=True)
 
     def _renew(self, basis_id: str) -> FittedBasis | None:
-        """Put a basis in use again that was fitted on the very layers that exist now; None if it is in use."""
+        """Reuse a basis that was fitted on exactly the present layers; None if it is in use already."""
         fitted = self.get(basis_id)
         if self.current()[fitted.basis.kernel].basis_id == basis_id:
             return None
@@ -370,7 +370,7 @@ def _read_basis(root: Path, basis_id: str, changed: int, inode: int) -> tuple[Fi
     except (OSError, ValueError, pa.ArrowException, CnnFilterDbError) as error:
         return None, str(error).partition("\n")[0]
     if fitted.basis_id != basis_id:
-        return None, f"holds the basis {fitted.basis_id}"
+        return None, f"contains the basis {fitted.basis_id}"
     return fitted, ""
 
 
@@ -378,7 +378,7 @@ def _read_sealed(root: Path, path: str, schema: pa.Schema) -> pa.Table:
     """Read a small file that this package wrote.
 
     Raises:
-        CorruptError: It is not one, or not as it was written.
+        CorruptError: It is not such a file, or its content has changed.
     """
     file = paths.regular(root, path)
     if not sealed(file):
@@ -397,7 +397,7 @@ def _wrong_histograms(
     except (OSError, ValueError, pa.ArrowException, CnnFilterDbError) as error:
         return str(error).partition("\n")[0]
     if set(table["model_id"].to_pylist()) - {model_id} or set(table["basis_id"].to_pylist()) - {basis_id}:
-        return "holds histograms of another model or basis"
+        return "contains histograms of another model or basis"
     for layer, digest in zip(table["layer"].to_pylist(), table["tensor_sha256"].to_pylist(), strict=True):
         if hashes.get((model_id, layer)) != digest:
             return f"layer {layer}: computed from other weights than {model_id} has now"
@@ -405,7 +405,7 @@ def _wrong_histograms(
 
 
 class Projection:
-    """Projects a model that is being written on every basis that exists, so that no rescan is needed later.
+    """Projects a model that is being written on every existing basis, so that no later scan is needed.
 
     Args:
         index: The index.
@@ -425,7 +425,7 @@ class Projection:
         self._found = {}
 
     def add(self, layer: int, kernel: str, filters: npt.NDArray[np.float32]) -> None:
-        """Take in the filters (n, k) of one layer."""
+        """Add the filters (n, k) of one layer."""
         bases = [fitted for fitted in self._bases if fitted.basis.kernel == kernel]
         if not bases:
             return
@@ -435,7 +435,7 @@ class Projection:
             self._found.setdefault(fitted.basis_id, []).append((layer, found))
 
     def finish(self, writer: Writer) -> None:
-        """Hand the rows to the writer, which commits them together with the model."""
+        """Pass the rows to the writer, which commits them together with the model."""
         for fitted in self._bases:
             if rows := self._found.get(fitted.basis_id):
                 table = histogram_table(fitted.basis_id, self._model_id, fitted.basis, rows, writer.hashes)

@@ -19,9 +19,9 @@ _ROWS = ("models", "layers", "filters")
 def repair(store: Store, index: Index, progress: Progress | None = None) -> list[Problem]:
     """Repair a database. Nothing is deleted: what is damaged is moved to ``.quarantine/``.
 
-    Changes of killed processes are finished; files that belong to no model are set aside; models with a damaged row,
-    layers or filters are set aside whole; the index, the marker and the files without rows are rebuilt; annotations
-    that were edited are accepted, and set aside if they cannot be read.
+    Changes of killed processes are completed; files that belong to no model are set aside; models with a damaged row,
+    layers or filters are set aside with all their files; the index, the marker and the files without rows are rebuilt;
+    edited annotations are accepted, and set aside if they cannot be read.
 
     Args:
         store: The database.

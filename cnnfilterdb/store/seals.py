@@ -1,10 +1,10 @@
-"""Seals: files that contain a SHA-256 of all their other bytes. This is how damage of small files is found.
+"""Seals: files that contain a SHA-256 of all their other bytes, by which damage to small files is detected.
 
-Every file of a database has its hash in one place that is written with it: the filters and layers of a model in its
-models row; the models row, bases, histograms and the files without rows in their own footer; the marker and
-``init.sql`` in a line of their own; the annotations, which people edit, beside them. So every flipped or missing byte
-is found from the files alone. A manifest of all files would have to be written at the same time as each of them, and
-could be out of step with them after a kill.
+The hash of every file of a database is in one place that is written together with the file: the filters and layers of a
+model in its models row; the models row, bases, histograms and the files without rows in their own footer; the marker
+and ``init.sql`` in a separate line; the annotations, which users edit, in a file beside them. So every flipped or
+missing byte is detected from the files alone. A manifest of all files would have to be written at the same time as each
+of them, and could be out of step with them after a kill.
 
 In a Parquet file the hash is in the footer, as key-value metadata, which other readers ignore.
 """
@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 __all__ = ["marker_sum", "seal_text", "sealed", "text_sealed", "write_sealed"]
 
-# Key of the seal in the footer of a Parquet file, and what stands there while the hash is computed.
+# Key of the seal in the footer of a Parquet file, and its placeholder while the hash is computed.
 _SEAL = b"cnnfilterdb_sha256"
 _OPEN = b"0" * 64
 
@@ -56,7 +56,7 @@ def write_sealed(table: pa.Table, path: Path, **settings: Any) -> None:
 
 
 def sealed(path: Path) -> bool | None:
-    """Whether the content of a file is what was sealed; None for a file without a seal.
+    """Whether the content of a file matches its seal; None for a file without a seal.
 
     Raises:
         OSError: It cannot be read.
@@ -87,7 +87,7 @@ def text_sealed(content: bytes) -> bool:
 
 
 def marker_sum(marker: Mapping[str, Any]) -> str:
-    """SHA-256 of what a marker says, itself excluded.
+    """SHA-256 of the contents of a marker, except the hash itself.
 
     >>> marker_sum({"sha256": "any", "format_version": 2}) == marker_sum({"format_version": 2})
     True
@@ -97,7 +97,7 @@ def marker_sum(marker: Mapping[str, Any]) -> str:
 
 
 def _place(content: bytearray) -> slice | None:
-    """Where the hash stands: the footer is Thrift, in which the value follows its key, field header and length."""
+    """Position of the hash: the footer is Thrift, in which the value follows its key, field header and length."""
     key = content.rfind(_SEAL)
     start = key + len(_SEAL) + 2
     return None if key < 0 or start + len(_OPEN) > len(content) else slice(start, start + len(_OPEN))

@@ -1,10 +1,10 @@
 """Verification: every count and every hash of a database, in bounded memory.
 
-Where the hash of each file stands is described in :mod:`cnnfilterdb.store.seals`. Besides the bytes, the contents are
+Where the hash of each file is kept is described in :mod:`cnnfilterdb.store.seals`. Besides the bytes, the contents are
 compared with each other: weights with the hashes of their layers, moments with weights, histograms with both.
 
-Each model is checked on its own, several at a time, and each layer is read once: the memory needed is that of the
-largest layer, once per thread.
+Models are checked independently, several at a time, and each layer is read once: each thread needs memory for the
+largest layer.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from cnnfilterdb.workers import threads
 
 __all__ = ["BROKEN_SEAL", "TOLERANCE", "verify_folder", "verify_models"]
 
-#: What is wrong with a file whose content is not what was written.
+#: Message for a file whose content is not what was written.
 BROKEN_SEAL = "its checksum is missing or wrong; `cnnfilterdb verify --repair` rebuilds what can be rebuilt"
 
 #: How far stored moments may be from recomputed ones, as a share of their largest value. They are sums in double
-#: precision, of which another order of adding changes the last digits only.
+#: precision, and a different order of addition changes only their last digits.
 TOLERANCE = 1e-9
 
 _THREADS = 4
@@ -161,7 +161,7 @@ class _Check:
         self.model_id = row["model_id"]
         if paths.slug(row["model_id"]) != self._slug:
             self._problem(
-                path, f"holds {row['model_id']}, whose file is {paths.models_path(paths.slug(row['model_id']))}"
+                path, f"contains {row['model_id']}, whose file is {paths.models_path(paths.slug(row['model_id']))}"
             )
             return None
         if row["model_id"] != f"{row['source']}/{row['name']}":
@@ -207,7 +207,7 @@ class _Check:
         if layers["layer"].to_pylist() != list(range(layers.num_rows)):
             self._problem(path, "the layers are not numbered from 0 in order")
         if set(layers["model_id"].to_pylist()) - {row["model_id"]}:
-            self._problem(path, f"holds layers of another model than {row['model_id']}")
+            self._problem(path, f"contains layers of a model other than {row['model_id']}")
         sizes = zip(layers["kernel_h"].to_pylist(), layers["kernel_w"].to_pylist(), strict=True)
         if layers["kernel"].to_pylist() != [kernel_name(height, width) for height, width in sizes]:
             self._problem(path, "kernel is not kernel_h x kernel_w everywhere")
@@ -270,7 +270,7 @@ class _Check:
         if digest != layer["tensor_sha256"]:
             self._problem(path, f"{where}: SHA-256 of the weight is {digest}, expected {layer['tensor_sha256']}")
         if not np.isfinite(weights).all():
-            self._problem(path, f"{where} holds NaN or infinite weights")
+            self._problem(path, f"{where} contains NaN or infinite weights")
         elif layer["scaled_mean"] is not None or layer["scaled_scatter"] is not None:
             moments = Moments.of(weights.astype(np.float32, copy=False))
             for column, value in (("scaled_mean", moments.mean), ("scaled_scatter", moments.packed())):
@@ -287,14 +287,14 @@ class _Check:
     def _histogram_file(self, path: str, layers: pa.Table) -> None:
         basis_id = path.split("/")[1]
         if not (self._root / paths.basis_path(basis_id)).exists():
-            raise _Damaged(f"there is no basis {basis_id}")
+            raise _Damaged(f"no basis {basis_id} exists")
         basis = _read(self._root / paths.basis_path(basis_id), BASES).to_pylist()
         if len(basis) != 1:
             raise _Damaged(f"{len(basis)} rows in {paths.basis_path(basis_id)}, expected 1")
         self._sealed(path)
         table = _read(self._root / path, HISTOGRAMS)
         if set(table["model_id"].to_pylist()) - {self.model_id} or set(table["basis_id"].to_pylist()) - {basis_id}:
-            self._problem(path, "holds histograms of another model or basis")
+            self._problem(path, "contains histograms of another model or basis")
         kernel, bins = basis[0]["kernel"], basis[0]["bins"]
         chosen = layers.filter(pc.and_(layers["stored"], pc.equal(layers["kernel"], kernel)))
         filters = dict(zip(chosen["layer"].to_pylist(), chosen["filters"].to_pylist(), strict=True))
@@ -322,5 +322,5 @@ def _close(found: list[float] | None, expected: npt.NDArray[np.float64]) -> bool
     if found is None or len(found) != expected.size:
         return False
     difference = np.abs(np.asarray(found) - expected.ravel())
-    # NaN is no difference that is small enough.
+    # The comparison is false for NaN.
     return bool((difference <= TOLERANCE * np.abs(expected).max(initial=0.0)).all())

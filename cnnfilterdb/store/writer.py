@@ -34,7 +34,7 @@ __all__ = [
 
 # Chosen by benchmarks/encoding.py; the table is in benchmarks/README.md. The mantissas of trained weights hardly
 # compress: zstd makes the files 3 % smaller than LZ4 does and takes 1.5 to 2.5 times as long to scan. Splitting the
-# bytes lets either of them find what there is to find, in the exponents of all weights and in the empty mantissas of
+# bytes lets either codec compress the exponents of all weights and the empty mantissas of
 # those that came in half precision. Row groups are the unit of parallel scans and of pruning by layer.
 _COMPRESSION = "lz4"
 ROW_GROUP_ROWS = 128 * 1024
@@ -63,7 +63,7 @@ def row_group_rows(kernel: str) -> int:
     return min(ROW_GROUP_ROWS, ROW_GROUP_BYTES // (4 * len(weight_columns(kernel))))
 
 
-#: How the histograms table is encoded. Counts are small numbers beside each other: coded by their differences they take
+#: How the histograms table is encoded. Neighbouring counts are small numbers: encoded as differences they take
 #: 15 to 30 % less space, and half the time to read.
 HISTOGRAM_ENCODING: dict[str, Any] = {
     "use_dictionary": ["basis_id", "model_id", "recipe"],
@@ -74,7 +74,7 @@ HISTOGRAM_ENCODING: dict[str, Any] = {
 def histogram_settings(table: pa.Table) -> dict[str, Any]:
     """Options of :func:`pyarrow.parquet.write_table` for rows of the histograms table, which are sorted by recipe.
 
-    A question is asked in one recipe; with a row group for each, DuckDB skips the others.
+    A query uses one recipe; with a row group for each, DuckDB skips the others.
     """
     recipes = pc.count_distinct(table["recipe"]).as_py() or 1
     return HISTOGRAM_ENCODING | {"row_group_size": max(1, -(-table.num_rows // recipes))}
@@ -107,7 +107,7 @@ class _Filters:
                 pa.repeat(pa.scalar(layer, pa.int32()), stop - start),
                 pa.array(out_channel),
                 pa.array(in_channel),
-                # One transposed copy, whose rows Arrow then takes as they are.
+                # One transposed copy, whose rows Arrow then uses without copying.
                 *(pa.array(column) for column in np.ascontiguousarray(kernels[start:stop].T)),
             ]
             self._pending.append(pa.RecordBatch.from_arrays(columns, schema=self._schema))
@@ -131,7 +131,7 @@ class _Filters:
     def abandon(self) -> None:
         """Close the file, whatever is in it."""
         self._pending = []
-        # On a full disk the footer cannot be written either; the file goes away all the same.
+        # On a full disk the footer cannot be written either; the file is discarded anyway.
         with contextlib.suppress(OSError):
             self._writer.close()
 
@@ -165,7 +165,7 @@ class Writer:
         self._index: dict[str, pa.Table] = {}
 
     def add_layer(self, row: Mapping[str, Any], weight: npt.NDArray[np.float32] | None) -> None:
-        """Append a layer; its filters go to the disk at once.
+        """Append a layer; its filters are written to the disk immediately.
 
         Args:
             row: Columns of the layers table. ``model_id`` and ``layer`` (counted from 0) are filled in, and so are,
@@ -205,13 +205,13 @@ class Writer:
                 f"{self.model_id}: expected a float32 weight of four axes, got {weight.dtype} {weight.shape}"
             )
         if not np.isfinite(weight).all():
-            raise BadWeightsError(f"{self.model_id}: layer {row.get('layer_name')} holds NaN or infinite weights")
+            raise BadWeightsError(f"{self.model_id}: layer {row.get('layer_name')} contains NaN or infinite weights")
         out_channels, in_channels, height, width = weight.shape
         measured = {
             "kernel": kernel_name(height, width),
             "kernel_h": height,
             "kernel_w": width,
-            # Given as None it is not known; the weight then has all its kernels in the second axis
+            # None means unknown; the weight then has all its kernels in the second axis
             "out_channels": out_channels if row.get("out_channels", out_channels) is not None else None,
             "stored": True,
             "filters": out_channels * in_channels,
@@ -221,7 +221,7 @@ class Writer:
         return measured
 
     def add_index(self, basis_id: str, table: pa.Table) -> None:
-        """Take the histograms of this model in one basis; they are committed together with it.
+        """Add the histograms of this model in one basis; they are committed together with it.
 
         Args:
             basis_id: Key of the basis.
@@ -230,7 +230,7 @@ class Writer:
         self._index[basis_id] = table.select(HISTOGRAMS.names).cast(HISTOGRAMS)
 
     def commit(self, row: Mapping[str, Any]) -> None:
-        """Make the model visible, whole.
+        """Make the complete model visible.
 
         Args:
             row: Columns of the models table. ``model_id``, ``conv_layers``, ``stored_filters``, ``files``,
@@ -307,5 +307,5 @@ def _batch(schema: pa.Schema, row: Mapping[str, Any]) -> pa.RecordBatch:
 
 
 def _cell(value: Any, kind: pa.DataType) -> pa.Array:
-    # Arrow takes a map as pairs only.
+    # Arrow accepts a map only as pairs.
     return pa.array([list(value.items()) if isinstance(value, Mapping) and pa.types.is_map(kind) else value], kind)

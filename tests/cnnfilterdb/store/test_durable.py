@@ -62,7 +62,7 @@ def test_an_error_in_the_block_passes_through(tmp_path):
 
 
 def test_a_folder_is_refused_and_a_missing_one_is_named(tmp_path):
-    with pytest.raises(DatabaseError, match="is a folder; give the name of a file"):
+    with pytest.raises(DatabaseError, match="is a folder; expected the name of a file"):
         write_text(tmp_path, "x")
     with pytest.raises(DatabaseError, match="No such file or directory"):
         write_text(tmp_path / "absent" / "file", "x")

@@ -114,7 +114,7 @@ def test_a_changed_weight_is_found_though_all_hashes_of_files_agree(full, value)
     reseal(full, FILTERS)
     found = told(full.verify())
     assert f"{FILTERS}: layer 2 (conv2): SHA-256 of the weight is" in found
-    assert ("holds NaN or infinite weights" in found) == (not np.isfinite(value))
+    assert ("contains NaN or infinite weights" in found) == (not np.isfinite(value))
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_missing_files_are_found(full):
         (full.path / path).unlink()
         assert f"{path}: is missing" in told(full.verify())
     (full.path / basis_path("3x3-test")).unlink()
-    assert f"{HISTOGRAMS}: there is no basis 3x3-test" in told(full.verify([B])).replace(slug(B), slug(A))
+    assert f"{HISTOGRAMS}: no basis 3x3-test exists" in told(full.verify([B])).replace(slug(B), slug(A))
 
 
 def test_a_file_that_is_no_parquet_is_found(full):

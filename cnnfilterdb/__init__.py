@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from cnnfilterdb.database import FilterDB, create, open, pull
     from cnnfilterdb.examples import example
     from cnnfilterdb.exchange.basis_files import load_basis, save_basis
+    from cnnfilterdb.ingest.inspection import Comparison, Inspection, inspect
     from cnnfilterdb.publish.hub import Published, Released, releases
     from cnnfilterdb.reader import Reader
     from cnnfilterdb.release.manifest import LeftOut, Manifest, ReleaseFile
@@ -56,6 +57,7 @@ __all__ = [
     "Basis",
     "CatalogError",
     "CnnFilterDbError",
+    "Comparison",
     "CorruptError",
     "DatabaseError",
     "DownloadError",
@@ -67,6 +69,7 @@ __all__ = [
     "HashMismatchError",
     "IngestError",
     "IngestReport",
+    "Inspection",
     "LeftOut",
     "LockedError",
     "Manifest",
@@ -94,6 +97,7 @@ __all__ = [
     "__version__",
     "create",
     "example",
+    "inspect",
     "load_basis",
     "open",
     "pull",
@@ -104,12 +108,14 @@ __all__ = [
 # Imported on first use, so that `import cnnfilterdb` costs nothing.
 _lazy = {
     "Basis": "cnnfilterdb.stats",
+    "Comparison": "cnnfilterdb.ingest.inspection",
     "Exported": "cnnfilterdb.reports",
     "Failure": "cnnfilterdb.reports",
     "FilterDB": "cnnfilterdb.database",
     "FittedBasis": "cnnfilterdb.analysis.bases",
     "Groups": "cnnfilterdb.analysis.groups",
     "IngestReport": "cnnfilterdb.reports",
+    "Inspection": "cnnfilterdb.ingest.inspection",
     "LeftOut": "cnnfilterdb.release.manifest",
     "Manifest": "cnnfilterdb.release.manifest",
     "ModelFacts": "cnnfilterdb.schema",
@@ -124,6 +130,7 @@ _lazy = {
     "TransferReport": "cnnfilterdb.reports",
     "create": "cnnfilterdb.database",
     "example": "cnnfilterdb.examples",
+    "inspect": "cnnfilterdb.ingest.inspection",
     "load_basis": "cnnfilterdb.exchange.basis_files",
     "open": "cnnfilterdb.database",
     "pull": "cnnfilterdb.database",

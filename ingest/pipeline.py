@@ -7,7 +7,6 @@ is written, and a model that fails is reported without stopping the others.
 from __future__ import annotations
 
 import errno
-import hashlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
@@ -28,12 +27,13 @@ from cnnfilterdb.errors import (
     WeightFileError,
 )
 from cnnfilterdb.ingest import formats, isolation
+from cnnfilterdb.ingest.measurement import measure
 from cnnfilterdb.ingest.network.folding import SUFFIX, folded
 from cnnfilterdb.ingest.network.layers import ConvLayer, Weights
 from cnnfilterdb.ingest.sources import as_source
 from cnnfilterdb.reports import Failure, IngestReport, Observer
-from cnnfilterdb.schema import MAX_KERNEL_WEIGHTS, ModelFacts
-from cnnfilterdb.stats import LayerStatistics, layer_statistics, looks_untrained
+from cnnfilterdb.schema import ModelFacts
+from cnnfilterdb.stats import LayerStatistics, looks_untrained
 from cnnfilterdb.store.folder import Store
 from cnnfilterdb.store.writer import Writer
 from cnnfilterdb.workers import ahead
@@ -156,77 +156,6 @@ def _ends_the_run(error: BaseException | None) -> bool:
     return False
 
 
-def _statistics_row(statistics: LayerStatistics) -> dict[str, Any]:
-    moments, nonsparse = statistics.moments, statistics.nonsparse
-    return {
-        "sparsity": statistics.sparsity,
-        "variance_entropy": statistics.variance_entropy,
-        "randomness_threshold": statistics.randomness_threshold,
-        "variance_entropy_clean": statistics.variance_entropy_clean,
-        "variance_entropy_scaled": statistics.variance_entropy_scaled,
-        "orthogonality": statistics.orthogonality,
-        "norm_l1": statistics.norm_l1,
-        "norm_l2": statistics.norm_l2,
-        "isotropy": statistics.isotropy,
-        "binary_filters": statistics.binary_filters,
-        "levels": statistics.levels,
-        "raw_mean": statistics.raw.mean,
-        "raw_variance": statistics.raw.scatter.diagonal() / statistics.raw.count,
-        "scaled_mean": moments.mean,
-        "scaled_scatter": moments.packed(),
-        "nonsparse_filters": nonsparse.count if nonsparse else None,
-        "nonsparse_mean": nonsparse.mean if nonsparse else None,
-        "nonsparse_scatter": nonsparse.packed() if nonsparse else None,
-    }
-
-
-def _layer_row(layer: ConvLayer, stored: bool, weight: npt.NDArray[np.float32]) -> dict[str, Any]:
-    out_channels, in_per_group, height, width = layer.shape
-    stride_h, stride_w = layer.stride or (None, None)
-    dilation_h, dilation_w = layer.dilation or (None, None)
-    return {
-        "layer_name": layer.name,
-        "kind": layer.kind,
-        "kernel": layer.kernel,
-        "kernel_h": height,
-        "kernel_w": width,
-        "in_channels": layer.in_channels,
-        "out_channels": out_channels if layer.channels else None,
-        "groups": layer.groups,
-        "stride_h": stride_h,
-        "stride_w": stride_w,
-        "dilation_h": dilation_h,
-        "dilation_w": dilation_w,
-        "conv_depth": layer.conv_depth,
-        "conv_depth_norm": layer.conv_depth_norm,
-        "depth_source": layer.depth_source,
-        "dead": layer.dead,
-        "bn_folded": layer.bn_folded,
-        "weight_norm": layer.weight_norm,
-        "dtype": layer.dtype,
-        "stored": stored,
-        "filters": out_channels * in_per_group,
-        # Little-endian, so that the hash is the same on every machine.
-        "tensor_sha256": hashlib.sha256(np.ascontiguousarray(weight, "<f4").data).hexdigest(),
-    }
-
-
-def _checked(layer: ConvLayer, origin: str) -> npt.NDArray[np.float32]:
-    weight = layer.read()
-    if weight.shape != layer.shape or weight.dtype != np.float32:
-        raise BadWeightsError(
-            f"{origin}: layer {layer.name} was announced as float32 {layer.shape}, "
-            f"read as {weight.dtype} {weight.shape}"
-        )
-    bad = weight.size - int(np.count_nonzero(np.isfinite(weight)))
-    if bad:
-        raise BadWeightsError(
-            f"{origin}: layer {layer.name} has {bad:,} NaN or infinite weights of {weight.size:,}; "
-            "the checkpoint is damaged or the training diverged"
-        )
-    return weight
-
-
 def take_in(
     store: Store,
     weights: Weights,
@@ -276,16 +205,12 @@ def take_in(
 
     def measured(numbered: tuple[int, ConvLayer]) -> tuple[dict[str, Any], npt.NDArray[np.float32] | None]:
         number, layer = numbered
-        weight = _checked(layer, origin)
-        size = layer.shape[2] * layer.shape[3]
-        stored = 1 < size <= MAX_KERNEL_WEIGHTS and weight.size > 0
-        row = _layer_row(layer, stored, weight)
-        if not stored:
+        row, weight, statistics = measure(layer, origin)
+        if statistics is None:
             return row, None
-        statistics = layer_statistics(weight)
         seen.append(statistics)
-        projector.add(number, layer.kernel, weight.reshape(-1, size))
-        return row | _statistics_row(statistics), weight
+        projector.add(number, layer.kernel, weight.reshape(row["filters"], -1))
+        return row, weight
 
     with store.writer(model_id, overwrite=overwrite) as writer:
         projector.begin(model_id)

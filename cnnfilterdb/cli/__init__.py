@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from cnnfilterdb.cli import comparison, conclusions, exchange, figures, ingesting, listings, maintenance
+from cnnfilterdb.cli import comparison, conclusions, exchange, figures, ingesting, inspecting, listings, maintenance
 from cnnfilterdb.cli.options import quiet_everywhere
 from cnnfilterdb.cli.output import warn
 from cnnfilterdb.cli.signals import Terminated, ending_soon
@@ -34,6 +34,7 @@ for _verb in (
     ingesting.demo,
     ingesting.ingest,
     ingesting.add,
+    inspecting.inspect,
     maintenance.annotate,
     ingesting.import_,
     maintenance.index,

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "all_layers_option",
     "by_option",
+    "compared_db_option",
     "db_option",
     "fact_options",
     "group_arguments",
@@ -64,6 +65,9 @@ db_option = click.option(
     "--db", "path", type=_Location(), default=DEFAULT_DB, envvar="CNNFILTERDB", show_default=True,
     show_envvar=True, metavar="DIR", help="Folder of the database, or address of a release (read-only).",
 )  # fmt: skip
+compared_db_option = click.option(
+    "--db", "path", type=_Location(), metavar="DIR", help="Compare with this database: a folder, or a release."
+)
 _QUIET = "Print results and errors only: no progress, no remarks."
 quiet_option = click.option("--quiet", "-q", is_flag=True, callback=_remember, is_eager=True, help=_QUIET)
 where_option = click.option("--where", metavar="SQL", help="Condition over the columns of models and layers.")

@@ -16,6 +16,8 @@ from cnnfilterdb.stats.degeneration import (
     MARGIN,
     degenerated,
     degeneration,
+    is_quantised,
+    kernel_rank,
 )
 from cnnfilterdb.stats.descriptors import DESCRIPTORS, DescriptorSums, dct_energies, descriptors, variance_map
 from cnnfilterdb.stats.divergence import METRICS, kl_shift, kl_shift_components, paired_shift
@@ -99,7 +101,9 @@ __all__ = [
     "embedding",
     "gower",
     "histograms",
+    "is_quantised",
     "isotropy",
+    "kernel_rank",
     "kl_shift",
     "kl_shift_components",
     "layer_statistics",

@@ -1,11 +1,22 @@
-"""Labels of layers that have degenerated: thresholds on entropy and sparsity, as parameters."""
+"""Labels of layers that have degenerated or were compressed: thresholds on their statistics, as parameters."""
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["DEGENERATIONS", "HIGH_SPARSITY", "LOW_ENTROPY", "MARGIN", "degenerated", "degeneration"]
+from cnnfilterdb.stats.moments import Moments
+
+__all__ = [
+    "DEGENERATIONS",
+    "HIGH_SPARSITY",
+    "LOW_ENTROPY",
+    "MARGIN",
+    "degenerated",
+    "degeneration",
+    "is_quantised",
+    "kernel_rank",
+]
 
 #: The labels, from the first that applies: ``random``, entropy near or above that of random kernels; ``collapsed``,
 #: both of the next two; ``sparse``, many kernels with weights near zero; ``repetitive``, low entropy: the kernels are
@@ -73,3 +84,41 @@ def degenerated(labels: npt.NDArray[np.object_]) -> npt.NDArray[np.bool_]:
     [True, True, False, False, False, False]
     """
     return np.isin(labels.astype(str), DEGENERATIONS[:2])
+
+
+def is_quantised(levels: int | None, channel_weights: float, *, share: float = 0.5) -> bool:
+    """Whether the output channels of a layer have few different weights; the SQL macro of this name is the same rule.
+
+    Args:
+        levels: Largest number of different weights in an output channel; None where it was not counted to the end.
+        channel_weights: Weights of an output channel.
+        share: Largest share of them that may be different.
+
+    >>> is_quantised(16, 576), is_quantised(9, 9), is_quantised(None, 576)
+    (True, False, False)
+    """
+    return levels is not None and levels <= share * channel_weights
+
+
+def kernel_rank(raw: Moments, *, tolerance: float = 1e-5) -> int | None:
+    """Dimension of the space that the kernels of a layer span; less than k proves that they are of low rank.
+
+    It is the number of singular values of the kernels (n, k), not centred, above the tolerance. Rounding of single
+    precision leaves a share of about 1e-7.
+
+    Args:
+        raw: Moments of the raw kernels.
+        tolerance: Share of the largest singular value at which one counts as zero.
+
+    Returns:
+        None with fewer kernels than weights in a kernel, whose rank is low in any case.
+
+    >>> rng = np.random.default_rng(0)
+    >>> few = rng.normal(size=(100, 2)) @ rng.normal(size=(2, 9))
+    >>> kernel_rank(Moments.of(few.astype(np.float32), scale=False))
+    2
+    """
+    if raw.count < len(raw.mean):
+        return None
+    squares = np.linalg.eigvalsh(raw.scatter + raw.count * np.outer(raw.mean, raw.mean))
+    return int(np.count_nonzero(squares > max(tolerance**2 * squares[-1], 0)))

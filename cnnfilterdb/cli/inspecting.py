@@ -1,0 +1,84 @@
+"""The verb that looks at a weight file without a database."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cnnfilterdb.cli.options import compared_db_option, open_reader, quiet_option, rows_options
+from cnnfilterdb.cli.output import Output, emit, remark, warn
+from cnnfilterdb.cli.progress import progress_bars
+
+if TYPE_CHECKING:
+    from cnnfilterdb.ingest.inspection import Comparison
+
+__all__ = ["inspect"]
+
+
+@click.command(short_help="Look at a weight file, without a database.")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--fold-bn", is_flag=True, help="Fold batch normalisations into the kernels first.")
+@compared_db_option
+@click.option("--family", help="With --db: compare with the layers of this family only.")
+@click.option("--kernel", metavar="SIZE", help="With --db: kernel size of the nearest models.")
+@click.option("--nearest", "nearest_only", is_flag=True, help="With --db: print the nearest models only.")
+@click.option("--top", "-n", type=click.IntRange(min=1), default=5, show_default=True,
+              help="With --db: how many of the nearest models to list.")  # fmt: skip
+@rows_options
+@quiet_option
+def inspect(
+    file: Path, fold_bn: bool, path: Path | None, family: str | None, kernel: str | None, nearest_only: bool, top: int,
+    rows: Output, quiet: bool,
+) -> None:  # fmt: skip
+    """Print what FILE is, what deserves attention, how much of it was read, and its convolution layers.
+
+    With --db, each layer is also compared with the layers of the same kernel size in a database (percentiles from 0 to
+    100), and the models of the database with the most similar kernels are listed.
+
+    \b
+      cnnfilterdb inspect net.safetensors
+      cnnfilterdb inspect net.onnx --format json
+      cnnfilterdb inspect net.pt --db filters.db --family ResNet
+    """
+    from cnnfilterdb.ingest.inspection import SHOWN
+    from cnnfilterdb.ingest.inspection import inspect as look_at
+
+    if path is None and (family or kernel or nearest_only):
+        raise click.UsageError("--family, --kernel and --nearest require --db")
+    db = None if path is None else open_reader(path)
+    with progress_bars(quiet) as progress:
+        found = look_at(file, fold_bn=fold_bn, progress=progress)
+    comparison = None if db is None else found.compare(db, family=family, kernel=kernel, top=top)
+    layers = found.layers
+    people = rows.for_people()
+    if people:
+        remark(found.title)
+    for warning in found.warnings:
+        warn(f"warning: {warning}")
+    for line in found.coverage if people else found.coverage[1:]:
+        (remark if people else warn)(line)
+    if people:
+        layers = layers[[column for column in SHOWN if layers[column].notna().any()]]
+        remark("")
+    if comparison is None:
+        emit(layers, rows)
+        return
+    if not nearest_only:
+        percentiles = comparison.layers.drop(columns=["layer_name", "kernel"]).set_index("layer")
+        emit(layers.join(percentiles), rows)
+    if people:
+        _print_reference(comparison, nearest_only)
+    if people or nearest_only:
+        emit(comparison.models, rows)
+
+
+def _print_reference(comparison: Comparison, nearest_only: bool) -> None:
+    """What the percentiles and the nearest models refer to, above the list of the latter."""
+    percentiles, nearest = comparison.reference
+    if not nearest_only:
+        remark("")
+        remark(percentiles)
+    remark(nearest)
+    remark("")

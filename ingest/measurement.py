@@ -1,0 +1,126 @@
+"""The row of the layers table for one layer: what its file says about it, and the statistics of its kernels."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from cnnfilterdb.errors import BadWeightsError
+from cnnfilterdb.ingest.network.layers import ConvLayer
+from cnnfilterdb.schema import MAX_KERNEL_WEIGHTS
+from cnnfilterdb.stats import LayerStatistics, layer_statistics
+
+__all__ = ["Measured", "measure"]
+
+
+class Measured(NamedTuple):
+    """A layer that was read and measured.
+
+    Attributes:
+        row: Its row of the layers table, without the key.
+        weight: (out channels, in channels / groups, kernel height, kernel width) float32.
+        statistics: Those of its kernels; None for a layer whose kernels are not stored, such as 1x1.
+    """
+
+    row: dict[str, Any]
+    weight: npt.NDArray[np.float32]
+    statistics: LayerStatistics | None
+
+
+def measure(layer: ConvLayer, origin: str) -> Measured:
+    """Read a layer and measure its kernels.
+
+    Args:
+        layer: The layer.
+        origin: Name of the model in error messages.
+
+    Raises:
+        BadWeightsError: A weight is NaN or infinite, or not what was announced.
+        WeightFileError: The weight cannot be read.
+
+    >>> layer = ConvLayer("stem", (2, 1, 1, 2), read=lambda: np.float32([[[[1, 0]]], [[[0, 1]]]]))
+    >>> row, weight, statistics = measure(layer, "net.pt")
+    >>> row["filters"], row["stored"], row["orthogonality"], row["levels"]
+    (2, True, 1.0, 2)
+    """
+    weight = _checked(layer, origin)
+    stored = 1 < layer.shape[2] * layer.shape[3] <= MAX_KERNEL_WEIGHTS and weight.size > 0
+    row = _layer_row(layer, stored, weight)
+    if not stored:
+        return Measured(row, weight, None)
+    statistics = layer_statistics(weight)
+    return Measured(row | _statistics_row(statistics), weight, statistics)
+
+
+def _statistics_row(statistics: LayerStatistics) -> dict[str, Any]:
+    moments, nonsparse = statistics.moments, statistics.nonsparse
+    return {
+        "sparsity": statistics.sparsity,
+        "variance_entropy": statistics.variance_entropy,
+        "randomness_threshold": statistics.randomness_threshold,
+        "variance_entropy_clean": statistics.variance_entropy_clean,
+        "variance_entropy_scaled": statistics.variance_entropy_scaled,
+        "orthogonality": statistics.orthogonality,
+        "norm_l1": statistics.norm_l1,
+        "norm_l2": statistics.norm_l2,
+        "isotropy": statistics.isotropy,
+        "binary_filters": statistics.binary_filters,
+        "levels": statistics.levels,
+        "raw_mean": statistics.raw.mean,
+        "raw_variance": statistics.raw.scatter.diagonal() / statistics.raw.count,
+        "scaled_mean": moments.mean,
+        "scaled_scatter": moments.packed(),
+        "nonsparse_filters": nonsparse.count if nonsparse else None,
+        "nonsparse_mean": nonsparse.mean if nonsparse else None,
+        "nonsparse_scatter": nonsparse.packed() if nonsparse else None,
+    }
+
+
+def _layer_row(layer: ConvLayer, stored: bool, weight: npt.NDArray[np.float32]) -> dict[str, Any]:
+    out_channels, in_per_group, height, width = layer.shape
+    stride_h, stride_w = layer.stride or (None, None)
+    dilation_h, dilation_w = layer.dilation or (None, None)
+    return {
+        "layer_name": layer.name,
+        "kind": layer.kind,
+        "kernel": layer.kernel,
+        "kernel_h": height,
+        "kernel_w": width,
+        "in_channels": layer.in_channels,
+        "out_channels": out_channels if layer.channels else None,
+        "groups": layer.groups,
+        "stride_h": stride_h,
+        "stride_w": stride_w,
+        "dilation_h": dilation_h,
+        "dilation_w": dilation_w,
+        "conv_depth": layer.conv_depth,
+        "conv_depth_norm": layer.conv_depth_norm,
+        "depth_source": layer.depth_source,
+        "dead": layer.dead,
+        "bn_folded": layer.bn_folded,
+        "weight_norm": layer.weight_norm,
+        "dtype": layer.dtype,
+        "stored": stored,
+        "filters": out_channels * in_per_group,
+        # Little-endian, so that the hash is the same on every machine.
+        "tensor_sha256": hashlib.sha256(np.ascontiguousarray(weight, "<f4").data).hexdigest(),
+    }
+
+
+def _checked(layer: ConvLayer, origin: str) -> npt.NDArray[np.float32]:
+    weight = layer.read()
+    if weight.shape != layer.shape or weight.dtype != np.float32:
+        raise BadWeightsError(
+            f"{origin}: layer {layer.name} was announced as float32 {layer.shape}, "
+            f"read as {weight.dtype} {weight.shape}"
+        )
+    bad = weight.size - int(np.count_nonzero(np.isfinite(weight)))
+    if bad:
+        raise BadWeightsError(
+            f"{origin}: layer {layer.name} has {bad:,} NaN or infinite weights of {weight.size:,}; "
+            "the checkpoint is damaged or the training diverged"
+        )
+    return weight

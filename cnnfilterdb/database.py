@@ -128,7 +128,8 @@ class FilterDB(Reader):
         """Add a model of your own under the source ``custom``.
 
         Args:
-            weights: A weight file, a mapping of names to tensors or arrays, or a ``torch.nn.Module``.
+            weights: A weight file, the folder of a SavedModel or TensorFlow.js model, a mapping of names to tensors or
+                arrays, or a ``torch.nn.Module``.
             name: Its name.
             overwrite: Replace a model of that name.
             fold_bn: Fold batch normalisations into the kernels, and add ``+bn`` to the name; see :meth:`ingest`.
@@ -634,7 +635,7 @@ def _read(weights: Any) -> tuple[Any, str | None, dict[str, Any]]:
     if isinstance(weights, str | Path):
         from cnnfilterdb.ingest.sources import get
 
-        path = Path(weights)
+        path = formats.main_file(Path(weights))
         source = get("files")
         read = formats.read(path)
         facts = source.describe(str(path))

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 __all__ = ["add", "demo", "import_", "ingest"]
 
+# Entries that are listed of what was left out
+_LISTED = 10
+
 
 @click.command(short_help="Import real models, compare and draw them.")
 @db_option
@@ -85,6 +88,9 @@ def ingest(
         assert source is not None
         with progress_observer(quiet) as observer:
             outcome = db.ingest(source, names, observer=observer, **options)
+    if outcome.done and not quiet:
+        say(f"imported: {_coverage(db, list(outcome.done))}")
+        _say_left_out(db, list(outcome.done))
     print_summary(outcome, quiet=quiet)
 
 
@@ -96,16 +102,15 @@ def ingest(
 @click.option("--fold-bn", is_flag=True, help="Fold batch normalisations into the kernels; the name gets `+bn`.")
 @db_option
 def add(file: Path, name: str, overwrite: bool, fold_bn: bool, new_word: bool, path: Path, **facts: str | None) -> None:
-    """Add a weight FILE of your own; the options in capitals TEXT are facts about it."""
+    """Add a weight FILE of your own, and say what was left out of it; the options in capitals TEXT are facts about it."""
     from cnnfilterdb import catalog
-    from cnnfilterdb.sql import literal
 
     known = {key: value for key, value in facts.items() if value is not None}
     catalog.check_facts(known, new_words=new_word)
     db = open_database(path, create=True)
     model_id = db.add(file, name, overwrite=overwrite, fold_bn=fold_bn, **known)
-    row = db.models(where=f"model_id = {literal(model_id)}").iloc[0]
-    say(f"{model_id}: {row.conv_layers} convolution layers, {row.stored_filters:,} filters")
+    say(f"{model_id}: {_coverage(db, [model_id])}")
+    _say_left_out(db, [model_id])
 
 
 @click.command("import", short_help="Import the papers' dataset.h5.")
@@ -126,6 +131,36 @@ def import_(file: Path, trust: bool, overwrite: bool, path: Path, quiet: bool) -
     with progress_observer(quiet) as observer:
         outcome = db.import_released(file, trust=trust, overwrite=overwrite, observer=observer)
     print_summary(outcome, quiet=quiet)
+
+
+def _coverage(db: FilterDB, model_ids: list[str]) -> str:
+    """How much of the files of models is in the database."""
+    layers, weights = db.sql(
+        "SELECT count(*), sum(filters * kernel_h * kernel_w) FROM layers WHERE list_contains($1, model_id)", [model_ids]
+    ).fetchall()[0]
+    filters, parameters, known = db.sql(
+        "SELECT sum(stored_filters), sum(parameters), count(parameters) = count(*) FROM models "
+        "WHERE list_contains($1, model_id)",
+        [model_ids],
+    ).fetchall()[0]
+    text = f"{layers:,} convolution layers, {filters:,} filters"
+    return f"{text}; {weights:,} of {parameters:,} parameters" if known else text
+
+
+def _say_left_out(db: FilterDB, model_ids: list[str]) -> None:
+    """List what the files of models hold and the database does not, with the reasons."""
+    left_out = db.sql(
+        "SELECT model_id, entry FROM (SELECT model_id, unnest(skipped) AS entry FROM models "
+        "WHERE list_contains($1, model_id))",
+        [model_ids],
+    ).fetchall()
+    for model_id, entry in left_out[:_LISTED]:
+        say(f"left out: {entry}" if len(model_ids) == 1 else f"left out: {model_id}: {entry}")
+    if len(left_out) > _LISTED:
+        say(
+            f"left out: {len(left_out) - _LISTED:,} more; "
+            'list all with cnnfilterdb sql "SELECT model_id, unnest(skipped) FROM models"'
+        )
 
 
 def _ingest_collection(db: FilterDB, name: str, *, quiet: bool, **options: Any) -> IngestReport:

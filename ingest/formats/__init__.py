@@ -19,7 +19,7 @@ from cnnfilterdb.ingest.formats.unknown import described_file, described_folder
 from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Weights
 from cnnfilterdb.reports import escaped
 
-__all__ = ["Format", "read", "register", "registered"]
+__all__ = ["Format", "main_file", "read", "register", "registered"]
 
 
 class Format(Protocol):
@@ -82,6 +82,21 @@ def registered() -> dict[str, Format]:
     return dict(sorted(_formats.items(), key=lambda item: order.get(type(item[1]).__module__, len(order))))
 
 
+def main_file(path: Path) -> Path:
+    """The file that a model is read from: the path itself, or the main file of a folder that is one model.
+
+    Raises:
+        WeightFileError: A folder that is not a model that is read; the message says what it is.
+    """
+    if not path.is_dir():
+        return path
+    inside = next((path / name for name in _MAIN_FILES if (path / name).is_file()), None)
+    if inside is None:
+        what = described_folder(path) or f"a folder without {' or '.join(_MAIN_FILES)}; pass a weight file in it"
+        raise WeightFileError(f"{path}: {what}")
+    return inside
+
+
 def read(path: str | Path) -> Weights:
     """Read a weight file of any known format.
 
@@ -91,13 +106,7 @@ def read(path: str | Path) -> Weights:
     Raises:
         WeightFileError: Not a weight file; the message says what it is instead and what to do.
     """
-    path = Path(path)
-    if path.is_dir():
-        inside = next((path / name for name in _MAIN_FILES if (path / name).is_file()), None)
-        if inside is None:
-            what = described_folder(path) or f"a folder without {' or '.join(_MAIN_FILES)}; pass a weight file in it"
-            raise WeightFileError(f"{path}: {what}")
-        path = inside
+    path = main_file(Path(path))
     try:
         with path.open("rb") as file:
             head = file.read(4096)

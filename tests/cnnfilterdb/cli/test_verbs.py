@@ -15,7 +15,9 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import torch
 
+import cnnfilterdb
 from cnnfilterdb.cli import cli
 from cnnfilterdb.ingest.fetch.cache import Cache
 
@@ -34,7 +36,7 @@ def test_every_verb_has_help_and_the_readme_names_it(run):
 def test_add_models_layers_remove(run, checkpoint, tmp_path):
     db = tmp_path / "my.db"
     assert run("add", checkpoint, "--name", "mine", "--domain", "thermal", "--db", db) == (
-        0, "custom/mine: 1 convolution layers, 24 filters\n", "",
+        0, "custom/mine: 1 convolution layers, 24 filters; 216 of 216 parameters\n", "",
     )  # fmt: skip
     status, out, _ = run("models", "--db", db)
     assert status == 0
@@ -50,6 +52,48 @@ def test_add_models_layers_remove(run, checkpoint, tmp_path):
     status, _, err = run("remove", "custom/mine", "--db", db)
     assert status == 1
     assert "no model 'custom/mine'" in err
+
+
+def test_what_is_left_out_of_a_file_is_listed(run, tmp_path):
+    arrays = {"conv.weight": (8, 3, 3, 3), "conv.bias": (8,), "cube.weight": (8, 3, 3, 3, 3)}
+    arrays |= {f"bank{number}": (4, 4, 3, 3) for number in range(12)}
+    rng = np.random.default_rng(0)
+    torch.save(
+        {name: torch.from_numpy(rng.standard_normal(shape).astype("f4")) for name, shape in arrays.items()},
+        tmp_path / "a.pt",
+    )
+    parameters = 216 + 8 + 648 + 12 * 144
+    read = f"1 convolution layers, 24 filters; 216 of {parameters:,} parameters"
+    for line in (["add", tmp_path / "a.pt", "--name", "a"], ["ingest", "files", tmp_path, "--allow-untrained"]):
+        status, out, _ = run(*line, "--db", tmp_path / "my.db")
+        lines = out.splitlines()
+        assert (status, lines[0].partition(": ")[2]) == (0, read)
+        assert sum(line.startswith("left out: bank") for line in lines) == 9
+        assert "left out: cube.weight: five dimensions, as in a three-dimensional convolution" in lines
+        assert "left out: 3 more; " in out
+    assert "left out" not in run("ingest", "files", tmp_path, "--overwrite", "--allow-untrained", "--quiet",
+                                 "--db", tmp_path / "my.db")[1]  # fmt: skip
+
+
+def test_a_folder_that_is_a_model_is_read(run, tmp_path):
+    config = {"name": "c", "filters": 8, "kernel_size": [3, 3], "strides": [1, 1], "padding": "same", "groups": 1,
+              "data_format": "channels_last", "dilation_rate": [1, 1], "use_bias": False}  # fmt: skip
+    layers = [{"class_name": "Conv2D", "config": config}]
+    graph = {"class_name": "Sequential", "config": {"name": "s", "layers": layers}}
+    entry = {"name": "c/kernel", "shape": [3, 3, 3, 8], "dtype": "float32"}
+    manifest = [{"paths": ["group1-shard1of1.bin"], "weights": [entry]}]
+    folder = tmp_path / "web"
+    folder.mkdir()
+    kernel = np.random.default_rng(0).standard_normal((3, 3, 3, 8)).astype("<f4")
+    (folder / "group1-shard1of1.bin").write_bytes(kernel.tobytes())
+    (folder / "model.json").write_text(
+        json.dumps({"modelTopology": {"model_config": graph}, "weightsManifest": manifest})
+    )
+    assert run("add", folder, "--name", "web", "--db", tmp_path / "my.db")[0] == 0
+    assert run("ingest", "files", folder, "--allow-untrained", "--db", tmp_path / "my.db")[0] == 0
+    db = cnnfilterdb.open(tmp_path / "my.db")
+    for model_id in ("custom/web", "files/model"):
+        np.testing.assert_array_equal(db.layer_weights(model_id, 0), kernel.transpose(3, 2, 0, 1))
 
 
 def test_new_words_are_introduced_on_purpose(run, checkpoint, tmp_path):

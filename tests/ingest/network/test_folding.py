@@ -298,9 +298,10 @@ def test_options_of_the_command_line(tmp_path, monkeypatch, capsys):
     cli.main(arguments, standalone_mode=False)
     cli.main(["add", str(tmp_path / "net.pth"), "--name", "mine", "--fold-bn"], standalone_mode=False)
     assert cnnfilterdb.open(tmp_path / "a.db").models()["model_id"].tolist() == ["custom/mine+bn", "files/net+bn"]
-    for option in (["--offline"], ["--partial"], ["--from", str(tmp_path)]):  # files are there: it has no such option
-        with pytest.raises(SelectionError, match="source files has no option"):
-            cli.main([*arguments, *option], standalone_mode=False)
+    for option in (["--offline"], ["--from", str(tmp_path)]):  # nothing is downloaded from there
+        cli.main([*arguments, *option], standalone_mode=False)
+    with pytest.raises(SelectionError, match="source files does not support --partial"):
+        cli.main([*arguments, "--partial"], standalone_mode=False)
 
 
 def test_what_the_catalog_pins_is_flagged_and_not_refused(tmp_path, monkeypatch):

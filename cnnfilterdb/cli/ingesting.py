@@ -102,7 +102,10 @@ def ingest(
 @click.option("--fold-bn", is_flag=True, help="Fold batch normalisations into the kernels; the name gets `+bn`.")
 @db_option
 def add(file: Path, name: str, overwrite: bool, fold_bn: bool, new_word: bool, path: Path, **facts: str | None) -> None:
-    """Add a weight FILE of your own, and say what was left out of it; the options in capitals TEXT are facts about it."""
+    """Add a weight FILE of your own, and list what was left out of it.
+
+    The options in capitals TEXT are facts about it.
+    """
     from cnnfilterdb import catalog
 
     known = {key: value for key, value in facts.items() if value is not None}

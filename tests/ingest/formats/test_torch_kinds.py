@@ -1,0 +1,413 @@
+"""What PyTorch and the programs around it write beside plain state dicts: archives of torch.export, shards, tensors
+without numbers of their own, copies of a network, adapters, snapshots of StyleGAN, files of joblib."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import random
+import subprocess
+import sys
+import types
+
+import joblib
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import cnnfilterdb
+from cnnfilterdb.errors import UnsafeFileError, WeightFileError
+from cnnfilterdb.ingest import formats
+from cnnfilterdb.ingest.network.extract import weights_from_state_dict
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.ao.quantization", "ignore:.*torch.jit", "ignore:.*deprecated")
+
+
+def saved(content, path, **options):
+    torch.save(content, path, **options)
+    return formats.read(path)
+
+
+def assert_holds(weights, expected):
+    """The layers are exactly these, whatever their order: name -> array (out, in / groups, h, w)."""
+    assert {layer.name for layer in weights.layers} == set(expected)
+    for layer in weights.layers:
+        np.testing.assert_array_equal(layer.read(), np.asarray(expected[layer.name], np.float32))
+
+
+def reasons(weights):
+    return {entry.name: entry.reason for entry in weights.skipped}
+
+
+def two_layers():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 5)).eval()
+
+
+def kernels_of(net):
+    modules = {name: module for name, module in net.named_modules() if isinstance(module, nn.Conv2d)}
+    return {name: module.weight.detach().numpy() for name, module in modules.items()}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Archives of torch.export, and shards
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    path = tmp_path_factory.mktemp("exported") / "net.pt2"
+    net = two_layers()
+    torch.export.save(torch.export.export(net, (torch.randn(1, 3, 16, 16),)), str(path))
+    return net, path
+
+
+def test_archives_of_torch_export(exported):
+    net, path = exported
+    weights = formats.read(path)
+    assert_holds(weights, kernels_of(net))
+    assert weights.parameters == sum(value.numel() for value in net.parameters())
+
+
+def test_programs_in_memory(tmp_path):
+    net = two_layers()
+    db = cnnfilterdb.create(tmp_path / "a.db")
+    db.add(torch.export.export(net, (torch.randn(1, 3, 16, 16),)), "a")
+    for number, kernel in enumerate(kernels_of(net).values()):
+        np.testing.assert_array_equal(db.layer_weights("custom/a", number), kernel)
+
+
+@pytest.fixture
+def sharded(tmp_path):
+    """(folder, arrays) of a model in two shards with their index, as transformers writes it."""
+    torch.manual_seed(0)
+    arrays = {"a": torch.randn(8, 3, 3, 3), "b": torch.randn(6, 8, 3, 3)}
+    files = {name: f"pytorch_model-0000{number}-of-00002.bin" for number, name in enumerate(arrays, 1)}
+    for name, array in arrays.items():
+        torch.save({f"{name}.weight": array}, tmp_path / files[name])
+    index = {"metadata": {}, "weight_map": {f"{name}.weight": file for name, file in files.items()}}
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    return tmp_path, arrays
+
+
+@pytest.mark.parametrize("index", [True, False])
+def test_shards_are_read_as_a_whole_or_not_at_all(sharded, index):
+    folder, arrays = sharded
+    names = [path.name for path in folder.iterdir()]
+    if not index:
+        (folder / "pytorch_model.bin.index.json").unlink()
+        names.remove("pytorch_model.bin.index.json")
+    for name in names:
+        assert_holds(formats.read(folder / name), arrays)
+    (folder / "pytorch_model-00002-of-00002.bin").unlink()
+    names.remove("pytorch_model-00002-of-00002.bin")
+    for name in names:
+        with pytest.raises(WeightFileError, match=r"pytorch_model-00002-of-00002\.bin"):
+            formats.read(folder / name)
+
+
+def test_an_index_leads_nowhere_else(sharded):
+    folder, _ = sharded
+    index = folder / "pytorch_model.bin.index.json"
+    for name in ("../a.bin", "/etc/passwd.bin", "..\\a.bin"):
+        index.write_text(json.dumps({"weight_map": {"a.weight": name}, "x": '.bin"'}))
+        with pytest.raises(WeightFileError, match=r"refused|expected shards"):
+            formats.read(index)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tensors that are not plain arrays
+
+
+def unusual():
+    """Tensors by kind, and the numbers that they stand for; None where there are none to be had."""
+    torch.manual_seed(0)
+    plain = torch.randn(8, 4, 3, 3)
+    negative = torch.view_as_complex(torch.randn(8, 4, 3, 3, 2)).conj().imag
+    assert negative.is_neg()
+    return {
+        "sparse": (plain.to_sparse(), plain),
+        "mkldnn": (plain.to_mkldnn(), plain),
+        "negative bit": (negative, negative.resolve_neg()),
+        "meta": (plain.to("meta"), None),
+        "lazy": (nn.LazyConv2d(3, 3).state_dict()["weight"], None),
+    }
+
+
+def check_unusual(weights, numbers, other):
+    """The tensor is read as the numbers that it stands for, or it is reported; the other one is there in any case."""
+    layers = {layer.name: layer.read() for layer in weights.layers}
+    np.testing.assert_array_equal(layers.pop("b"), other)
+    if layers:
+        assert numbers is not None
+        np.testing.assert_array_equal(layers.pop("a"), numbers)
+        assert not layers
+    else:
+        assert reasons(weights)["a.weight"]
+
+
+@pytest.mark.parametrize("kind", ["sparse", "mkldnn", "negative bit", "meta", "lazy"])
+def test_unusual_tensors_in_memory(kind):
+    value, numbers = unusual()[kind]
+    other = torch.randn(4, 8, 3, 3)
+    weights = weights_from_state_dict({"a.weight": value, "b.weight": other})
+    check_unusual(weights, numbers, other)
+    assert (numbers is None) == bool(weights.skipped)
+
+
+@pytest.mark.parametrize("new", [True, False])
+@pytest.mark.parametrize("kind", ["sparse", "negative bit", "meta", "lazy"])
+def test_unusual_tensors_in_files(tmp_path, kind, new):
+    value, numbers = unusual()[kind]
+    other = torch.randn(4, 8, 3, 3)
+    weights = saved({"a.weight": value, "b.weight": other}, tmp_path / "a.pt", _use_new_zipfile_serialization=new)
+    check_unusual(weights, numbers, other)
+
+
+def test_parts_of_distributed_tensors_are_reported(tmp_path):
+    from torch import distributed
+    from torch.distributed.tensor import DTensor, Replicate, Shard
+
+    local, other = torch.randn(8, 4, 3, 3), torch.randn(4, 8, 3, 3)
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = distributed.device_mesh.init_device_mesh("cpu", (1,))
+        whole = DTensor.from_local(local, mesh, [Replicate()])
+        part = DTensor.from_local(local, mesh, [Shard(0)], shape=(16, 4, 3, 3), stride=(36, 9, 3, 1))
+        for value, numbers in ((whole, local), (part, None)):
+            state = {"a.weight": value, "b.weight": other}
+            for weights in (weights_from_state_dict(state), saved(state, tmp_path / "a.pt")):
+                check_unusual(weights, numbers, other)
+    finally:
+        distributed.destroy_process_group()
+
+
+def test_frozen_quantised_networks_keep_all_their_layers(tmp_path):
+    from torch.ao import quantization
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.quant, self.dequant = quantization.QuantStub(), quantization.DeQuantStub()
+            self.c1, self.c2, self.c3 = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 3), nn.Conv2d(6, 6, 3, groups=6)
+
+        def forward(self, x):
+            return self.dequant(self.c3(self.c2(self.c1(self.quant(x)))))
+
+    torch.manual_seed(0)
+    net = Net().eval()
+    net.qconfig = quantization.get_default_qconfig("fbgemm")
+    quantization.prepare(net, inplace=True)
+    net(torch.randn(1, 3, 16, 16))
+    quantization.convert(net, inplace=True)
+    torch.jit.save(torch.jit.freeze(torch.jit.script(net)), str(tmp_path / "a.pt"))
+    layers = formats.read(tmp_path / "a.pt").layers
+    assert [layer.conv_depth for layer in layers] == [0, 1, 2]
+    for layer, module in zip(layers, (net.c1, net.c2, net.c3), strict=True):
+        np.testing.assert_array_equal(layer.read(), module.weight().dequantize().numpy())
+
+
+@pytest.mark.parametrize("new", [True, False])
+@pytest.mark.parametrize(
+    "extra",
+    [np.zeros((3, 224, 224), "f4"), {"loss": np.linspace(0, 1, 9000)}, np.arange(20_000)],
+    ids=["image", "history", "labels"],
+)
+def test_arrays_of_numpy_in_a_checkpoint(tmp_path, extra, new):
+    kernel = torch.randn(8, 3, 3, 3)
+    content = {"state_dict": {"conv.weight": kernel}, "extra": extra}
+    weights = saved(content, tmp_path / "a.pt", _use_new_zipfile_serialization=new)
+    assert_holds(weights, {"conv": kernel})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Two networks in one file
+
+
+def network(seed, prefix=""):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {"conv1.weight": (16, 3, 7, 7), "bn1.weight": (16,), "layer1.conv.weight": (16, 16, 3, 3)}
+    return {f"{prefix}{name}": torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize(
+    ("model", "copy"),
+    [
+        ("encoder_q", "encoder_k"),
+        ("teacher", "student"),
+        ("online_network", "target_network"),
+        ("backbone", "backbone_momentum"),
+        ("policy", "target"),
+    ],
+)
+@pytest.mark.parametrize("nested", [True, False])
+def test_of_two_copies_one_is_the_model(tmp_path, model, copy, nested):
+    first, second = network(0), network(1)
+    if nested:
+        content = {model: first, copy: second}
+    else:
+        parts = {model: first, copy: second}
+        content = {f"{name}.{key}": value for name, part in parts.items() for key, value in part.items()}
+    weights = saved(content, tmp_path / "a.pt")
+    assert len(weights.layers) == 2
+    for layer, name in zip(weights.layers, ("conv1", "layer1.conv"), strict=True):
+        assert layer.name.endswith(name)
+        np.testing.assert_array_equal(layer.read(), first[f"{name}.weight"])
+    assert any(model in entry.reason and copy in f"{entry.name} {entry.reason}" for entry in weights.skipped)
+
+
+def test_networks_that_are_not_copies_are_both_read(tmp_path):
+    other = {"conv1.weight": torch.randn(8, 3, 3, 3)}
+    assert len(saved({"teacher": network(0), "student": other}, tmp_path / "a.pt").layers) == 3
+
+
+def test_averages_without_dots_are_copies(tmp_path):
+    state = network(0, "backbone.")
+    average = {f"ema_{name.replace('.', '_')}": value + 1 for name, value in state.items()}
+    weights = saved({"state_dict": state | average}, tmp_path / "a.pt")
+    kernels = {name.removesuffix(".weight"): value for name, value in network(0).items() if "conv" in name}
+    assert_holds(weights, kernels)
+    assert any("ema_" in entry.name or "ema_" in entry.reason for entry in weights.skipped)
+
+
+def test_adapters_are_reported_and_the_base_is_read(tmp_path):
+    base = torch.randn(32, 16, 3, 3)
+    factors = {
+        "conv.lora_A.default.weight": torch.randn(4, 16, 3, 3),
+        "conv.lora_B.default.weight": torch.randn(32, 4, 1, 1),
+    }
+    state = {"conv.base_layer.weight": base, "conv.base_layer.bias": torch.zeros(32), **factors}
+    weights = saved(state, tmp_path / "a.pt")
+    assert [layer.shape for layer in weights.layers] == [(32, 16, 3, 3)]
+    np.testing.assert_array_equal(weights.layers[0].read(), base)
+    assert set(factors) <= set(reasons(weights))
+    alone = saved(factors, tmp_path / "b.pt")
+    assert alone.layers == ()
+    assert all("merge_and_unload" in reason for reason in reasons(alone).values())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# StyleGAN
+
+
+def _reconstruct_persistent_obj(meta):
+    raise NotImplementedError
+
+
+def test_snapshots_of_stylegan(tmp_path, monkeypatch):
+    package = types.ModuleType("torch_utils.persistence")
+    monkeypatch.setitem(sys.modules, "torch_utils", types.ModuleType("torch_utils"))
+    monkeypatch.setitem(sys.modules, "torch_utils.persistence", package)
+    monkeypatch.setattr(_reconstruct_persistent_obj, "__module__", "torch_utils.persistence")
+    package._reconstruct_persistent_obj = _reconstruct_persistent_obj
+
+    class Persistent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv0, self.torgb = nn.Conv2d(4, 8, 3), nn.Conv2d(8, 3, 3)
+
+        def __reduce__(self):
+            meta = {"type": "class", "version": 6, "module_src": "import os\n", "class_name": "Generator"}
+            return _reconstruct_persistent_obj, (meta | {"state": dict(self.__dict__)},)
+
+    nets = {"G": Persistent(), "D": Persistent(), "G_ema": Persistent()}
+    (tmp_path / "network-snapshot.pkl").write_bytes(pickle.dumps(nets | {"augment_pipe": None}))
+    weights = formats.read(tmp_path / "network-snapshot.pkl")
+    found = {layer.name: layer.read() for layer in weights.layers}
+    averaged = next(name for name in found if name.endswith("conv0") and not name.startswith(("D.", "G.")))
+    np.testing.assert_array_equal(found[averaged], nets["G_ema"].conv0.weight.detach())
+    assert not any(name.startswith("G.") for name in found)
+
+
+def test_modulated_convolutions_have_an_axis_more(tmp_path):
+    kernel, rgb = torch.randn(1, 32, 16, 3, 3), torch.randn(1, 3, 32, 1, 1)
+    state = {"style.1.weight": torch.randn(64, 64), "conv1.conv.weight": kernel, "to_rgb.conv.weight": rgb}
+    state |= {"conv1.conv.modulation.weight": torch.randn(16, 64), "to_rgb.conv.modulation.weight": torch.randn(32, 64)}
+    weights = saved({"g_ema": state, "latent_avg": torch.zeros(64)}, tmp_path / "a.pt")
+    assert_holds(weights, {"conv1.conv": kernel[0], "to_rgb.conv": rgb[0]})
+    cube = saved({"a.weight": torch.randn(1, 8, 16, 3, 3), "b.weight": torch.randn(8, 8, 3, 3)}, tmp_path / "b.pt")
+    assert [layer.name for layer in cube.layers] == ["b"]  # without a modulation it has three dimensions
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Other ways to pickle
+
+
+def arrays(seed=0):
+    values = np.random.default_rng(seed)
+    return {"a.weight": values.random((8, 3, 3, 3), "f4"), "b.weight": values.random((6, 8, 5, 5), "f4")}
+
+
+def test_files_of_joblib(tmp_path):
+    content = arrays() | {"c.weight": np.asfortranarray(arrays(1)["b.weight"].astype("f8")[:, :6])}
+    joblib.dump(content, tmp_path / "a.joblib")
+    expected = {name.removesuffix(".weight"): value for name, value in content.items()}
+    assert_holds(formats.read(tmp_path / "a.joblib"), expected)
+    joblib.dump(content, tmp_path / "b.joblib", compress=3)
+    with pytest.raises(WeightFileError, match="compress=0"):
+        formats.read(tmp_path / "b.joblib")
+
+
+@pytest.mark.parametrize("protocol", [0, 1])
+def test_old_protocols(tmp_path, protocol):
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps(arrays(), protocol))
+    expected = {name.removesuffix(".weight"): value for name, value in arrays().items()}
+    assert_holds(formats.read(tmp_path / "a.pkl"), expected)
+
+
+@pytest.mark.parametrize(
+    "names", [("conv{}_w", "conv{}_b"), ("conv2d_{}.w_0", "conv2d_{}.b_0")], ids=["caffe2", "paddle"]
+)
+def test_names_of_other_frameworks(tmp_path, names):
+    values = list(arrays().values())
+    content = {name.format(n): part for n, value in enumerate(values) for name, part in
+               zip(names, (value, np.zeros(len(value), "f4")), strict=True)}  # fmt: skip
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps(content, 4))
+    for layer, value in zip(formats.read(tmp_path / "a.pkl").layers, values, strict=True):
+        np.testing.assert_array_equal(layer.read(), value)
+
+
+def test_classes_of_a_notebook_saved_by_dill(tmp_path):
+    # dill writes the code of classes that it finds in __main__
+    code = "class Net(nn.Module):\n def __init__(self):\n  super().__init__()\n  self.conv = nn.Conv2d(3, 5, 3)\n"
+    program = f"import dill, torch, sys\nfrom torch import nn\n{code}torch.save(Net(), sys.argv[1], pickle_module=dill)"
+    subprocess.run([sys.executable, "-c", program, str(tmp_path / "a.pt")], check=True)
+    with pytest.raises(UnsafeFileError, match="state_dict") as caught:
+        formats.read(tmp_path / "a.pt")
+    assert "dill" in str(caught.value)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Damage
+
+
+def damaged(content, number, choose):
+    """A file that is cut, that has other bits, or in which a part stands in the place of another."""
+    changed = bytearray(content)
+    if number % 3 == 0:
+        del changed[choose.randrange(len(changed)) :]
+    elif number % 3 == 1:
+        for _ in range(choose.choice((1, 8))):
+            changed[choose.randrange(len(changed))] ^= 1 << choose.randrange(8)
+    else:
+        start, end = sorted(choose.randrange(len(changed)) for _ in range(2))
+        place = choose.randrange(len(changed))
+        changed[place : place + end - start] = changed[start:end]
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("kind", ["pt2", "shard", "index", "joblib"])
+def test_damage_gives_a_result_or_an_error_of_this_package(tmp_path, exported, sharded, read_all, kind):
+    folder, _ = sharded
+    if kind == "pt2":
+        path = folder / "net.pt2"
+        path.write_bytes(exported[1].read_bytes())
+    elif kind == "joblib":
+        path = folder / "a.joblib"
+        joblib.dump(arrays(), path)
+    else:
+        path = folder / {"shard": "pytorch_model-00002-of-00002.bin", "index": "pytorch_model.bin.index.json"}[kind]
+    content, choose = path.read_bytes(), random.Random(0)
+    for number in range(60):
+        path.write_bytes(damaged(content, number, choose))
+        read_all(path)

@@ -424,6 +424,10 @@ class FilterDB(Reader):
 
         Returns:
             What could not be repaired; an empty list means that :meth:`verify` finds nothing any more.
+
+        >>> _ = Path(db.path, "init.sql").write_text("damaged")
+        >>> len(db.verify()), db.repair(), db.verify()
+        (1, [], [])
         """
         from cnnfilterdb.store.repair import repair
 

@@ -54,7 +54,7 @@ _BYTES_PER_NODE, _BYTES_PER_INPUT = 640, 64  # of memory
 def tensorflow_dtype_name(number: int) -> str:
     """Name of an element type.
 
-    >>> tensorflow_dtype_name(14), dtype_name(20)
+    >>> tensorflow_dtype_name(14), tensorflow_dtype_name(20)
     ('bfloat16', 'type 20')
     """
     return DTYPES[number].name if number in DTYPES else f"type {number}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
@@ -16,7 +15,7 @@ from cnnfilterdb.analysis.bases import FittedBasis
 from cnnfilterdb.analysis.options import names_given, names_of
 from cnnfilterdb.errors import LockedError, NotADatabaseError, SelectionError
 from cnnfilterdb.reader import Reader
-from cnnfilterdb.release.release import Release, is_release
+from cnnfilterdb.release.release import Release, hub_address, is_release
 from cnnfilterdb.reports import IngestReport, Observer, Problem, Progress, TransferReport
 from cnnfilterdb.schema import ModelFacts, check_fact_types
 from cnnfilterdb.store import annotations as notes
@@ -27,12 +26,10 @@ if TYPE_CHECKING:
     from cnnfilterdb.publish.hub import Published
     from cnnfilterdb.release.manifest import Manifest
 
-__all__ = ["FilterDB", "address", "create", "open", "pull"]
+__all__ = ["FilterDB", "create", "open", "pull"]
 
 # What errors say when a file of the index is damaged, or of other weights than a model has now.
 _INDEX_ERRORS = ("/index/", "is not in the index", "on left side of join", "inner_h")
-
-_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
 class FilterDB(Reader):
@@ -590,27 +587,13 @@ def pull(
     >>> print(cnnfilterdb.pull("shared", "pulled.db", where="task = 'Segmentation'"))
     1 done, 0 skipped, 0 duplicates, 0 conflicts, 0 failed
     """
-    with open(address(location), storage_options=storage_options) as reader:
+    with open(hub_address(location), storage_options=storage_options) as reader:
         if isinstance(reader.storage, Release):
             reader.storage.check_all()  # before anything is written
         db = create(path)
         report = _merge(db._store, reader, where, False, overwrite, progress)
         db._write_init()
         return report
-
-
-def address(location: str | Path) -> str | Path:
-    """The address of a release: a text that looks like a repository of the Hub, and is not a folder, is one.
-
-    >>> address("owner/name@v1.0.0")
-    'hf://datasets/owner/name@v1.0.0'
-    >>> address("s3://bucket/folder")
-    's3://bucket/folder'
-    """
-    text = str(location)
-    if _REPOSITORY.fullmatch(text) and not Path(text).exists():
-        return f"hf://datasets/{text}"
-    return location
 
 
 def _merge(

@@ -50,10 +50,27 @@ from cnnfilterdb.schema import kernel_order
 if TYPE_CHECKING:
     import duckdb
 
-__all__ = ["Release", "ReleaseBases", "ReleaseShard", "is_release"]
+__all__ = ["Release", "ReleaseBases", "ReleaseShard", "hub_address", "is_release"]
 
 _CHUNK = 8 << 20  # bytes fetched at a time
 _SMALL = 1 << 30  # bytes of a file of the small tables, which is read whole
+
+
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+
+
+def hub_address(location: str | Path) -> str | Path:
+    """The address of a release: a text that looks like a repository of the Hub, and is not a folder, is one.
+
+    >>> hub_address("owner/name@v1.0.0")
+    'hf://datasets/owner/name@v1.0.0'
+    >>> hub_address("s3://bucket/folder")
+    's3://bucket/folder'
+    """
+    text = str(location)
+    if _REPOSITORY.fullmatch(text) and not Path(text).exists():
+        return f"hf://datasets/{text}"
+    return location
 
 
 def is_release(path: str | Path) -> bool:

@@ -107,6 +107,7 @@ class Inspection:
         name: The file, or the type of the object.
         format: Format of the file, as in the column ``file_format`` of a database.
         framework: Framework that wrote it; None where the file does not say.
+        producer: Program that wrote it and its version; None where the file does not say.
         bytes: Size of the file; None for objects in memory.
         parameters: Floating-point parameters of the file; None where that is not known.
         layers: One row per convolution layer, with the columns of :meth:`cnnfilterdb.Reader.layers` except the moments,
@@ -123,6 +124,7 @@ class Inspection:
     name: str
     format: str
     framework: str | None
+    producer: str | None
     bytes: int | None
     parameters: int | None
     layers: pd.DataFrame
@@ -133,10 +135,12 @@ class Inspection:
 
     @property
     def title(self) -> str:
-        """Name, format, framework and size in one line."""
+        """Name, format, framework, producer and size in one line."""
         facts = [self.format]
         if self.framework:
             facts.append(f"framework {self.framework}")
+        if self.producer:
+            facts.append(f"written by {self.producer}")
         if self.bytes is not None:
             facts.append(f"{self.bytes / 1e6:,.1f} MB" if self.bytes >= 1e5 else f"{self.bytes:,} bytes")
         return printable(f"{self.name}: {', '.join(facts)}")
@@ -317,6 +321,7 @@ def inspect(weights: Any, *, fold_bn: bool = False, progress: Progress | None = 
         name=name,
         format=read.format,
         framework=read.framework,
+        producer=read.producer,
         bytes=None if path is None else _size(path),
         parameters=read.parameters,
         layers=layers,

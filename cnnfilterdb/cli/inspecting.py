@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,7 +72,7 @@ def inspect(
     if people:
         _print_reference(comparison, nearest_only)
     if people or nearest_only:
-        emit(comparison.models, rows)
+        emit(comparison.models, replace(rows, limit=0))  # --top says how many
 
 
 def _print_reference(comparison: Comparison, nearest_only: bool) -> None:

@@ -133,6 +133,7 @@ def _printable(path: Path, fmt: Format) -> Weights:
         weights,
         layers=tuple(replace(layer, name=escaped(layer.name)) for layer in weights.layers),
         skipped=tuple(Skipped(escaped(one.name), escaped(one.reason)) for one in weights.skipped),
+        producer=weights.producer and escaped(weights.producer[:200]),
     )
 
 

@@ -119,6 +119,7 @@ class Weights:
         layers: The convolution layers, in order of execution where a graph is known, else in file order.
         parameters: Number of floating-point parameters in the file, all layers counted, buffers left out where known.
         skipped: What looked like a convolution and was left out.
+        producer: Program that wrote the file and its version, where the file says so.
     """
 
     format: str
@@ -126,3 +127,4 @@ class Weights:
     layers: tuple[ConvLayer, ...]
     parameters: int | None = None
     skipped: tuple[Skipped, ...] = ()
+    producer: str | None = None

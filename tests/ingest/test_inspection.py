@@ -51,12 +51,12 @@ def write_onnx(path):
     save_model(helper.make_model(graph, producer_name="pytorch", producer_version="2.0"), path)
 
 
-def write_keras(path):
+def write_keras(path, version=b"2.15.0"):
     """Weights of one layer, as Keras 2 writes them."""
     with h5py.File(path, "w") as file:
         file.attrs["layer_names"] = [b"conv2d"]
         file.attrs["backend"] = b"tensorflow"
-        file.attrs["keras_version"] = b"2.15.0"
+        file.attrs["keras_version"] = version
         group = file.create_group("conv2d")
         group.attrs["weight_names"] = [b"conv2d/kernel:0"]
         group.create_dataset("conv2d/kernel:0", data=np.float32(arrays()["0.weight"].transpose(2, 3, 1, 0)))
@@ -100,6 +100,7 @@ def test_a_database_would_store_the_same(tmp_path, name):
     assert found.untrained == model["untrained"]
     assert found.bytes == path.stat().st_size
     assert found.name == str(path)
+    assert found.producer == {"net.onnx": "pytorch 2.0", "net.h5": "keras 2.15.0"}.get(name)
 
 
 def test_modules_and_mappings_in_memory():
@@ -206,6 +207,14 @@ def test_what_is_no_weight_file(tmp_path):
         cnnfilterdb.inspect(tmp_path / "notes.txt")
     with pytest.raises(SelectionError, match="inspect: a int was given; expected a path"):
         cnnfilterdb.inspect(3)
+
+
+def test_what_a_file_says_of_its_producer_is_one_short_printable_line(tmp_path):
+    write_keras(tmp_path / "net.h5", b"2\x1b[2J\n" + 1000 * b"a")
+    found = cnnfilterdb.inspect(tmp_path / "net.h5")
+    assert found.producer.isprintable()
+    assert len(found.producer) < 300
+    assert f"written by {found.producer}" in found.title
 
 
 def test_names_of_layers_cannot_break_out_of_a_page():

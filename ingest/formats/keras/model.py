@@ -74,7 +74,8 @@ class KerasFormat:
             layers, skipped, parameters = layers_of(stored)
             if stored.partial:
                 skipped = (*skipped, Skipped(path.name, stored.partial))
-            return Weights(format, "keras", layers, parameters, skipped)
+            producer = f"keras {stored.version}" if stored.version else None
+            return Weights(format, "keras", layers, parameters, skipped, producer)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

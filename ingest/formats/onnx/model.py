@@ -64,7 +64,8 @@ class OnnxFormat:
             graph = flatten(model, str(path))
             exporter = _Exporter.of(model)
             layers, skipped = _layers(graph, Constants(path), exporter)
-            return Weights(self.name, exporter.framework, layers, _parameters(graph), skipped)
+            producer = f"{model.producer_name} {model.producer_version}".strip() or None
+            return Weights(self.name, exporter.framework, layers, _parameters(graph), skipped, producer)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

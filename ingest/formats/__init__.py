@@ -15,7 +15,7 @@ from typing import Protocol, TypeVar
 
 from cnnfilterdb.errors import CnnFilterDbError, WeightFileError
 from cnnfilterdb.ingest.formats import limits
-from cnnfilterdb.ingest.formats.unknown import described_file, described_folder
+from cnnfilterdb.ingest.formats.recognised import described_file, described_folder, described_text
 from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Weights
 from cnnfilterdb.reports import escaped
 
@@ -57,7 +57,6 @@ _modules = (
     "darknet",
     "flax",
     "ncnn",
-    "recognised",
     "tensorflow.model",
     "torch.checkpoint",
     "onnx.model",
@@ -113,11 +112,13 @@ def read(path: str | Path) -> Weights:
     except OSError as error:
         raise WeightFileError(f"{path}: cannot be opened: {error.strerror}") from error
     reject(path, head)
+    if (what := described_file(path, head)) is not None:
+        raise WeightFileError(f"{path}: {what}")
     for fmt in registered().values():
         if fmt.matches(path, head):
             with limits.reading(str(path), path.stat().st_size) as used:
                 return _limited(_printable(path, fmt), used)
-    what = described_file(path, head) or f"not a known weight format (begins with {head[:8].hex(' ')})"
+    what = described_text(path, head) or f"not a known weight format (begins with {head[:8].hex(' ')})"
     raise WeightFileError(f"{path}: {what}; formats that are read: {', '.join(registered())}")
 
 

@@ -1,90 +1,161 @@
-"""Weight formats that are recognised but not read: what a file is, and what to do instead."""
+"""What a file is that no reader reads: its name, and what to do instead.
+
+A message should never guess that a file is damaged when it is a healthy file of another kind. Formats with a magic
+number, or with a suffix that no other format has, are recognised before any reader is asked, because some formats that
+are read have none. Texts are described last: some formats that are read are texts.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from cnnfilterdb.errors import WeightFileError
-from cnnfilterdb.ingest.formats import register
-from cnnfilterdb.ingest.network.layers import Weights
-
-__all__ = ["RecognisedFormat"]
+__all__ = ["described_file", "described_folder", "described_text"]
 
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """A format that is not read.
+    """A kind of file that is not read.
 
     Attributes:
         what: Its name, with an article.
-        remedy: What to do instead.
-        matches: Whether a file with this name and these first bytes is of the format.
+        remedy: What to do instead; empty where the file holds no weights.
+        magic: First bytes of such files, any of them.
+        identifier: What stands at byte 4, as in FlatBuffers.
+        suffixes: Suffixes that only such files have.
+        json: A key that the first object of such a JSON file has.
     """
 
     what: str
-    remedy: str
-    matches: Callable[[str, bytes], bool]
+    remedy: str = ""
+    magic: tuple[bytes, ...] = ()
+    identifier: bytes | None = None
+    suffixes: tuple[str, ...] = ()
+    json: bytes | None = None
+
+    def matches(self, suffix: str, head: bytes) -> bool:
+        return (
+            (bool(self.magic) and head.startswith(self.magic))
+            or (self.identifier is not None and re.match(self.identifier, head[4:8]) is not None)
+            or suffix in self.suffixes
+            or (self.json is not None and self.json in head and head.lstrip().startswith(b"{"))
+        )
+
+    def __str__(self) -> str:
+        return f"{self.what}, which is recognised but not read; {self.remedy}" if self.remedy else self.what
 
 
-_ORIGINAL = "take the model that it was converted from"
+_ORIGINAL = "pass the model that it was converted from"
+_UNPACK = "unpack it and pass the weight file in it"
+_JOBLIB = "unpack it, or save it with joblib.dump(..., compress=0)"
+_DCP = "`python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE`"
+_ZARR = "load it with orbax.checkpoint and save its arrays with safetensors.flax.save_file"
+
 _KNOWN = (
+    _Known("a GGML file of llama.cpp or whisper.cpp", _ORIGINAL, magic=(b"ggml", b"lmgg")),
+    _Known("a TensorRT engine, compiled for one kind of GPU", _ORIGINAL, magic=(b"ftrt",), suffixes=(".engine",)),
+    _Known("an RKNN model of Rockchip", _ORIGINAL, magic=(b"RKNN",)),
+    _Known("an ONNX Runtime model", "pass the .onnx file that it was converted from", identifier=rb"ORTM"),
     _Known(
-        "the binary form of an ncnn network",
-        "take the .param that is text",
-        lambda name, head: head.startswith(b"\xdd\x85\x76\0"),
+        "an ExecuTorch program", "pass the PyTorch checkpoint, or the .pt2 file of torch.export", identifier=rb"ET\d\d"
     ),
-    _Known(
-        "an ONNX Runtime model",
-        "take the .onnx file that it was converted from",
-        lambda name, head: head[4:8] == b"ORTM",
-    ),
-    _Known("a TensorRT engine, compiled for one kind of GPU", _ORIGINAL, lambda name, head: head.startswith(b"ftrt")),
+    _Known("an MNN model", _ORIGINAL, suffixes=(".mnn",)),
+    _Known("the binary form of an ncnn network", "pass the .param that is text", magic=(b"\xdd\x85\x76\0",)),
     _Known(
         "a PaddlePaddle inference model",
-        "convert it with paddle2onnx, or take the .pdparams file",
-        lambda name, head: name.endswith((".pdmodel", ".pdiparams")),
+        "convert it with paddle2onnx, or pass the .pdparams file",
+        suffixes=(".pdmodel", ".pdiparams"),
+    ),
+    _Known("a part of a distributed checkpoint of PyTorch", f"convert its folder with {_DCP}", suffixes=(".distcp",)),
+    _Known("the manifest of a Core ML package", _ORIGINAL, json=b'"itemInfoEntries"'),
+    _Known(
+        "a part of a Zarr or Orbax checkpoint of JAX", _ZARR, suffixes=(".zarray", ".zgroup"), json=b'"zarr_format"'
     ),
     _Known(
-        "the manifest of a Core ML package",
-        _ORIGINAL,
-        lambda name, head: head.lstrip().startswith(b"{") and b'"itemInfoEntries"' in head,
+        "a MATLAB file",
+        "save its arrays with scipy.io.loadmat and numpy.savez, or export the network with exportONNXNetwork",
+        magic=(b"MATLAB 5.0 MAT-file",),
     ),
+    _Known("a gzip archive", _JOBLIB, magic=(b"\x1f\x8b",)),
+    _Known("a bzip2 archive", _JOBLIB, magic=(b"BZh",)),
+    _Known("an xz archive", _JOBLIB, magic=(b"\xfd7zXZ\x00",)),
     _Known(
-        "a part of a Zarr or Orbax checkpoint of JAX",
-        "load it with orbax.checkpoint and save its arrays with safetensors.flax.save_file",
-        lambda name, head: (
-            head.lstrip().startswith(b"{")
-            and (name in (".zarray", ".zgroup", "zarr.json", "_metadata") or b'"zarr_format"' in head)
-        ),
+        "a zlib stream, as joblib writes it", _JOBLIB, magic=tuple(b"x" + level for level in (b"\1", b"\x9c", b"\xda"))
     ),
-    _Known(
-        "an MNN model",
-        "convert it with MNNConvert, or take the model that it was converted from",
-        lambda name, head: name.endswith(".mnn"),
-    ),
+    _Known("a Zstandard archive", _UNPACK, magic=(b"\x28\xb5\x2f\xfd",)),
+    _Known("a 7z archive", _UNPACK, magic=(b"7z\xbc\xaf\x27\x1c",)),
+    _Known("a RAR archive", _UNPACK, magic=(b"Rar!",)),
+    _Known("a PDF document, not weights", magic=(b"%PDF",)),
+    _Known("an image, not weights", magic=(b"\x89PNG", b"\xff\xd8\xff", b"GIF8")),
+    _Known("a program or a library, not weights", magic=(b"\x7fELF", b"MZ")),
+    _Known("a Parquet file, not weights", magic=(b"PAR1",)),
+    _Known("an SQLite database, not weights", magic=(b"SQLite format 3",)),
 )
 
 
-@register
-class RecognisedFormat:
-    """Files that are refused by the name of their format."""
+def described_file(path: Path, head: bytes) -> str | None:
+    """What a file is that is not read, and what to do instead; None for any other file.
 
-    name = "recognised"
-    suffixes: tuple[str, ...] = ()
+    Args:
+        path: The file.
+        head: Its first bytes.
 
-    def matches(self, path: Path, head: bytes) -> bool:
-        """Whether the file is of one of these formats."""
-        return any(known.matches(path.name.lower(), head) for known in _KNOWN)
+    >>> described_file(Path("model.engine"), b"ftrt")
+    'a TensorRT engine, compiled for one kind of GPU, which is recognised but not read; pass the model that it was \
+converted from'
+    """
+    # Path.suffix of a hidden file is empty
+    suffix = (path.suffix or path.name).lower()
+    return next((str(known) for known in _KNOWN if known.matches(suffix, head)), None)
 
-    def read(self, path: Path) -> Weights:
-        """Refuse the file.
 
-        Raises:
-            WeightFileError: Always; the message says what the file is and what to do.
-        """
-        with path.open("rb") as file:
-            head = file.read(4096)
-        known = next(known for known in _KNOWN if known.matches(path.name.lower(), head))
-        raise WeightFileError(f"{path}: {known.what}, which is recognised but not read; {known.remedy}")
+def described_text(path: Path, head: bytes) -> str | None:
+    """What a text is that no reader reads; None for what is not a text.
+
+    Args:
+        path: The file.
+        head: Its first bytes, up to 4 KiB.
+
+    >>> described_text(Path("model.bin"), b"Entry not found")
+    "a text of 15 characters ('Entry not found'), not weights; the download failed or the address is wrong"
+    """
+    text = _text(head)
+    if text is None:
+        return None
+    start = text.lstrip("\ufeff \t\r\n")
+    lower = start.lower()
+    if lower.startswith(("<!doctype html", "<html", "<head")) or (lower.startswith("<?xml") and "<html" in lower):
+        return "an HTML page, not weights; the download was refused or the address is wrong"
+    if lower.startswith("<"):
+        return "an XML document, not weights; the download was refused or the address is wrong"
+    if lower.startswith("[net]"):
+        return "the configuration of a Darknet network, without weights; pass the .weights file beside it"
+    if path.suffix == ".prototxt":
+        return "the architecture of a Caffe network, without weights; pass its .caffemodel"
+    shown = " ".join(start.split())
+    shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
+    length = f"a text of {len(text)} characters" if len(head) < 4096 else "a text"
+    return f"{length} ({shown!r}), not weights; the download failed or the address is wrong"
+
+
+def described_folder(path: Path) -> str | None:
+    """What a folder is that is not read, and what to do instead; None for any other folder."""
+    names = {entry.name for entry in path.iterdir()}
+    if ".metadata" in names and any(name.endswith(".distcp") for name in names):
+        return str(_Known("a distributed checkpoint of PyTorch", f"convert it with {_DCP}"))
+    if path.suffix == ".mlpackage" or "Manifest.json" in names:
+        return str(_Known("a Core ML package", _ORIGINAL))
+    if names & {".zarray", ".zgroup", "zarr.json", "_CHECKPOINT_METADATA", "manifest.ocdbt"}:
+        return str(_Known("a Zarr or Orbax checkpoint of JAX", _ZARR))
+    return None
+
+
+def _text(head: bytes) -> str | None:
+    try:
+        text = head.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if error.start < len(head) - 4:  # a character may be cut at the end
+            return None
+        text = head[: error.start].decode("utf-8")
+    return text if text and all(char.isprintable() or char in "\t\r\n\ufeff" for char in text) else None

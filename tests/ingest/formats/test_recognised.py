@@ -16,13 +16,18 @@ FILES = {
     "a.bin": (b'{"error":"Repository not found"}', "Repository not found"),
     "b.bin": (b"<!DOCTYPE html><html>", "an HTML page"),
     "feed.xml": (b'<?xml version="1.0"?><rss/>', "an XML document"),
+    "c.bin": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git lfs pull"),
     "d.engine": (b"ftrt" + bytes(30), "TensorRT"),
+    "e.prototxt": (b'name: "net"\nlayer { }', "pass its .caffemodel"),
+    "h.distcp": (b"PK\x03\x04" + bytes(30), "dcp_to_torch FOLDER FILE"),
     "f.pte": (b"\x00\x01\x00\x00ET12" + bytes(30), "ExecuTorch"),
     "g.ort": (b"\x00\x01\x00\x00ORTM" + bytes(30), "ONNX Runtime"),
     "i.weights": (b"\x00\x00\x00\x00\x02\x00\x00\x00" + bytes(30), "Darknet"),
     "k.gz": (b"\x1f\x8b\x08" + bytes(30), "gzip"),
     "l.pkl": (b"x\x9c\x00\x01\x02" + bytes(30), "joblib"),
-    "n.cfg": (b"[net]\nbatch=1\n", "Darknet"),
+    "m.svg": (b"<svg>" + b"x" * 5000, "an XML document"),
+    "n.cfg": (b"[net]\nbatch=1\n", "pass the .weights file"),
+    "o.txt": ("ä".encode() * 3000, "a text \\('ä"),
 }
 
 

@@ -48,6 +48,7 @@ FORMATS = (
     "coreml",
     "darknet",
     "flax",
+    "ncnn",
 )
 
 #: What the spectrum of the 3x3 kernels shows about the training; ``unjudged`` where there are too few of them, or

@@ -56,7 +56,7 @@ def folder(tmp_path):
     save_file(good, folder / "good-1.safetensors")
     save_file(good, folder / "good-2.safetensors")
     save_file({"a.weight": np.full((8, 4, 3, 3), np.nan, np.float32)}, folder / "nan.safetensors")
-    save_file({"a.weight": np.array([[[[np.inf] * 3] * 3]], np.float32)}, folder / "infinite.safetensors")
+    save_file({"a.weight": np.full((8, 4, 3, 3), np.inf, np.float32)}, folder / "infinite.safetensors")
     save_file({"fc.weight": np.ones((8, 4), np.float32)}, folder / "dense.safetensors")
     (folder / "page.pth").write_text("<html><body>404</body></html>")
     (folder / "pointer.onnx").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -114,3 +117,82 @@ def read_all():
         return None
 
     return read
+
+
+# Damages files at random, and reads them with all their layers
+_FUZZ = """
+import json, random, sys, time, warnings
+from pathlib import Path
+warnings.simplefilter("ignore")
+from cnnfilterdb.errors import CnnFilterDbError
+from cnnfilterdb.ingest import formats
+from cnnfilterdb.ingest.formats.limits import Limits
+formats.registered()
+
+def peak():
+    line = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+def changed(content, number, choose):
+    copy = bytearray(content)
+    if number % 3 == 0:
+        del copy[choose.randrange(len(copy)) :]
+    elif number % 3 == 1:
+        end = choose.choice((len(copy), min(len(copy), 600)))  # headers decide the most
+        for _ in range(choose.choice((1, 8))):
+            copy[choose.randrange(end)] ^= 1 << choose.randrange(8)
+    else:
+        start, end = sorted(choose.randrange(len(copy)) for _ in range(2))
+        place = choose.randrange(len(copy))
+        copy[place : place + choose.choice((0, end - start))] = content[start:end]
+    return bytes(copy)
+
+def read(path):
+    try:
+        layers = formats.read(path).layers
+    except CnnFilterDbError as error:
+        assert str(error).isprintable(), error
+        return
+    for layer in layers:
+        try:
+            assert layer.read().shape == layer.shape
+        except CnnFilterDbError as error:
+            assert str(error).isprintable(), error
+
+for model, damaged in json.loads(sys.argv[1]):
+    model, damaged = Path(model), Path(damaged)
+    content, choose, slowest = damaged.read_bytes(), random.Random(0), 0.0
+    read(model)
+    before = peak()
+    for number in range(int(sys.argv[2])):
+        damaged.write_bytes(changed(content, number, choose))
+        start = time.process_time()
+        read(model)
+        slowest = max(slowest, time.process_time() - start)
+    allowed = Limits.of("", 2 * model.stat().st_size + 2 * len(content)).memory
+    print(json.dumps([str(damaged), slowest, peak() - before, allowed]), flush=True)
+"""
+_SECONDS, _SLACK = 5, 32 << 20
+
+
+@pytest.fixture
+def survives_damage():
+    """Asserts that damaged files are read or refused in one line, within limits of time and memory, in a child process.
+
+    Its arguments are pairs (model, the one of its files that is damaged), and how often each is damaged.
+    """
+
+    def check(files, times=100):
+        pairs = json.dumps([[str(path) for path in pair] for pair in files])
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", _FUZZ, pairs, str(times)],
+            capture_output=True, text=True, timeout=300, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        results = [json.loads(line) for line in done.stdout.splitlines()]
+        assert len(results) == len(files)
+        for name, seconds, memory, allowed in results:
+            assert seconds < _SECONDS, name
+            assert memory < allowed + _SLACK, name
+
+    return check

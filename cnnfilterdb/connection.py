@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -112,29 +113,29 @@ class Connection:
                 self._root.close()
             self._root, self._created = None, {}
 
-    def connect(self, query: str | None = None) -> duckdb.DuckDBPyConnection:
+    def connect(self, query: str) -> duckdb.DuckDBPyConnection:
         """A new cursor, on which the views and macros that a query names are up to date.
 
         Relations of a cursor remain valid after others are used. Session objects, such as temporary tables,
         end with the cursor.
 
         Args:
-            query: The query to be run; None for something that uses all views and macros but those of single kernel
-                sizes.
+            query: What is going to be run, or the names of the views and macros that it uses.
 
         Raises:
-            DatabaseError: It was closed; or a view cannot be created from the files.
+            DatabaseError: It was closed; or a view that the query names cannot be created from the files.
+            DamagedIndexError: The view reads the index, which is damaged.
             QueryError: A statement that writes files, while SQL is confined.
             RemoteError: The storage cannot be reached.
         """
         with self._lock:
             if self._closed:
                 raise DatabaseError(f"{self._storage.location}: closed; open it again with cnnfilterdb.open")
-            if self.confined and query is not None:
+            if self.confined:
                 sql.check_confined(query)
             shards = None
             if isinstance(self._storage, PublishedStorage):
-                self._storage.check(query or "")
+                self._storage.check(query)
                 shards = self._storage.shards()
             known = sql.definitions(
                 self._storage.kernels(),
@@ -145,15 +146,19 @@ class Connection:
             if self._root is None:
                 self._root = self._open()
             cursor = self._cursor(self._root)
-            chosen = sql.needed(query, known)
-            for one in chosen:
-                if self._created.get(one.name) != one.text:
-                    try:
-                        cursor.execute(one.text)
-                    except duckdb.Error as error:
+            named = sql.identifiers_in(query)
+            for one in sql.needed(query, known):
+                if self._created.get(one.name) == one.text:
+                    continue
+                try:
+                    cursor.execute(one.text)
+                except duckdb.Error as error:
+                    # A list of all views does without those of a damaged index.
+                    if one.name.lower() in named or not named & sql.LISTING or not sql.needs_index(one.text):
                         raise self._unreadable(error) from None
+                else:
                     self._created[one.name] = one.text
-            if query is not None and sql.identifiers_in(query) & _CHANGING:
+            if named & _CHANGING:
                 self._created = {}
             return cursor
 
@@ -182,7 +187,11 @@ class Connection:
         root.execute("SET GLOBAL parquet_metadata_cache = true")
         self._storage.attach(root)
         if self.confined:
-            root.execute("SET allowed_directories = $allowed", {"allowed": [self._storage.location]})
+            place = self._storage.location
+            # The views put wildcards in brackets; a path is compared as it is written.
+            root.execute(
+                "SET allowed_directories = $allowed", {"allowed": [place, re.sub(r"([*?\[{])", r"[\1]", place)]}
+            )
             root.execute("SET enable_external_access = false")
             root.execute("SET lock_configuration = true")
         return root

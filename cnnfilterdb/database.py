@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
@@ -13,7 +13,7 @@ import duckdb
 
 from cnnfilterdb.analysis.bases import FittedBasis
 from cnnfilterdb.analysis.options import names_given, names_of
-from cnnfilterdb.errors import LockedError, NotADatabaseError, SelectionError
+from cnnfilterdb.errors import DamagedIndexError, DatabaseError, LockedError, NotADatabaseError, SelectionError
 from cnnfilterdb.reader import Reader
 from cnnfilterdb.release.release import Release, hub_address, is_release
 from cnnfilterdb.reports import IngestReport, Observer, Problem, Progress, TransferReport
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["FilterDB", "create", "open", "pull"]
 
-# What errors say when a file of the index is damaged, or of other weights than a model has now.
-_INDEX_ERRORS = ("/index/", "is not in the index", "on left side of join", "inner_h")
+# What an error says when histograms are missing, or of other weights than a model has now.
+_MISSING = "is not in the index"
 
 
 class FilterDB(Reader):
@@ -156,18 +156,18 @@ class FilterDB(Reader):
         model_id = f"custom/{name}"
         if self._store.has(model_id) and not overwrite:
             raise SelectionError(f"{model_id} is in {self.path} already; choose another name or overwrite it")
-        read, origin, own = _read(weights)
-        pipeline.take_in(
-            self._store,
-            read,
-            source="custom",
-            name=name,
-            facts=ModelFacts(**{**own, **facts}),
-            projector=Projection(self._index),
-            overwrite=overwrite,
-            origin=origin,
-            fold_bn=fold_bn,
-        )
+        with pipeline.opened(weights) as (read, origin, own):
+            pipeline.take_in(
+                self._store,
+                read,
+                source="custom",
+                name=name,
+                facts=ModelFacts(**{**own, **facts}),
+                projector=Projection(self._index),
+                overwrite=overwrite,
+                origin=origin,
+                fold_bn=fold_bn,
+            )
         self._write_init()
         return model_id
 
@@ -385,20 +385,26 @@ class FilterDB(Reader):
         self._store.remove(*names_given("remove", model_ids))
         self._write_init()
 
-    def index(self, *, refit: bool = False, progress: Progress | None = None) -> list[FittedBasis]:
+    def index(self, *, refit: bool = False, prune: bool = False, progress: Progress | None = None) -> list[FittedBasis]:
         """Bring the index up to date; see :meth:`cnnfilterdb.store.index.Index.build`.
 
         Args:
-            refit: Fit new bases on all models that are there now.
+            refit: Fit new bases on all models that exist now.
+            prune: Remove the bases that are not in use afterwards, with their histograms.
             progress: Called with what is being done, how much is done and how much there is.
 
         Returns:
             The bases that were fitted.
 
+        Raises:
+            LockedError: Another process is writing the index.
+
         >>> db.index()   # it is up to date
         []
         """
         built = self._index.build(refit=refit, progress=progress)
+        if prune:
+            self._index.prune()
         self._write_init()
         return built
 
@@ -435,34 +441,49 @@ class FilterDB(Reader):
 
     # ---------------------------------------------------------------------------------------------- private
 
-    def _connect(self, query: str | None = None) -> duckdb.DuckDBPyConnection:
+    def _connect(self, query: str) -> duckdb.DuckDBPyConnection:
         if not self._store.path.exists():
             raise NotADatabaseError(f"{self.path}: the database is gone")
         return super()._connect(query)
 
     def _write_init(self) -> None:
         """Bring ``init.sql`` up to date, after a change."""
-        with suppress(LockedError):  # another process is writing the same
+        try:
             self._store.write_init(self._views.init_sql())
+        except LockedError:  # another process is writing the same
+            pass
+        except DatabaseError as error:  # after the change itself, whose report must not be lost
+            warnings.warn(f"init.sql was not brought up to date: {error}", stacklevel=2)
 
     def _mend(self, error: Exception) -> bool:
         """Rebuild the index when a question met something wrong in it."""
-        if not any(text in str(error) for text in _INDEX_ERRORS) or not os.access(self._store.path, os.W_OK):
+        on_index = isinstance(error, DamagedIndexError) or _MISSING in str(error)
+        if not on_index or not os.access(self._store.path, os.W_OK):
             return False
-        try:
-            if not self._index.damage() and not self._index.missing():
-                return False
-            self._index.build()
-        except LockedError:
+        if not self._index.damage() and not self._index.missing():
+            return False
+        if not self._build():
             return False
         self._views.renew()
         return True
 
     def _ensure_index(self) -> None:
         """Bring the index up to date, as far as this process may write and nobody else is doing it."""
-        if os.access(self._store.path, os.W_OK) and (self._index.unindexed() or self._index.missing()):
-            with suppress(LockedError):
-                self._index.build()
+        index = self._index
+        if os.access(self._store.path, os.W_OK) and (index.unsound() or index.unindexed() or index.missing()):
+            self._build()
+        super()._ensure_index()
+
+    def _build(self) -> bool:
+        """Build the index for a question; False where that cannot be done, so that the question has to do without."""
+        try:
+            self._index.build()
+        except LockedError:
+            return False
+        except DatabaseError as error:  # a full or read-only disk
+            warnings.warn(f"the index could not be brought up to date: {error}", stacklevel=2)
+            return False
+        return True
 
 
 @overload
@@ -612,26 +633,3 @@ def _folder(path: str | Path) -> Path:
     if is_release(path):
         raise NotADatabaseError(f"{path}: a release, which can only be read; pull copies it into a folder")
     return Path(path).resolve()
-
-
-def _read(weights: Any) -> tuple[Any, str | None, dict[str, Any]]:
-    """Read what a user gives to :meth:`FilterDB.add`: layers, a name for messages, and facts about the file."""
-    from cnnfilterdb.ingest import formats
-    from cnnfilterdb.ingest.network import extract
-
-    if isinstance(weights, str | Path):
-        from cnnfilterdb.ingest.sources import get
-
-        path = formats.main_file(Path(weights))
-        source = get("files")
-        read = formats.read(path)
-        facts = source.describe(str(path))
-        return read, str(path), {"weights_sha256": facts.weights_sha256, "url": facts.url}
-    if isinstance(weights, Mapping):
-        return extract.weights_from_state_dict(weights), None, {}
-    if hasattr(weights, "named_parameters") and hasattr(weights, "state_dict"):
-        return extract.weights_from_module(weights), None, {}
-    raise SelectionError(
-        f"add: a {type(weights).__name__} was given; "
-        "expected a path, a mapping of names to tensors, or a torch.nn.Module"
-    )

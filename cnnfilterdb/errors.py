@@ -7,6 +7,7 @@
     │   ├── NotADatabaseError     no database at this path (also FileNotFoundError)
     │   ├── LockedError           another process writes this model
     │   ├── CorruptError          a count or a hash does not match
+    │   │   └── DamagedIndexError of a file of the index, which can be rebuilt
     │   └── UnsafePathError       a path that leaves its folder, or that is not a regular file
     ├── SelectionError            a `by`, `where` or argument that cannot be answered (also ValueError)
     ├── QueryError                a SQL query that is wrong, or that fails while it runs (also ValueError)
@@ -37,6 +38,7 @@ __all__ = [
     "CatalogError",
     "CnnFilterDbError",
     "CorruptError",
+    "DamagedIndexError",
     "DatabaseError",
     "DownloadError",
     "HashMismatchError",
@@ -79,6 +81,10 @@ class LockedError(DatabaseError):
 
 class CorruptError(DatabaseError):
     """A count or a hash of stored data does not match."""
+
+
+class DamagedIndexError(CorruptError):
+    """A file of the index is damaged or of another version; `cnnfilterdb index` rebuilds it from the filters."""
 
 
 class UnsafePathError(DatabaseError):

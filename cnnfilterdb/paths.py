@@ -21,6 +21,7 @@ All paths are relative to the folder and use ``/``, as in the ``files`` column o
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import stat
 from pathlib import Path
@@ -58,6 +59,7 @@ __all__ = [
     "models_pattern",
     "regular",
     "relative",
+    "root",
     "slug",
 ]
 
@@ -97,6 +99,18 @@ _NAME_BYTES = 255  # of one part of a path
 
 # Windows opens devices under these names, with any extension.
 _DEVICES = frozenset({"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))})
+
+
+def root(path: Path) -> Path:
+    """The folder of a database as an absolute path, which stays valid after a change of the working directory.
+
+    Raises:
+        UnsafePathError: A backslash in it, which is part of a name on this system and a separator for DuckDB.
+    """
+    path = path.absolute()
+    if os.name != "nt" and "\\" in str(path):
+        raise UnsafePathError(f"{path}: a path with a backslash, which DuckDB cannot read; rename the folder")
+    return path
 
 
 def slug(model_id: str) -> str:

@@ -122,6 +122,7 @@ class TransferReport:
         duplicates: Models left out because another one has the same weights: model id -> that one.
         conflicts: Models present under the same key with other weights, which were kept.
         failed: Models that could not be copied, with the error.
+        stopped: Why the run ended before its last model, such as a full disk; None if it did not.
     """
 
     done: dict[str, int] = field(default_factory=dict)
@@ -129,6 +130,7 @@ class TransferReport:
     duplicates: dict[str, str] = field(default_factory=dict)
     conflicts: list[str] = field(default_factory=list)
     failed: dict[str, CnnFilterDbError] = field(default_factory=dict)
+    stopped: str | None = None
 
     def __str__(self) -> str:
         """One line of counts.
@@ -136,12 +138,15 @@ class TransferReport:
         >>> str(TransferReport(done={"pypi/a": 10}, conflicts=["pypi/b"]))
         '1 done, 0 skipped, 0 duplicates, 1 conflicts, 0 failed'
         """
-        parts = ("done", "skipped", "duplicates", "conflicts", "failed")
-        return ", ".join(f"{len(getattr(self, name))} {name}" for name in parts)
+        return ", ".join(f"{count} {name}" for name, count in self._counts().items())
 
     def _repr_html_(self) -> str:
         """The counts, for notebooks."""
-        return html_table(type(self).__name__, [{name: len(getattr(self, name)) for name in self.__slots__}])
+        return html_table(type(self).__name__, [self._counts()])
+
+    def _counts(self) -> dict[str, int]:
+        parts = ("done", "skipped", "duplicates", "conflicts", "failed")
+        return {name: len(getattr(self, name)) for name in parts}
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,7 @@ __all__ = [
     "kernel_shape",
     "papers_layers",
     "release_schema",
+    "storable",
     "weight_columns",
 ]
 
@@ -105,6 +106,16 @@ def kernel_order(kernel: str) -> tuple[int, str]:
     """
     height, width = kernel_shape(kernel)
     return height * width, kernel
+
+
+def storable(kernel: str) -> bool:
+    """Whether filters of a size are stored; any text may be asked about, such as the name of a folder.
+
+    >>> storable("32x32"), storable("1500x1500"), storable("x'; --")
+    (True, False, False)
+    """
+    found = _KERNEL.fullmatch(kernel)
+    return found is not None and int(found[1]) * int(found[2]) <= MAX_KERNEL_WEIGHTS
 
 
 def indexable(kernel: str) -> bool:

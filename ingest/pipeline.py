@@ -6,9 +6,8 @@ is written, and a model that fails is reported without stopping the others.
 
 from __future__ import annotations
 
-import errno
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,16 +23,19 @@ from cnnfilterdb.errors import (
     IngestError,
     LockedError,
     NoConvolutionError,
+    SelectionError,
     WeightFileError,
 )
 from cnnfilterdb.ingest import formats, isolation
 from cnnfilterdb.ingest.measurement import measure
+from cnnfilterdb.ingest.network import extract
 from cnnfilterdb.ingest.network.folding import SUFFIX, folded
 from cnnfilterdb.ingest.network.layers import ConvLayer, Weights
-from cnnfilterdb.ingest.sources import as_source
+from cnnfilterdb.ingest.sources import as_source, get
 from cnnfilterdb.reports import Failure, IngestReport, Observer
 from cnnfilterdb.schema import ModelFacts
 from cnnfilterdb.stats import LayerStatistics, looks_untrained
+from cnnfilterdb.store.durable import unwritable
 from cnnfilterdb.store.folder import Store
 from cnnfilterdb.store.writer import Writer
 from cnnfilterdb.workers import ahead
@@ -46,6 +48,8 @@ __all__ = [
     "attach_report",
     "forecast",
     "ingest",
+    "opened",
+    "reader_of_files",
     "stored_name",
     "take_in",
 ]
@@ -118,7 +122,7 @@ class IngestRun:
             known = error if isinstance(error, CnnFilterDbError) else _unexpected(model_id, error)
             self.report.failed.append(Failure(model_id, known))
             self._observer.finished(model_id, "failed")
-            if _ends_the_run(error):
+            if unwritable(error):
                 self.report.stopped = self.report.failed[-1].reason
                 raise StoppedError from error
         else:
@@ -145,15 +149,6 @@ def _unexpected(model_id: str, error: Exception) -> IngestError:
     known = IngestError(f"{model_id}: {type(error).__name__}: {' '.join(str(error).split())}")
     known.__cause__ = error
     return known
-
-
-def _ends_the_run(error: BaseException | None) -> bool:
-    """Whether the operating system refused to write for a reason that every further model would meet too."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EROFS}:
-            return True
-        error = error.__cause__
-    return False
 
 
 def take_in(
@@ -312,20 +307,15 @@ def ingest(
 
     with attach_report(run.report):
         wanted = run.wanted({name: key(name) for name in names})
-        isolated = bool(wanted) and source.isolated and isolation.enabled()
-        reading = isolation.IsolatedReader() if isolated else nullcontext()
         downloads = ahead(resolve, wanted, threads=_AHEAD, window=2 * _AHEAD)
-        with reading as reader, closing(downloads):
-            if reader is not None:
-                reader.start()
-            read = formats.read if reader is None else reader.read
+        with reader_of_files(isolated=bool(wanted) and source.isolated) as read, closing(downloads):
             try:
                 for name, download in downloads:
                     if run.skipped(key(name)):
                         continue
 
                     def work(name: str = name, resolved: Callable[[], Path] = download.result) -> int:
-                        path = _regular(resolved())
+                        path = regular(resolved())
                         facts = source.describe(name)
                         return take_in(
                             store,
@@ -347,8 +337,55 @@ def ingest(
     return run.report
 
 
-def _regular(path: Path) -> Path:
-    """The path of a regular file or a folder: reading a device or a pipe may never end."""
+@contextmanager
+def reader_of_files(*, isolated: bool = True) -> Iterator[Callable[[Path], Weights]]:
+    """A function that reads weight files; the layers of one can be read until the next one is, or the block ends.
+
+    Args:
+        isolated: Read them in a child process, because anybody may have made them, unless that is switched off
+            (:mod:`cnnfilterdb.ingest.isolation`).
+    """
+    reading = isolation.IsolatedReader() if isolated and isolation.enabled() else nullcontext()
+    with reading as reader:
+        if reader is not None:
+            reader.start()
+        yield formats.read if reader is None else reader.read
+
+
+@contextmanager
+def opened(weights: Any) -> Iterator[tuple[Weights, str | None, dict[str, Any]]]:
+    """Open what a user adds: a weight file, tensors by name, or a module.
+
+    Yields:
+        The layers, a name for messages, and facts about the file.
+
+    Raises:
+        SelectionError: It is none of these.
+        WeightFileError: It cannot be read.
+    """
+    if isinstance(weights, str | Path):
+        path = formats.main_file(regular(Path(weights)))
+        with reader_of_files() as read:
+            layers = read(path)
+            facts = get("files").describe(str(path))
+            yield layers, str(path), {"weights_sha256": facts.weights_sha256, "url": facts.url}
+    elif isinstance(weights, Mapping):
+        yield extract.weights_from_state_dict(weights), None, {}
+    elif hasattr(weights, "named_parameters") and hasattr(weights, "state_dict"):
+        yield extract.weights_from_module(weights), None, {}
+    else:
+        raise SelectionError(
+            f"add: a {type(weights).__name__} was given; "
+            "expected a path, a mapping of names to tensors, or a torch.nn.Module"
+        )
+
+
+def regular(path: Path) -> Path:
+    """The path of a regular file or a folder: reading a device or a pipe may never end.
+
+    Raises:
+        WeightFileError: It is something else, or does not exist.
+    """
     if not path.is_file() and not path.is_dir():
         what = "not a regular file" if path.exists() else "does not exist"
         raise WeightFileError(f"{path}: {what}; expected a weight file")

@@ -129,6 +129,10 @@ class Bases(ABC):
     def bases(self) -> list[FittedBasis]:
         """All bases, in the order of their fits."""
 
+    def unsound(self) -> dict[str, str]:
+        """What is wrong with files that every question about bases needs: path -> what was found; fast."""
+        return {}
+
     def current(self) -> dict[str, FittedBasis]:
         """The basis in use for each kernel size: the one of the last fit."""
         return {fitted.basis.kernel: fitted for fitted in self.bases()}

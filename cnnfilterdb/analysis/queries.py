@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
@@ -10,7 +11,14 @@ import duckdb
 import pandas as pd
 import pyarrow as pa
 
-from cnnfilterdb.errors import CnnFilterDbError, DatabaseError, QueryError, RemoteError, SelectionError
+from cnnfilterdb.errors import (
+    CnnFilterDbError,
+    DamagedIndexError,
+    DatabaseError,
+    QueryError,
+    RemoteError,
+    SelectionError,
+)
 from cnnfilterdb.sql import expression
 
 __all__ = ["QueryResult", "condition", "expression", "one_line", "run", "translated", "unreachable"]
@@ -23,6 +31,10 @@ _PREFIXES = (
     "Out of Range Error: ",
     "Parser Error: ",
 )
+
+
+#: A file of the index of a folder in a message of DuckDB.
+_INDEX_FILE = re.compile(r"/index/[^/'\"]+/(basis|histograms/[^/'\"]+)\.parquet")
 
 
 def condition(where: str | None) -> str:
@@ -64,6 +76,10 @@ def translated(error: duckdb.Error, kind: type[CnnFilterDbError]) -> CnnFilterDb
     """
     if remote := unreachable(error):
         return remote
+    if _INDEX_FILE.search(str(error)):
+        return DamagedIndexError(
+            f"the index is damaged ({one_line(error):.300}); `cnnfilterdb index` rebuilds it, from the filters"
+        )
     if isinstance(error, duckdb.HTTPException):
         return RemoteError(one_line(error))
     if isinstance(error, duckdb.IOException | duckdb.OutOfMemoryException | duckdb.InternalError):

@@ -197,5 +197,7 @@ def _summary(outcome: TransferReport, quiet: bool) -> None:
         warn(f"failed: {model_id}: {error}")
     if not quiet:
         say(str(outcome))
+    if outcome.stopped:
+        raise DatabaseError(f"stopped: {outcome.stopped}")
     if outcome.failed:
         raise DatabaseError(f"{len(outcome.failed)} models could not be imported; repeat the command to try them again")

@@ -10,6 +10,7 @@ import click
 from cnnfilterdb.cli.options import db_option, fact_options, open_database, quiet_option
 from cnnfilterdb.cli.output import print_shift, print_summary, remark, say
 from cnnfilterdb.cli.progress import progress_bars, progress_observer, status
+from cnnfilterdb.errors import WeightFileError
 
 if TYPE_CHECKING:
     from cnnfilterdb.database import FilterDB
@@ -29,7 +30,7 @@ _LISTED = 10
 def demo(path: Path, report: Path, quiet: bool) -> None:
     """Import the models of the collection `demo`, compare their domains, and draw figures and a report."""
     db = open_database(path, create=True)
-    outcome = _ingest_collection(db, "demo", quiet=quiet)
+    outcome = _ingest_all(db, _collected("demo"), quiet=quiet)
     with progress_bars(quiet) as progress:
         db.index(progress=progress)
     click.echo("\nShift between image domains (symmetric KL, nats), as `cnnfilterdb shift domain` prints it:\n")
@@ -81,13 +82,10 @@ def ingest(
     """
     if (source is None) == (collection is None):
         raise click.UsageError("give a SOURCE (pypi, files, ...) or --collection NAME")
+    wanted = {source: list(names)} if source is not None else _collected(str(collection))
+    _check_sources(wanted, **options)
     db = open_database(path, create=True)
-    if collection is not None:
-        outcome = _ingest_collection(db, collection, quiet=quiet, **options)
-    else:
-        assert source is not None
-        with progress_observer(quiet) as observer:
-            outcome = db.ingest(source, names, observer=observer, **options)
+    outcome = _ingest_all(db, wanted, quiet=quiet, **options)
     if outcome.done and not quiet:
         say(f"imported: {_coverage(db, list(outcome.done))}")
         _say_left_out(db, list(outcome.done))
@@ -110,6 +108,8 @@ def add(file: Path, name: str, overwrite: bool, fold_bn: bool, new_word: bool, p
 
     known = {key: value for key, value in facts.items() if value is not None}
     catalog.check_facts(known, new_words=new_word)
+    if not file.exists():
+        raise WeightFileError(f"{file}: does not exist; expected a weight file")
     db = open_database(path, create=True)
     model_id = db.add(file, name, overwrite=overwrite, fold_bn=fold_bn, **known)
     say(f"{model_id}: {_coverage(db, [model_id])}")
@@ -130,6 +130,8 @@ def import_(file: Path, trust: bool, overwrite: bool, path: Path, quiet: bool) -
     \b
       cnnfilterdb import dataset.h5
     """
+    if not file.is_file():
+        raise WeightFileError(f"{file}: not a file; expected the papers' dataset.h5")
     db = open_database(path, create=True)
     with progress_observer(quiet) as observer:
         outcome = db.import_released(file, trust=trust, overwrite=overwrite, observer=observer)
@@ -166,18 +168,37 @@ def _say_left_out(db: FilterDB, model_ids: list[str]) -> None:
         )
 
 
-def _ingest_collection(db: FilterDB, name: str, *, quiet: bool, **options: Any) -> IngestReport:
+def _collected(name: str) -> dict[str, list[str]]:
+    """The models of a collection by source."""
     from cnnfilterdb import catalog
-    from cnnfilterdb.reports import IngestReport
 
     by_source: dict[str, list[str]] = {}
     for source, model in catalog.expand(name):
         by_source.setdefault(source, []).append(model)
+    return by_source
+
+
+def _check_sources(wanted: dict[str, list[str]], *, folder: Path | None = None, offline: bool | None = None,
+                   partial: bool | None = None, **_: Any) -> None:  # fmt: skip
+    """Refuse a source, an option or a name that is not known before a folder is created."""
+    from cnnfilterdb.ingest import sources
+
+    for source, names in wanted.items():
+        sources.get(source, folder=folder, offline=offline, partial=partial).list(names)
+
+
+def _ingest_all(db: FilterDB, wanted: dict[str, list[str]], *, quiet: bool, **options: Any) -> IngestReport:
+    """Import models of several sources; a full disk ends the run."""
+    from cnnfilterdb.reports import IngestReport
+
     outcome = IngestReport()
-    for source, models in by_source.items():
+    for source, models in wanted.items():
         with progress_observer(quiet) as observer:
             part = db.ingest(source, models, observer=observer, **options)
         outcome.done |= part.done
         outcome.skipped += part.skipped
         outcome.failed += part.failed
+        outcome.stopped = part.stopped
+        if part.stopped:
+            break
     return outcome

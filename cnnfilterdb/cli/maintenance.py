@@ -55,13 +55,14 @@ def annotate(
 
 @click.command(short_help="Bring bases and histograms up to date.")
 @click.option("--refit", is_flag=True, help="Fit new bases on all models present; older bases are kept.")
+@click.option("--prune", is_flag=True, help="Remove the bases that are no longer in use.")
 @db_option
 @quiet_option
-def index(refit: bool, path: Path, quiet: bool) -> None:
+def index(refit: bool, prune: bool, path: Path, quiet: bool) -> None:
     """Fit the SVD bases and count the histograms that shifts are computed from."""
     db = open_database(path)
     with progress_bars(quiet) as progress:
-        db.index(refit=refit, progress=progress)
+        db.index(refit=refit, prune=prune, progress=progress)
     for fitted in db.bases():
         ratios = " ".join(f"{ratio:.3f}" for ratio in fitted.basis.explained_variance_ratio[:9])
         say(f"{fitted.basis_id}: {len(fitted.models)} models, {fitted.layers:,} layers, "

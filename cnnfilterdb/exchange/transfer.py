@@ -21,6 +21,7 @@ from cnnfilterdb.reports import Progress, TransferReport, printable
 from cnnfilterdb.scan.ordered import RowCursor
 from cnnfilterdb.stats import Moments
 from cnnfilterdb.store import annotations as notes
+from cnnfilterdb.store.durable import unwritable
 from cnnfilterdb.store.folder import Store
 from cnnfilterdb.store.index import Index, Projection
 from cnnfilterdb.store.writer import Writer
@@ -70,7 +71,7 @@ def transfer(
         progress: Called with the key of a model, the number of models done and the total.
 
     Returns:
-        The outcome for each model; one that fails does not stop the others.
+        The outcome for each model; one that fails does not stop the others, but a full or read-only disk ends the run.
     """
     index = Index(store)
     wanted = sorted(origin.facts if model_ids is None else model_ids)
@@ -91,13 +92,21 @@ def transfer(
                 report.done[model_id] = filters.result()
             except CnnFilterDbError as error:
                 report.failed[model_id] = error
+                if unwritable(error):
+                    report.stopped = str(error)
+                    break
             except Exception as error:  # one model fails, for any reason; the others are still copied
                 reason = f"{type(error).__name__}: {printable(error)[:200]}"
                 report.failed[model_id] = DatabaseError(f"{origin.location}: {model_id} cannot be copied ({reason})")
             done += 1
             if progress:
                 progress(model_id, done, len(wanted))
-    _annotate(store, origin, report.done)
+    try:
+        _annotate(store, origin, report.done)
+    except DatabaseError as error:
+        if report.stopped is None:
+            raise
+        report.stopped = f"{report.stopped} (and no annotations were copied: {error})"
     return report
 
 

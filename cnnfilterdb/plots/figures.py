@@ -256,7 +256,7 @@ class Figures:
 
 
 def _frame(db: Statistics, query: str) -> pd.DataFrame:
-    frame: pd.DataFrame = run(db._connect(), query).to_pandas()
+    frame: pd.DataFrame = run(db._connect(query), query).to_pandas()
     return frame
 
 
@@ -276,7 +276,7 @@ def _layers(db: Statistics, by: str, where: str | None, kernel: str, all_layers:
 
 def _bases(db: Statistics, by: str, where: str | None, kernel: str, all_layers: bool) -> dict[Any, Basis]:
     """A basis fitted on each group of at least two filters."""
-    rows = groupings.selection(db._connect(), Grouping(by, where, kernel, all_layers=all_layers))
+    rows = groupings.selection(db._connect("facts"), Grouping(by, where, kernel, all_layers=all_layers))
     labels = np.asarray(rows["group"].to_pylist(), dtype=object)
     bases = {}
     for label in sorted(set(labels.tolist())):

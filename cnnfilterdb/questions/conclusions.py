@@ -242,5 +242,5 @@ class Conclusions(Statistics):
         least = options.pop("min_models", 1)
         models = self.groups("model_id", **options)
         wanted = [text for text in expressions if text is not None]
-        data = significance.labelled(self._connect(), models, wanted)
+        data = significance.labelled(self._connect("facts"), models, wanted)
         return data if least <= 1 else significance.at_least(data, by, least)

@@ -123,7 +123,7 @@ class Statistics(Tables):
         """
         kernel_shape(kernel)
         question = Grouping("true", where, kernel, all_layers=all_layers)
-        rows = groupings.selection(self._connect(), question, variant=variant)
+        rows = groupings.selection(self._connect("facts"), question, variant=variant)
         return moments_of(rows, kernel, variant=variant)
 
     @undisturbed
@@ -179,7 +179,7 @@ class Statistics(Tables):
             return groupings.stored(self._connect("group_histograms"), question, fitted).at_least(
                 min_models, min_filters
             )
-        rows = groupings.selection(self._connect(), question)
+        rows = groupings.selection(self._connect("facts"), question)
         if fitted:
             chosen = fitted.basis
         elif isinstance(basis, stats.Basis):
@@ -405,7 +405,7 @@ class Statistics(Tables):
         if frame.empty:
             raise groupings.empty(question)
         frame.index.name = by
-        frame.attrs["coverage"] = coverage(self._connect(), question).attrs()
+        frame.attrs["coverage"] = coverage(self._connect("facts"), question).attrs()
         return frame
 
     @undisturbed
@@ -436,7 +436,7 @@ class Statistics(Tables):
         4         custom/scans      1     0.890    0.178
         """
         if per == "layer":
-            return descriptors.of_layers(self.storage, self._connect(), where, kernel)
+            return descriptors.of_layers(self.storage, self._connect("facts"), where, kernel)
         if per != "filter":
             raise SelectionError(f"per: {per!r} given; expected filter or layer")
         batches = list(self.descriptor_batches(where=where, kernel=kernel))
@@ -470,7 +470,7 @@ class Statistics(Tables):
         fitted = self._fitted(basis, kernel) if not isinstance(basis, stats.Basis) and basis != "selection" else None
         question = Grouping(by, options.get("where"), kernel, all_layers=options.get("all_layers", False))
         frame.attrs["coverage"] = coverage(
-            self._connect(),
+            self._connect("facts"),
             question,
             min_models=options.get("min_models", 1),
             min_filters=options.get("min_filters", 1),
@@ -485,9 +485,10 @@ class Statistics(Tables):
         current = self._bases.current()
         if kernel not in current:
             there = ", ".join(current) or "none"
+            known = kernel in self.storage.kernels()
+            remedy = "`cnnfilterdb index` fits one" if known else "ingest models with kernels of that size first"
             raise SelectionError(
-                f"no basis for {kernel} kernels in {self.storage.location} (there is: {there}); "
-                "ingest models with kernels of that size first"
+                f"no basis for {kernel} kernels in {self.storage.location} (there is: {there}); {remedy}"
             )
         return current[kernel]
 

@@ -19,7 +19,7 @@ from cnnfilterdb.analysis.bases import Bases
 from cnnfilterdb.analysis.options import at_least_one
 from cnnfilterdb.analysis.queries import QueryResult, condition, run, translated
 from cnnfilterdb.connection import Connection, Storage
-from cnnfilterdb.errors import CnnFilterDbError, QueryError, SelectionError, unknown_model
+from cnnfilterdb.errors import CnnFilterDbError, DamagedIndexError, QueryError, SelectionError, unknown_model
 from cnnfilterdb.reports import Problem, Progress, html_table
 from cnnfilterdb.scan import nearest
 from cnnfilterdb.scan.ordered import filters_of
@@ -206,7 +206,7 @@ class Tables:
             self._check_stored(kernel)
         at_least_one("rows", rows)
         chosen = run(
-            self._connect(),
+            self._connect("facts"),
             f"SELECT model_id, layer FROM facts WHERE stored AND kernel = {sqltext.literal(kernel)} "
             f"AND {condition(where)}",
         )
@@ -301,7 +301,7 @@ class Tables:
         layers = None
         if (narrowed := condition(where)) != "true":
             rows = run(
-                self._connect(),
+                self._connect("facts"),
                 f"SELECT model_id, layer FROM facts WHERE stored AND kernel = {sqltext.literal(size)} AND {narrowed}",
             )
             layers = set(zip(rows["model_id"].to_pylist(), rows["layer"].to_pylist(), strict=True))
@@ -367,7 +367,7 @@ class Tables:
 
     # ---------------------------------------------------------------------------------------------- private
 
-    def _connect(self, query: str | None = None) -> duckdb.DuckDBPyConnection:
+    def _connect(self, query: str) -> duckdb.DuckDBPyConnection:
         return self._views.connect(query)
 
     def _undisturbed(self, ask: Callable[[], T]) -> T:
@@ -405,4 +405,14 @@ class Tables:
             raise SelectionError(f"no {kernel} filters in {self.location}; there are: {', '.join(there) or 'none'}")
 
     def _ensure_index(self) -> None:
-        """Bring the index up to date, where this can be done."""
+        """Bring the index up to date, where this can be done.
+
+        Raises:
+            DamagedIndexError: It is damaged, and cannot be rebuilt here.
+        """
+        if wrong := self._bases.unsound():
+            path, reason = next(iter(wrong.items()))
+            more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+            raise DamagedIndexError(
+                f"{self.location}: the index is damaged ({path}: {reason}{more}); `cnnfilterdb index` rebuilds it"
+            )

@@ -24,6 +24,7 @@ from cnnfilterdb.schema import ANNOTATED, PAPERS_LAYER, indexable, weight_column
 from cnnfilterdb.sql.expressions import check_confined, expression
 
 __all__ = [
+    "LISTING",
     "NEEDS_INDEX",
     "Definition",
     "check_confined",
@@ -56,7 +57,7 @@ NEEDS_INDEX = frozenset(
 
 #: Words of queries that may look at any definition without naming it: those that list the catalog, and those that
 #: compute the name of a table.
-_LISTING = frozenset(
+LISTING = frozenset(
     {
         "describe",
         "duckdb_columns",
@@ -193,14 +194,16 @@ def _annotations(annotated: bool) -> dict[str, str]:
 # Where the tables are in a folder and in a release, which has lists in place of maps.
 _FOLDER = {
     "models_columns": "*",
-    "bases": f"/{paths.bases_pattern()}",
-    "histograms": f"/{paths.histograms_pattern('*')}",
+    # The file without rows comes first, so that its columns are those that every other file must have.
+    "bases": f"[database_files('/{paths.basis_path(paths.EMPTY)}'), database_files('/{paths.bases_pattern()}')]",
+    "histograms": f"[database_files('/{paths.histograms_path(paths.EMPTY, paths.EMPTY)}'), "
+    f"database_files('/{paths.histograms_pattern('*')}')]",
 }
 _RELEASE = {
     "models_columns": "* REPLACE (map_from_entries(metrics) AS metrics, map_from_entries(original) AS original), "
     "NULL::VARCHAR[] AS files",
-    "bases": "/bases/*.parquet",
-    "histograms": "/histograms/*.parquet",
+    "bases": "database_files('/bases/*.parquet')",
+    "histograms": "database_files('/histograms/*.parquet')",
 }
 
 
@@ -252,11 +255,11 @@ def definitions(
     return {one.name: one for one in found}
 
 
-def needed(query: str | None, known: dict[str, Definition]) -> list[Definition]:
+def needed(query: str, known: dict[str, Definition]) -> list[Definition]:
     """The definitions that a query may use, in an order in which they can be created.
 
     A definition is needed when its name occurs in the query, or in another one that is needed. A query that lists the
-    catalog needs all; None needs all but those about one kernel size.
+    catalog needs all.
 
     >>> known = definitions(["3x3"])
     >>> [one.name for one in needed("FROM models", known)]
@@ -264,10 +267,8 @@ def needed(query: str | None, known: dict[str, Definition]) -> list[Definition]:
     >>> [one.name for one in needed("SELECT 1", known)], len(needed("SHOW TABLES", known)) == len(known)
     ([], True)
     """
-    if query is None:
-        return [one for one in known.values() if one.kernel is None]
     named = identifiers_in(query)
-    if named & _LISTING:
+    if named & LISTING:
         return list(known.values())
     lower = {name.lower(): name for name in known}
     found: set[str] = set()

@@ -27,7 +27,7 @@ FROM read_parquet(database_files('/layers/*.parquet'), hive_partitioning = false
 
 -- Fitted bases.
 CREATE OR REPLACE VIEW bases AS
-SELECT * FROM read_parquet(database_files('$bases'), hive_partitioning = false);
+SELECT * FROM read_parquet($bases, hive_partitioning = false);
 
 -- The basis that answers questions about a kernel size unless another one is given: the one with the highest sequence.
 CREATE OR REPLACE VIEW current_bases AS
@@ -35,7 +35,7 @@ SELECT * FROM bases
 QUALIFY row_number() OVER (PARTITION BY bases.kernel ORDER BY bases.sequence DESC, bases.basis_id DESC) = 1;
 
 -- Where the histograms are.
-CREATE OR REPLACE MACRO histogram_files() AS database_files('$histograms');
+CREATE OR REPLACE MACRO histogram_files() AS $histograms;
 
 -- Histograms of the coefficients: one row per basis, recipe and layer.
 CREATE OR REPLACE VIEW histograms AS

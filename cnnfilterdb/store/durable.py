@@ -24,12 +24,22 @@ __all__ = [
     "sha256",
     "sync",
     "sync_folder",
+    "unwritable",
     "whole",
     "write_text",
     "writing",
 ]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+def unwritable(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, is a full or read-only disk, which every further write would meet too."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _FULL | {errno.EROFS}:
+            return True
+        error = error.__cause__
+    return False
 
 
 @contextmanager

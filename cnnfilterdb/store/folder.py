@@ -52,6 +52,7 @@ from cnnfilterdb.schema import (
     filter_schema,
     kernel_order,
     kernel_shape,
+    storable,
 )
 from cnnfilterdb.store import annotations as notes
 from cnnfilterdb.store.commits import (
@@ -89,7 +90,7 @@ class Store:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path.absolute()  # stays valid after a change of the working directory
+        self.path = paths.root(path)
         self._recovered = False
 
     def __repr__(self) -> str:
@@ -124,11 +125,10 @@ class Store:
         """
         store = cls(Path(path))
         if not os.path.lexists(store.path / paths.MARKER):
-            what = (
-                "not a database" if store.path.is_dir() else "not a folder" if store.path.exists() else "does not exist"
-            )
+            found = store.path
+            what = "not a database" if found.is_dir() else "not a folder" if found.exists() else "does not exist"
             raise NotADatabaseError(
-                f"{store.path}: {what}; pass an existing database folder or create one with `cnnfilterdb ingest`"
+                f"{found}: {what}; pass an existing database folder or create one with `cnnfilterdb ingest`"
             )
         store._check()
         return store
@@ -273,10 +273,10 @@ class Store:
         return self._table("layers", LAYERS, self._chosen(model_ids), columns)
 
     def kernels(self) -> list[str]:
-        """Kernel sizes of which a committed model has filters, sorted by number of weights, then by name."""
+        """Kernel sizes of which a committed model has filters, by number of weights, then by name; no other folders."""
         committed = self._committed()
         sizes = {path.parts[-3].partition("=")[2] for path in self._filter_files("*") if path.stem in committed}
-        return sorted(sizes, key=kernel_order)
+        return sorted(filter(storable, sizes), key=kernel_order)
 
     def filter_files(self, kernel: str, model_ids: Iterable[str] | None = None) -> list[Path]:
         """The Parquet files of a kernel size, of committed models only, sorted.

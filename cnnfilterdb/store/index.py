@@ -24,7 +24,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -79,22 +79,52 @@ class Index(Bases):
         self.store = store
         self.location = store.location
         self.path = store.path / "index"
+        self._skipped: dict[str, str] = {}  # bases that a warning has named
         self._unfit: dict[str, object] = {}  # kernel sizes without a basis, and the state in which that was found
 
     def bases(self) -> list[FittedBasis]:
-        """All valid bases, the ones in use last. Others are skipped with a Python warning."""
-        found = []
-        for path in self._basis_files():
-            basis_id = path.parent.name
-            # A basis file is only ever replaced by a rename, which changes its time and inode.
-            with suppress(FileNotFoundError):
-                status = path.lstat()
-                fitted, wrong = _read_basis(self.store.path, basis_id, status.st_mtime_ns, status.st_ino)
-                if fitted is not None:
-                    found.append(fitted)
-                else:
-                    warnings.warn(f"{path}: skipped: {wrong}; `cnnfilterdb index` rebuilds it", stacklevel=2)
+        """All sound bases, the ones in use last. Others are skipped with one Python warning."""
+        found, wrong = self._read_bases()
+        if wrong and wrong != self._skipped:
+            path, reason = next(iter(wrong.items()))
+            more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+            warnings.warn(
+                f"{self.store.path / path}{more}: skipped: {reason}; `cnnfilterdb index` rebuilds it", stacklevel=2
+            )
+        self._skipped = wrong
         return sorted(found, key=lambda fitted: (fitted.sequence, fitted.basis_id))
+
+    def unsound(self) -> dict[str, str]:
+        """What is wrong with the bases and with the files without rows; :meth:`damage` looks at all files.
+
+        This runs before every question that needs the index, so files that have not changed are not read again.
+        """
+        empty = paths.EMPTY
+        without_rows = {paths.basis_path(empty): BASES, paths.histograms_path(empty, empty): HISTOGRAMS}
+        found = {path: _wrong_empty(*self._state(path), schema) for path, schema in without_rows.items()}
+        return self._read_bases()[1] | {path: wrong for path, wrong in found.items() if wrong}
+
+    def _read_bases(self) -> tuple[list[FittedBasis], dict[str, str]]:
+        """The sound bases, and what is wrong with others: their folder -> what was found."""
+        found: list[FittedBasis] = []
+        wrong: dict[str, str] = {}
+        for folder in sorted(self.store.path.glob(paths.basis_folder("[!.]*"))):
+            if folder.name == paths.EMPTY:
+                continue
+            fitted, reason = _read_basis(*self._state(paths.basis_path(folder.name)))
+            if fitted is not None:
+                found.append(fitted)
+            elif folder.exists():  # it is not being pruned at this moment
+                wrong[paths.basis_folder(folder.name)] = reason
+        return found, wrong
+
+    def _state(self, path: str) -> tuple[Path, str, int, int]:
+        """A file and its state. It never changes in place but by a rename, which gives it another time and inode."""
+        try:
+            status = (self.store.path / path).lstat()
+        except OSError:
+            return self.store.path, path, 0, 0
+        return self.store.path, path, status.st_mtime_ns, status.st_ino
 
     def missing(self) -> dict[str, list[str]]:
         """Models whose layers are not yet in a basis: basis id -> model ids.
@@ -131,15 +161,8 @@ class Index(Bases):
 
         Reads every file. Histograms must be sealed, of the schema, and of the weights that their model has now.
         """
-        found: dict[str, str] = {}
-        sound = set()
-        for path in self._basis_files():
-            status = path.lstat()
-            fitted, wrong = _read_basis(self.store.path, path.parent.name, status.st_mtime_ns, status.st_ino)
-            if fitted is None:
-                found[paths.basis_folder(path.parent.name)] = wrong
-            else:
-                sound.add(path.parent.name)
+        found = self.unsound()
+        sound = {fitted.basis_id for fitted in self._read_bases()[0]}
         hashes = _hashes(self.store.layers(columns=_IDENTITY))
         committed = {self.store.slug(model_id): model_id for model_id in self.store.model_ids()}
         for path in sorted(self.store.path.glob(paths.histograms_pattern())):
@@ -168,9 +191,9 @@ class Index(Bases):
             LockedError: Another process is fitting the same basis.
         """
         self.store.recover_once()
-        for path, wrong in self.damage().items():
-            with suppress(LockedError), self.store.locked(_lock_of(path)):
-                self.store.quarantine([path], f"{path}: {wrong}")
+        self._set_damaged_aside()
+        if self.unsound():
+            self.store.restore()
         for basis_id, model_ids in self.missing().items():
             self._fill(self.get(basis_id), model_ids, progress)
         kernels = self.store.kernels() if refit else self.unindexed()
@@ -198,8 +221,18 @@ class Index(Bases):
         """Histograms of some filters in a basis, one per recipe."""
         return histograms(columns, basis, ranges(basis), basis.bins)
 
-    def _basis_files(self) -> list[Path]:
-        return [path for path in sorted(self.store.path.glob(paths.bases_pattern())) if path.parent.name != paths.EMPTY]
+    def _set_damaged_aside(self) -> None:
+        """Move damaged files to the quarantine, together, except those that another process holds."""
+        if damage := self.damage():
+            with ExitStack() as locks:
+                free = set()
+                for name in {_lock_of(path) for path in damage}:
+                    with suppress(LockedError):
+                        locks.enter_context(self.store.locked(name))
+                        free.add(name)
+                held = [path for path in damage if _lock_of(path) in free]
+                more = f" and {len(held) - 1} more" if len(held) > 1 else ""
+                self.store.quarantine(held, f"damaged index: {held[0]}{more} ({damage[held[0]]})" if held else "")
 
     def _fit(self, kernel: str, progress: Progress | None) -> FittedBasis | None:
         """Fit a basis on the layers of a kernel size, and write it with the histograms of every model in it."""
@@ -358,20 +391,36 @@ def _hashes(layers: pa.Table) -> dict[tuple[str, int], str]:
 
 
 @lru_cache(maxsize=256)
-def _read_basis(root: Path, basis_id: str, changed: int, inode: int) -> tuple[FittedBasis | None, str]:
+def _wrong_empty(root: Path, path: str, changed: int, inode: int, schema: pa.Schema) -> str | None:
+    """What is wrong with a file without rows."""
+    try:
+        return "has rows" if _read_sealed(root, path, schema).num_rows else None
+    except (OSError, ValueError, pa.ArrowException, CnnFilterDbError) as error:
+        return _reason(error)
+
+
+@lru_cache(maxsize=256)
+def _read_basis(root: Path, path: str, changed: int, inode: int) -> tuple[FittedBasis | None, str]:
     """A basis, or what is wrong with it."""
+    basis_id = path.split("/")[1]
     try:
         if not paths.is_basis_id(basis_id):
             return None, f"{basis_id!r:.100} is not the key of a basis"
-        table = _read_sealed(root, paths.basis_path(basis_id), BASES)
+        table = _read_sealed(root, path, BASES)
         if table.num_rows != 1:
             return None, f"{table.num_rows} rows, expected 1"
         fitted = fitted_basis(table.to_pylist()[0])
     except (OSError, ValueError, pa.ArrowException, CnnFilterDbError) as error:
-        return None, str(error).partition("\n")[0]
+        return None, _reason(error)
     if fitted.basis_id != basis_id:
         return None, f"contains the basis {fitted.basis_id}"
     return fitted, ""
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "missing"
+    return str(error).partition("\n")[0]
 
 
 def _read_sealed(root: Path, path: str, schema: pa.Schema) -> pa.Table:
@@ -395,7 +444,7 @@ def _wrong_histograms(
     try:
         table = _read_sealed(root, path, HISTOGRAMS)
     except (OSError, ValueError, pa.ArrowException, CnnFilterDbError) as error:
-        return str(error).partition("\n")[0]
+        return _reason(error)
     if set(table["model_id"].to_pylist()) - {model_id} or set(table["basis_id"].to_pylist()) - {basis_id}:
         return "contains histograms of another model or basis"
     for layer, digest in zip(table["layer"].to_pylist(), table["tensor_sha256"].to_pylist(), strict=True):

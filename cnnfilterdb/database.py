@@ -156,7 +156,7 @@ class FilterDB(Reader):
         model_id = f"custom/{name}"
         if self._store.has(model_id) and not overwrite:
             raise SelectionError(f"{model_id} is in {self.path} already; choose another name or overwrite it")
-        with pipeline.opened(weights) as (read, origin, own):
+        with pipeline.weights_given(weights) as (read, origin, own):
             pipeline.take_in(
                 self._store,
                 read,

@@ -48,10 +48,10 @@ __all__ = [
     "attach_report",
     "forecast",
     "ingest",
-    "opened",
     "reader_of_files",
     "stored_name",
     "take_in",
+    "weights_given",
 ]
 
 #: Downloads that run while a model is written.
@@ -315,7 +315,7 @@ def ingest(
                         continue
 
                     def work(name: str = name, resolved: Callable[[], Path] = download.result) -> int:
-                        path = regular(resolved())
+                        path = _regular(resolved())
                         facts = source.describe(name)
                         return take_in(
                             store,
@@ -353,7 +353,7 @@ def reader_of_files(*, isolated: bool = True) -> Iterator[Callable[[Path], Weigh
 
 
 @contextmanager
-def opened(weights: Any) -> Iterator[tuple[Weights, str | None, dict[str, Any]]]:
+def weights_given(weights: Any) -> Iterator[tuple[Weights, str | None, dict[str, Any]]]:
     """Open what a user adds: a weight file, tensors by name, or a module.
 
     Yields:
@@ -364,7 +364,7 @@ def opened(weights: Any) -> Iterator[tuple[Weights, str | None, dict[str, Any]]]
         WeightFileError: It cannot be read.
     """
     if isinstance(weights, str | Path):
-        path = formats.main_file(regular(Path(weights)))
+        path = formats.main_file(_regular(Path(weights)))
         with reader_of_files() as read:
             layers = read(path)
             facts = get("files").describe(str(path))
@@ -380,7 +380,7 @@ def opened(weights: Any) -> Iterator[tuple[Weights, str | None, dict[str, Any]]]
         )
 
 
-def regular(path: Path) -> Path:
+def _regular(path: Path) -> Path:
     """The path of a regular file or a folder: reading a device or a pipe may never end.
 
     Raises:

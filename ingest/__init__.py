@@ -1,1 +1,1 @@
-"""Where kernels come from: sources bring weight files, formats read them, extract finds the convolution layers."""
+"""Where kernels come from: sources provide weight files, formats read them, extract finds the convolution layers."""

@@ -1,7 +1,7 @@
 """Weight file formats: tensors out of files, safely.
 
 A format is one module with one small class, registered by :func:`register`. :func:`read` looks at the first bytes of a
-file, never at its name alone, and hands it to the format that knows them. No format executes code of a file.
+file, never at its name alone, and passes it to the matching format. No format executes code in a file.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ class Format(Protocol):
     name: str
 
     def matches(self, path: Path, head: bytes) -> bool:
-        """Tell from the first bytes (up to 4 KiB) and the name whether the file is of this format."""
+        """Whether the file is of this format, judged by its first bytes (up to 4 KiB) and its name."""
 
     def read(self, path: Path) -> Weights:
         """Read the file.
 
         Raises:
-            WeightFileError: The file is damaged or not of this format after all.
+            WeightFileError: The file is damaged, or turns out not to be of this format.
             UnsafeFileError: The file asks for code to be executed.
         """
 
 
 _formats: dict[str, Format] = {}
 
-# Imported on first use: reading a safetensors file should not import the ONNX library. The order is the order in which
-# they are asked.
+# Imported on first use: reading a safetensors file should not import the ONNX library. Formats are tried in this
+# order.
 _modules = (
     "keras.model",
     "safetensors",
@@ -61,7 +61,7 @@ _modules = (
     "torch.checkpoint",
     "onnx.model",
 )
-# What a folder that is one model is read from
+# Files from which a folder that is one model is read
 _MAIN_FILES = ("saved_model.pb", "model.json")
 
 
@@ -73,10 +73,10 @@ def register(cls: Callable[[], Format]) -> Callable[[], Format]:
 
 
 def registered() -> dict[str, Format]:
-    """All formats by name, in the order in which they are asked."""
+    """All formats by name, in the order in which they are tried."""
     for module in _modules:
         import_module(f"{__name__}.{module}")
-    # Whichever module was imported first: a NumPy archive is a zip file too, which the PyTorch format would claim.
+    # Independent of the order of imports: a NumPy archive is a zip file too, which the PyTorch format would claim.
     order = {f"{__name__}.{module}": place for place, module in enumerate(_modules)}
     return dict(sorted(_formats.items(), key=lambda item: order.get(type(item[1]).__module__, len(order))))
 
@@ -100,7 +100,7 @@ def read(path: str | Path) -> Weights:
     """Read a weight file of any known format.
 
     Args:
-        path: The file; any of its files for a model in several, or the folder of a SavedModel.
+        path: The file; for a model in several files any of them, or the folder of a SavedModel.
 
     Raises:
         WeightFileError: Not a weight file; the message says what it is instead and what to do.
@@ -119,11 +119,11 @@ def read(path: str | Path) -> Weights:
             with limits.reading(str(path), path.stat().st_size) as used:
                 return _limited(_printable(path, fmt), used)
     what = described_text(path, head) or f"not a known weight format (begins with {head[:8].hex(' ')})"
-    raise WeightFileError(f"{path}: {what}; formats that are read: {', '.join(registered())}")
+    raise WeightFileError(f"{path}: {what}; readable formats: {', '.join(registered())}")
 
 
 def _printable(path: Path, fmt: Format) -> Weights:
-    """Read a file; names and messages come out without control characters, whatever the file holds."""
+    """Read a file; names and messages never contain control characters."""
     try:
         weights = fmt.read(path)
     except CnnFilterDbError as error:
@@ -139,7 +139,7 @@ def _printable(path: Path, fmt: Format) -> Weights:
 
 
 def _limited(weights: Weights, used: limits.Limits) -> Weights:
-    """The weights of a file, each layer of which is read within limits of its own."""
+    """The weights of a file, each layer of which is read within its own limits."""
     used.create(len(weights.layers))
     # Many layers may be views of the same bytes
     whole = used.renewed()
@@ -163,7 +163,7 @@ def _limited_layer(layer: ConvLayer, used: limits.Limits) -> ConvLayer:
 
 
 def reject(path: Path, head: bytes) -> None:
-    """Refuse what is often saved in the place of weights: nothing, or a Git LFS pointer."""
+    """Refuse what is often saved instead of weights: an empty file, or a Git LFS pointer."""
     if not head:
         raise WeightFileError(f"{path}: the file is empty; download it again")
     if head.startswith(b"version https://git-lfs"):

@@ -1,4 +1,4 @@
-"""Named arrays of files that do not say in which layout they are: NumPy archives, pickles of arrays, safetensors."""
+"""Named arrays of files that do not state their layout: NumPy archives, pickles of arrays, safetensors."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def layers_from_arrays(
 
     Args:
         tensors: Those of one network.
-        ordered: Whether those named as by PyTorch stand in the order in which the network was built.
-        declared: The layout, where the file says it.
+        ordered: Whether those with names as in PyTorch are in the order in which the network was built.
+        declared: The layout, if the file states it.
 
     Returns:
         The layers, and what looked like one but was left out. The layout is decided by
@@ -39,13 +39,13 @@ def layers_from_arrays(
     named = [kernel for kernel in kernels if _TORCH_NAME.search(kernel.name)]
     if kernels and len(named) == len(kernels):
         return layers_from_tensors(tensors, ordered=ordered, layout=declared)
-    # Kernels first, if they can be told by their names: a mean image may lie beside them
+    # Kernels first, if their names identify them: a mean image may be among the arrays
     layout = layout_of(kernels, tensors, declared=declared)
     if layout not in ("OIHW", "HWIO"):
         if named:
             return layers_from_tensors(tensors, ordered=ordered, layout=declared)
         return (), [Skipped(tensor.name, UNCLEAR) for tensor in kernels]
-    # The order of a file is that of the alphabet, or of a hash; but layers that are numbered through stand in a row
+    # A file is in alphabetical order, or that of a hash; but consecutively numbered layers are in order
     ordered = len({re.sub(r"[\d_]+", "", kernel.name) for kernel in kernels}) == 1
     if ordered:
         tensors = sorted(tensors, key=lambda tensor: natural(tensor.name))
@@ -54,7 +54,7 @@ def layers_from_arrays(
 
 
 def _caffe_names(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Name the arrays of a list [weight, bias], which is how Caffe's layers are often kept."""
+    """Name the arrays of a list [weight, bias], as Caffe's layers are often stored."""
     ranks = {tensor.name: len(tensor.shape) for tensor in tensors}
     return [_spelt_out(tensor, ranks) for tensor in tensors]
 

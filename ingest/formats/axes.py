@@ -1,4 +1,4 @@
-"""Weights in the layouts of other frameworks, turned to (out, in / groups, h, w)."""
+"""Weights in the layouts of other frameworks, converted to (out, in / groups, h, w)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def turned(
         form: ``conv``, ``depthwise`` or ``transposed``.
         axes: Order of the stored axes that makes (out, in / groups, h, w); for a depthwise layer the first two are
             those whose product counts its outputs.
-        channels: Channels of its input, where known. A depthwise layer tells them itself.
+        channels: Channels of its input, if known. A depthwise layer states them itself.
         stride: (vertical, horizontal).
         dilation: (vertical, horizontal).
     """

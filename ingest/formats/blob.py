@@ -11,7 +11,7 @@ __all__ = ["Blob"]
 
 
 class _Window(io.BufferedReader):
-    """A stream that asks the system for no more than there is, whatever it is asked for."""
+    """A stream that never asks the system for more bytes than exist, whatever size is requested."""
 
     def __init__(self, file: io.RawIOBase, size: int) -> None:
         super().__init__(file)
@@ -23,7 +23,7 @@ class _Window(io.BufferedReader):
 
 
 class _Part(io.RawIOBase):
-    """A part of a file as a file of its own."""
+    """A part of a file as a separate file."""
 
     def __init__(self, file: BinaryIO, start: int, size: int) -> None:
         self._file, self._start, self._size, self._place = file, start, size, 0
@@ -37,7 +37,7 @@ class _Part(io.RawIOBase):
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
         place = offset + (0, self._place, self._size)[whence]
         if place < 0:
-            raise ValueError("a place before the begin of the file")
+            raise ValueError("a position before the beginning of the file")
         self._place = place
         return place
 
@@ -59,7 +59,7 @@ class Blob:
 
     Attributes:
         open: Opens the file.
-        start: Where the bytes begin in it.
+        start: Position of the first byte in it.
         size: Their number.
     """
 
@@ -76,7 +76,7 @@ class Blob:
         """Some of the bytes.
 
         Raises:
-            ValueError: They end before.
+            ValueError: They end too early.
 
         >>> Blob.of(b"abcdef").part(1, 4).part(2, 2).read()
         b'de'
@@ -99,5 +99,5 @@ class Blob:
         return data
 
     def stream(self) -> BinaryIO:
-        """The bytes as a file of their own; close it after use."""
+        """The bytes as a file; close it after use."""
         return _Window(_Part(self.open(), self.start, self.size), self.size)

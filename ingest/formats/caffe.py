@@ -62,13 +62,13 @@ class CaffeFormat:
         """Read the layers; the blobs when the layers are read.
 
         Raises:
-            WeightFileError: The file is damaged, or holds no layers.
+            WeightFileError: The file is damaged, or contains no layers.
         """
         with undamaged(str(path), _WHAT):
             net = fields(mapped(path), (_LAYER, _LAYER_V1))
             generation = _LAYER if _LAYER in net else _LAYER_V1
             if generation not in net:
-                raise WeightFileError(f"{path}: holds no layers; expected a .caffemodel that Caffe has written")
+                raise WeightFileError(f"{path}: contains no layers; expected a .caffemodel written by Caffe")
             return _weights(path, [fields(message(value)) for value in net[generation]], generation)
 
 
@@ -117,7 +117,7 @@ def _type_v1(values: list[Field]) -> str:
 
 
 def _pair(given: Fields, both: int, vertical: int | None, horizontal: int | None) -> tuple[int, int] | None:
-    """Stride or dilation: one number, one for each axis, or both in fields of their own; 1 by default."""
+    """Stride or dilation: one number, one for each axis, or each in its own field; 1 by default."""
     numbers = integers(given.get(both, []))
     if vertical in given and horizontal in given and vertical is not None and horizontal is not None:
         numbers = [integers(given[vertical])[-1], integers(given[horizontal])[-1]]

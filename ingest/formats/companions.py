@@ -1,4 +1,4 @@
-"""Files that belong to a weight file: the data, shards and descriptions that it names, located beside it."""
+"""Files that belong to a weight file: the data, shards and descriptions that it names, located in its folder."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ def companion(model: Path, name: str) -> Path:
     """The file that a weight file names, in its own folder or below.
 
     Names written on Windows have backslashes between folders. A name, or a symbolic link, that leads out of the folder
-    is refused: the content of any file of this machine could be read as weights that way. The cache of the Hugging Face
-    Hub, where model and data are links into one folder, is allowed for.
+    is refused: otherwise the content of any file on this machine could be read as weights. The cache of the Hugging
+    Face Hub, where model and data are links into one folder, is allowed for.
 
     Args:
         model: The weight file.
-        name: The name as it stands in the weight file.
+        name: The name as written in the weight file.
 
     Returns:
         The path of an existing regular file.
@@ -30,7 +30,7 @@ def companion(model: Path, name: str) -> Path:
     windows = PureWindowsPath(name)
     escapes = not parts or ".." in parts or windows.drive or windows.root or "\0" in name
     try:
-        # The target of a link may have another name, in another folder, and so may its data, side by side with it
+        # The target of a link may have another name, in another folder, and its data may be there too
         homes = (model.parent.resolve(), model.resolve().parent)
         path = model if escapes else model.parent.joinpath(*parts)
         if escapes or not any(path.resolve().is_relative_to(home) for home in homes):

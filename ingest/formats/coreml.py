@@ -47,7 +47,7 @@ class CoremlFormat:
         """Read the layers; the weights when the layers are read.
 
         Raises:
-            WeightFileError: The file is damaged, or holds a model of another kind.
+            WeightFileError: The file is damaged, or contains a model of another kind.
         """
         with undamaged(str(path), _WHAT):
             data = mapped(path)
@@ -55,7 +55,7 @@ class CoremlFormat:
             if _PROGRAM in model:
                 raise WeightFileError(
                     f"{path}: a Core ML program, whose weights are in the .mlpackage around it and are not read; "
-                    "take the model that it was converted from"
+                    "import the model that it was converted from"
                 )
             networks = list(_networks(model))
             if not networks:
@@ -80,7 +80,7 @@ def _networks(model: Fields) -> Iterator[memoryview]:
             yield message(value)
     for field in _PIPELINES:
         for value in model.get(field, []):
-            # A pipeline for a task wraps a plain one
+            # A pipeline for a task wraps a generic one
             pipeline = message(value) if field == 202 else message(fields(message(value), (1,))[1][-1])
             for inner in fields(pipeline, (1,)).get(1, []):
                 with limits.current().nested():

@@ -24,11 +24,11 @@ def undamaged(name: str, what: str) -> Iterator[None]:
     """Convert any exception that a damaged or hostile file causes to an error of this package.
 
     Args:
-        name: The file, or what of it is read.
+        name: The file, or the part of it that is read.
         what: What it should be, such as ``ONNX file``.
 
     Raises:
-        WeightFileError: Anything else than an error of this package was raised.
+        WeightFileError: Any error other than one of this package was raised.
     """
     try:
         yield

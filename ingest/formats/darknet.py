@@ -26,7 +26,7 @@ __all__ = ["DarknetFormat"]
 
 _WHAT = "Darknet model"
 _BYTES_PER_SECTION = 1024  # of memory
-# Sections without numbers, which leave the number of channels as it is
+# Sections without numbers, which do not change the number of channels
 _PLAIN = frozenset({"maxpool", "avgpool", "upsample", "dropout", "sam", "scale_channels", "softmax", "cost", "lrn"}) | {
     *("yolo", "gaussian_yolo", "region", "detection", "activation", "logistic", "l2norm", "contrastive", "iseg"),
     *("crop", "normalization"),
@@ -41,7 +41,7 @@ class DarknetFormat:
     suffixes = (".weights",)
 
     def matches(self, path: Path, head: bytes) -> bool:
-        """Whether the suffix and the version, which is all that the file says of itself, are those of Darknet."""
+        """Whether the suffix and the version, the only marks of the file, are those of Darknet."""
         if len(head) < 16 or not (path.suffix == ".weights" or ".conv." in path.name):
             return False
         major, minor, revision = struct.unpack_from("<3i", head)
@@ -62,12 +62,12 @@ class DarknetFormat:
             if end > size or end % 4:
                 raise WeightFileError(
                     f"{path}: holds {size // 4:,} numbers, {network.name} needs {end // 4:,}; "
-                    "give the .cfg that belongs to it, under the same name"
+                    "put the matching .cfg beside it, under the same name"
                 )
             if end < size and not skipped:
                 raise WeightFileError(
-                    f"{path}: holds {size // 4:,} numbers, of which {network.name} needs {end // 4:,} only; "
-                    "give the .cfg that belongs to it, under the same name"
+                    f"{path}: contains {size // 4:,} numbers, but {network.name} describes {end // 4:,}; "
+                    "put the matching .cfg beside it, under the same name"
                 )
             return Weights("darknet", "darknet", layers, size // 4, tuple(skipped))
 
@@ -114,9 +114,9 @@ def _layers(
 ) -> tuple[tuple[ConvLayer, ...], list[Skipped], int]:
     """The layers, what was left out, and where the numbers of the last layer end."""
     if not sections or sections[0][0] not in ("net", "network"):
-        raise WeightFileError(f"{path}: its .cfg does not begin with [net]; give the one that belongs to it")
+        raise WeightFileError(f"{path}: its .cfg does not begin with [net]; put the matching one beside the weights")
     begin = _header(data)
-    channels = [_number(sections[0][1], "channels", 3)]  # what goes into each section, then what comes out of it
+    channels = [_number(sections[0][1], "channels", 3)]  # channels into each section, then out of it
     depths = [0]
     found: list[ConvLayer] = []
     places: list[int | None] = []
@@ -135,7 +135,7 @@ def _layers(
             start = begin + place + 4 * vectors * out
             place += 4 * (vectors * out + math.prod(shape))
             if begin + place > len(data) and _is_cut(path):
-                skipped.append(Skipped(name, "a layer that the file, which has the first ones only, does not have"))
+                skipped.append(Skipped(name, "a layer beyond the end of the file, which has only the first ones"))
                 place -= 4 * (vectors * out + math.prod(shape))
                 break
             one = explicit_layer(
@@ -173,7 +173,7 @@ def _layers(
 
 
 def _is_cut(path: Path) -> bool:
-    # darknet53.conv.74 has the first 74 layers of a network, to train others from
+    # darknet53.conv.74 has the first 74 layers of a network, for training others
     return ".conv." in path.name
 
 
@@ -182,7 +182,7 @@ def _number(values: Mapping[str, str], key: str, default: int) -> int:
 
 
 def _place(text: str, number: int) -> int:
-    """The section that another one refers to, by its number or by how many it is before."""
+    """The section that another one refers to, by its number or by its distance."""
     target = int(text)
     target = number + target if target < 0 else target
     if not 0 <= target < number:

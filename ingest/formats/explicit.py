@@ -1,7 +1,7 @@
 """Convolution layers of formats that state what a weight is: whether it is transposed, its groups, stride and dilation.
 
 OpenVINO, Caffe, Darknet, ncnn and Core ML all store a weight as (out, in / groups, h, w), or that of a transposed layer
-as (in, out / groups, h, w), and its attributes beside it. Nothing has to be decided by evidence.
+as (in, out / groups, h, w), with its attributes. Nothing has to be inferred.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A table is a place in the file with a list of offsets to its fields (https://flatbuffers.dev/internals). Every offset is
 checked before it is followed, which the code that a schema compiler generates does not do. Many offsets may lead to one
-place, so that a small file could spell out a large one: all lists are accounted for
+place, so a small file could expand to a large one: all lists are accounted for
 (:mod:`~cnnfilterdb.ingest.formats.limits`).
 """
 
@@ -51,7 +51,7 @@ class Table:
         Args:
             field: Number of the field.
             format: Its type, as :mod:`struct` spells it.
-            default: Its value, by the schema, where it is absent.
+            default: Its value by the schema if it is absent.
         """
         place = self._place(field)
         return default if place is None else _number(self._data, place, format)

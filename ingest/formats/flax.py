@@ -1,7 +1,7 @@
 """Flax checkpoints: nested dictionaries of arrays in MessagePack (flax.serialization).
 
-Only what Flax writes of MessagePack is read: maps with text for keys, numbers, texts, bytes and its own extension 1, an
-array as (shape, type, bytes). An array of more than a gigabyte is a map of parts.
+Only the part of MessagePack that Flax writes is read: maps with text keys, numbers, texts, bytes and its extension 1,
+an array as (shape, type, bytes). An array of more than a gigabyte is a map of parts.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class FlaxFormat:
                     arrays.append(array.tensor(path, "/".join(_plain(names))))
             if not arrays:
                 raise WeightFileError(f"{path}: MessagePack without arrays; expected what flax.serialization writes")
-            # Flax has sorted the names of earlier versions; numbers in them count
+            # Earlier versions of Flax sorted the names; numbers in them are compared as numbers
             arrays.sort(key=lambda tensor: natural(tensor.name))
             layers, more, count = layers_from_variables(arrays, ordered=False)
             return Weights("flax", "jax", layers, count, (*skipped, *more))

@@ -1,13 +1,13 @@
 """Pandas frames in HDF5 files, read without PyTables and without executing anything.
 
-``DataFrame.to_hdf`` writes its fixed format so (pandas 0.2x to 3, module ``pandas.io.pytables``)::
+The fixed format of ``DataFrame.to_hdf`` (pandas 0.2x to 3, module ``pandas.io.pytables``)::
 
     axis0                                    names of the columns
     axis1_level0, axis1_label0, ...          index: the values of each level, and for each row a number into them
     block0_items, block0_values, ...         columns of one type together: their names, and their values (rows, columns)
 
-A block of Python objects, text above all, is one pickle in an array of bytes. It is read by
-:mod:`cnnfilterdb.ingest.formats.pickle`, so that what the pickle would have run stays an inert name.
+A block of Python objects, mostly text, is one pickle in an array of bytes. It is read by
+:mod:`cnnfilterdb.ingest.formats.pickle`, so functions that the pickle names are never called.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ def read_frame(group: h5py.Group, name: str) -> pd.DataFrame:
 
     Args:
         group: The group that ``to_hdf`` has written.
-        name: What messages call it.
+        name: Its name in messages.
 
     Returns:
         Its columns, with the levels of its index before them by their names, and rows numbered from 0. What is neither
         text nor a number in it is a :class:`~cnnfilterdb.ingest.formats.pickle.Object`.
 
     Raises:
-        UnsafeFileError: A pickle in it names what serves to run code.
+        UnsafeFileError: A pickle in it names a function that runs code.
         WeightFileError: It is damaged, or not of the fixed format.
     """
     try:
         return _read(group, name)
     except CnnFilterDbError:
         raise
-    # A damaged or hostile file fails in more ways than can be listed: any of them is a fault of the file.
+    # A damaged or hostile file can fail in any way; the file is at fault.
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise WeightFileError(f"{name}: not a readable pandas frame ({reason})") from error
@@ -62,7 +62,7 @@ def _read(group: h5py.Group, name: str) -> pd.DataFrame:
     for number in range(int(group.attrs["nblocks"])):
         items = _labels(group[f"block{number}_items"], name, encoding)
         values = _values(group[f"block{number}_values"], name)
-        if values.ndim == 1:  # a column of a type of its own, such as the `str` of pandas 3
+        if values.ndim == 1:  # a column with an extension type, such as the `str` of pandas 3
             values = values[:, None]
         if values.ndim != 2 or values.shape[1] != len(items):
             raise ValueError(f"block {number} is of shape {values.shape} and has {len(items)} columns")
@@ -83,7 +83,7 @@ def _index(group: h5py.Group, name: str, encoding: str) -> dict[str, npt.NDArray
             raise ValueError(
                 f"level {number} of its index has {len(labels)} values and a row with number {codes.max()}"
             )
-        # -1 stands for a missing value, which only some types of NumPy have: `take` finds one that does
+        # -1 means a missing value, which only some types of NumPy have: `take` chooses one that does
         index[_text(level.attrs["name"])] = labels.take(codes, allow_fill=True, fill_value=np.nan).to_numpy()
     return index
 

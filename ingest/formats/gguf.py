@@ -1,7 +1,7 @@
 """GGUF files of ggml, in which stable-diffusion.cpp, whisper.cpp and llama.cpp keep networks, some with convolutions.
 
 A header lists values and tensors; the sizes of a tensor are in the reverse of NumPy's order, so that the weight of a
-convolution has the layout of PyTorch. Block-quantised tensors are left out, which convolutions hardly ever are
+convolution has the layout of PyTorch. Block-quantised tensors, which are hardly ever convolutions, are left out
 (docs/gguf.md of ggml).
 """
 

@@ -1,8 +1,8 @@
-"""HDF5 files of strangers: only what a file itself holds is read, and no more than a file of its size can hold.
+"""Untrusted HDF5 files: only what a file itself contains is read, and no more than a file of its size can contain.
 
-HDF5 follows what a file says: links into other files, datasets whose numbers are stored in, or assembled from, other
-files, sizes that no byte of the file backs up. :func:`guard` walks through a file once and refuses all of that. It is
-used by the Keras reader and by the import of the papers' data set.
+HDF5 does whatever a file says: it follows links into other files, reads datasets that are stored in or assembled from
+other files, and believes sizes for which the file has no data. :func:`guard` walks through a file once and refuses all
+of that. It is used by the Keras reader and by the import of the papers' data set.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from cnnfilterdb.ingest.formats import limits
 __all__ = ["check_heaps", "guard", "guard_dataset", "member", "texts"]
 
 _MAX_OBJECTS = 1_000_000
-_BYTES_PER_OBJECT = 1024  # of memory, for a group or a dataset that is kept in mind
+_BYTES_PER_OBJECT = 1024  # of memory, for a group or a dataset that is remembered
 _HEAP = b"GCOL\x01\0\0\0"
 _HEAP_OBJECT = struct.Struct("<HHIQ")  # index, 0 for free space; uses; reserved; size
 
 
 def guard(file: h5py.File, path: Path | str) -> None:
-    """Refuse a file that would make HDF5 open other files, or decode more than a file of its size can hold.
+    """Refuse a file that would make HDF5 open other files, or decode more than a file of its size can contain.
 
     Links must be hard links, which lead to an object of the same file. Datasets must be stored in the file and must not
     be virtual; their sizes are accounted for (:mod:`~cnnfilterdb.ingest.formats.limits`).
 
     Args:
         file: The opened file.
-        path: What to call it in an error message.
+        path: Its name in error messages.
 
     Raises:
         WeightFileError: The first object that is not acceptable, by name.
@@ -60,7 +60,7 @@ def guard(file: h5py.File, path: Path | str) -> None:
 
 
 def guard_dataset(dataset: h5py.Dataset, path: Path | str) -> None:
-    """Refuse a dataset that is kept in other files, or is larger than its file can account for.
+    """Refuse a dataset that is stored in other files, or is larger than its file can account for.
 
     Raises:
         WeightFileError: It is virtual, stored in another file, or too large.
@@ -76,7 +76,7 @@ def guard_dataset(dataset: h5py.Dataset, path: Path | str) -> None:
 
 
 def member(group: Any, name: str, path: Path | str) -> Any:
-    """The object under a path of names, as long as the file itself holds it.
+    """The object at a path of names, if the file itself contains it.
 
     Raises:
         WeightFileError: It is missing, or a link to elsewhere.
@@ -92,7 +92,7 @@ def _linked(group: Any, key: str, name: str, path: Path | str) -> Any:
     if link is None:
         raise WeightFileError(f"{path}: lists {name!r} but does not contain it; download the file again")
     if not isinstance(link, h5py.HardLink):
-        raise WeightFileError(f"{path}: {name!r} is a link to elsewhere; refused")
+        raise WeightFileError(f"{path}: {name!r} is a link to another file or object; refused")
     return group[key]
 
 
@@ -104,8 +104,8 @@ def texts(holder: Any, key: str, longest: int | None = None) -> list[str] | None
     Args:
         holder: The group or dataset that has the attribute.
         key: Its name.
-        longest: Length of the longest string of variable length in the file, where known: many elements may all stand
-            for the same string.
+        longest: Length of the longest string of variable length in the file, if known: many elements may all refer
+            to the same string.
 
     Returns:
         The strings; an empty list for an attribute of any other type, None where there is none.
@@ -133,7 +133,7 @@ def check_heaps(content: bytes | mmap.mmap) -> int:
         content: The bytes of the file.
 
     Returns:
-        Size in bytes of the largest object in them; 0 where there are none.
+        Size in bytes of the largest object in them; 0 if there are none.
 
     Raises:
         ValueError: An object in a heap has no size, or reaches beyond the heap; or there are too many.

@@ -2,7 +2,7 @@
 
 A small file can ask its reader for any amount of either: a compressed array of zeros, a pickle of ten million empty
 sets, a graph that doubles a tensor at every node, offsets that all point to one table. One :class:`Limits` object
-accounts for all of it while a file is read, whatever its format::
+accounts for all of it while a file of any format is read::
 
     with limits.reading("net.npz", file_size):          # done by formats.read
         limits.current().allocate(nbytes)               # before an array or a buffer is made
@@ -12,7 +12,7 @@ accounts for all of it while a file is read, whatever its format::
             ...
 
 The object is ambient (a context variable), so that it reaches every reader without passing through every signature.
-Nothing has to be given back: the limits count what a file asked for in total, not what is in memory at the same time.
+Nothing has to be released: the limits count what a file asked for in total, not what is in memory at the same time.
 Layers are read after the file: :func:`~cnnfilterdb.ingest.formats.read` gives each of them limits of the same size.
 """
 
@@ -43,7 +43,7 @@ class Limits:
     Every method raises WeightFileError, with a message of one line that names the file, once a limit is exceeded.
 
     Attributes:
-        name: The file, as messages call it.
+        name: Name of the file in messages.
         memory: Bytes that may be allocated.
         objects: Tensors, nodes or layers that may be kept.
         steps: Steps of loops whose length the file decides.
@@ -100,7 +100,7 @@ a file of its size; refused as a decompression bomb or a damaged file
         """Account for entries, nodes or layers that are kept."""
         self._created += number
         if self._created > self.objects:
-            raise WeightFileError(f"{self.name}: has more than {self.objects:,} parts; refused, as no network has")
+            raise WeightFileError(f"{self.name}: has more than {self.objects:,} parts, more than any network; refused")
 
     def step(self, number: int = 1) -> None:
         """Account for steps of a loop whose length the file decides."""
@@ -130,12 +130,12 @@ def _growth(size: int) -> int:
 
 
 _current: ContextVar[Limits | None] = ContextVar("limits", default=None)
-# A reader that is used alone, without formats.read, knows no size of a file
+# A reader used directly, without formats.read, does not know the size of the file
 _ALONE = 1 << 30
 
 
 def current() -> Limits:
-    """The limits of the file that is being read; generous ones, with nothing used, outside of such a reading."""
+    """The limits of the file that is being read; otherwise generous ones, with nothing used."""
     return _current.get() or Limits("the file", _ALONE)
 
 
@@ -151,10 +151,10 @@ def active(limits: Limits) -> Iterator[Limits]:
 
 @contextmanager
 def reading(name: str, size: int) -> Iterator[Limits]:
-    """The limits of a file within a block; of the file around it where that is read for another one.
+    """The limits of a file within a block; those of the outer file if this one is read on its behalf.
 
     Args:
-        name: The file, as messages call it.
+        name: Name of the file in messages.
         size: Its size in bytes.
     """
     outer = _current.get()

@@ -78,7 +78,7 @@ class _Reader:
             raise ValueError(f"{len(arrays)} arrays, but {len(names)} names")
         found, skipped = [], []
         for name, array in zip(names, arrays, strict=True):
-            # Names begin with arg: for what is trained and with aux: for statistics
+            # Names of trained arrays begin with arg:, those of statistics with aux:
             plain = name.partition(":")[2] if name.startswith(("arg:", "aux:")) else name
             if isinstance(array, str):
                 skipped.append(Skipped(plain, array))
@@ -106,7 +106,7 @@ class _Reader:
         limits.current().step()
         magic = self.number("<I")
         if magic in (_V2, _V3):
-            if self.number("<i") not in (0, -1):  # how it is stored: densely, or not at all
+            if self.number("<i") not in (0, -1):  # storage type: dense, or none
                 raise ValueError("an array that is stored sparsely; convert it with MXNet's tostype('default')")
             rank, side = self.number("<I"), "<q"
         elif magic == _V1:
@@ -120,7 +120,7 @@ class _Reader:
             raise ValueError(f"an array of the impossible shape {shape}")
         if not shape:
             return "an array without numbers"
-        self.place += 8  # on which device it was
+        self.place += 8  # the device that it was on
         kind = self.number("<i")
         if kind not in _DTYPES:
             raise ValueError(f"an array of the unknown type {kind}")

@@ -1,7 +1,7 @@
 """ncnn networks: a text with the layers (``.param``) and their numbers in a row (``.bin``).
 
-The numbers have no names: those of a layer follow those of the layer before, so that reading ends at the first layer
-whose size is not known here. Weights are (out, in / groups, h, w), of deconvolutions too (modelbin.cpp of ncnn).
+The numbers have no names: those of a layer follow those of the layer before, so reading ends at the first layer
+whose size is unknown. Weights are (out, in / groups, h, w), of deconvolutions too (modelbin.cpp of ncnn).
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class _Numbers:
         if lost is None and self.place != len(self.data):
             raise WeightFileError(
                 f"{self.path}: its layers take {self.place:,} bytes, its .bin has {len(self.data):,}; "
-                "give the two files that belong together"
+                "check that the two files belong together"
             )
         return Weights("ncnn", "ncnn", placed(found, depths), None, tuple(skipped))
 
@@ -114,7 +114,7 @@ class _Numbers:
         out, width, size, groups = number(0, 0), number(1, 0), number(6, 0), number(7, 1)
         height = number(11, width)
         if number(8, 0):
-            return Skipped(name, "a weight of integers; take the network before quantisation")
+            return Skipped(name, "a weight of integers; use the network before quantisation")
         if out < 1 or width < 1 or height < 1 or size < 1 or size % (out * height * width):
             return Skipped(name, f"a convolution of {size:,} numbers for {out} outputs of {height}x{width}")
         dtype, start = self._marked(size)
@@ -132,7 +132,7 @@ class _Numbers:
         return replace(layer, kind="transposed")
 
     def _passed_over(self, kind: str, values: dict[int, str]) -> bool:
-        """Go on behind the numbers of a layer that is not a convolution, if their size is known."""
+        """Skip the numbers of a layer that is not a convolution, if their size is known."""
 
         def number(key: int) -> int:
             return int(values.get(key, 0))
@@ -163,7 +163,7 @@ class _Numbers:
         dtype: np.dtype[Any] | None = _MARKED.get(mark)
         if dtype is None:
             kind = "integers" if mark == _INTEGERS else "a table of numbers"
-            raise ValueError(f"weights stored as {kind}, which are not read; take the network before quantisation")
+            raise ValueError(f"weights stored as {kind}, which are not read; use the network before quantisation")
         start = self.place + 4
         self._skip(4 + -(-size * dtype.itemsize // 4) * 4)
         return dtype, start

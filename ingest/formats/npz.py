@@ -1,7 +1,7 @@
 """NumPy files of weights: ``.npz`` archives, and ``.npy`` files that hold a dictionary.
 
-``numpy.load(..., allow_pickle=True)`` would run what such a file asks for. Here arrays are read by their headers, one
-when its layer is, and objects as data by :mod:`~cnnfilterdb.ingest.formats.pickle`.
+``numpy.load(..., allow_pickle=True)`` would run code that such a file names. Here arrays are located by their headers
+and read when their layer is, and objects are read as data by :mod:`~cnnfilterdb.ingest.formats.pickle`.
 
 The format has names and shapes and no convention for either, so that the layout is decided by evidence
 (:mod:`cnnfilterdb.ingest.network.judge`): (out, in, h, w), as in Chainer, Lasagne and PyTorch, (h, w, in, out), as in
@@ -49,7 +49,7 @@ class NpzFormat:
         """A zip file whose first member is an array, or an array."""
         if head.startswith(_NPY):
             return True
-        # Name of the first member: 30 bytes after the beginning, as long as told 4 bytes before
+        # Name of the first member: 30 bytes after the beginning; its length is 4 bytes before
         length = int.from_bytes(head[26:28], "little")
         return head.startswith(_ZIP) and head[30 : 30 + length].endswith(b".npy")
 
@@ -57,7 +57,7 @@ class NpzFormat:
         """Read names and shapes; an array when its layer is read.
 
         Raises:
-            WeightFileError: The file is damaged, or holds no named arrays.
+            WeightFileError: The file is damaged, or contains no named arrays.
             UnsafeFileError: An object in it asks for code to be executed.
         """
         with undamaged(str(path), _WHAT):
@@ -87,7 +87,7 @@ class _Stored:
 
 
 def _root(path: Path) -> Any:
-    """What a file holds: a dictionary of arrays, or what was pickled."""
+    """The content of a file: a dictionary of arrays, or a pickled object."""
     with path.open("rb") as file:
         if file.read(len(_NPY)) == _NPY:
             file.seek(0)
@@ -115,7 +115,7 @@ def _member(path: Path, entry: zipfile.ZipInfo | None, file: IO[bytes], size: in
     if size - start != expected:
         raise WeightFileError(
             f"{path}: {entry.filename if entry else 'the array'} should have {expected:,} bytes for {dtype.name} "
-            f"{shape}, has {size - start:,}; bring it again"
+            f"{shape}, has {size - start:,}; download it again"
         )
 
     def read() -> npt.NDArray[Any]:
@@ -140,7 +140,7 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]
     length_bytes = 2 if version == (1, 0) else 4
     length = file.read(length_bytes)
     text = file.read(int.from_bytes(length, "little"))
-    # NumPy's own reader takes the header apart, as a literal
+    # NumPy's own function parses the header, as a literal
     reader = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
     shape, fortran, dtype = reader(io.BytesIO(length + text))
     return tuple(int(side) for side in shape), bool(fortran), dtype, 6 + 2 + length_bytes + len(text)

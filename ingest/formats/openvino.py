@@ -2,7 +2,7 @@
 
 The XML lists operations, each with its attributes, and the edges between their ports; a constant gives its place in the
 ``.bin``. Weights are traced back through conversions, reshapes and the arithmetic of compressed models, which stores
-integers with a scale and a zero point. The XML may declare no entities, which could expand without end.
+integers with a scale and a zero point. The XML must not declare entities, which could expand without end.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class _Model:
                     "convert it again with a newer Model Optimizer"
                 )
         elif tag == "body":
-            self._bodies += 1  # of a loop, with numbers of its own
+            self._bodies += 1  # of a loop, with its own numbering
         elif self._bodies:
             return
         elif tag == "layer":
@@ -216,7 +216,7 @@ class _Model:
     def _traced(
         self, operation: _Operation, steps: int = _MAX_STEPS
     ) -> tuple[tuple[int, ...], str, Callable[[], npt.NDArray[Any]]] | str:
-        """Shape, element type and reader of a constant, through what is computed of it; or what stands in the way."""
+        """Shape, element type and reader of a constant after the operations on it; or why it cannot be read."""
         if steps <= 0:
             return f"computed by more than {_MAX_STEPS} operations"
         limits.current().step()
@@ -243,7 +243,7 @@ class _Model:
                 return tuple(shape[axis] for axis in order), dtype_name, lambda: read().transpose(order)
             if np.broadcast_shapes(*(part[0] for part in known)) != shape:
                 return f"computed by a {kind} that changes its shape"
-            # The integers of a compressed model stand for numbers
+            # The integers of a compressed model represent numbers
             stands = f"q{dtype_name}" if dtype_name in ("int8", "uint8") else dtype_name
             return shape, stands, lambda: _computed(operation, [part[2]() for part in known])
         return f"computed by {kind}"
@@ -281,7 +281,7 @@ def _shape(operation: _Operation) -> tuple[int, ...]:
 
 
 def _sides(target: npt.NDArray[Any], shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape that a reshape makes, in which one side may be left open."""
+    """The shape that a reshape produces, in which one side may be left open."""
     sides = [int(side) for side in target.reshape(-1)]
     sides = [shape[place] if side == 0 and place < len(shape) else side for place, side in enumerate(sides)]
     known = math.prod(side for side in sides if side > 0)

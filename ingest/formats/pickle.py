@@ -2,10 +2,10 @@
 
 A pickle is a program for a small stack machine. :func:`load` runs that program on inert values only: a class or
 function that the file names becomes a :class:`Global` (two strings), an instance becomes an :class:`Object` (what the
-file stores in it), and a call is carried out only where the caller gives a function of its own for exactly that name.
-A whole pickled network so becomes a tree that can be walked without its source code.
+file stores in it), and a call is carried out only if the caller provides its own function for exactly that name.
+So a whole pickled network becomes a tree that can be walked without its source code.
 
-A file that names what serves to run code (``os.system``, ``builtins.eval``, ``subprocess.Popen``, ...) could do no harm
+A file that names functions that run code (``os.system``, ``builtins.eval``, ``subprocess.Popen``, ...) could do no harm
 here, but is refused: it is not a weight file, and other readers would run it.
 
 The machine follows the opcode table of :mod:`pickletools` (Python 3.11, protocols 0 to 5).
@@ -33,7 +33,7 @@ __all__ = ["MAX_OPCODES", "Array", "Constructors", "Stream", "load"]
 
 #: A pickle with more opcodes is refused. A state dict takes about fifty per tensor.
 MAX_OPCODES = 10_000_000
-# Names of classes are shorter; looking into one takes time that grows with the square of its length
+# Names of classes are shorter; parsing one takes time that grows with the square of its length
 _MAX_NAME = 1_000
 
 
@@ -46,7 +46,7 @@ _COPIES = 4
 
 
 class Stream(Protocol):
-    """What a pickle is read from. ``read`` must not allocate more than the file holds, whatever is asked for."""
+    """A stream that a pickle is read from. ``read`` must never allocate more than the file contains."""
 
     def read(self, size: int = -1, /) -> bytes:
         """Up to ``size`` bytes."""
@@ -57,7 +57,7 @@ class Stream(Protocol):
 
 @dataclass(eq=False, slots=True)
 class Array:
-    """A NumPy array of a pickle. One of records or dates stays empty, as it is of no use here.
+    """A NumPy array of a pickle. Arrays of records or dates stay empty, as they are not needed here.
 
     Attributes:
         shape: Its shape.
@@ -72,12 +72,12 @@ class Array:
     data: bytes | list[Any] = b""
 
     def build(self, state: Any) -> None:
-        """Take the state that ``ndarray.__reduce__`` writes: ([version,] shape, dtype, is_fortran, bytes)."""
+        """Set the state that ``ndarray.__reduce__`` writes: ([version,] shape, dtype, is_fortran, bytes)."""
         shape, dtype, fortran, data = state[-4:]
         self.fill(data, dtype, shape, "F" if fortran else "C")
 
     def fill(self, data: Any, dtype: Any, shape: Any, order: str) -> None:
-        """Take the content, after a check of its size.
+        """Set the content, after checking its size.
 
         Raises:
             ValueError: The size does not match, or the elements are neither numbers nor listed.
@@ -141,15 +141,15 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# Standard modules that serve to run code, to reach the system or the network, or to look up names at run time. Exact
-# names: a person's own package may be called `trace`, but `trace.models` cannot be the standard module.
+# Standard modules that can run code, reach the system or the network, or look up names at run time. Exact
+# names: a user's own package may be called `trace`, but `trace.models` cannot be the standard module.
 _REFUSED_MODULES = _words("""
     _frozen_importlib _frozen_importlib_external _pickle _posixsubprocess _socket _thread antigravity atexit bdb cPickle
     cProfile codeop commands distutils.file_util distutils.spawn ftplib gc imp linecache marshal nt pdb pickle
     pickletools pipes pkgutil popen2 posix profile pty runpy shelve shutil signal smtplib socket socketserver ssl
     subprocess sys telnetlib threading timeit trace webbrowser zipimport
 """)
-# The same, with all that lies below them.
+# The same, including all of their submodules.
 _REFUSED_PACKAGES = _words("""
     _ctypes aiohttp asyncio cffi ctypes ensurepip http httplib httpx idlelib importlib multiprocessing numpy.distutils
     numpy.f2py numpy.testing os pexpect pip pydoc requests torch.hub torch.utils.cpp_extension urllib urllib2 urllib3
@@ -161,8 +161,8 @@ _REFUSED_NAMES = _words("""
     dill.load dill.loads io.FileIO io.open joblib.load numpy.load operator.attrgetter operator.methodcaller
     pandas.read_pickle torch.jit.load torch.load torch.serialization.load types.CodeType types.FunctionType
 """)
-# Of the built-ins only what holds or compares data; eval, exec, open, __import__ and what else there is or will be are
-# refused. getattr is how bound methods are written (`model.forward`); what it reaches is looked at.
+# Of the built-ins only those that store or compare data; eval, exec, open, __import__ and all others, present and
+# future, are refused. Bound methods (`model.forward`) are written as getattr; its target is checked.
 _HARMLESS_BUILTINS = _words("""
     Ellipsis NotImplemented abs all any bool bytearray bytes complex dict enumerate float frozenset getattr int len list
     long max min object print range reversed round set slice sorted staticmethod str sum tuple type unicode xrange zip
@@ -219,7 +219,7 @@ def _encode(text: str, encoding: str = "latin1") -> bytes:
 
 
 def _bytes(data: Any = b"", encoding: str = "latin1") -> bytes:
-    # `bytes(n)` would make n zeros; of such a call nothing is kept
+    # `bytes(n)` would make n zeros; the result of such a call is discarded
     return (
         _encode(data, encoding)
         if isinstance(data, str)
@@ -300,13 +300,13 @@ def load(
     constructors: Constructors | None = None,
     persistent: Callable[[Any], Any] | None = None,
 ) -> Any:
-    """Read one pickle, and leave the stream behind it.
+    """Read one pickle, and leave the stream at its end.
 
     Args:
         stream: Where it begins.
-        name: What messages call the file.
-        constructors: Functions that stand in for the named ones, as (module, name); those for the containers of Python
-            and for NumPy arrays are built in. They are called with what the file gives, and so must check it.
+        name: Name of the file in messages.
+        constructors: Functions that replace the named ones, as (module, name); those for the containers of Python
+            and for NumPy arrays are built in. They receive arguments from the file, and so must check them.
         persistent: Resolves a persistent id.
 
     Returns:
@@ -314,7 +314,7 @@ def load(
         ``persistent`` return.
 
     Raises:
-        UnsafeFileError: The file names what serves to run code.
+        UnsafeFileError: The file names a function that runs code.
         WeightFileError: Not a pickle, or a damaged one.
 
     >>> import io, pickle
@@ -355,7 +355,7 @@ class _Machine:
     def run(self, stream: Stream) -> Any:
         unpaid = 0
         self.stream = stream
-        # pickletools decodes opcodes and their arguments, with the lengths checked
+        # pickletools decodes opcodes and their arguments, and checks the lengths
         for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):  # type: ignore[arg-type]
             if count > MAX_OPCODES:
                 raise WeightFileError(f"{self.name}: a pickle of more than {MAX_OPCODES:,} opcodes; not a weight file")
@@ -464,10 +464,10 @@ class _Machine:
         # proportion to what the file holds.
         self.allowance -= sum(len(part) for part in copied if isinstance(part, Collection))
         if self.allowance < 0:
-            raise ValueError("the same data is copied again and again")
+            raise ValueError("the same data is copied too many times")
 
     def attribute(self, owner: Any, name: Any, *_: Any) -> Global:
-        """The name of what getattr would reach, after the same checks as if the file had named it."""
+        """The name of the target of getattr, after the same checks as if the file had named it."""
         cls = owner.cls if isinstance(owner, Object) else owner
         module, outer = (cls.module, cls.name) if isinstance(cls, Global) else ("", type(owner).__name__)
         return self.name_global(module, f"{outer}.{name}")
@@ -497,7 +497,7 @@ class _Machine:
         if isinstance(target, Object) and target.cls.module == "joblib.numpy_pickle" and isinstance(state, dict):
             self.stack[-1] = self.joblib_array(state)
             return
-        # Attributes of containers (`_metadata` of a state dict) and of classes are of no use here
+        # Attributes of containers (`_metadata` of a state dict) and of classes are not needed here
         if isinstance(target, Object | Array | _DType):
             self.pay(*(state if isinstance(state, tuple) else (state,)))
             target.build(state)

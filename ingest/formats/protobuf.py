@@ -1,7 +1,7 @@
 """Protocol buffers, read in place.
 
 The wire format of a message is a list of fields: a number, and an integer or some bytes. :func:`fields` lists them and
-leaves the bytes where they are, so that of a mapped file of any size only what is asked for is touched. (The protobuf
+does not copy the bytes, so that of a mapped file of any size only the requested parts are read. (The protobuf
 library would copy every tensor of a graph into memory to parse it, and needs schemas that only TensorFlow ships.)
 
 Wire format: https://protobuf.dev/programming-guides/encoding.
@@ -42,7 +42,7 @@ class MalformedError(ValueError):
 
 
 def mapped(path: Path) -> memoryview:
-    """A file as bytes that are read when they are touched.
+    """A file as memory-mapped bytes.
 
     Raises:
         WeightFileError: It cannot be opened, or is empty.
@@ -109,7 +109,7 @@ def _walk(data: memoryview) -> Iterator[tuple[int, Field]]:
 
 
 def varint(data: memoryview, position: int) -> tuple[int, int]:
-    """A number of variable length, of 64 bits at most, and the position behind it.
+    """A number of variable length, of 64 bits at most, and the position after it.
 
     >>> varint(memoryview(bytes([0xAC, 0x02])), 0)
     (300, 2)
@@ -132,7 +132,7 @@ def varint(data: memoryview, position: int) -> tuple[int, int]:
 def message(value: Field) -> memoryview:
     """The bytes of a message, a string or a packed list."""
     if isinstance(value, int):
-        raise MalformedError("a number in the place of a message")
+        raise MalformedError("a number instead of a message")
     return value
 
 
@@ -168,5 +168,5 @@ def text_of(values: Iterable[Field] | None) -> str:
     for value in values or ():
         last = value
     if isinstance(last, int):
-        raise MalformedError("a number in the place of a string")
+        raise MalformedError("a number instead of a string")
     return str(last, "utf-8", "replace")

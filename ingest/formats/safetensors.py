@@ -1,14 +1,14 @@
 """Weight files of safetensors: a JSON header of names, types, shapes and places, then the bytes.
 
-The header is read here, as the safetensors library hands out no bfloat16 or float8 without PyTorch. Layout: the length
-of the header as eight little-endian bytes, the header, the bytes of the tensors, C-contiguous and little-endian
+The header is read here, because the safetensors library returns bfloat16 or float8 only with PyTorch. Layout: the
+length of the header as eight little-endian bytes, the header, the bytes of the tensors, C-contiguous and little-endian
 (https://github.com/safetensors/safetensors#format).
 
-A model in several files, or shards, is read as one: give its index (``model.safetensors.index.json``) or any of its
+A model in several files, or shards, is read as one: pass its index (``model.safetensors.index.json``) or any of its
 shards (``model-00001-of-00003.safetensors``), whose siblings are then found beside it by their names.
 
-The file does not keep the order in which a network was built. Layers come in the order of their names, numbers in them
-compared as numbers.
+The file does not preserve the order in which a network was built. Layers are in the order of their names, in which
+numbers are compared as numbers.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "U64": np.dtype("<u8"),
     "U8": np.dtype("u1"),
 }
-# What the libraries that write such files call themselves in the header
+# Names of the libraries that write such files, as stated in the header
 _FRAMEWORKS = {"pt": "pytorch", "tf": "tensorflow"}
 # The layout of kernels that they thereby declare
 _LAYOUTS: dict[str, Layout] = {"pt": "OIHW", "mlx": "OHWI"}
@@ -77,7 +77,7 @@ class _Stored:
         dtype: Element type, as safetensors names it.
         shape: Its shape as stored.
         start: Its first byte in the file.
-        stop: The byte behind its last.
+        stop: The byte after its last.
     """
 
     path: Path
@@ -101,7 +101,7 @@ class _Stored:
                 data = file.read(self.stop - self.start)
             array: npt.NDArray[Any] = np.frombuffer(data, dtype).reshape(self.shape)
             if self.dtype.startswith(("F", "BF")):
-                with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and refused as such later
+                with np.errstate(over="ignore"):  # what float32 cannot represent becomes infinite, and is refused later
                     return array.astype(np.float32)
             return np.ascontiguousarray(array)
 
@@ -129,7 +129,7 @@ def _read_file(path: Path) -> tuple[dict[str, _Stored], str | None]:
         if stop - start != expected:
             raise ValueError(f"tensor {name[:100]} has {stop - start:,} bytes where {expected:,} are expected")
         if 8 + length + stop > size:
-            raise ValueError(f"tensor {name[:100]} ends behind the end of the file: truncated")
+            raise ValueError(f"tensor {name[:100]} ends after the end of the file: truncated")
         place = 8 + length
         tensors[name] = _Stored(path, dtype, tuple(shape), place + start, place + stop)
     reached = 0

@@ -1,8 +1,8 @@
 """Models in several files: the shards of a checkpoint, found by their index or by their names.
 
 An index (``model.safetensors.index.json``, ``pytorch_model.bin.index.json``) names the shard of each tensor. Without
-one, the name of a shard (``model-00001-of-00003.safetensors``) tells the names of its siblings. A model is read as a
-whole or not at all: one shard is not a model.
+one, the names of the other shards follow from the name of one (``model-00001-of-00003.safetensors``). A model is read
+completely or not at all: one shard is not a model.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ def is_index(head: bytes, suffixes: tuple[str, ...] = ("",)) -> bool:
 
 
 def shards(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """The files of the model that a file belongs to; the file itself where that is all of it.
+    """The files of the model that a file belongs to; the file itself if it is the complete model.
 
     Args:
         path: An index, or a shard.
-        suffixes: What the names of shards may end in.
+        suffixes: Suffixes that the names of shards may have.
 
     Raises:
         WeightFileError: A shard is missing or is not beside the index.

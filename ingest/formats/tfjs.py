@@ -1,7 +1,7 @@
 """TensorFlow.js models: ``model.json`` and the shards of weights beside it.
 
-The JSON holds the topology, which is a graph of TensorFlow operations or the configuration of a Keras model, and a
-manifest: which weights are in which files, one behind the other. Weights may be quantised to integers, which stand for
+The JSON contains the topology, which is a graph of TensorFlow operations or the configuration of a Keras model, and a
+manifest: which weights are in which files, one after the other. Weights may be quantised to integers, which represent
 integer x scale + min, or to float16. Libraries such as face-api.js ship the manifest alone; names and shapes then show
 what is a convolution.
 """
@@ -263,7 +263,8 @@ def _layers_model(topology: Mapping[str, Any], tensors: Mapping[str, Tensor]) ->
     variables = []
     for name, tensor in tensors.items():
         *scopes, role = name.split("/")
-        # An HDF5 file has a group for each layer of the model, named after it; here the names of the weights must do
+        # An HDF5 file has a group for each layer of the model, named after it; here only the names of the weights are
+        # known
         top = next((tops[scope] for scope in scopes if scope in tops), None)
         group = tuple(scopes) if top is None or scopes[:1] == [top] else (top, *scopes)
         variables.append(Variable(group or (role,), None, role, tensor))

@@ -1,8 +1,8 @@
 """TensorFlow Lite models.
 
 A file is one FlatBuffer (schema.fbs of TensorFlow Lite): operators that name tensors by number, tensors that name
-buffers. Quantised weights are read as the numbers that they stand for, (stored - zero point) x scale, sparse ones with
-their zeros; where an operator widens a weight before use, the stored weight is read.
+buffers. Quantised weights are dequantised, (stored - zero point) x scale, and sparse ones are expanded; if an operator
+widens a weight before use, the stored weight is read.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class _Model:
         return unique_names(found, [one.name for one in found]), skipped
 
     def parameters(self) -> int:
-        """Numbers that are stored and stand for fractions."""
+        """Numbers of parameters: stored tensors of floating or quantised type."""
         sizes = {}
         for graph in self.graphs:
             for tensor in graph.tensors:
@@ -209,7 +209,7 @@ class _Tensor:
 def _dense(values: npt.NDArray[np.generic], shape: tuple[int, ...], sparsity: Table) -> npt.NDArray[np.generic]:
     """A sparse tensor with its zeros.
 
-    It is stored as a tree: a level for each dimension, in an order of its own, then for each dimension of the blocks.
+    It is stored as a tree: a level for each dimension, in a stored order, then for each dimension of the blocks.
     A dense level has all positions, a sparse one those that are listed.
     """
     order, blocked, levels = sparsity.integers(0), sparsity.integers(1), sparsity.tables(2)
@@ -309,7 +309,7 @@ class _Graph:
         if len(operator.inputs) <= max(weight, image):
             raise ValueError(f"{name}: a convolution of {len(operator.inputs)} inputs")
         number = operator.inputs[weight]
-        for _ in range(8):  # what is narrow or sparse is widened first
+        for _ in range(8):  # narrow or sparse weights are widened first
             maker = self.makers.get(number)
             if self.tensors[number].stored or maker is None or maker.code not in (_DEQUANTIZE, _DENSIFY):
                 break

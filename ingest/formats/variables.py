@@ -1,6 +1,6 @@
 """Named variables of TensorFlow, Keras, JAX and their like, without a graph: which of them are convolutions.
 
-Names and shapes are brought to the form that PyTorch gives them, ``scope.weight`` of (out, in / groups, h, w), or for a
+Names and shapes are converted to PyTorch's form, ``scope.weight`` of (out, in / groups, h, w), or for a
 transposed layer (in, out / groups, h, w). What they prove is then decided by
 :func:`~cnnfilterdb.ingest.network.extract.layers_from_tensors`, as for any other file.
 """
@@ -23,7 +23,7 @@ from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Tensor
 
 __all__ = ["is_training_state", "layers_from_variables"]
 
-#: What programs call a kernel, and what they call the rest of a layer.
+#: Usual names of a kernel, and of the other tensors of a layer.
 _KERNELS = {"kernel", "kernels", "weight", "weights", "filter", "filters", "w", "W"} | {
     "pointwise_kernel",
     "pointwise_weights",
@@ -64,7 +64,7 @@ def layers_from_variables(
 
     Args:
         variables: Those of one network, without the state of its training: ``scope/kernel``, ``scope/bias``, ...
-        ordered: Whether they stand in the order in which the network was built.
+        ordered: Whether they are in the order in which the network was built.
         layout: ``HWIO``, as TensorFlow stores a kernel (``HWOI`` in a transposed layer, (h, w, in, multiplier) in a
             depthwise one), or ``OIHW``, as Chainer and PyTorch do.
 
@@ -132,7 +132,7 @@ def _is_depthwise(variable: Tensor, scope: str) -> bool:
 def _facts(
     variable: Tensor, variables: Sequence[Tensor], scope: str, leaf: str, depthwise: bool
 ) -> tuple[ConvFacts, tuple[int, int, int, int]]:
-    """What names say about a layer, unless its bias contradicts, and the axes that turn HWIO to PyTorch's order."""
+    """What names say about a layer, unless its bias contradicts, and the axes that convert HWIO to PyTorch's order."""
     _, _, third, last = variable.shape
     if depthwise:
         return ConvFacts(transposed=False, groups=third), (2, 3, 0, 1)

@@ -95,10 +95,10 @@ def parse(config: Any) -> LayerNode | None:
     """Read the configuration of a model.
 
     Args:
-        config: What the JSON of ``model_config`` or ``config.json`` holds.
+        config: Content of the JSON of ``model_config`` or ``config.json``.
 
     Returns:
-        The model, or None where the configuration names no layers, as that of a model with code of its own does.
+        The model, or None if the configuration names no layers, as for a model with its own code.
 
     >>> convolution = {"class_name": "Conv2D", "config": {"name": "stem", "filters": 8}}
     >>> model = parse({"class_name": "Sequential", "config": {"name": "net", "layers": [convolution]}})
@@ -149,7 +149,7 @@ def _node(entry: Any, prefix: str, path: tuple[str, ...], taken: dict[str, int],
         node.inputs = [name for name, _ in _references(node.config.get("input_layers"))]
         node.outputs = list(_references(node.config.get("output_layers")))
     elif isinstance(inner, Mapping) and (wrapped := _node(inner, full_name, (*path, "layer"), {}, root=True)):
-        # A wrapper is called, what it wraps has the weights
+        # The wrapper is called; the wrapped layer has the weights
         node.wrapper, node.wrapped_at, node.class_name = class_name, path, wrapped.class_name
         node.config, node.path, node.children = wrapped.config, wrapped.path, wrapped.children
         node.inputs, node.outputs = wrapped.inputs, wrapped.outputs
@@ -177,7 +177,7 @@ def _references(value: Any) -> Iterator[tuple[str, int]]:
 
 
 def _snake_case(name: str) -> str:
-    """The name that Keras 3 makes of a class: words are split where a capital follows a small letter.
+    """The name that Keras 3 derives from a class: words are split where a capital follows a lower-case letter.
 
     >>> _snake_case("DepthwiseConv2D"), _snake_case("Conv2DTranspose"), _snake_case("ReLU")
     ('depthwise_conv2d', 'conv2d_transpose', 're_lu')
@@ -201,7 +201,7 @@ def place(model: LayerNode) -> None:
     """Set depth, use and what follows of all layers, where the configuration has the whole graph.
 
     The depth is the longest path, in layers, from an input to the first use of a layer; layers that read an input have
-    depth 0, a separable convolution counts as two layers. Models in the place of a layer are entered.
+    depth 0, a separable convolution counts as two layers. Models used as layers are entered.
     """
     placer = _Placer()
     try:
@@ -222,7 +222,7 @@ class _Placer:
     def __init__(self) -> None:
         self.depths: dict[LayerNode, int] = {}
         self.normalised: set[LayerNode] = set()
-        self.readers: dict[LayerNode, list[LayerNode | None]] = {}  # None is whoever runs the model
+        self.readers: dict[LayerNode, list[LayerNode | None]] = {}  # None means the caller of the model
         self.count = 0
 
     def run(self, model: LayerNode, inputs: Sequence[int]) -> int:
@@ -231,7 +231,7 @@ class _Placer:
         if model.outputs:
             return self.functional(model, children, inputs)
         if any(child.calls is not None for child in children):
-            raise _UnknownGraphError  # layers that are wired, to outputs that are not told
+            raise _UnknownGraphError  # connected layers whose outputs are not stated
         depth = max(inputs, default=-1)
         for before, child in zip([None, *children], children, strict=False):
             depth = self.call(child, [depth], [before] if before else [])

@@ -53,7 +53,7 @@ HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 ZIP_MAGIC = b"PK\x03\x04"
 
 _CONFIG, _WEIGHTS = "config.json", "model.weights.h5"
-_MAX_GROWTH = 200  # DEFLATE makes weights hardly smaller, and JSON some twenty times
+_MAX_GROWTH = 200  # DEFLATE hardly compresses weights, and JSON about twentyfold
 _MAX_ELEMENTS = 1 << 28  # 1 GiB as float32
 _MAX_INDEX = 1 << 26
 _BYTES_PER_VARIABLE = 2048  # of memory
@@ -66,7 +66,7 @@ class Variable:
 
     Attributes:
         group: Path of the object that it belongs to, as stored.
-        label: Name of that object, where the file gives another than the path.
+        label: Name of that object, if it differs from the path.
         role: What it is called: ``kernel``, ``bias``, or a number.
         tensor: The array.
         place: Offset of its numbers in the file; None for what is not stored in one piece.
@@ -87,8 +87,8 @@ class Stored:
         variables: The weights, in the order in which the file lists them.
         numbered: True where roles are numbers, as Keras 3 writes them.
         config: Configuration of the model, as JSON; None for weights alone.
-        version: Version of Keras, where the file says so.
-        backend: What Keras ran on, where the file says so.
+        version: Version of Keras, if the file states it.
+        backend: Backend of Keras, if the file states it.
         partial: Why it may not be the whole model; None where nothing suggests it.
     """
 
@@ -138,7 +138,7 @@ class KerasArchive:
             if info.file_size > _MAX_GROWTH * max(info.compress_size, 1):
                 raise WeightFileError(
                     f"{path}: its member {name} grows from {info.compress_size:,} to {info.file_size:,} bytes; "
-                    "refused as a bomb"
+                    "refused as a decompression bomb"
                 )
         for name in (_CONFIG, _WEIGHTS):
             if name not in self._members:
@@ -157,7 +157,7 @@ class KerasArchive:
             if info.compress_type not in _COMPRESSIONS:
                 raise ValueError(f"compressed by method {info.compress_type}, which Keras does not use")
             with archive.open(info) as file:
-                # With a size it decompresses no more than that, whatever the list of members says
+                # Given a size, it decompresses no more than that, even if the list of members says otherwise
                 return file.read(info.file_size)
 
     def config(self) -> Any:
@@ -302,7 +302,7 @@ def _index_beside(path: Path) -> Path | None:
 
 
 def _lone_shard(path: Path, variables: Sequence[Variable]) -> str | None:
-    """Why a file may be one of several, judged by its name; None where nothing suggests it.
+    """Why a file may be one of several, judged by its name; None if nothing suggests it.
 
     Raises:
         WeightFileError: The file lacks layers that Keras has numbered before those in it.
@@ -342,7 +342,7 @@ class _Source:
     """An HDF5 file of Keras.
 
     Attributes:
-        origin: What to call it in messages.
+        origin: Its name in messages.
         open: Opens it.
         longest: Size of the longest string of variable length in it.
     """
@@ -384,7 +384,7 @@ class _Source:
         return tuple(found)
 
     def numbered(self, file: h5py.File) -> tuple[Variable, ...]:
-        """The weights of Keras 3: numbers in groups called vars, of objects in groups of their own."""
+        """The weights of Keras 3: numbered, in groups called vars, inside a group for each object."""
         found: list[Variable] = []
         seen: set[int] = set()
         stack: list[tuple[tuple[str, ...], Any]] = [((), file)]

@@ -81,9 +81,9 @@ class KerasFormat:
 # ---------------------------------------------------------------------------------------------------------------------
 # Which weight belongs to which layer
 
-# Groups of Keras 3 that hold the layers of a model, and have no name of their own; the second in 2.13
+# Groups of Keras 3 that contain the layers of a model and are not part of their names; the second in 2.13
 _CONTAINERS = ("layers", "_layer_checkpoint_dependencies")
-# What a model has beside its layers
+# Parts of a model besides its layers
 _TRAINING = re.compile(r"_?optimizer|optimizer_weights|_?(?:compile_)?metrics|_?compile_loss|_?loss_tracker")
 # Roles in the order in which Keras 3 numbers them
 _NUMBERED = {
@@ -104,7 +104,7 @@ class _Weight:
         role: ``kernel``, ``depthwise_kernel``, ``pointwise_kernel``, ``bias``, ``gamma``, ...
         tensor: The array.
         node: The layer in the configuration, None where that does not have it.
-        family: What the name says about a layer that the configuration does not have.
+        family: What the name says about a layer that is missing in the configuration.
         old: Whether it is the kernel of a layer of Keras 1.
     """
 
@@ -130,7 +130,7 @@ class _Owners:
         path = tuple(part for part in group if part not in _CONTAINERS)
         if path in self.by_path:
             return self.by_path[path]
-        # Parts of a layer, such as the cell of a recurrent one, have groups of their own
+        # Parts of a layer, such as the cell of a recurrent one, have their own groups
         above = (self.by_path.get(path[:length]) for length in range(len(path) - 1, 0, -1))
         return next((node for node in above if node is not None and node.class_name in _OTHERS), None)
 
@@ -138,7 +138,7 @@ class _Owners:
         top = self.tops.get(group[0])
         if top is None or top.children is None:
             return top
-        # The weights of a model in the place of a layer are named after its own layers
+        # The weights of a model used as a layer are named after its own layers
         inside: dict[str, list[LayerNode]] = {}
         for leaf in leaves(top):
             inside.setdefault(leaf.name, []).append(leaf)
@@ -190,7 +190,7 @@ def _without_recurrent(weights: Sequence[_Weight]) -> tuple[list[_Weight], list[
     found = set()
     for owner, own in parts.items():
         kernels = [weight for weight in own if len(weight.tensor.shape) == 4]
-        # The gates side by side: (h, w, in, n x filters), and for the state (h, w, filters, n x filters)
+        # The gates, concatenated: (h, w, in, n x filters), and for the state (h, w, filters, n x filters)
         gates = any(
             first.tensor.shape[3] == second.tensor.shape[3] == gates * second.tensor.shape[2]
             for first, second in pairwise(kernels)
@@ -347,7 +347,7 @@ def layers_of(stored: Stored) -> tuple[tuple[ConvLayer, ...], tuple[Skipped, ...
         for layer, node, (rank, norm) in zip(placed, holders, conv_depths(depths), strict=True)
     ]
     if stored.backend == "theano":
-        # Keras has turned the kernels of depthwise layers itself before it called Theano, so that those correlate
+        # Keras itself flipped the kernels of depthwise layers before calling Theano, so those correlate
         turned_before = {
             name
             for weight in weights
@@ -362,7 +362,7 @@ def layers_of(stored: Stored) -> tuple[tuple[ConvLayer, ...], tuple[Skipped, ...
 def _is_unproved(weight: _Weight, bias: tuple[int, ...] | None, stored: Stored) -> bool:
     """Whether a tensor of four dimensions has nothing but its shape to show that it is the kernel of a convolution.
 
-    A class that is not known may have any parameter of four dimensions, such as a map of positions. Its name, or a bias
+    An unknown class may have any parameter of four dimensions, such as a map of positions. Its name, or a bias
     as long as the last axis, shows a convolution. Where the file names its weights, those names are judged.
     """
     shape = weight.tensor.shape
@@ -470,7 +470,7 @@ def _pair(value: Any) -> Any:
 
 
 def _fits(shape: tuple[int, ...], axes: _Axes, form: str, config: Mapping[str, Any]) -> bool:
-    """Whether a kernel has the size and the number of filters that the configuration tells, as far as it does."""
+    """Whether a kernel has the size and the number of filters that the configuration states, if it states them."""
     first, second, height, width = (shape[axis] for axis in axes)
     if form == "pointwise":
         size: Any = (1, 1)
@@ -487,7 +487,7 @@ def _fits(shape: tuple[int, ...], axes: _Axes, form: str, config: Mapping[str, A
 
 
 def _flipped(layer: ConvLayer) -> ConvLayer:
-    """Theano convolves where all others correlate, so its kernels are stored the other way round."""
+    """Theano convolves where all others correlate, so its kernels are stored flipped."""
     return replace(layer, read=lambda: np.ascontiguousarray(layer.read()[:, :, ::-1, ::-1]))
 
 
@@ -498,8 +498,8 @@ def _flipped(layer: ConvLayer) -> ConvLayer:
 def _from_names(weights: Sequence[_Weight], stored: Stored) -> list[ConvLayer | Skipped]:
     """The layers of weights alone: what names and shapes prove.
 
-    A layer that Keras has named after its class (``conv2d_transpose_3``) is taken for one of that class, and for one
-    without groups, which weights do not show and which hardly any model has.
+    A layer that Keras named after its class (``conv2d_transpose_3``) is assumed to be of that class and without
+    groups, which weights do not show and hardly any model has.
     """
     tensors = [replace(weight.tensor, name=f"{weight.owner}/{weight.role}") for weight in weights]
     layout = "OIHW" if _is_theano_order(weights, stored) else "HWIO"

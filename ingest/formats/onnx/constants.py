@@ -3,7 +3,7 @@
 Exporters and quantisers do not always leave a weight as one tensor: it may pass through ``Cast`` and ``Transpose``, be
 stored as integers with a scale, or be standardised by a handful of arithmetic nodes. All of them are evaluated, one at
 a time, by the reference implementation of the ONNX library, and only when a weight is read. Operators are limited to
-those whose result has a size that is known before, which is accounted for (:mod:`~cnnfilterdb.ingest.formats.limits`):
+those whose result has a size known beforehand, which is accounted for (:mod:`~cnnfilterdb.ingest.formats.limits`):
 a few bytes could otherwise ask for gigabytes.
 """
 
@@ -45,11 +45,11 @@ _DTYPES = {
 
 
 class UnknownConstantError(Exception):
-    """A constant that cannot be computed; the message says why, to be shown beside the name of its layer."""
+    """A constant that cannot be computed; the message says why, and is shown with the name of its layer."""
 
 
 def onnx_dtype_name(tensor: Any) -> str:
-    """Element type of a stored tensor, as the database spells it.
+    """Element type of a stored tensor, as written in the database.
 
     >>> onnx_dtype_name(TensorProto(data_type=TensorProto.BFLOAT16))
     'bfloat16'
@@ -66,10 +66,10 @@ class Constants:
     """Reads the constants of one model."""
 
     def __init__(self, path: Path) -> None:
-        """Nothing is read yet.
+        """Prepare reading; nothing is read yet.
 
         Args:
-            path: The model; data outside of the file is looked for beside it.
+            path: The model; external data is searched for in the same folder.
         """
         self.path = path
         self._keys: dict[Any, int] = {}
@@ -87,7 +87,7 @@ class Constants:
         return {step.op for step in self._steps(value)}
 
     def key(self, value: Value) -> int:
-        """A number that two constants share when they are the same computation on the same tensors."""
+        """A number that two constants share if they are the same computation on the same tensors."""
         keys: dict[Value, int] = {}
 
         def known(source: Value | None) -> int:
@@ -293,7 +293,7 @@ def _check_size(shape: Sequence[int]) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 # Operators
 
-_SAME = frozenset({"Identity", "Cast", "CastLike", "Dropout"})  # leave the numbers as they are
+_SAME = frozenset({"Identity", "Cast", "CastLike", "Dropout"})  # do not change the numbers
 _SAME_SHAPE = frozenset({"DequantizeLinear", "QuantizeLinear"})
 
 
@@ -317,7 +317,7 @@ def _gathered(data: _Array, indices: _Array) -> tuple[int, ...]:
     return (indices.size, data.size)
 
 
-# What an operator makes is not larger than these shapes, given its inputs.
+# Upper bounds of the shape of an operator's result, given its inputs.
 _LIMITS: dict[str, Callable[..., tuple[int, ...]]] = {
     **dict.fromkeys(("Identity", "Cast", "CastLike", "Dropout", "QuantizeLinear", "DequantizeLinear"), _first),
     **dict.fromkeys(("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Split", "Shape"), _first),
@@ -348,7 +348,7 @@ def _evaluate(step: Step, inputs: Sequence[_Array | None]) -> Sequence[_Array]:
     try:
         shape = limit(*given)
         _check_size(shape)
-        # The library makes as much again on the way
+        # The library needs the same amount again temporarily
         limits.current().allocate(2 * math.prod(shape) * max(array.itemsize for array in given))
         return _run(step, inputs)
     except (UnknownConstantError, WeightFileError):

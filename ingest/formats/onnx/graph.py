@@ -1,7 +1,8 @@
 """The graph of an ONNX model, flat: every node that runs, in order, with its depth and whether its result is used.
 
-The bodies of control flow (``If``, ``Loop``, ``Scan``) stand in the place of their node, those of the model's own
-functions in the place of each call. Nothing is computed and no tensor is decoded.
+The bodies of control flow (``If``, ``Loop``, ``Scan``) replace their node, those of the model's own functions each
+call.
+ Nothing is computed and no tensor is decoded.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ __all__ = ["MAX_STEPS", "Graph", "Step", "Value", "flatten"]
 #: A model that expands to more nodes is refused. The largest of published models have some 100,000.
 MAX_STEPS = 1_000_000
 _MAX_CALLS = 50  # functions that call each other
-# Memory in bytes of a node that runs with its results, and of what reads and is read
+# Memory in bytes of a node with its results, and of each connection between nodes
 _BYTES_PER_STEP, _BYTES_PER_EDGE = 1536, 64
 
 _STANDARD = ("", "ai.onnx")
@@ -32,14 +33,14 @@ _STANDARD = ("", "ai.onnx")
 
 @dataclass(eq=False, slots=True)
 class Value:
-    """What a node makes, an input, or a constant of the file.
+    """The result of a node, an input, or a constant of the file.
 
     Attributes:
         name: Its name in its own graph.
         depth: Depth of the node that makes it, -1 for an input of the model, None for what depends on no input.
-        constant: True when it follows from the file alone.
+        constant: True if it follows from the file alone.
         tensor: The tensor, for a constant that is stored as one.
-        maker: The step that makes it.
+        maker: The step that computes it.
         readers: The steps that read it.
     """
 
@@ -58,12 +59,12 @@ class Step:
     Attributes:
         node: The node.
         domain: Its operator set; empty for that of ONNX itself.
-        version: Version of that operator set, 0 where the model does not tell.
+        version: Version of that operator set, 0 if the model does not state it.
         attributes: Its attributes by name; those that a function passes on are resolved.
-        scope: Names of the functions and branches that it stands in, each with a slash.
+        scope: Names of the functions and branches that contain it, each with a slash.
         inputs: What it reads, by position; None for an input that is left out.
         outputs: What it makes.
-        bodies: What the bodies of its branches or of its loop give.
+        bodies: Results of the bodies of its branches or of its loop.
         number: Its place in the order of execution.
         depth: Longest path, in edges, from an input of the model; None when no path leads to it.
         used: Whether its result reaches an output of the model.
@@ -88,7 +89,7 @@ class Step:
 
     @property
     def name(self) -> str:
-        """Name of the node with its scope; the operator stands in for a node without a name."""
+        """Name of the node with its scope; a node without a name is called by its operator."""
         return f"{self.scope}{self.node.name or self.op}"
 
     def input(self, index: int) -> Value | None:
@@ -120,11 +121,11 @@ class Graph:
 
 
 def flatten(model: Any, origin: str) -> Graph:
-    """Bring the nodes of a model into one list.
+    """Flatten the nodes of a model into one list.
 
     The depth of a node is its longest path, in edges, from an input of the model, nodes of all kinds counted: those
-    that read an input have depth 0. Nodes that depend on constants alone have none. What stands in the body of an
-    ``If`` or a ``Loop`` is deeper than that node.
+    that read an input have depth 0. Nodes that depend on constants alone have none. Nodes in the body of an
+    ``If`` or a ``Loop`` are deeper than that node.
 
     Args:
         model: An ``onnx.ModelProto``.
@@ -159,12 +160,12 @@ def _mark_used(steps: Sequence[Step], outputs: Iterable[Value]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Frame:
-    """Where nodes stand: what they see beside their own graph."""
+    """The surroundings of nodes: what is visible to them besides their own graph."""
 
     scope: str
     versions: Mapping[str, int]
     attributes: Mapping[str, Any] | None  # those of the function that is called; None outside of functions
-    floor: int | None = None  # depth of the control flow that they stand in
+    floor: int | None = None  # depth of the control flow that contains them
     calls: tuple[tuple[str, str, str], ...] = ()
 
 

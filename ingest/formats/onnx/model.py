@@ -1,6 +1,6 @@
 """ONNX: convolution layers out of the nodes of a graph.
 
-A graph shows what a list of tensors does not: which tensor is the weight of a convolution, its groups, stride and
+A graph shows what a list of tensors cannot: which tensor is the weight of a convolution, its groups, stride and
 dilation, its depth and whether its result is used. The file is parsed, never run or checked, and tensors are
 decoded when a layer is read.
 """
@@ -69,7 +69,7 @@ class OnnxFormat:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Is it one?
+# Recognition
 
 _VARINT, _BYTES = 0, 2
 # Fields of ModelProto: number -> wire type
@@ -81,7 +81,7 @@ _GRAPH_TAGS = {number << 3 | _BYTES for number in (1, 2, 5, 10, 11, 12, 13, 14, 
 
 
 def _is_model(head: bytes, size: int) -> bool:
-    """Walk the fields of a ModelProto as far as the first bytes go: all known, the graph or the end of them reached.
+    """Walk the fields of a ModelProto in the first bytes: all must be known up to the graph or the end of the bytes.
 
     >>> from onnx import helper
     >>> model = helper.make_model(helper.make_graph([], "empty", [], [])).SerializeToString()
@@ -309,7 +309,7 @@ def _quantisation(step: Step, op: _Op) -> tuple[Value | None, Value | None]:
 
 
 def _scale_after(step: Step) -> Value | None:
-    """The scale of the weight of a ConvInteger: what its result is multiplied by, beside the scale of the input.
+    """The scale of the weight of a ConvInteger: the factor of its result besides the scale of the input.
 
     Dynamic quantisation multiplies the result by (scale of the input x scale of the weight), the first one computed.
     """
@@ -329,7 +329,7 @@ def _scale_after(step: Step) -> Value | None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Names, and what they show
+# Names, and what they reveal
 
 # Names that the exporter of PyTorch makes up: onnx::Conv_14, and 14 in its older versions
 _MADE_UP = re.compile(r"(?:onnx::\w+_)?\d+(?:_quantized)?")
@@ -350,7 +350,7 @@ def _layer_name(step: Step, weight: str) -> str:
     return (part[1] if part else weight.removesuffix(".weight")) or step.name
 
 
-# What PyTorch keeps in the place of a weight that it composes: direction and gain, or a matrix and its singular vectors
+# What PyTorch stores instead of a composed weight: direction and gain, or a matrix and its singular vectors
 _PART = re.compile(r"(.*)\.(?:parametrizations\.weight\.original1?|weight_v|weight_orig)")
 
 
@@ -371,7 +371,7 @@ class _Exporter:
 
     Attributes:
         framework: ``pytorch``, ``tensorflow``, ``keras``, or ``onnx`` for anything else.
-        folds: True for versions of PyTorch that fold batch normalisation and give up the names of what they fold.
+        folds: True for versions of PyTorch that fold batch normalisation and lose the names of what they fold.
     """
 
     framework: str
@@ -386,7 +386,7 @@ class _Exporter:
         return cls(frameworks.get(producer, "onnx"), folds)
 
 
-# Where the exporter of PyTorch notes what it has done to a node
+# Where the exporter of PyTorch records what it has done to a node
 _RULE = "pkg.onnxscript.rewriter.rule_name"
 # Names that ONNX Runtime and tf2onnx give to a weight with a folded batch normalisation
 _FOLDED = re.compile(r"ConvBnFusion_W_|_weights_fused_bn")
@@ -403,7 +403,7 @@ def _bn_folded(step: Step, op: _Op, weight: Value, exporter: _Exporter) -> bool 
       when it folds: a weight that was only composed leaves the bias its name;
     - ONNX Runtime or tf2onnx have said so in the name of the weight.
 
-    Otherwise it is not known: a file without batch normalisation may never have had one.
+    Otherwise it is unknown: a file without batch normalisation may never have had one.
     """
     if any(reader.op == "BatchNormalization" for output in step.outputs for reader in output.readers):
         return False
@@ -421,7 +421,7 @@ def _bn_folded(step: Step, op: _Op, weight: Value, exporter: _Exporter) -> bool 
 # ---------------------------------------------------------------------------------------------------------------------
 # Parameters
 
-# Inputs that are no parameters though they are numbers: running statistics, scales of activations, sizes, bounds
+# Inputs that are numbers but not parameters: running statistics, scales of activations, sizes, bounds
 _NO_PARAMETERS: Mapping[str, tuple[int, ...]] = {
     "BatchNormalization": (3, 4),
     "QuantizeLinear": (1, 2),

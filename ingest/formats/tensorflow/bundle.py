@@ -4,8 +4,8 @@ The index is a sorted table in the file format of LevelDB (table_format.md of th
 uncompressed; its values are messages (tensor_bundle.proto) that say where in the data files a variable is stored. It is
 read from there when its layer is read.
 
-What variables are called in the program stands in a further entry since TensorFlow 2, whose keys are paths through the
-objects of the program: the object graph (trackable_object_graph.proto). A variable that the program kept in several
+Since TensorFlow 2, keys are paths through the objects of the program, and a further entry has the names of the
+variables in the program: the object graph (trackable_object_graph.proto). A variable that the program kept in several
 slices has an entry for each of them, and is joined again.
 
 The first version of the format, one file such as ``model.ckpt``, is a table of the same kind with the values in it
@@ -45,7 +45,7 @@ MAGIC = (0xDB4775248B80FB57).to_bytes(8, "little")
 
 _FOOTER = 48
 _OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
-# Keys share their beginnings with the key before, so that a small file could spell out long ones without end.
+# Keys share their beginnings with the key before, so a small file could contain any number of long ones.
 _MAX_KEY = 4096
 _BYTES_PER_ENTRY = 1536  # of memory
 _MAX_ENTRIES = 1_000_000
@@ -53,7 +53,7 @@ _PART = re.compile(r"\.(?:index|meta|data-\d{5}-of-\d{5})$")
 
 
 def prefix_of(path: Path) -> Path:
-    """What the names of the files of a checkpoint begin with.
+    """The common beginning of the file names of a checkpoint.
 
     >>> prefix_of(Path("net/model.ckpt.data-00000-of-00001")).as_posix()
     'net/model.ckpt'
@@ -89,7 +89,7 @@ class Bundle:
     """The variables of a checkpoint.
 
     Attributes:
-        prefix: What the names of its files begin with.
+        prefix: Common beginning of the names of its files.
         tensors: Its variables by key, in the order of the index, which is alphabetical.
         skipped: Variables that cannot be read, with the reason.
         checksums: Type, shape and checksum of each, which are those of another when the two hold the same.
@@ -173,14 +173,14 @@ class Bundle:
         path = data_file(self.prefix, entry.shard, self._count)
         if entry.shard not in self._shards:
             if not path.is_file():
-                raise WeightFileError(f"{path}: missing; it holds variables of {self.prefix.name}.index")
+                raise WeightFileError(f"{path}: missing; it contains variables of {self.prefix.name}.index")
             limits.current().opened(path.stat().st_size)
             self._shards[entry.shard] = mapped(companion(self.prefix.with_name(f"{self.prefix.name}.index"), path.name))
         data = self._shards[entry.shard]
         if entry.offset < 0 or entry.size < 0 or entry.offset + entry.size > len(data):
             raise WeightFileError(
                 f"{path}: {len(data):,} bytes, but {self.prefix.name}.index places a variable at "
-                f"{entry.offset:,} to {entry.offset + entry.size:,}; the file is cut off or of another checkpoint"
+                f"{entry.offset:,} to {entry.offset + entry.size:,}; the file is truncated or of another checkpoint"
             )
         return data[entry.offset : entry.offset + entry.size]
 

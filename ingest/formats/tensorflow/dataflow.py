@@ -1,8 +1,8 @@
 """Graphs of TensorFlow operations: which of them convolve, with which weights, how deep.
 
 The same operations come as protocol buffers (SavedModel, frozen graph) and as JSON (TensorFlow.js). Functions are
-inlined first, so that a path leads from the input of the model through every call; what is not reached by one is never
-looked at. Weights are traced back to the constant or the variable that holds them, or from which they are computed.
+inlined first, so that paths lead from the input of the model through every call; operations that no path reaches are
+ignored. Weights are traced back to the constant or the variable that holds them, or from which they are computed.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Node(Protocol):
 
     @property
     def inputs(self) -> Sequence[str]:
-        """What it takes: ``node``, ``node:output``, ``node:name:output``; ``^node`` is an order, not an input."""
+        """Its inputs: ``node``, ``node:output``, ``node:name:output``; ``^node`` is a control dependency."""
 
     def integers(self, key: str) -> tuple[int, ...]:
         """A number, or list of numbers."""
@@ -81,7 +81,7 @@ class Function:
 
     Attributes:
         arguments: Names of its arguments.
-        results: What it returns, each as an input is spelt.
+        results: What it returns, each written like an input.
         nodes: Its operations.
     """
 
@@ -252,7 +252,7 @@ class Dataflow:
         return [edge[0] for edge in self._steps[number].inputs if edge and self._steps[edge[0]].op != "NextIteration"]
 
     def _sorted(self) -> list[int]:
-        """Operations, each after what it takes; those of a cycle that is no loop of TensorFlow are left out."""
+        """Operations, each after its inputs; those in a cycle that is not a TensorFlow loop are left out."""
         waiting = [0] * len(self._steps)
         consumers: list[list[int]] = [[] for _ in self._steps]
         for number in range(len(self._steps)):
@@ -387,7 +387,7 @@ class Dataflow:
             )
         ordered = set(self._order)
         skipped += [
-            Skipped(step.node.name, "part of a circle of operations, which is not a loop of TensorFlow")
+            Skipped(step.node.name, "part of a cycle of operations that is not a TensorFlow loop")
             for number, step in enumerate(self._steps)
             if number not in ordered and step.op in _CONVOLUTIONS and step.node is not None
         ]
@@ -406,7 +406,7 @@ class Dataflow:
         return _spatial(node, "dilations") or (1, 1)
 
     def _channels(self) -> list[int | None]:
-        """Channels of the output of every operation, where the operations before it prove them."""
+        """Channels of the output of every operation, if the operations before it determine them."""
         channels: list[int | None] = [None] * len(self._steps)
         for number in self._order:
             step = self._steps[number]
@@ -513,7 +513,7 @@ def layer_name(holder: str, operation: str) -> str:
 
 
 def layer(conv: Convolution, tensor: Tensor, holder: str) -> ConvLayer | Skipped:
-    """A layer of a convolution and the tensor that it weighs with.
+    """A layer, from a convolution and its weight.
 
     Args:
         conv: The convolution.

@@ -64,7 +64,7 @@ def meta_graphs(data: memoryview) -> list[Fields]:
     """The MetaGraphDefs of a SavedModel, each with its GraphDef in field 2.
 
     Raises:
-        MalformedError: It is no SavedModel.
+        MalformedError: It is not a SavedModel.
     """
     return [fields(message(value)) for value in fields(data, (2,)).get(2, [])]
 
@@ -73,7 +73,7 @@ def definition(graph: memoryview) -> GraphDefinition:
     """The graph of a GraphDef.
 
     Raises:
-        MalformedError: It is no GraphDef.
+        MalformedError: It is not a GraphDef.
     """
     parts = fields(graph, (1, 2))
     nodes = [_ProtoNode(message(value)) for value in parts.get(1, [])]
@@ -233,7 +233,7 @@ def array(
 
 
 def widened(values: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
-    """Floating types of another width as float32, all else as it is."""
+    """Floating types of another width as float32, everything else unchanged."""
     floating = values.dtype.kind == "f" or values.dtype == ml_dtypes.bfloat16
     return values.astype(np.float32) if floating and values.dtype != np.float32 else values
 

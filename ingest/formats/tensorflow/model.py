@@ -1,6 +1,6 @@
 """TensorFlow models: SavedModel, checkpoint, frozen graph.
 
-TensorFlow is not needed, and no graph is executed. A model is found from any of its files:
+TensorFlow is not needed, and no graph is executed. Any file of a model may be given:
 
     saved_model.pb, variables/variables.index, variables/variables.data-00000-of-00001    SavedModel
     model.ckpt.index, model.ckpt.data-00000-of-00001 [, model.ckpt.meta]                  checkpoint [with its graph]
@@ -127,7 +127,7 @@ def _frozen(path: Path) -> Weights:
         node = flow.node(number)
         tensor = node.constant() if flow.op(number) == "Const" else None
         return tensor or Skipped(
-            node.name, "a variable, whose value is not in the graph; freeze it, or give a checkpoint"
+            node.name, "a variable, whose value is not in the graph; freeze the graph, or pass a checkpoint"
         )
 
     found, skipped = dataflow_layers(flow, _guarded(path, weight))
@@ -139,7 +139,7 @@ def _saved_model(folder: Path) -> Weights:
     path = folder / _SAVED_MODEL
     graphs = meta_graphs(mapped(path))
     if not graphs:
-        raise WeightFileError(f"{path}: holds no graph; expected one that tf.saved_model.save has written")
+        raise WeightFileError(f"{path}: contains no graph; expected one written by tf.saved_model.save")
     prefix = folder / "variables" / "variables"
     bundle = Bundle(prefix) if prefix.with_name("variables.index").is_file() else None
     # One graph for each set of tags; the one to serve comes first where there are several
@@ -151,9 +151,7 @@ def _checkpoint(path: Path) -> Weights:
     if path.suffix not in (".index", ".meta") and not _DATA.search(path.name):
         old = first_version(path)
         if old is None:
-            raise WeightFileError(
-                f"{path}: the index of a checkpoint whose name was changed; expected a name that ends in .index"
-            )
+            raise WeightFileError(f"{path}: the index of a renamed checkpoint; expected a name that ends in .index")
         return _first_version(path, *old)
     prefix = prefix_of(path)
     bundle = Bundle(prefix)
@@ -204,7 +202,7 @@ def _with_graph(path: Path, graph: memoryview, bundle: Bundle | None, format: st
     same = {key for key, sums in bundle.checksums.items() if sums in seen}
     named = {key: flow.node(number).name for number, key in restored.items()}
     further, reasons, count = _by_name(bundle, same, named)
-    # What the graph has already reported of a variable, by its name there
+    # What the graph has already reported about a variable, by its name there
     told = {entry.name for entry in skipped}
     skipped += [entry for entry in (*bundle.skipped, *reasons) if entry.name not in told]
     return Weights(format, "tensorflow", (*found, *further), count, tuple(skipped))
@@ -213,7 +211,7 @@ def _with_graph(path: Path, graph: memoryview, bundle: Bundle | None, format: st
 def _by_name(
     bundle: Bundle, taken: set[str], named: Mapping[str, str]
 ) -> tuple[tuple[ConvLayer, ...], tuple[Skipped, ...], int]:
-    """Layers of the variables of a checkpoint, but of those in ``taken``, and the number of its parameters.
+    """Layers of the variables of a checkpoint except those in ``taken``, and the number of its parameters.
 
     Args:
         bundle: The checkpoint.
@@ -234,7 +232,7 @@ def _by_name(
         average = bundle.tensors.get(f"{key}{_AVERAGE}")
         variables.append((path, key, replace(average or tensor, name=name if "/" in name else path)))
     variables.sort(key=lambda entry: natural(entry[0]))
-    # Objects of Keras stand in the order of its layers; the names of a graph in that of the alphabet
+    # Objects of Keras are in the order of its layers; the names of a graph are in alphabetical order
     ordered = any(path.startswith("layer_with_weights-") for path, _, _ in variables)
     found, skipped, count = layers_from_variables([tensor for _, _, tensor in variables], ordered=ordered)
     if taken:

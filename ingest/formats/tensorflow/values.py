@@ -41,7 +41,7 @@ class _Graph(Protocol):
 
 
 class _NotEvaluatedError(Exception):
-    """What stands in the way of a weight."""
+    """Why a weight cannot be computed."""
 
 
 def computed(
@@ -72,7 +72,7 @@ def computed(
     except _NotEvaluatedError as error:
         return str(error)
     if not sources:
-        return "computed from no tensor of the file"
+        return "not computed from any tensor of the file"
     largest = max(sources, key=lambda one: math.prod(sources[one].shape))
 
     def read() -> npt.NDArray[np.generic]:
@@ -99,7 +99,7 @@ def _behind(graph: _Graph, number: int, is_stored: Callable[[str], bool]) -> lis
         missing = [source for source in reads if not state.get(source)]
         if not missing or one in state:
             if missing:
-                raise _NotEvaluatedError("computed in a circle")
+                raise _NotEvaluatedError("computed in a cycle")
             state[one] = True
             order.append(one)
             stack.pop()
@@ -157,7 +157,7 @@ def _reduced(function: Callable[..., Any]) -> Callable[..., _Array]:
 
 
 def _fake_quantised(node: _Node, values: _Array, low: _Array, high: _Array) -> _Array:
-    """Rounded to the numbers that integers of a few bits stand for, the range nudged so that 0 is one of them."""
+    """Rounded to the numbers that integers of a few bits represent, the range nudged so that 0 is one of them."""
     bits = (node.integers("num_bits") or (8,))[-1]
     if not 2 <= bits <= 16:
         raise ValueError(f"{bits} bits")

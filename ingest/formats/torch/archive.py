@@ -43,12 +43,12 @@ class TorchArchive:
             with self.blob.stream() as stream, zipfile.ZipFile(stream) as archive, archive.open(info) as file:
                 data = file.read(size + 1)
             if len(data) != size:
-                raise ValueError(f"member {member} has not the size that it announces")
+                raise ValueError(f"member {member} does not have the size that it announces")
             return Blob.of(data)
         header = self.blob.part(info.header_offset, 30).read()
         if not header.startswith(ZIP):
             raise ValueError(f"member {member} has no header")
-        # Name and padding stand between the header and the bytes
+        # Name and padding are between the header and the bytes
         start = (
             info.header_offset + 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
         )

@@ -59,7 +59,7 @@ _PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 # Protocols 0 and 1 have no mark: they begin with a container, or with the name of a class
 _OLD_PICKLE = re.compile(rb"\(?[dl]p\d+\n|[}\]]q.|c[A-Za-z_][\w.]*\n[A-Za-z_]\w*\n")
 _SUFFIXES = (".bin", ".pt", ".pth")
-# What torch.save writes first, to know its own files by
+# The first object that torch.save writes, which identifies its files
 _MAGIC = 0x1950A86A20F9469CFC6C
 
 
@@ -69,13 +69,13 @@ _MAGIC = 0x1950A86A20F9469CFC6C
 
 @dataclass(slots=True)
 class _Checkpoint:
-    """What a file holds.
+    """The content of a file.
 
     Attributes:
         format: Name of the layout.
         root: The tree of containers, tensors and modules.
-        code: Code of its classes, where it has it.
-        journey: What following the code has shown.
+        code: Code of its classes, if it has any.
+        journey: Result of following the code.
         left_out: Tensors that are not part of the tree.
     """
 
@@ -86,7 +86,7 @@ class _Checkpoint:
     left_out: tuple[Skipped, ...] = ()
 
     def facts(self, module: Object) -> ConvFacts:
-        """What the stub of a module tells about its convolution."""
+        """What the stub of a module says about its convolution."""
         code, cls = self.code, str(module.cls)
         if code is None:
             return conv_facts(module.cls.name, module.attributes.get)
@@ -146,7 +146,7 @@ def _open_exported(archive: TorchArchive, name: str, depth: int) -> _Checkpoint 
 
 
 def _script(archive: TorchArchive, root: str, content: Any, constants: Any) -> _Checkpoint:
-    """Follow the code of a TorchScript archive, and name the weights that only the code tells apart."""
+    """Follow the code of a TorchScript archive, and name the weights that only the code identifies."""
     sources = {}
     for member in archive.infos:
         path = member.removeprefix(f"{root}code/")
@@ -155,12 +155,12 @@ def _script(archive: TorchArchive, root: str, content: Any, constants: Any) -> _
     try:
         code = Code(sources)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return _Checkpoint("torchscript", content)  # the weights are there all the same
+        return _Checkpoint("torchscript", content)  # the weights are present in any case
     if not isinstance(content, Object) or not isinstance(constants, list | tuple):
         return _Checkpoint("torchscript", content, code)
     stored = _mark(content, code)
     journey = follow(code, content, constants, _is_kernel)
-    # Of a frozen network the weights are constants, and so are the packed weights of quantised layers
+    # In a frozen network the weights are constants, and so are the packed weights of quantised layers
     kernels = [first_kernel(value.state if isinstance(value, Object) else value, _is_kernel) for value in constants]
     numbers = {id(kernel): number for number, kernel in enumerate(kernels) if kernel is not None}
     frozen: dict[str, Any] = {}
@@ -230,7 +230,7 @@ def _load_zip_pickle(archive: TorchArchive, name: str, root: str, pickle: str, f
 
 
 def _is_clutter(member: str) -> bool:
-    """Whether a member is what macOS adds to archives."""
+    """Whether a member was added by macOS."""
     return member.startswith("__MACOSX/") or member.rpartition("/")[2].startswith("._")
 
 
@@ -250,7 +250,7 @@ def _open_single(archive: TorchArchive, name: str, depth: int) -> _Checkpoint:
 
 def _constructors(name: str, depth: int = 0) -> Mapping[tuple[str, str], Callable[..., Any]]:
     def load_from_bytes(data: Any) -> Any:
-        # How tensors are written by pickle itself: each storage a file of its own
+        # Tensors written by pickle itself: each storage is a separate file
         if not isinstance(data, bytes | bytearray):
             raise ValueError("a storage without bytes")
         storage = _open(Blob.of(bytes(data)), name, depth + 1).root
@@ -266,7 +266,7 @@ def _open_pickle(blob: Blob, name: str, depth: int) -> _Checkpoint:
             return _Checkpoint("pickle", content)
         if (version := load(stream, name)) != 1001:
             raise ValueError(f"version {version} of the format")
-        load(stream, name)  # byte order and sizes of the machine; storages are little-endian all the same
+        load(stream, name)  # byte order and sizes of the machine; storages are always little-endian
 
         storages: dict[Any, TensorStorage] = {}
         views: dict[Any, TensorStorage] = {}  # of a part of a storage, or of it as another type
@@ -412,7 +412,7 @@ class TorchFormat:
             except WeightFileError as error:
                 raise WeightFileError(f"{name}: {error}") from error
             if not any(isinstance(value, StoredTensor) for value in stored.values()):
-                weights = replace(weights, framework=None)  # arrays of NumPy, whoever wrote them
+                weights = replace(weights, framework=None)  # arrays of NumPy, written by any framework
             weights = replace(weights, skipped=checkpoint.left_out + weights.skipped)
             return _placed(weights, stored, checkpoint.journey)
 

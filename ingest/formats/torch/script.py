@@ -1,9 +1,9 @@
 """The forward pass of a TorchScript archive, followed without being run.
 
-:func:`follow` goes through the forward pass with stand-ins in the place of tensors: it learns which convolutions there
-are, with which stride and groups, in which order they come, and how deep in the graph. It computes nothing and calls
-nothing. What it does not know, such as a loop with a convolution in it whose length depends on the image, ends the
-journey; order and depth are then not known.
+:func:`follow` goes through the forward pass with placeholders instead of tensors: it learns which convolutions exist,
+with which stride and groups, in which order, and how deep in the graph. It computes nothing and calls nothing. Anything
+unknown, such as a loop with a convolution in it whose length depends on the image, ends the journey; order and depth
+are then unknown.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Use:
     Attributes:
         weight: Its weight, as the archive's reader represents it.
         owner: The module whose method calls it.
-        facts: Stride and the like, as the call gives them.
-        depth: Longest path from the input, in operations; 0 for what takes the input itself.
+        facts: Stride and similar arguments of the call.
+        depth: Longest path from the input, in operations; 0 if it reads the input itself.
     """
 
     weight: Any
@@ -45,10 +45,10 @@ class Use:
 
 @dataclass(slots=True)
 class Journey:
-    """What following the code told.
+    """The result of following the code.
 
     Attributes:
-        uses: The convolutions, in the order in which they come.
+        uses: The convolutions, in order.
         complete: Whether the end was reached. If not, facts of the uses hold, order and depth do not.
     """
 
@@ -65,13 +65,13 @@ def follow(
         code: Code of the archive.
         root: The network.
         constants: What the code names ``CONSTANTS.c0``, ``CONSTANTS.c1``, ...
-        is_kernel: Tells a stored tensor that may be the weight of a convolution from all else.
+        is_kernel: Whether a value is a stored tensor that may be the weight of a convolution.
         method: Name of the forward pass.
     """
     traveller = _Traveller(code, constants, is_kernel)
     try:
         traveller.call_method(root, method, None, {})
-    # Code may be wrong in more ways than can be listed, and nothing of the weights is lost with the order
+    # Code may be wrong in any way; only the order is lost then, not the weights
     except Exception:
         return traveller.journey
     traveller.journey.complete = True
@@ -79,17 +79,17 @@ def follow(
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Stand-ins
+# Placeholders
 
 
 @dataclass(frozen=True, slots=True)
 class _Value:
-    """What an operation gives.
+    """The result of an operation.
 
     Attributes:
-        depth: Longest path from the input; None for what does not depend on it.
-        weight: The stored tensor that it was made of, where it may be the weight of a convolution.
-        facts: Of a packed weight: stride and the like.
+        depth: Longest path from the input; None if it does not depend on it.
+        weight: The stored tensor that it was computed from, if that may be the weight of a convolution.
+        facts: For a packed weight: stride and similar facts.
     """
 
     depth: int | None = None
@@ -111,11 +111,11 @@ class _Method:
 
 
 class _LostError(Exception):
-    """The way cannot be followed any further."""
+    """The code cannot be followed any further."""
 
 
 class _RaisedError(Exception):
-    """The code raises an error on this way."""
+    """The code raises an error in this branch."""
 
 
 class _ReturnedError(Exception):
@@ -142,7 +142,7 @@ _PACKERS: dict[str, dict[int, str]] = {
     "quantized.conv2d_prepack": {2: _STRIDE, 4: _DILATION, 5: _GROUPS},
     "quantized.conv_transpose2d_prepack": {2: _STRIDE, 5: _DILATION, 6: _GROUPS},
 }
-# Questions about a tensor whose answer is fixed by the size of the image
+# Properties of a tensor that are fixed by the size of the image
 _QUESTIONS = frozenset(
     {
         *("size", "dim", "len", "numel", "stride", "is_floating_point", "is_complex"),
@@ -196,7 +196,7 @@ class _Traveller:
         self.is_kernel = is_kernel
         self.journey = Journey()
         self.steps = 0
-        self.unsure = 0  # how many choices ago it was sure that this way is the one that is taken
+        self.unsure = 0  # number of choices since it was certain that this branch is taken
         self.entered = 0  # the same, where the current function begins
         self.owners: list[Object] = []
         self.changed: dict[tuple[int, str], Any] = {}  # attributes that the code has set
@@ -253,7 +253,7 @@ class _Traveller:
         return None
 
     def restore(self, owner: Object) -> None:
-        """Let an object with a __setstate__ of its own, such as a quantised layer, take its state."""
+        """Call the __setstate__ of an object that has one, such as a quantised layer."""
         cls = self.code.classes.get(str(owner.cls))
         if owner.state is None or id(owner) in self.restored or not cls or "__setstate__" not in cls.methods:
             return
@@ -436,7 +436,7 @@ class _Traveller:
     def evaluate_call(self, tree: ast.Call, env: dict[str, Any]) -> Any:
         function = self.evaluate(tree.func, env)
         if isinstance(function, _Name) and function.path in ("annotate", "unchecked_cast", "isinstance"):
-            # Types are no values
+            # Types are not values
             value = self.evaluate(tree.args[1 if function.path != "isinstance" else 0], env)
             return value if function.path != "isinstance" else self.unknown([])
         if isinstance(function, _Name) and function.path == "uninitialized":
@@ -567,7 +567,7 @@ class _Traveller:
     def facts(
         self, name: str, places: Mapping[int, str], args: Sequence[Any], keywords: Mapping[str, Any]
     ) -> ConvFacts:
-        # What is not given has its default, 1
+        # Missing arguments have their default, 1
         given: dict[str, Any] = {_STRIDE: 1, _DILATION: 1, _GROUPS: 1, _TRANSPOSED: "transpose" in name}
         if name.startswith("quantized.") and not places:
             given = {_TRANSPOSED: "transpose" in name}
@@ -582,7 +582,7 @@ class _Traveller:
         return conv_facts("", given.get)
 
     def weight(self, value: Any) -> Any:
-        """The stored kernels behind a value; None where there are none, or where they are changed by the image."""
+        """The stored kernels behind a value; None if there are none, or if they depend on the image."""
         if isinstance(value, _Value):
             return value.weight
         if isinstance(value, Object):
@@ -605,7 +605,7 @@ class _Traveller:
         return found
 
     def unknown(self, values: Iterable[Any]) -> _Value:
-        """Something that is made of some values."""
+        """A value computed from some values."""
         return _Value(self.depth(values))
 
 

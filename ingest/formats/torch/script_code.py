@@ -1,7 +1,7 @@
 """The code of a TorchScript archive, parsed.
 
-An archive tells its network as code of a small language with the syntax of Python, which PyTorch prints from its graph
-(``torch/csrc/jit/serialization/python_print.cpp``). It is never run, and not by :mod:`ast` either, which parses only.
+An archive contains its network as code in a small language with the syntax of Python, which PyTorch prints from its
+graph (``torch/csrc/jit/serialization/python_print.cpp``). The code is never run; :mod:`ast` only parses it.
 
 The language: https://docs.pytorch.org/docs/stable/jit_language_reference.html
 """
@@ -19,7 +19,7 @@ __all__ = ["Class", "Code"]
 
 @dataclass(slots=True)
 class Class:
-    """What the code tells of a class: attributes that all its objects share, and its methods."""
+    """What the code says about a class: attributes that all its objects share, and its methods."""
 
     parameters: tuple[str, ...] = ()
     buffers: tuple[str, ...] = ()
@@ -43,14 +43,14 @@ class Code:
             sources: Text of each file, by the name of its module.
 
         Raises:
-            SyntaxError: It is not of the syntax of Python.
+            SyntaxError: It does not have the syntax of Python.
             RecursionError, MemoryError: It is nested too deeply.
         """
         self.classes: dict[str, Class] = {}
         self.functions: dict[str, ast.FunctionDef] = {}
         for module, source in sources.items():
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about the style of the code, which is none of our users' business
+                warnings.simplefilter("ignore")  # about the style of the code, which does not concern our users
                 tree = ast.parse(source)
             for part in tree.body:
                 if isinstance(part, ast.FunctionDef):

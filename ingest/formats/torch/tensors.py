@@ -1,8 +1,8 @@
 """Storages and tensors of PyTorch files, before their numbers are read.
 
-A pickle of PyTorch tells a tensor as a call of a function (``torch._utils._rebuild_tensor_v2`` and its kin) with a
-storage, an offset, a shape and strides. :data:`CONSTRUCTORS` stand in for these functions. What they make is the place
-of the numbers in the file; :meth:`StoredTensor.read` reads them.
+A pickle of PyTorch contains a tensor as a call of a function (``torch._utils._rebuild_tensor_v2`` and similar) with a
+storage, an offset, a shape and strides. :data:`CONSTRUCTORS` replace these functions. They return the place of the
+numbers in the file; :meth:`StoredTensor.read` reads them.
 """
 
 from __future__ import annotations
@@ -85,10 +85,10 @@ class TensorStorage:
     """A block of numbers in the file, of which tensors are views.
 
     Attributes:
-        key: Tells it from the others of the file.
+        key: Identifies it in the file.
         dtype: Element type.
         size: Number of bytes.
-        blob: Gives the bytes; None until their place is known. Storages of the same bytes have the same.
+        blob: Provides the bytes; None until their place is known. Storages of the same bytes share it.
         byteorder: ``little`` or ``big``.
     """
 
@@ -116,12 +116,12 @@ class StoredTensor:
         offset: First element in the storage.
         shape: Its shape.
         strides: Steps in elements.
-        parameter: True where the file says that it is a parameter, False for a buffer.
+        parameter: True if the file says that it is a parameter, False for a buffer.
         scale: Of a quantised tensor: scale and zero point, each a number, or one for each index of the axis.
         zero_point: See scale.
         axis: See scale; None where there is one scale.
         negative: Whether the numbers are stored with the other sign: PyTorch's negative bit.
-        dense: Gives the numbers of a tensor that is not stored as a block of them.
+        dense: Returns the numbers of a tensor that is not stored as a block of numbers.
         unreadable: Why its numbers cannot be read.
     """
 
@@ -170,10 +170,10 @@ class StoredTensor:
         return (id(self.storage.blob), self.storage.key, self.storage.start, self.offset, self.shape, self.strides)
 
     def read(self) -> npt.NDArray[np.generic]:
-        """The numbers, of floating types as float32, quantised ones as what they stand for.
+        """The numbers, floating types as float32, quantised ones dequantised.
 
         Raises:
-            ValueError: There are none, or more than the storage holds.
+            ValueError: There are none, or more than the storage contains.
         """
         array = self._stored() if self.dense is None else self.dense()
         if self.negative:
@@ -181,7 +181,7 @@ class StoredTensor:
         if self.dtype.startswith("q"):
             return self._dequantised(array)
         if self.dtype.startswith(("float", "bfloat")):
-            with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and refused as such later
+            with np.errstate(over="ignore"):  # what float32 cannot represent becomes infinite, and is refused later
                 return np.ascontiguousarray(array, np.float32)
         return np.ascontiguousarray(array).reshape(self.shape)
 
@@ -193,7 +193,7 @@ class StoredTensor:
             raise ValueError(f"{self.elements:,} elements in a storage of {self.storage.size:,} bytes")
         limits.current().allocate(self.span * dtype.itemsize + 4 * self.elements)
         raw = self.storage.bytes(self.offset * dtype.itemsize, self.span * dtype.itemsize)
-        # NumPy takes strides for its own types only, so that those of ml_dtypes go through it as plain bytes
+        # NumPy supports strides for its own types only, so those of ml_dtypes are passed as plain bytes
         flat = _swapped(raw, dtype, self.storage.byteorder).view(f"V{dtype.itemsize}")
         strides = [step * dtype.itemsize for step in self.strides]
         return np.lib.stride_tricks.as_strided(flat, self.shape, strides, writeable=False).view(dtype)
@@ -362,10 +362,10 @@ def _rebuilt_from_type(function: Any, _cls: Any, args: Any, state: Any = None, *
 
 
 def as_storage(value: Any) -> TensorStorage:
-    """What should be a storage.
+    """A value that must be a storage.
 
     Raises:
-        ValueError: It is none.
+        ValueError: It is not a storage.
     """
     if not isinstance(value, TensorStorage):
         raise ValueError("a tensor without a storage")
@@ -423,7 +423,7 @@ def storage_type(value: Any) -> str:
     """Element type of a class of storages, by its exact name.
 
     Raises:
-        ValueError: It is no class of storages.
+        ValueError: It is not a class of storages.
 
     >>> storage_type(Global("torch", "HalfStorage"))
     'float16'
@@ -434,10 +434,10 @@ def storage_type(value: Any) -> str:
 
 
 def byte_count(count: Any, dtype: str) -> int:
-    """Number of bytes of so many elements.
+    """Number of bytes of a number of elements.
 
     Raises:
-        ValueError: It is no possible number.
+        ValueError: The number is impossible.
 
     >>> byte_count(3, "bfloat16")
     6

@@ -120,7 +120,7 @@ def test_standardised_weights_are_evaluated(tmp_path):
 
 def test_weights_computed_from_the_input_or_in_a_circle_are_left_out(tmp_path):
     circle = [node("a", "Add", "weight", "w"), node("weight", "Mul", "a", "w")]
-    for nodes, reason in (([node("weight", "Mul", "w", "x")], "its weight is computed"), (circle, "part of a circle")):
+    for nodes, reason in (([node("weight", "Mul", "w", "x")], "its weight is computed"), (circle, "part of a cycle")):
         weights = formats.read(frozen(tmp_path, constant("w", KERNEL), *nodes))
         assert weights.layers == ()
         assert reason in weights.skipped[0].reason

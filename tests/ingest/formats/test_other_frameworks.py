@@ -415,7 +415,7 @@ def test_ncnn(tmp_path, half):
 def test_ncnn_whose_files_do_not_belong_together(tmp_path):
     path, _ = ncnn(tmp_path)
     path.with_suffix(".bin").write_bytes(path.with_suffix(".bin").read_bytes() + bytes(4))
-    with pytest.raises(WeightFileError, match="give the two files that belong together"):
+    with pytest.raises(WeightFileError, match="check that the two files belong together"):
         formats.read(path)
     path.write_text(path.read_text().replace("BatchNorm  ", "LayerNorm  "))
     weights = formats.read(path)

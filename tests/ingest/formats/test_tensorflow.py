@@ -105,7 +105,7 @@ def test_checkpoint_whose_data_are_cut_off(copied):
     data = copied / "tf1/model.ckpt.data-00000-of-00001"
     data.write_bytes(data.read_bytes()[:50])
     layers = formats.read(copied / "tf1/model.ckpt.index").layers
-    with pytest.raises(WeightFileError, match="cut off or of another checkpoint"):
+    with pytest.raises(WeightFileError, match="truncated or of another checkpoint"):
         [layer.read() for layer in layers]
 
 

@@ -1,12 +1,12 @@
-# make demo   real trained models in, shifts by domain out, a report to look at
-# make test   the test suite
-# make check  linters and types
+# make demo   imports trained models, prints their shifts by domain, writes a report
+# make test   runs the test suite
+# make check  runs linters and the type checker
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo.db
 
-# make crash N=500   kill writing verbs N times and check what is left
+# make crash N=500   kills writing commands N times and checks the database after each
 
 .PHONY: crash demo test check bench clean
 
@@ -14,7 +14,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
-# What a user needs, without PyTorch; and what a developer needs. Each is redone when the packaging changes.
+# What a user needs, without PyTorch, and what a developer needs. Both are reinstalled when the packaging changes.
 $(VENV)/installed: $(BIN)/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
 	touch $@

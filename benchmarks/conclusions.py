@@ -1,7 +1,7 @@
 """Tests and explained variation over a database of the size of the released dataset (647 models, 21,436 layers).
 
-Beside each question stands a plain rendering of it in NumPy, which loops over permutations and pairs. It is given fewer
-permutations, and the time of one permutation is compared.
+Each function is compared with a plain implementation in NumPy, which loops over permutations and pairs. That one runs
+fewer permutations, and the time per permutation is compared.
 
     python -m benchmarks.conclusions [--folder DIR]
 """
@@ -65,7 +65,7 @@ def plain_partition(shifts: npt.NDArray[np.float64], factors: list[list[str]], p
 def main() -> None:
     """Time each question and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, help="keep the database here, or use the one that is here")
+    parser.add_argument("--folder", type=Path, help="keep the database here, or use the existing one")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         path = arguments.folder or Path(temporary) / "made.db"
@@ -89,7 +89,7 @@ def main() -> None:
             columns = [facts["family"].tolist(), labels, [str(len(m)) for m in groups.labels],
                        [m[:7] for m in groups.labels]]  # fmt: skip
             plain_explained = timed(lambda: plain_partition(shifts, columns, FEW))
-    print(f"{PERMUTATIONS} permutations; the plain rendering has {FEW}. Peak memory {memory:.2f} GB.\n")
+    print(f"{PERMUTATIONS} permutations; the plain implementation runs {FEW}. Peak memory {memory:.2f} GB.\n")
     print("| question | s | s per permutation | plain NumPy, s per permutation | ratio |")
     print("|---|---:|---:|---:|---:|")
     for name, ours, theirs in (("shift_test, 16 domains", test, plain),

@@ -1,11 +1,11 @@
 """Which Parquet encoding, compression and row-group size suit convolution kernels best.
 
-    python benchmarks/encoding.py                  # kernels made here: random, structured, sparse, half precision
+    python benchmarks/encoding.py                  # generated kernels: random, structured, sparse, half precision
     python benchmarks/encoding.py --db filters.db  # the 3x3 kernels of a database
-    python benchmarks/encoding.py --half           # either of them as a half-precision checkpoint would hold it
+    python benchmarks/encoding.py --half           # either of them rounded as in a half-precision checkpoint
 
 Each variant writes the same table and reads it back by pyarrow and by DuckDB. The fastest of several runs counts,
-because whatever else runs on the machine only ever makes it slower. One Markdown table goes to standard output.
+because other work on the machine can only slow it down. One Markdown table is printed to standard output.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ def measure(variant: Variant, table: pa.Table, path: Path, repeat: int) -> list[
 def main() -> None:
     """Measure every variant and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--db", type=Path, help="take the 3x3 kernels of this database instead of made ones")
+    parser.add_argument("--db", type=Path, help="use the 3x3 kernels of this database instead of generated ones")
     parser.add_argument("--half", action="store_true", help="round the weights to half precision first")
     parser.add_argument("--rows", type=int, default=1_000_000, help="number of kernels (default: %(default)s)")
     parser.add_argument("--repeat", type=int, default=3, help="runs of each measurement (default: %(default)s)")

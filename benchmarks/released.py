@@ -2,7 +2,7 @@
 
 Copying reads ``/filters`` in blocks, rounds it to single precision and writes nine columns by pyarrow: once with
 pyarrow's own settings, and once with those that the database uses. It reads no table, computes nothing and writes no
-keys. Each side runs in a process of its own, which reports its seconds and its peak resident memory; the sides take
+keys. Each side runs in its own process, which reports its seconds and its peak resident memory; the sides take
 turns.
 
     python -m benchmarks.released [--gigabytes 2] [--repeat 3] [--folder DIR]
@@ -33,7 +33,7 @@ from cnnfilterdb.schema import weight_columns
 from cnnfilterdb.stats import layer_statistics
 from cnnfilterdb.store.writer import filter_settings
 
-#: Output and input channels of the layers of each model, those of a ResNet-18 but one layer of each size.
+#: Output and input channels of the layers of each model: those of a ResNet-18, with one layer of each size.
 LAYERS = [(64, 64), (128, 64), (128, 128), (256, 128), (256, 256), (512, 256), (512, 512)]
 ROWS = 131_072  # kernels in a row group
 

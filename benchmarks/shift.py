@@ -1,8 +1,8 @@
 """Shifts over a database of the size of the released dataset: 21,436 layers of 647 models.
 
-Its layers and histograms are made here, without filters: a shift in a stored basis needs no more. Layers have between a
+Its layers and histograms are generated, without filters: a shift in a stored basis needs no more. Layers have between a
 few hundred and a few million filters; the models fall into the sixteen domains in the released numbers. Each question
-is asked in Python and in SQL of the same open database, the median of three times counts, and both answers must agree.
+is answered in Python and in SQL from the same open database, the median of three times counts, and both must agree.
 
     python -m benchmarks.shift [--folder DIR]
 """
@@ -39,7 +39,7 @@ DOMAINS = {
 }  # fmt: skip
 BASIS = "3x3-made"
 
-#: What is asked, in which metric, by which expression, with which options.
+#: Name, metric, expression and options of each question.
 QUESTIONS: list[tuple[str, str, str, dict[str, str]]] = [
     ("domains", "kl", "domain", {}),
     ("domains, models balanced", "kl", "domain", {"balance": "models"}),
@@ -77,7 +77,7 @@ def build(path: Path) -> None:
         rows: list[dict[str, Any]] = []
         parts: list[tuple[int, list[Histogram]]] = []
         for layer, count in enumerate(filters.tolist()):
-            # A wide matrix of that many filters would give the same moments; these are made up.
+            # These moments are invented; only their size matters.
             scatter = np.diag(rng.uniform(0.1, 0.3, 9)) * count
             moments = Moments(count, rng.normal(0, 0.05, 9), scatter)
             rows.append({"model_id": model_id, "layer": layer, "layer_name": f"l{layer}", "kind": "conv",
@@ -88,7 +88,7 @@ def build(path: Path) -> None:
             parts.append((layer, [_histogram(rng, shape, count, *limits) for limits in ranges(basis)]))
         slug = paths.slug(model_id)
         _write(pa.Table.from_pylist(rows, LAYERS), path / paths.layers_path(slug))
-        # Without rows, but there: a model is looked for in the index when it has filters.
+        # An empty file: the index looks for a model if it has filters.
         _write(filter_schema("3x3").empty_table(), path / paths.filters_path("3x3", "made", slug))
         table = histogram_table(BASIS, model_id, basis, parts, {row["layer"]: row["tensor_sha256"] for row in rows})
         _write(table, path / paths.histograms_path(BASIS, slug), **histogram_settings(table))
@@ -110,7 +110,7 @@ def _write(table: pa.Table, path: Path, **settings: Any) -> None:
 
 
 def median(action: Callable[[], pd.DataFrame]) -> tuple[float, pd.DataFrame]:
-    """Median wall time of three runs, after one that is not timed, and what they answer."""
+    """Median wall time of three runs, after one that is not timed, and their answer."""
     found, times = action(), []
     for _ in range(3):
         start = time.perf_counter()
@@ -122,7 +122,7 @@ def median(action: Callable[[], pd.DataFrame]) -> tuple[float, pd.DataFrame]:
 def main() -> None:
     """Ask each question in Python and in SQL and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, help="keep the database here, or use the one that is here")
+    parser.add_argument("--folder", type=Path, help="keep the database here, or use the existing one")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         path = arguments.folder or Path(temporary) / "made.db"

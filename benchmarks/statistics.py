@@ -1,7 +1,7 @@
 """Statistics against the papers' method, side by side in one run, with peak memory.
 
 The method of the papers' notebook: all filters in memory, NumPy scaling, scikit-learn PCA, np.histogram, and a double
-loop over groups. Each side runs in a process of its own, which reports its seconds and its peak resident memory.
+loop over groups. Each side runs in its own process, which reports its seconds and its peak resident memory.
 
     python -m benchmarks.statistics [--filters 8000000] [--folder DIR]
 """
@@ -23,7 +23,7 @@ LAYER = (200, 100)  # channels of a synthetic layer: 20,000 filters
 
 
 def build(path: Path, filters: int) -> None:
-    """Make a database of synthetic layers, forty to a model, ten domains; each domain mixes kernels in its own way."""
+    """Make a database of synthetic layers, forty to a model, ten domains; each domain mixes kernels differently."""
     import cnnfilterdb
     from cnnfilterdb.ingest.network.layers import ConvLayer, Weights
     from cnnfilterdb.ingest.pipeline import take_in

@@ -2,8 +2,8 @@
 
     python scripts/compare_databases.py before.db after.db
 
-Meant for changes that must not change a result: it reads the Parquet files with DuckDB alone, and the shifts and the
-quality through each database's own init.sql. Columns that were renamed are compared under their new names. Prints one
+For changes that must not affect results: it reads the Parquet files with DuckDB alone, and computes shifts and quality
+with each database's own init.sql. Columns that were renamed are compared under their new names. Prints one
 line per table and ends with status 1 when anything differs.
 """
 
@@ -63,7 +63,7 @@ def compare_table(connection: duckdb.DuckDBPyConnection, before: Path, after: Pa
 
 
 def answers(folder: Path) -> dict[str, list[tuple[object, ...]]]:
-    """The rows of every question, asked in a DuckDB session that ran the init.sql of the database."""
+    """The rows of every query, in a DuckDB session that ran the init.sql of the database."""
     connection = duckdb.connect()
     connection.execute("SET threads = 1")  # sums of floating-point numbers depend on their order
     connection.execute("SET VARIABLE cnnfilterdb_path = $path", {"path": str(folder.resolve())})

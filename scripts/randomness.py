@@ -3,11 +3,12 @@
     python scripts/randomness.py [--check] [weights ...]     # writes cnnfilterdb/stats/randomness.csv
 
 CNN Filter DB gives the threshold for 3x3 kernels only, as a logistic curve through the smallest entropies of sets of
-random normal kernels. How many sets, and of which sizes, is not told; the smallest of 1,000 sets, at sizes of powers of
-two, reproduces the published curve to 0.01 (``--check``), so that is what is computed here for all other sizes.
+random normal kernels. The paper does not state how many sets, and of which sizes; the smallest of 1,000 sets, at sizes
+of powers of two, reproduces the published curve to 0.01 (``--check``), so the same is computed here for all other
+sizes.
 
-A logistic curve is not kept for them. It misses the simulated values by up to 0.05 where the number of kernels is near
-the number of weights, and for 5x5 and more its upper end lies above log10 k, which no entropy can reach. The values
+A logistic curve is not used for them. It misses the simulated values by up to 0.05 if the number of kernels is near the
+number of weights, and for 5x5 and more its upper end is above log10 k, which no entropy can reach. The values
 themselves are written, at full and half octaves, and are interpolated.
 
 The entropy depends on the eigenvalues of a Wishart matrix alone, so no kernels are drawn: the eigenvalues of n centred

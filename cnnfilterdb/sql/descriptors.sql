@@ -1,10 +1,11 @@
 -- -------------------------------------------------------------------------------------------------- descriptors
--- Scalar macros over one kernel, w, of any size: the same numbers as cnnfilterdb.stats.descriptors, where the formulas
--- stand. `kernel` is the size of w where it matters. NULL for a kernel of zeros, and where a descriptor is not defined.
+-- Scalar macros over one kernel, w, of any size: the same numbers as cnnfilterdb.stats.descriptors, which documents the
+-- formulas. `kernel` is the size of w where it matters. NULL for a kernel of zeros, and where a descriptor is
+-- undefined.
 --   SELECT avg(symmetry(w)), avg(dct_low(w, kernel := '5x5')) FROM filters_5x5
--- What depends on the size alone is a constant, which DuckDB computes once.
+-- Anything that depends only on the size is a constant, which DuckDB computes once.
 
--- The sides of a kernel size, and how many weights a kernel of it has.
+-- The sides of a kernel size, and its number of weights.
 CREATE OR REPLACE MACRO kernel_height(kernel) AS split_part(kernel, 'x', 1)::INTEGER;
 CREATE OR REPLACE MACRO kernel_width(kernel) AS split_part(kernel, 'x', 2)::INTEGER;
 CREATE OR REPLACE MACRO kernel_weights(kernel) AS kernel_height(kernel) * kernel_width(kernel);
@@ -90,7 +91,7 @@ CREATE OR REPLACE MACRO fft_low(w, kernel := '3x3') AS clipped(list_inner_produc
 ) / kernel_energy(w), 0, 1);
 
 -- Direction of the strongest change, in radians from 0 to pi, anticlockwise from the horizontal, and how much stronger
--- it is there than across: 0 to 1. Gradients by central differences, one-sided at the edges.
+-- the change is there than across: 0 to 1. Gradients by central differences, one-sided at the edges.
 CREATE OR REPLACE MACRO slope(i, j, side) AS CASE
     WHEN side = 1 THEN 0.0
     WHEN i = 0 THEN CASE j WHEN 1 THEN 1.0 WHEN 0 THEN -1.0 ELSE 0.0 END

@@ -1,6 +1,6 @@
 
 -- ------------------------------------------------------------------------------------------------ scalar macros
--- A kernel divided by its largest absolute weight; a kernel of zeros stays as it is.
+-- A kernel divided by its largest absolute weight; a kernel of zeros is returned unchanged.
 CREATE OR REPLACE MACRO scale_filter(w) AS list_transform(
     w, lambda x: x / coalesce(nullif(greatest(list_max(w), -list_min(w)), 0), 1)
 );
@@ -24,12 +24,12 @@ CREATE OR REPLACE MACRO svd_coefficients(w, kernel := '3x3') AS list_transform(
 --   by          any expression over the columns of `facts`; rows where it is NULL are left out
 --   where       a boolean expression that selects rows, quoted because WHERE is a keyword: "where" := task = 'Denoising'
 --   kernel      kernel size
---   all_layers  true takes in transposed layers and layers that are never executed, which the papers never saw
+--   all_layers  true includes transposed layers and layers that are never executed, which the papers leave out
 --   recipe      'cvpr2022' (range of the basis, weights by explained variance) or 'medneurips2022' (-3..3, uniform)
---   balance     what counts the same within a group: 'filters', 'layers', 'models' or 'families'
---   basis       id of a basis; NULL is the one in use for the kernel size
+--   balance     what has the same weight within a group: 'filters', 'layers', 'models' or 'families'
+--   basis       id of a basis; NULL means the one in use for the kernel size
 
--- How many models, layers and filters each group holds.
+-- Numbers of models, layers and filters of each group.
 CREATE OR REPLACE MACRO group_sizes("by", "where" := true, kernel := '3x3', all_layers := false) AS TABLE
 SELECT "by" AS "group",
        count(DISTINCT facts.model_id) AS models,
@@ -40,8 +40,9 @@ WHERE facts.stored AND facts.kernel = kernel AND "where" AND "by" IS NOT NULL
   AND (all_layers OR facts.papers_layer)
 GROUP BY ALL ORDER BY ALL;
 
--- The histograms of each group, summed (and balanced), with what went into them. Raises an error, never leaves out rows,
--- when a selected layer is not in the index. `by_model` gives one row per group and model, balanced within the group.
+-- The histograms of each group, summed (and balanced), with their numbers of models, layers and filters. If a selected
+-- layer is not in the index, an error is raised; rows are never left out. `by_model` gives one row per group and model,
+-- balanced within the group.
 CREATE OR REPLACE MACRO group_histograms(
     "by", "where" := true, recipe := 'cvpr2022', balance := 'filters', kernel := '3x3', basis := NULL, all_layers := false,
     min_models := 1, min_filters := 1, by_model := false
@@ -80,7 +81,8 @@ WITH chosen AS (
                     'no basis for ' || kernel || ' kernels: run `cnnfilterdb index`'))
                 ELSE h.counts END AS counts,
            h.below, h.above, h.low, h.high
-    -- Histograms of models that are gone, or of other weights than a layer has now, match nothing, so the view `histograms`, which leaves them out, is not needed.
+    -- Histograms of removed models, or of weights that a layer no longer has, match nothing, so they need not be
+    -- filtered out as the view `histograms` does.
     FROM weighted AS w LEFT JOIN (
         SELECT * FROM read_parquet(histogram_files(), hive_partitioning = false) AS inner_h
         WHERE inner_h.basis_id = (SELECT basis_id FROM chosen)
@@ -113,8 +115,9 @@ FROM lists JOIN sizes USING ("group", owner), chosen
 WHERE by_model OR (models >= min_models AND filters >= min_filters)
 ORDER BY "group", model_id;
 
--- Shares of the coefficients of each group in each bin, one row per component. `share` is of the counts as they are; in
--- `p` empty bins hold what the papers give them, the density of the float32 machine epsilon, before p is scaled to sum 1.
+-- Shares of the coefficients of each group in each bin, one row per component. `share` uses the counts unchanged; in
+-- `p` empty bins get the density that the papers give them, the float32 machine epsilon, before p is scaled to sum to
+-- 1.
 CREATE OR REPLACE MACRO group_probabilities(
     "by", "where" := true, recipe := 'cvpr2022', balance := 'filters', kernel := '3x3', basis := NULL, all_layers := false,
     min_models := 1, min_filters := 1
@@ -129,8 +132,8 @@ WITH groups AS (
     FROM (SELECT *, unnest(range(len(weights))) AS component FROM groups)
 ), totals AS (
     SELECT *, CASE WHEN list_sum(counts) > 0 THEN list_sum(counts)
-                   ELSE error('group ' || "group" || ': no coefficient lies in the range of the recipe') END AS total,
-           -- What the bins sum to when each empty one holds the density epsilon.
+                   ELSE error('group ' || "group" || ': no coefficient is in the range of the recipe') END AS total,
+           -- Sum of the bins when each empty one has the density epsilon.
            1 + len(list_filter(counts, lambda c: c = 0)) * 1.1920928955078125e-07 * width AS mass
     FROM components
 ), shares AS (
@@ -142,9 +145,9 @@ SELECT "group", component, weight, width, share,
 FROM shares
 ORDER BY "group", component;
 
--- Symmetric KL divergence, in nats, of the coefficient distributions of every two groups: one row per cell of the matrix.
--- `shift` sums, over components by weight, sum over bins of (p - q)(ln p - ln q); `directed` is KL(a, b) alone. Groups
--- with fewer models or filters than `min_models` or `min_filters` are left out.
+-- Symmetric KL divergence, in nats, of the coefficient distributions of every two groups: one row per cell of the
+-- matrix. `shift` sums, over components by weight, sum over bins of (p - q)(ln p - ln q); `directed` is KL(a, b) alone.
+-- Groups with fewer models or filters than `min_models` or `min_filters` are left out.
 CREATE OR REPLACE MACRO kl_shift(
     "by", "where" := true, recipe := 'cvpr2022', balance := 'filters', kernel := '3x3', basis := NULL, all_layers := false,
     min_models := 1, min_filters := 1
@@ -182,7 +185,7 @@ JOIN limited AS first ON first.number = there.a JOIN limited AS second ON second
 ORDER BY there.a, there.b;
 
 -- The same, one row per component: the unweighted divergence, the weight of the component, and their product, `shift`.
--- Beside it, unweighted too: the directed divergence KL(a, b), the Jensen-Shannon divergence (both in nats), the total
+-- Also unweighted: the directed divergence KL(a, b), the Jensen-Shannon divergence (both in nats), the total
 -- variation distance (0 to 1) and the Wasserstein-1 distance (in units of the coefficients).
 CREATE OR REPLACE MACRO kl_shift_components(
     "by", "where" := true, recipe := 'cvpr2022', balance := 'filters', kernel := '3x3', basis := NULL, all_layers := false,
@@ -230,8 +233,8 @@ SELECT group_a, group_b, component, divergence, weight, weight * divergence AS s
 FROM divergences
 ORDER BY number_a, number_b;
 
--- Other measures of how far every two groups are apart, each summed over components by weight: symmetric and directed KL
--- divergence, Jensen-Shannon divergence, total variation distance, Wasserstein-1 distance.
+-- Other measures of the distance between every two groups, each summed over components by weight: symmetric and
+-- directed KL divergence, Jensen-Shannon divergence, total variation distance, Wasserstein-1 distance.
 CREATE OR REPLACE MACRO shift_metrics(
     "by", "where" := true, recipe := 'cvpr2022', balance := 'filters', kernel := '3x3', basis := NULL, all_layers := false,
     min_models := 1, min_filters := 1

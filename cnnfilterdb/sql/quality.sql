@@ -1,7 +1,7 @@
 -- ------------------------------------------------------------------------------------------------------ quality
--- Aggregate, over the kernels of one layer: the share of those whose weights all lie below `threshold` times the layer's
--- largest. SELECT model_id, layer, sparsity(w) FROM filters_3x3 GROUP BY ALL
--- `rule` says whose code is followed, where they differ: cvpr2022 (|w| less than the limit, so that a layer of zeros has
+-- Aggregate, over the kernels of one layer: the share of those whose weights are all below `threshold` times the
+-- layer's largest. SELECT model_id, layer, sparsity(w) FROM filters_3x3 GROUP BY ALL
+-- `rule` says whose code is followed where they differ: cvpr2022 (|w| less than the limit, so that a layer of zeros has
 -- no sparse kernel), torchconvquality (the same, but a layer of zeros is sparse), cvprw2022 (less or equal) or
 -- medneurips2022 (largest weights with their sign); see cnnfilterdb.stats.sparse_kernels.
 CREATE OR REPLACE MACRO largest_weight(w, rule := 'cvpr2022') AS
@@ -20,8 +20,8 @@ CREATE OR REPLACE MACRO sparsity(w, threshold := 0.01, rule := 'cvpr2022') AS
         )::INTEGER
     ));
 
--- What has become of a layer: 'random' (entropy near or above that of random kernels), 'collapsed' (both of the next
--- two), 'sparse', 'repetitive' (low entropy) or 'regular'; NULL where it cannot be told.
+-- The label of a layer: 'random' (entropy near or above that of random kernels), 'collapsed' (both of the next
+-- two), 'sparse', 'repetitive' (low entropy) or 'regular'; NULL where it is undefined.
 --   SELECT model_id, layer, degeneration(variance_entropy, randomness_threshold, sparsity, weights := kernel_h * kernel_w)
 --   FROM layers
 -- The same as cnnfilterdb.stats.degeneration, where the thresholds are explained.
@@ -42,10 +42,11 @@ END;
 CREATE OR REPLACE MACRO is_quantised(levels, channel_weights, share := 0.5) AS
     levels IS NOT NULL AND levels <= share * channel_weights;
 
--- Quality of the kernels of each group. Sparsity and entropies are weighted by filters, orthogonality by output channels.
--- nonsparse_filters are what structured pruning of sparse kernels would keep. random_layers to repetitive_layers are the
--- shares of layers with a label of `degeneration`, whose thresholds are arguments, among those that have one;
--- degenerated_layers is random and collapsed together, quantised_layers the share of quantised layers among all.
+-- Quality of the kernels of each group. Sparsity and entropies are weighted by filters, orthogonality by output
+-- channels. nonsparse_filters are what structured pruning of sparse kernels would keep. random_layers to
+-- repetitive_layers are the shares of layers with a label of `degeneration`, whose thresholds are arguments, among
+-- those that have one; degenerated_layers is random and collapsed together, quantised_layers the share of quantised
+-- layers among all.
 CREATE OR REPLACE MACRO filter_quality(
     "by", "where" := true, kernel := '3x3', all_layers := false,
     margin := 0.02, low_entropy := 0.5, high_sparsity := 0.14

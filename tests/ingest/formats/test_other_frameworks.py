@@ -223,7 +223,7 @@ def test_darknet_needs_the_network_that_belongs_to_it(tmp_path):
         formats.read(path)
     for cfg in (_CFG.replace("filters=5", "filters=6"), _CFG.replace("filters=5", "filters=4")):
         path, _ = darknet(tmp_path, cfg)
-        with pytest.raises(WeightFileError, match=r"give the \.cfg that belongs to it"):
+        with pytest.raises(WeightFileError, match=r"put the matching \.cfg beside it"):
             formats.read(path)
 
 

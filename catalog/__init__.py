@@ -1,4 +1,4 @@
-"""What is known about models, as data that people review.
+"""Facts about models, as data that people review.
 
 The files beside this module are the catalog: vocabularies (``domains.csv``, ``tasks.csv``, ``licenses.csv``), data sets
 (``datasets.csv``), sources (``sources.csv``) with the models of each (``<source>.csv``), and named lists of models
@@ -72,7 +72,7 @@ def _shipped() -> Catalog:
 def published() -> Mapping[str, Any]:
     """Numbers that the papers published, for comparison: the SVD basis and shift matrices of version 1.0.0.
 
-    ``basis`` holds ``mean``, ``mean_recomputed``, ``explained_variance_ratio`` (9,) and the sizes of the data;
+    ``basis`` contains ``mean``, ``mean_recomputed``, ``explained_variance_ratio`` (9,) and the sizes of the data;
     ``basis.nonsparse`` the ratios without sparse filters; ``shift`` the matrices by ``task``, ``domain`` and ``depth``,
     each with its ``labels``. ``published.toml`` gives the origin of each number.
 
@@ -154,7 +154,7 @@ def vocabulary(name: str) -> list[Word]:
         name: ``domains``, ``tasks``, ``families``, ``frameworks``, ``datasets`` or ``licenses``.
 
     Raises:
-        SelectionError: There is no such vocabulary.
+        SelectionError: No such vocabulary exists.
 
     >>> vocabulary("tasks")[0].name
     'Classification'
@@ -168,7 +168,7 @@ def expand(collection: str) -> list[tuple[str, str]]:
     """The models of a collection as (source, name), each once.
 
     Raises:
-        UnknownModelError: There is no such collection; the message gives the nearest names.
+        UnknownModelError: No such collection exists; the message gives the nearest names.
 
     >>> expand("demo")[0]
     ('pypi', 'deepcr/mask-acs-wfc-f606w')

@@ -52,7 +52,7 @@ FORMATS = (
 )
 
 #: What the spectrum of the 3x3 kernels shows about the training; ``unjudged`` where there are too few of them, or
-#: nobody has examined them.
+#: they have not been examined.
 STATUSES = ("trained", "close to initialisation", "weakly trained", "unjudged")
 
 #: Whether a licence permits kernels of a model in a public data set that names the model's source, its licence and
@@ -115,8 +115,8 @@ class License:
         permissive: It requires no more than attribution, and is well known.
         redistribution: Whether kernels of a model under it may be redistributed, one of REDISTRIBUTION.
         conditions: What it requires, of CONDITIONS and in their order.
-        hub: Its identifier in the cards of the Hugging Face Hub, None where that has none.
-        url: Address of its text, None where it is unknown.
+        hub: Its identifier in the cards of the Hugging Face Hub, None if it has none.
+        url: Address of its text, None if it is unknown.
         title: Its full name.
     """
 
@@ -138,8 +138,8 @@ class Dataset:
         domain: Image domain of its images.
         origin: ``cvpr2022`` when models of the paper were trained on it, else ``extended``.
         title: What it is.
-        url: Where it is described, None where that is unknown.
-        license: Its licence, None where that is unknown.
+        url: Where it is described, None if that is unknown.
+        license: Its licence, None if that is unknown.
     """
 
     name: str
@@ -162,7 +162,7 @@ class CatalogModel:
         format: Format of its weight file, one of FORMATS.
         status: What its 3x3 kernels show about its training, one of STATUSES.
         permissive: All its licences require no more than attribution.
-        conv_layers: Two-dimensional convolutions, transposed and 1x1 ones included, None where they were not counted.
+        conv_layers: Two-dimensional convolutions, transposed and 1x1 ones included, None if they were not counted.
         conv3x3_layers: Those of kernel size 3x3.
         conv3x3_filters: 3x3 kernels.
         note: A remark for reviewers of the catalog.

@@ -101,7 +101,7 @@ def catalog_problems(folder: Traversable) -> list[str]:
 
 
 class _Row(dict[str, str]):
-    """A row of a file, which knows its place."""
+    """A row of a file, with its location."""
 
     def __init__(self, cells: Mapping[str, str], where: str, problems: list[str]) -> None:
         super().__init__(cells)
@@ -334,7 +334,7 @@ class _Reader:
 
     @staticmethod
     def _check_origin(row: _Row, origin: Mapping[str, str], optional: Names[str]) -> None:
-        """A source knows its columns; their names show what they contain."""
+        """Check the origin of a model: the source defines its columns, and their names show what they contain."""
         row.filled(*(column for column in origin if column not in optional))
         for column, cell in origin.items():
             if column.endswith("sha256") and cell and not _SHA256.fullmatch(cell):

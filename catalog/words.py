@@ -1,7 +1,7 @@
 """The words that describe models, what they mean, and a check that a fact uses one of them.
 
-Groups are compared by these words, so a typo is a group of its own. That is why facts are checked against the catalog
-before they are stored.
+Groups are compared by these words, so a typo would form a separate group. Facts are therefore checked against the
+catalog before they are stored.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Word:
 
     Attributes:
         name: The word, as it is stored in the models table.
-        description: What it means; empty where the catalog does not say.
+        description: What it means; empty if the catalog does not state it.
         models: Models of the catalog that it describes.
     """
 
@@ -71,7 +71,7 @@ def words(catalog: Catalog, vocabulary: str) -> list[Word]:
         vocabulary: One of :data:`VOCABULARIES`.
 
     Raises:
-        SelectionError: There is no such vocabulary; the message lists them.
+        SelectionError: No such vocabulary exists; the message lists them.
     """
     if vocabulary not in VOCABULARIES:
         raise SelectionError(f"no vocabulary {vocabulary!r}; choose one of {', '.join(VOCABULARIES)}")
@@ -143,7 +143,7 @@ def _examples(architectures: list[str]) -> str:
 
 
 def _frameworks(catalog: Catalog) -> list[Word]:
-    # The framework of a model stands in its file, not in the catalog.
+    # The framework of a model is determined from its file, not from the catalog.
     return [Word(name, description, 0) for name, description in FRAMEWORKS.items()]
 
 

@@ -1,12 +1,12 @@
-"""Reads weight files of strangers in a child process with limits on memory and time.
+"""Reads untrusted weight files in a child process with limits on memory and time.
 
-The readers of :mod:`cnnfilterdb.ingest.formats` have limits of their own. Whatever these miss, in this package or in a
-library that it uses, kills the child process and becomes one failed model; the run continues with a new child.
+The readers of :mod:`cnnfilterdb.ingest.formats` have their own limits. Anything that these miss, in this package or in
+a library, ends the child process and becomes one failed model; the run continues with a new child.
 
 The child describes the layers of a file as JSON and sends the weights of a layer when they are requested, as bytes
 through a pipe, so that memory stays bounded by the largest layer as it does without a child. Nothing that it sends is
 unpickled or executed. It is started by ``subprocess``, so no memory is shared by fork and every platform is supported;
-where the operating system has no limit for address space (macOS, Windows) only the time limit applies.
+on systems without a limit for address space (macOS, Windows) only the time limit applies.
 
 ``CNNFILTERDB_ISOLATION=off`` reads every file in the main process.
 """
@@ -55,7 +55,7 @@ _IN_SEVERAL_FILES = (".json", ".index", ".pb", ".onnx")
 
 
 def enabled() -> bool:
-    """Whether files of strangers are read in a child process: yes, unless ``CNNFILTERDB_ISOLATION`` is off."""
+    """Whether untrusted files are read in a child process: yes, unless ``CNNFILTERDB_ISOLATION`` is off."""
     return os.environ.get("CNNFILTERDB_ISOLATION", "").strip().lower() not in {"off", "0", "no", "false"}
 
 
@@ -137,7 +137,7 @@ class IsolatedReader:
         except (OSError, ValueError, EOFError):
             answer, data = {}, bytearray()
         except BaseException:
-            self._stop()  # its answer would be taken for that to the next request
+            self._stop()  # its answer would be mistaken for that to the next request
             raise
         finally:
             timer.cancel()
@@ -195,7 +195,7 @@ class IsolatedReader:
 def serve() -> None:
     """Run the child: answer requests from standard input until it is closed."""
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints must not get between the answers
+    os.dup2(2, 1)  # output of a library must not get between the answers
     layers: tuple[ConvLayer, ...] = ()
     for line in iter(requests.readline, b""):
         request = json.loads(line)
@@ -217,7 +217,7 @@ def serve() -> None:
                     data = array.tobytes() if array.size == 0 else array.data.cast("B")
                     answer = {"dtype": array.dtype.str, "shape": array.shape, "bytes": array.nbytes}
             text = json.dumps(answer).encode()
-        except BaseException as error:  # whatever it is, it is an answer
+        except BaseException as error:  # any exception is an answer
             layers = layers if isinstance(error, Exception) else ()
             data = b""
             text = json.dumps({"error": [type(error).__name__, " ".join(str(error).split())]}).encode()
@@ -227,7 +227,7 @@ def serve() -> None:
 
 
 def _limit_memory(budget: int) -> None:
-    """Let the address space grow by so many bytes and no more, where the operating system can limit it."""
+    """Limit the growth of the address space to a number of bytes, if the operating system supports that."""
     try:
         import resource
 
@@ -277,10 +277,10 @@ def _weights(described: dict[str, Any], array: Callable[[int, str], Any]) -> Wei
 
 
 def _exactly(stream: IO[bytes], count: int) -> bytearray:
-    """So many bytes of a stream.
+    """Read a number of bytes from a stream.
 
     Raises:
-        EOFError: It has fewer.
+        EOFError: It ends too early.
     """
     data = bytearray(count)
     view, done = memoryview(data), 0

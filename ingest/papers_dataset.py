@@ -1,4 +1,4 @@
-"""The dataset that the papers have released: one HDF5 file of 3x3 kernels, and a table of their models and layers.
+"""The papers' released dataset: one HDF5 file of 3x3 kernels, with a table of their models and layers.
 
 There are three layouts (measured, or documented by the authors' notebooks):
 
@@ -14,7 +14,7 @@ A row of the table describes one layer, whose kernels are the rows ``first:last`
 :class:`ReleasedDataset` checks that the table accounts for every kernel once, and returns the models one by one;
 kernels are read when a layer is requested.
 
-What the table states about a model stays readable in the column ``original``. The corrections of the papers and of this
+What the table states about a model is kept in the column ``original``. The corrections of the papers and of this
 project are data: ``released_overrides.csv`` of the catalog.
 """
 
@@ -57,7 +57,7 @@ _WRITERS = 4
 #: Kernels that are read from the file at a time, so that reading a layer takes little more memory than the layer.
 _BLOCK = 1 << 15
 
-#: Kernels of the largest layer that is believed: four times those of 4096 to 4096 channels.
+#: Kernels of the largest layer that is accepted: four times those of 4096 to 4096 channels.
 _LARGEST_LAYER = 1 << 26
 
 
@@ -69,8 +69,8 @@ class Edition:
         source: Name of the source under which its models are stored.
         version: Version that its authors gave it.
         url: Where it is published.
-        filters: Number of kernels in it; None where it is unknown. A file of the same layout with another number was
-            made by somebody else.
+        filters: Number of kernels in it; None where it is unknown. A file of the same layout with another number has
+            another author.
     """
 
     source: str
@@ -97,7 +97,7 @@ _FACTS = {
 _METRICS = {"clean_accuracy": "Clean Accuracy", "robust_accuracy": "Robust Accuracy"}
 
 _INDEX = ("model_id", "conv_depth", "conv_depth_norm")
-#: What describes a layer, not its model.
+#: Columns that describe a layer, not its model.
 _OF_LAYERS = frozenset({*_INDEX[1:], "layer_id", "layer_depth", "filter_ids", "in_channels", "out_channels"})
 
 
@@ -160,7 +160,7 @@ def corrected(model: str, facts: Mapping[str, str | None]) -> dict[str, str | No
 class _Layer:
     """A row of the table."""
 
-    rows: str  # as the file spells them
+    rows: str  # as written in the file
     start: int
     stop: int
     conv_depth: int | None
@@ -180,7 +180,7 @@ class ReleasedDataset:
 
     Args:
         path: The file.
-        trust: Let pandas unpickle the table when it cannot be read safely. That may run code of the file. A table that
+        trust: Let pandas unpickle the table if it cannot be read safely. That may run code in the file. A table that
             asks for code to be run is refused nevertheless.
 
     Raises:
@@ -230,7 +230,7 @@ class ReleasedDataset:
             fact: next((original[column] for column in columns if column in original), None)
             for fact, columns in _FACTS.items()
         }
-        # A file of the same layout may have been made by somebody else: the number of its kernels shows it.
+        # A file of the same layout may have another author: the number of its kernels shows it.
         published = self.edition.filters in (None, self.filters)
         metrics = {metric: _number(original.get(column)) for metric, column in _METRICS.items()}
         return ModelFacts(
@@ -279,7 +279,7 @@ class ReleasedDataset:
             for first in range(start, stop, _BLOCK):
                 part = buffer[: min(_BLOCK, stop - first)]
                 self._kernels.read_direct(part, np.s_[first : first + len(part)])
-                with np.errstate(over="ignore"):  # what single precision cannot hold is reported as infinite weights
+                with np.errstate(over="ignore"):  # values beyond single precision are reported as infinite weights
                     kernels[first - start : first - start + len(part)] = part
         except OSError as error:
             raise WeightFileError(
@@ -320,7 +320,7 @@ class ReleasedDataset:
             if not trust:
                 raise WeightFileError(
                     f"{error}; if you trust the author of this file, --trust (trust=True) lets pandas unpickle it, "
-                    "which can run code of the file (needs: pip install 'cnnfilterdb[hdf5]')"
+                    "which can run code in the file (needs: pip install 'cnnfilterdb[hdf5]')"
                 ) from error
             table = _unpickled(self.path)
         return _checked_columns(table, self.path), ROBUSTNESS if "layer_id" in table else V1_0_0
@@ -342,7 +342,7 @@ def import_models(
     Args:
         store: Where to write.
         dataset: The file.
-        projector: Makes what adds a model's histograms in existing bases.
+        projector: Makes the objects that add a model's histograms in existing bases.
         overwrite: Import models again that are already present.
         observer: Receives progress events.
 
@@ -405,18 +405,18 @@ def _csv(meta: h5py.Dataset, path: Path) -> pd.DataFrame:
 
 
 def _unpickled(path: Path) -> pd.DataFrame:
-    """The table as read by pandas and PyTables, which unpickle whatever is in it."""
+    """The table as read by pandas and PyTables, which unpickle everything in it."""
     try:
         table = pd.read_hdf(path, "meta")
     except ImportError as error:
         raise MissingExtraError(
             f"{path}: --trust needs PyTables; install it: pip install 'cnnfilterdb[hdf5]'"
         ) from error
-    # It runs what a pickle says, which may fail in any way.
+    # Unpickling runs code, which may fail in any way.
     except Exception as error:
         raise WeightFileError(f"{path}: pandas cannot read /meta ({error}); download the file again") from error
     if not isinstance(table, pd.DataFrame):
-        raise WeightFileError(f"{path}: /meta holds a {type(table).__name__}, expected a DataFrame")
+        raise WeightFileError(f"{path}: /meta contains a {type(table).__name__}, expected a DataFrame")
     return table.reset_index()
 
 
@@ -509,7 +509,7 @@ def _layers(table: pd.DataFrame, spans: npt.NDArray[np.int64]) -> list[_Layer]:
     layers = []
     columns = map(numbers, ("conv_depth", "conv_depth_norm", "out_channels", "in_channels"))
     for (first, last), depth, norm, outs, ins in zip(spans.tolist(), *columns, strict=True):
-        # The channels of the table are only used where they account for the kernels.
+        # The channels of the table are only used if they account for the kernels.
         known = outs is not None and ins is not None and outs * ins == last - first + 1
         layers.append(
             _Layer(

@@ -97,7 +97,7 @@ class IngestRun:
         return [name for name, model_id in model_ids.items() if not self.skipped(model_id)]
 
     def skipped(self, model_id: str) -> bool:
-        """Whether a model is skipped because it is present, perhaps by another process that was faster."""
+        """Whether a model is skipped because it is present, perhaps because another process was faster."""
         present = not self._overwrite and self._store.has(model_id)
         if present:
             self._skip(model_id)
@@ -145,7 +145,7 @@ def attach_report(report: IngestReport) -> Iterator[None]:
 
 
 def _unexpected(model_id: str, error: Exception) -> IngestError:
-    """Whatever a plugin or a library raised, as an error of this package."""
+    """Any exception of a plugin or a library, as an error of this package."""
     known = IngestError(f"{model_id}: {type(error).__name__}: {' '.join(str(error).split())}")
     known.__cause__ = error
     return known
@@ -183,7 +183,7 @@ def take_in(
         The number of stored filters.
 
     Raises:
-        NoConvolutionError: There is no two-dimensional convolution.
+        NoConvolutionError: It has no two-dimensional convolution.
         BadWeightsError: A weight is NaN or infinite, or the model looks untrained and that is not allowed.
     """
     model_id = f"{source}/{name}"
@@ -218,7 +218,7 @@ def take_in(
         untrained = looks_untrained(seen)
         if untrained and not allow_untrained:
             raise BadWeightsError(
-                f"{origin}: no layer differs from random initialisation; check that the file holds trained weights, or "
+                f"{origin}: no layer differs from random initialisation; check that the file has trained weights, or "
                 "import it as a control with --allow-untrained (allow_untrained=True)"
             )
         projector.finish(writer)
@@ -265,14 +265,14 @@ def ingest(
     """Import models from a source into the store.
 
     A model that is already present is skipped before anything is downloaded, and so is one that another process imports
-    at the same time. A model that fails, by whatever exception, is reported without stopping the others. One whose
-    weights look untrained fails too, unless the catalog pins the hash of its file: then it is known what it is, and it
-    is only flagged. A full disk ends the run. Files that anybody may have made are read in a child process
+    at the same time. A model that fails, with any exception, is reported without stopping the others. One whose
+    weights look untrained fails too, unless the catalog pins the hash of its file: then the file was reviewed, and the
+    model is only flagged. A full disk ends the run. Untrusted files are read in a child process
     (:mod:`cnnfilterdb.ingest.isolation`).
 
     Args:
         store: Where to write.
-        source: Where they come from, a :class:`~cnnfilterdb.ingest.sources.Source`.
+        source: Their :class:`~cnnfilterdb.ingest.sources.Source`.
         names: Their names in the source.
         projector: Adds their histograms in existing bases.
         overwrite: Import models again that are already present.
@@ -394,14 +394,14 @@ def _regular(path: Path) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """What an ingest will need.
+    """The resources that an ingest will need.
 
     Attributes:
         models: Models to import.
         present: Models that are already in the database.
-        download: Bytes to download, as far as they are known.
+        download: Bytes to download, if they are known.
         unknown: Models whose download size is unknown.
-        database: Bytes by which the database grows, as far as the number of kernels is known.
+        database: Bytes by which the database grows, if the number of kernels is known.
     """
 
     models: int
@@ -430,8 +430,8 @@ def forecast(store: Store | None, source: Any, names: Sequence[str], *, overwrit
     """What an ingest will download and keep; nothing is downloaded.
 
     Args:
-        store: Where to write; None where there is no database yet.
-        source: Where models come from.
+        store: Where to write; None if there is no database yet.
+        source: The source of the models.
         names: Their names in the source.
         overwrite: Import models again that are already present.
     """

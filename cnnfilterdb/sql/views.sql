@@ -10,7 +10,7 @@ SELECT $models_columns FROM read_parquet(database_files('/models/*.parquet'), hi
 CREATE OR REPLACE VIEW annotations AS
 $annotations;
 
--- One row per model, annotations in place of what was stored.
+-- One row per model, with annotations replacing stored values.
 CREATE OR REPLACE VIEW models AS
 $models;
 
@@ -34,7 +34,7 @@ CREATE OR REPLACE VIEW current_bases AS
 SELECT * FROM bases
 QUALIFY row_number() OVER (PARTITION BY bases.kernel ORDER BY bases.sequence DESC, bases.basis_id DESC) = 1;
 
--- Where the histograms are.
+-- Location of the histograms.
 CREATE OR REPLACE MACRO histogram_files() AS $histograms;
 
 -- Histograms of the coefficients: one row per basis, recipe and layer.

@@ -23,8 +23,8 @@ from cnnfilterdb.ingest.fetch.cache import Readable
 
 __all__ = ["is_zip", "members"]
 
-# Weights hardly compress (the archives of the catalog hold at most twice their size), so a tar file that grows beyond
-# this is a bomb, not a package. A zip file needs no such bound: only the wanted member is decompressed.
+# Weights hardly compress (the archives of the catalog contain at most twice their size), so a tar file that grows
+# beyond this is a bomb, not a package. A zip file needs no such bound: only the wanted member is decompressed.
 _MAX_GROWTH = 200
 
 
@@ -43,7 +43,7 @@ def members(
     sizes: Mapping[str, int],
     ahead: Callable[[int, int], None] | None = None,
 ) -> Iterator[tuple[str, Readable]]:
-    """Streams of the wanted members of an archive, in the order in which it holds them.
+    """Streams of the wanted members of an archive, in the order of the archive.
 
     Each stream must be read before the next one is requested. A tar file is decompressed up to its last wanted member
     and no further.
@@ -52,8 +52,8 @@ def members(
         file: The archive, seekable.
         name: Its file name, which gives its kind and appears in messages.
         sizes: The wanted members: path in the archive, and number of bytes.
-        ahead: Called before the bytes of a zip member are read, with the range (start, stop) in the file that holds
-            them, so that a remote file fetches no more than that.
+        ahead: Called before the bytes of a zip member are read, with their range (start, stop) in the file, so that a
+            remote file fetches no more than that.
 
     Yields:
         Path of a member and its bytes.
@@ -83,7 +83,7 @@ def _zip_members(
                 info = archive.getinfo(member)
             except KeyError:
                 raise _missing(name, [member], archive.namelist()) from None
-            # The upper half of the attributes is the Unix mode; 0 where the archive was not made on Unix.
+            # The upper half of the attributes is the Unix mode; 0 if the archive was not made on Unix.
             mode = info.external_attr >> 16
             if info.is_dir() or (stat.S_IFMT(mode) and not stat.S_ISREG(mode)):
                 raise _not_plain(name, member)

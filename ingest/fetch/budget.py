@@ -15,25 +15,25 @@ from cnnfilterdb.errors import DownloadError
 
 __all__ = ["GRACE", "LARGEST", "SLOWEST", "Budget", "supervised", "within"]
 
-#: Seconds that any transfer may take, however little it sends.
+#: Seconds that any transfer may take, even if it sends little.
 GRACE = 60.0
 
 #: Bytes per second that a transfer must average beyond that.
 SLOWEST = 8 << 10
 
-#: Bytes of the largest file that is downloaded when nobody states its size.
+#: Bytes of the largest file that is downloaded if its size is not stated.
 LARGEST = 64 << 30
 
 T = TypeVar("T")
 
 
 class Budget:
-    """What one transfer may take.
+    """The limits of one transfer.
 
     Args:
         what: Name of the transfer, for messages.
         limit: Bytes that it may have.
-        grace: Seconds that it may take however little is sent.
+        grace: Seconds that it may take even if little is sent.
 
     >>> budget = Budget("net.pt", limit=10)
     >>> budget.charge(10)
@@ -51,7 +51,7 @@ class Budget:
         """Account for received bytes.
 
         Raises:
-            DownloadError: There are too many of them, or they come too slowly.
+            DownloadError: There are too many of them, or they arrive too slowly.
         """
         self._received += count
         if self._received > self._limit:
@@ -69,18 +69,18 @@ class Budget:
 
 
 def within(seconds: float, function: Callable[[], T], discard: Callable[[T], object] | None = None) -> T:
-    """Call a function and wait no longer than that.
+    """Call a function and wait at most a number of seconds.
 
-    A function that is late keeps its thread until it returns; the thread does not keep the process alive.
+    A late function occupies its thread until it returns; the thread does not keep the process alive.
 
     Args:
         seconds: How long to wait.
         function: What to call.
-        discard: Called with a result that comes too late, to close it.
+        discard: Called with a result that arrives too late, to close it.
 
     Raises:
         TimeoutError: It did not return in time.
-        BaseException: Whatever it raises.
+        BaseException: Any exception that it raises.
 
     >>> within(10, lambda: 1 + 1)
     2
@@ -96,7 +96,7 @@ def supervised(function: Callable[[], T], budget: Budget) -> T:
 
     Raises:
         DownloadError: The budget is exhausted.
-        BaseException: Whatever the function raises.
+        BaseException: Any exception that the function raises.
     """
     call = _Call(function, None)
     while not call.returned(1.0):
@@ -105,7 +105,7 @@ def supervised(function: Callable[[], T], budget: Budget) -> T:
 
 
 class _Call(Generic[T]):
-    """A call in a thread of its own."""
+    """A call in a separate thread."""
 
     def __init__(self, function: Callable[[], T], discard: Callable[[T], object] | None) -> None:
         self._function, self._discard = function, discard
@@ -129,13 +129,13 @@ class _Call(Generic[T]):
         return self._done.wait(seconds)
 
     def abandon(self) -> bool:
-        """Discard the result when it comes; False when it has come in the meantime."""
+        """Discard the result when it arrives; False if it has arrived in the meantime."""
         with self._lock:
             self._late = not self._done.is_set()
         return self._late
 
     def result(self) -> T:
-        """What it returned; raises what it raised."""
+        """Its result; raises the exception that it raised."""
         if self._error is not None:
             raise self._error
         return self._value[0]

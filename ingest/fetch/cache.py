@@ -49,10 +49,10 @@ T = TypeVar("T")
 
 
 class Readable(Protocol):
-    """Anything that bytes are read from."""
+    """Any readable stream of bytes."""
 
     def read(self, size: int = -1, /) -> bytes:
-        """Up to that many bytes; none at the end."""
+        """Read up to that many bytes; none at the end."""
 
 
 def default_folder() -> Path:
@@ -73,7 +73,7 @@ def writing_cache(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             raise DownloadError(
-                f"{folder}: no space is left for the weight files; free some, "
+                f"{folder}: no space is left for the weight files; free some space, "
                 "or set CNNFILTERDB_CACHE to a folder on a larger disk"
             ) from error
         raise DownloadError(
@@ -117,8 +117,8 @@ class CacheEntry:
     used: float
 
 
-# What the cache owns: nothing else in its folder is listed or deleted, as the user may have chosen a folder with other
-# things in it.
+# What the cache owns: nothing else in its folder is listed or deleted, because the user may have chosen a folder with
+# other files.
 _OWNED = (
     ("weights", "members/*/*", r"members/[0-9a-f]{2}/[0-9a-f]{64}"),
     ("links", "models/*/*", r"models/[0-9a-f]{2}/[0-9a-f]{64}"),
@@ -131,11 +131,11 @@ _OWNED = (
 class Cache:
     """Weight files on disk, found by their hash.
 
-    Every file appears under its name complete and verified, or not at all, whenever a process is killed. Any number of
+    Every file appears under its name complete and verified, or not at all, even if a process is killed. Any number of
     processes and threads may share a folder.
 
     Attributes:
-        folder: Where it is; created by the first write.
+        folder: Its folder; created by the first write.
 
     Example:
         >>> import io, tempfile
@@ -151,7 +151,7 @@ class Cache:
         self.folder = Path(folder).expanduser() if folder is not None else default_folder()
 
     def path(self, name: str, sha256: str) -> Path:
-        """Where a weight file is, or would be.
+        """The path of a weight file, whether or not it exists.
 
         Args:
             name: Its file name, or its path in an archive, of which the last part is used.
@@ -179,7 +179,7 @@ class Cache:
         return None
 
     def get_or(self, key: str, find: Callable[[], T | None], fetch: Callable[[], T]) -> T:
-        """What is in the cache, or what is downloaded into it, by one process while the others wait.
+        """Return what is in the cache, or download it into the cache, in one process while the others wait.
 
         Args:
             key: Name of the lock under which it is downloaded.
@@ -249,7 +249,7 @@ class Cache:
         return path
 
     def trusted(self, name: str) -> Trust | None:
-        """The record of a file's first download; None where there is none.
+        """The record of a file's first download; None if there is none.
 
         Raises:
             DownloadError: The record cannot be read.
@@ -276,19 +276,19 @@ class Cache:
             part.replace(path)
 
     def trust_path(self, name: str) -> Path:
-        """Where that record is kept; deleting it accepts a changed file."""
+        """The path of that record; deleting it accepts a changed file."""
         return self.folder / "trusted" / (re.sub(r"[^A-Za-z0-9._-]", "_", name) + ".json")
 
     def together(self, files: Mapping[str, Path]) -> dict[str, Path]:
-        """Place files that belong together next to each other, as they are in their archive.
+        """Place files that belong together next to each other, as in their archive.
 
-        They are links to the given files, or copies where the file system has no links.
+        They are links to the given files, or copies if the file system has no links.
 
         Args:
             files: Path in the archive -> path in this cache, as :meth:`find` returns it.
 
         Returns:
-            Path in the archive -> path in a folder that holds these files and no others.
+            Path in the archive -> path in a folder that contains only these files.
 
         Raises:
             DownloadError: A path would leave the folder, or the cache cannot be written.
@@ -321,7 +321,7 @@ class Cache:
         return placed
 
     def archive_part(self, sha256: str) -> Path:
-        """Where a download is collected; whoever writes it holds the :meth:`lock` of its hash."""
+        """The path of an unfinished download; its writer must hold the :meth:`lock` of its hash."""
         with writing_cache(self.folder):
             (self.folder / "archives").mkdir(parents=True, exist_ok=True)
         return self.folder / "archives" / f"{sha256}.part"

@@ -44,7 +44,7 @@ _LARGEST_PAGE = 256 << 20
 _BLOCK = 8 << 20
 _TAIL = 64 << 10
 
-# Bytes must arrive as they are stored: an archive must be neither compressed once more nor helpfully decompressed.
+# Bytes must arrive as stored: an archive must be neither compressed again nor automatically decompressed.
 _AS_STORED = {"Accept-Encoding": "identity"}
 
 
@@ -57,7 +57,7 @@ class Session:
 
     Attributes:
         retries: How often a failed request is repeated.
-        grace: Seconds in which an answer must begin, and that a transfer may take however little it sends.
+        grace: Seconds in which an answer must begin, and that a transfer may take even if it sends little.
     """
 
     def __init__(self, settings: Settings, *, index_urls: tuple[str, ...] = (), pause: float = 0.25) -> None:
@@ -65,7 +65,7 @@ class Session:
 
         Args:
             settings: How hosts are reached.
-            index_urls: Addresses of indexes, which may hold credentials.
+            index_urls: Addresses of indexes, which may contain credentials.
             pause: Seconds before the first repetition; doubled each time.
         """
         self.retries = max(0, settings.retries)
@@ -136,7 +136,7 @@ class Session:
         return Budget(what, limit=LARGEST if limit is None else limit, grace=self.grace)
 
     def iter_secure_origins(self) -> Iterator[tuple[str, str, str]]:
-        """(scheme, host, port) of the origins that may be asked."""
+        """(scheme, host, port) of the origins that may be contacted."""
         yield from self._client.iter_secure_origins()
 
     def wait(self, attempt: int) -> float:
@@ -154,14 +154,14 @@ class Session:
             except (httpx2.NetworkError, httpx2.TimeoutException, httpx2.RemoteProtocolError) as error:
                 if last:
                     raise
-                _log.info("%s: %s; asking again", Link(url).redacted, explain_failure(error))
+                _log.info("%s: %s; repeating the request", Link(url).redacted, explain_failure(error))
                 self.wait(attempt)
                 continue
             asked = _retry_after(response)
             if response.status_code not in _PASSING or last or (asked or 0) > _LONGEST_PAUSE:
                 break
             response.close()
-            _log.info("%s: answered %d; asking again", Link(url).redacted, response.status_code)
+            _log.info("%s: answered %d; repeating the request", Link(url).redacted, response.status_code)
             if asked is None:
                 self.wait(attempt)
             else:
@@ -196,9 +196,9 @@ def download(
     sha256: str,
     progress: ByteProgress | None = None,
 ) -> str:
-    """Download a whole file, resuming what an earlier attempt left of it.
+    """Download a whole file, resuming an earlier attempt.
 
-    Where no hash is known, an earlier part is resumed only when the server's validator (``ETag`` or ``Last-Modified``,
+    If no hash is known, an earlier part is resumed only if the server's validator (``ETag`` or ``Last-Modified``,
     kept beside the part) shows that the file has not changed.
 
     Args:
@@ -206,7 +206,7 @@ def download(
         url: Address of the file.
         path: Where it is written. It is complete and verified only when this function returns. After a failure the
             part stays there for the next attempt.
-        size: Expected number of bytes; None where it is unknown and the server is believed.
+        size: Expected number of bytes; None if it is unknown, in which case the server is trusted.
         sha256: Expected SHA-256: all of its 64 digits, the first ones, or none where it is unknown.
         progress: Called with (bytes done, bytes expected).
 
@@ -241,7 +241,7 @@ def download(
     if not found.startswith(sha256):
         path.unlink()
         if resumed:
-            # What an earlier run left may belong to another file, or be damaged.
+            # The part from an earlier run may belong to another file, or be damaged.
             return download(session, url, path, size=size, sha256=sha256, progress=progress)
         expected = sha256 if len(sha256) == 64 else f"{sha256}..."
         raise HashMismatchError(f"{name}: expected SHA-256 {expected}, found {found}; it is not the expected file")
@@ -249,12 +249,12 @@ def download(
 
 
 class _Transfer:
-    """Attempts at one file, and what they have learnt about it.
+    """Attempts to download one file, and what they have learnt about it.
 
     Attributes:
         name: Name of the file, for messages.
         size: Its bytes, None until the caller or the server states it.
-        validator: Where the validator of a part without a known hash is kept.
+        validator: File with the validator of a part without a known hash.
         budget: Limits of time and bytes for all attempts together.
     """
 
@@ -311,7 +311,7 @@ class _Transfer:
                 raise _refused(name, response)
             with writing_cache(path.parent), path.open(mode) as file:
                 try:
-                    # In pieces as they arrive: collecting larger ones would lose them when the connection is cut.
+                    # In pieces as they arrive: larger buffers would be lost when the connection breaks.
                     for chunk in response.iter_raw():
                         self.budget.charge(len(chunk))
                         done += len(chunk)
@@ -402,7 +402,7 @@ class RemoteFile(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: Any, /) -> int:
-        """Read up to as many bytes as the buffer holds; fewer where a range ends or a connection is cut."""
+        """Read at most as many bytes as fit into the buffer; fewer if a range ends or a connection breaks."""
         view = memoryview(buffer).cast("B")
         start, tail = self._position, self._size - len(self._tail)
         if start >= tail:
@@ -437,7 +437,7 @@ class RemoteFile(io.RawIOBase):
                             break
                 except httpx2.HTTPError as error:
                     reason = explain_failure(error)
-            # What arrived before a cut counts; the reader asks for the rest by itself.
+            # Bytes that arrived before the break count; the reader requests the rest.
             if got:
                 return got
         raise DownloadError(f"{self._name}: {reason}; check the network and run again")
@@ -456,7 +456,7 @@ def _opened(session: Session, url: str, name: str, headers: Mapping[str, str]) -
         if response.status_code >= 400 and response.status_code != 416:
             raise _refused(name, response)
         if response.headers.get("Content-Type", "").lower().startswith("text/html"):
-            # A proxy or a portal whose pages look like success.
+            # A proxy or a login portal, whose pages look like success.
             raise DownloadError(
                 f"{name}: the server sent an HTML page instead of the file (a proxy, a login or a quota?); "
                 "check pip's configuration, or download it with a browser"
@@ -465,7 +465,7 @@ def _opened(session: Session, url: str, name: str, headers: Mapping[str, str]) -
 
 
 def _certificates(settings: Settings) -> ssl.SSLContext | bool:
-    """How certificates are verified; True stands for the client's default, which knows ``SSL_CERT_FILE``."""
+    """How certificates are verified; True means the client's default, which uses ``SSL_CERT_FILE``."""
     if settings.cert is None and settings.client_cert is None:
         return True
     try:

@@ -3,7 +3,7 @@
     <folder>/models--<owner>--<name>/...            the cache of huggingface_hub, with its layout
     <partial>/<owner>--<name>/<commit>/<file>       convolutions of safetensors files, read by ranges
 
-A branch or a tag stands for the commit that it had when a file of it was last downloaded.
+A branch or a tag is resolved to the commit that it had when one of its files was last downloaded.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class RepositoryFile:
     """A file of a repository in the cache.
 
     Attributes:
-        path: Where it is.
+        path: Its path.
         repo: The repository, ``owner/name``.
         file: Its path in the repository.
         revision: Its commit, 40 hexadecimal digits.
@@ -106,7 +106,7 @@ class HubCache:
         self.folder, self._partial = folder, partial
 
     def file(self, repo: str, files: Sequence[str], revision: str = "main") -> RepositoryFile | None:
-        """The first of some files that is in the cache, complete and intact; None where there is none.
+        """The first of some files that is in the cache, complete and intact; None if there is none.
 
         Args:
             repo: The repository, ``owner/name``.
@@ -127,7 +127,7 @@ class HubCache:
         return None
 
     def partial_file(self, repo: str, files: Sequence[str], revision: str = "main") -> RepositoryFile | None:
-        """The first of some files whose convolutions are in the cache; None where there is none."""
+        """The first of some files whose convolutions are in the cache; None if there is none."""
         commit = self.commit(repo, revision)
         for file in files if commit else ():
             path = self.partial_path(repo, commit, file)
@@ -136,7 +136,7 @@ class HubCache:
         return None
 
     def repository(self, repo: str, revision: str = "main") -> RepositoryFiles | None:
-        """The files of a repository that are in the cache; None where there are none."""
+        """The files of a repository that are in the cache; None if there are none."""
         commit = self.commit(repo, revision)
         if not commit:
             return None
@@ -152,7 +152,7 @@ class HubCache:
         return RepositoryFiles(repo, commit, tuple(sorted(files))) if files else None
 
     def commit(self, repo: str, revision: str) -> str:
-        """The commit of a revision as far as the cache knows it, else an empty string."""
+        """The commit of a revision if the cache knows it, else an empty string."""
         if _COMMIT.fullmatch(revision):
             return revision
         try:

@@ -1,4 +1,4 @@
-"""Files of Hugging Face repositories, whole or only their convolutions, downloaded into the cache folder.
+"""Files of Hugging Face repositories, complete or only their convolutions, downloaded into the cache folder.
 
 huggingface_hub makes the requests: it knows tokens (``HF_TOKEN``, ``hf auth login``), waits as long as the server asks,
 and resumes where a connection was cut. ``HF_ENDPOINT`` names a mirror, ``HF_HUB_OFFLINE=1`` forbids the network. A
@@ -37,7 +37,7 @@ __all__ = ["HuggingFace"]
 _log = logging.getLogger(__name__)
 
 # Seconds without progress after which the download of a whole file is given up. huggingface_hub waits for minutes
-# where the server limits the rate of requests.
+# if the server limits the rate of requests.
 _PATIENCE = 600.0
 # Bytes of the largest answer that lists the files of a repository
 _LARGEST_ANSWER = 64 << 20
@@ -52,9 +52,9 @@ class HuggingFace:
 
     Args:
         cache: Where they are kept; the user's cache by default.
-        offline: Do not access the network. By default what ``HF_HUB_OFFLINE`` says.
-        endpoint: Address of the server. By default what ``HF_ENDPOINT`` says, else the public one.
-        token: Token of the user. By default the one that huggingface_hub knows.
+        offline: Do not access the network. By default the value of ``HF_HUB_OFFLINE``.
+        endpoint: Address of the server. By default the value of ``HF_ENDPOINT``, else the public one.
+        token: Token of the user. By default the one that huggingface_hub uses.
         patience: How often a request that fails for a temporary reason is repeated.
 
     Attributes:
@@ -81,7 +81,7 @@ class HuggingFace:
         """Ask for the commit and the files of a repository.
 
         Raises:
-            DownloadError: There is no such repository or revision, access is refused, or there is no network.
+            DownloadError: No such repository or revision exists, access is refused, or there is no network.
         """
         self._reachable(repo, ())
         url = f"{self.endpoint}/api/models/{repo}/revision/{quote(revision, safe='')}"
@@ -176,7 +176,7 @@ class HuggingFace:
     # -------------------------------------------------------------------------------------------------- private
 
     def _download(self, repo: str, file: str, revision: str, progress: ByteProgress | None, again: bool) -> Path | None:
-        """Where huggingface_hub put a file; None where the repository has none of that name."""
+        """Where huggingface_hub put a file; None if the repository has none of that name."""
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import RemoteEntryNotFoundError
 
@@ -230,7 +230,7 @@ class HuggingFace:
         if self.offline:
             raise DownloadError(
                 f"{repo}: offline, and {' or '.join(files) or 'nothing of it'} is not in the cache "
-                f"{self.local.folder}; put the file into a folder and name it with --from (option folder), or go online"
+                f"{self.local.folder}; put the file into a folder and pass it with --from (option folder), or go online"
             )
 
     def _missing(self, repo: str, files: Sequence[str], revision: str) -> DownloadError:
@@ -289,7 +289,7 @@ class HuggingFace:
         except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.FileMetadataError) as error:
             raise DownloadError(
                 f"{repo}: {self.endpoint} cannot be reached, or is not such a server, and the cache "
-                f"{self.local.folder} does not have the file; check the network and HF_ENDPOINT, or name a folder with "
+                f"{self.local.folder} does not have the file; check the network and HF_ENDPOINT, or pass a folder with "
                 "--from (option folder)"
             ) from error
         except (OSError, RuntimeError) as error:
@@ -371,7 +371,7 @@ class _Remote:
                 headers |= self._headers
             data = supervised(lambda headers=headers: self._range(start, stop, headers, budget), budget)  # type: ignore[misc]
             if data is None and not attempt:
-                self._locate()  # a signed address is valid for a while only
+                self._locate()  # a signed address is valid only for a while
                 continue
             break
         if data is None:

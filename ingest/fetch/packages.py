@@ -1,7 +1,7 @@
 """Package indexes: where an archive of a known name is available.
 
 unearth asks the configured indexes and reads their pages; no code of a package is run, not even to learn its metadata.
-An archive is chosen by its exact file name and hash, whichever Python or platform it is made for.
+An archive is chosen by its exact file name and hash, regardless of the Python version or platform it was built for.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ __all__ = ["Offer", "PackageIndex"]
 
 _log = logging.getLogger(__name__)
 
-# unearth warns about every index that does not know a package, which is normal where several are configured. When none
-# of them does, the error states the reasons.
+# unearth warns about every index that lacks a package, which is normal if several are configured. If none has it, the
+# error states the reasons.
 logging.getLogger("unearth").addHandler(logging.NullHandler())
 
 
@@ -58,7 +58,7 @@ class PackageIndex:
         """Prepare requests; nothing is connected yet.
 
         Args:
-            settings: Which indexes, and how they are reached; those of pip by default.
+            settings: The indexes and how to reach them; pip's settings by default.
             pause: Seconds before a failed request is repeated; doubled each time.
 
         Raises:

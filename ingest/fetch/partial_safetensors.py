@@ -22,7 +22,7 @@ from cnnfilterdb.ingest.network.layers import Tensor
 
 __all__ = ["RangedFile", "gather", "partial_origin"]
 
-# A gap shorter than that is read as well: another request would take longer.
+# A shorter gap is read as well: another request would take longer.
 _GAP = 64 << 10
 _BLOCK = 8 << 20
 _HEADER = 64 << 10
@@ -36,7 +36,7 @@ class RangedFile(Protocol):
     """A remote file of which ranges are read.
 
     Attributes:
-        name: What to call it in messages.
+        name: Its name in messages.
         size: Its number of bytes.
         sha256: The SHA-256 that the server states; None where it states none.
     """
@@ -100,7 +100,7 @@ def gather(remote: RangedFile, path: Path, progress: ByteProgress | None) -> Non
 
 
 def partial_origin(path: Path) -> dict[str, str] | None:
-    """What a partial file records of the whole one: ``parameters``, ``file_bytes`` and, where known, ``sha256``.
+    """What a partial file records about the whole one: ``parameters``, ``file_bytes`` and, where known, ``sha256``.
 
     None for a whole file, or one of another format.
     """
@@ -143,7 +143,7 @@ def _write(
     offset: int,
     progress: ByteProgress | None,
 ) -> None:
-    """Write a file that consists of a beginning and the bytes of some places, resuming an earlier part."""
+    """Write a file that consists of a header and the bytes of some places, resuming an earlier part."""
     total = len(beginning) + sum(stop - start for start, stop in places)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")

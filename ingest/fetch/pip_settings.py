@@ -1,7 +1,7 @@
 """How the user reaches package indexes: pip's settings, read the way pip reads them.
 
-Whoever can ``pip install`` behind a proxy, with a company's certificate or from a mirror has configured pip for it.
-The same configuration applies here.
+Users who can ``pip install`` behind a proxy, with a company's certificate or from a mirror have configured pip for it,
+and the same configuration applies here.
 
 The locations and their order are those of pip's documentation ("Configuration", section "Location"): system-wide, user
 and environment files, the file that ``PIP_CONFIG_FILE`` names, then ``PIP_*`` variables. The sections ``[global]`` and
@@ -31,14 +31,14 @@ class Settings:
     """Where packages come from and how their hosts are reached.
 
     Attributes:
-        index_url: The main index; None stands for pip's default.
+        index_url: The main index; None means pip's default.
         extra_index_urls: Further indexes.
         find_links: Folders, files or pages that list archives.
         no_index: True when only :attr:`find_links` may be used.
         trusted_hosts: Hosts (``name`` or ``name:port``) whose certificate is not verified, or that use plain HTTP.
-        cert: A file or folder of certificate authorities; None stands for the system's.
+        cert: A file or folder of certificate authorities; None means the system's.
         client_cert: A file with the user's certificate and key.
-        proxy: A proxy for all requests; None leaves it to the usual environment variables.
+        proxy: A proxy for all requests; None uses the usual environment variables.
         timeout: Seconds to wait for a connection or for the next bytes.
         retries: How often a failed request is repeated.
     """

@@ -61,7 +61,7 @@ class DarknetFormat:
             size = len(data) - _header(data)
             if end > size or end % 4:
                 raise WeightFileError(
-                    f"{path}: holds {size // 4:,} numbers, {network.name} needs {end // 4:,}; "
+                    f"{path}: contains {size // 4:,} numbers, {network.name} needs {end // 4:,}; "
                     "put the matching .cfg beside it, under the same name"
                 )
             if end < size and not skipped:

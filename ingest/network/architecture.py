@@ -1,8 +1,8 @@
-"""What an architecture tells of the layers of a file: kind, order, depth, and what is shared or never executed.
+"""What an architecture reveals about the layers of a file: kind, order, depth, and what is shared or never executed.
 
-A file of tensors tells names and shapes. Where a library can build the network, without weights, on PyTorch's ``meta``
-device, a run on shapes (:mod:`cnnfilterdb.ingest.network.execution`) gives the rest, and :func:`described` adds it to
-the layers of the file. Weights come from the file alone.
+A file of tensors contains names and shapes. If a library can build the network, without weights, on PyTorch's ``meta``
+device, a run on shapes (:mod:`cnnfilterdb.ingest.network.execution`) provides the rest, and :func:`described` adds it
+to the layers of the file. Weights come from the file alone.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["Architecture", "architecture", "described"]
 
 _log = logging.getLogger(__name__)
 
-#: Gives a matrix of a file by the name of its tensor; None where the file has none of that name.
+#: Returns a matrix of a file by the name of its tensor; None if the file has none of that name.
 Matrix = Callable[[str], "npt.NDArray[np.float32] | None"]
 
 
@@ -31,7 +31,7 @@ class Architecture:
     """The layers of a network without their weights.
 
     Attributes:
-        layers: In order of execution, with all but weights.
+        layers: In order of execution, with everything except weights.
         shared: Layers that use the weight of another one: name -> the other's name.
         mixtures: Layers of the experts of CondConv: name -> (name of the matrix, row).
     """
@@ -62,16 +62,16 @@ def architecture(module: Any, example: Any = None) -> Architecture:
 
 
 def described(weights: Weights, known: Architecture, matrix: Matrix | None = None) -> Weights:
-    """Give the layers of a file what their architecture tells.
+    """Add to the layers of a file what their architecture reveals.
 
-    Layers are found by their names, which may all have the same prefix in the file. What the architecture has and the
-    file has not is told in a warning; depths are then left out, as they would be those of another network. What only
-    the file has (another tower, say) comes last, as the file tells it.
+    Layers are found by their names, which may all have the same prefix in the file. If the file lacks layers of the
+    architecture, a warning is issued and depths are left out, because they would be those of another network. Layers
+    that only the file has (another tower, say) come last, as the file states them.
 
     Args:
         weights: The layers of a file.
-        known: The network that the file is of.
-        matrix: Gives a matrix of the file, for the experts of CondConv.
+        known: The network that the file belongs to.
+        matrix: Returns a matrix of the file, for the experts of CondConv.
 
     >>> read = lambda: np.zeros((8, 3, 3, 3), np.float32)
     >>> file = Weights("safetensors", None, (ConvLayer("net.a", (8, 3, 3, 3), read),))
@@ -113,7 +113,7 @@ def described(weights: Weights, known: Architecture, matrix: Matrix | None = Non
 
 
 def _prefix(there: Mapping[str, ConvLayer], known: Architecture) -> str:
-    """What stands before all names of the network in the file."""
+    """The prefix of all names of the network in the file."""
     names = {layer.name for layer in known.layers}
     candidates = {""}
     for layer in known.layers[:1]:
@@ -122,10 +122,11 @@ def _prefix(there: Mapping[str, ConvLayer], known: Architecture) -> str:
 
 
 def _told(layer: ConvLayer, told: ConvLayer) -> ConvLayer | None:
-    """A layer with the facts of another; None where it cannot be the same."""
+    """A layer with the facts of another; None if it cannot be the same layer."""
     shape, read = layer.shape, layer.read
     if (layer.kind == "transposed") != (told.kind == "transposed"):
-        # The file was taken the other way round, as shapes need not tell a transposed layer; turning is its own inverse
+        # The axes of the file were swapped, because shapes need not show a transposed layer; swapping is its own
+        # inverse
         groups = (told if told.kind == "transposed" else layer).groups or 1
         if shape[0] % groups:
             return None
@@ -139,7 +140,7 @@ def _told(layer: ConvLayer, told: ConvLayer) -> ConvLayer | None:
         dtype=layer.dtype,
         bn_folded=layer.bn_folded,
         batch_norm=layer.batch_norm,
-        # The file knows of weights that had to be composed, the network of those that are standardised
+        # The file shows which weights had to be composed, the network which ones are standardised
         weight_norm=told.weight_norm or layer.weight_norm,
     )
 

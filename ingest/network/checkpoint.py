@@ -1,7 +1,7 @@
-"""Which of the things in a checkpoint are the weights of the network.
+"""Finds the weights of the network in a checkpoint.
 
-People save a state dict, a module, or a dictionary that holds one of them beside an optimiser, an epoch and a moving
-average, under a name of their choice. :func:`networks` finds the tensors of the network or networks in it. It works on
+People save a state dict, a module, or a dictionary that contains one of them together with an optimiser, an epoch and a
+moving average, under any name. :func:`networks` finds the tensors of the network or networks in it. It works on
 plain containers and on the :class:`~cnnfilterdb.ingest.formats.pickle.Object` trees of pickled modules.
 """
 
@@ -25,13 +25,13 @@ __all__ = ["Entry", "Network", "networks"]
 _MAX_DEPTH = 100
 _MAX_PARTS = 1_000
 _MAX_MODULES = 200_000
-# A log of the training may be long: what has more containers is taken for one. A file has a few of them at most.
+# A training log may be long: anything with more containers is assumed to be one.
 _MAX_SEARCH = 200_000
 _MAX_SEARCHES = 2_000_000
 # Levels of names among which copies of a network are looked for.
 _COPY_LEVELS = 3
 
-# Keys under which a checkpoint holds its one network, by preference.
+# Keys under which a checkpoint stores its only network, by preference.
 _MAIN = (
     "state_dict",
     "model_state_dict",
@@ -45,17 +45,17 @@ _MAIN = (
     "module",
     "blobs",
 )
-# State of the training, which may hold tensors of the shape of the weights.
+# State of the training, which may contain tensors of the shape of the weights.
 _TRAINING = re.compile(
     r"optim|sched|scaler|callback|criterion|hyper_?param|hparams|history|(?:^|_)opt(?:_|$)|^(?:loss(?:es)?|amp)$"
 )
-# Parts of a network that only tell how good it is, such as a VGG whose features are compared.
+# Parts of a network that only measure its quality, such as a VGG whose features are compared.
 _LOSS = re.compile(r"(?:(?:perceptual_|lpips_)?loss(?:es)?|lpips|criterion)(?:_f(?:n|unc))?")
 # Names that wrappers put before those of the network: DataParallel, Lightning, ...
 _LEADING = ("module", "model", "net", "network", "backbone", "state_dict")
-# What torch.compile puts before them, or between them where it compiled a part.
+# What torch.compile puts before them, or between them if it compiled a part.
 _COMPILED = "_orig_mod"
-# What LoRA puts behind the name of the layer that it changes.
+# What LoRA appends to the name of the layer that it changes.
 _ADAPTED = "base_layer"
 
 
@@ -66,7 +66,7 @@ class Entry:
     Attributes:
         name: Its name in the network.
         value: The tensor, as the file's reader represents it.
-        parameter: True for a parameter, False for a buffer, None where the file does not tell.
+        parameter: True for a parameter, False for a buffer, None if the file does not state it.
     """
 
     name: str
@@ -80,7 +80,7 @@ class Network:
 
     Attributes:
         entries: Its tensors.
-        modules: Its modules by name, where the file holds modules.
+        modules: Its modules by name, if the file contains modules.
     """
 
     entries: list[Entry] = field(default_factory=list)
@@ -91,14 +91,14 @@ def networks(root: Any, is_tensor: Callable[[Any], bool]) -> tuple[list[Network]
     """Find the networks of a checkpoint.
 
     Of a network and its moving average (``state_dict`` and ``state_dict_ema``, ``g`` and ``g_ema``, ...) the average
-    is taken, as it is the one that is used, unless its tensors have lost their names; other copies are treated by the
+    is imported, because it is the one meant for use, unless its tensors have lost their names; other copies follow the
     rule of :mod:`~cnnfilterdb.ingest.network.copies`. Several networks side by side
-    (``netG`` and ``netD``) are all taken, with their names as prefix. Names of wrappers (``module.``, ``_orig_mod.``, a
-    ``model.`` before every name) are removed. What only serves the training is left out.
+    (``netG`` and ``netD``) are all imported, with their names as prefixes. Names of wrappers (``module.``,
+    ``_orig_mod.``, a ``model.`` before every name) are removed. Tensors used only in training are left out.
 
     Args:
-        root: What the file holds.
-        is_tensor: Tells a tensor, which must have a ``shape``, from a container.
+        root: The content of the file.
+        is_tensor: Whether a value is a tensor, which must have a ``shape``, not a container.
 
     Returns:
         The networks, and the parts with convolution-like tensors that were left out.
@@ -127,7 +127,7 @@ class _Finder:
         self.styles: dict[int, tuple[Any, str | None]] = {}  # by id; the object is kept, or its id would be used again
 
     def find(self, value: Any, prefix: str, depth: int = 0) -> list[Network]:
-        """Go down through what wraps networks, to the networks."""
+        """Descend through wrappers to the networks."""
         if self.is_tensor(value):
             return []
         self.parts += 1
@@ -139,7 +139,7 @@ class _Finder:
             for key, child in children
             if _is_container(child) and not _is_training(key, child) and self.style(child)
         }
-        # A sample image, say, may lie beside the state dict
+        # There may be other tensors beside the state dict, such as a sample image
         wrapped = any(key in _MAIN or _without_ema(key) is not None for key in parts)
         if _is_module(value) or (not wrapped and any(self.is_kernel(child) for _, child in children)):
             return [self.network(value, prefix)]
@@ -151,7 +151,7 @@ class _Finder:
         return [network for key in chosen for network in self.find(parts[key], f"{prefix}{key}.", depth + 1)]
 
     def choose(self, parts: Mapping[str, Any], prefix: str) -> list[str]:
-        """Which of several parts to take; the others are recorded with the reason."""
+        """Choose among several parts; the others are recorded with the reason."""
         chosen = list(parts)
         for average in [key for key in parts if _without_ema(key) is not None]:
             for key, reason in self.superseded(average, chosen, lambda key: self.entries(parts[key])):
@@ -161,24 +161,24 @@ class _Finder:
         for key, reason in second_copies(kernels):
             chosen.remove(key)
             self.skip(prefix + key, reason)
-        # An average of the main network stands for it
+        # An average of the main network replaces it
         main = [key for key in chosen if _without_ema(key) in ("", *_MAIN)] or [key for key in _MAIN if key in chosen]
         for key in chosen if main else []:
             if key != main[0]:
-                self.skip(prefix + key, f"another part of the checkpoint; {main[0]} was taken")
+                self.skip(prefix + key, f"another part of the checkpoint; {main[0]} was imported")
         return main[:1] or chosen
 
     def superseded(
         self, average: str, keys: Iterable[str], entries: Callable[[str], list[Entry]]
     ) -> Iterator[tuple[str, str]]:
-        """What a moving average makes needless, with the reason: its network, or itself where it has lost the names."""
+        """What a moving average makes redundant, with the reason: its network, or itself if it has lost the names."""
         twins = _twins(average, keys)
         if not twins:
             return
         endings = {ending for entry in entries(average) for ending in _endings(entry.name)}
         same = [key for key in twins if all(e.name in endings for e in entries(key) if self.is_kernel(e.value))]
         for key in same:
-            yield key, f"its moving average, {average}, was taken instead"
+            yield key, f"its moving average, {average}, was imported instead"
         if not same:
             yield average, f"a moving average whose tensors do not have the names of {twins[0]}"
 
@@ -186,15 +186,15 @@ class _Finder:
         self.skipped.append(Skipped(name, reason))
 
     def network(self, value: Any, prefix: str, without: Collection[str] = ()) -> Network:
-        """The tensors of a container, but for what serves the training only."""
+        """The tensors of a container, except those used only in training."""
         network = Network()
         self.collect(value, "", network, 0, without)
         network = _renamed(network)
         tops = dict.fromkeys(entry.name.partition(".")[0] for entry in network.entries if self.is_kernel(entry.value))
         losses = [top for top in tops if _LOSS.fullmatch(top.lower())]
-        left_out = [(top, "it serves the training only") for top in losses if len(losses) < len(tops)]
+        left_out = [(top, "used only in training") for top in losses if len(losses) < len(tops)]
         for average in [top for top in tops if _without_ema(top) is not None]:
-            # With names of its own it may be something else, such as a kind of attention
+            # With different names it may be something else, such as a kind of attention
             own = any("." in entry.name for entry in _below(network, average))
             superseded = self.superseded(average, tops, partial(_below, network))
             left_out += [(key, reason) for key, reason in superseded if key != average or not own]
@@ -233,7 +233,7 @@ class _Finder:
         return _renamed(network).entries
 
     def collect(self, value: Any, prefix: str, network: Network, depth: int, without: Collection[str] = ()) -> None:
-        """Take every tensor below, named as a state dict names it."""
+        """Collect every tensor below, named as in a state dict."""
         self.modules += 1
         if depth > _MAX_DEPTH or self.modules > _MAX_MODULES:
             raise WeightFileError("the network is nested too deeply; save the state dict alone")
@@ -254,14 +254,14 @@ class _Finder:
                 self.collect(child, f"{prefix}{key}.", network, depth + 1)
 
     def style(self, value: Any) -> str | None:
-        """How the kernels below are held, those of 3 to 5 dimensions; None where there is none.
+        """How the kernels below, of 3 to 5 dimensions, are stored; None if there are none.
 
         ``module``, ``flat`` (a state dict: names with dots) or ``nested`` (a container for each layer).
         """
         if id(value) in self.styles:
             return self.styles[id(value)][1]
         # Level by level, and each container once: hostile files nest deeply and share parts
-        seen: dict[int, tuple[Any, Any]] = {}  # containers with the one that they lie in
+        seen: dict[int, tuple[Any, Any]] = {}  # containers with their parent
         queue = deque([(value, None)])
         style = None
         while queue and style is None and len(seen) < _MAX_SEARCH:
@@ -279,7 +279,7 @@ class _Finder:
                 if _is_container(child) and not _is_training(key, child):
                     queue.append((child, node))
         self.styles[id(value)] = value, style
-        # What holds for the container holds for those between it and the kernel, or for all where there is none
+        # The result of the container applies to those between it and the kernel, or to all if there is none
         if style is None:
             self.styles |= {key: (part, None) for key, (part, _) in seen.items()} if not queue else {}
         else:
@@ -292,7 +292,7 @@ class _Finder:
         return self.is_tensor(value) and 3 <= len(_shape(value)) <= 5
 
     def is_unknown(self, key: str, value: Any) -> bool:
-        """Whether an object stands in the place of a weight: a kind of tensor that is not known."""
+        """Whether an object is stored instead of a weight: an unknown kind of tensor."""
         named = key.rpartition(".")[2] == "weight"
         return named and isinstance(value, Object) and not _is_module(value) and self.style(value) is None
 
@@ -344,7 +344,7 @@ def _is_training(key: str, value: Any) -> bool:
 
 
 def _without_ema(key: str) -> str | None:
-    """The key of the network that a moving average belongs to; None for what is no average.
+    """The key of the network that a moving average belongs to; None if the name is not that of an average.
 
     >>> _without_ema("state_dict_ema"), _without_ema("ema"), _without_ema("schema")
     ('state_dict', '', None)
@@ -373,7 +373,7 @@ def _endings(name: str) -> Iterator[str]:
 
 
 def _below(network: Network, top: str) -> list[Entry]:
-    """The entries under a name, named as below it."""
+    """The entries under a name, without that name."""
     return [
         Entry(entry.name.removeprefix(f"{top}."), entry.value, entry.parameter)
         for entry in network.entries
@@ -385,7 +385,7 @@ def _renamed(network: Network) -> Network:
     """Remove the names of wrappers, unless two tensors would then have one name."""
     paths = [_path(entry.name) for entry in network.entries]
     leading = 0
-    # One name of a layer must be left, for one tensor at least
+    # At least one tensor must keep the name of a layer
     while all(len(path) > leading + 1 for path in paths) and any(len(path) > leading + 2 for path in paths):
         first, *others = {path[leading] for path in paths}
         if others or (first not in _LEADING and _without_ema(first) not in ("", *_LEADING)):

@@ -1,7 +1,7 @@
-"""The weight of a convolution, composed from the parts that a file may store in its place.
+"""The weight of a convolution, composed from the parts that a file may store instead.
 
 Weight normalisation, spectral normalisation and pruning replace ``weight`` by other tensors; the network computes the
-weight from them at every call. What is taken into the database is the weight that the network uses.
+weight from them at every call. The database stores the weight that the network uses.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ __all__ = ["Weight", "compose", "parameters"]
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """A convolution weight as the file lays it out, before its kind is known.
+    """A convolution weight as stored in the file, before its kind is known.
 
     Attributes:
         name: Name of the layer.
-        prefix: What the names of its other tensors begin with: the name and a dot, or nothing.
+        prefix: Prefix of the names of its other tensors: the name and a dot, or nothing.
         shape: Shape as stored.
         dtype: Element type as stored.
         read: Returns the effective weight, of this shape.
@@ -48,13 +48,13 @@ _DIMENSIONS = {
     3: "three dimensions, as in a one-dimensional convolution",
     5: "five dimensions, as in a three-dimensional convolution",
 }
-# Names of the linear layer that makes the styles of a modulated convolution
+# Names of the linear layer that computes the styles of a modulated convolution
 _MODULATION = ("modulation", "affine", "to_style", "style", "mod")
 _UNKNOWN = "an unknown parametrisation; save the plain weight"
 
 
 def compose(tensor: Tensor, index: Mapping[str, Tensor]) -> Weight | Skipped | None:
-    """Tell what a tensor is: the weight of a convolution, something to mention, or neither.
+    """Classify a tensor: the weight of a convolution, something to report, or neither.
 
     Args:
         tensor: Any tensor of a network.
@@ -70,7 +70,7 @@ def compose(tensor: Tensor, index: Mapping[str, Tensor]) -> Weight | Skipped | N
     owner = prefix.removesuffix("parametrizations.weight.")
     parts = {
         "weight_orig",
-        "weight_bar",  # spectral normalisation of code before PyTorch had it
+        "weight_bar",  # spectral normalisation in code from before PyTorch had it
         *(["weight_v"] if f"{prefix}weight_g" in index else []),
         *(["original", "original1"] if owner != prefix else []),
     }
@@ -99,7 +99,7 @@ def compose(tensor: Tensor, index: Mapping[str, Tensor]) -> Weight | Skipped | N
     if against is not None:
         return Skipped(tensor.name, against)
     if rank == 5 and tensor.shape[0] == 1 and any(f"{prefix}{word}.weight" in index for word in _MODULATION):
-        # A style multiplies the weight of every image, which stands for the first axis
+        # A style multiplies the weight for every image; the first axis is that of the images
         _, first, second, height, width = tensor.shape
         return Weight(
             owner.removesuffix(".") or tensor.name,
@@ -121,7 +121,7 @@ def compose(tensor: Tensor, index: Mapping[str, Tensor]) -> Weight | Skipped | N
 
 
 def parameters(tensors: Iterable[Tensor]) -> int:
-    """Number of floating-point parameters: what is known to be a buffer, by mark or by name, is not counted.
+    """Number of floating-point parameters, without tensors known to be buffers by mark or by name.
 
     >>> def tensor(name, *shape):
     ...     return Tensor(name, shape, "float32", read=lambda: np.zeros(shape))

@@ -1,9 +1,9 @@
-"""Two copies of one network in one file: which of them is the model.
+"""Decides which of two copies of one network in one file is the model.
 
 Training often keeps a second copy of the network, which follows the first one slowly, and both are in the checkpoint.
-They are one model, not two, so that one of them is imported and the other is reported in ``skipped``:
+They are one model, not two, so one of them is imported and the other is reported in ``skipped``:
 
-- A copy that is made to be used after the training is the model: a moving average (``ema``, ``shadow``, ``swa``,
+- A copy meant to be used after the training is the model: a moving average (``ema``, ``shadow``, ``swa``,
   ``averaged``), and the teacher of self-distillation (``teacher`` beside ``student``).
 - A copy that only serves as a target during the training is not: the momentum encoder of MoCo (``encoder_k`` beside
   ``encoder_q``), the target network of BYOL or of Q-learning (``target`` beside ``online`` or ``policy``).
@@ -24,8 +24,8 @@ __all__ = ["Kernels", "second_copies", "suspects", "underscored_copies"]
 #: Kernels of a network: their names and shapes.
 Kernels = Set[tuple[str, tuple[int, ...]]]
 
-# Word of a copy: words that stand in its place in the name of the network, and whether the copy is the model. An empty
-# word stands for a name without it.
+# Word of a copy: words that replace it in the name of the network, and whether the copy is the model. An empty word
+# means a name without it.
 _COPIES: dict[str, tuple[tuple[str, ...], bool]] = {
     "teacher": (("student", ""), True),
     "shadow": (("",), True),
@@ -59,10 +59,10 @@ def second_copies(parts: Mapping[str, Kernels]) -> Iterator[tuple[str, str]]:
                 continue
             if is_model and parts[other] and parts[other] <= kernels:
                 dropped.add(other)
-                yield other, f"its copy {name}, which is used after the training, was taken instead"
+                yield other, f"its copy {name}, which is used after the training, was imported instead"
             elif kernels <= parts[other]:
                 dropped.add(name)
-                yield name, f"a copy of {other}, which serves the training; {other} was taken"
+                yield name, f"a copy of {other} that is used only in training; {other} was imported"
 
 
 def suspects(names: Set[str]) -> set[str]:

@@ -1,7 +1,7 @@
-"""Runs a PyTorch module on shapes alone, to learn in which order and how deep its convolutions are.
+"""Runs a PyTorch module on shapes alone, to find the order and depth of its convolutions.
 
-The run takes place on a copy on the ``meta`` device, where tensors have a shape and no data. PyTorch is imported here
-and nowhere else in the package; a module exists only where it is there.
+The run uses a copy on the ``meta`` device, where tensors have a shape and no data. PyTorch is imported only in this
+module of the package; whoever passes a PyTorch module has it installed.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ _SIZES = (224, 256, 32, 512, 299, 128, 64, 28)
 
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """What a run on shapes told.
+    """The result of a run on shapes.
 
     Attributes:
         order: Layers in the order of their first use.
         training: Layers that are used in training only, such as those of an auxiliary head.
         dead: Layers that are used in neither.
         depths: Longest path from an input to each layer, in nodes of the exported graph; empty without a graph.
-        norms: The batch normalisation that reads the output of a layer, where nothing else does: layer -> its name.
+        norms: The batch normalisation that is the only reader of the output of a layer: layer -> its name.
     """
 
     order: tuple[str, ...]
@@ -49,7 +49,7 @@ class Execution:
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """The network inside of what serves to train or to compile it (``DataParallel``, ``torch.compile``, ...)."""
+    """The network inside wrappers for training or compiling (``DataParallel``, ``torch.compile``, ...)."""
     wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
     while inner := dict(module.named_children()).get("module" if isinstance(module, wrappers) else "_orig_mod"):
         module = inner
@@ -63,14 +63,14 @@ def named_tensors(
 
     Args:
         module: The network.
-        shapes: Take parameters on the ``meta`` device, too.
+        shapes: Also accept parameters on the ``meta`` device.
 
     Returns:
-        (name, tensor, is a parameter) of each, and (name, first name) of those that are there twice and have four
+        (name, tensor, is a parameter) of each, and (name, first name) of those that occur twice and have four
         dimensions.
 
     Raises:
-        BadWeightsError: The weights are not there: of a lazy module that has not been run, or on the ``meta`` device.
+        BadWeightsError: The weights are missing: of a lazy module that has not been run, or on the ``meta`` device.
     """
     found: list[tuple[str, Any, bool]] = []
     shared: list[tuple[str, str]] = []
@@ -90,7 +90,7 @@ def named_tensors(
                     found.append((name, value, is_parameter))
                 elif value.dim() == 4:
                     shared.append((name, original))
-        # Quantised layers keep their weight in a form of their own, and hand it out
+        # Quantised layers keep their weight in a special form, and return it on request
         weight = getattr(part, "weight", None)
         if inspect.ismethod(weight) and isinstance(value := weight(), torch.Tensor):
             found.append((f"{path}.weight" if path else "weight", value, True))
@@ -103,22 +103,22 @@ def execute(module: nn.Module, owners: Mapping[str, str], channels: int = 3, exa
     Args:
         module: The network. It is not changed.
         owners: Layer that each parameter belongs to, for the parameters of convolutions, by name.
-        channels: Channels of the images that it takes, as far as known.
-        example: An input, or a tuple of inputs; without it images of common sizes are tried.
+        channels: Channels of its input images, if known.
+        example: An input, or a tuple of inputs; by default, images of common sizes are tried.
 
     Returns:
-        What the run told, or None where the module cannot be run without data.
+        The result of the run, or None if the module cannot be run without data.
     """
-    # Under the device, what a module makes while it runs (coordinates, masks) is a shape, too
+    # On this device, tensors that a module creates while it runs (coordinates, masks) are shapes, too
     with _quiet(), torch.no_grad(), torch.device("meta"):
         try:
             shadow = _shadow(module)
-        except Exception:  # a module may hold what cannot be copied: then nothing is learnt, and nothing is lost
+        except Exception:  # a module may contain what cannot be copied: then the order stays unknown
             return None
         layers = {
             id(value): owners[name] for name, value in shadow.named_parameters(remove_duplicate=False) if name in owners
         }
-        # Of what a compiled or quantised part does nothing is seen
+        # The inside of a compiled or quantised part is not visible
         compiled = any(list(part.parameters()) for part in shadow.modules() if isinstance(part, ScriptModule))
         if compiled or set(layers.values()) != set(owners.values()):
             return None
@@ -149,7 +149,7 @@ def execute(module: nn.Module, owners: Mapping[str, str], channels: int = 3, exa
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    # An export that fails is expected now and then, and its advice on how to change the model is not for our users
+    # Some exports fail, and PyTorch's advice on how to change the model is not for our users
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logger = logging.getLogger("torch")
@@ -163,7 +163,7 @@ def _quiet() -> Iterator[None]:
 
 def _shadow(module: nn.Module) -> nn.Module:
     """A copy without data on the meta device."""
-    # A tensor that the memo of deepcopy knows is not copied. All stay alive in the module, so their ids stay theirs.
+    # A tensor in the memo of deepcopy is not copied. All stay alive in the module, so their ids are not reused.
     memo: dict[int, Any] = {}
     for part in module.modules():
         for value in _tensors(vars(part)):
@@ -193,7 +193,7 @@ def _inputs(module: nn.Module, channels: int, example: Any) -> Iterator[tuple[An
         yield _without_data(example if isinstance(example, tuple) else (example,))
         return
     dtype = next((value.dtype for value in module.parameters() if value.is_floating_point()), torch.float32)
-    # The network may add channels of its own, such as coordinates
+    # The network may add its own channels, such as coordinates
     for count in dict.fromkeys((channels, 3, 1)):
         for size in _SIZES:
             yield (torch.empty(1, count, size, size, dtype=dtype, device="meta"),)
@@ -213,7 +213,7 @@ def _batch_of_two(value: Any) -> Any:
 
 
 class _Uses(TorchFunctionMode):
-    """Notes the order in which functions that make tensors are given weights of layers, and what reads the results."""
+    """Records the order in which the weights of layers are used, and what reads the results."""
 
     def __init__(self, layers: Mapping[int, str]) -> None:
         super().__init__()
@@ -225,7 +225,7 @@ class _Uses(TorchFunctionMode):
         self.readers: dict[str, list[Any]] = {}
 
     def norms(self, module: nn.Module) -> dict[str, str]:
-        """The batch normalisation that reads the results of a layer, where nothing else does."""
+        """The batch normalisation that is the only reader of the results of a layer."""
         names = {
             id(value): name.rpartition(".")[0]
             for name, value in module.named_buffers(remove_duplicate=False)
@@ -238,7 +238,7 @@ class _Uses(TorchFunctionMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        # A question about a weight, such as its size or device, is not a use of it
+        # Reading a property of a weight, such as its size or device, is not a use of it
         if _holds_tensor(result):
             norm = func is nn.functional.batch_norm
             for value in _flat((*args, *(kwargs or {}).values())):
@@ -277,9 +277,9 @@ def _run(module: nn.Module, inputs: tuple[Any, ...], layers: Mapping[int, str]) 
     with uses:
         try:
             output = module(*inputs)
-        except Exception:  # not the right size, or a forward pass that needs values: try another, or do without
+        except Exception:  # not the right size, or a forward pass that needs values: try another size, or give up
             return None
-    # The output of the network is read by whoever runs it
+    # The output of the network is read by its caller
     values = output.values() if isinstance(output, Mapping) else (output,)
     for value in _flat(values):
         if id(value) in uses.results:

@@ -1,7 +1,7 @@
 """From tensors or modules to convolution layers: kind, order, depth.
 
-A file of tensors tells names and shapes only. :func:`layers_from_tensors` reads out of them what they prove and leaves
-the rest None; :func:`weights_from_module` knows a live module and runs it on shapes alone.
+A file of tensors contains names and shapes only. :func:`layers_from_tensors` infers what these prove and leaves the
+rest None; :func:`weights_from_module` has a live module and runs it on shapes alone.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def conv_depths(depths: Sequence[int | None]) -> list[tuple[int | None, float | 
     """Rank the depths of convolution layers, as the papers do.
 
     The depth of a node is its longest path from an input of the graph. The rank of a layer (``conv_depth``) counts the
-    distinct depths above it that hold a convolution; parallel layers share a rank. Scaled by the largest rank it is
+    distinct depths above it that contain a convolution; parallel layers share a rank. Scaled by the largest rank it is
     ``conv_depth_norm`` (CNN Filter DB, arXiv 2203.15331, as computed by its extraction code). A model with one depth
     only, for which that quotient is 0/0, gets 0.0.
 
@@ -66,7 +66,7 @@ def conv_depths(depths: Sequence[int | None]) -> list[tuple[int | None, float | 
 
 @dataclass(frozen=True, slots=True)
 class ConvFacts:
-    """What a module tells about its convolution; None where it does not.
+    """What a module states about its convolution; None for what it does not state.
 
     Attributes:
         transposed: Whether it is a transposed convolution.
@@ -74,7 +74,7 @@ class ConvFacts:
         stride: (vertical, horizontal).
         dilation: (vertical, horizontal).
         weight_norm: ``std`` or ``scaled_std`` for a layer that standardises its weight before use.
-        epsilon: What a normalisation adds to the variance.
+        epsilon: The constant that a normalisation adds to the variance.
     """
 
     transposed: bool | None = None
@@ -90,11 +90,11 @@ _STANDARDISED = re.compile(r"StdConv|WSConv|ConvWS|Conv2dWS|WeightStandardi[sz]e
 
 
 def conv_facts(class_name: str, attribute: Callable[[str], Any]) -> ConvFacts:
-    """Read the facts of a convolution off a module, live or pickled.
+    """Read the facts of a convolution from a module, live or pickled.
 
     Args:
         class_name: Name of its class.
-        attribute: Gives an attribute by name, None where there is none. What it gives is checked.
+        attribute: Returns an attribute by name, or None. Its result is checked.
 
     >>> attributes = {"groups": 4, "stride": (2, 2), "transposed": False}
     >>> conv_facts("Conv2d", attributes.get)
@@ -137,21 +137,21 @@ def layers_from_tensors(
     """Find the two-dimensional convolution layers among named tensors.
 
     A layer is a floating-point tensor of four dimensions whose name ends in ``weight``, or the parts that weight
-    normalisation, spectral normalisation or pruning left in its place, from which the effective weight is composed.
+    normalisation, spectral normalisation or pruning store instead, from which the effective weight is composed.
 
-    Names tell which batch normalisation follows a layer (:func:`~cnnfilterdb.ingest.network.folding.paired_by_name`).
-    The kind is what names and shapes prove. One input channel per group and several outputs make a depthwise layer,
+    Names show which batch normalisation follows a layer (:func:`~cnnfilterdb.ingest.network.folding.paired_by_name`).
+    The kind is what names and shapes prove. One input channel per group and several outputs mean a depthwise layer,
     except where the input itself may have one channel: in the first layer of the network or of a part of it. The length
-    of the bias, or of the normalisation that follows, tells a transposed layer from another; its name decides only
-    where they do not. A layer that takes as many channels as the one before it in the file gives is a plain
-    convolution; else a grouped one cannot be told from a plain one by its shape, and kind and groups are None.
+    of the bias, or of the normalisation that follows, distinguishes a transposed layer from others; its name decides
+    only if they do not. A layer with as many input channels as the layer before it in the file has output channels is
+    a plain convolution; otherwise its shape does not show whether it is grouped, and kind and groups are None.
 
     Args:
         tensors: The tensors of one network.
-        facts: What is known of layers, by name; it goes before what the shapes tell.
-        ordered: Whether the tensors stand in the order in which the network was built.
-        epsilon: What batch normalisations add to the variance, where the facts do not tell.
-        layout: Layout of the kernels; None where the file does not say, so that evidence decides
+        facts: Known facts of layers, by name; they take precedence over what the shapes show.
+        ordered: Whether the tensors are in the order in which the network was built.
+        epsilon: The constant that batch normalisations add to the variance, if the facts do not state it.
+        layout: Layout of the kernels; None if the file does not state it, so that evidence decides
             (:mod:`cnnfilterdb.ingest.network.judge`).
 
     Returns:
@@ -193,7 +193,7 @@ def _named_transposed(weight: Weight) -> bool:
 
 
 class _Evidence:
-    """What the tensors around a weight tell about it."""
+    """What the tensors around a weight reveal about it."""
 
     def __init__(
         self,
@@ -203,10 +203,10 @@ class _Evidence:
         ordered: bool,
     ) -> None:
         self.index = index
-        self.before: dict[str, int] = {}  # channels that come out of what stands before the layer in the file
+        self.before: dict[str, int] = {}  # output channels of what precedes the layer in the file
         self.after: dict[str, int] = {}  # channels of the normalisation that follows it
         self.stem: str | None = None
-        self.unclear: set[str] = set()  # layers that need not be depthwise where they have one input channel
+        self.unclear: set[str] = set()  # layers that need not be depthwise if they have one input channel
         weights = [part for part in found if isinstance(part, Weight)]
         if not weights:
             return
@@ -217,7 +217,7 @@ class _Evidence:
             firsts = {weight.name.partition(".")[0]: weight for weight in reversed(weights)}.values()
             self.unclear |= {w.name for w in firsts if self.before.get(w.name) != w.shape[0]}
         else:
-            # Names in alphabetical order put norms before convolutions; only numbered siblings still tell
+            # In alphabetical order norms come before convolutions; only numbered siblings are informative then
             for weight in weights:
                 parent, _, last = weight.name.rpartition(".")
                 if last.isdecimal():
@@ -261,7 +261,7 @@ class _Evidence:
                 channels, last = None, None
 
     def is_unclear(self, weight: Weight) -> bool:
-        """Whether a layer of one input channel per group may as well have one input channel."""
+        """Whether a layer with one input channel per group may also have only one input channel."""
         return weight.name in self.unclear and not _DEPTHWISE_NAME.search(weight.name)
 
     def bias(self, weight: Weight) -> int | None:
@@ -295,7 +295,7 @@ def _layer(weight: Weight, facts: ConvFacts, evidence: _Evidence) -> ConvLayer:
     elif transposed and groups is None and (bias := evidence.bias(weight)) is not None and bias % second == 0:
         groups = bias // second
     if groups is not None and first % groups:
-        groups = None  # not what the weight was made for
+        groups = None  # not the layout of the weight
 
     read = weight.read
     kind: Kind | None
@@ -331,7 +331,7 @@ def _layer(weight: Weight, facts: ConvFacts, evidence: _Evidence) -> ConvLayer:
 
 
 def _groups(weight: Weight, evidence: _Evidence) -> int | None:
-    """Groups of a layer that is not transposed, where shape and neighbours prove them."""
+    """Groups of a layer that is not transposed, if shape and neighbours prove them."""
     first, second = weight.shape[:2]
     before = evidence.before.get(weight.name)
     if first == 1 or before == second:
@@ -339,7 +339,7 @@ def _groups(weight: Weight, evidence: _Evidence) -> int | None:
     unclear = evidence.is_unclear(weight)
     if second == 1 and before == first and not unclear:
         return first
-    # Images have one to four channels. One, and as few outputs, may as well be a depthwise layer on colour images.
+    # Images have one to four channels. One, with as few outputs, may also mean a depthwise layer on colour images.
     grey = second == 1 and first > 4 and unclear
     return 1 if weight.name == evidence.stem and (grey or 2 <= second <= 4) else None
 
@@ -348,11 +348,11 @@ def untransposed(read: Callable[[], npt.NDArray[np.float32]], groups: int) -> Ca
     """The weight of a transposed layer in the layout of a plain one.
 
     Args:
-        read: Gives it as stored: (in, out / groups, height, width).
+        read: Returns it as stored: (in, out / groups, height, width).
         groups: Number of groups.
 
     Returns:
-        A function that gives it as (out, in / groups, height, width), group by group.
+        A function that returns it as (out, in / groups, height, width), group by group.
     """
 
     def plain() -> npt.NDArray[np.float32]:
@@ -386,15 +386,15 @@ def weights_from_checkpoint(
     """Find the networks of a checkpoint, and their convolution layers.
 
     Args:
-        root: What the file holds: containers, tensors and stubs of modules.
+        root: The content of the file: containers, tensors and stubs of modules.
         format: Name of the format.
-        framework: Framework that wrote it, where known.
-        is_tensor: Tells the file's tensors from containers.
-        tensor: Makes a named tensor of one of them, given (name, value, parameter or None).
-        identity: Something hashable that two tensors share when they are the same data.
-        facts: What the stub of a module tells.
-        arrays: Finds the layers of a network of tensors whose layout is not known.
-        is_declared: Tells a tensor whose layout is that of PyTorch.
+        framework: Framework that wrote it, if known.
+        is_tensor: Whether a value is a tensor of the file, not a container.
+        tensor: Makes a named tensor from one of them, given (name, value, parameter or None).
+        identity: A hashable value that two tensors share if they are the same data.
+        facts: Facts from the stub of a module.
+        arrays: Finds the layers of a network of tensors with an unknown layout.
+        is_declared: Whether a tensor has the layout of PyTorch.
 
     Raises:
         WeightFileError: The checkpoint is nested too deeply.
@@ -424,12 +424,12 @@ def weights_from_checkpoint(
 
 
 def weights_from_state_dict(state_dict: Mapping[str, Any]) -> Weights:
-    """Read a state dict in memory: names and tensors of PyTorch, arrays of NumPy, or what converts to one.
+    """Read a state dict in memory: names and tensors of PyTorch, arrays of NumPy, or values that convert to one.
 
     Checkpoints that wrap a state dict are unwrapped as files are. PyTorch is never imported.
 
     Args:
-        state_dict: The mapping. Its tensors are read when a layer is, so they must not change before.
+        state_dict: The mapping. Its tensors are read when a layer is, so they must not change before that.
 
     >>> weights = weights_from_state_dict({"conv.weight": np.ones((8, 3, 3, 3)), "conv.bias": np.zeros(8)})
     >>> weights.layers[0].shape, weights.parameters
@@ -459,14 +459,14 @@ def weights_from_module(module: Any, example: Any = None, *, shapes: bool = Fals
 
     Kind, groups, stride and dilation are those of the modules. The forward pass is run on shapes alone (PyTorch's
     ``meta`` device, on a copy) to learn the order of the layers, the dead ones and their depths: no arithmetic on the
-    weights, and no change to the module. Layers that mix the kernels of several experts anew for every image (CondConv,
-    arXiv 1904.04971) are taken as one layer for each expert, named ``<layer>.experts.<number>``.
+    weights, and no change to the module. Layers that mix the kernels of several experts for every image (CondConv,
+    arXiv 1904.04971) become one layer for each expert, named ``<layer>.experts.<number>``.
 
     Args:
         module: The network.
-        example: An input, or a tuple of inputs, of which only shape and type are used. Without it images of common
+        example: An input, or a tuple of inputs, of which only shape and type are used. By default, images of common
             sizes are tried.
-        shapes: Take a module on the ``meta`` device, too. Its layers tell all but their weights, which cannot be read.
+        shapes: Also accept a module on the ``meta`` device, whose layers have everything except weights.
 
     Returns:
         Layers in order of execution where the forward pass could be run, dead ones last; else in the order of the
@@ -505,7 +505,7 @@ def weights_from_module(module: Any, example: Any = None, *, shapes: bool = Fals
     channels = next((layer.in_channels or layer.shape[1] for layer in layers), 3)
     execution = execute(module, owners, channels, example)
     if execution is not None:
-        # What reads the output of a layer goes before what names suggest
+        # The norm that reads the output of a layer takes precedence over what names suggest
         told = {name: given.epsilon for name, given in facts.items() if given.epsilon is not None}
         norms = batch_norms(tensors, epsilons=told)
         layers = tuple(paired(one, norms.get(execution.norms.get(one.name, "")), known=True) for one in layers)
@@ -542,7 +542,7 @@ def _attribute(part: Any, key: str) -> Any:
 def _placed(
     layers: tuple[ConvLayer, ...], execution: Execution | None, mixtures: Mapping[str, str]
 ) -> tuple[ConvLayer, ...]:
-    """Layers in order of execution, with their depths; those that are not executed last, experts at one place."""
+    """Layers in order of execution, with their depths; those not executed come last, experts together."""
     if execution is None:
         return layers
     rank = {name: place for place, name in enumerate(execution.order)}

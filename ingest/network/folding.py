@@ -1,12 +1,12 @@
-"""Batch normalisations: which one follows a convolution, and what folding it does to the kernels.
+"""Batch normalisations: which one follows a convolution, and the effect of folding it into the kernels.
 
-The networks of the papers came through exports to ONNX, which fold a batch normalisation into the convolution before
-it. With y = gamma (w * x - mean) / sqrt(var + eps) + beta, every kernel of an output channel is multiplied by
-gamma / sqrt(var + eps) of that channel: a scale, and a change of sign where gamma is negative. The models of this
-database hold the kernels as they were trained, unless asked otherwise.
+The networks of the papers were exported to ONNX, which folds a batch normalisation into the convolution before it. With
+y = gamma (w * x - mean) / sqrt(var + eps) + beta, every kernel of an output channel is multiplied by gamma / sqrt(var +
+eps) of that channel: a scale, and a change of sign where gamma is negative. The models of this database contain the
+kernels as they were trained, unless folding is requested.
 
 A graph shows which normalisation reads the output of a convolution (:mod:`cnnfilterdb.ingest.network.execution`, the
-readers of Keras). A file of tensors has names only; :func:`paired_by_name` takes what they leave no doubt about.
+readers of Keras). A file of tensors has names only; :func:`paired_by_name` uses those that are unambiguous.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from cnnfilterdb.ingest.network.layers import ConvLayer, Tensor
 
 __all__ = ["EPSILON_KERAS", "EPSILON_TORCH", "SUFFIX", "BatchNorm", "batch_norms", "folded", "paired", "paired_by_name"]
 
-#: What PyTorch adds to a variance where the file does not tell.
+#: The constant that PyTorch adds to a variance if the file does not state one.
 EPSILON_TORCH = 1e-5
-#: What Keras and TensorFlow add.
+#: The constant that Keras and TensorFlow add.
 EPSILON_KERAS = 1e-3
 
-#: What the name of a model ends in when its kernels are folded, so that both variants can be in one database.
+#: Suffix of the name of a model with folded kernels, so that both variants can be in one database.
 SUFFIX = "+bn"
 
 # Fewer running means than these may all be positive by chance
 _MIN_CHANNELS = 8
-# The network uses another weight than the stored one, which a scale of the stored one would not change
+# The network does not use the stored weight itself, so scaling that weight would have no effect
 _STANDARDISED = ("std", "scaled_std")
 
 
@@ -44,7 +44,7 @@ class BatchNorm:
     Attributes:
         name: Its name.
         variance: Running variance.
-        gamma: Trained scale, None where it has none.
+        gamma: Trained scale, None if it has none.
         mean: Running mean.
         epsilon: What is added to the variance.
     """
@@ -69,10 +69,10 @@ class BatchNorm:
         return scale
 
     def scale_if_linear(self) -> npt.NDArray[np.float32] | None:
-        """The scale, or None where the running means prove that the norm does not read the convolution itself.
+        """The scale, or None if the running means prove that the norm does not read the convolution itself.
 
-        A weighted sum has means of both signs. Means of which none is negative are those of an activation (ReLU,
-        sigmoid) that names do not show: then there is nothing to fold.
+        A weighted sum has means of both signs. If no mean is negative, the norm reads an activation (ReLU, sigmoid)
+        that names do not show, and there is nothing to fold.
         """
         if self.mean is not None and self.channels >= _MIN_CHANNELS:
             mean = np.asarray(self.mean.read(), np.float32)
@@ -84,7 +84,7 @@ class BatchNorm:
 def folded(layer: ConvLayer) -> ConvLayer:
     """A layer with the batch normalisation that follows it folded into its weight.
 
-    ``bn_folded`` tells whether it was. A layer that is folded already stays as it is.
+    ``bn_folded`` shows whether it was. A layer that is already folded is not changed.
 
     >>> layer = ConvLayer("conv", (2, 1, 1, 2), read=lambda: np.ones((2, 1, 1, 2), np.float32),
     ...                   batch_norm=lambda: np.array([2, -1], np.float32))
@@ -106,12 +106,12 @@ def folded(layer: ConvLayer) -> ConvLayer:
 def batch_norms(
     tensors: Sequence[Tensor], *, epsilon: float = EPSILON_TORCH, epsilons: Mapping[str, float] | None = None
 ) -> dict[str, BatchNorm]:
-    """The batch normalisations among named tensors: what has a ``running_var``.
+    """The batch normalisations among named tensors: those with a ``running_var``.
 
     Args:
         tensors: The tensors of one network.
-        epsilon: What is added to the variance where nothing else is known.
-        epsilons: What is, by name of the normalisation.
+        epsilon: The constant added to the variance by default.
+        epsilons: The constants of single normalisations, by name.
 
     Returns:
         By name, in the order of the tensors.
@@ -134,12 +134,12 @@ def paired(layer: ConvLayer, norm: BatchNorm | None, *, known: bool) -> ConvLaye
 
     Args:
         layer: The layer.
-        norm: What follows; None, and one that cannot, leave the layer without.
-        known: Whether a graph tells so. Where only names do, the running means must agree.
+        norm: The one that follows; with None, or one that does not fit, the layer gets none.
+        known: Whether a graph shows it. If only names do, the running means must agree.
     """
     if norm is None or norm.channels != layer.shape[0] or layer.weight_norm in _STANDARDISED or not layer.channels:
         return layer if layer.batch_norm is None else replace(layer, batch_norm=None)
-    # What follows the weight separately is not folded into it
+    # A separate normalisation has not been folded into the weight
     raw = False if layer.bn_folded is None else layer.bn_folded
     return replace(layer, batch_norm=norm.scale if known else norm.scale_if_linear, bn_folded=raw)
 
@@ -154,20 +154,20 @@ _WORDS = ("bn", "norm", "batchnorm", "batch_norm")
 def paired_by_name(
     layers: Sequence[ConvLayer], tensors: Sequence[Tensor], norms: Mapping[str, BatchNorm], *, ordered: bool
 ) -> tuple[ConvLayer, ...]:
-    """Give layers the batch normalisation that follows them, where names leave no doubt.
+    """Assign to layers the batch normalisation that follows them, if names are unambiguous.
 
     A normalisation follows a layer when it
 
     - is the next entry of the same ``Sequential``: ``down.0`` and ``down.1``;
     - is inside it: ``res2.conv1`` and ``res2.conv1.norm``;
     - has its name with another word: ``conv1`` and ``bn1``, ``x.conv`` and ``x.bn``, ``stem_conv`` and ``stem_bn``.
-      In networks that normalise first, ``bn1`` is what comes before ``conv1``. So this holds for a whole network or
-      not at all: every such pair must have one length, and stand in this order; where the file has no order, at least
-      one layer must have another number of inputs than of outputs;
-    - stands next to it, in a file in the order of the network, in a module in which both take turns: ``conv_dw`` and
+      In networks that normalise first, ``bn1`` comes before ``conv1``. So this holds for a whole network or not at
+      all: every such pair must have one length and be in this order; if the file has no order, at least one layer must
+      have different numbers of inputs and outputs;
+    - is next to it, in a file in the order of the network, in a module in which both alternate: ``conv_dw`` and
       ``bn2``.
 
-    Nothing that two layers could have is given to either.
+    A normalisation that could belong to two layers is assigned to neither.
 
     Args:
         layers: Layers of one network, with the names by which the tensors know them.
@@ -215,14 +215,14 @@ def _owner(tensor: str) -> str:
 
 
 def _inside(name: str) -> list[str]:
-    """Names of what follows a layer in a Sequential, or belongs to it."""
+    """Names of the modules that follow a layer in a Sequential, or belong to it."""
     parent, _, leaf = name.rpartition(".")
     after = [f"{parent}.{int(leaf) + 1}".removeprefix(".")] if leaf.isdecimal() else []
     return [*after, *(f"{name}.{word}" for word in _WORDS)]
 
 
 def _alike(name: str, norms: Mapping[str, list[str]]) -> set[str]:
-    """Normalisations with the name of a layer, but for the word."""
+    """Normalisations with the name of a layer except for the word."""
     parent, _, leaf = name.lower().rpartition(".")
     prefix = f"{parent}." if parent else ""
     names = {f"{prefix}{leaf}_{word}" for word in _WORDS} | {f"{prefix}{word}_{leaf}" for word in _WORDS}
@@ -240,7 +240,7 @@ def _holds(
     places: Mapping[str, int],
     ordered: bool,
 ) -> bool:
-    """Whether names that are alike mean that the normalisation follows."""
+    """Whether similar names mean that the normalisation follows."""
     if any(layers[name].shape[0] != norms[norm].channels for name, norm in alike.items()):
         return False
     if ordered:
@@ -249,7 +249,7 @@ def _holds(
 
 
 def _widens(layer: ConvLayer) -> bool:
-    """Whether the layer has another number of inputs than of outputs, however many groups it has."""
+    """Whether the layer has different numbers of inputs and outputs, for any number of groups."""
     out_channels, in_per_group = layer.shape[:2]
     if layer.in_channels is not None:
         return layer.in_channels != out_channels
@@ -259,10 +259,10 @@ def _widens(layer: ConvLayer) -> bool:
 def _neighbours(
     layers: Mapping[str, ConvLayer], norms: Mapping[str, BatchNorm], places: Mapping[str, int]
 ) -> dict[str, str]:
-    """Pairs that stand next to each other in a module in which layers and normalisations take turns."""
+    """Adjacent pairs in a module in which layers and normalisations alternate."""
     modules: dict[str, list[str]] = {}
     for name in places:
-        # Entries of a Sequential have been told by their numbers
+        # Entries of a Sequential were matched by their numbers
         if (name in layers or name in norms) and not name.rpartition(".")[2].isdecimal():
             modules.setdefault(name.rpartition(".")[0], []).append(name)
     found: dict[str, str] = {}

@@ -1,19 +1,20 @@
-"""Which tensors are convolution weights, and which of their axes is which: one judge for every format.
+"""Decides for every format which tensors are convolution weights, and what each of their axes means.
 
-A format that says so itself is believed: the graph of an ONNX or TensorFlow file names the convolutions and the layout,
-a pickled PyTorch tensor is PyTorch's. For all other files of named arrays (NumPy archives, pickles of arrays,
-safetensors, dictionaries in memory) names and shapes are the only witnesses, and they are heard here.
+If the format states it, that is used: the graph of an ONNX or TensorFlow file names the convolutions and the layout, a
+pickled PyTorch tensor has PyTorch's layout. For all other files of named arrays (NumPy archives, pickles of arrays,
+safetensors, dictionaries in memory) names and shapes are the only evidence, and it is weighed here.
 
 **Is it a convolution?** (:func:`objection`, for every tensor of four axes, whatever its source.) A parameter of four
 axes need not be one. It is not, and is reported with the reason, when
 
-- its bias has its shape, as in normalisations and scales that act on each channel: GRN, SwitchNorm;
+- its bias has the same shape, as in normalisations and scales of each channel: GRN, SwitchNorm;
 - it has one axis larger than 1 and the name of a norm, a scale or a noise, or has the form (1, 1, 1, n), or it has a
-  first axis of 1 and the name of a map of positions or tokens; a bias of one axis, as convolutions have, acquits it;
+  first axis of 1 and the name of a map of positions or tokens; with a bias of one axis, as convolutions have, it is
+  kept;
 - it is a factor of an adapter (LoRA, LoHa, LoKr): it changes a layer and is not one. The base layer is imported.
 
 **Which axis is which?** (:func:`layout_of`, for all kernels of a file together, as one program wrote them.) There are
-three layouts: OIHW (PyTorch, Chainer, Paddle, Caffe2), HWIO (TensorFlow, Keras, JAX) and OHWI (MLX). Witnesses:
+three layouts: OIHW (PyTorch, Chainer, Paddle, Caffe2), HWIO (TensorFlow, Keras, JAX) and OHWI (MLX). Evidence:
 
 1. *Bias.* The vector beside a kernel has as many elements as the layer has outputs (OIHW: first axis, or second in a
    transposed layer; HWIO: last axis, third in a transposed layer, their product in a depthwise one; OHWI: first axis).
@@ -22,13 +23,13 @@ three layouts: OIHW (PyTorch, Chainer, Paddle, Caffe2), HWIO (TensorFlow, Keras,
    larger under a layout excludes it.
 3. *Squares.* Under which layouts all kernels are square, and not all of them 1x1.
 4. *Neighbours.* How many layers take as many inputs as the layer before them gives outputs.
-5. *Names.* ``conv.weight`` is how PyTorch spells a name, and MLX after it: other names are never those of MLX.
+5. *Names.* ``conv.weight`` is a name in the style of PyTorch, which MLX adopted: other names never come from MLX.
 
-If bias and sizes leave one layout, it is taken. If they leave several, those with squares go first, among these the one
-with most neighbours; names decide between layouts for which all else is equal. A layout that the names speak against
-needs squares, and no fewer neighbours than the one that they speak for. Where names are not PyTorch's, a layout under
-which alone no kernel is larger than 11 goes before squares. Where witnesses contradict each other or say
-nothing, the kernels are left out, and the reason is reported. A layout that the file declares is taken unless bias or
+If bias and sizes leave one layout, it is used. If they leave several, those with squares are preferred, among these the
+one with most neighbours; names decide between layouts that are otherwise equal. A layout that contradicts the names
+needs squares, and no fewer neighbours than the one that agrees with them. If names are not PyTorch's, a layout that is
+the only one under which no kernel is larger than 11 takes precedence over squares. If the evidence is contradictory or
+missing, the kernels are left out, and the reason is reported. A layout that the file declares is used unless bias or
 sizes exclude it and another one is possible: then the kernels are left out.
 
 Whether a layer is grouped, depthwise or transposed is decided after that, from the same evidence, by
@@ -67,7 +68,7 @@ Layout = Literal["OIHW", "HWIO", "OHWI"]
 #: Order of the stored axes that makes (out, in, h, w).
 AXES: dict[Layout, tuple[int, int, int, int]] = {"OIHW": (0, 1, 2, 3), "HWIO": (3, 2, 0, 1), "OHWI": (0, 3, 1, 2)}
 
-#: Why a kernel is left out whose axes nobody can tell apart.
+#: Why a kernel with indistinguishable axes is left out.
 UNCLEAR = (
     "its layout is not clear: biases and shapes do not tell (out, in, h, w) from (h, w, in, out) or (out, h, w, in)"
 )
@@ -94,12 +95,12 @@ def is_adapter(name: str) -> bool:
 
 
 def is_floating(tensor: Tensor) -> bool:
-    """Whether a tensor holds weights; quantised ones are read as the numbers that they stand for."""
+    """Whether a tensor contains weights; quantised ones are dequantised when read."""
     return tensor.dtype.startswith(("float", "bfloat")) or tensor.dtype in ("qint8", "quint8", "qint32")
 
 
 def objection(tensor: Tensor, index: Mapping[str, Tensor]) -> str | None:
-    """Why a tensor of four axes is not the weight of a convolution; None where nothing speaks against it.
+    """Why a tensor of four axes is not the weight of a convolution; None if there is no objection.
 
     Args:
         tensor: The tensor, named ``<owner>.<leaf>``.
@@ -126,7 +127,7 @@ def objection(tensor: Tensor, index: Mapping[str, Tensor]) -> str | None:
 
 
 def scope_of(name: str) -> str:
-    """What the names of the tensors of one layer begin with.
+    """The common prefix of the names of the tensors of one layer.
 
     >>> scope_of("a.conv.weight"), scope_of("a/conv/kernel"), scope_of("conv1_w")
     ('a.conv', 'a/conv', 'conv1')
@@ -141,18 +142,18 @@ def natural(name: str) -> list[tuple[int, str]]:
     >>> sorted(["layer10.conv", "layer2.conv", "layer2.bn"], key=natural)
     ['layer2.bn', 'layer2.conv', 'layer10.conv']
     """
-    # int() of long digit strings is slow, so that they are compared by length and value
+    # int() of long digit strings is slow, so they are compared by length and value
     parts = re.findall(r"[0-9]+|[^0-9]+", name)
     return [(len(part.lstrip("0")), part.lstrip("0")) if part[0] in "0123456789" else (-1, part) for part in parts]
 
 
 def layout_of(kernels: Sequence[Tensor], tensors: Sequence[Tensor], *, declared: Layout | None = None) -> Layout | None:
-    """The layout that the evidence agrees on; None where it contradicts itself or there is none.
+    """The layout that the evidence agrees on; None if it is contradictory or missing.
 
     Args:
         kernels: The tensors of four axes that may be weights, in the order of the network or of their names.
         tensors: All tensors of the network.
-        declared: What the file says.
+        declared: The layout that the file states, if any.
 
     >>> def tensor(name, *shape):
     ...     return Tensor(name, shape, "float32", read=lambda: ...)
@@ -176,7 +177,7 @@ def layout_of(kernels: Sequence[Tensor], tensors: Sequence[Tensor], *, declared:
     if declared is not None:
         return declared if declared in possible or not possible or len(kernels) < 2 else None
     if not possible:
-        # A kernel may be large, if biases leave no other choice
+        # A kernel may be large if biases leave no other choice
         return explained[0] if len(explained) == 1 and biased else None
     return possible[0] if len(possible) == 1 else _favoured(possible, shapes, tensors)
 
@@ -184,7 +185,7 @@ def layout_of(kernels: Sequence[Tensor], tensors: Sequence[Tensor], *, declared:
 def _favoured(
     possible: Sequence[Layout], shapes: Sequence[tuple[int, ...]], tensors: Sequence[Tensor]
 ) -> Layout | None:
-    """The one of several possible layouts that squares, neighbours and names favour."""
+    """The layout, of several possible ones, that squares, neighbours and names favour."""
     sizes = {one: [_size(one, shape) for shape in shapes] for one in possible}
     square = [
         one
@@ -196,18 +197,18 @@ def _favoured(
     }
     pytorch: Layout | None = "OIHW" if _speaks_pytorch(tensors) else None
     if pytorch is None:
-        # Two layouts are left then: kernels are mostly small, and channels mostly more than eleven
+        # Two layouts remain: kernels are mostly small, and channels mostly more than eleven
         tiny = [one for one in possible if all(max(size) <= 11 for size in sizes[one])]
         if len(tiny) == 1:
             return tiny[0]
     candidates = square or possible
     best = [one for one in candidates if chained[one] == max(chained[other] for other in candidates)]
     chosen = best[0] if len(best) == 1 else pytorch if pytorch in best else None
-    # Points under one layout are kernels under another, which no square supports: either may be right
+    # 1x1 kernels under one layout are larger ones under another, which no square supports: either may be right
     flat = [one for one in possible if all(size == (1, 1) for size in sizes[one])]
     if chosen is None or (flat and chosen not in flat):
         return pytorch if pytorch in flat else None
-    # What names say is given up for nothing less than squares, and for nothing that neighbours contradict
+    # Names are overruled only by squares, and only if neighbours do not contradict
     if pytorch in possible and chosen != pytorch and (not square or chained[chosen] < chained["OIHW"]):
         return None
     return chosen
@@ -242,11 +243,11 @@ def _explains(layout: Layout, shape: Sequence[int], length: int) -> bool:
 
 
 def settled(tensors: Sequence[Tensor], *, declared: Layout | None = None) -> tuple[list[Tensor], tuple[Skipped, ...]]:
-    """Bring the kernels of a file to PyTorch's layout, or leave them out.
+    """Convert the kernels of a file to PyTorch's layout, or leave them out.
 
     Args:
         tensors: Those of one network, named as PyTorch names them: ``<layer>.weight``, ``<layer>.bias``.
-        declared: The layout that the file says it has.
+        declared: The layout that the file states.
 
     Returns:
         The tensors, kernels as (out, in, h, w), without those whose layout is not clear; and these, with the reason.
@@ -283,7 +284,7 @@ def _turned(kernel: Tensor, layout: Layout, bias: Tensor | None) -> Tensor:
     axes = AXES[layout]
     shape = tuple(kernel.shape[axis] for axis in axes)
     if layout == "HWIO" and bias is not None and len(bias.shape) == 1 and bias.shape[0] not in kernel.shape[2:]:
-        # (h, w, in, multiplier) of a depthwise layer, whose bias tells their product
+        # (h, w, in, multiplier) of a depthwise layer, whose bias shows their product
         axes, shape = (2, 3, 0, 1), (bias.shape[0], 1, *kernel.shape[:2])
 
     def read() -> npt.NDArray[np.generic]:

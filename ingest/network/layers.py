@@ -1,6 +1,6 @@
-"""What a weight file holds, as data: tensors, convolution layers, and what was left out.
+"""The content of a weight file as data: tensors, convolution layers, and what was left out.
 
-Nothing here reads a file. A tensor or a layer carries a function that does, so that a file of any size is taken in one
+Nothing here reads a file. A tensor or a layer carries a function that does, so that a file of any size is imported one
 layer at a time.
 """
 
@@ -20,15 +20,15 @@ Kind = Literal["conv", "depthwise", "grouped", "transposed"]
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A named array of a weight file, read when it is asked for.
+    """A named array of a weight file, read on request.
 
     Attributes:
         name: The key under which the file stores it.
         shape: Its shape as stored.
         dtype: Its element type as stored: a NumPy name, or ``bfloat16``, ``float8_e4m3fn``, ...
         read: Returns the array as stored, but floating types narrower or wider than float32 as float32.
-        parameter: False for what the file marks as a buffer (a fixed blur kernel), None where that is not known.
-        unreadable: Why its numbers cannot be read, where that is known before; :attr:`read` then fails.
+        parameter: False if the file marks it as a buffer (a fixed blur kernel), None if that is unknown.
+        unreadable: Why its numbers cannot be read, if that is known beforehand; :attr:`read` then fails.
     """
 
     name: str
@@ -45,9 +45,9 @@ class ConvLayer:
 
     Attributes:
         name: Name of the layer in its file, without the trailing ``.weight``.
-        shape: (out_channels, in_channels / groups, kernel height, kernel width), of whatever :attr:`read` returns.
-        read: Returns the weight: float32, C-contiguous, of :attr:`shape`. Transposed layers are turned to this layout
-            too; their kernels are not flipped.
+        shape: (out_channels, in_channels / groups, kernel height, kernel width), of the result of :attr:`read`.
+        read: Returns the weight: float32, C-contiguous, of :attr:`shape`. Transposed layers are converted to this
+            layout too; their kernels are not flipped.
         dtype: Element type as stored in the file.
         kind: conv, depthwise (one input channel per group and as many groups as input channels), grouped, or
             transposed.
@@ -55,7 +55,7 @@ class ConvLayer:
         groups: Number of groups.
         stride: (vertical, horizontal).
         dilation: (vertical, horizontal).
-        conv_depth: Rank, from 0, of the layer's depth among the distinct depths that hold a convolution
+        conv_depth: Rank, from 0, of the layer's depth among the distinct depths that contain a convolution
             (papers' definition: depth is the longest path from an input).
         conv_depth_norm: conv_depth / (number of distinct depths - 1), from 0 to 1; 0 when there is one depth only.
         depth_source: ``graph`` (longest path in a known graph) or ``order`` (rank in execution order); None without
@@ -65,9 +65,9 @@ class ConvLayer:
         weight_norm: ``weight_norm`` or ``spectral_norm`` when the stored weight had to be composed from its parts;
             ``std`` or ``scaled_std`` when the network standardises the stored weight before use.
         batch_norm: Returns the scale (out_channels,) by which folding the batch normalisation that follows multiplies
-            the kernels of each output channel, float32; or None, when its data prove that it does not follow. The field
-            is None where it is not known that one follows.
-        channels: False when the file lists the kernels of the layer in a row, without telling how many of them belong
+            the kernels of each output channel, float32; or None if its data prove that it does not follow. The field
+            is None if no normalisation is known to follow.
+        channels: False if the file lists the kernels of the layer in a row, without stating how many of them belong
             to one output channel. The shape is then (1, kernels, kernel height, kernel width).
     """
 
@@ -91,7 +91,7 @@ class ConvLayer:
 
     @property
     def kernel(self) -> str:
-        """Kernel size as the database spells it.
+        """Kernel size as written in the database.
 
         >>> ConvLayer("stem", (64, 3, 7, 7), read=lambda: ...).kernel
         '7x7'
@@ -109,13 +109,13 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """What a weight file holds.
+    """The content of a weight file.
 
     Attributes:
         format: ``torch-zip``, ``torch-legacy``, ``torchscript``, ``pickle``, ``safetensors``, ``onnx``, ``keras-h5``,
             ``keras-v3``, ``tf-saved-model``, ``tf-checkpoint``, ``tf-graph``, ``tflite``, ``tfjs``, ``npz``, or
             ``module`` / ``state_dict`` for objects in memory.
-        framework: ``pytorch``, ``onnx``, ``keras`` or ``tensorflow``; None where the file does not tell.
+        framework: ``pytorch``, ``onnx``, ``keras`` or ``tensorflow``; None if the file does not state it.
         layers: The convolution layers, in order of execution where a graph is known, else in file order.
         parameters: Number of floating-point parameters in the file, all layers counted, buffers left out where known.
         skipped: What looked like a convolution and was left out.

@@ -1,4 +1,4 @@
-"""Tensors in memory, of PyTorch, NumPy or whatever converts to an array, as tensors that are read later."""
+"""Tensors in memory, of PyTorch, NumPy or anything that converts to an array, as tensors that are read later."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _DISTRIBUTED = ("DTensor", "ShardedTensor", "AsyncCollectiveTensor")
 
 def is_array(value: Any) -> bool:
     """Whether a value is a tensor or an array."""
-    # A lazy parameter raises an error when it is asked for its shape
+    # A lazy parameter raises an error when its shape is read
     return type(value).__name__ in _LAZY or (hasattr(value, "dtype") and shape_of(value) is not None)
 
 
@@ -28,10 +28,10 @@ def is_torch(value: Any) -> bool:
 
 
 def shape_of(value: Any) -> tuple[int, ...] | None:
-    """Its shape; None where it has none."""
+    """Its shape; None if it has none."""
     try:
         return tuple(int(side) for side in value.shape)
-    except Exception:  # lazy and nested tensors, symbolic sizes: each raises an error of its own
+    except Exception:  # lazy and nested tensors, symbolic sizes: each raises a different error
         return None
 
 
@@ -63,7 +63,7 @@ def _unreadable(value: Any) -> str | None:
 
 
 def _to_numpy(name: str, value: Any) -> npt.NDArray[np.generic]:
-    """A copy: what is stored must not change with the network that is being trained on."""
+    """A copy, so that stored weights do not change if training continues."""
     try:
         return _copied(value)
     except Exception as error:

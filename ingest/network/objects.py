@@ -24,7 +24,7 @@ class Object:
     """What a file stores in an instance of a class.
 
     Attributes:
-        cls: Name of the class, or of the function that would have made the object.
+        cls: Name of the class, or of the function that would have created the object.
         args: Arguments of that call.
         attributes: Instance attributes.
         items: Content of a subclass of dict.
@@ -40,7 +40,7 @@ class Object:
     state: Any = None
 
     def build(self, state: Any) -> None:
-        """Take the state of the BUILD opcode: attributes, or a pair (attributes, slots)."""
+        """Set the state of the BUILD opcode: attributes, or a pair (attributes, slots)."""
         parts = state if isinstance(state, tuple) and len(state) == 2 else (state,)
         if all(part is None or isinstance(part, dict) for part in parts):
             for part in parts:

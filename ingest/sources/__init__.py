@@ -36,7 +36,7 @@ class Source:
     A source of another package need not derive from this class, and its ``resolve`` may take the name only.
 
     The constructor may take the options ``folder`` (look for files there first), ``offline`` (do not access the
-    network) and ``partial`` (download only the convolutions). An option that it does not take, users cannot give.
+    network) and ``partial`` (download only the convolutions). Users cannot pass an option that it does not take.
 
     Any exception that a method raises for a model fails that model only.
 
@@ -44,7 +44,7 @@ class Source:
         name: Name of the source; the models are stored as ``name/model``.
         unsupported: Options that make no sense for the source, with the reason, which completes the sentence
             "source x does not support --partial: ...".
-        isolated: Whether weight files are read in a child process with limits, because anybody may have made them.
+        isolated: Whether weight files are read in a child process with limits, because they are untrusted.
     """
 
     name: str = ""
@@ -63,7 +63,7 @@ class Source:
         """What is known about a model before its weights are read; no network. Unknown facts are None.
 
         Raises:
-            UnknownModelError: There is no such model.
+            UnknownModelError: No such model exists.
         """
         raise NotImplementedError
 
@@ -78,7 +78,7 @@ class Source:
                 download; let its exception pass.
 
         Raises:
-            UnknownModelError: There is no such model.
+            UnknownModelError: No such model exists.
             DownloadError: The file is not available.
             HashMismatchError: It is not the expected file.
         """
@@ -88,7 +88,7 @@ class Source:
         """Add to the layers of a file what the source knows about the model and the file does not state.
 
         Order and depth from the architecture, layers that are never executed, ... Called after :meth:`resolve`; by
-        default the layers stay as they are.
+        default the layers are not changed.
         """
         return weights
 
@@ -118,10 +118,10 @@ def get(name: str, **options: Any) -> Source:
 
     Args:
         name: Its name.
-        **options: Passed to its class; None and False stand for an option that is not given.
+        **options: Passed to its class; None and False mean that an option is not given.
 
     Raises:
-        UnknownModelError: There is none.
+        UnknownModelError: No such source exists.
         SelectionError: It does not support such an option; the message states the reason.
         IngestError: A source of another package cannot be loaded.
     """
@@ -146,7 +146,7 @@ def available(name: str) -> list[tuple[str, ModelFacts]]:
     """The models that a source offers without network, with what is known about them.
 
     Raises:
-        UnknownModelError: There is no such source.
+        UnknownModelError: No such source exists.
         IngestError: The source of another package fails.
     """
     source = get(name)
@@ -203,8 +203,8 @@ def _class(name: str) -> Callable[..., Any]:
 
 
 def _broken(name: str, error: Exception) -> Exception:
-    """Errors of this package as they are; any other is that of a plugin."""
+    """Errors of this package unchanged; any other as an error of a plugin."""
     if type(error).__module__.partition(".")[0] == "cnnfilterdb":
         return error
     reason = " ".join(str(error).split())
-    return IngestError(f"source {name} failed: {type(error).__name__}: {reason}; report it to whoever provides it")
+    return IngestError(f"source {name} failed: {type(error).__name__}: {reason}; report it to the author of the source")

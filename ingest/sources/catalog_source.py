@@ -1,4 +1,4 @@
-"""What sources have in common whose models are rows of the catalog."""
+"""The common base of sources whose models are rows of the catalog."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class CatalogSource(Source):
 
     Args:
         models: The models on offer; those of the catalog by default.
-        folder: Where files are looked for before anything is downloaded.
+        folder: A folder that is searched before anything is downloaded.
         offline: Do not access the network.
         cache: Where files are kept; the user's cache by default.
     """
@@ -53,7 +53,7 @@ class CatalogSource(Source):
         """The model of that name.
 
         Raises:
-            UnknownModelError: There is none; the message gives the nearest names.
+            UnknownModelError: No such model exists; the message gives the nearest names.
         """
         if name not in self._models:
             # Patterns match in either case, names do not.
@@ -62,15 +62,15 @@ class CatalogSource(Source):
         return self._models[name]
 
     def _search(self, file: str) -> tuple[Path, ...]:
-        """Files of that name in the user's folder and below, the nearest first; none without a folder.
+        """Files of that name in the user's folder and its subfolders, the nearest first; none without a folder.
 
         Raises:
-            DownloadError: There is no such folder.
+            DownloadError: The folder does not exist.
         """
         if self._folder is None:
             return ()
         if not self._folder.is_dir():
-            raise DownloadError(f"{self._folder}: no such folder to look for {file} in; name one that exists")
+            raise DownloadError(f"{self._folder}: no such folder to look for {file} in; pass an existing one")
         found = sorted(self._folder.rglob(escape(file)), key=lambda path: (len(path.parts), path))
         return tuple(path for path in found if path.is_file())
 

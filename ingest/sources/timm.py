@@ -1,10 +1,10 @@
 """Pretrained networks of timm, the PyTorch image models (Ross Wightman and others).
 
 The catalog describes all of them that have a 3x3 convolution, so neither the library nor the network is needed until
-weights are requested. These are downloaded from Hugging Face, a few from an address of their authors, or read from a
-folder.
+weights are requested. Most weights are downloaded from Hugging Face, a few from their authors' addresses, or read from
+a folder.
 
-A file of tensors does not state in which order layers are executed. Where timm is installed (extra ``timm``), the
+A file of tensors does not state the order in which layers are executed. If timm is installed (extra ``timm``), the
 network is built without weights, and running it on shapes gives order, depth, groups, strides, shared and dead layers,
 weights that are standardised before use, and the experts of CondConv. Without timm the layers are in the order of their
 names, without depth.
@@ -47,12 +47,12 @@ _log = logging.getLogger(__name__)
 #: Files of a repository that may hold the weights, by preference: those of timm, then those of OpenCLIP.
 _FILES = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 _SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
-# Columns of the catalog that the models table has no place for
+# Columns of the catalog that the models table does not have
 _STATED = ("tag", "module", "input_size", "test_input_size", "num_classes")
 
 
 class _Originals(WebSource):
-    """The files that have an address of their own besides the repositories."""
+    """The files that have their own address outside the repositories."""
 
     name = "timm"
 
@@ -84,7 +84,7 @@ class TimmSource(CatalogSource):
 
         Args:
             models: The models on offer; those of the catalog by default.
-            folder: Where files are looked for before anything is downloaded: ``<model>.safetensors`` (or ``.bin``,
+            folder: A folder that is searched before anything is downloaded: ``<model>.safetensors`` (or ``.bin``,
                 ``.pth``, ``.pt``), ``<model>/model.safetensors`` or ``<model>/pytorch_model.bin``, the original file
                 name of the authors, or a cache of huggingface_hub. Or one weight file, for one model.
             offline: Do not access the network.
@@ -119,7 +119,7 @@ class TimmSource(CatalogSource):
         the server states for the whole file, unverified; it is recorded in ``original``.
 
         Raises:
-            UnknownModelError: There is no such model.
+            UnknownModelError: No such model exists.
         """
         model = self._model(name)
         stated = {key: value for key in _STATED if (value := model.origin[key])}
@@ -142,7 +142,7 @@ class TimmSource(CatalogSource):
             progress: Called with (bytes done, bytes expected).
 
         Raises:
-            UnknownModelError: There is no such model.
+            UnknownModelError: No such model exists.
             DownloadError: It cannot be downloaded; the message states how to get it.
             HashMismatchError: It is not the expected file.
         """
@@ -179,7 +179,7 @@ class TimmSource(CatalogSource):
         return None if self._partial or not parameters else 4 * int(parameters)
 
     def enrich(self, name: str, weights: Weights) -> Weights:
-        """Add what the architecture states, where timm is installed."""
+        """Add what the architecture states, if timm is installed."""
         path = self._path(name)
         if path is not None and (origin := partial_origin(path)):
             weights = replace(weights, parameters=int(origin["parameters"]))
@@ -206,7 +206,7 @@ class TimmSource(CatalogSource):
         if folder.is_file():
             return folder
         if not folder.is_dir():
-            raise DownloadError(f"{folder}: no such file or folder to look for {name} in; name one that exists")
+            raise DownloadError(f"{folder}: no such file or folder to look for {name} in; pass an existing one")
         names = dict.fromkeys(part for part in (name, repo, repo.rpartition("/")[2]) if part)
         places = [f"{stem}{suffix}" for stem in names for suffix in _SUFFIXES]
         places += [f"{stem}/{file}" for stem in names for file in _FILES]
@@ -218,7 +218,7 @@ class TimmSource(CatalogSource):
 
 
 def _matrix(path: Path, name: str) -> npt.NDArray[np.float32] | None:
-    """A matrix of a PyTorch weight file as float32; None where it has none of that name."""
+    """A matrix of a PyTorch weight file as float32; None if it has none of that name."""
     import torch
     from safetensors import safe_open
 
@@ -248,7 +248,7 @@ def _matrices(path: Path) -> Any:
 
 @lru_cache(maxsize=1)
 def _library() -> Any:
-    """The library timm, or None where it is not installed."""
+    """The library timm, or None if it is not installed."""
     try:
         return _imported()
     except ImportError as error:
@@ -260,7 +260,7 @@ def _library() -> Any:
         return None
 
 
-# Operators vanish with the object that declared them.
+# Operators are removed with the object that declared them.
 _declared: list[Any] = []
 
 
@@ -284,7 +284,7 @@ def _imported() -> Any:
 
 @lru_cache(maxsize=4)  # several sets of weights of one architecture, without using more memory
 def _architecture(name: str) -> Architecture | None:
-    """The architecture of a timm model; None where timm is not installed or does not know it."""
+    """The architecture of a timm model; None if timm is not installed or does not have it."""
     timm = _library()
     if timm is None:
         return None

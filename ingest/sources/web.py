@@ -2,10 +2,10 @@
 
 TorchXRayVision, lungmask, TorchVision and a few repositories publish plain files. Each is an entry of the catalog: its
 addresses, what is known of its hash, and what a file of tensors does not state. The libraries are never imported and
-none of their code is run. A file that a person must download (from Google Drive, say) is named with its link, and found
-in a folder of the user's.
+none of their code is run. For a file that must be downloaded by hand (from Google Drive, say) the link is given, and
+the file is searched for in the user's folder.
 
-Where nobody publishes a hash, the first download is trusted and its hash recorded; a different file is refused later,
+If no hash is published, the first download is trusted and its hash recorded; a different file is refused later,
 until the record is deleted.
 """
 
@@ -48,12 +48,12 @@ class WebFile:
 
     Attributes:
         file: Its name, by which it is also found in folders.
-        urls: Addresses of the same file, by preference; none where a person must download it.
+        urls: Addresses of the same file, by preference; none if it must be downloaded by hand.
         size: Its number of bytes, None where it is unknown.
         sha256: Its SHA-256: all of its 64 digits, the first ones, or none where it is unknown.
-        manual: How a person gets it, where no address serves a program.
+        manual: How to get it by hand, if no program can download it.
         dead: Shell-style pattern of the layers that are stored and never executed.
-        drop: Shell-style pattern of what the file holds besides the network, such as a loss with weights.
+        drop: Shell-style pattern of what the file contains besides the network, such as a loss with weights.
         ordered: Whether the layers are in the file in the order of their execution.
     """
 
@@ -75,7 +75,7 @@ class WebFile:
             origin: The fields; ``urls`` are separated by spaces, ``execution_order`` is ``yes`` or empty.
 
         Raises:
-            CatalogError: There is no file name, a size is not a number, or there is no way to get the file.
+            CatalogError: The file name is missing, a size is not a number, or no way to get the file is given.
 
         >>> WebFile.parse("custom/net", {"file": "a.pt", "urls": "https://a.org/a.pt https://b.org/a.pt"}).urls
         ('https://a.org/a.pt', 'https://b.org/a.pt')
@@ -101,7 +101,7 @@ class WebFile:
 class WebSource(CatalogSource):
     """Models of the catalog that are one file each, at addresses that the catalog knows.
 
-    Each subclass is the source of its name; this class has none.
+    Each subclass is one source, with a name; this class has none.
     """
 
     unsupported = MappingProxyType({"partial": "its files are read as a whole"})
@@ -144,7 +144,7 @@ class WebSource(CatalogSource):
         recorded.
 
         Raises:
-            UnknownModelError: There is no such model.
+            UnknownModelError: No such model exists.
         """
         origin = self._origin(name)
         sha256 = self._hashes.get(name) or self._expected(origin)
@@ -161,7 +161,7 @@ class WebSource(CatalogSource):
             progress: Called with (bytes done, bytes expected).
 
         Raises:
-            UnknownModelError: There is no such model.
+            UnknownModelError: No such model exists.
             DownloadError: It cannot be downloaded; the message states how to get it.
             HashMismatchError: It is not the expected file.
             WeightFileError: An address sent something else, such as a page.
@@ -184,7 +184,7 @@ class WebSource(CatalogSource):
         return path
 
     def download_size(self, name: str) -> int | None:
-        """Bytes of the file as far as the catalog knows them; 0 for a cached file or one in the folder."""
+        """Bytes of the file if the catalog states them; 0 for a cached file or one in the folder."""
         origin = self._origin(name)
         sha256 = self._expected(origin)
         cached = len(sha256) == 64 and self._cache.path(origin.file, sha256).exists()
@@ -193,7 +193,7 @@ class WebSource(CatalogSource):
     def enrich(self, name: str, weights: Weights) -> Weights:
         """Leave out what is not part of the network, mark what is never executed, and give the order of the rest.
 
-        Where the catalog knows that the layers are in the file in the order of their execution, their rank is their
+        If the catalog states that the layers are in the file in the order of their execution, their rank is their
         depth, unless the file has a graph that gives a better one.
         """
         origin = self._origin(name)
@@ -212,7 +212,7 @@ class WebSource(CatalogSource):
         return replace(
             weights,
             layers=tuple(layers),
-            # How many numbers besides kernels were left out is not known
+            # The number of other parameters left out is unknown
             parameters=None if skipped else weights.parameters,
             skipped=(*weights.skipped, *skipped),
         )
@@ -233,7 +233,7 @@ class WebSource(CatalogSource):
         return WebFile.parse(f"{self.name}/{name}", self._model(name).origin)
 
     def _expected(self, origin: WebFile) -> str:
-        """The expected hash, as far as it is known: from the catalog, or from the first download."""
+        """The expected hash, if it is known: from the catalog, or from the first download."""
         if len(origin.sha256) == 64:
             return origin.sha256
         first = self._cache.trusted(f"{self.name}/{origin.file}")
@@ -245,7 +245,7 @@ class WebSource(CatalogSource):
 
     def _reachable(self, name: str, origin: WebFile) -> None:
         """Explain how to get a file that cannot be downloaded."""
-        remedy = f"put {origin.file} into a folder and name it with --from (option folder)"
+        remedy = f"put {origin.file} into a folder and pass it with --from (option folder)"
         if not origin.urls:
             raise DownloadError(
                 f"{self.name}/{name}: no program can download it; get it by hand: {origin.manual}; then {remedy}"
@@ -257,7 +257,7 @@ class WebSource(CatalogSource):
             )
 
     def _fetch(self, name: str, origin: WebFile, progress: ByteProgress | None) -> Path:
-        """From the first address that serves it."""
+        """Download it from the first address that works."""
         self._reachable(name, origin)
         errors: list[IngestError] = []
         for url in origin.urls:
@@ -271,7 +271,7 @@ class WebSource(CatalogSource):
         # The last error decides the class, except that a wrong file anywhere matters more than a dead address.
         kind = next((type(error) for error in errors if isinstance(error, HashMismatchError)), type(errors[-1]))
         raise kind(
-            f"{self.name}/{name}: {reasons}; or put {origin.file} into a folder and name it with --from (option folder)"
+            f"{self.name}/{name}: {reasons}; or put {origin.file} into a folder and pass it with --from (option folder)"
         ) from errors[-1]
 
     def _from(self, url: str, origin: WebFile, progress: ByteProgress | None) -> Path:

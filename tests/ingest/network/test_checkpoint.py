@@ -85,7 +85,7 @@ def test_the_network_is_found_whatever_wraps_it(root):
 def test_a_moving_average_is_preferred(root, taken, left):
     found, skipped = read(root)
     assert found == [NAMES]
-    assert skipped == {left: f"its moving average, {taken}, was taken instead"}
+    assert skipped == {left: f"its moving average, {taken}, was imported instead"}
 
 
 def test_the_average_itself_is_read():
@@ -129,7 +129,7 @@ def test_networks_side_by_side_are_all_taken():
     assert skipped == {}
     found, skipped = read({"g": FLAT, "d": FLAT, "g_ema": dict(FLAT), "d_optim": {"state": {"0": KERNEL}}})
     assert found == [named("d"), named("g_ema")]
-    assert skipped == {"g": "its moving average, g_ema, was taken instead"}
+    assert skipped == {"g": "its moving average, g_ema, was imported instead"}
     assert read([FLAT, FLAT])[0] == [named("0"), named("1")]
 
 
@@ -137,15 +137,15 @@ def test_what_lies_beside_the_main_network_is_told():
     found, skipped = read({"step": {"model": FLAT, "discriminator": FLAT, "best_model": FLAT}})
     assert found == [NAMES]
     assert skipped == {
-        "discriminator": "another part of the checkpoint; model was taken",
-        "best_model": "another part of the checkpoint; model was taken",
+        "discriminator": "another part of the checkpoint; model was imported",
+        "best_model": "another part of the checkpoint; model was imported",
     }
 
 
 def test_networks_of_the_loss_are_told_and_left_out():
     found, skipped = read({"state_dict": below("decoder") | below("loss.perceptual_loss.net") | below("encoder")})
     assert found == [[*named("decoder"), *named("encoder")]]
-    assert skipped == {"loss": "it serves the training only"}
+    assert skipped == {"loss": "used only in training"}
     weights = {"loss.weight": VECTOR, **FLAT}  # of classes: no kernels
     assert read(weights) == ([["loss.weight", *NAMES]], {})
 

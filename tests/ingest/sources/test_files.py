@@ -115,7 +115,7 @@ def test_a_file_that_went_away(folder):
     source.list([str(folder)])
     (folder / "thermal" / "net.pth").unlink()
     for call in (source.describe, source.resolve):
-        with pytest.raises(UnknownModelError, match="there is no file 'thermal/net'"):
+        with pytest.raises(UnknownModelError, match="no file 'thermal/net'"):
             call("thermal/net")
 
 

@@ -1,4 +1,4 @@
-"""FilterDB: the database that users hold, a folder that can be written to."""
+"""FilterDB: a database folder that can be read and written."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class FilterDB(Reader):
     column of the models and the layers table (``name`` is the model's, ``layer_name`` the layer's).
 
     Raises:
-        NotADatabaseError: There is no database at the path, or it is a release, which can only be read.
+        NotADatabaseError: The path contains no database, or it is a release, which can only be read.
         DatabaseError: A newer version of the package wrote it.
     """
 
@@ -79,7 +79,7 @@ class FilterDB(Reader):
         Args:
             source: Name of the source, such as ``pypi`` or ``files``.
             names: Names or wildcards, such as ``"deepcr/*"``; none means all.
-            folder: Folder in which files are looked for before anything is downloaded.
+            folder: Folder that is searched for files before anything is downloaded.
             offline: Do not access the network.
             partial: Download only the convolutions of a file.
             overwrite: Import models again that are already present.
@@ -90,7 +90,7 @@ class FilterDB(Reader):
             observer: Receives progress events.
 
         Returns:
-            What became of each model.
+            The outcome for each model.
 
         Raises:
             UnknownModelError: An unknown source, or a name that matches nothing.
@@ -122,7 +122,7 @@ class FilterDB(Reader):
         return report
 
     def add(self, weights: Any, name: str, *, overwrite: bool = False, fold_bn: bool = False, **facts: Any) -> str:
-        """Add a model of your own under the source ``custom``.
+        """Add your own model under the source ``custom``.
 
         Args:
             weights: A weight file, the folder of a SavedModel or TensorFlow.js model, a mapping of names to tensors or
@@ -130,13 +130,13 @@ class FilterDB(Reader):
             name: Its name.
             overwrite: Replace a model of that name.
             fold_bn: Fold batch normalisations into the kernels, and add ``+bn`` to the name; see :meth:`ingest`.
-            **facts: What is known about it: ``domain``, ``task``, ``architecture``, ... (:class:`ModelFacts`).
+            **facts: Known facts about it: ``domain``, ``task``, ``architecture``, ... (:class:`ModelFacts`).
 
         Returns:
             The model id.
 
         Raises:
-            SelectionError: A name that is taken, or a fact that the models table has no column for.
+            SelectionError: The name is taken, or the models table has no column for a fact.
             IngestError: It cannot be read.
 
         >>> db = cnnfilterdb.example()
@@ -179,7 +179,7 @@ class FilterDB(Reader):
         reset: str | Sequence[str] = (),
         **facts: str | None,
     ) -> list[str]:
-        """Correct or add facts about models, without rewriting anything that is stored.
+        """Correct or add facts about models without rewriting stored data.
 
         From then on every query uses the new values; ``models_stored`` has the old ones. The annotations are kept in
         ``annotations.csv`` of the folder (:mod:`cnnfilterdb.store.annotations`).
@@ -188,7 +188,7 @@ class FilterDB(Reader):
             *models: Keys, or shell-style wildcards such as ``pypi/deepcr/*``.
             where: Condition over the columns of models and layers, which selects further ones.
             file: A CSV or TOML file with the facts of models (:func:`cnnfilterdb.store.annotations.load_facts`).
-            reset: Facts whose annotations are dropped, so that the stored value is used again.
+            reset: Facts whose annotations are removed, which restores the stored values.
             **facts: The facts; None says that one is unknown.
 
         Returns:
@@ -220,7 +220,7 @@ class FilterDB(Reader):
         if bool(chosen) != bool(facts or dropped) or not (chosen or file):
             raise SelectionError(
                 f"annotate: {len(chosen)} models and {len(facts) + len(dropped)} facts; "
-                "give models with facts such as domain='thermal', or a file of facts"
+                "pass models with facts such as domain='thermal', or a file of facts"
             )
         given = notes.load_facts(Path(file), present) if file else {}
         for model_id in chosen:
@@ -240,16 +240,16 @@ class FilterDB(Reader):
     def import_released(
         self, path: str | Path, *, trust: bool = False, overwrite: bool = False, observer: Observer | None = None
     ) -> IngestReport:
-        """Bring the models of the dataset that the papers have released, any of its three layouts.
+        """Import the models of the papers' released dataset, in any of its three layouts.
 
-        Models that are there already are skipped, so that an interrupted run is finished by the same call.
+        Models already present are skipped; repeat the call to resume an interrupted import.
 
         Args:
             path: The unpacked file, ``dataset.h5``.
-            trust: Let pandas unpickle its table when that cannot be read safely, which can run code of the file; needs
+            trust: Let pandas unpickle its table if it cannot be read safely, which can run code in the file; needs
                 the extra ``hdf5``.
-            overwrite: Bring models again that are there already.
-            observer: Hears what is done.
+            overwrite: Import models again that are already present.
+            observer: Receives progress events.
 
         Raises:
             WeightFileError: Not such a file, or a damaged one; nothing is written then.
@@ -279,21 +279,21 @@ class FilterDB(Reader):
         keep_duplicates: bool = False,
         progress: Progress | None = None,
     ) -> TransferReport:
-        """Take over the models of another database, with their annotations.
+        """Import the models of another database, with their annotations.
 
-        Models that are here already are passed over, so that an interrupted run is finished by the same call. The
-        weight of each layer is compared with its hash on the way.
+        Models already present are skipped; repeat the call to resume an interrupted run. The weight of each layer is
+        compared with its hash.
 
         Args:
             other: A database, its folder, or the address of a release.
-            where: Condition over the columns of models, such as ``"domain LIKE 'medical%'"``: these only. Of a release
-                only their filters are fetched.
+            where: Condition over the columns of models, such as ``"domain LIKE 'medical%'"``: only these models. Of a
+                release only their filters are fetched.
             overwrite: Replace models of the same key that have other weights; otherwise they are reported as conflicts.
-            keep_duplicates: Take over models whose weights another one has too; otherwise they are left out.
-            progress: Called with the key of a model, the number of models done and of all.
+            keep_duplicates: Import models whose weights another one has too; otherwise they are left out.
+            progress: Called with the key of a model, the number of models done and the total.
 
         Raises:
-            NotADatabaseError: There is none.
+            NotADatabaseError: No database exists there.
             RemoteError: It cannot be reached.
             SelectionError: A condition that cannot be answered.
 
@@ -326,20 +326,20 @@ class FilterDB(Reader):
     ) -> Published | Manifest:
         """Publish a release on the Hugging Face Hub.
 
-        The database is verified and its index brought up to date; the release is built and uploaded so that readers
-        see it whole or not at all; then it is tagged. What the Hub has already is not sent again, so that a run that
-        was cut is finished by the same call. Models whose licence does not permit it, or that state none, are left out
-        and listed in the release.
+        The database is verified and its index is updated; the release is built, uploaded so that readers see it
+        completely or not at all, and tagged. Files that are already on the Hub are not sent again, so repeating the
+        call resumes an interrupted upload. Models whose licence does not permit redistribution, or that state none, are
+        left out and listed in the release.
 
         Args:
-            repo: Where to, ``owner/name``; a data set that is made if there is none.
+            repo: Data set to publish to, ``owner/name``; it is created if it does not exist.
             version: ``X.Y.Z``; by default the next minor version.
-            include_license: Licences whose models are published all the same; ``unknown`` for those that state none.
-            private: Make a new data set private.
-            token: Token of the user; by default the one that huggingface_hub knows.
+            include_license: Licences whose models are published anyway; ``unknown`` for those that state none.
+            private: Create a new data set as private.
+            token: Token of the user; by default the one that huggingface_hub uses.
             folder: Write the release to this folder, and upload nothing.
             verify: Check every count and every hash first.
-            progress: Called with what is being done, how much is done and how much there is.
+            progress: Called with the current step, the amount done and the total.
 
         Returns:
             What was published; with ``folder`` the manifest of the release.
@@ -371,7 +371,7 @@ class FilterDB(Reader):
     def remove(self, *model_ids: str) -> None:
         """Remove models with all their files and annotations: all of them or, after an error, none.
 
-        A removal that was killed is finished by the next write; repeating the call is not an error then.
+        If the process is killed, the next write completes the removal; repeating the call is then not an error.
 
         Raises:
             UnknownModelError: One of them does not exist; nothing is removed then.
@@ -391,7 +391,7 @@ class FilterDB(Reader):
         Args:
             refit: Fit new bases on all models that exist now.
             prune: Remove the bases that are not in use afterwards, with their histograms.
-            progress: Called with what is being done, how much is done and how much there is.
+            progress: Called with the current step, the amount done and the total.
 
         Returns:
             The bases that were fitted.
@@ -409,7 +409,7 @@ class FilterDB(Reader):
         return built
 
     def verify(self, *, progress: Progress | None = None) -> list[Problem]:
-        """Check every count and every hash, and the annotations; an empty list means that all is well.
+        """Check every count and every hash, and the annotations; an empty list means that no problem was found.
 
         >>> db.verify()
         []
@@ -419,14 +419,14 @@ class FilterDB(Reader):
     def repair(self, *, progress: Progress | None = None) -> list[Problem]:
         """Rebuild what is derived, set aside what is damaged, and report the models that must be imported again.
 
-        The index and ``init.sql`` are rebuilt, changes of killed processes are finished, and damaged models and files
+        The index and ``init.sql`` are rebuilt, changes of killed processes are completed, and damaged models and files
         that belong to no model are moved to ``.quarantine/`` in the folder; nothing is deleted.
 
         Args:
-            progress: Called with what is being done, how much is done and how much there is.
+            progress: Called with the current step, the amount done and the total.
 
         Returns:
-            What could not be repaired; an empty list means that :meth:`verify` finds nothing any more.
+            What could not be repaired; an empty list means that :meth:`verify` finds no problem any more.
 
         >>> _ = Path(db.path, "init.sql").write_text("damaged")
         >>> len(db.verify()), db.repair(), db.verify()
@@ -443,7 +443,7 @@ class FilterDB(Reader):
 
     def _connect(self, query: str) -> duckdb.DuckDBPyConnection:
         if not self._store.path.exists():
-            raise NotADatabaseError(f"{self.path}: the database is gone")
+            raise NotADatabaseError(f"{self.path}: the database no longer exists")
         return super()._connect(query)
 
     def _write_init(self) -> None:
@@ -456,7 +456,7 @@ class FilterDB(Reader):
             warnings.warn(f"init.sql was not brought up to date: {error}", stacklevel=2)
 
     def _mend(self, error: Exception) -> bool:
-        """Rebuild the index when a question met something wrong in it."""
+        """Rebuild the index after a query found something wrong in it."""
         on_index = isinstance(error, DamagedIndexError) or _MISSING in str(error)
         if not on_index or not os.access(self._store.path, os.W_OK):
             return False
@@ -468,7 +468,7 @@ class FilterDB(Reader):
         return True
 
     def _ensure_index(self) -> None:
-        """Bring the index up to date, as far as this process may write and nobody else is doing it."""
+        """Update the index, if this process may write and no other is doing it."""
         index = self._index
         if os.access(self._store.path, os.W_OK) and (index.unsound() or index.unindexed() or index.missing()):
             self._build()
@@ -499,21 +499,21 @@ def open(
 def open(
     path: str | Path, *, read_only: bool | None = None, storage_options: Mapping[str, Any] | None = None
 ) -> FilterDB | Reader:
-    """Open an existing database: a folder, or a release, of which only what a question needs is fetched.
+    """Open an existing database: a folder, or a release, of which queries fetch only what they need.
 
     Args:
         path: The folder of a database or of a release, or the address of a release, such as
             ``hf://datasets/owner/name@v1.0.0`` or ``s3://bucket/folder``.
         read_only: True opens anything as a :class:`Reader`, which writes nothing; its SQL reads no other files, writes
             none, and changes no settings. False opens a folder as a
-            :class:`FilterDB` and refuses a release. None decides by what is found.
+            :class:`FilterDB` and refuses a release. None chooses by what the path contains.
         storage_options: For an address, the options of its fsspec file system, such as ``{"token": ...}``.
 
     Returns:
         A :class:`FilterDB` for the folder of a database, a :class:`Reader` for a release.
 
     Raises:
-        NotADatabaseError: There is neither a database nor a release, or a release was to be written to.
+        NotADatabaseError: The path contains neither a database nor a release, or ``read_only=False`` for a release.
         DatabaseError: A newer version of the package wrote it.
         SelectionError: ``storage_options`` for a folder, which has none.
         RemoteError: The address cannot be reached.
@@ -524,18 +524,7 @@ def open(
     3
     >>> cnnfilterdb.open("nowhere")
     Traceback (most recent call last):
-      File "/root/.pyenv/versions/3.11.7/lib/python3.11/doctest.py", line 1353, in __run
-        exec(compile(example.source, filename, "single",
-      File "<doctest cnnfilterdb.database.open[2]>", line 1, in <module>
-        cnnfilterdb.open("nowhere")
-      File "/work/wt/api1/.types/cnnfilterdb/database.py", line 464, in open
-        return FilterDB(path)
-               ^^^^^^^^^^^^^^
-      File "/work/wt/api1/.types/cnnfilterdb/database.py", line 51, in __init__
-        self._store = Store.open(_folder(path))
-                      ^^^^^^^^^^^^^^^^^^^^^^^^^
-      File "/work/wt/api1/.types/cnnfilterdb/store/folder.py", line 120, in open
-        raise NotADatabaseError(f"{store.path}: {what}; give the folder of a database, or make one by an ingest")
+        ...
     cnnfilterdb.errors.NotADatabaseError: ...nowhere: does not exist; ...
     """
     remote = "://" in str(path)
@@ -584,7 +573,7 @@ def pull(
     """Download a release, or part of it, into a database folder.
 
     Models already present are skipped; repeat the call to resume an interrupted one. The weight of each layer is
-    compared with its hash. A folder without bases takes over those of the release, and then gives the same numbers.
+    compared with its hash. A folder without bases adopts those of the release, and then gives the same numbers.
 
     Args:
         location: ``owner/name`` or ``owner/name@v1.0.0`` on the Hugging Face Hub, or the address or folder of a
@@ -593,15 +582,15 @@ def pull(
         where: Condition over the columns of models and layers, such as ``"domain LIKE 'medical%'"``: only the models
             that it selects are fetched.
         overwrite: Replace models of the same key that have other weights; otherwise they are reported as conflicts.
-        progress: Called with the key of a model, the number of models done and of all.
+        progress: Called with the key of a model, the number of models done and the total.
         storage_options: For an address, the options of its fsspec file system, such as ``{"token": ...}``.
 
     Returns:
-        What became of each model; one that fails does not stop the others.
+        The outcome for each model; one that fails does not stop the others.
 
     Raises:
         RemoteError: The release cannot be reached.
-        NotADatabaseError: There is no release at the location, or the path is not that of a database.
+        NotADatabaseError: The location contains no release, or the path is not that of a database.
         SelectionError: A condition that cannot be answered.
 
     >>> manifest = cnnfilterdb.example().publish("owner/name", folder="shared")
@@ -629,7 +618,7 @@ def _merge(
 
 
 def _folder(path: str | Path) -> Path:
-    """The absolute path of a folder that is to be written to; so it means the same after a change of directory."""
+    """The absolute path of a folder to write to, so that it stays valid after a change of directory."""
     if is_release(path):
         raise NotADatabaseError(f"{path}: a release, which can only be read; pull copies it into a folder")
     return Path(path).resolve()

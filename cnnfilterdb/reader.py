@@ -1,4 +1,4 @@
-"""Reader: everything that can be asked of a database, wherever it is located."""
+"""Reader: read-only queries on a local or published database."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Reader"]
 
 
 class Reader(Conclusions):
-    """A database of convolution kernels, to be read: all questions that can be asked of it.
+    """A database of convolution kernels, opened for reading.
 
     :func:`cnnfilterdb.open` returns one for a release, and with ``read_only=True`` for a folder.
 
@@ -31,7 +31,7 @@ class Reader(Conclusions):
     Wherever a method takes ``where`` or ``by``, it is a SQL expression over the columns of the view ``facts``: every
     column of the models and the layers table.
 
-    One object can be used by several threads. It can be pickled; the copy opens a connection of its own. In the
+    One object can be used by several threads. It can be pickled; the copy opens its own connection. In the
     examples, ``db`` is :func:`cnnfilterdb.example`.
     """
 
@@ -49,7 +49,7 @@ class Reader(Conclusions):
     def report(
         self, path: str | Path, *, by: str = "domain", title: str | None = None, **options: Unpack[ShiftOptions]
     ) -> Path:
-        """Write one self-contained HTML page: what the database holds, how its groups differ, how it was computed.
+        """Write one self-contained HTML page: what the database contains, how its groups differ, how it was computed.
 
         Args:
             path: The page.
@@ -81,14 +81,14 @@ class Reader(Conclusions):
         kernel: str = "3x3",
         progress: Progress | None = None,
     ) -> Exported:
-        """Write filters to a file for other tools; see :mod:`cnnfilterdb.exchange.export` for what is in it.
+        """Write filters to a file for other tools; see :mod:`cnnfilterdb.exchange.export` for its contents.
 
         Args:
             path: The file.
-            to: ``parquet``, ``arrow``, ``csv``, ``npz`` or ``h5``; by default told by the ending of its name.
+            to: ``parquet``, ``arrow``, ``csv``, ``npz`` or ``h5``; by default chosen by the suffix of the path.
             where: Condition over the columns of models and layers.
             kernel: Kernel size.
-            progress: Called with what is being done, how much is done and how much there is.
+            progress: Called with the current step, the amount done and the total.
 
         Raises:
             SelectionError: An unknown format, or nothing selected.

@@ -158,7 +158,7 @@ class _Selection:
     """The filters to export.
 
     Args:
-        db: Where they are.
+        db: The database that contains them.
         kernel: Their kernel size.
         layers: ``model_id``, ``layer``, ``filters`` and :data:`FACTS` of their layers, sorted; each has filters.
     """
@@ -325,7 +325,7 @@ def _write_parquet(part: Path, filters: _Selection, progress: Progress, target: 
     schema = _schema(filters, encoded=True)
     settings = filter_settings(filters.kernel) | {"use_dictionary": [*_KEYS, *FACTS]}
     with pq.ParquetWriter(part, schema, **settings) as writer:
-        # Each row group stores its whole dictionary, so it gets one of its own layers only.
+        # Each row group stores its whole dictionary, so it gets one with only its layers.
         for table in _joined_rows(filters, progress, schema, lambda rows: _text_encoded(filters.layers[rows])):
             writer.write_table(table)
 

@@ -1,4 +1,4 @@
-"""What ``db.plot`` and ``db.report`` are: the data of a database, handed to the functions that draw.
+"""Implements ``db.plot`` and ``db.report``: passes the data of a database to the functions that draw.
 
 The drawing functions (:mod:`cnnfilterdb.plots`) know nothing of databases. From a :class:`~cnnfilterdb.reader.Reader`
 this module uses its public methods and one internal, ``_connect()``: the DuckDB connection that has the views.
@@ -117,7 +117,7 @@ class Figures:
         """The components of a basis fitted on each group, with their explained variance ratios.
 
         Args:
-            by: Grouping expression; without it, one basis: the one of the index, or of what ``where`` selects.
+            by: Grouping expression; by default one basis: that of the index, or of what ``where`` selects.
             where: Condition that narrows the rows.
             kernel: Kernel size.
             all_layers: Include transposed and dead layers.
@@ -146,7 +146,7 @@ class Figures:
         Args:
             model_id: Key of the model.
             layer: Order of the layer.
-            top: How many to draw at most.
+            top: Largest number of kernels to draw.
             scale: Colour range of each ``filter``, or of the whole ``layer`` (the CVPR paper's Fig. 1).
             columns: Kernels per row.
             title: Title of the figure; by default the key of the model.
@@ -296,14 +296,14 @@ def write_report(db: Statistics, path: Path, by: str, title: str | None, options
 def report_data(
     db: Statistics, by: str, title: str | None, options: ShiftOptions, created_at: datetime | None = None
 ) -> plots.ReportData:
-    """Collect what the report of a database shows.
+    """Collect the data of a report.
 
     Args:
         db: The database.
         by: Grouping expression.
         title: Heading of the page; None for the name of the database.
         options: Those of :meth:`Reader.kl_shift`.
-        created_at: When; None leaves it out.
+        created_at: Time of creation; None leaves it out.
     """
     where, kernel, all_layers = options.get("where"), options.get("kernel", "3x3"), options.get("all_layers", False)
     shift = db.kl_shift(by, **options)
@@ -362,7 +362,7 @@ def report_data(
 
 
 def _all_groups(db: Statistics, by: str, where: str | None) -> pd.DataFrame:
-    """All that is selected, of every kernel size, by group; the last row may be what has no group."""
+    """Everything selected, of every kernel size, by group; the last row may be what has no group."""
     return _frame(
         db,
         f'SELECT {expression(by, "by")} AS "group", count(DISTINCT model_id) AS models, count(*) AS layers, '

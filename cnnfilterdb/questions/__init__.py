@@ -1,1 +1,1 @@
-"""What can be asked of a database: its stored tables, statistics of groups, and conclusions with their tests."""
+"""Which queries a database answers: its stored tables, statistics of groups, and conclusions with their tests."""

@@ -1,4 +1,4 @@
-"""Conclusions: questions about groups of models that end in a test or in a share of explained variation."""
+"""Conclusions about groups of models: statistical tests, and shares of explained variation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Conclusions"]
 
 
 class Conclusions(Statistics):
-    """Questions about groups of models whose answer says how sure it is. Part of :class:`~cnnfilterdb.Reader`."""
+    """Comparisons of groups of models that state their certainty. Part of :class:`~cnnfilterdb.Reader`."""
 
     def shift_test(
         self,
@@ -32,8 +32,8 @@ class Conclusions(Statistics):
     ) -> pd.DataFrame:
         """Test the shift of every pair of groups against chance, by permuting the labels of whole models.
 
-        A divergence is never negative, and large between small groups. ``null_mean`` and ``null_high`` show what chance
-        gives for groups of these sizes; ``excess`` is what the labels add. Models have the same weight unless
+        A divergence is never negative, and it is large between small groups. ``null_mean`` and ``null_high`` show what
+        occurs by chance for groups of these sizes; ``excess`` is the rest. Models have the same weight unless
         ``balance`` says otherwise. :func:`cnnfilterdb.stats.shift_test` explains the method.
 
         Args:
@@ -82,7 +82,7 @@ class Conclusions(Statistics):
 
         The shifts between models are taken as squared distances; each factor explains a share ``r2`` of their sum.
         :func:`cnnfilterdb.stats.partition` explains the method. Groups of unequal spread confound it:
-        :meth:`dispersion_test` tells whether that is so.
+        :meth:`dispersion_test` shows whether that is the case.
 
         Args:
             factors: Expressions with one value per model, such as ``["family", "task", "domain"]``.
@@ -96,8 +96,8 @@ class Conclusions(Statistics):
 
         Returns:
             One row per factor, then ``residual`` and ``total``: ``factor``, ``df``, ``ss``, ``r2``, ``omega2`` (r2
-            without what as many levels explain by chance), ``f``, ``p`` and a ``remark`` for a factor that the others
-            determine. ``attrs["unlabelled"]`` is the number of models left out because a factor is NULL.
+            without the share that as many levels explain by chance), ``f``, ``p`` and a ``remark`` for a factor that
+            the others determine. ``attrs["unlabelled"]`` is the number of models left out because a factor is NULL.
 
         Raises:
             SelectionError: An argument that cannot be answered, a factor with one value, or one that splits models.
@@ -197,12 +197,12 @@ class Conclusions(Statistics):
         weights: ComponentWeights = None,
         **options: Unpack[GroupOptions],
     ) -> pd.DataFrame:
-        """How often the model nearest to a model has the same label, beside what chance gives.
+        """How often the model nearest to a model has the same label, compared with chance.
 
         Args:
             by: Grouping expression, with one value per model.
             across: Expression such as ``family``: neighbours with the same value do not count.
-            neighbours: How many of the nearest models are asked.
+            neighbours: How many of the nearest models are considered.
             permutations: Number of random permutations of the labels.
             seed: The same seed gives the same result.
             metric: As in :meth:`Reader.kl_shift`.
@@ -211,7 +211,7 @@ class Conclusions(Statistics):
 
         Returns:
             One row for ``all`` models and one per group: ``share``, ``null_mean``, ``null_high``, ``p`` and the number
-            of ``models`` asked.
+            of ``models`` considered.
 
         Raises:
             SelectionError: An argument that cannot be answered, or too few models.

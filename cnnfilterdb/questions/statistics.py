@@ -1,4 +1,4 @@
-"""Statistics: what a database computes from its filters: bases, coefficients, groups, shifts and quality."""
+"""Statistics of the filters of a database: bases, coefficients, groups, shifts and quality."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ class Statistics(Tables):
         """An SVD basis.
 
         Args:
-            where: Fit one on the layers that it selects, from their stored moments, in milliseconds. Without it, the
+            where: Fit a basis on the selected layers, from their stored moments, in milliseconds. By default, the
                 stored basis in use is returned.
             kernel: Kernel size.
             variant: ``all`` filters, or ``nonsparse``, without the sparse ones of each layer (arXiv 2204.02481), which
-                is always fitted anew.
+                is always fitted on request.
 
         Raises:
             SelectionError: A condition that cannot be answered, nothing selected, or an unknown variant.
@@ -70,11 +70,11 @@ class Statistics(Tables):
 
     @undisturbed
     def coefficients(self, *, where: str | None = None, basis: BasisChoice = None, kernel: str = "3x3") -> pd.DataFrame:
-        """SVD coefficients of the selected filters, beside their keys.
+        """SVD coefficients of the selected filters, with their keys.
 
         Args:
             where: Condition over the columns of models and layers.
-            basis: None is the stored one in use; the key of a stored one; ``"selection"`` fits one on the selected
+            basis: None means the stored one in use; the key of a stored one; ``"selection"`` fits one on the selected
                 filters; or any :class:`~cnnfilterdb.Basis` of the kernel size.
             kernel: Kernel size.
 
@@ -149,7 +149,7 @@ class Statistics(Tables):
             where: Condition that narrows the rows.
             recipe: ``cvpr2022`` (range from the smallest to the largest coefficient of the basis, weights = explained
                 variance ratio) or ``medneurips2022`` (range -3 to 3, uniform weights).
-            basis: None is the stored one in use; the key of a stored one; ``"selection"`` fits one on the selected
+            basis: None means the stored one in use; the key of a stored one; ``"selection"`` fits one on the selected
                 rows; or a :class:`~cnnfilterdb.Basis`.
             bins: Number of bins; by default 70.
             range: Range of the histograms; by default the recipe's.
@@ -208,7 +208,7 @@ class Statistics(Tables):
         Args:
             by: Grouping expression, such as ``"domain"`` or ``"floor(10 * conv_depth_norm)"``. Rows where it is NULL
                 are left out.
-            metric: Another measure than ``kl``: ``directed``, ``jensen_shannon``, ``total_variation`` or
+            metric: ``kl``, or another measure: ``directed``, ``jensen_shannon``, ``total_variation`` or
                 ``wasserstein``; see :data:`cnnfilterdb.stats.METRICS`.
             weights: Of the components; by default the recipe's.
             **options: ``where``, ``recipe``, ``basis``, ``bins``, ``range``, ``balance``, ``kernel``, ``all_layers``,
@@ -342,7 +342,7 @@ class Statistics(Tables):
             ``shift`` and the number of models, layers and filters of each group.
 
         Raises:
-            SelectionError: There is no such group, or an argument that cannot be answered.
+            SelectionError: No such group exists, or an argument cannot be answered.
 
         >>> db.nearest_groups("name", "scans", top=1)[["shift", "filters"]].round(2)
                       shift  filters
@@ -421,7 +421,7 @@ class Statistics(Tables):
         Args:
             where: Condition over the columns of models and layers.
             kernel: Kernel size.
-            per: One row per ``filter``, beside its keys, or per ``layer``, with the means over its filters (see
+            per: One row per ``filter``, with its keys, or per ``layer``, with the means over its filters (see
                 :class:`cnnfilterdb.stats.DescriptorSums`), for which memory does not grow with the number of filters.
 
         Raises:
@@ -446,7 +446,7 @@ class Statistics(Tables):
     def descriptor_batches(
         self, *, where: str | None = None, kernel: str = "3x3", rows: int = 131_072
     ) -> Iterator[pa.RecordBatch]:
-        """Stream the descriptors of filters beside their keys, as Arrow record batches; see :meth:`descriptors`.
+        """Stream the descriptors of filters with their keys, as Arrow record batches; see :meth:`descriptors`.
 
         Args:
             where: Condition over the columns of models and layers.
@@ -465,7 +465,7 @@ class Statistics(Tables):
     # ---------------------------------------------------------------------------------------------- private
 
     def _covered(self, frame: pd.DataFrame, by: str, options: GroupOptions) -> pd.DataFrame:
-        """Put into ``.attrs["coverage"]`` of an answer what it counted and left out."""
+        """Store in ``.attrs["coverage"]`` of a result what it counted and left out."""
         kernel, basis = options.get("kernel", "3x3"), options.get("basis")
         fitted = self._fitted(basis, kernel) if not isinstance(basis, stats.Basis) and basis != "selection" else None
         question = Grouping(by, options.get("where"), kernel, all_layers=options.get("all_layers", False))
@@ -496,5 +496,5 @@ class Statistics(Tables):
 def _check_kernel(basis: stats.Basis, kernel: str) -> None:
     if basis.kernel != kernel:
         raise SelectionError(
-            f"the basis is of {basis.kernel} kernels, the question of {kernel}; give kernel={basis.kernel!r}"
+            f"the basis is of {basis.kernel} kernels, the query of {kernel}; give kernel={basis.kernel!r}"
         )

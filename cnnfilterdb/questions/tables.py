@@ -1,4 +1,4 @@
-"""Tables: what a database has stored: its models, layers and filters, and SQL over all of them."""
+"""Tables: the stored models, layers and filters of a database, and SQL over all of them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 def undisturbed(method: Callable[Concatenate[R, P], T]) -> Callable[Concatenate[R, P], T]:
-    """Let a method see one state of the database, whatever others write meanwhile (:mod:`cnnfilterdb.scan.steady`)."""
+    """Make a method see one state of the database while others write (:mod:`cnnfilterdb.scan.steady`)."""
 
     @wraps(method)
     def asked(this: R, /, *args: P.args, **options: P.kwargs) -> T:
@@ -44,7 +44,7 @@ def undisturbed(method: Callable[Concatenate[R, P], T]) -> Callable[Concatenate[
 
 
 class Tables:
-    """The stored tables of a database; :class:`~cnnfilterdb.Reader` adds what is computed from them.
+    """The stored tables of a database; :class:`~cnnfilterdb.Reader` adds the results computed from them.
 
     Args:
         storage: Where the database is located.
@@ -71,12 +71,12 @@ class Tables:
                 "SELECT kernel, count(DISTINCT model_id) AS models, count(*) AS layers, sum(filters)::BIGINT AS filters"
                 " FROM layers WHERE stored GROUP BY kernel ORDER BY filters DESC, kernel"
             ).to_pylist()
-        except CnnFilterDbError as error:  # a notebook should show an object even where it cannot be read
+        except CnnFilterDbError as error:  # a notebook should show the object even if the database cannot be read
             rows = [{"error": str(error)}]
         return html_table(repr(self), rows)
 
     def __reduce__(self) -> tuple[Callable[..., Self], tuple[Any, ...]]:
-        # A copy in another process opens a connection of its own.
+        # A copy in another process opens its own connection.
         return partial(type(self), confined=self._views.confined), (self.storage, self._bases)
 
     def __enter__(self) -> Self:
@@ -86,7 +86,7 @@ class Tables:
         self.close()
 
     def close(self) -> None:
-        """Close the DuckDB connection. Results that were not read yet are lost; later questions are refused.
+        """Close the DuckDB connection. Results that were not read yet are lost; later queries are refused.
 
         >>> db = cnnfilterdb.example()
         >>> db.close()
@@ -98,7 +98,7 @@ class Tables:
 
     @property
     def location(self) -> str:
-        """Where the database lies: the absolute path of a folder, or an address.
+        """Where the database is located: the absolute path of a folder, or an address.
 
         >>> db.location == str(db.path)
         True
@@ -188,7 +188,7 @@ class Tables:
     ) -> Iterator[pa.RecordBatch]:
         """Stream filters as Arrow record batches, sorted by model, layer and channels.
 
-        A few row groups are in memory at a time. The arguments are checked at once, before the first batch is read.
+        A few row groups are in memory at a time. The arguments are checked immediately, before the first batch is read.
 
         Args:
             where: Condition over the columns of models and layers.
@@ -228,12 +228,12 @@ class Tables:
             layer: Number of the layer in its model, from 0; the column ``layer`` of :meth:`layers`.
 
         Returns:
-            (out channels, in channels / groups, height, width), float32: the weight as frameworks hold it. Where the
-            number of output channels is not known, as in the papers' data set, all kernels are in one output channel.
+            (out channels, in channels / groups, height, width), float32: the weight as in frameworks. If the
+            number of output channels is unknown, as in the papers' data set, all kernels are in one output channel.
 
         Raises:
-            UnknownModelError: There is no such model.
-            SelectionError: There is no such layer, or its kernels are not stored, as those of 1x1 layers.
+            UnknownModelError: No such model exists.
+            SelectionError: No such layer exists, or its kernels are not stored, as for 1x1 layers.
 
         >>> db.layer_weights("custom/scans", 1).shape
         (24, 16, 3, 3)
@@ -268,7 +268,7 @@ class Tables:
         centred: bool = False,
         rotation: bool = False,
     ) -> pd.DataFrame:
-        """The stored filters most similar to a pattern, whatever their scale.
+        """The stored filters most similar to a pattern, regardless of scale.
 
         One scan over the filters of that size, with a few row groups in memory.
 
@@ -276,9 +276,9 @@ class Tables:
             pattern: Kernel to look for, (height, width); only filters of that size are searched.
             top: How many to return.
             where: Condition over the columns of models and layers.
-            sign: Negative multiples are similar too.
+            sign: Negative multiples count as similar too.
             centred: Subtract the mean of each kernel first, so that a constant added to all weights does not matter.
-            rotation: Rotations by right angles and reflections are similar too.
+            rotation: Rotations by right angles and reflections count as similar too.
 
         Returns:
             By descending similarity (the cosine of the angle between both, 1 for a positive multiple; a correlation
@@ -310,7 +310,7 @@ class Tables:
 
     @undisturbed
     def shared_models(self) -> pd.DataFrame:
-        """Pairs of models that hold the very same layers, bit for bit: shared ancestry, such as a common pretraining.
+        """Pairs of models that contain the same layers, bit for bit: shared ancestry, such as a common pretraining.
 
         Returns:
             ``model_a``, ``model_b``, ``shared_layers``, ``shared_filters``, and ``share``, of the stored layers of the
@@ -327,15 +327,15 @@ class Tables:
         """Run SQL over the views and macros.
 
         Args:
-            query: One statement; ``$name`` or ``?`` stands for a parameter.
+            query: One statement; ``$name`` or ``?`` marks a parameter.
             parameters: Their values, by name or in order.
 
         Returns:
-            The rows, read when they are asked for: ``.df()``, ``.to_arrow_table()``, ``.fetchall()``, ``.show()``, and
+            The rows, read on demand: ``.df()``, ``.to_arrow_table()``, ``.fetchall()``, ``.show()``, and
             every other method of a DuckDB relation.
 
         Raises:
-            QueryError: DuckDB refuses the query; also when it fails later, while rows are read.
+            QueryError: DuckDB refuses the query, or it fails later, while rows are read.
 
         >>> db.sql("SELECT domain, sum(stored_filters) AS filters FROM models GROUP BY ALL ORDER BY ALL").df()
                domain  filters
@@ -358,7 +358,7 @@ class Tables:
         return QueryResult(relation)
 
     def verify(self, *, progress: Progress | None = None) -> list[Problem]:
-        """Check every count and every hash; an empty list means that all is well.
+        """Check every count and every hash; an empty list means that no problem was found.
 
         >>> db.verify()
         []
@@ -371,7 +371,7 @@ class Tables:
         return self._views.connect(query)
 
     def _undisturbed(self, ask: Callable[[], T]) -> T:
-        """Ask until no file that was read was replaced meanwhile; questions that others consist of are not repeated."""
+        """Repeat a query until no file was replaced while it ran; queries inside another one are not repeated."""
         if self.storage.published or getattr(self._asking, "now", False):
             return ask()
         self._asking.now = True
@@ -389,7 +389,7 @@ class Tables:
             self._asking.now = False
 
     def _mend(self, error: Exception) -> bool:
-        """Remove the cause of an error, where this can be done; True when asking again may help."""
+        """Remove the cause of an error, if possible; True if repeating the query may help."""
         return False
 
     def _frame(self, query: str) -> pd.DataFrame:

@@ -1,7 +1,7 @@
-"""Corrections and additional facts about models, in one small file of the user's beside the data.
+"""Corrections and additional facts about models, in one small file beside the data, which users may edit.
 
 The file ``annotations.csv`` in the folder of a database has the columns ``model_id``, ``column`` and ``value``. The
-view ``models`` shows its values in place of the stored ones, and with it everything that groups or selects; the view
+view ``models`` shows its values instead of the stored ones, and so does everything that groups or selects; the view
 ``models_stored`` shows what was stored, and ``annotations`` the file. Layers, filters and models files are never
 rewritten. An empty value says that the fact is unknown.
 
@@ -46,7 +46,7 @@ Facts = dict[str, dict[str, str | None]]
 
 
 class AnnotatedFolder(Protocol):
-    """What annotations need of a database folder."""
+    """The parts of a database folder that annotations need."""
 
     path: Path
 
@@ -58,7 +58,7 @@ class AnnotatedFolder(Protocol):
 
 
 def check_fact_names(names: Iterable[str], known: Sequence[str] = ANNOTATED) -> None:
-    """Refuse names that are no facts.
+    """Refuse names that are not facts.
 
     Raises:
         SelectionError: One of them is not known; the message gives the nearest name.
@@ -79,7 +79,7 @@ def stored_facts(root: Path) -> Facts:
         root: Its folder.
 
     Raises:
-        CorruptError: The file is not of the form that the views can read; the message tells the line.
+        CorruptError: The file does not have the form that the views can read; the message states the line.
     """
     path = root / paths.ANNOTATIONS
     if not path.exists():
@@ -94,7 +94,7 @@ def stored_facts(root: Path) -> Facts:
 
 
 def annotation_problems(store: AnnotatedFolder) -> list[Problem]:
-    """What is wrong with the annotations of a database; none when all is well."""
+    """Problems of the annotations of a database; none if there are none."""
     path, sums = store.path / paths.ANNOTATIONS, store.path / paths.ANNOTATIONS_SUM
     expected = sums.read_text(encoding="ascii", errors="replace").split()[::2] if sums.exists() else []
     if not path.exists():
@@ -105,7 +105,7 @@ def annotation_problems(store: AnnotatedFolder) -> list[Problem]:
     found: list[Problem] = []
     for line, message, row in _rows(path):
         if not message and row[0] not in there:
-            message = f"line {line}: there is no model {row[0]!r}; correct its key or remove the line"
+            message = f"line {line}: no model {row[0]!r}; correct its key or remove the line"
         if message:
             known = row[0] if row and row[0] in there else None
             found.append(Problem(known, path, message))
@@ -128,7 +128,7 @@ def change(store: AnnotatedFolder, apply: Callable[[Facts], object]) -> None:
         apply: Changes the facts in place.
 
     Raises:
-        CorruptError: The file that is there cannot be read.
+        CorruptError: The existing file cannot be read.
         DatabaseError: It cannot be written.
         LockedError: Another process is changing it.
     """
@@ -146,14 +146,14 @@ def change(store: AnnotatedFolder, apply: Callable[[Facts], object]) -> None:
         path, sums = store.path / paths.ANNOTATIONS, store.path / paths.ANNOTATIONS_SUM
         new = hashlib.sha256(text.getvalue().encode()).hexdigest()
         if path.exists():
-            # Both are right until the file is replaced, whenever this is killed.
+            # Both are valid until the file is replaced, even if this process is killed.
             write_text(sums, _sums(sha256(path), new), folder)
         write_text(path, text.getvalue(), folder)
         write_text(sums, _sums(new), folder)
 
 
 def accept(store: AnnotatedFolder) -> None:
-    """Record the checksum of the file as it is, after it was edited by hand.
+    """Record the checksum of the present file, after it was edited by hand.
 
     Raises:
         CorruptError: It cannot be read.
@@ -165,7 +165,7 @@ def accept(store: AnnotatedFolder) -> None:
 
 
 def _sums(*digests: str) -> str:
-    """As ``sha256sum`` writes it, and checks it with ``-c``."""
+    """The checksum in the format of ``sha256sum``, whose option ``-c`` checks it."""
     return "".join(f"{digest}  {paths.ANNOTATIONS}\n" for digest in dict.fromkeys(digests))
 
 
@@ -177,20 +177,20 @@ def forget(store: AnnotatedFolder, model_ids: Iterable[str]) -> None:
 
 
 def load_facts(path: Path, model_ids: Sequence[str]) -> Facts:
-    """Read facts that a user keeps in a file of their own.
+    """Read facts from a user's file.
 
     A ``.toml`` file has one table per model, such as ``["pypi/deepcr/mask-decam"]``, with its facts. A CSV file has
     either the columns ``model_id``, ``column`` and ``value``, in which an empty value means unknown, or ``model_id``
-    and one column per fact, in which an empty cell changes nothing. A shell-style pattern stands for all models that it
-    matches; of two entries the later one counts.
+    and one column per fact, in which an empty cell changes nothing. A shell-style pattern means all models that it
+    matches; the later of two entries takes effect.
 
     Args:
         path: The file.
         model_ids: Models of the database.
 
     Raises:
-        SelectionError: The file cannot be read, is of another form, or names an unknown fact.
-        UnknownModelError: It names a model that is not there.
+        SelectionError: The file cannot be read, has another form, or names an unknown fact.
+        UnknownModelError: It names a model that is not in the database.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -213,10 +213,10 @@ def load_facts(path: Path, model_ids: Sequence[str]) -> Facts:
 
 
 def matching(patterns: Iterable[str], model_ids: Sequence[str]) -> list[str]:
-    """Models that patterns stand for: keys, or shell-style wildcards.
+    """Models that match patterns: keys, or shell-style wildcards.
 
     Raises:
-        UnknownModelError: A pattern stands for none; the message gives the nearest keys.
+        UnknownModelError: A pattern matches no model; the message gives the nearest keys.
 
     >>> matching(["pypi/*"], ["pypi/a", "custom/b"])
     ['pypi/a']
@@ -247,7 +247,7 @@ def _rows(path: Path) -> Iterator[tuple[int, str | None, list[str]]]:
         for row in lines:
             line, message = lines.line_num, None
             if len(row) != len(_HEADER):
-                message = f"line {line}: {len(_HEADER)} cells expected, {len(row)} found; quote cells that hold a comma"
+                message = f"line {line}: {len(_HEADER)} cells expected, {len(row)} found; quote a cell with a comma"
             elif row[1] not in ANNOTATED:
                 message = f"line {line}: {row[1]!r} cannot be annotated; choose one of {', '.join(ANNOTATED)}"
             elif (first := seen.setdefault((row[0], row[1]), line)) != line:
@@ -277,7 +277,7 @@ def _from_csv(text: str) -> Iterator[tuple[str, dict[str, str | None]]]:
         raise SelectionError(f"expected the columns {', '.join(_HEADER)}, or model_id and facts; found {header}")
     for row in lines:
         if None in row or None in row.values():
-            raise SelectionError(f"line {lines.line_num}: {len(header)} cells expected; quote cells that hold a comma")
+            raise SelectionError(f"line {lines.line_num}: {len(header)} cells expected; quote a cell with a comma")
         name = row.pop("model_id")
         if header == _HEADER or set(header) == set(_HEADER):
             yield name, {row["column"]: row["value"] or None}

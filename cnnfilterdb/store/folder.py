@@ -1,15 +1,15 @@
 """The database folder: each model is committed atomically, and opening changes nothing.
 
-How a change is committed and finished after a kill is described in :mod:`cnnfilterdb.store.commits`. Opening and
-reading write nothing at all: what a killed process left is finished by the next process that writes, under the lock of
-what it writes. The SQL views and every method here ignore files without a models row.
+How a change is committed, and completed after a kill, is described in :mod:`cnnfilterdb.store.commits`. Opening and
+reading write nothing at all: the changes of a killed process are completed by the next process that writes, under the
+same lock. The SQL views and every method here ignore files without a models row.
 
 One process writes a model at a time, by a lock in ``.locks/``; processes that write different models do not wait for
-each other. A reader takes no lock. It compares :meth:`Store.snapshot` before and after a question, and asks again when
-a model was replaced or removed meanwhile (:mod:`cnnfilterdb.connection`).
+each other. A reader takes no lock. It compares :meth:`Store.snapshot` before and after a query, and repeats the query
+if a model was replaced or removed meanwhile (:mod:`cnnfilterdb.connection`).
 
-Nothing is deleted that the package did not stage itself. Files that belong to no model, because somebody moved
-``models/`` away or copied half a folder, stay where they are until :meth:`cnnfilterdb.database.FilterDB.repair` moves
+Only files that the package itself has staged are deleted. Files that belong to no model, because ``models/`` was moved
+away or half a folder was copied, are not touched until :meth:`cnnfilterdb.database.FilterDB.repair` moves
 them to ``.quarantine/``; files that are not in the form of the package's own are never touched.
 """
 
@@ -75,7 +75,7 @@ from cnnfilterdb.version import package_version
 
 __all__ = ["LOCK_SECONDS", "Problem", "Store", "Writer", "unknown_model"]
 
-#: How long a writer waits for another one of the same model.
+#: How long a writer waits for another writer of the same model.
 LOCK_SECONDS = 5.0
 
 # Lock and staging folders of removals.
@@ -106,7 +106,7 @@ class Store:
             path: The folder: absent, empty, or a database.
 
         Raises:
-            NotADatabaseError: It is a file, a release, or a folder with something else in it.
+            NotADatabaseError: It is a file, a release, or a folder with other contents.
             DatabaseError: It has another format, or cannot be written to.
         """
         store = cls(Path(path))
@@ -120,7 +120,7 @@ class Store:
         """Open a database. Nothing is written.
 
         Raises:
-            NotADatabaseError: There is none.
+            NotADatabaseError: No database exists there.
             DatabaseError: It has another format.
         """
         store = cls(Path(path))
@@ -146,7 +146,7 @@ class Store:
         if layout is not None:
             raise NotADatabaseError(
                 f"{self.path}: a {layout!r:.20}, which is read-only; "
-                "`cnnfilterdb pull` imports it into a folder of your own"
+                "`cnnfilterdb pull` imports it into your own folder"
             )
         check_format(version, str(self.path), "ingest its models again into a new folder")
         for name in sorted(paths.FOLDERS):
@@ -218,16 +218,16 @@ class Store:
 
     @property
     def published(self) -> bool:
-        """False: each model has files of its own, unlike in a release."""
+        """False: each model has its own files, unlike in a release."""
         return False
 
     @property
     def annotated(self) -> bool:
-        """Whether there is a file of annotations."""
+        """Whether a file of annotations exists."""
         return (self.path / paths.ANNOTATIONS).exists()
 
     def attach(self, connection: object) -> None:
-        """Nothing: DuckDB reads folders by itself."""
+        """Do nothing: DuckDB can read folders."""
 
     def slug(self, model_id: str) -> str:
         """Name of the files of a model; see :func:`cnnfilterdb.paths.slug`."""
@@ -238,7 +238,7 @@ class Store:
         return (self.path / paths.models_path(paths.slug(model_id))).exists()
 
     def require(self, model_ids: Iterable[str]) -> None:
-        """Make sure that models are committed.
+        """Check that models are committed.
 
         Raises:
             UnknownModelError: One of them is not; the message gives the nearest keys.
@@ -268,7 +268,7 @@ class Store:
             columns: These columns only. Without the moments the table is read several times as fast.
 
         Raises:
-            UnknownModelError: One of them is not there.
+            UnknownModelError: One of them does not exist.
         """
         return self._table("layers", LAYERS, self._chosen(model_ids), columns)
 
@@ -286,23 +286,23 @@ class Store:
             model_ids: Of these models only; those without filters of that size have no file.
 
         Raises:
-            UnknownModelError: One of them is not there.
+            UnknownModelError: One of them does not exist.
         """
-        kernel_shape(kernel)  # no wildcard gets further than this
+        kernel_shape(kernel)  # no wildcard passes this check
         slugs = self._chosen(model_ids)
         return sorted(path for path in self._filter_files(kernel) if path.stem in slugs)
 
     def verify(self, model_ids: Iterable[str] | None = None, progress: Progress | None = None) -> list[Problem]:
         """Check every count and every hash.
 
-        Meant for a database that nobody writes to: a model that is replaced meanwhile may be reported.
+        Nothing else should write to the database: a model that is replaced meanwhile may be reported.
 
         Args:
             model_ids: Check these models only, and do not look for files that belong to no model.
-            progress: Called with the key of a model, the number of models done and of all.
+            progress: Called with the key of a model, the number of models done and the total.
 
         Returns:
-            What is wrong, sorted by path; an empty list means that all is well.
+            The problems, sorted by path; an empty list means that none was found.
 
         Raises:
             UnknownModelError: One of the models does not exist.
@@ -323,7 +323,7 @@ class Store:
         return files_of(self.path, slug)
 
     def stamp(self, slug: str) -> object:
-        """What tells a commit of a model from another one of the same key; None when it does not exist."""
+        """Identifies one commit of a model among those of the same key; None if the model does not exist."""
         try:
             status = (self.path / paths.models_path(slug)).lstat()
         except FileNotFoundError:
@@ -334,7 +334,7 @@ class Store:
         """The state of the database: the stamp of every models row and basis (:mod:`cnnfilterdb.scan.steady`).
 
         Raises:
-            UnsafePathError: A file that a question would read is a named pipe, a device, or a link that leaves the
+            UnsafePathError: A file that a query would read is a named pipe, a device, or a link that leaves the
                 folder.
         """
         found: dict[str, object] = {}
@@ -368,11 +368,11 @@ class Store:
     def _table(
         self, kind: str, schema: pa.Schema, slugs: Iterable[str] | None = None, columns: Sequence[str] | None = None
     ) -> pa.Table:
-        """One table of the committed models; read again when a model goes away meanwhile."""
+        """One table of the committed models; read again if a model is removed meanwhile."""
         while True:
             committed = self._committed()
             chosen = committed if slugs is None else committed.intersection(slugs)
-            # The file without rows makes a table of no models a table all the same.
+            # With the file without rows, there is a table even if there are no models.
             place = paths.models_path if kind == "models" else paths.layers_path
             files = [self.path / place(slug) for slug in (paths.EMPTY, *sorted(chosen))]
             try:
@@ -393,7 +393,7 @@ class Store:
 
         Raises:
             SelectionError: Not of the form ``source/name``.
-            DatabaseError: The model is there already, or the disk is full.
+            DatabaseError: The model already exists, or the disk is full.
             LockedError: Another process writes the same model.
         """
         source, _, name = model_id.partition("/")
@@ -489,7 +489,7 @@ class Store:
     def recover(self) -> list[str]:
         """Finish the decided changes of killed processes, and throw away what they had not decided.
 
-        What a live writer holds is not touched, and neither is anything in place.
+        Nothing locked by a live writer is touched, and neither are files in place.
 
         Returns:
             The staging folders that were found, as paths relative to the database.
@@ -529,7 +529,7 @@ class Store:
         return moved
 
     def quarantine_strays(self) -> list[str]:
-        """Move the files that belong to no model to the quarantine, where no live writer holds them.
+        """Move the files that belong to no model to the quarantine, unless a live writer has locked them.
 
         Returns:
             Where they are now, relative to the database.

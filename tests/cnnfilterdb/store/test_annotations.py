@@ -165,7 +165,7 @@ def test_a_file_of_another_form(db, tmp_path, name, text, message):
         ("model_id,column,value\ncustom/m0,filters,3\n", "line 2: 'filters' cannot be annotated"),
         ("model_id,column,value\ncustom/m0,domain,a\ncustom/m0,domain,b\n", "is already set in line 2"),
         ("model_id,column,value\ncustom/m0,domain,a,b\n", "line 2: 3 cells expected, 4 found"),
-        ("model_id,column,value\ncustom/m7,domain,a\n", "line 2: there is no model 'custom/m7'"),
+        ("model_id,column,value\ncustom/m7,domain,a\n", "line 2: no model 'custom/m7'"),
         ('model_id,column,value\ncustom/m0,domain,"a\n', "is not a CSV row"),
     ],
 )  # fmt: skip

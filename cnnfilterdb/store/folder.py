@@ -145,8 +145,7 @@ class Store:
             raise DatabaseError(f"{marker}: no format version in it ({reason:.200}); restore this file") from error
         if layout is not None:
             raise NotADatabaseError(
-                f"{self.path}: a {layout!r:.20}, which is read-only; "
-                "`cnnfilterdb pull` imports it into your own folder"
+                f"{self.path}: a {layout!r:.20}, which is read-only; `cnnfilterdb pull` imports it into your own folder"
             )
         check_format(version, str(self.path), "ingest its models again into a new folder")
         for name in sorted(paths.FOLDERS):

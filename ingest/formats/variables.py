@@ -19,6 +19,7 @@ from cnnfilterdb.ingest.formats.axes import unique_names
 from cnnfilterdb.ingest.network.composition import parameters
 from cnnfilterdb.ingest.network.extract import ConvFacts, layers_from_tensors
 from cnnfilterdb.ingest.network.folding import EPSILON_KERAS, EPSILON_TORCH
+from cnnfilterdb.ingest.network.judge import transposed_order
 from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Tensor
 
 __all__ = ["is_training_state", "layers_from_variables"]
@@ -43,7 +44,6 @@ _TRAINING = re.compile(
     r"Adagrad|Adadelta|Ftrl|sgd|keras_api|metrics|loss_scale|beta\d_power|save_counter|global_step|local_step|biased)"
     r"(?:/|:|$)"
 )
-_TRANSPOSED = re.compile(r"transpose|deconv|up_?conv|trans_?conv|conv_?trans|convt(?![a-z])", re.IGNORECASE)
 _STANDARDISED = re.compile(r"standardi[sz]ed", re.IGNORECASE)
 _ONE_PER_CHANNEL = re.compile(r"depthwise", re.IGNORECASE)
 
@@ -133,19 +133,14 @@ def _facts(
     variable: Tensor, variables: Sequence[Tensor], scope: str, leaf: str, depthwise: bool
 ) -> tuple[ConvFacts, tuple[int, int, int, int]]:
     """What names say about a layer, unless its bias contradicts, and the axes that convert HWIO to PyTorch's order."""
-    _, _, third, last = variable.shape
     if depthwise:
-        return ConvFacts(transposed=False, groups=third), (2, 3, 0, 1)
+        return ConvFacts(transposed=False, groups=variable.shape[2]), (2, 3, 0, 1)
     if leaf.startswith("pointwise"):
         return ConvFacts(transposed=False, groups=1), (3, 2, 0, 1)
-    if _TRANSPOSED.search(scope):
-        bias = next((v.shape for v in variables if _split(v.name) in ((scope, "bias"), (scope, "b"))), None)
-        if bias == (last,) and third != last:
-            # Flax keeps (h, w, in, out) in transposed layers too; others have named a plain layer after what follows it
-            flax = re.search(r"ConvTranspose(?:_\d+)?$", scope) is not None
-            return ConvFacts(transposed=flax, groups=1), (2, 3, 0, 1) if flax else (3, 2, 0, 1)
-        if bias is None or bias == (third,):
-            return ConvFacts(transposed=True, groups=1), (3, 2, 0, 1)
+    bias = next((v.shape for v in variables if _split(v.name) in ((scope, "bias"), (scope, "b"))), None)
+    order = transposed_order(scope, variable.shape, bias)
+    if order is not None:
+        return ConvFacts(transposed=order != "plain", groups=1), (2, 3, 0, 1) if order == "hwio" else (3, 2, 0, 1)
     return ConvFacts(weight_norm="std" if _STANDARDISED.search(scope) else None), (3, 2, 0, 1)
 
 

@@ -25,12 +25,25 @@ three layouts: OIHW (PyTorch, Chainer, Paddle, Caffe2), HWIO (TensorFlow, Keras,
 4. *Neighbours.* How many layers take as many inputs as the layer before them gives outputs.
 5. *Names.* ``conv.weight`` is a name in the style of PyTorch, which MLX adopted: other names never come from MLX.
 
-If bias and sizes leave one layout, it is used. If they leave several, those with squares are preferred, among these the
-one with most neighbours; names decide between layouts that are otherwise equal. A layout that contradicts the names
-needs squares, and no fewer neighbours than the one that agrees with them. If names are not PyTorch's, a layout that is
-the only one under which no kernel is larger than 11 takes precedence over squares. If the evidence is contradictory or
-missing, the kernels are left out, and the reason is reported. A layout that the file declares is used unless bias or
-sizes exclude it and another one is possible: then the kernels are left out.
+How they decide:
+
+- If bias and sizes leave one layout, it is taken; so is one that all biases agree on, whatever its sizes.
+- If they leave several, those with squares come first; among these, the one with the most neighbours; and if several
+  have as many, the one that the names speak for. Where names are not PyTorch's, a layout comes before all of these if
+  it is the only one under which no kernel is larger than 11.
+- A layout that the names speak against needs squares, and no fewer neighbours than the one that they speak for.
+- Kernels that are all 1x1 under one layout and larger under another may be either. They are taken as 1x1 if that is
+  PyTorch's layout and the names are PyTorch's, or if the rules above have chosen it; otherwise they are left out.
+- A layout that the file declares is taken. The exception is a file of two kernels or more where bias or sizes exclude
+  the declared layout and leave another.
+
+Where witnesses contradict each other or say nothing, the kernels are left out, and the reason is reported.
+
+**What TensorFlow and Keras leave open.** Their names and classes say more than those of other programs, so less has to
+be judged. A parameter of four axes in a class that is not known is a convolution if a name contains ``conv``, or if its
+bias is as long as one of the last two axes (:func:`shows_convolution`). A layer that is named as a transposed one is
+transposed unless its bias contradicts (:func:`transposed_order`). Keras 1 wrote (out, in, h, w) or (h, w, in, out):
+the one that more biases fit is taken (:func:`order_of_biases`).
 
 Whether a layer is grouped, depthwise or transposed is decided after that, from the same evidence, by
 :func:`~cnnfilterdb.ingest.network.extract.layers_from_tensors`.
@@ -39,7 +52,7 @@ Whether a layer is grouped, depthwise or transposed is decided after that, from 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Literal
@@ -59,11 +72,15 @@ __all__ = [
     "layout_of",
     "natural",
     "objection",
+    "order_of_biases",
     "scope_of",
     "settled",
+    "shows_convolution",
+    "transposed_order",
 ]
 
 Layout = Literal["OIHW", "HWIO", "OHWI"]
+TransposedOrder = Literal["hwoi", "hwio", "plain"]
 
 #: Order of the stored axes that makes (out, in, h, w).
 AXES: dict[Layout, tuple[int, int, int, int]] = {"OIHW": (0, 1, 2, 3), "HWIO": (3, 2, 0, 1), "OHWI": (0, 3, 1, 2)}
@@ -83,6 +100,9 @@ _ADAPTER = re.compile(
 )
 _CHANNEL_WORDS = re.compile(r"(?:^|[._])(?:\w*norm\d*|\w*bn\d*|grn\d*|\w*noise\w*|gamma|beta|\w*scale\d*|gain|affine)$")
 _PLACE_WORDS = re.compile(r"(?:^|[._])(?:\w*pos(?:ition\w*|_?emb\w*|_?enc\w*)?|\w*tokens?|rel_?pos\w*)$")
+
+_TRANSPOSED = re.compile(r"transpose|deconv|up_?conv|trans_?conv|conv_?trans|convt(?![a-z])", re.IGNORECASE)
+_FLAX_TRANSPOSED = re.compile(r"ConvTranspose(?:_\d+)?$")
 
 
 def is_adapter(name: str) -> bool:
@@ -124,6 +144,58 @@ def objection(tensor: Tensor, index: Mapping[str, Tensor]) -> str | None:
     if tensor.shape[0] == 1 and _PLACE_WORDS.search(owner.lower()):
         return "a map of positions or tokens, to judge by its name and shape"
     return None
+
+
+def shows_convolution(names: Iterable[str], shape: tuple[int, ...], bias: tuple[int, ...] | None) -> bool:
+    """Whether anything but its four axes shows that a parameter (h, w, in, out) of an unknown class is a kernel.
+
+    Args:
+        names: Names of the layer and of its class.
+        shape: Shape of the parameter.
+        bias: Shape of the bias beside it; None where there is none.
+
+    >>> shows_convolution(["pos_embed", "PosEmb"], (1, 16, 16, 32), None)
+    False
+    >>> shows_convolution(["stem", "MyLayer"], (3, 3, 3, 32), (32,))
+    True
+    """
+    return any("conv" in name.lower() for name in names) or bias in (shape[3:], shape[2:3])
+
+
+def transposed_order(scope: str, shape: tuple[int, ...], bias: tuple[int, ...] | None) -> TransposedOrder | None:
+    """How a kernel of TensorFlow whose name may say that its layer is transposed is stored.
+
+    Args:
+        scope: Name of the layer.
+        shape: Shape of the kernel.
+        bias: Shape of its bias; None where there is none.
+
+    Returns:
+        ``hwoi``, as TensorFlow stores transposed layers; ``hwio`` for Flax, which does not; ``plain`` for a layer that
+        is not transposed after all, but named after what follows it. None where neither name nor bias decides.
+
+    >>> transposed_order("up/conv2d_transpose", (3, 3, 8, 16), (8,)), transposed_order("up_conv", (3, 3, 8, 16), (16,))
+    ('hwoi', 'plain')
+    """
+    if _TRANSPOSED.search(scope) is None:
+        return None
+    third, last = shape[2:]
+    if bias == (last,) and third != last:
+        return "hwio" if _FLAX_TRANSPOSED.search(scope) else "plain"
+    return "hwoi" if bias is None or bias == (third,) else None
+
+
+def order_of_biases(pairs: Iterable[tuple[tuple[int, ...], tuple[int, ...]]]) -> Layout | None:
+    """The layout, of the two that Keras 1 wrote, that more biases fit; None where there are as many for both.
+
+    Args:
+        pairs: Shapes of kernels and of their biases.
+
+    >>> order_of_biases([((32, 3, 5, 5), (32,))]), order_of_biases([((32, 3, 3, 32), (32,))])
+    ('OIHW', None)
+    """
+    votes = sum((bias == kernel[:1]) - (bias == kernel[3:]) for kernel, bias in pairs)
+    return "OIHW" if votes > 0 else "HWIO" if votes < 0 else None
 
 
 def scope_of(name: str) -> str:

@@ -33,7 +33,7 @@ from cnnfilterdb.ingest.formats.keras.file import (
 from cnnfilterdb.ingest.formats.variables import layers_from_variables
 from cnnfilterdb.ingest.network.extract import conv_depths, conv_facts
 from cnnfilterdb.ingest.network.folding import EPSILON_KERAS, BatchNorm, paired
-from cnnfilterdb.ingest.network.judge import natural
+from cnnfilterdb.ingest.network.judge import natural, order_of_biases, shows_convolution
 from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Tensor, Weights
 
 __all__ = ["KerasFormat", "layers_of"]
@@ -362,14 +362,14 @@ def layers_of(stored: Stored) -> tuple[tuple[ConvLayer, ...], tuple[Skipped, ...
 def _is_unproved(weight: _Weight, bias: tuple[int, ...] | None, stored: Stored) -> bool:
     """Whether a tensor of four dimensions has nothing but its shape to show that it is the kernel of a convolution.
 
-    An unknown class may have any parameter of four dimensions, such as a map of positions. Its name, or a bias
-    as long as the last axis, shows a convolution. Where the file names its weights, those names are judged.
+    A class that is not known may have any parameter of four dimensions, such as a map of positions. Where the file
+    names its weights, those names are judged instead.
     """
     shape = weight.tensor.shape
     if len(shape) != 4 or weight.family is not None or (weight.node is None and not stored.numbered):
         return False
     names = (weight.owner.rpartition("/")[2], weight.node.class_name if weight.node else "")
-    return not any("conv" in name.lower() for name in names) and bias not in (shape[3:], shape[2:3])
+    return not shows_convolution(names, shape, bias)
 
 
 def _holder(layer: ConvLayer, nodes: Mapping[str, LayerNode]) -> LayerNode | None:
@@ -524,9 +524,9 @@ def _is_theano_order(weights: Iterable[_Weight], stored: Stored) -> bool:
     if stored.version is not None and not stored.version.startswith("1"):
         return False
     kernels = {weight.owner: weight.tensor.shape for weight in weights if weight.old and len(weight.tensor.shape) == 4}
-    votes = 0
-    for weight in weights:
-        shape = kernels.get(weight.owner)
-        if weight.role == "bias" and shape is not None:
-            votes += (weight.tensor.shape == shape[:1]) - (weight.tensor.shape == shape[3:])
-    return votes > 0 or (bool(kernels) and votes == 0 and stored.backend == "theano")
+    layout = order_of_biases(
+        (kernels[weight.owner], weight.tensor.shape)
+        for weight in weights
+        if weight.role == "bias" and weight.owner in kernels
+    )
+    return layout == "OIHW" or (layout is None and bool(kernels) and stored.backend == "theano")

@@ -91,6 +91,9 @@ def transfer(
             try:
                 report.done[model_id] = filters.result()
             except CnnFilterDbError as error:
+                if not overwrite and store.has(model_id):  # meanwhile, by another run or what a killed one had decided
+                    report.skipped.append(model_id)
+                    continue
                 report.failed[model_id] = error
                 if unwritable(error):
                     report.stopped = str(error)

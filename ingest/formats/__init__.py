@@ -163,10 +163,13 @@ def _limited_layer(layer: ConvLayer, used: limits.Limits) -> ConvLayer:
 
 
 def reject(path: Path, head: bytes) -> None:
-    """Refuse what is often saved instead of weights: an empty file, or a Git LFS pointer."""
+    """Refuse what is often saved instead of weights: an empty file, a web page, or a Git LFS pointer."""
     if not head:
         raise WeightFileError(f"{path}: the file is empty; download it again")
     if head.startswith(b"version https://git-lfs"):
         raise WeightFileError(
             f"{path}: a Git LFS pointer, not the weights; run `git lfs pull` or download the file itself"
         )
+    text = head[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith((b"<!doctype html", b"<html", b"<head")):
+        raise WeightFileError(f"{path}: an HTML page, not weights; the download was refused or the address is wrong")

@@ -93,11 +93,11 @@ def transfer(
             except CnnFilterDbError as error:
                 if not overwrite and store.has(model_id):  # meanwhile, by another run or what a killed one had decided
                     report.skipped.append(model_id)
-                    continue
-                report.failed[model_id] = error
-                if unwritable(error):
-                    report.stopped = str(error)
-                    break
+                else:
+                    report.failed[model_id] = error
+                    if unwritable(error):
+                        report.stopped = str(error)
+                        break
             except Exception as error:  # one model fails, for any reason; the others are still copied
                 reason = f"{type(error).__name__}: {printable(error)[:200]}"
                 report.failed[model_id] = DatabaseError(f"{origin.location}: {model_id} cannot be copied ({reason})")

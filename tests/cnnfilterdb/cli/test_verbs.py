@@ -214,7 +214,7 @@ def test_the_cache_is_listed_and_cleared(run, tmp_path, monkeypatch):
     with Cache(tmp_path).lock("x"):
         pass
     digest = hashlib.sha256(b"weights").hexdigest()
-    Cache(tmp_path).add(io.BytesIO(b"weights"), "model.bin", 7, digest)
+    Cache(tmp_path).add(io.BytesIO(b"weights"), "model.bin", size=7, sha256=digest)
     status, out, _ = run("cache", "--format", "json")
     assert status == 0
     assert [row["bytes"] for row in json.loads(out)] == [7]

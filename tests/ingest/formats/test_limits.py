@@ -35,7 +35,7 @@ try:
         import h5py
         from cnnfilterdb.ingest.formats import frame
         with h5py.File(path) as file:
-            frame.read(file["table"], path.name)
+            frame.read_frame(file["table"], path.name)
     else:
         for layer in formats.read(path).layers:
             layer.read()

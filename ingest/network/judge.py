@@ -21,7 +21,8 @@ three layouts: OIHW (PyTorch, Chainer, Paddle, Caffe2), HWIO (TensorFlow, Keras,
    One bias that a layout cannot explain excludes the layout.
 2. *Sizes.* Kernels are small: up to 64 if square, up to 128 if of height or width 1, else up to 11. One kernel that is
    larger under a layout excludes it.
-3. *Squares.* Under which layouts all kernels are square, and not all of them 1x1.
+3. *Squares.* Under which layouts all kernels are square, and not all of them 1x1; if there is no such layout, those
+   under which most kernels are square and larger than 1x1.
 4. *Neighbours.* How many layers take as many inputs as the layer before them gives outputs.
 5. *Names.* ``conv.weight`` is a name in the style of PyTorch, which MLX adopted: other names never come from MLX.
 
@@ -263,7 +264,7 @@ def _favoured(
         one
         for one in possible
         if any(size > (1, 1) for size in sizes[one]) and all(height == width for height, width in sizes[one])
-    ]
+    ] or [one for one in possible if 2 * sum(height == width > 1 for height, width in sizes[one]) > len(shapes)]
     chained = {
         one: sum(before[AXES[one][0]] == after[AXES[one][1]] for before, after in pairwise(shapes)) for one in possible
     }

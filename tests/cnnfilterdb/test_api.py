@@ -97,7 +97,7 @@ def test_everything_but_the_subject_is_a_keyword(db):
         (lambda db: db.kl_shift("domain", range=(1, math.nan)), "two finite numbers"),
         (lambda db: db.kl_shift_intervals("domain", bins=0), "leave out bins"),
         (lambda db: db.kl_shift_intervals("domain", basis="selection"), "must be a stored one"),
-        (lambda db: db.kl_shift("domain, task"), "holds several expressions"),
+        (lambda db: db.kl_shift("domain, task"), "is 2 expressions; join them into one"),
         (lambda db: db.kl_shift("raw_mean"), "group by a text, number or date"),
         (lambda db: db.kl_shift("raw_mean", bins=5), "group by a text, number or date"),
         (lambda db: db.kl_shift(""), "by: empty"),

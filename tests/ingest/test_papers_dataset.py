@@ -338,7 +338,7 @@ def test_command_line(path, source, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as exit_:
         main()
     assert exit_.value.code == 1
-    assert capsys.readouterr().err == f"error: {tmp_path / 'no.h5'}: cannot be opened: No such file or directory\n"
+    assert capsys.readouterr().err == f"error: {tmp_path / 'no.h5'}: not a file; expected the papers' dataset.h5\n"
 
 
 # ------------------------------------------------------------------------------------------------------------- damage

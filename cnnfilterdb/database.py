@@ -453,7 +453,7 @@ class FilterDB(Reader):
         except LockedError:  # another process is writing the same
             pass
         except DatabaseError as error:  # after the change itself, whose report must not be lost
-            warnings.warn(f"init.sql was not brought up to date: {error}", stacklevel=2)
+            warnings.warn(f"init.sql was not updated: {error}", stacklevel=2)
 
     def _mend(self, error: Exception) -> bool:
         """Rebuild the index after a query found something wrong in it."""
@@ -481,7 +481,7 @@ class FilterDB(Reader):
         except LockedError:
             return False
         except DatabaseError as error:  # a full or read-only disk
-            warnings.warn(f"the index could not be brought up to date: {error}", stacklevel=2)
+            warnings.warn(f"the index could not be updated: {error}", stacklevel=2)
             return False
         return True
 

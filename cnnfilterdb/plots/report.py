@@ -494,17 +494,15 @@ def _linked(content: str, url: object) -> str:
 
 
 def _address(value: object) -> str | None:
-    """A web address for a URL, a package URL of PyPI, a DOI or an arXiv number; None for anything else.
+    """A web address for a URL, a DOI or an arXiv number; None for anything else.
 
-    >>> _address("pkg:pypi/deepcr@0.2.0"), _address("arXiv:2203.15331"), _address("javascript:alert(1)")
-    ('https://pypi.org/project/deepcr/0.2.0/', 'https://arxiv.org/abs/2203.15331', None)
+    >>> _address("arXiv:2203.15331"), _address("javascript:alert(1)")
+    ('https://arxiv.org/abs/2203.15331', None)
     """
     if not isinstance(value, str):
         return None
     if re.match(r"https?://[^\s\"'<>]+$", value):
         return value
-    if package := re.match(r"pkg:pypi/([\w.-]+)(?:@([\w.+-]+))?", value):
-        return f"https://pypi.org/project/{package[1]}/" + (f"{package[2]}/" if package[2] else "")
     if arxiv := re.fullmatch(r"(?:arxiv:\s*)?(\d{4}\.\d{4,5})(?:v\d+)?", value, re.IGNORECASE):
         return f"https://arxiv.org/abs/{arxiv[1]}"
     doi = re.fullmatch(r"(?:doi:\s*)?(10\.\d{4,9}/[^\s\"'<>]+)", value, re.IGNORECASE)

@@ -80,7 +80,7 @@ _KNOWN = (
     _Known("a gzip archive", _JOBLIB, magic=(b"\x1f\x8b",)),
     _Known("a bzip2 archive", _JOBLIB, magic=(b"BZh",)),
     _Known("an xz archive", _JOBLIB, magic=(b"\xfd7zXZ\x00",)),
-    # The second byte tells the level of compression
+    # The second byte is the level of compression
     _Known("a zlib stream, as joblib writes it", _JOBLIB, magic=(b"x\x01", b"x\x5e", b"x\x9c", b"x\xda")),
     _Known("a Zstandard archive", _UNPACK, magic=(b"\x28\xb5\x2f\xfd",)),
     _Known("a 7z archive", _UNPACK, magic=(b"7z\xbc\xaf\x27\x1c",)),

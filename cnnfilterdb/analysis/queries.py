@@ -34,7 +34,9 @@ _PREFIXES = (
 
 
 #: A file of the index of a folder in a message of DuckDB.
-_INDEX_FILE = re.compile(r"/index/[^/'\"]+/(basis|histograms/[^/'\"]+)\.parquet")
+_INDEX_FILE = re.compile(
+    r"/index/[^/'\"]+/(basis|histograms/[^/'\"]+)\.parquet|Referenced column (bases|histograms|inner_h|h)\."
+)
 
 
 def condition(where: str | None) -> str:

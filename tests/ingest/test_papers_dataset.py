@@ -306,8 +306,9 @@ cnnfilterdb.create(sys.argv[2]).import_released(sys.argv[1], observer=Killer())
         there = set(opened.models()["model_id"])
         assert {line.split()[0] for line in reported} <= there
         report = opened.import_released(path, observer=Recorder())
-        assert set(report.skipped) == there
-        assert set(report.done) == {f"{source}/{name}" for name in names()} - there
+        # Opening changes nothing: a commit that the killed run had decided is finished by the next writer.
+        assert there <= set(report.skipped)
+        assert set(report.done) == {f"{source}/{name}" for name in names()} - set(report.skipped)
         assert sorted(heard) == sorted(
             [(model_id, "skipped") for model_id in report.skipped] + [(model_id, "done") for model_id in report.done]
         )

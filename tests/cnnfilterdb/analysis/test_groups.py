@@ -38,12 +38,12 @@ def test_balanced_members_count_the_same(sample):
 
 def test_models_add_up_to_their_groups(sample):
     groups = sample.groups("domain", balance="models")
-    numbers, counts = by_model(sample._connect(), groups)
+    numbers, counts = by_model(sample._connect("group_histograms"), groups)
     assert np.bincount(numbers).tolist() == groups.models.tolist()
     for number in range(len(groups.labels)):
         np.testing.assert_allclose(counts[numbers == number].sum(axis=0), groups.counts[number], rtol=1e-12)
     few = groups.at_least(2, 1)
-    numbers, counts = by_model(sample._connect(), few)
+    numbers, counts = by_model(sample._connect("group_histograms"), few)
     assert np.bincount(numbers).tolist() == few.models.tolist() == [2, 2]
 
 

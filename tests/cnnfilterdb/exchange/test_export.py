@@ -455,7 +455,7 @@ def test_only_what_the_papers_leave_out_is_selected(mixed, tmp_path):
 def test_a_place_that_cannot_be_written(sample, tmp_path, to):
     with pytest.raises(DatabaseError, match=r"none/a: cannot be written: No such file or directory; check the folder"):
         export(sample, tmp_path / "none" / "a", to=to)
-    with pytest.raises(DatabaseError, match="is a folder; give the name of a file"):
+    with pytest.raises(DatabaseError, match="is a folder; expected the name of a file"):
         export(sample, tmp_path, to=to)
     (tmp_path / "file").write_text("")
     with pytest.raises(DatabaseError, match="cannot be written: Not a directory"):

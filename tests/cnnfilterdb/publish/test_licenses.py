@@ -61,7 +61,7 @@ def test_permitted(stated, conditions):
         ("(MIT", "the catalog does not know the licence '(MIT'"),
         ("MIT WITH AND", "the catalog does not know the licence 'MIT WITH AND'"),
         ("(MIT AND CC-BY-ND-4.0) OR CC-BY-ND-4.0", "CC-BY-ND-4.0 does not permit it: only unchanged copies may be "
-         "passed on, and kernels taken out of a model are not one"),
+         "redistributed, and kernels of a model are not one"),
         ("MIT AND LicenseRef-SEER-Noncommercial",
          "LicenseRef-SEER-Noncommercial does not permit it: for research or teaching only"),
         ("LicenseRef-cc", "it is not known whether LicenseRef-CC permits redistribution"),

@@ -203,7 +203,7 @@ def test_what_cannot_be_reached(hub, published, monkeypatch):
     cases = [
         (f"{ADDRESS}@v9.9.9", TOKEN, "not found; check the address and the version"),
         ("hf://datasets/owner/nothing", TOKEN, "not found"),
-        ("hf://datasets/owner/private", "hf_other", "is not there|access is refused"),
+        ("hf://datasets/owner/private", "hf_other", "not found|access is refused"),
         ("hf://datasets/owner/gated", "hf_other", "access is refused|is not there"),
         (ADDRESS, "hf_old", "token"),
     ]

@@ -179,6 +179,6 @@ def test_a_folder_that_cannot_be_written_to_is_read(damaged, good, monkeypatch):
 def test_the_error_is_of_the_index(damaged):
     with (
         cnnfilterdb.open(damaged, read_only=True) as db,
-        pytest.raises(DamagedIndexError, match=r"/index/3x3-.*index`"),
+        pytest.raises(DamagedIndexError, match=r"/index/.*index`"),
     ):
         db.kl_shift("domain")

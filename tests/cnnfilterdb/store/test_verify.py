@@ -134,7 +134,7 @@ def test_a_changed_weight_is_found_though_all_hashes_of_files_agree(full, value)
         (LAYERS, "scaled_mean", 0, lambda mean: [mean[0] + 1e-8, *mean[1:]], "scaled_mean is not that of its filters"),
         (LAYERS, "scaled_scatter", 2, lambda scatter: scatter[:-1], "scaled_scatter is not that of its filters"),
         (LAYERS, "layer", 1, 7, "not numbered from 0"),
-        (LAYERS, "model_id", 1, B, "layers of another model"),
+        (LAYERS, "model_id", 1, B, "layers of a model other than"),
         (LAYERS, "kernel_h", 1, 3, "kernel is not kernel_h x kernel_w"),
         (FILTERS, "model_id", 7, B, f"layer 0 (conv0) belongs to {B}"),
         (FILTERS, "layer", 7, 1, "not in order of layer"),

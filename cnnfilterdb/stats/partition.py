@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.stats.permutation import orders_within
 
 __all__ = [
     "Dispersion",
@@ -189,11 +190,8 @@ def partition(
     f = _f(observed, df, total, df_residual)
     rng = np.random.default_rng(seed)
     strata = np.zeros(count, np.int64) if strata is None else strata
-    within = np.argsort(strata, kind="stable")
     as_large = np.zeros(len(added))
-    for _ in range(permutations):
-        order = np.empty(count, np.int64)
-        order[within] = np.lexsort((rng.random(count), strata))
+    for order in orders_within(strata, permutations, rng):
         found = _f(squares(centred[np.ix_(order, order)]), df, total, df_residual)
         as_large += found >= f - _EQUAL * np.abs(f)
     testable = (df > 0) & (df_residual > 0) & (total > 0)
@@ -335,12 +333,8 @@ def neighbour_purity(
 
     rng = np.random.default_rng(seed)
     strata = np.zeros(count, np.int64) if strata is None else strata
-    within = np.argsort(strata, kind="stable")
-    observed, null = share(labels), np.empty(permutations)
-    for number in range(permutations):
-        names = np.empty_like(labels)
-        names[within] = labels[np.lexsort((rng.random(count), strata))]
-        null[number] = share(names)
+    observed = share(labels)
+    null = np.array([share(labels[order]) for order in orders_within(strata, permutations, rng)])
     p = (np.count_nonzero(null >= observed - _EQUAL) + 1) / (permutations + 1)
     models = int((asked if of is None else asked & (labels == of)).sum())
     return Purity(observed, float(null.mean()), float(np.quantile(null, 0.95)), float(p), models)

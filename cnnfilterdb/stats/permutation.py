@@ -7,6 +7,7 @@ was observed with those that occur by chance (Good, *Permutation, Parametric and
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import comb
 
@@ -16,7 +17,7 @@ import numpy.typing as npt
 from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.stats.divergence import kl_shift, paired_shift
 
-__all__ = ["OverallTest", "ShiftTest", "adjusted_bh", "adjusted_holm", "overall_test", "shift_test"]
+__all__ = ["OverallTest", "ShiftTest", "adjusted_bh", "adjusted_holm", "orders_within", "overall_test", "shift_test"]
 
 #: Numbers that the histograms of the permutations in progress occupy: 100 MB.
 _CHUNK = 12_000_000
@@ -178,14 +179,30 @@ def overall_test(
 
     rng = np.random.default_rng(seed)
     observed = mean_shift(groups)
-    within = np.argsort(strata, kind="stable")
-    null = np.empty(permutations)
-    for number_of in range(permutations):
-        labels = np.empty_like(groups)
-        labels[within] = groups[np.lexsort((rng.random(len(groups)), strata))]
-        null[number_of] = mean_shift(labels)
+    null = np.array([mean_shift(groups[order]) for order in orders_within(strata, permutations, rng)])
     p, mean, upper = _summary(np.array([observed]), null[:, None])
     return OverallTest(observed, float(mean[0]), float(upper[0]), float(p[0]))
+
+
+def orders_within(
+    strata: npt.NDArray[np.int64], permutations: int, rng: np.random.Generator
+) -> Iterator[npt.NDArray[np.int64]]:
+    """Random orders of models, (m,) each, that exchange models of the same stratum only.
+
+    Args:
+        strata: Number of the stratum of each model, (m,).
+        permutations: Number of orders.
+        rng: Random numbers.
+
+    >>> [order] = orders_within(np.array([0, 1, 0, 2]), 1, np.random.default_rng(0))
+    >>> order[1], order[3], sorted(order[[0, 2]].tolist())
+    (np.int64(1), np.int64(3), [0, 2])
+    """
+    within = np.argsort(strata, kind="stable")
+    for _ in range(permutations):
+        order = np.empty(len(strata), np.int64)
+        order[within] = np.lexsort((rng.random(len(strata)), strata))
+        yield order
 
 
 def adjusted_holm(p: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -26,8 +26,10 @@ $(VENV)/installed-dev: $(BIN)/python pyproject.toml constraints.txt
 demo: $(VENV)/installed
 	$(BIN)/cnnfilterdb demo --db $(DEMO)
 
+# One process per core. Tests of one module stay together, so that each module's fixtures are made once.
+WORKERS ?= auto
 test: $(VENV)/installed-dev
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile
 
 # mypy does not follow the import hook of an editable install; a folder of links shows it the layout of the package.
 .PHONY: .types

@@ -386,7 +386,7 @@ class FilterDB(Reader):
         self._write_init()
 
     def index(self, *, refit: bool = False, prune: bool = False, progress: Progress | None = None) -> list[FittedBasis]:
-        """Bring the index up to date; see :meth:`cnnfilterdb.store.index.Index.build`.
+        """Update the index; see :meth:`cnnfilterdb.store.index.Index.build`.
 
         Args:
             refit: Fit new bases on all models that exist now.
@@ -447,7 +447,7 @@ class FilterDB(Reader):
         return super()._connect(query)
 
     def _write_init(self) -> None:
-        """Bring ``init.sql`` up to date, after a change."""
+        """Update ``init.sql`` after a change."""
         try:
             self._store.write_init(self._views.init_sql())
         except LockedError:  # another process is writing the same
@@ -455,7 +455,7 @@ class FilterDB(Reader):
         except DatabaseError as error:  # after the change itself, whose report must not be lost
             warnings.warn(f"init.sql was not updated: {error}", stacklevel=2)
 
-    def _mend(self, error: Exception) -> bool:
+    def _repair(self, error: Exception) -> bool:
         """Rebuild the index after a query found something wrong in it."""
         on_index = isinstance(error, DamagedIndexError) or _MISSING in str(error)
         if not on_index or not os.access(self._store.path, os.W_OK):

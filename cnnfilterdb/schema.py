@@ -222,7 +222,7 @@ LAYERS = pa.schema(
         _field("orthogonality", pa.float64(), "1 = all output filters orthogonal, 0 = all parallel"),
         _field("norm_l1", pa.float64(), "sum of absolute weights"),
         _field("norm_l2", pa.float64(), "root of the sum of squared weights"),
-        _field("isotropy", pa.float64(), "p-value of independent random weights; NULL with too few kernels to tell"),
+        _field("isotropy", pa.float64(), "p-value of independent random weights; NULL with too few kernels to decide"),
         _field("binary_filters", pa.int64(), "kernels whose weights are of one magnitude (binary_residual <= 0.01)"),
         _field("levels", pa.int32(), "largest number of different weights in an output channel; NULL above 256"),
         _field("raw_mean", pa.list_(pa.float64()), "mean of the raw kernels, one value per weight"),

@@ -116,7 +116,7 @@ class Inspection:
             ``kernel_rank`` (:func:`cnnfilterdb.stats.kernel_rank`), and ``labels``, those of :data:`LABELS` that apply,
             separated by commas.
         skipped: What looked like a convolution and was left out, with the reason.
-        untrained: Whether no layer differs from random initialisation; None where that cannot be told.
+        untrained: Whether no layer differs from random initialisation; None where this cannot be determined.
         warnings: What deserves attention, one line each.
         weights: The layers, from which the weights can be read again.
     """

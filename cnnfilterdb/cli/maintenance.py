@@ -53,7 +53,7 @@ def annotate(
     say(f"annotated {len(annotated)} models")
 
 
-@click.command(short_help="Bring bases and histograms up to date.")
+@click.command(short_help="Update bases and histograms.")
 @click.option("--refit", is_flag=True, help="Fit new bases on all models present; older bases are kept.")
 @click.option("--prune", is_flag=True, help="Remove the bases that are no longer in use.")
 @db_option

@@ -46,13 +46,13 @@ def ending_soon(message: str) -> Iterator[None]:
     sender.setblocking(False)
     former = signal.signal(signal.SIGTERM, terminate)
     former_fd = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
-    heard, done = threading.Event(), threading.Event()
+    started, done = threading.Event(), threading.Event()
 
     def watch() -> None:
         while number := receiver.recv(1):
             if number[0] in (signal.SIGINT, signal.SIGTERM):
                 received.append(number[0])
-                heard.set()
+                started.set()
                 break
         if number and not done.wait(_GRACE):
             os.write(2, f"{message}\n".encode())
@@ -65,7 +65,7 @@ def ending_soon(message: str) -> Iterator[None]:
     except RuntimeError as error:
         if str(error) != _DUCKDB:
             raise
-        heard.wait(_GRACE / 2)  # the thread may not have run yet
+        started.wait(_GRACE / 2)  # the thread may not have run yet
         raise (Terminated if signal.SIGTERM in received else KeyboardInterrupt) from error
     finally:
         done.set()

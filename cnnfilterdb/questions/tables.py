@@ -375,20 +375,20 @@ class Tables:
         if self.storage.published or getattr(self._asking, "now", False):
             return ask()
         self._asking.now = True
-        mended: list[Exception] = []
+        repaired: list[Exception] = []
 
-        def mend(error: Exception) -> bool:
-            if mended or not self._mend(error):
+        def repair(error: Exception) -> bool:
+            if repaired or not self._repair(error):
                 return False
-            mended.append(error)
+            repaired.append(error)
             return True
 
         try:
-            return steady(self.storage.snapshot, ask, mend)
+            return steady(self.storage.snapshot, ask, repair)
         finally:
             self._asking.now = False
 
-    def _mend(self, error: Exception) -> bool:
+    def _repair(self, error: Exception) -> bool:
         """Remove the cause of an error, if possible; True if repeating the query may help."""
         return False
 
@@ -405,7 +405,7 @@ class Tables:
             raise SelectionError(f"no {kernel} filters in {self.location}; there are: {', '.join(there) or 'none'}")
 
     def _ensure_index(self) -> None:
-        """Bring the index up to date, where this can be done.
+        """Update the index where possible.
 
         Raises:
             DamagedIndexError: It is damaged, and cannot be rebuilt here.

@@ -31,14 +31,14 @@ _TRIES = 10  # of a query that fails while nothing seems to change: a model may 
 
 
 def steady(
-    snapshot: Callable[[], Snapshot], ask: Callable[[], T], mend: Callable[[Exception], bool] = lambda error: False
+    snapshot: Callable[[], Snapshot], ask: Callable[[], T], repair: Callable[[Exception], bool] = lambda error: False
 ) -> T:
     """Repeat a query until nothing that existed at its start was replaced or removed before its end.
 
     Args:
         snapshot: Returns the state of the database.
         ask: The query; it must be repeatable.
-        mend: Called with an error of the query; returns True if it has removed the cause, so that repeating helps.
+        repair: Called with an error of the query; returns True if it has removed the cause, so that repeating helps.
 
     Raises:
         DatabaseError: Others kept writing for :data:`SECONDS`.
@@ -51,7 +51,7 @@ def steady(
             answer = ask()
         except Exception as error:
             failure = error
-        if failure is not None and mend(failure):
+        if failure is not None and repair(failure):
             continue
         after = snapshot()
         if failure is None and before.items() <= after.items():

@@ -189,7 +189,7 @@ def norms(weight: npt.NDArray[np.float32], *, standardise: bool = False) -> tupl
 
     Args:
         weight: Of any shape.
-        standardise: Bring the weights to mean 0 and standard deviation 1 first, with n - 1 in the denominator, as
+        standardise: Standardise the weights to mean 0 and standard deviation 1 first, with n - 1 in the denominator, as
             torchconvquality 0.4 does. The L2 norm is then the root of n - 1; a constant layer gives NaN.
 
     >>> norms(np.array([3, -4], np.float32))

@@ -174,7 +174,7 @@ class Index(Bases):
         return found
 
     def build(self, *, refit: bool = False, progress: Progress | None = None) -> list[FittedBasis]:
-        """Bring the index up to date.
+        """Update the index: fit missing bases and count missing histograms.
 
         Sets damaged files aside, fits a basis for each kernel size without one (for every size with ``refit``) and
         adds the histograms of models that are missing in any basis.

@@ -97,14 +97,14 @@ class Session:
                 parts.append(part)
         finally:
             response.close()
-        told = [
+        lines = [
             (key, value)
             for key, value in response.headers.multi_items()
             if key.lower() not in {"content-encoding", "content-length", "transfer-encoding"}
         ]
         return httpx2.Response(
             response.status_code,
-            headers=told,
+            headers=lines,
             content=b"".join(parts),
             request=response.request,
             extensions=response.extensions,

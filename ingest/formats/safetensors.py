@@ -64,7 +64,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 }
 # Names of the libraries that write such files, as stated in the header
 _FRAMEWORKS = {"pt": "pytorch", "tf": "tensorflow"}
-# The layout of kernels that they thereby declare
+# The layout of kernels that this declares
 _LAYOUTS: dict[str, Layout] = {"pt": "OIHW", "mlx": "OHWI"}
 
 

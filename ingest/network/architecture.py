@@ -75,8 +75,8 @@ def described(weights: Weights, known: Architecture, matrix: Matrix | None = Non
 
     >>> read = lambda: np.zeros((8, 3, 3, 3), np.float32)
     >>> file = Weights("safetensors", None, (ConvLayer("net.a", (8, 3, 3, 3), read),))
-    >>> told = Architecture((ConvLayer("a", (8, 3, 3, 3), read, stride=(2, 2), conv_depth=0),), {}, {})
-    >>> [(layer.name, layer.stride, layer.conv_depth) for layer in described(file, told).layers]
+    >>> wanted = Architecture((ConvLayer("a", (8, 3, 3, 3), read, stride=(2, 2), conv_depth=0),), {}, {})
+    >>> [(layer.name, layer.stride, layer.conv_depth) for layer in described(file, wanted).layers]
     [('net.a', (2, 2), 0)]
     """
     there = {layer.name: layer for layer in weights.layers}
@@ -88,18 +88,18 @@ def described(weights: Weights, known: Architecture, matrix: Matrix | None = Non
     skipped = list(weights.skipped)
     taken: set[str] = set()
     missing: list[str] = []
-    for told in known.layers:
-        names = [prefix + name for name in (told.name, *aliases.get(told.name, ()))]
+    for wanted in known.layers:
+        names = [prefix + name for name in (wanted.name, *aliases.get(wanted.name, ()))]
         present = [name for name in names if name in there]
-        layer = _expert(told, known, prefix, matrix) if told.name in known.mixtures else None
+        layer = _expert(wanted, known, prefix, matrix) if wanted.name in known.mixtures else None
         if layer is None and present:
-            layer = _told(there[present[0]], told)
+            layer = _matched(there[present[0]], wanted)
             if layer is not None:
                 # Some formats keep a shared weight once, some under each of its names
                 skipped += [Skipped(name, f"shares the weight of {present[0]}") for name in present[1:]]
                 taken.update(present)
         if layer is None:
-            missing.append(told.name)
+            missing.append(wanted.name)
         else:
             layers.append(layer)
     if missing:
@@ -121,40 +121,40 @@ def _prefix(there: Mapping[str, ConvLayer], known: Architecture) -> str:
     return max(sorted(candidates), key=lambda prefix: sum(prefix + name in there for name in names))
 
 
-def _told(layer: ConvLayer, told: ConvLayer) -> ConvLayer | None:
+def _matched(layer: ConvLayer, wanted: ConvLayer) -> ConvLayer | None:
     """A layer with the facts of another; None if it cannot be the same layer."""
     shape, read = layer.shape, layer.read
-    if (layer.kind == "transposed") != (told.kind == "transposed"):
+    if (layer.kind == "transposed") != (wanted.kind == "transposed"):
         # The axes of the file were swapped, because shapes need not show a transposed layer; swapping is its own
         # inverse
-        groups = (told if told.kind == "transposed" else layer).groups or 1
+        groups = (wanted if wanted.kind == "transposed" else layer).groups or 1
         if shape[0] % groups:
             return None
         shape, read = (shape[1] * groups, shape[0] // groups, *shape[2:]), untransposed(read, groups)
-    if shape != told.shape:
+    if shape != wanted.shape:
         return None
     return replace(
-        told,
+        wanted,
         name=layer.name,
         read=read,
         dtype=layer.dtype,
         bn_folded=layer.bn_folded,
         batch_norm=layer.batch_norm,
         # The file shows which weights had to be composed, the network which ones are standardised
-        weight_norm=told.weight_norm or layer.weight_norm,
+        weight_norm=wanted.weight_norm or layer.weight_norm,
     )
 
 
-def _expert(told: ConvLayer, known: Architecture, prefix: str, matrix: Matrix | None) -> ConvLayer | None:
-    name, row = known.mixtures[told.name]
+def _expert(wanted: ConvLayer, known: Architecture, prefix: str, matrix: Matrix | None) -> ConvLayer | None:
+    name, row = known.mixtures[wanted.name]
     found = None if matrix is None else matrix(prefix + name)
-    size = int(np.prod(told.shape))
+    size = int(np.prod(wanted.shape))
     if found is None or found.ndim != 2 or found.shape[1] != size or row >= len(found):
         return None
 
     def read() -> npt.NDArray[np.float32]:
         rows = None if matrix is None else matrix(prefix + name)
         assert rows is not None
-        return np.ascontiguousarray(rows[row].reshape(told.shape), np.float32)
+        return np.ascontiguousarray(rows[row].reshape(wanted.shape), np.float32)
 
-    return replace(told, name=prefix + told.name, read=read)
+    return replace(wanted, name=prefix + wanted.name, read=read)

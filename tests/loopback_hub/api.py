@@ -150,7 +150,7 @@ class Listings(Connection):
             found["lfs"] = {"oid": entry.sha256, "size": entry.size, "pointerSize": entry.pointer_size}
             if entry.sha256 in (objects := self.hub.xet_objects()):
                 found["xetHash"] = objects[entry.sha256][0]
-        for key, value in self.hub.lies.get(path, {}).items():
+        for key, value in self.hub.false_listings.get(path, {}).items():
             found[key] = {**found.get(key, {}), **value} if isinstance(value, dict) else value
         return found
 

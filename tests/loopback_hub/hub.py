@@ -34,7 +34,7 @@ class Hub:
         self.tokens: dict[str, Token] = {}
         self.granted: set[tuple[str, str]] = set()  # (user, repository) that a gated repository admits
         self.faults: list[Fault] = []
-        self.lies: dict[str, dict] = {}  # path -> what the listings say of it instead of the truth
+        self.false_listings: dict[str, dict] = {}  # path -> what the listings say about it instead of the truth
         self.requests: list[Request] = []
         self.lock = threading.RLock()
         self.objects: dict[str, bytes] = {}
@@ -94,7 +94,7 @@ class Hub:
         return self.objects[entry.sha256]
 
     def xet_objects(self) -> dict[str, tuple[str, int]]:
-        """What hf_xet has brought: SHA-256 -> (its own hash, size), from the shards that tell of whole files."""
+        """What hf_xet has uploaded: SHA-256 -> (its own hash, size), from the shards that describe whole files."""
         found: dict[str, tuple[str, int]] = {}
         for path in sorted((self.xet / "xet/xorbs/shards").glob("*.mdb")) if self.xet else ():
             data, at = path.read_bytes(), 48
@@ -110,7 +110,7 @@ class Hub:
         return found
 
     def xet_bytes(self) -> int:
-        """Bytes of the blocks of content that hf_xet has brought."""
+        """Bytes of the blocks of content that hf_xet has uploaded."""
         assert self.xet is not None
         return sum(path.stat().st_size for path in (self.xet / "xet/xorbs/xorbs").glob("default.*"))
 

@@ -65,7 +65,7 @@ class FakeRepository:
         self._add("main", "initial commit", {".gitattributes": self._small(GITATTRIBUTES)}, ())
 
     def push(self, files: Mapping[str, bytes | None], branch: str = "main", title: str = "somebody else") -> str:
-        """Commit files, None for those that go; small and large are told apart as for everybody."""
+        """Commit files, None for those that go; small and large are handled as the real Hub handles them."""
         changes = {}
         for path, data in files.items():
             if data is not None and self.is_large(path, len(data), branch):

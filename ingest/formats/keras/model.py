@@ -254,8 +254,8 @@ def _numbered(variable: Variable, owners: _Owners, group: Sequence[Variable]) ->
         role = dict(enumerate(_NUMBERED[found.kind])).get(index, role)
     elif normalisation:
         # It has no gamma without scale, and no beta without center
-        told = {} if node is None else node.config
-        absent = {"gamma": told.get("scale") is False, "beta": told.get("center") is False}
+        config = {} if node is None else node.config
+        absent = {"gamma": config.get("scale") is False, "beta": config.get("center") is False}
         roles = [part for part in ("gamma", "beta", *_BUFFERS[:2]) if not absent.get(part)]
         count = len(group)
         role = roles[index - count] if count - len(roles) <= index < count else role
@@ -309,13 +309,13 @@ def layers_of(stored: Stored) -> tuple[tuple[ConvLayer, ...], tuple[Skipped, ...
         place(model)
     weights, left_out = _weights(stored, model)
     biases = {weight.owner: weight.tensor.shape for weight in weights if weight.role == "bias"}
-    told: dict[LayerNode, list[_Weight]] = {}
+    by_node: dict[LayerNode, list[_Weight]] = {}
     rest = []
     for weight in weights:
         class_name = None if weight.node is None else weight.node.class_name
         if class_name is not None and (conv_class(class_name) is not None or class_name in _OTHERS):
             assert weight.node is not None
-            told.setdefault(weight.node, []).append(weight)
+            by_node.setdefault(weight.node, []).append(weight)
         elif _is_unproved(weight, biases.get(weight.owner), stored):
             whose = f"of a layer of class {class_name}" if class_name else "of a layer whose class is not known"
             reason = f"{whose}; neither that nor a bias shows that shape {weight.tensor.shape} is a convolution"
@@ -326,7 +326,7 @@ def layers_of(stored: Stored) -> tuple[tuple[ConvLayer, ...], tuple[Skipped, ...
     nodes = {weight.owner: weight.node for weight in weights if weight.node is not None}
 
     norms = _norms(weights)
-    found = [part for node in order for part in _from_config(node, told.get(node, ()), norms.get(node.norm))]
+    found = [part for node in order for part in _from_config(node, by_node.get(node, ()), norms.get(node.norm))]
     found += _from_names(rest, stored)
     layers = [part for part in found if isinstance(part, ConvLayer)]
     skipped = (*left_out, *(part for part in found if isinstance(part, Skipped)))

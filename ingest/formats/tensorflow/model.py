@@ -203,8 +203,8 @@ def _with_graph(path: Path, graph: memoryview, bundle: Bundle | None, format: st
     named = {key: flow.node(number).name for number, key in restored.items()}
     further, reasons, count = _by_name(bundle, same, named)
     # What the graph has already reported about a variable, by its name there
-    told = {entry.name for entry in skipped}
-    skipped += [entry for entry in (*bundle.skipped, *reasons) if entry.name not in told]
+    reported = {entry.name for entry in skipped}
+    skipped += [entry for entry in (*bundle.skipped, *reasons) if entry.name not in reported]
     return Weights(format, "tensorflow", (*found, *further), count, tuple(skipped))
 
 

@@ -133,7 +133,7 @@ def test_descriptors_per_filter(sample, kernel):
         np.testing.assert_array_equal(found[name], expected[name])
 
 
-def test_descriptors_are_streamed_with_what_they_tell(edges):
+def test_descriptors_are_streamed_with_their_columns(edges):
     batches = list(edges.descriptor_batches(rows=64))
     assert len(batches) > 1
     assert sum(batch.num_rows for batch in batches) == len(edges.filters())
@@ -315,7 +315,7 @@ def test_layers_are_labelled_as_they_were_made(edges):
         "repetitive": (0, 0, 0, 1, 0), "regular": (0, 0, 0, 0, 0),
     }.items():  # fmt: skip
         assert tuple(found.loc[name, columns]) == expected, name
-    # One kernel, and kernels without variance, cannot be told.
+    # One kernel, and kernels without variance, have no isotropy.
     for name in ("one", "zeros", "equal"):
         assert found.loc[name, columns].isna().all(), name
     assert found.loc["quantised", "quantised_layers"] == 1

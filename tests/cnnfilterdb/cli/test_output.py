@@ -35,7 +35,7 @@ TABLE = pa.table(
 )
 
 
-def test_csv_has_lists_as_json_and_tells_null_from_empty():
+def test_csv_has_lists_as_json_and_keeps_null_apart_from_empty():
     text = encoded(TABLE, "csv")
     lines = list(csv.reader(io.StringIO(text)))
     assert lines[0] == TABLE.column_names

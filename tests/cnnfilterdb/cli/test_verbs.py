@@ -161,7 +161,7 @@ def test_plot_of_a_layer_and_the_report(run, sample_path, tmp_path):
     assert "custom/face" in page.read_text(encoding="utf-8")
 
 
-def test_ingest_goes_on_after_failures(run, checkpoint, tmp_path):
+def test_ingest_continues_after_failures(run, checkpoint, tmp_path):
     (tmp_path / "page.pt").write_text("<!DOCTYPE html><p>quota exceeded</p>")
     (tmp_path / "empty.onnx").touch()
     db = tmp_path / "my.db"

@@ -40,7 +40,7 @@ TEXT = [name for name in TEXT if name not in ("conv_depth_norm", "bn_folded")]
 
 
 def make_release(path: Path) -> Path:
-    """A small file of the released kind, which does not tell the channels. One of its models is a namesake."""
+    """A small file of the released kind, which does not state the channels. One of its models is a namesake."""
     rows = [
         (3, 0, 0.0, "0:199", "ct-a", "medical ct", "Segmentation (binary)", "pytorch 1.7", 12, 5.0),
         (3, 4, 1.0, "200:259", "ct-a", "medical ct", "Segmentation (binary)", "pytorch 1.7", 12, 5.0),
@@ -135,8 +135,8 @@ READERS = {
 @pytest.mark.parametrize("reader", READERS)
 def test_flat_files_hold_keys_weights_and_facts(mixed, tmp_path, reader):
     name, read = READERS[reader]
-    heard = []
-    done = export(mixed, tmp_path / name, progress=lambda *told: heard.append(told))
+    received = []
+    done = export(mixed, tmp_path / name, progress=lambda *stated: received.append(stated))
     expected = expected_rows(mixed)
     assert set(expected["domain"].dropna()) >= {"Gesichter", "thermal", "medical ct"}
     assert UNICODE in expected["model_id"].str.removeprefix("custom/").tolist()
@@ -146,9 +146,9 @@ def test_flat_files_hold_keys_weights_and_facts(mixed, tmp_path, reader):
     kind = {"feather": "arrow", "compressed": "csv"}.get(reader.split()[0], reader.split()[0])
     size = (tmp_path / name).stat().st_size
     assert done == Exported(tmp_path / name, kind, len(expected), expected["model_id"].nunique(), size)
-    assert heard[0] == ("exporting", 0, len(expected))
-    assert heard[-1] == ("exporting", len(expected), len(expected))
-    assert len(heard) == 2
+    assert received[0] == ("exporting", 0, len(expected))
+    assert received[-1] == ("exporting", len(expected), len(expected))
+    assert len(received) == 2
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
@@ -156,12 +156,12 @@ def test_flat_files_hold_keys_weights_and_facts(mixed, tmp_path, reader):
 def test_files_that_are_written_in_many_parts(mixed, tmp_path, monkeypatch, kernel):
     expected = expected_rows(mixed, kernel=kernel)
     monkeypatch.setattr(export_module, "row_group_rows", lambda kernel: 50)
-    heard = []
+    received = []
     readers = {"a.parquet": pd.read_parquet, "a.arrow": pd.read_feather}
     for name, read in readers.items():
-        export(mixed, tmp_path / name, kernel=kernel, progress=lambda *told: heard.append(told))
+        export(mixed, tmp_path / name, kernel=kernel, progress=lambda *stated: received.append(stated))
         same(read(tmp_path / name), expected)
-    assert len(heard) > len(expected) / 100 * len(readers)
+    assert len(received) > len(expected) / 100 * len(readers)
 
 
 def test_text_is_dictionary_encoded_and_columns_are_described(mixed, tmp_path):
@@ -436,7 +436,7 @@ def test_h5_needs_3x3_kernels_and_pytables(sample, tmp_path, monkeypatch):
         ("a.csv", {"kernel": "5x5", "where": "domain = 'faces'"}, "no 5x5 filters where domain = 'faces'"),
     ],
 )
-def test_what_cannot_be_answered_is_told_in_one_line(sample, tmp_path, name, options, message):
+def test_what_cannot_be_answered_is_reported_in_one_line(sample, tmp_path, name, options, message):
     with pytest.raises(SelectionError, match=message) as error:
         export(sample, tmp_path / name, **options)
     assert "\n" not in str(error.value)
@@ -540,10 +540,10 @@ def test_a_real_limit_on_the_size_of_files(mixed_path, tmp_path):
                 except DatabaseError as error:
                     print(to, limit, error)
     """
-    told = run_script(script, mixed_path, tmp_path / "a").splitlines()
+    stated = run_script(script, mixed_path, tmp_path / "a").splitlines()
     reached = [(to, 10) for to in FORMATS] + [(to, 100_000) for to in FORMATS] + [("csv", 500_000), ("h5", 500_000)]
     problem = f"{tmp_path / 'a'}: cannot be written: File too large; check the folder and its permissions"
-    assert told == [f"{to} {limit} {problem}" for to, limit in reached]
+    assert stated == [f"{to} {limit} {problem}" for to, limit in reached]
     assert list(tmp_path.iterdir()) == []
 
 

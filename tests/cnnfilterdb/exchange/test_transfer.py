@@ -81,7 +81,7 @@ def test_only_what_a_condition_selects(in_memory, sample, tmp_path):
         assert db.bases() == []
 
 
-def test_a_killed_run_is_gone_on_with(release_path, sample, tmp_path):
+def test_a_killed_run_is_resumed(release_path, sample, tmp_path):
     code = "import sys, cnnfilterdb; cnnfilterdb.pull(sys.argv[1], sys.argv[2])"
     target = tmp_path / "db"
     for _ in range(20):

@@ -62,7 +62,7 @@ def test_order_by_mean_ascends_and_is_a_permutation(values):
     assert (np.diff(values.mean(axis=0)[order]) >= -1e-12).all()
 
 
-def test_clusters_stand_side_by_side():
+def test_clusters_are_side_by_side():
     near, far = 0.01, 1.0
     values = np.array([[far if (i + j) % 2 else near for j in range(8)] for i in range(8)])
     np.fill_diagonal(values, 0)
@@ -84,7 +84,7 @@ def test_cells_hold_the_values_in_a_readable_colour(published):
     assert len(cells) == 121
 
 
-def test_counts_stand_behind_the_names(published):
+def test_counts_follow_the_names(published):
     counts = pd.DataFrame({"models": range(1, 12), "filters": np.arange(1, 12) * 1_000_000}, index=published.index)
     texts = {text.get_text() for text in heatmap(published, counts=counts).axes[0].texts}
     assert {"models · filters", "1 · 1 M", "11 · 11 M"} <= texts
@@ -147,7 +147,7 @@ def test_it_draws_on_a_given_panel(published):
         (square([[0.0]]), {"counts": pd.DataFrame({"size": [1]}, index=["group 0"])}, "'models' or 'filters'"),
     ],
 )
-def test_what_cannot_be_drawn_is_told_in_one_line(matrix, options, message):
+def test_what_cannot_be_drawn_is_reported_in_one_line(matrix, options, message):
     with pytest.raises(SelectionError, match=message) as caught:
         heatmap(matrix, **options)
     assert "\n" not in str(caught.value)

@@ -45,7 +45,7 @@ def test_first_row_of_a_kernel_is_on_top_and_rows_fill_first(kernels):
     assert all(image.origin == "upper" for image in axes.images)
 
 
-def test_a_limit_is_told(kernels, assert_legible):
+def test_a_limit_is_reported(kernels, assert_legible):
     figure = filter_grid(kernels, limit=8, title="layer1.0.conv1 of a model with a rather long name $x$")
     assert len(figure.axes[0].images) == 8
     assert "first 8 of 30 kernels" in {text.get_text() for text in figure.texts}
@@ -109,7 +109,7 @@ def test_it_draws_on_a_given_panel(kernels):
         (np.zeros((1, 9)), {"columns": 0}, "at least 1"),
     ],
 )
-def test_what_cannot_be_drawn_is_told_in_one_line(filters, options, message):
+def test_what_cannot_be_drawn_is_reported_in_one_line(filters, options, message):
     with pytest.raises(SelectionError, match=message) as caught:
         filter_grid(filters, **options)
     assert "\n" not in str(caught.value)

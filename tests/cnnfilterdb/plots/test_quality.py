@@ -87,7 +87,7 @@ def test_given_normalised_entropy_is_taken_as_it_is(layers):
     assert medians(quality(given).axes[1]) == [0.5, 0.5, 0.5]
 
 
-def test_what_cannot_be_drawn_is_told_in_one_line(layers):
+def test_what_cannot_be_drawn_is_reported_in_one_line(layers):
     with pytest.raises(SelectionError, match="no layer with a domain"):
         quality(layers.iloc[:0])
     with pytest.raises(SelectionError, match="missing family, sparsity"):

@@ -169,7 +169,7 @@ def test_given_groups_win(data):
     assert ["faces · Detection", "7", "12,345"] in rows
 
 
-def test_models_table_tells_what_is_known(page):
+def test_models_table_states_what_is_known(page):
     assert [
         "Name",
         "Architecture",
@@ -203,7 +203,7 @@ def test_closest_and_most_distant_pairs_of_many_groups(data):
     assert found == pytest.approx([*upper[:8], *upper[::-1][:8]], abs=6e-4)
 
 
-def test_method_tells_basis_range_and_what_fell_outside(page):
+def test_method_states_basis_range_and_what_fell_outside(page):
     text = " ".join(" ".join(page.text).split())
     for part in ("cvpr2022", "3x3-0123abcd", "4 models, 9,000 filters", "45 of 90,000 coefficient values (0.05 %)"):
         assert part in text
@@ -213,7 +213,7 @@ def test_method_tells_basis_range_and_what_fell_outside(page):
     assert "For 1 model no licence is recorded" in text
 
 
-def test_a_basis_that_is_not_stored_is_told_as_such(data):
+def test_a_basis_that_is_not_stored_is_reported_as_such(data):
     method = dataclasses.replace(data.method, basis_id="", basis_models=0)
     text = " ".join(" ".join(Page(report(dataclasses.replace(data, method=method))).text).split())
     assert "Basis fitted for this report Fitted on 9,000 filters" in text

@@ -150,7 +150,7 @@ def test_no_figure_is_kept_alive(histograms):
         ({"xlim": (1, 0)}, "'auto', 'full' or"),
     ],
 )
-def test_what_cannot_be_drawn_is_told_in_one_line(change, message):
+def test_what_cannot_be_drawn_is_reported_in_one_line(change, message):
     arguments = {"counts": np.ones((2, 9, 70)), "low": -4.0, "high": 4.0, "labels": ["x", "y"]} | change
     with pytest.raises(SelectionError, match=message) as caught:
         ridge(**arguments)

@@ -34,7 +34,7 @@ def test_distinct_groups_get_distinct_labels(names, width):
         assert len(set(labels)) == len(labels)
 
 
-def test_names_that_differ_only_in_the_middle_are_told_apart():
+def test_names_that_differ_only_in_the_middle_are_kept_apart():
     names = [f"{'a' * 60}{i}{'b' * 60}" for i in range(3)]
     labels = distinct_labels(names, 20)
     assert len(set(labels)) == 3
@@ -92,10 +92,10 @@ def test_a_figure_shows_itself_and_draws_the_same_bytes(histograms):
 def test_pyplot_stays_out_and_so_does_matplotlib_until_a_plot_is_wanted():
     program = (
         "import sys, cnnfilterdb\n"
-        "assert 'matplotlib' not in sys.modules, 'import cnnfilterdb brings matplotlib'\n"
+        "assert 'matplotlib' not in sys.modules, 'import cnnfilterdb loads matplotlib'\n"
         "import cnnfilterdb.plots as plots\n"
         "plots.to_png(plots.filter_grid([[1.0, -1.0, 0.0, 2.0]]))\n"
-        "assert 'matplotlib.pyplot' not in sys.modules, 'a plot brings pyplot'\n"
+        "assert 'matplotlib.pyplot' not in sys.modules, 'a plot loads pyplot'\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, cwd="/")
 

@@ -78,7 +78,7 @@ def test_zeros_can_be_drawn(assert_legible):
         ({"faces": {"3x3": (np.ones((3, 3)), 3)}}, "faces, 3x3"),
     ],
 )
-def test_what_cannot_be_drawn_is_told_in_one_line(maps, message):
+def test_what_cannot_be_drawn_is_reported_in_one_line(maps, message):
     with pytest.raises(SelectionError, match=message) as caught:
         variance(maps)
     assert "\n" not in str(caught.value)

@@ -121,8 +121,8 @@ def test_datasets_loads_every_table_with_its_types(release, tmp_path, caplog, mo
 
     manifest = Manifest.from_json((release / "cnnfilterdb.json").read_text(), "manifest")
     metadata = yaml.safe_load((release / "README.md").read_text(encoding="utf-8").split("\n---\n")[0])
-    told = {info["config_name"]: info["dataset_size"] for info in metadata["dataset_info"] if "splits" in info}
-    assert list(told) == [name for name in manifest.tables() if name.startswith("filters_")]
+    listed = {info["config_name"]: info["dataset_size"] for info in metadata["dataset_info"] if "splits" in info}
+    assert list(listed) == [name for name in manifest.tables() if name.startswith("filters_")]
     monkeypatch.setattr(logging.getLogger("datasets"), "propagate", True)
     assert get_dataset_config_names(str(release)) == manifest.tables()
     assert get_dataset_default_config_name(str(release)) == "models"
@@ -133,9 +133,9 @@ def test_datasets_loads_every_table_with_its_types(release, tmp_path, caplog, mo
         expected = Features.from_arrow_schema(release_schema(name))
         assert loaded.features == streamed.features == expected
         assert loaded.num_rows == sum(shard.rows for shard in manifest.of(name))
-        if name in told:
+        if name in listed:
             # Each batch has one offset more than it has rows.
-            assert 0 <= loaded.info.splits["train"].num_bytes - told[name] < 100
+            assert 0 <= loaded.info.splits["train"].num_bytes - listed[name] < 100
         assert loaded.with_format("arrow")[:].equals(pq.read_table(release / name).cast(expected.arrow_schema))
     assert caplog.messages == []
 
@@ -232,8 +232,8 @@ def test_every_column_is_described(frames):
     schemas = [release_schema(name) for name in ("models", "layers", "filters_3x3", "histograms", "bases")]
     assert len(found) == len(schemas)
     for columns, schema in zip(found, schemas, strict=True):
-        told = {name: meaning for name, meaning in describe(schema).items() if not re.fullmatch(r"w\d+", name)}
-        assert {name: meaning for name, meaning in columns.items() if not name.startswith("w0")} == told
+        listed = {name: meaning for name, meaning in describe(schema).items() if not re.fullmatch(r"w\d+", name)}
+        assert {name: meaning for name, meaning in columns.items() if not name.startswith("w0")} == listed
 
 
 def test_groups_that_are_many_are_summed_up():
@@ -251,7 +251,7 @@ def test_unknown_groups_come_last():
     assert list(found.items()) == [("faces", ["1", "1", "9"]), ("unknown", ["4", "4", "36"])]
 
 
-def test_figure_and_untrained_are_told_where_they_are():
+def test_figure_and_untrained_are_stated_where_they_are():
     plain = models_of(license=["MIT"], untrained=[False])
     assert "![" not in card_of(plain)
     assert "](shift.png)" in card_of(plain, figure="shift.png")
@@ -260,7 +260,7 @@ def test_figure_and_untrained_are_told_where_they_are():
     assert "random initialisation (`untrained`): 2 models." in card_of(marked)
 
 
-def test_a_basis_tells_that_it_knows_models_that_are_not_there(frames):
+def test_a_basis_states_that_it_knows_models_that_are_not_there(frames):
     models, layers, bases = frames
     whole = readme(REPO, manifest_of(), models, layers, bases, figure=None)
     assert "that this release does not hold" not in whole
@@ -283,7 +283,7 @@ def test_share_alike_is_carried_to_the_card():
     assert "Share-alike" not in card_of(models[1:2])
 
 
-def test_conditions_and_exceptions_are_told():
+def test_conditions_and_exceptions_are_reported():
     both = "AGPL-3.0-only AND CC-BY-NC-SA-3.0"
     models = models_of(license=["CC-BY-NC-4.0", both, None, "LicenseRef-Gemma", "CC0-1.0"])
     written = card_of(models)

@@ -1,4 +1,4 @@
-"""What goes wrong between here and the Hub, and that a token is never told."""
+"""What goes wrong between here and the Hub, and that a token is never shown."""
 
 import logging
 import traceback
@@ -65,7 +65,7 @@ def test_what_passes_is_repeated(hub, make, publish, request_, fault):
 
 
 @pytest.mark.parametrize("request_", REQUESTS[:-1])
-def test_what_does_not_pass_is_told(hub, make, publish, state, request_):
+def test_what_does_not_pass_is_reported(hub, make, publish, state, request_):
     release = make(ONE, number=64)
     hub.fail(request_, times=100, status=503)
     with pytest.raises(PublishError, match=r"^owner/kernels: http://.* answered 503; wait a while, then run it again"):
@@ -152,7 +152,7 @@ def test_what_a_cut_run_committed_to_its_branch_is_taken(hub, make, publish, sta
     assert is_published(hub, release)
 
 
-def test_a_branch_of_another_build_is_brought_up_to_date(hub, make, publish):
+def test_a_branch_of_another_build_is_updated(hub, make, publish):
     hub.fail("POST .*/commit/main", times=100, status=500)
     with pytest.raises(PublishError, match="answered 500"):
         publish(make(TWO))
@@ -230,10 +230,10 @@ def ways_to_fail():
 
 
 @pytest.mark.parametrize("request_", REQUESTS[:-1])
-def test_a_token_is_never_told(hub, make, publish, request_, caplog, capfd):
+def test_a_token_is_never_shown(hub, make, publish, request_, caplog, capfd):
     errors = []
     for number, fault in enumerate(ways_to_fail()):
-        # What the libraries below tell of their work at level DEBUG has the headers of answers in it
+        # What the libraries below log about their work at level DEBUG has the headers of answers in it
         caplog.set_level(logging.INFO if "body" in fault else logging.DEBUG)
         release = make([[f"custom/{number}"]], name=f"release-{number}", number=16)
         hub.faults.clear()

@@ -295,21 +295,21 @@ def test_a_card_that_the_hub_refuses(hub, make, publish, state):
 
 def test_what_the_server_says_is_compared(hub, make, publish, state):
     release = make(ONE)
-    hub.lies["filters_3x3/00001.parquet"] = {"size": 3, "lfs": {"size": 3}}
+    hub.false_listings["filters_3x3/00001.parquet"] = {"size": 3, "lfs": {"size": 3}}
     with pytest.raises(PublishError, match=r"branch release-v1.0.0: differs from what was sent: filters_3x3/00001"):
         publish(release)
     assert state() == ([".gitattributes"], {})
-    hub.lies["filters_3x3/00001.parquet"] = {"lfs": {"oid": "0" * 64}}
+    hub.false_listings["filters_3x3/00001.parquet"] = {"lfs": {"oid": "0" * 64}}
     with pytest.raises(PublishError, match=r"found \d+ with digest 0{64}; nothing was tagged; run it again"):
         publish(release)
     assert state() == ([".gitattributes"], {})
-    hub.lies.clear()
+    hub.false_listings.clear()
     # On main, after its commit: no tag
-    hub.fail("POST .*/commit/main", action=lambda: hub.lies.update({"README.md": {"oid": "0" * 40}}))
+    hub.fail("POST .*/commit/main", action=lambda: hub.false_listings.update({"README.md": {"oid": "0" * 40}}))
     with pytest.raises(PublishError, match=r"^owner/kernels: differs from what was sent: README.md"):
         publish(release)
     assert hub.repos[REPO].tags == {}
-    hub.lies.clear()
+    hub.false_listings.clear()
     commits = len(hub.repos[REPO].commits)
     publish(release)
     assert hub.repos[REPO].tags.keys() == {"v1.0.0"}

@@ -78,7 +78,7 @@ def test_left_out(stated, reason):
     assert terms(stated).named
 
 
-def test_reasons_of_several_are_told():
+def test_reasons_of_several_are_reported():
     verdict = decide("CC-BY-ND-4.0 OR LicenseRef-Gemma")
     assert verdict.reason.count("does not permit it") == 2
     assert verdict.licenses == ("CC-BY-ND-4.0", "LicenseRef-Gemma")

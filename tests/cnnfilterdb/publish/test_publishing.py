@@ -50,7 +50,7 @@ def opened(hub, address=f"{ADDRESS}@v1.0.0"):
     return cnnfilterdb.open(address, storage_options={"endpoint": hub.url, "token": TOKEN})
 
 
-def test_publish_tells_what_it_did(published, state):
+def test_publish_reports_what_it_did(published, state):
     assert (published.tag, published.manifest.models) == ("v1.0.0", 5)
     assert [left.model_id for left in published.manifest.left_out] == ["custom/secret"]
     paths, tags = state(REPO)
@@ -271,21 +271,21 @@ def run(hub, tmp_path, monkeypatch):
 
 
 def test_the_verbs(hub, db, run, tmp_path, shift):
-    told = run("publish", REPO, "--db", db.path, "--dry-run", tmp_path / "release")
-    assert f"{'filters_3x3':<16} {3190:>14,} rows     1 files" in told
-    assert "1 models are left out:\n      1  no licence: " in told
-    assert told.endswith(f"{tmp_path / 'release'}: release 1.0.0 of 5 models; nothing was uploaded\n")
+    output = run("publish", REPO, "--db", db.path, "--dry-run", tmp_path / "release")
+    assert f"{'filters_3x3':<16} {3190:>14,} rows     1 files" in output
+    assert "1 models are left out:\n      1  no licence: " in output
+    assert output.endswith(f"{tmp_path / 'release'}: release 1.0.0 of 5 models; nothing was uploaded\n")
     assert not hub.asked("")
     assert f"published v1.0.0: {hub.url}/datasets/{REPO}/tree/v1.0.0" in run("publish", REPO, "--db", db.path)
     assert run("releases", REPO, "--format", "csv").splitlines()[1].startswith("v1.0.0,")
-    told = run("pull", f"{REPO}@v1.0.0", "--db", tmp_path / "pulled", "--where", "domain = 'natural'")
-    assert told == "2 done, 0 skipped, 0 duplicates, 0 conflicts, 0 failed\n"
+    output = run("pull", f"{REPO}@v1.0.0", "--db", tmp_path / "pulled", "--where", "domain = 'natural'")
+    assert output == "2 done, 0 skipped, 0 duplicates, 0 conflicts, 0 failed\n"
     found = json.loads(run("sql", "FROM models", "--db", f"{ADDRESS}@v1.0.0", "--format", "json"))
     assert len(found) == 5
     assert run("shift", "domain", "--db", f"{ADDRESS}@v1.0.0") == run("shift", "domain", "--db", tmp_path / "release")
-    told = run("merge", tmp_path / "release", "--db", tmp_path / "pulled")
-    assert told == "3 done, 2 skipped, 0 duplicates, 0 conflicts, 0 failed\n"
+    output = run("merge", tmp_path / "release", "--db", tmp_path / "pulled")
+    assert output == "3 done, 2 skipped, 0 duplicates, 0 conflicts, 0 failed\n"
     assert "all counts and hashes are correct" in run("verify", "--db", tmp_path / "pulled")
     assert "256 filters of 1 models" in run("export", "x.npz", "--kernel", "5x5", "--db", f"{ADDRESS}@v1.0.0")
-    told = run("index", "--db", f"{ADDRESS}@v1.0.0", status=1)
-    assert told == (f"error: {ADDRESS}@v1.0.0: a release, which can only be read; pull copies it into a folder\n")
+    output = run("index", "--db", f"{ADDRESS}@v1.0.0", status=1)
+    assert output == (f"error: {ADDRESS}@v1.0.0: a release, which can only be read; pull copies it into a folder\n")

@@ -136,7 +136,7 @@ def test_a_plan_is_hardly_changed_by_a_model_more():
     assert np.mean(changed) < 2
 
 
-def test_tables_without_rows_tell_their_columns(tmp_path):
+def test_tables_without_rows_keep_their_columns(tmp_path):
     for table in ("models", "layers", "histograms", "bases"):
         (file,) = write_shards(tmp_path, table, [])
         assert (file.rows, file.first_model) == (0, None)

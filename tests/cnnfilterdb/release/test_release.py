@@ -200,7 +200,7 @@ def test_what_is_a_release(release_path, sample_path, tmp_path):
     assert not is_release(tmp_path)
 
 
-def test_unknown_models_are_told_with_the_nearest(release_path):
+def test_unknown_models_are_reported_with_the_nearest(release_path):
     release = Release.open(release_path)
     release.require(["custom/face"])
     with pytest.raises(UnknownModelError, match=r"no model 'custom/fase' in .*; near: custom/face"):

@@ -266,21 +266,21 @@ def test_thousands_of_groups(tmp_path):
         assert rows == [(pytest.approx(whole.iloc[:300, :300].to_numpy().max(), abs=1e-9), 90_000)]
 
 
-# -------------------------------------------------------------------------------------------------- what is told
+# -------------------------------------------------------------------------------------------------- descriptions
 
 
 def test_everything_in_init_sql_is_explained(sample_path, sql):
     text = (sample_path / "init.sql").read_text(encoding="utf-8")
     readme = README.read_text(encoding="utf-8")
     blocks = re.split(r"\n\s*\n", text)
-    told, untold = [], []
+    described, undescribed = [], []
     for block in blocks:
         commented = block.lstrip().startswith("--")
         for name in re.findall(r'CREATE OR REPLACE (?:MACRO|VIEW) "?(\w+)', block):
             known = commented or re.search(rf"\b{name}\b", readme)
-            (told if known else untold).append(name)
-    assert untold == []
+            (described if known else undescribed).append(name)
+    assert undescribed == []
     there = sql.sql("SELECT DISTINCT function_name FROM duckdb_functions() WHERE NOT internal").fetchall()
     there += sql.sql("SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall()
-    assert {name for (name,) in there} == set(told)
-    assert {"kl_shift", "shift_metrics", "nearest_groups", "filters_7x7", "coefficients_5x5"} <= set(told)
+    assert {name for (name,) in there} == set(described)
+    assert {"kl_shift", "shift_metrics", "nearest_groups", "filters_7x7", "coefficients_5x5"} <= set(described)

@@ -27,6 +27,6 @@ def test_compiled_code_is_kept_where_it_can_be():
     assert started(False).stdout == "True [-2.0, 0.0] [1.0, 0.5]\n"
 
 
-def test_without_a_writable_folder_code_is_compiled_anew():
+def test_without_a_writable_folder_code_is_compiled_again():
     done = started(True)
     assert (done.stdout, done.stderr) == ("False [-2.0, 0.0] [1.0, 0.5]\n", "")

@@ -78,7 +78,7 @@ def test_it_rises_with_the_number_of_kernels_and_stays_below_the_largest_entropy
     assert found < np.log10(min(kernels - 1, weights)) or kernels == 3
 
 
-def test_beyond_the_table_it_goes_on_without_a_step(table):
+def test_beyond_the_table_it_continues_without_a_step(table):
     for weights, points in table.items():
         last, entropy = points[-1]
         assert last >= 64 * weights
@@ -125,7 +125,7 @@ def test_the_table_is_what_the_script_computes(script, table):
 
 
 def test_the_fit_of_the_simulation_is_the_published_curve(script, capsys):
-    """What the script's --check tells: the same method gives the authors' curve to less than 0.01."""
+    """What the script's --check reports: the same method gives the authors' curve to less than 0.01."""
     script.check()
     _, curves, values = capsys.readouterr().out.splitlines()
     assert float(curves.split()[-1]) < 0.01

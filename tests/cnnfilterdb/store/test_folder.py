@@ -118,7 +118,7 @@ def test_an_empty_folder_becomes_a_database_and_a_full_one_does_not(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "thesis.tex"]
 
 
-def test_a_creation_that_was_interrupted_goes_on(tmp_path):
+def test_a_creation_that_was_interrupted_is_finished(tmp_path):
     store = Store.create(tmp_path / "db")
     (store.path / "cnnfilterdb.json").unlink()
     shutil.rmtree(store.path / "layers")
@@ -385,7 +385,7 @@ def test_init_sql_is_written_once_and_whole(store):
 
 
 def failing(monkeypatch, point: int, error: int) -> list[str]:
-    """Let the point-th call that writes, flushes, renames or makes a folder fail. The list tells which one it was."""
+    """Let the point-th call that writes, flushes, renames or makes a folder fail. The list shows which one it was."""
     calls = itertools.count()
     failed = []
 
@@ -445,7 +445,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_visible(store, write_model, 
     assert store.models()["domain"].to_pylist() == ["seed 2", "seed 5"]
 
 
-def test_other_failures_of_the_disk_are_told_too(store, write_model, monkeypatch):
+def test_other_failures_of_the_disk_are_reported_too(store, write_model, monkeypatch):
     failing(monkeypatch, 3, errno.EIO)
     with pytest.raises(DatabaseError, match=r"cannot be written: .*check the folder"):
         write_model(store, "custom/a")

@@ -78,7 +78,7 @@ def test_the_key_of_a_basis_is_neither_executed_nor_written(copy, tmp_path, key)
         assert answered(answers(copy, read_only=read_only)) >= {"models", "layers", "filters", "quality"}
     assert not [path for path in set(tree(tmp_path)) - before if not path.startswith("copy.db/")]
     with cnnfilterdb.open(copy) as db:
-        db.annotate("custom/face", domain="natural")  # a write, which brings init.sql up to date
+        db.annotate("custom/face", domain="natural")  # a write, which updates init.sql
     assert "evil" not in (copy / "init.sql").read_text()
     assert not list(tmp_path.rglob("*evil*"))
 

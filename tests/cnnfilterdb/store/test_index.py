@@ -72,10 +72,10 @@ def test_gaps_are_filled_with_what_was_there(copy):
         file.unlink()
     index = Index(Store.open(copy))
     assert sorted(index.missing().values()) == [["custom/photo-a"]] * 2
-    told = []
-    assert index.build(progress=lambda *step: told.append(step)) == []
+    stated = []
+    assert index.build(progress=lambda *step: stated.append(step)) == []
     assert files(copy) == before
-    assert {(what, done, total) for what, done, total in told} == {
+    assert {(what, done, total) for what, done, total in stated} == {
         ("histograms of 3x3", 1, 1),
         ("histograms of 7x7", 1, 1),
     }

@@ -63,7 +63,7 @@ def reseal(store: Store, path: str) -> None:
     edit(store, MODELS, put("files", 0, lambda files: [f | seal if f["path"] == path else f for f in files]))
 
 
-def told(problems: list[Problem]) -> str:
+def text_of(problems: list[Problem]) -> str:
     return "\n".join(map(str, problems))
 
 
@@ -96,14 +96,14 @@ def test_a_dropped_row_is_found(full, sealed):
     if sealed:
         reseal(full, FILTERS)
     message = "47 filters, expected 48 by the layers table" if sealed else "47 rows, expected 48"
-    assert message in told(full.verify([A]))
+    assert message in text_of(full.verify([A]))
     assert full.verify([B]) == []
 
 
 def test_exchanged_rows_are_found_by_their_order(full):
     edit(full, FILTERS, lambda table: table.take([1, 0, *range(2, 48)]))
     reseal(full, FILTERS)
-    found = told(full.verify())
+    found = text_of(full.verify())
     assert "layer 0 (conv0): its 24 filters are not in order" in found
     assert "SHA-256 of the weight" in found
 
@@ -112,7 +112,7 @@ def test_exchanged_rows_are_found_by_their_order(full):
 def test_a_changed_weight_is_found_though_all_hashes_of_files_agree(full, value):
     edit(full, FILTERS, put("w4", 30, lambda old: float(np.float32(old) + np.float32(value))))
     reseal(full, FILTERS)
-    found = told(full.verify())
+    found = text_of(full.verify())
     assert f"{FILTERS}: layer 2 (conv2): SHA-256 of the weight is" in found
     assert ("contains NaN or infinite weights" in found) == (not np.isfinite(value))
 
@@ -152,7 +152,7 @@ def test_an_edited_value_is_found_though_all_hashes_of_files_agree(full, path, c
     if path in (LAYERS, FILTERS):
         reseal(full, path)
     found = full.verify([A])
-    assert message in told(found)
+    assert message in text_of(found)
     assert "\n" not in "".join(problem.message for problem in found)
     assert full.verify([B]) == []
 
@@ -160,7 +160,7 @@ def test_an_edited_value_is_found_though_all_hashes_of_files_agree(full, path, c
 def test_histograms_that_agree_with_themselves_but_not_with_the_layer_are_found(full):
     edit(full, HISTOGRAMS, put("filters", 0, 25))
     edit(full, HISTOGRAMS, put("above", 0, [3] * 9))
-    assert "layer 0, recipe cvpr2022: 25 filters, the layer has 24" in told(full.verify())
+    assert "layer 0, recipe cvpr2022: 25 filters, the layer has 24" in text_of(full.verify())
 
 
 def test_exchanged_files_are_found(full):
@@ -170,7 +170,7 @@ def test_exchanged_files_are_found(full):
     other.rename(one)
     spare.rename(other)
     reseal(full, FILTERS)
-    found = told(full.verify())
+    found = text_of(full.verify())
     assert f"{one}: layer 0 (conv0) belongs to {B}" in found
     assert f"{other}: layer 0 (conv0) belongs to {A}" in found
 
@@ -178,9 +178,9 @@ def test_exchanged_files_are_found(full):
 def test_missing_files_are_found(full):
     for path in (FILTERS, LAYERS):
         (full.path / path).unlink()
-        assert f"{path}: is missing" in told(full.verify())
+        assert f"{path}: is missing" in text_of(full.verify())
     (full.path / basis_path("3x3-test")).unlink()
-    assert f"{HISTOGRAMS}: no basis 3x3-test exists" in told(full.verify([B])).replace(slug(B), slug(A))
+    assert f"{HISTOGRAMS}: no basis 3x3-test exists" in text_of(full.verify([B])).replace(slug(B), slug(A))
 
 
 def test_a_file_that_is_no_parquet_is_found(full):
@@ -188,7 +188,7 @@ def test_a_file_that_is_no_parquet_is_found(full):
         kept = (full.path / path).read_bytes()
         for content in (b"", b"PAR1 nothing PAR1", kept[:-9]):
             (full.path / path).write_bytes(content)
-            assert f"{path}: cannot be read" in told(full.verify())
+            assert f"{path}: cannot be read" in text_of(full.verify())
         (full.path / path).write_bytes(kept)
     assert full.verify() == []
 
@@ -199,7 +199,7 @@ def test_other_columns_are_found(full):
         FILTERS,
         lambda table: table.rename_columns(["w9" if name == "w8" else name for name in table.column_names]),
     )
-    assert "its columns are not those of the schema" in told(full.verify())
+    assert "its columns are not those of the schema" in text_of(full.verify())
 
 
 def test_files_that_belong_to_no_model_are_found_and_cleaned(full):
@@ -241,7 +241,7 @@ def test_a_file_of_another_source_is_found(full):
     target = full.path / filters_path("3x3", "pypi", slug(A))
     target.parent.mkdir(parents=True)
     (full.path / FILTERS).rename(target)
-    found = told(full.verify())
+    found = text_of(full.verify())
     assert f"{FILTERS}: is missing" in found
     assert f"{target}: is not in the list of files" in found
 

@@ -65,7 +65,7 @@ def test_a_bomb_before_the_wanted_member(packaging):
         take(data, "net.tar.gz", {"a.pt": 7})
 
 
-def test_a_member_that_lies_about_its_size(packaging):
+def test_a_member_with_a_false_size(packaging):
     data = bytearray(packaging.wheel({"a.pt": bytes(1_000_000)}))
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         start = archive.start_dir

@@ -54,7 +54,7 @@ def test_a_remote_file_reads_as_a_local_one(session, url, moves, window):
             assert file.tell() == local.tell()
 
 
-def test_a_remote_file_goes_on_after_a_cut(index_server, packaging, session, url):
+def test_a_remote_file_continues_after_a_cut(index_server, packaging, session, url):
     index_server.fail(
         NAME, packaging.Fault(cut=10_000), packaging.Fault(), packaging.Fault(cut=7), packaging.Fault(cut=0)
     )

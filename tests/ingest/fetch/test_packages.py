@@ -76,7 +76,7 @@ def test_an_index_of_files_offers_only_those_that_are_there(index, tmp_path):
         files.find("net", "2.0", "net-2.0.tar.gz", DIGEST)
 
 
-def test_an_offer_with_another_hash_is_passed_over_for_one_that_fits(index_server, index, tmp_path):
+def test_an_offer_with_another_hash_is_skipped_for_one_that_fits(index_server, index, tmp_path):
     index_server.add("net", WHEEL, DATA, sha256="0" * 64)
     folder = tmp_path / "net"
     folder.mkdir()
@@ -122,7 +122,7 @@ def test_a_failure_is_not_remembered(index_server, packaging, index):
         b"\xff\xfe",
     ],
 )
-def test_broken_pages_are_told_and_others_asked(index_server, index, page, monkeypatch):
+def test_broken_pages_are_reported_and_others_asked(index_server, index, page, monkeypatch):
     monkeypatch.setattr(index_server, "page", lambda package, as_json: ("application/vnd.pypi.simple.v1+json", page))
     index_server.entries["net"] = []
     with pytest.raises(DownloadError) as caught:
@@ -146,7 +146,7 @@ def test_login_pages_offer_nothing(index_server, index, monkeypatch):
         index().find("net", "1.0", WHEEL, DIGEST)
 
 
-def test_many_versions_are_told_newest_first(index_server, index):
+def test_many_versions_are_listed_newest_first(index_server, index):
     for version in (*range(1, 11), "2.1rc1", "1!0.1"):
         index_server.add("net", f"net-{version}.tar.gz", DATA)
     with pytest.raises(DownloadError) as caught:
@@ -154,7 +154,7 @@ def test_many_versions_are_told_newest_first(index_server, index):
     assert "available: 1!0.1, 10, 9, 8, 7, 6, 5, 4, ... (asked" in str(caught.value)
 
 
-def test_other_files_of_the_version_are_told(index_server, index):
+def test_other_files_of_the_version_are_reported(index_server, index):
     index_server.add("net", WHEEL, DATA)
     index_server.add("net", "net-2.0.tar.gz", DATA)
     with pytest.raises(DownloadError, match=rf"net-1\.0\.tar\.gz: not offered; net 1\.0 has {WHEEL} "):

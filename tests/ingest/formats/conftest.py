@@ -68,7 +68,7 @@ def _compute(layers, image, bias):
 
 @pytest.fixture
 def assert_same_network(written):
-    """Asserts that layers compute what TensorFlow computed with the network, and are told right."""
+    """Asserts that layers compute what TensorFlow computed with the network, and are described correctly."""
     truth = np.load(written / "net.npz")
 
     def check(layers, tolerance):
@@ -107,13 +107,13 @@ def read_all():
     """Reads a file with all its layers; an error must be one of this package, in one line."""
 
     def read(path):
-        told = None
+        message = None
         try:
             weights = formats.read(path)
             return weights, [layer.read() for layer in weights.layers]
         except CnnFilterDbError as error:
-            told = str(error)
-        assert "\n" not in told
+            message = str(error)
+        assert "\n" not in message
         return None
 
     return read

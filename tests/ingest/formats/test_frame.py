@@ -113,7 +113,7 @@ def test_nothing_in_a_pickle_is_run(tmp_path, table, place):
     assert not canary.exists()
 
 
-def test_table_format_is_told(tmp_path, table):
+def test_table_format_is_reported(tmp_path, table):
     path = write(table[["depth", "Conv"]], tmp_path / "a.h5", format="table")
     with pytest.raises(WeightFileError, match=r"a\.h5: not a readable pandas frame \(pandas_type is 'frame_table'"):
         read(path)

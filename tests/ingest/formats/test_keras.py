@@ -206,7 +206,7 @@ def numbered():
 
 
 def in_our_layout(name, kernel):
-    """(out, in / groups, h, w), as the facts about the formats tell it."""
+    """(out, in / groups, h, w), as the facts about the formats state it."""
     if name in ("dw", "inner_sep/depthwise_kernel"):
         height, width, channels, multiplier = kernel.shape
         return kernel.transpose(2, 3, 0, 1).reshape(channels * multiplier, 1, height, width)
@@ -214,7 +214,7 @@ def in_our_layout(name, kernel):
 
 
 def assert_network(weights):
-    """Asserts that the network was read as it was written, with all that its configuration tells."""
+    """Asserts that the network was read as it was written, with all that its configuration states."""
     layers = {layer.name.removeprefix("nest/"): layer for layer in weights.layers}
     assert set(layers) == set(KERNELS)
     for name, layer in layers.items():
@@ -271,7 +271,7 @@ def test_archives(tmp_path, compression):
     assert weights.format == "keras-v3"
 
 
-def test_weights_alone_are_told_by_names_of_layers(tmp_path):
+def test_weights_alone_are_identified_by_names_of_layers(tmp_path):
     kernels = {
         "conv2d": ("kernel", array(3, 3, 3, 8)),
         "depthwise_conv2d": ("depthwise_kernel", array(3, 3, 8, 2)),
@@ -294,7 +294,7 @@ def test_weights_alone_are_told_by_names_of_layers(tmp_path):
     assert np.array_equal(layers[2].read(), kernels["conv2d_transpose"].transpose(2, 3, 0, 1))
 
 
-def test_numbered_weights_alone_are_told_by_names_of_classes(tmp_path):
+def test_numbered_weights_alone_are_identified_by_names_of_classes(tmp_path):
     weights = formats.read(write_numbered(tmp_path / "net.weights.h5", numbered()))
     layers = {layer.name.removeprefix("functional/"): layer for layer in weights.layers}
     assert set(layers) == set(KERNELS)
@@ -375,7 +375,7 @@ def test_depth_is_the_longest_path_from_an_input(tmp_path, data, keras, size):
 
 
 @pytest.mark.parametrize("keras", [2, 3])
-def test_shared_layers_count_once_where_they_stand_first(tmp_path, keras):
+def test_shared_layers_count_once_where_they_come_first(tmp_path, keras):
     layers = [
         entry("InputLayer", "image", keras=keras),
         conv_config(0, keras, ["image"], [("c1", 0)]),  # used twice
@@ -431,16 +431,16 @@ def test_theano_stores_kernels_the_other_way_round(tmp_path):
 @pytest.mark.parametrize("order", ["th", "tf"])
 @pytest.mark.parametrize("backend", ["theano", "tensorflow"])
 @pytest.mark.parametrize("told", [True, False])
-def test_both_orders_of_keras_1(tmp_path, order, backend, told):
+def test_both_orders_of_keras_1(tmp_path, order, backend, stated):
     kernel = array(16, 3, 3, 5)  # (out, in, h, w)
     stored = kernel if order == "th" else kernel.transpose(2, 3, 1, 0)
     facts = {"nb_filter": 16, "nb_row": 3, "nb_col": 5, "subsample": [2, 1], "dim_ordering": order}
-    config = sequential(plain("Convolution2D", "conv1", **facts)) if told else None
+    config = sequential(plain("Convolution2D", "conv1", **facts)) if stated else None
     parts = {"conv1": {"conv1_W": stored, "conv1_b": array(16)}}
-    path = write_h5(tmp_path / "k1.h5", parts, config, whole=told, version="1.2.2", backend=backend)
+    path = write_h5(tmp_path / "k1.h5", parts, config, whole=stated, version="1.2.2", backend=backend)
     (layer,) = formats.read(path).layers
     assert np.array_equal(layer.read(), kernel[:, :, ::-1, ::-1] if backend == "theano" else kernel)
-    assert layer.stride == ((2, 1) if told else None)
+    assert layer.stride == ((2, 1) if stated else None)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -557,7 +557,7 @@ def intact(request, tmp_path):
     return write_keras(path, numbered(), network(3))
 
 
-def test_truncated_files_are_told_as_such(intact, read_all):
+def test_truncated_files_are_reported_as_such(intact, read_all):
     content = intact.read_bytes()
     for length in range(8, len(content), len(content) // 40):
         intact.write_bytes(content[:length])

@@ -45,14 +45,14 @@ def test_chainer(saved, compressed):
     }
     weights = saved(arrays, compressed)
     assert (weights.format, weights.framework) == ("npz", None)
-    told = {layer.name: (layer.kind, layer.shape) for layer in weights.layers}
+    stated = {layer.name: (layer.kind, layer.shape) for layer in weights.layers}
     # A hash has the order of the file; the numbers of the layers have that of the network
-    assert told == {
+    assert stated == {
         "conv1": ("conv", (4, 3, 3, 3)),
         "conv2": ("conv", (8, 4, 3, 3)),
         "conv3": ("transposed", (16, 8, 4, 4)),
     }
-    assert list(told) == sorted(told)
+    assert list(stated) == sorted(stated)
     layers = {layer.name: layer for layer in weights.layers}
     assert np.array_equal(layers["conv2"].read(), arrays["conv2/W"])
     assert np.array_equal(layers["conv3"].read(), arrays["conv3/W"].swapaxes(0, 1))
@@ -126,7 +126,7 @@ def test_networks_of_caffe_as_a_pickled_dictionary(tmp_path, pickled):
     assert [layer.shape for layer in formats.read(tmp_path / "net.npz").layers] == [(8, 3, 3, 3), (8, 8, 3, 3)]
 
 
-def test_layout_that_nothing_tells_is_left_open(saved):
+def test_layout_that_nothing_proves_is_left_open(saved):
     weights = saved({"a/kernel": array(3, 3, 3, 3), "b/kernel": array(5, 5, 5, 5)})
     assert weights.layers == ()
     assert [entry.name for entry in weights.skipped] == ["a/kernel", "b/kernel"]
@@ -192,7 +192,7 @@ def test_single_array_has_no_name(tmp_path):
         formats.read(tmp_path / "one.npy")
 
 
-def test_array_of_another_size_than_its_header_tells(tmp_path):
+def test_array_of_another_size_than_its_header_states(tmp_path):
     buffer = io.BytesIO()
     np.save(buffer, array(8, 3, 3, 3))
     with zipfile.ZipFile(tmp_path / "w.npz", "w") as archive:
@@ -209,7 +209,7 @@ def test_archives_of_pytorch_are_left_to_its_reader(tmp_path):
 
 @QUICK
 @given(data=st.data())
-def test_damaged_files_are_told_as_such(tmp_path, read_all, data):
+def test_damaged_files_are_reported_as_such(tmp_path, read_all, data):
     path = tmp_path / "w.npz"
     kind = data.draw(st.sampled_from([np.savez, np.savez_compressed]))
     kind(path, **{"c/W": array(4, 3, 3, 3), "c/b": array(4), "o": np.array({"a": [array(2)]}, dtype=object)})

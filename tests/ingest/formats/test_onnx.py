@@ -150,7 +150,7 @@ def test_qlinear_convolution(tmp_path, per_channel):
     layer = only(made, tmp_path)
     assert (layer.kind, layer.dtype, layer.conv_depth) == ("grouped", "int8", 0)
     x = np.round(rng.uniform(-2, 2, (1, 4, 9, 9)) / 0.02).astype(np.float32) * np.float32(0.02)
-    expected = np.clip(convolve(layer, x), -64, 63.5)  # what uint8 around 128 in steps of 0.5 can tell
+    expected = np.clip(convolve(layer, x), -64, 63.5)  # what uint8 around 128 in steps of 0.5 can represent
     np.testing.assert_allclose(expected, run(made, x), atol=0.2501)
 
 
@@ -789,7 +789,7 @@ def test_spectral_normalisation(tmp_path):
         ("onnx.quantize", "0.1.0", ("ConvBnFusion_W_stem.weight", "ConvBnFusion_BN_B_bn.bias"), True),
     ],
 )
-def test_what_names_tell_of_normalisation(tmp_path, producer, version, names, expected):
+def test_what_names_say_about_normalisation(tmp_path, producer, version, names, expected):
     node = helper.make_node("Conv", ["x", *names], ["y"], name="node")
     arrays = weight(8, 4, 3, 3), weight(8)
     constants = [numpy_helper.from_array(array, name) for name, array in zip(names, arrays, strict=True)]

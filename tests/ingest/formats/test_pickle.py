@@ -225,7 +225,7 @@ def test_functions_and_classes_stay_names():
     assert found[2].attributes == {"a": 1}
 
 
-def test_constructors_stand_in_for_exact_names_only():
+def test_constructors_replace_exact_names_only():
     data = pickle.dumps([Fraction(1, 3), Network()])
     found = read(data, constructors={("fractions", "Fraction"): lambda *args: f"<{args}>"})
     assert found[0] == "<(1, 3)>"
@@ -421,7 +421,7 @@ def read_or_error(data):
         return None
 
 
-def test_an_array_that_lies_about_its_size():
+def test_an_array_with_a_false_size():
     array = pickle.dumps(np.zeros(4, np.float32), 2)
     assert b"K\x04\x85" in array
     with pytest.raises(WeightFileError, match="16 bytes"):

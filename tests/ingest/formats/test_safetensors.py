@@ -164,7 +164,7 @@ def sharded(tmp_path):
     "given",
     ["model.safetensors.index.json", *(f"model-{shard:05}-of-00003.safetensors" for shard in (1, 2, 3))],
 )
-def test_the_index_or_any_shard_stands_for_the_whole_model(sharded, given):
+def test_the_index_or_any_shard_means_the_whole_model(sharded, given):
     folder, tensors = sharded
     weights = read(folder / given)
     assert_same(weights, tensors)
@@ -283,7 +283,7 @@ def test_an_honest_crafted_file_can_be_read(tmp_path):
         {"dtype": ["F32"]},
     ],
 )
-def test_lies_about_sizes(tmp_path, changes):
+def test_false_sizes(tmp_path, changes):
     path = write(tmp_path / "a.safetensors", {"a.weight": entry(**changes)}, bytes(16))
     with pytest.raises(SafetensorError):
         safe_open(path, "np")

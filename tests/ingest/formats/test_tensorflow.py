@@ -79,7 +79,7 @@ def test_graph_of_a_training_gives_the_averages_that_are_used(written, part):
     assert [layer.conv_depth_norm for layer in weights.layers] == [0, 1]
 
 
-def test_checkpoint_without_a_graph_tells_names_and_shapes(written):
+def test_checkpoint_without_a_graph_has_names_and_shapes(written):
     weights = formats.read(written / "ckpt2.index")
     truth = np.load(written / "net.npz")
     layers = {layer.name: layer for layer in weights.layers}
@@ -125,7 +125,7 @@ def test_index_under_another_name(copied):
 )
 @QUICK
 @given(data=st.data())
-def test_damaged_files_are_told_as_such(copied, read_all, name, data):
+def test_damaged_files_are_reported_as_such(copied, read_all, name, data):
     path = copied / name
     original = path.read_bytes()
     broken = bytearray(original)
@@ -382,7 +382,7 @@ def test_keys_that_would_fill_the_memory(tmp_path):
         Bundle(path.with_name("m"))
 
 
-def test_names_that_tell_a_layer(tmp_path):
+def test_names_that_identify_a_layer(tmp_path):
     zeros = np.zeros
     arrays = {
         b"conv1d/kernel": zeros((3, 4, 4)),
@@ -398,8 +398,8 @@ def test_names_that_tell_a_layer(tmp_path):
     }
     entries = [(key, 1, array.shape, array.astype("<f4").tobytes()) for key, array in arrays.items()]
     weights = formats.read(checkpoint(tmp_path, entries))
-    told = {layer.name: (layer.kind, layer.shape) for layer in weights.layers}
-    assert told == {
+    stated = {layer.name: (layer.kind, layer.shape) for layer in weights.layers}
+    assert stated == {
         "deconv": ("transposed", (5, 7, 3, 3)),
         "mobile": ("depthwise", (6, 1, 3, 3)),
         "sep/depthwise_kernel": ("depthwise", (12, 1, 3, 3)),
@@ -461,7 +461,7 @@ def test_depth_is_the_longest_path(seed):
         else:
             nodes.append(Operation(name, "Add", [*taken, "^n0"] if i > 3 else taken))
         longest[name] = 1 + max(longest[other] for other in taken)
-    rng.shuffle(nodes)  # the order of a file tells nothing
+    rng.shuffle(nodes)  # the order of a file proves nothing
     convolutions = {one.name for one in nodes if one.op == "Conv2D"}
     assert depths(nodes) == {name: depth for name, depth in longest.items() if name in convolutions}
 

@@ -22,7 +22,7 @@ def test_graph_models_compute_what_tensorflow_computes(written, assert_same_netw
     assert weights.parameters == sum(truth[name].size for name in truth.files if "/" in name)
 
 
-def test_integers_stand_for_numbers_within_half_a_step(written):
+def test_integers_represent_numbers_within_half_a_step(written):
     exact, quantised = (formats.read(written / folder).layers for folder in ("tfjs_graph", "tfjs_u8"))
     manifest = json.loads((written / "tfjs_u8/model.json").read_text())["weightsManifest"]
     entries = manifest[0]["weights"]
@@ -35,7 +35,7 @@ def test_integers_stand_for_numbers_within_half_a_step(written):
         assert 0 < error <= 1.51 * step
 
 
-def test_layers_models_tell_the_classes_of_their_layers(written):
+def test_layers_models_state_the_classes_of_their_layers(written):
     weights = formats.read(written / "tfjs_layers")
     truth = np.load(written / "keras3.npz")
     assert [(layer.name, layer.kind) for layer in weights.layers] == [
@@ -88,7 +88,7 @@ def test_shards_that_are_missing_or_cut_off(model):
         formats.read(path)
 
 
-def test_strings_among_the_weights_are_passed_over(model):
+def test_strings_among_the_weights_are_skipped(model):
     content = [len(text).to_bytes(4, "little") + text for text in (b"one", b"", b"three")]
 
     def edit(json):
@@ -105,7 +105,7 @@ def test_strings_among_the_weights_are_passed_over(model):
 
 @QUICK
 @given(data=st.data())
-def test_damaged_models_are_told_as_such(model, read_all, data):
+def test_damaged_models_are_reported_as_such(model, read_all, data):
     original = model(lambda content: None).read_bytes()
 
     def edit(content):

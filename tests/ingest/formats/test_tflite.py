@@ -21,7 +21,7 @@ def test_layers_compute_what_tensorflow_computes(written, assert_same_network, n
     assert {layer.dtype for layer in weights.layers} == {dtype}
 
 
-def test_integers_stand_for_numbers_within_half_a_step(written):
+def test_integers_represent_numbers_within_half_a_step(written):
     weights = formats.read(written / "keras_i8.tflite")
     truth = np.load(written / "keras3.npz")
     names = ["c1/kernel", "sep/depthwise_kernel", "sep/pointwise_kernel", "up/kernel", "dw/kernel"]
@@ -293,7 +293,7 @@ def test_depth_sharing_and_what_is_left_out(path):
 
 @QUICK
 @given(data=st.data())
-def test_damaged_files_are_told_as_such(written, path, read_all, data):
+def test_damaged_files_are_reported_as_such(written, path, read_all, data):
     name = data.draw(st.sampled_from(["net.tflite", "keras_i8.tflite"]))
     broken = bytearray((written / name).read_bytes())
     for place in data.draw(st.lists(st.integers(8, len(broken) - 1), min_size=1, max_size=8)):

@@ -329,7 +329,7 @@ def quantized(kind):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 @pytest.mark.parametrize("kind", ["tensor", "int32", "channels", "axis 1", "float", "last"])
-def test_quantized_weights_are_what_they_stand_for(tmp_path, layout, kind):
+def test_quantized_weights_are_what_they_represent(tmp_path, layout, kind):
     value = quantized(kind)
     if kind == "last":
         value = value.contiguous(memory_format=torch.channels_last)
@@ -702,7 +702,7 @@ def test_an_honest_crafted_file_can_be_read(tmp_path):
         ({"cls": "Tensor"}, "unknown type of storage"),
     ],
 )
-def test_lies_about_sizes(tmp_path, lie, message):
+def test_false_sizes(tmp_path, lie, message):
     path = crafted(tmp_path / "net.pt", **lie)
     with pytest.raises(WeightFileError, match=message) as caught:
         read(path)
@@ -757,7 +757,7 @@ def test_views_of_storages_in_legacy_files(tmp_path):
             read(path)
 
 
-def test_lies_in_legacy_files(tmp_path):
+def test_false_sizes_in_legacy_files(tmp_path):
     state = {"a.weight": torch.randn(8, 8, 3, 3)}
     path = save(state, tmp_path / "net.pt", "torch-legacy")
     good = path.read_bytes()

@@ -128,7 +128,7 @@ def write(module, path):
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", NETWORKS)
-def test_what_the_code_tells_is_what_the_network_does(tmp_path, name, way):
+def test_what_the_code_says_is_what_the_network_does(tmp_path, name, way):
     torch.manual_seed(0)
     net = NETWORKS[name]().eval()
     expected = weights_from_module(net, torch.zeros(1, 3, 32, 32))
@@ -174,7 +174,7 @@ def test_layers_that_are_never_used_have_no_depth(tmp_path):
     ]
 
 
-def test_parameters_are_told_from_buffers(tmp_path):
+def test_parameters_are_kept_apart_from_buffers(tmp_path):
     class Net(nn.Module):
         def __init__(self):
             super().__init__()

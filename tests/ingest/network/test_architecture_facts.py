@@ -38,12 +38,12 @@ def test_a_file_is_described_as_its_module_is(prefix):
     found = described(weights_from_state_dict(state), known)
     expected = weights_from_module(module).layers
     layers = found.layers[: len(expected)]
-    for layer, told in zip(layers, expected, strict=True):
-        name = prefix + told.name
+    for layer, wanted in zip(layers, expected, strict=True):
+        name = prefix + wanted.name
         assert layer.name in (name, name.replace("alias", "body"), name.replace("body", "alias"))
         for fact in ("shape", "kind", "groups", "in_channels", "stride", "conv_depth", "conv_depth_norm", "dead"):
-            assert getattr(layer, fact) == getattr(told, fact), fact
-        np.testing.assert_array_equal(layer.read(), told.read())
+            assert getattr(layer, fact) == getattr(wanted, fact), fact
+        np.testing.assert_array_equal(layer.read(), wanted.read())
     assert [layer.name for layer in found.layers[len(expected) :]] == (["other.conv"] if prefix else [])
     assert any("shares the weight" in one.reason for one in found.skipped)
     assert [layer.dead for layer in layers] == [False] * 4 + [True]

@@ -133,7 +133,7 @@ def test_networks_side_by_side_are_all_taken():
     assert read([FLAT, FLAT])[0] == [named("0"), named("1")]
 
 
-def test_what_lies_beside_the_main_network_is_told():
+def test_what_is_beside_the_main_network_is_reported():
     found, skipped = read({"step": {"model": FLAT, "discriminator": FLAT, "best_model": FLAT}})
     assert found == [NAMES]
     assert skipped == {
@@ -142,7 +142,7 @@ def test_what_lies_beside_the_main_network_is_told():
     }
 
 
-def test_networks_of_the_loss_are_told_and_left_out():
+def test_networks_of_the_loss_are_reported_and_left_out():
     found, skipped = read({"state_dict": below("decoder") | below("loss.perceptual_loss.net") | below("encoder")})
     assert found == [[*named("decoder"), *named("encoder")]]
     assert skipped == {"loss": "used only in training"}
@@ -193,7 +193,7 @@ def test_without_kernels_there_is_no_network(root):
     assert read(root) == ([], {})
 
 
-def test_keys_that_are_no_names_are_passed_over():
+def test_keys_that_are_no_names_are_skipped():
     assert read({("a", 1): FLAT, 2: {"conv.weight": KERNEL}, None: KERNEL})[0] == [["conv.weight"]]
 
 
@@ -328,7 +328,7 @@ def test_hostile_nesting_without_kernels_ends_soon():
     assert time.perf_counter() - start < 20
 
 
-def test_long_logs_are_passed_over():
+def test_long_logs_are_skipped():
     log = [(step, 0.5) for step in range(400_000)]
     assert read({"all": {"model": FLAT, "log": log}, "more": log})[0] == [NAMES]
 

@@ -11,7 +11,7 @@ from cnnfilterdb.ingest.network.composition import Weight, compose, parameters
 from cnnfilterdb.ingest.network.extract import weights_from_module, weights_from_state_dict
 from cnnfilterdb.ingest.network.layers import Skipped, Tensor
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # the older weight_norm is told to be so
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # the older weight_norm is deprecated
 
 
 def tensors(**arrays):
@@ -152,7 +152,7 @@ def test_zero_weights_stay_finite():
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # PyTorch will give up these types; files of them stay
 @pytest.mark.parametrize("per_channel", [False, True])
-def test_quantised_weights_are_read_as_the_numbers_they_stand_for(per_channel):
+def test_quantised_weights_are_read_as_the_numbers_they_represent(per_channel):
     torch.manual_seed(0)
     weight = torch.randn(8, 3, 3, 3)
     quantised = (
@@ -205,7 +205,7 @@ def test_gain_of_scaled_standardisation_is_flagged_and_the_stored_weight_kept():
         ((8, 3, 3, 3), "a.weight_orig", "an unknown parametrisation"),
     ],
 )
-def test_what_is_left_out_is_told_with_the_reason(shape, name, reason):
+def test_what_is_left_out_is_reported_with_the_reason(shape, name, reason):
     index = {name: Tensor(name, shape, "float32", read=lambda: np.zeros(shape, np.float32))}
     found = compose(index[name], index)
     assert isinstance(found, Skipped)
@@ -247,7 +247,7 @@ def test_what_does_not_look_like_a_convolution_is_not_mentioned(name, shape):
     assert compose(index[name], index) is None
 
 
-def test_integers_and_buffers_are_told():
+def test_integers_and_buffers_are_reported():
     whole = Tensor("a.weight", (8, 3, 3, 3), "int8", read=lambda: np.ones((8, 3, 3, 3), np.int8))
     buffer = Tensor("b.weight", (8, 3, 3, 3), "float32", read=lambda: np.ones((8, 3, 3, 3)), parameter=False)
     table = Tensor("c.table", (8, 3, 3, 3), "int64", read=lambda: np.ones((8, 3, 3, 3), np.int64))

@@ -108,7 +108,7 @@ class Unfolded(Chain):
         return torch.einsum("ok,nkl->nol", self.b.weight.flatten(1), columns)
 
 
-def test_without_a_convolution_in_the_graph_the_order_tells():
+def test_without_a_convolution_in_the_graph_the_order_decides():
     assert facts(Unfolded()) == ORDER
 
 
@@ -222,7 +222,7 @@ def test_gradient_checkpoints():
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("wrap", [lambda module: module, lambda module: nn.Sequential(nn.Conv2d(3, 3, 3), module)])
-def test_compiled_code_tells_nothing(wrap):
+def test_compiled_code_says_nothing(wrap):
     module = wrap(torch.jit.script(Chain()))
     found = facts(module)
     assert len(found) == sum(parameter.dim() == 4 for parameter in module.parameters())

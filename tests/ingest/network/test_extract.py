@@ -258,7 +258,7 @@ def test_standardised_layers_are_flagged_and_stored_as_they_are():
     ]
     for layer, part in zip(weights.layers, module, strict=True):
         np.testing.assert_array_equal(layer.read(), part.weight.detach().numpy())
-    # Without the class its gain still tells one of them
+    # Without the class its gain still identifies one of them
     assert [layer.weight_norm for layer in weights_from_state_dict(module.state_dict()).layers] == [
         "scaled_std",
         None,
@@ -266,7 +266,7 @@ def test_standardised_layers_are_flagged_and_stored_as_they_are():
     ]
 
 
-def test_shared_weights_are_stored_once_and_told():
+def test_shared_weights_are_stored_once_and_reported():
     shared = nn.Conv2d(8, 8, 3, padding=1)
     module = nn.Sequential(nn.Conv2d(3, 8, 3), shared, nn.ReLU(), shared)
     tied = nn.Conv2d(8, 8, 3)
@@ -340,7 +340,7 @@ def test_each_expert_of_a_mixture_is_a_layer():
     assert weights.parameters == sum(value.numel() for value in module.parameters())
 
 
-def test_shapes_alone_tell_all_but_the_weights():
+def test_shapes_alone_determine_all_but_the_weights():
     with torch.device("meta"):
         module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ConvTranspose2d(8, 4, 2, stride=2))
     weights = weights_from_module(module, shapes=True)
@@ -418,7 +418,7 @@ CHANNELS = st.sampled_from([1, 2, 3, 4, 6, 8, 12, 16])
 
 @st.composite
 def chains(draw):
-    """Layers in a row as people build them: with a bias or a norm, names that tell nothing."""
+    """Layers in a row as people build them: with a bias or a norm, names that say nothing."""
     channels = draw(st.sampled_from([1, 3, 4]))
     modules = []
     for number in range(draw(st.integers(1, 6))):
@@ -442,7 +442,7 @@ def chains(draw):
 
 @settings(max_examples=300, deadline=None)
 @given(chains())
-def test_shapes_never_tell_what_is_not_so(module):
+def test_shapes_never_suggest_what_is_not_so(module):
     found = by_name(weights_from_state_dict(module.state_dict()))
     for name, part in module.named_modules():
         if isinstance(part, nn.Conv2d | nn.ConvTranspose2d):
@@ -501,7 +501,7 @@ def test_many_bands_are_not_guessed():
 @pytest.mark.parametrize(
     ("entries", "expected"),
     [
-        # Bias and norm tell
+        # Bias and norm decide
         ([("a.weight", 8, 4, 2, 2), ("a.bias", 4)], ("transposed", 1)),
         ([("a.weight", 8, 2, 2, 2), ("a.bias", 4)], ("transposed", 2)),
         ([("first.b.weight", 8, 1, 4, 4), ("first.b.bias", 8)], ("depthwise", None)),
@@ -522,18 +522,18 @@ def test_many_bands_are_not_guessed():
     ],
 )
 def test_evidence_of_transposed_layers(entries, expected):
-    # After a layer of other channels, so that the chain of channels tells nothing
+    # After a layer of other channels, so that the chain of channels proves nothing
     found = kinds(("first.weight", 7, 3, 3, 3), ("fc.weight", 5, 7), *entries)
     assert found[entries[0][0].removesuffix(".weight")] == expected
 
 
-def test_chain_of_channels_tells_plain_layers():
+def test_chain_of_channels_identifies_plain_layers():
     found = kinds(("a.weight", 8, 3, 3, 3), ("up.weight", 16, 8, 2, 2), ("up2.weight", 4, 8, 2, 2))
     assert found["up"] == ("conv", 1)  # 8 come in
     assert found["up2"] == ("transposed", None)  # named so, and 16 come in
 
 
-def test_names_in_alphabetical_order_tell_less():
+def test_names_in_alphabetical_order_prove_less():
     entries = [
         ("bn1.weight", 64), ("conv1.weight", 64, 1, 7, 7), ("layers.0.weight", 64, 1, 3, 3),
         ("layers.1.weight", 64, 64, 1, 1), ("up.0.weight", 64, 32, 2, 2), ("up.1.weight", 32),
@@ -654,7 +654,7 @@ def test_published_architectures(create_model, name, depths):
     assert {layer.conv_depth for layer in weights.layers} == set(range(depths))
     assert not any(layer.dead for layer in weights.layers)
     assert weights.parameters == sum(parameter.numel() for parameter in module.parameters())
-    # Names and shapes alone tell less, and nothing else
+    # Names and shapes alone prove less, and nothing else
     truth = by_name(weights)
     for layer in weights_from_state_dict(module.state_dict()).layers:
         assert layer.kind in (None, truth[layer.name].kind)

@@ -104,7 +104,7 @@ def turned(conv):
 @pytest.mark.parametrize("way", ["module", "state_dict", "file", "safetensors"])
 def test_folded_kernels_are_those_of_pytorch(way, tmp_path):
     model = trained(Block())
-    model.bn2.eps = 1e-5 if way != "module" else 1e-3  # a file of tensors does not tell it
+    model.bn2.eps = 1e-5 if way != "module" else 1e-3  # a file of tensors does not state it
     if way == "module":
         weights = extract.weights_from_module(model)
     elif way == "state_dict":
@@ -181,7 +181,7 @@ def test_names_of_a_network_that_normalises_first_do_not_mislead(tmp_path):
     found = scales(extract.weights_from_state_dict(model.state_dict()))
     truth = scales(extract.weights_from_module(model))
     assert all(np.array_equal(found[name], truth[name]) for name in found)
-    save_file(model.state_dict(), tmp_path / "w.safetensors")  # in the order of the alphabet, nothing tells
+    save_file(model.state_dict(), tmp_path / "w.safetensors")  # in the order of the alphabet, nothing decides
     assert scales(formats.read(tmp_path / "w.safetensors")) == {}
 
 
@@ -214,7 +214,7 @@ def tensors(*entries):
         ([("bn1", 8), ("conv1", (8, 8, 3, 3))], []),  # the norm comes first
         ([("conv1", (8, 3, 3, 3)), ("conv2", (8, 8, 3, 3)), ("bn1", 8), ("bn2", 8)], ["conv1", "conv2"]),
         ([("x.conv", (8, 3, 3, 3)), ("x.bn", 8), ("x.norm", 8)], []),  # which of them?
-        # One pair contradicts, so that names that are alike tell nothing; neighbours still do
+        # One pair contradicts, so that names that are alike prove nothing; neighbours still do
         ([("x.conv1", (8, 3, 3, 3)), ("x.bn1", 8), ("y.bn1", 3), ("y.conv1", (8, 3, 3, 3))], ["x.conv1"]),
         ([("x.conv1", (8, 3, 3, 3)), ("x.fc", (8, 8)), ("x.bn1", 8), ("y.bn1", 3), ("y.conv1", (8, 3, 3, 3))], []),
     ],

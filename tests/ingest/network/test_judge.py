@@ -82,8 +82,8 @@ def test_a_network_comes_back_identical_or_is_left_out(tmp_path, layout, writer,
     kernels = [kernel for kernel, _ in layers.values()]
     # A chain of layers as wide as their kernels has the same shapes in two layouts, and (a, a, b, b) may be
     # (b, b, a, a): there names decide, for PyTorch. What has one axis larger than 1 says nothing
-    telling = [kernel.shape for kernel in kernels if sum(side > 1 for side in kernel.shape) > 1]
-    alike = all(shape[0] == shape[1] and shape[2] == shape[3] for shape in telling)
+    decisive = [kernel.shape for kernel in kernels if sum(side > 1 for side in kernel.shape) > 1]
+    alike = all(shape[0] == shape[1] and shape[2] == shape[3] for shape in decisive)
     if layout != "OIHW" and (alike or all(len(set(kernel.shape[1:])) == 1 for kernel in kernels)):
         return
     for layer in weights.layers:

@@ -87,7 +87,7 @@ def test_every_file_has_one_name_of_its_own(tmp_path_factory, names, roots):
     assert {source.resolve(name) for name in listed} == expected
 
 
-def test_facts_tell_no_folder(folder):
+def test_facts_name_no_folder(folder):
     source = FilesSource()
     source.list([str(folder)])
     facts = source.describe("thermal/net")
@@ -103,7 +103,7 @@ def test_a_path_is_a_name_too(folder):
 
 
 @pytest.mark.parametrize("pattern", ["missing.pt", "empty", "*.nothing", "**/*.pt"])
-def test_what_stands_for_nothing(tmp_path, monkeypatch, pattern):
+def test_what_matches_nothing(tmp_path, monkeypatch, pattern):
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UnknownModelError, match="is not a weight file and contains none"):
@@ -140,7 +140,7 @@ def test_suffixes_are_lower_case():
     assert all(suffix == suffix.lower() and suffix.startswith(".") for suffix in suffixes())
 
 
-def test_drives_of_windows_tell_files_apart():
+def test_drives_of_windows_keep_files_apart():
     found = {PureWindowsPath(path): ("a.pt",) for path in (r"C:\x\a.pt", r"D:\x\a.pt", r"\\server\share\x\a.pt")}
     names = _names(found)
     assert set(names.values()) == set(found)

@@ -76,7 +76,7 @@ def test_what_is_no_name(name):
         HubSource(offline=True).list([name])
 
 
-def test_a_repository_is_brought_once_at_its_commit(hub, source, client):
+def test_a_repository_is_downloaded_once_at_its_commit(hub, source, client):
     commit = hub.push(REPO, {"README.md": CARD, "model.safetensors": model()})
     hub_source = source()
     calls = []
@@ -150,7 +150,7 @@ def test_only_convolutions_are_read(hub, source):
     commit = hub.push(REPO, {"model.safetensors": whole})
     hub_source = source(partial=True)
     path = hub_source.resolve(REPO)
-    # The header and whatever lies in the first 64 KiB, and the kernels
+    # The header and whatever is in the first 64 KiB, and the kernels
     assert hub.sent < 200_000 < len(whole) / 10
     assert path.stat().st_size < 10_000
     weights = hub_source.enrich(REPO, formats.read(path))
@@ -171,7 +171,7 @@ def test_only_convolutions_are_read(hub, source):
     assert source().resolve(REPO).read_bytes() == whole
 
 
-def test_partial_reading_goes_on_where_it_was_cut(hub, source, client, monkeypatch):
+def test_partial_reading_resumes_where_it_was_cut(hub, source, client, monkeypatch):
     monkeypatch.setattr("cnnfilterdb.ingest.fetch.partial_safetensors._BLOCK", 2000)
     hub.push(REPO, {"model.safetensors": model(big=100_000)})
     # The header and the first blocks come, then the network goes
@@ -193,13 +193,13 @@ def test_partial_reading_without_ranges_takes_the_whole(hub, source):
     assert source(partial=True).resolve(REPO).read_bytes() == model()
 
 
-def test_a_damaged_header_is_told(hub, source):
+def test_a_damaged_header_is_reported(hub, source):
     hub.push(REPO, {"model.safetensors": b"<html>not a model</html>"})
     with pytest.raises(WeightFileError, match="not a safetensors file"):
         source(partial=True).resolve(REPO)
 
 
-def test_a_cut_connection_is_gone_on_with(hub, source):
+def test_a_cut_connection_is_resumed(hub, source):
     hub.push(REPO, {"model.safetensors": model(big=500_000)})
     hub.faults.append(("GET /store", hub.Fault(cut=15_000_000)))
     assert source().resolve(REPO).read_bytes() == model(big=500_000)
@@ -214,7 +214,7 @@ def test_too_many_requests_are_waited_for(hub, source, request_of):
     assert any(seconds in (7.0, 8.0) for seconds in hub.waits) or request_of.startswith("HEAD")
 
 
-def test_garbled_bytes_are_brought_again_and_then_refused(hub, source):
+def test_garbled_bytes_are_downloaded_again_and_then_refused(hub, source):
     hub.push(REPO, {"model.safetensors": model()})
     hub.faults.append(("GET /store", hub.Fault(garble=True)))
     assert source().resolve(REPO).read_bytes() == model()

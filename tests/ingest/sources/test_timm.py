@@ -150,10 +150,10 @@ TOKENS = {
 def test_data_sets_are_those_of_the_tags():
     unknown = []
     for model in catalog.models("timm"):
-        told = [TOKENS[token] for token in model.origin["tag"].split("_") if token in TOKENS]
+        stated = [TOKENS[token] for token in model.origin["tag"].split("_") if token in TOKENS]
         found = [text for text in (model.facts.pretraining_dataset, model.facts.training_dataset) if text]
-        assert "; ".join(found) == "; ".join(told), model.name
-        if not told:
+        assert "; ".join(found) == "; ".join(stated), model.name
+        if not stated:
             unknown.append(model.name)
     assert len(unknown) == 6
 
@@ -363,7 +363,7 @@ def test_offline_names_the_remedy(source):
         source().resolve("ResNet18.a1_in1k")
 
 
-def test_without_timm_the_layers_come_as_the_file_tells():
+def test_without_timm_the_layers_come_as_in_the_file():
     """In a process that cannot import timm, and that never imports PyTorch."""
     script = """
 import sys

@@ -1,4 +1,4 @@
-"""Files at addresses of the web, brought from a loopback server, in the formats in which they are published."""
+"""Files at addresses of the web, downloaded from a loopback server, in the formats in which they are published."""
 
 from __future__ import annotations
 
@@ -307,7 +307,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Couldn't retrieve source code")
 LEGACY = {"_use_new_zipfile_serialization": False}
 
 
-def brought(source, name="net"):
+def imported(source, name="net"):
     """A model as the database would get it."""
     return source.enrich(name, formats.read(source.resolve(name)))
 
@@ -434,7 +434,7 @@ def test_counts_are_those_of_the_architecture(make, library, caplog, model_id, b
     assert {layer.depth_source for layer in layers if not layer.dead} == {"order"}
 
 
-def test_another_network_under_the_name_is_told(make, caplog):
+def test_another_network_under_the_name_is_reported(make, caplog):
     model = described("custom/buda-unet")
     weights = weights_from_state_dict(BudaUNet(4).state_dict())
     make(model).enrich(model.name, weights)
@@ -452,7 +452,7 @@ def test_whole_pickled_modules_without_their_library(make, offer, library, optio
     truth = weights_from_module(network, torch.zeros(1, 1, 64, 64))
     for name in ("torchxrayvision", "torchxrayvision.models"):
         sys.modules.pop(name)
-    weights = brought(make(entry(execution_order="yes")))
+    weights = imported(make(entry(execution_order="yes")))
     assert "torchxrayvision" not in sys.modules
     assert weights.format == ("torch-legacy" if options else "torch-zip")
     state = network.state_dict()
@@ -469,7 +469,7 @@ def test_whole_pickled_modules_without_their_library(make, offer, library, optio
 def test_layers_that_are_never_executed(make, offer):
     network = LungUNet(wf=2).eval()
     offer(saved(network.state_dict()))
-    weights = brought(make(entry(dead="*residual_input_conv", execution_order="yes")))
+    weights = imported(make(entry(dead="*residual_input_conv", execution_order="yes")))
     truth = weights_from_module(network, torch.zeros(1, 1, 64, 64))
     dead = {layer.name for layer in weights.layers if layer.dead}
     assert len(dead) == 13
@@ -484,7 +484,7 @@ def test_layers_that_are_never_executed(make, offer):
 def test_the_unet_for_brain_mri(make, offer):
     network = BudaUNet(4).eval()
     offer(saved(network.state_dict()))
-    layers = brought(make(entry(execution_order="yes"))).layers
+    layers = imported(make(entry(execution_order="yes"))).layers
     truth = weights_from_module(network, torch.zeros(1, 3, 64, 64)).layers
     assert [layer.name for layer in layers] == [layer.name for layer in truth]
     assert [layer.conv_depth for layer in layers] == [layer.conv_depth for layer in truth]
@@ -497,12 +497,12 @@ def test_keras_files_of_compnet(make, tmp_path, graph):
     (tmp_path / "net.h5").write_bytes(data)
     link = "https://drive.google.com/file/d/1o70/view"
     source = make(entry(file="net.h5", urls="", manual=link, execution_order="yes"), folder=tmp_path)
-    weights = brought(source)
+    weights = imported(source)
     assert weights.format == "keras-h5"
     by_name = {layer.name: layer for layer in weights.layers}
     np.testing.assert_array_equal(by_name["conv2d_1"].read(), arrays["conv2d_1"].transpose(3, 2, 0, 1))
     assert by_name["conv2d_transpose_1"].kind == "transposed"
-    # What a file tells of its graph goes before its order
+    # What a file says about its graph precedes its order
     assert {layer.depth_source for layer in weights.layers} == {"graph" if graph else "order"}
     assert [layer.conv_depth for layer in weights.layers] == [0, 1, 2]
 
@@ -512,7 +512,7 @@ def test_archives_of_torchscript(make, offer):
     buffer = io.BytesIO()
     torch.jit.save(torch.jit.trace(network, torch.zeros(1, 1, 16, 16)), buffer)
     offer(buffer.getvalue())
-    weights = brought(make(entry()))
+    weights = imported(make(entry()))
     assert weights.format == "torchscript"
     assert [layer.shape for layer in weights.layers] == [(8, 1, 3, 3), (4, 8, 3, 3)]
 
@@ -525,12 +525,12 @@ def test_checkpoints_of_lightning(make, offer):
     }
     checkpoint = {"epoch": 3, "pytorch-lightning_version": "1.9", "state_dict": state, "optimizer_states": []}
     offer(saved(checkpoint))
-    weights = brought(make(entry(drop="loss.*")))
+    weights = imported(make(entry(drop="loss.*")))
     assert [layer.name for layer in weights.layers] == ["encoder.conv_in"]
     # The prefix of a wrapper goes
     offer(saved({"state_dict": {"model.conv1.weight": torch.randn(8, 3, 7, 7)}}), URL.replace("net", "other"))
     source = make(entry(file="other.pt", urls=URL.replace("net", "other")))
-    assert [layer.name for layer in brought(source).layers] == ["conv1"]
+    assert [layer.name for layer in imported(source).layers] == ["conv1"]
 
 
 def test_what_is_no_part_of_the_network_is_left_out(make):
@@ -542,7 +542,7 @@ def test_what_is_no_part_of_the_network_is_left_out(make):
 
 
 def test_nothing_is_made_up(make):
-    """Without knowledge in the catalog, layers stay as the file tells them."""
+    """Without knowledge in the catalog, layers stay as the file states them."""
     weights = weights_from_state_dict({"a.weight": np.ones((4, 4, 3, 3), "f4")})
     assert make(entry()).enrich("net", weights).layers == weights.layers
 
@@ -583,7 +583,7 @@ def test_a_cut_connection_is_resumed(index_server, packaging, make, offer):
     index_server.fail(place, packaging.Fault(cut=70_000), packaging.Fault(cut=30_000))
     make(entry(sha256=SHA256)).resolve("net", lambda *call: calls.append(call))
     assert [request.range for request in index_server.requests] == [None, "bytes=70000-", "bytes=100000-"]
-    # The server told the size
+    # The server stated the size
     assert calls[-1] == (len(DATA), len(DATA))
 
 
@@ -596,7 +596,7 @@ def test_without_a_hash_the_validator_vouches_for_a_part(index_server, packaging
 
 
 @pytest.mark.parametrize("validator", [{}, {"ETag": '"two"'}, {"ETag": 'W/"one"'}])
-def test_without_a_hash_a_part_of_another_file_is_not_gone_on_with(index_server, packaging, make, offer, validator):
+def test_without_a_hash_a_part_of_another_file_is_not_resumed(index_server, packaging, make, offer, validator):
     place = offer(DATA[::-1])
     first = packaging.Fault(headers={"ETag": '"one"'} if validator.get("ETag") == '"two"' else validator, cut=70_000)
     index_server.fail(place, first, *[packaging.Fault(403)] * 9)
@@ -608,7 +608,7 @@ def test_without_a_hash_a_part_of_another_file_is_not_gone_on_with(index_server,
     assert make(entry()).resolve("net").read_bytes() == DATA
 
 
-def test_an_earlier_run_is_gone_on_with(index_server, packaging, make, offer):
+def test_an_earlier_run_is_resumed(index_server, packaging, make, offer):
     place = offer()
     index_server.fail(place, packaging.Fault(cut=70_000), packaging.Fault(403))
     with pytest.raises(DownloadError, match="403"):
@@ -679,7 +679,7 @@ def test_files_of_unannounced_length(index_server, make, lengthless, tmp_path):
     source = make(entry(), mirror=f"{lengthless}/chunked", cache=Cache(tmp_path / "chunked"))
     assert source.resolve("net", lambda *call: calls.append(call)).read_bytes() == DATA
     assert calls[-1] == (len(DATA), None)
-    # Where only the closed connection tells the end, it must be the end of something known
+    # Where only the closed connection marks the end, it must be the end of something known
     source = make(entry(sha256_prefix=SHA256[:8]), mirror=f"{lengthless}/closed")
     assert source.resolve("net").read_bytes() == DATA
     with pytest.raises(DownloadError, match="sent no size and no checksum is known"):
@@ -718,8 +718,8 @@ def test_trust_on_first_use(index_server, make, offer, tmp_path, known):
     path = source.resolve("net")
     assert source.describe("net").weights_sha256 == SHA256
     record = tmp_path / "cache" / "trusted" / "custom_net.pt.json"
-    told = json.loads(record.read_text())
-    assert (told["sha256"], told["bytes"], told["url"]) == (SHA256, len(DATA), URL)
+    stated = json.loads(record.read_text())
+    assert (stated["sha256"], stated["bytes"], stated["url"]) == (SHA256, len(DATA), URL)
     # Another run needs no network
     again = make(entry(**known), offline=True)
     assert again.describe("net").weights_sha256 == SHA256
@@ -738,7 +738,7 @@ def test_a_file_that_changed_since_is_refused_until_accepted(make, offer, tmp_pa
     assert make(entry()).resolve("net").read_bytes() == DATA[::-1]
 
 
-def test_a_harmed_record(make, offer, tmp_path):
+def test_a_damaged_record(make, offer, tmp_path):
     record = tmp_path / "cache" / "trusted" / "custom_net.pt.json"
     record.parent.mkdir(parents=True)
     record.write_text("[]")
@@ -747,7 +747,7 @@ def test_a_harmed_record(make, offer, tmp_path):
         make(entry()).resolve("net")
 
 
-def test_a_harmed_file_is_brought_again(index_server, make, offer):
+def test_a_damaged_file_is_downloaded_again(index_server, make, offer):
     offer()
     path = make(entry()).resolve("net")
     path.write_bytes(b"harmed")
@@ -777,7 +777,7 @@ def test_a_folder_goes_before_the_network(index_server, make, offer, tmp_path):
         make(entry(sha256_prefix=SHA256[:8]), folder=tmp_path).resolve("net")
     with pytest.raises(DownloadError, match="nowhere: no such folder"):
         make(entry(), folder=tmp_path / "nowhere").resolve("net")
-    # What is not in it is brought
+    # What is not in it is downloaded
     (tmp_path / "empty").mkdir()
     assert make(entry(), folder=tmp_path / "empty").resolve("net").read_bytes() == DATA
 

@@ -91,6 +91,7 @@ class Connection:
         self._lock = threading.RLock()
         self._root: duckdb.DuckDBPyConnection | None = None
         self._created: dict[str, str] = {}  # definitions by name, as they were created
+        self._commented: set[str] = set()  # those of them that have their comments
         _connections.add(self)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -111,7 +112,7 @@ class Connection:
         with self._lock:
             if self._root is not None:
                 self._root.close()
-            self._root, self._created = None, {}
+            self._root, self._created, self._commented = None, {}, set()
 
     def connect(self, query: str) -> duckdb.DuckDBPyConnection:
         """A new cursor, on which the views and macros that a query names are up to date.
@@ -158,6 +159,12 @@ class Connection:
                         raise self._unreadable(error) from None
                 else:
                     self._created[one.name] = one.text
+                    self._commented.discard(one.name)
+            if named & sql.COMMENTED:
+                # Nobody else sees them, and there are hundreds.
+                uncommented = [known[name] for name in self._created if name in known and name not in self._commented]
+                cursor.execute("".join(one.comments for one in uncommented))
+                self._commented.update(one.name for one in uncommented)
             if named & _CHANGING:
                 self._created = {}
             return cursor

@@ -27,6 +27,7 @@ __all__ = [
     "MAX_KERNEL_WEIGHTS",
     "MODELS",
     "PAPERS_LAYER",
+    "UNITS",
     "ModelFacts",
     "check_fact_types",
     "check_format",
@@ -275,6 +276,30 @@ HISTOGRAMS = pa.schema(
         _field("above", pa.list_(pa.int64()), "per component, coefficients right of the range", nullable=False),
     ]
 )
+
+#: Units of the columns, by name: a column has the same one in every table. Scaled weights are divided by the largest
+#: absolute weight of their kernel.
+UNITS = {
+    **dict.fromkeys(["parameters", "conv_layers", "stored_filters", "filters", "layers", "bins", "levels"], "count"),
+    **dict.fromkeys(["in_channels", "out_channels", "groups", "binary_filters", "nonsparse_filters"], "count"),
+    **dict.fromkeys(["counts", "below", "above"], "count"),
+    **dict.fromkeys(["kernel_h", "kernel_w", "stride_h", "stride_w", "dilation_h", "dilation_w"], "pixels"),
+    **dict.fromkeys(["layer", "out_channel", "in_channel", "sequence"], "number"),
+    **dict.fromkeys(["created_at", "ingested_at"], "UTC"),
+    **dict.fromkeys(["sparsity", "explained_variance_ratio"], "share, 0 to 1"),
+    **dict.fromkeys(["variance_entropy", "variance_entropy_clean", "variance_entropy_scaled"], "base 10"),
+    **dict.fromkeys(["norm_l1", "norm_l2", "raw_mean", "w0"], "unit of the weights"),
+    **dict.fromkeys(["scaled_mean", "nonsparse_mean", "mean", "low", "high"], "scaled weights"),
+    **dict.fromkeys(["scaled_scatter", "nonsparse_scatter", "explained_variance"], "scaled weights, squared"),
+    "components": "unit vectors",
+    "conv_depth": "rank",
+    "conv_depth_norm": "0 to 1",
+    "isotropy": "probability",
+    "metrics": "as published",
+    "orthogonality": "0 to 1",
+    "randomness_threshold": "base 10",
+    "raw_variance": "unit of the weights, squared",
+}
 
 
 #: Facts that can be annotated: all of :class:`ModelFacts` that are text and not about the file.

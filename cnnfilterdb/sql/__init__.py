@@ -21,9 +21,11 @@ from string import Template
 
 from cnnfilterdb import paths
 from cnnfilterdb.schema import ANNOTATED, PAPERS_LAYER, indexable, weight_columns
+from cnnfilterdb.sql.documentation import comments
 from cnnfilterdb.sql.expressions import check_confined, expression
 
 __all__ = [
+    "COMMENTED",
     "LISTING",
     "NEEDS_INDEX",
     "Definition",
@@ -74,6 +76,9 @@ LISTING = frozenset(
     }
 )
 
+#: Those of them that show comments.
+COMMENTED = frozenset({"duckdb_columns", "duckdb_functions", "duckdb_views", "information_schema", "pg_catalog"})
+
 _STATEMENT = re.compile(r"^CREATE OR REPLACE (?:VIEW|MACRO) \"?(\w+)", re.MULTILINE)
 _NO_NAMES = re.compile(r"--.*|'(?:[^']|'')*'")  # comments and texts
 
@@ -123,6 +128,11 @@ class Definition:
     def words(self) -> frozenset[str]:
         """The words in its statement."""
         return identifiers_in(_NO_NAMES.sub("", self.text))
+
+    @cached_property
+    def comments(self) -> str:
+        """The ``COMMENT ON`` statements for it and its columns."""
+        return comments(self.text)
 
 
 def identifiers_in(text: str) -> frozenset[str]:
@@ -289,7 +299,7 @@ def render(
     published: bool = False,
     shards: Mapping[str, Sequence[str]] | None = None,
 ) -> str:
-    """The text of ``init.sql``: all definitions, with the location of the database.
+    """The text of ``init.sql``: all definitions with their comments, and the location of the database.
 
     A client may set the variable ``cnnfilterdb_path`` beforehand to override the location, for instance when the folder
     has moved.
@@ -303,4 +313,5 @@ def render(
     """
     head = _template("head.sql").substitute(path=literal(location))
     found = definitions(kernels, annotated=annotated, published=published, shards=shards)
-    return head + "".join(f"\n{one.text}" if one.text.startswith("--") else one.text for one in found.values())
+    text = "".join(f"\n{one.text}" if one.text.startswith("--") else one.text for one in found.values())
+    return f"{head}{text}\n{''.join(one.comments for one in found.values())}"

@@ -1,5 +1,7 @@
 
 -- SVD coefficients of the $kernel filters in the current basis: components times (scaled filter - mean).
+-- Source: CNN Filter DB (arXiv 2203.15331).
+-- Example: SELECT model_id, layer, out_channel, in_channel, round(c0, 3) AS c0, round(c1, 3) AS c1 FROM coefficients_$kernel LIMIT 3
 CREATE OR REPLACE VIEW coefficients_$kernel AS
 WITH basis AS (
     SELECT list_transform(found, lambda row: row.component) AS components,

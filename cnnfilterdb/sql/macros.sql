@@ -1,11 +1,14 @@
 
 -- ------------------------------------------------------------------------------------------------ scalar macros
--- A kernel divided by its largest absolute weight; a kernel of zeros is returned unchanged.
+-- A kernel, w, divided by its largest absolute weight; a kernel of zeros is returned unchanged.
+-- Source: CNN Filter DB (arXiv 2203.15331).
+-- Example: SELECT scale_filter([1, 0, -4]) AS scaled
 CREATE OR REPLACE MACRO scale_filter(w) AS list_transform(
     w, lambda x: x / coalesce(nullif(greatest(list_max(w), -list_min(w)), 0), 1)
 );
 
 -- The components of the current basis of a kernel size, each with its product with the mean.
+-- Example: SELECT len(basis_rows('3x3')) AS components
 CREATE OR REPLACE MACRO basis_rows(size) AS coalesce((
     SELECT list_transform(
         current_bases.components,
@@ -14,6 +17,8 @@ CREATE OR REPLACE MACRO basis_rows(size) AS coalesce((
 ), error('no basis for ' || size || ' kernels: run `cnnfilterdb index`'));
 
 -- SVD coefficients of one kernel, w, in the current basis of its size: a list. coefficients_3x3 has them for all filters.
+-- Source: CNN Filter DB (arXiv 2203.15331).
+-- Example: SELECT list_transform(svd_coefficients([1, 0, -1, 2, 0, -2, 1, 0, -1]), lambda c: round(c, 3)) AS coefficients
 CREATE OR REPLACE MACRO svd_coefficients(w, kernel := '3x3') AS list_transform(
     basis_rows(kernel),
     lambda row: list_inner_product(row.component, CAST(scale_filter(w) AS DOUBLE[])) - row.offset
@@ -30,6 +35,7 @@ CREATE OR REPLACE MACRO svd_coefficients(w, kernel := '3x3') AS list_transform(
 --   basis       id of a basis; NULL means the one in use for the kernel size
 
 -- Numbers of models, layers and filters of each group.
+-- Example: FROM group_sizes(domain)
 CREATE OR REPLACE MACRO group_sizes("by", "where" := true, kernel := '3x3', all_layers := false) AS TABLE
 SELECT "by" AS "group",
        count(DISTINCT facts.model_id) AS models,
@@ -43,6 +49,7 @@ GROUP BY ALL ORDER BY ALL;
 -- The histograms of each group, summed (and balanced), with their numbers of models, layers and filters. If a selected
 -- layer is not in the index, an error is raised; rows are never left out. `by_model` gives one row per group and model,
 -- balanced within the group.
+-- Example: SELECT "group", models, layers, filters, bins, len(counts) AS counts FROM group_histograms(domain)
 CREATE OR REPLACE MACRO group_histograms(
     "by", "where" := true, recipe := 'cvpr2022', balance := 'filters', kernel := '3x3', basis := NULL, all_layers := false,
     min_models := 1, min_filters := 1, by_model := false
@@ -118,6 +125,8 @@ ORDER BY "group", model_id;
 -- Shares of the coefficients of each group in each bin, one row per component. `share` uses the counts unchanged; in
 -- `p` empty bins get the density that the papers give them, the float32 machine epsilon, before p is scaled to sum to
 -- 1.
+-- Source: CNN Filter DB (arXiv 2203.15331).
+-- Example: SELECT "group", component, round(weight, 4) AS weight, round(list_max(p), 3) AS peak FROM group_probabilities(domain) WHERE component < 2
 CREATE OR REPLACE MACRO group_probabilities(
     "by", "where" := true, recipe := 'cvpr2022', balance := 'filters', kernel := '3x3', basis := NULL, all_layers := false,
     min_models := 1, min_filters := 1
@@ -148,6 +157,8 @@ ORDER BY "group", component;
 -- Symmetric KL divergence, in nats, of the coefficient distributions of every two groups: one row per cell of the
 -- matrix. `shift` sums, over components by weight, sum over bins of (p - q)(ln p - ln q); `directed` is KL(a, b) alone.
 -- Groups with fewer models or filters than `min_models` or `min_filters` are left out.
+-- Source: CNN Filter DB (arXiv 2203.15331); for recipe 'medneurips2022', arXiv 2210.13799.
+-- Example: SELECT group_a, group_b, round(shift, 3) AS shift, models_a, models_b, filters_a, filters_b FROM kl_shift(domain)
 CREATE OR REPLACE MACRO kl_shift(
     "by", "where" := true, recipe := 'cvpr2022', balance := 'filters', kernel := '3x3', basis := NULL, all_layers := false,
     min_models := 1, min_filters := 1
@@ -184,9 +195,11 @@ FROM crossed AS there JOIN crossed AS back ON there.a = back.b AND there.b = bac
 JOIN limited AS first ON first.number = there.a JOIN limited AS second ON second.number = there.b
 ORDER BY there.a, there.b;
 
--- The same, one row per component: the unweighted divergence, the weight of the component, and their product, `shift`.
--- Also unweighted: the directed divergence KL(a, b), the Jensen-Shannon divergence (both in nats), the total
--- variation distance (0 to 1) and the Wasserstein-1 distance (in units of the coefficients).
+-- The same as kl_shift, one row per component: the unweighted divergence, the weight of the component, and their
+-- product, `shift`. Also unweighted: the directed divergence KL(a, b), the Jensen-Shannon divergence (both in nats), the
+-- total variation distance (0 to 1) and the Wasserstein-1 distance (in units of the coefficients).
+-- Source: CNN Filter DB (arXiv 2203.15331).
+-- Example: SELECT component, round(divergence, 3) AS divergence, round(weight, 4) AS weight, round(shift, 4) AS shift FROM kl_shift_components(domain) WHERE group_a < group_b
 CREATE OR REPLACE MACRO kl_shift_components(
     "by", "where" := true, recipe := 'cvpr2022', balance := 'filters', kernel := '3x3', basis := NULL, all_layers := false,
     min_models := 1, min_filters := 1
@@ -235,6 +248,7 @@ ORDER BY number_a, number_b;
 
 -- Other measures of the distance between every two groups, each summed over components by weight: symmetric and
 -- directed KL divergence, Jensen-Shannon divergence, total variation distance, Wasserstein-1 distance.
+-- Example: SELECT group_a, group_b, round(jensen_shannon, 3) AS jensen_shannon, round(wasserstein, 3) AS wasserstein FROM shift_metrics(domain)
 CREATE OR REPLACE MACRO shift_metrics(
     "by", "where" := true, recipe := 'cvpr2022', balance := 'filters', kernel := '3x3', basis := NULL, all_layers := false,
     min_models := 1, min_filters := 1
@@ -246,7 +260,9 @@ FROM kl_shift_components("by", "where" := "where", recipe := recipe, balance := 
                          all_layers := all_layers, min_models := min_models, min_filters := min_filters)
 GROUP BY group_a, group_b ORDER BY group_a, group_b;
 
--- The `top` groups nearest to the group `group`, by symmetric KL divergence: nearest_groups(domain, 'thermal', top := 3)
+-- The `top` groups nearest to the group `group`, by symmetric KL divergence.
+-- Source: CNN Filter DB (arXiv 2203.15331).
+-- Example: SELECT "group", round(shift, 3) AS shift, models, filters FROM nearest_groups(domain, 'natural', top := 3)
 CREATE OR REPLACE MACRO nearest_groups(
     "by", "group", top := 10, "where" := true, recipe := 'cvpr2022', balance := 'filters', kernel := '3x3', basis := NULL,
     all_layers := false, min_models := 1, min_filters := 1

@@ -2,6 +2,7 @@
 -- The `top` $kernel filters most similar to `pattern`, a list of weights row by row. Similarity is the cosine, so a
 -- positive factor does not matter; with `sign`, no factor does; with `centred`, nor does an added constant. For rotations
 -- and reflections use db.nearest in Python.
+-- Example: SELECT round(similarity, 3) AS similarity, model_id, layer, out_channel, in_channel FROM nearest_$kernel(list_transform(range($size), lambda i: i % 3 - 1.0), top := 3)
 CREATE OR REPLACE MACRO nearest_$kernel(pattern, top := 10, sign := false, centred := false, "where" := true) AS TABLE
 WITH query AS MATERIALIZED (
     SELECT CAST(list_transform(pattern, lambda x: x - CASE WHEN centred THEN list_avg(pattern) ELSE 0 END) AS DOUBLE[$size]) AS target

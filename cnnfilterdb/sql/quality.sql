@@ -1,17 +1,26 @@
 -- ------------------------------------------------------------------------------------------------------ quality
--- Aggregate, over the kernels of one layer: the share of those whose weights are all below `threshold` times the
--- layer's largest. SELECT model_id, layer, sparsity(w) FROM filters_3x3 GROUP BY ALL
--- `rule` says whose code is followed where they differ: cvpr2022 (|w| less than the limit, so that a layer of zeros has
--- no sparse kernel), torchconvquality (the same, but a layer of zeros is sparse), cvprw2022 (less or equal) or
--- medneurips2022 (largest weights with their sign); see cnnfilterdb.stats.sparse_kernels.
+-- The weight of a kernel, w, that counts against the limit of sparsity: the largest absolute one, or with
+-- medneurips2022 the largest.
+-- Example: SELECT largest_weight([1, 0, -4]) AS largest, largest_weight([1, 0, -4], rule := 'medneurips2022') AS signed
 CREATE OR REPLACE MACRO largest_weight(w, rule := 'cvpr2022') AS
     CASE WHEN rule = 'medneurips2022' THEN list_max(w) ELSE greatest(list_max(w), -list_min(w)) END::FLOAT;
+
+-- Whether a kernel whose largest weight is `peak` is sparse, where the limit is `upper`.
+-- Example: SELECT is_small(0.001, 0.01, 'cvpr2022') AS sparse
 CREATE OR REPLACE MACRO is_small(peak, upper, rule) AS CASE
     WHEN rule IN ('cvpr2022', 'medneurips2022') THEN peak < upper::FLOAT
     WHEN rule = 'torchconvquality' THEN peak < upper::FLOAT OR upper = 0
     WHEN rule = 'cvprw2022' THEN peak <= upper::FLOAT
     ELSE error('rule: ''' || rule || ''' is not one of cvpr2022, torchconvquality, cvprw2022, medneurips2022')
 END;
+
+-- Aggregate, over the kernels of one layer: the share of those whose weights are all below `threshold` times the
+-- layer's largest.
+-- `rule` says whose code is followed where they differ: cvpr2022 (|w| less than the limit, so that a layer of zeros has
+-- no sparse kernel), torchconvquality (the same, but a layer of zeros is sparse), cvprw2022 (less or equal) or
+-- medneurips2022 (largest weights with their sign); see cnnfilterdb.stats.sparse_kernels.
+-- Source: CNN Filter DB (arXiv 2203.15331).
+-- Example: SELECT model_id, layer, sparsity(w, threshold := 0.2) AS sparsity FROM filters_3x3 GROUP BY ALL ORDER BY ALL
 CREATE OR REPLACE MACRO sparsity(w, threshold := 0.01, rule := 'cvpr2022') AS
     list_avg(list_transform(
         list(largest_weight(w, rule := rule)),
@@ -21,10 +30,10 @@ CREATE OR REPLACE MACRO sparsity(w, threshold := 0.01, rule := 'cvpr2022') AS
     ));
 
 -- The label of a layer: 'random' (entropy near or above that of random kernels), 'collapsed' (both of the next
--- two), 'sparse', 'repetitive' (low entropy) or 'regular'; NULL where it is undefined.
---   SELECT model_id, layer, degeneration(variance_entropy, randomness_threshold, sparsity, weights := kernel_h * kernel_w)
---   FROM layers
--- The same as cnnfilterdb.stats.degeneration, where the thresholds are explained.
+-- two), 'sparse', 'repetitive' (low entropy) or 'regular'; NULL where it is undefined. The same as
+-- cnnfilterdb.stats.degeneration, where the thresholds are explained.
+-- Source: CNN Filter DB (arXiv 2203.15331) for the quantities and the types of degeneration.
+-- Example: SELECT layer_name, degeneration(variance_entropy, randomness_threshold, sparsity, weights := kernel_h * kernel_w) AS label FROM layers WHERE stored AND model_id = 'custom/scans' ORDER BY layer
 CREATE OR REPLACE MACRO degeneration(
     variance_entropy, randomness_threshold, sparsity,
     weights := 9, margin := 0.02, low_entropy := 0.5, high_sparsity := 0.14
@@ -39,6 +48,7 @@ CREATE OR REPLACE MACRO degeneration(
 END;
 
 -- Whether a layer is quantised: its output channels have few different weights, at most `share` of their number.
+-- Example: SELECT is_quantised(16, 576) AS four_bits, is_quantised(NULL, 576) AS many_levels
 CREATE OR REPLACE MACRO is_quantised(levels, channel_weights, share := 0.5) AS
     levels IS NOT NULL AND levels <= share * channel_weights;
 
@@ -47,6 +57,8 @@ CREATE OR REPLACE MACRO is_quantised(levels, channel_weights, share := 0.5) AS
 -- repetitive_layers are the shares of layers with a label of `degeneration`, whose thresholds are arguments, among
 -- those that have one; degenerated_layers is random and collapsed together, quantised_layers the share of quantised
 -- layers among all.
+-- Source: CNN Filter DB (arXiv 2203.15331).
+-- Example: SELECT "group", models, layers, filters, round(sparsity, 3) AS sparsity, round(variance_entropy, 3) AS variance_entropy, round(orthogonality, 3) AS orthogonality FROM filter_quality(family)
 CREATE OR REPLACE MACRO filter_quality(
     "by", "where" := true, kernel := '3x3', all_layers := false,
     margin := 0.02, low_entropy := 0.5, high_sparsity := 0.14

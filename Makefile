@@ -1,6 +1,7 @@
 # make demo   imports trained models, prints their shifts by domain, writes a report
 # make test   runs the test suite
 # make check  runs linters and the type checker
+# make reference  builds the corpus of statistics that the package contains
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,7 +9,7 @@ DEMO := demo.db
 
 # make crash N=500   kills writing commands N times and checks the database after each
 
-.PHONY: crash demo test check bench clean
+.PHONY: crash demo test check bench reference clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -44,6 +45,10 @@ check: $(VENV)/installed-dev .types
 
 bench: $(VENV)/installed-dev
 	$(BIN)/python -m benchmarks
+
+# The corpus inside the package: imports the collection pypi (a download of 3 GB the first time) and writes its statistics.
+reference: $(VENV)/installed
+	$(BIN)/python scripts/reference.py
 
 N ?= 100
 crash: $(VENV)/installed-dev

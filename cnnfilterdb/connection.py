@@ -19,7 +19,7 @@ from cnnfilterdb.reports import Problem, Progress, printable
 from cnnfilterdb.scan.scan import FilterFiles
 from cnnfilterdb.scan.steady import Snapshot
 
-__all__ = ["Connection", "Storage"]
+__all__ = ["Connection", "PublishedStorage", "Storage"]
 
 #: Statements that may replace or drop one of our views; the views are created again after such a statement.
 _CHANGING = frozenset({"alter", "create", "detach", "drop", "use"})
@@ -65,6 +65,9 @@ class PublishedStorage(Storage, Protocol):
 
     def check(self, query: str) -> None:
         """Check the tables that a query may read."""
+
+    def require_filters(self) -> None:
+        """Make sure that it has the filters, not only their statistics."""
 
 
 class Connection:

@@ -15,7 +15,7 @@ from cnnfilterdb.analysis.bases import FittedBasis
 from cnnfilterdb.analysis.options import names_given, names_of
 from cnnfilterdb.errors import DamagedIndexError, DatabaseError, LockedError, NotADatabaseError, SelectionError
 from cnnfilterdb.reader import Reader
-from cnnfilterdb.release.release import Release, hub_address, is_release
+from cnnfilterdb.release.release import REFERENCE, Release, hub_address, is_release, reference_folder
 from cnnfilterdb.reports import IngestReport, Observer, Problem, Progress, TransferReport
 from cnnfilterdb.schema import ModelFacts, check_fact_types
 from cnnfilterdb.store import annotations as notes
@@ -503,7 +503,8 @@ def open(
 
     Args:
         path: The folder of a database or of a release, or the address of a release, such as
-            ``hf://datasets/owner/name@v1.0.0`` or ``s3://bucket/folder``.
+            ``hf://datasets/owner/name@v1.0.0`` or ``s3://bucket/folder``; or ``reference``, the corpus in the
+            package; ``./reference`` is a folder.
         read_only: True opens anything as a :class:`Reader`, which writes nothing; its SQL reads no other files, writes
             none, and changes no settings. False opens a folder as a
             :class:`FilterDB` and refuses a release. None chooses by what the path contains.
@@ -532,6 +533,8 @@ def open(
         raise SelectionError(f"{path}: a folder, which has no storage_options; leave them out")
     if read_only is False:
         return FilterDB(path)
+    if path == REFERENCE:
+        path = reference_folder()
     if is_release(path):
         release = Release.open(path, **(storage_options or {}))
         return Reader(release, release.bases, confined=bool(read_only))
@@ -619,6 +622,8 @@ def _merge(
 
 def _folder(path: str | Path) -> Path:
     """The absolute path of a folder to write to, so that it stays valid after a change of directory."""
+    if path == REFERENCE:
+        raise NotADatabaseError(f"{path}: the corpus in the package, which can only be read; ./{path} is a folder")
     if is_release(path):
         raise NotADatabaseError(f"{path}: a release, which can only be read; pull copies it into a folder")
     return Path(path).resolve()

@@ -47,12 +47,12 @@ DEFAULT_DB = "filters.db"
 
 
 class _Location(click.ParamType[Any]):
-    """A folder or an address; a path would change the slashes of an address."""
+    """A folder, an address, whose slashes a path would change, or the name of the corpus in the package."""
 
     name = "location"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | str:
-        return value if "://" in str(value) else Path(value)
+        return value if "://" in str(value) or value == "reference" else Path(value)
 
 
 def _remember(ctx: click.Context, param: click.Parameter, value: bool) -> bool:
@@ -63,7 +63,8 @@ def _remember(ctx: click.Context, param: click.Parameter, value: bool) -> bool:
 
 db_option = click.option(
     "--db", "path", type=_Location(), default=DEFAULT_DB, envvar="CNNFILTERDB", show_default=True,
-    show_envvar=True, metavar="DIR", help="Folder of the database, or address of a release (read-only).",
+    show_envvar=True, metavar="DIR",
+    help="Folder of the database, address of a release, or `reference`, the corpus in the package.",
 )  # fmt: skip
 compared_db_option = click.option(
     "--db", "path", type=_Location(), metavar="DIR", help="Compare with this database: a folder, or a release."

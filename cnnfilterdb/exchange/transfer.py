@@ -43,6 +43,8 @@ def merge(
     progress: Progress | None = None,
 ) -> TransferReport:
     """Copy the models of another database folder or of a release; see :func:`transfer` for the arguments."""
+    if isinstance(other, Release):
+        other.require_filters()
     settings: dict[str, Any] = {"drop_duplicates": drop_duplicates, "overwrite": overwrite, "progress": progress}
     origin = FolderOrigin(other) if isinstance(other, Store) else ReleaseOrigin(other)
     return transfer(store, origin, model_ids, **settings)

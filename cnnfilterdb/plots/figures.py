@@ -277,6 +277,7 @@ def _layers(db: Statistics, by: str, where: str | None, kernel: str, all_layers:
 def _bases(db: Statistics, by: str, where: str | None, kernel: str, all_layers: bool) -> dict[Any, Basis]:
     """A basis fitted on each group of at least two filters."""
     rows = groupings.selection(db._connect("facts"), Grouping(by, where, kernel, all_layers=all_layers))
+    db._require_moments(rows)
     labels = np.asarray(rows["group"].to_pylist(), dtype=object)
     bases = {}
     for label in sorted(set(labels.tolist())):

@@ -25,7 +25,7 @@ from cnnfilterdb.store.durable import sha256, writing
 from cnnfilterdb.store.folder import Store
 from cnnfilterdb.store.writer import HISTOGRAM_ENCODING, filter_settings
 
-__all__ = ["SIZES", "TableWriter", "plan", "write_filter_shards", "write_shards"]
+__all__ = ["SIZES", "TableWriter", "plain", "plan", "write_filter_shards", "write_shards"]
 
 #: Smallest and largest size of a file of filters before compression, in bytes.
 SIZES = (128 << 20, 512 << 20)
@@ -168,7 +168,7 @@ def write_shards(folder: Path, table: str, parts: Iterable[pa.Table]) -> list[Re
     with writing(folder):
         writer = TableWriter(folder, table)
         for part in parts:
-            pending.append(pa.table([_plain(part[name]) for name in schema.names], schema.names))
+            pending.append(pa.table([plain(part[name]) for name in schema.names], schema.names))
             if sum(rows.num_rows for rows in pending) >= step:
                 rows = pa.concat_tables(pending)
                 whole = rows.num_rows - rows.num_rows % step
@@ -181,7 +181,7 @@ def write_shards(folder: Path, table: str, parts: Iterable[pa.Table]) -> list[Re
         return writer.close()
 
 
-def _plain(column: pa.ChunkedArray) -> pa.Array:
+def plain(column: pa.ChunkedArray) -> pa.Array:
     """A column with lists of key and value in place of maps."""
     array = column.combine_chunks()
     if not pa.types.is_map(array.type):

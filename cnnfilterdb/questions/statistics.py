@@ -124,6 +124,7 @@ class Statistics(Tables):
         kernel_shape(kernel)
         question = Grouping("true", where, kernel, all_layers=all_layers)
         rows = groupings.selection(self._connect("facts"), question, variant=variant)
+        self._require_moments(rows)
         return moments_of(rows, kernel, variant=variant)
 
     @undisturbed
@@ -179,6 +180,7 @@ class Statistics(Tables):
             return groupings.stored(self._connect("group_histograms"), question, fitted).at_least(
                 min_models, min_filters
             )
+        self._require_filters()
         rows = groupings.selection(self._connect("facts"), question)
         if fitted:
             chosen = fitted.basis
@@ -484,6 +486,7 @@ class Statistics(Tables):
             return self._bases.get(basis)
         current = self._bases.current()
         if kernel not in current:
+            self._require_filters()
             there = ", ".join(current) or "none"
             known = kernel in self.storage.kernels()
             remedy = "`cnnfilterdb index` fits one" if known else "ingest models with kernels of that size first"

@@ -18,7 +18,7 @@ from cnnfilterdb import stats
 from cnnfilterdb.analysis.bases import Bases
 from cnnfilterdb.analysis.options import at_least_one
 from cnnfilterdb.analysis.queries import QueryResult, condition, run, translated
-from cnnfilterdb.connection import Connection, Storage
+from cnnfilterdb.connection import Connection, PublishedStorage, Storage
 from cnnfilterdb.errors import CnnFilterDbError, DamagedIndexError, QueryError, SelectionError, unknown_model
 from cnnfilterdb.reports import Problem, Progress, html_table
 from cnnfilterdb.scan import nearest
@@ -202,6 +202,7 @@ class Tables:
         [500, 460, 128, 400]
         """
         kernel_shape(kernel)
+        self._require_filters()
         if kernel != "3x3":  # which may be absent from an empty database
             self._check_stored(kernel)
         at_least_one("rows", rows)
@@ -399,7 +400,18 @@ class Tables:
     def _table(self, query: str) -> pa.Table:
         return run(self._connect(query), query)
 
+    def _require_filters(self) -> None:
+        """Refuse what needs the filters themselves in a release that has their statistics only."""
+        if isinstance(self.storage, PublishedStorage):
+            self.storage.require_filters()
+
+    def _require_moments(self, layers: pa.Table) -> None:
+        """Refuse layers whose moments are not in a release that has the statistics of other kernel sizes only."""
+        if layers["scaled_mean"].null_count:
+            self._require_filters()
+
     def _check_stored(self, kernel: str) -> None:
+        self._require_filters()
         there = self.storage.kernels()
         if kernel not in there:
             raise SelectionError(f"no {kernel} filters in {self.location}; there are: {', '.join(there) or 'none'}")

@@ -121,6 +121,8 @@ class Manifest:
         files: Its Parquet files, by table and path.
         left_out: The models of the database that are not in it.
         created_by: Package and version that wrote it.
+        statistics_only: It has no tables of filters. ``stored`` of a layer says that the database that it was made of
+            has its filters; moments, bases and histograms are there of some kernel sizes.
     """
 
     version: str
@@ -129,6 +131,7 @@ class Manifest:
     files: tuple[ReleaseFile, ...]
     left_out: tuple[LeftOut, ...] = ()
     created_by: str = ""
+    statistics_only: bool = False
 
     @property
     def tag(self) -> str:
@@ -185,6 +188,7 @@ class Manifest:
             files=tuple(_file(entry) for entry in _list(known, "files")),
             left_out=tuple(_left_out(entry) for entry in _list(known, "left_out")),
             created_by=_text(known, "created_by"),
+            statistics_only=known.get("statistics_only") is True,
         )
         if version_of(manifest.version) is None:
             raise _Fault(f"version {shown(manifest.version)}; expected three numbers, such as 1.0.0")

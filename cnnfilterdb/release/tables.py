@@ -189,7 +189,13 @@ class SmallTables:
         size = height * width
         packed = size * (size + 1) // 2
         lists = {"raw_mean": size, "raw_variance": size, "scaled_mean": size, "scaled_scatter": packed}
-        for column, length in (lists | {"nonsparse_mean": size, "nonsparse_scatter": packed}).items():
+        lists |= {"nonsparse_mean": size, "nonsparse_scatter": packed}
+        nonsparse = layers["nonsparse_filters"].fill_null(0).to_numpy()
+        if (nonsparse < 0).any() or (nonsparse > layers["filters"].to_numpy()).any():
+            self._refuse("layers", "nonsparse_filters is not among the filters")
+        if self._manifest.statistics_only and all(layers[name].null_count == layers.num_rows for name in lists):
+            return  # statistics without moments, which are those of other sizes only
+        for column, length in lists.items():
             values = layers[column]
             if column.startswith("scaled") and values.null_count:
                 self._refuse("layers", f"{column} of a stored layer is missing")
@@ -199,13 +205,12 @@ class SmallTables:
         for column in ("nonsparse_mean", "nonsparse_scatter"):
             if not known.equals(layers[column].is_valid()):
                 self._refuse("layers", f"{column} is not known where nonsparse_filters is")
-        nonsparse = layers["nonsparse_filters"].fill_null(0).to_numpy()
-        if (nonsparse < 0).any() or (nonsparse > layers["filters"].to_numpy()).any():
-            self._refuse("layers", "nonsparse_filters is not among the filters")
 
     def _check_shards(self, table: pa.Table) -> None:
-        """Each filter once: as many rows of each kernel size as the layers have filters."""
+        """Each filter once: as many rows of each kernel size as the layers have filters; none of statistics only."""
         stored = table.filter(table["stored"])
+        if self._manifest.statistics_only:
+            stored = stored.slice(0, 0)
         sums = stored.group_by("kernel").aggregate([("filters", "sum")]).to_pylist()
         expected = {f"filters_{row['kernel']}": row["filters_sum"] for row in sums}
         found: dict[str, int] = {}

@@ -14,7 +14,7 @@ CREATE OR REPLACE MACRO basis_rows(size) AS coalesce((
         current_bases.components,
         lambda row: {'component': row, 'offset': list_inner_product(row, current_bases.mean)}
     ) FROM current_bases WHERE current_bases.kernel = size
-), error('no basis for ' || size || ' kernels: run `cnnfilterdb index`'));
+), error('no basis for ' || size || ' kernels; `cnnfilterdb index` fits one in a folder with such filters'));
 
 -- SVD coefficients of one kernel, w, in the current basis of its size: a list. coefficients_3x3 has them for all filters.
 -- Source: CNN Filter DB (arXiv 2203.15331).
@@ -85,7 +85,7 @@ WITH chosen AS (
                     'layer ' || w.layer || ' of ' || w.model_id || ' is not in the index '
                         || (SELECT basis_id FROM chosen) || ': run `cnnfilterdb index`',
                     'no basis ' || basis || ' for ' || kernel || ' kernels; the view bases lists them',
-                    'no basis for ' || kernel || ' kernels: run `cnnfilterdb index`'))
+                    'no basis for ' || kernel || ' kernels; `cnnfilterdb index` fits one in a folder with such filters'))
                 ELSE h.counts END AS counts,
            h.below, h.above, h.low, h.high
     -- Histograms of removed models, or of weights that a layer no longer has, match nothing, so they need not be

@@ -47,14 +47,24 @@ class Reader(Conclusions):
         return Figures(self)
 
     def report(
-        self, path: str | Path, *, by: str = "domain", title: str | None = None, **options: Unpack[ShiftOptions]
+        self,
+        path: str | Path,
+        *,
+        by: str = "domain",
+        title: str | None = None,
+        command: str | None = None,
+        **options: Unpack[ShiftOptions],
     ) -> Path:
         """Write one self-contained HTML page: what the database contains, how its groups differ, how it was computed.
 
+        Its reader can switch between groupings, sort and filter the tables, and read values off the heat maps. The
+        page needs no network and no server, and is complete without its script.
+
         Args:
             path: The page.
-            by: Grouping expression.
+            by: Grouping expression of the grouping shown first. Domain, task, family and depth follow.
             title: Heading of the page; by default the name of the database.
+            command: The command that writes the page again, to be printed on it.
             **options: Those of :meth:`kl_shift` except ``weights``.
 
         Returns:
@@ -70,7 +80,7 @@ class Reader(Conclusions):
         from cnnfilterdb.plots.figures import write_report
 
         check_options("report", options, ShiftOptions)
-        return write_report(self, Path(path), by, title, options)
+        return write_report(self, Path(path), by, title, command, options)
 
     def export(
         self,

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 #: Modules whose distribution has another name.
-DISTRIBUTIONS = {"google": "protobuf", "yaml": "pyyaml", "ml_dtypes": "ml_dtypes"}
+DISTRIBUTIONS = {"PIL": "pillow", "google": "protobuf", "yaml": "pyyaml", "ml_dtypes": "ml_dtypes"}
 #: Declared for a library that imports it by itself.
 INDIRECT = {"pytz"}
 

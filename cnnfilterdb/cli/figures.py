@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -123,4 +125,5 @@ def report(by: str, metric: str, title: str | None, output: Path, path: Path, **
     """Write one self-contained HTML page about the database."""
     by, _ = named(by)
     db = open_reader(path)
-    say(str(db.report(output, by=by, metric=metric, title=title, **group_arguments(options))))
+    command = shlex.join(["cnnfilterdb", *sys.argv[1:]])
+    say(str(db.report(output, by=by, metric=metric, title=title, command=command, **group_arguments(options))))

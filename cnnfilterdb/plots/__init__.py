@@ -9,7 +9,7 @@ from __future__ import annotations
 from cnnfilterdb.plots.heatmap import METRIC_LABELS, heatmap, ordered_groups
 from cnnfilterdb.plots.kernels import BasisLike, eigenfilters, filter_grid
 from cnnfilterdb.plots.quality import depth_deciles, quality
-from cnnfilterdb.plots.report import Coefficients, Method, ReportData, report
+from cnnfilterdb.plots.report import Coefficients, GroupingData, Method, ReportData, report
 from cnnfilterdb.plots.ridge import binned_density, ridge, silverman_bandwidth
 from cnnfilterdb.plots.style import Figure, to_png
 from cnnfilterdb.plots.variance import variance
@@ -19,6 +19,7 @@ __all__ = [
     "BasisLike",
     "Coefficients",
     "Figure",
+    "GroupingData",
     "Method",
     "ReportData",
     "binned_density",

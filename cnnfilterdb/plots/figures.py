@@ -287,32 +287,79 @@ def _bases(db: Statistics, by: str, where: str | None, kernel: str, all_layers: 
     return bases
 
 
-def write_report(db: Statistics, path: Path, by: str, title: str | None, options: ShiftOptions) -> Path:
+#: The groupings between which the reader of a report can switch: name -> expression.
+_GROUPINGS = {
+    "domain": "domain",
+    "task": "task",
+    "family": "family",
+    "depth": "floor(10 * conv_depth_norm) / 10",
+}
+
+
+def write_report(
+    db: Statistics, path: Path, by: str, title: str | None, command: str | None, options: ShiftOptions
+) -> Path:
     """Write the report page; see :meth:`Reader.report`."""
-    data = report_data(db, by, title, options, datetime.now(UTC).replace(microsecond=0))
+    data = report_data(db, by, title, options, command=command, created_at=datetime.now(UTC).replace(microsecond=0))
     write_text(path, plots.report(data))
     return path
 
 
 def report_data(
-    db: Statistics, by: str, title: str | None, options: ShiftOptions, created_at: datetime | None = None
+    db: Statistics,
+    by: str,
+    title: str | None,
+    options: ShiftOptions,
+    *,
+    command: str | None = None,
+    created_at: datetime | None = None,
 ) -> plots.ReportData:
     """Collect the data of a report.
 
     Args:
         db: The database.
-        by: Grouping expression.
+        by: Grouping expression of the grouping shown first; domain, task, family and depth follow where they divide
+            the models into at least two groups.
         title: Heading of the page; None for the name of the database.
         options: Those of :meth:`Reader.kl_shift`.
+        command: The command that writes the page again.
         created_at: Time of creation; None leaves it out.
     """
+    where = options.get("where")
+    sparsity = _frame(
+        db, "SELECT model_id, sum(sparsity * filters) / sum(filters) AS sparsity FROM layers WHERE stored GROUP BY ALL"
+    )
+    groupings = [_grouping_data(db, by, _name(by), options)]
+    for name, expression_ in _GROUPINGS.items():
+        if by not in (name, expression_):
+            try:
+                found = _grouping_data(db, expression_, name, options)
+            except SelectionError:  # no model has such a fact, or the groups are smaller than the options ask for
+                continue
+            if found.shift is not None and len(found.shift) > 1:
+                groupings.append(found)
+    return plots.ReportData(
+        title=title or Path(db.location).name,
+        # Listed by their keys: two sources may have a model of the same name.
+        models=db.models(where=where).drop(columns="name").merge(sparsity, how="left", on="model_id"),
+        groupings=groupings,
+        kernel=options.get("kernel", "3x3"),
+        command=command,
+        created_at=created_at,
+    )
+
+
+def _name(by: str) -> str:
+    """What a report calls a grouping."""
+    return next((name for name, known in _GROUPINGS.items() if by == known), by)
+
+
+def _grouping_data(db: Statistics, by: str, name: str, options: ShiftOptions) -> plots.GroupingData:
+    """What a report shows of one grouping."""
     where, kernel, all_layers = options.get("where"), options.get("kernel", "3x3"), options.get("all_layers", False)
     shift = db.kl_shift(by, **options)
     counted: Any = {name: value for name, value in options.items() if name in GroupOptions.__annotations__}
     groups = db.groups(by, **counted)
-    sparsity = _frame(
-        db, "SELECT model_id, sum(sparsity * filters) / sum(filters) AS sparsity FROM layers WHERE stored GROUP BY ALL"
-    )
     fitted = next((basis for basis in db.bases() if basis.basis_id == groups.basis_id), None)
     compared = set(groups.labels)
     try:
@@ -323,12 +370,9 @@ def report_data(
         bases = {}
     layers = _layers(db, by, where, kernel, all_layers)
     uniform = RECIPES[groups.grouping.recipe].weights == "uniform"
-    return plots.ReportData(
-        title=title or Path(db.location).name,
-        # Listed by their keys: two sources may have a model of the same name.
-        models=db.models(where=where).drop(columns="name").merge(sparsity, how="left", on="model_id"),
+    return plots.GroupingData(
         by=by,
-        kernel=kernel,
+        name=name,
         groups=_all_groups(db, by, where).join(groups.sizes()[["models", "layers", "filters"]].add_prefix("used_")),
         compared=groups.sizes(),
         shift=shift,
@@ -358,7 +402,6 @@ def report_data(
             balance=groups.grouping.balance,
             versions={name: version(name) for name in ("cnnfilterdb", "duckdb", "numpy", "pyarrow")},
         ),
-        created_at=created_at,
     )
 
 

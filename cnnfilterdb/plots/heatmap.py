@@ -37,7 +37,7 @@ from cnnfilterdb.plots.style import (
     text_width,
 )
 
-__all__ = ["METRIC_LABELS", "heatmap", "ordered_groups"]
+__all__ = ["METRIC_LABELS", "brightest", "heatmap", "ordered_groups"]
 
 #: What the values of each metric are, with their unit, for a colour bar.
 METRIC_LABELS = {
@@ -131,7 +131,7 @@ def heatmap(
     heading, notes = _notes(counts, keys)
     finite = values[np.isfinite(values)]
     largest = float(finite.max()) if finite.size else 0.0
-    top = _brightest(values) if vmax is None else float(vmax)
+    top = brightest(values) if vmax is None else float(vmax)
     if not np.isfinite(top) or (vmax is not None and top <= 0):
         raise SelectionError(f"vmax: expected a positive number, found {vmax!r}")
 
@@ -180,8 +180,14 @@ def _page(
     return figure, figure.panel(left, upper, side, side), figure.panel(left + side + 0.14, upper, 0.12, bar)
 
 
-def _brightest(values: npt.NDArray[np.float64]) -> float:
-    """The largest shift without outlying groups: those whose median shift is over four times the usual one."""
+def brightest(values: npt.NDArray[np.float64]) -> float:
+    """The value of the brightest colour: the largest shift, without outlying groups.
+
+    A group is outlying if its median shift is over four times the usual one.
+
+    Args:
+        values: Shifts, shape (groups, groups); NaN where unknown.
+    """
     others = np.where(np.eye(len(values), dtype=bool), np.nan, values)
     known = np.isfinite(others).any(axis=1) | np.isfinite(others).any(axis=0)
     if known.sum() < 4:

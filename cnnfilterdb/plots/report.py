@@ -1,31 +1,39 @@
-"""A database as one HTML page: what is in it, how its groups differ, and how the numbers were made."""
+"""A database as one HTML page: what is in it, how its groups differ, and how the numbers were made.
+
+This module turns the data of a report into what the page shows; ``report.html`` is the page, as a jinja2 template with
+automatic escaping.
+"""
 
 from __future__ import annotations
 
 import base64
-import html
+import hashlib
+import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from importlib.resources import files
-from string import Template
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
 from matplotlib.figure import Figure as MatplotlibFigure
+from PIL import Image
 
 from cnnfilterdb.errors import SelectionError
-from cnnfilterdb.plots.heatmap import METRIC_LABELS, heatmap, ordered_groups
+from cnnfilterdb.plots.heatmap import METRIC_LABELS, ordered_groups
 from cnnfilterdb.plots.kernels import BasisLike, eigenfilters
 from cnnfilterdb.plots.quality import quality
+from cnnfilterdb.plots.report_map import HeatMap, heat_map
 from cnnfilterdb.plots.ridge import ridge
 from cnnfilterdb.plots.style import is_unknown, label_text, to_png
 from cnnfilterdb.schema import kernel_shape
 
-__all__ = ["Coefficients", "Method", "ReportData", "report"]
+__all__ = ["Coefficients", "GroupingData", "Method", "ReportData", "report"]
 
 #: Number of pairs in the tables of the closest and the most distant groups.
 _PAIRS = 8
@@ -33,8 +41,20 @@ _PAIRS = 8
 #: Largest number of groups in a figure of the report; the tables show all.
 _PICTURED = 40
 
+#: Rows of the table of models and of groups that the page shows before the reader asks for all.
+_FOLD = 25
+
+#: A group with fewer filters than this per bin has no reliable histogram. It is drawn apart from the others.
+_FEWEST_PER_BIN = 30
+
 #: Pixels of the page per inch of a figure, so that the smallest text of a figure is about 10 pixels high.
 _PIXELS = 120
+
+#: Pixels of a picture per pixel of the page.
+_SHARPNESS = 1.5
+
+#: Colours of a picture.
+_COLOURS = 128
 
 #: Columns of the table of models, with their headings. Those that the frame lacks are left out.
 _MODEL_COLUMNS = {
@@ -47,6 +67,7 @@ _MODEL_COLUMNS = {
     "sparsity": "Sparsity",
     "license": "Licence",
 }
+_MODEL_NUMBERS = {"conv_layers", "stored_filters", "sparsity"}
 
 _CITATIONS = (
     (
@@ -121,19 +142,15 @@ class Coefficients:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReportData:
-    """What a report shows. Parts that are None or empty are left out.
+class GroupingData:
+    """One way to group the models, and what was computed for it. Parts that are None or empty are left out.
 
     Attributes:
-        title: Heading of the page.
-        models: One row per model, columns as in the models table: ``name`` or ``model_id``, and any of architecture,
-            domain, task, training_dataset, conv_layers, filters, sparsity, license, untrained.
-        by: Column of ``models``, or expression, by which the models are grouped.
-        description: A paragraph that says what this database is.
-        kernel: Kernel size of the shifts, coefficients and bases.
+        by: Column of the models, or expression, by which they are grouped.
+        name: What the page calls this grouping; by default ``by``.
         groups: One row per group, the group as index: any of the columns models, layers and filters (of all kernel
             sizes), used_models, used_layers and used_filters (those compared), licenses; by default counted from
-            ``models`` where these have a column ``by``.
+            the models of the report where these have a column ``by``.
         compared: Models and filters of each group that was compared; by default those of ``groups``.
         shift: Symmetric matrix of shifts, groups x groups.
         coefficients: Histograms of the coefficients by group.
@@ -142,14 +159,10 @@ class ReportData:
         coverage: What was selected, what was compared, and why the rest was not: the attributes of
             :class:`~cnnfilterdb.analysis.coverage.Coverage`.
         method: How the numbers were computed.
-        created_at: Time of creation; without it the page has no date.
     """
 
-    title: str
-    models: pd.DataFrame
     by: str = "domain"
-    description: str | None = None
-    kernel: str = "3x3"
+    name: str | None = None
     groups: pd.DataFrame | None = None
     compared: pd.DataFrame | None = None
     shift: pd.DataFrame | None = None
@@ -158,14 +171,91 @@ class ReportData:
     layers: pd.DataFrame | None = None
     coverage: Mapping[str, Any] | None = None
     method: Method | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportData:
+    """What a report shows.
+
+    Attributes:
+        title: Heading of the page.
+        models: One row per model, columns as in the models table: ``name`` or ``model_id``, and any of architecture,
+            domain, task, training_dataset, conv_layers, stored_filters, sparsity, license, untrained, url, paper.
+        groupings: The groupings that the reader can switch between; the first one is shown first.
+        description: A paragraph that says what this database is.
+        kernel: Kernel size of the shifts, coefficients and bases.
+        command: The command or call that writes this page again.
+        created_at: Time of creation; without it the page has no date.
+    """
+
+    title: str
+    models: pd.DataFrame
+    groupings: Sequence[GroupingData] = (GroupingData(),)
+    description: str | None = None
+    kernel: str = "3x3"
+    command: str | None = None
     created_at: datetime | None = None
+
+
+# ------------------------------------------------------------------------------------------ what the template draws
+
+
+@dataclass(frozen=True, slots=True)
+class _Link:
+    text: str
+    href: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Cell:
+    """A cell of a table: its text, the number it is sorted by, its address, and marks behind it."""
+
+    text: str
+    number: float | None = None
+    href: str | None = None
+    flags: tuple[_Link, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    heading: str
+    number: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Table:
+    label: str
+    columns: Sequence[_Column]
+    rows: Sequence[Sequence[_Cell]]
+    caption: str = ""
+    noun: str = ""
+    fold: int = 0
+
+    @property
+    def searchable(self) -> bool:
+        return bool(self.noun) and len(self.rows) > 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Picture:
+    data: str
+    width: int
+    height: int
+    alt: str
+    caption: str
+    label: str
+
+    @property
+    def fits(self) -> bool:
+        """Whether it may be scaled to the page; a picture much wider than the page would become illegible."""
+        return self.width <= 1250
 
 
 def report(data: ReportData) -> str:
     """Write a database as one self-contained HTML page.
 
-    Pictures are embedded, styles are inline, there is no script, and nothing is loaded from anywhere. The same data
-    gives the same page.
+    Pictures, styles and a small script are inside the page, nothing is loaded from anywhere, and the page is complete
+    without its script. The same data gives the same page.
 
     Args:
         data: What to show.
@@ -178,109 +268,105 @@ def report(data: ReportData) -> str:
     """
     if data.models.empty:
         raise SelectionError("models: expected at least one model to report on, found none; ingest or add one first")
-    groups = _groups(data)
-    sections = [
-        _section("groups", f"Models by {data.by}", _group_table(groups, data) if groups is not None else ""),
-        _section("shift", "How far the groups are apart", _shift(data, groups)),
-        _section("coefficients", "Distributions of coefficients", _coefficients(data)),
-        _section("bases", "Eigenfilters", _bases(data)),
-        _section("quality", "Quality of the layers", _quality(data)),
-        _section("models", "Models", _models(data.models)),
-        _section("method", "How these numbers were computed", _method(data)),
-        _section("cite", "How to cite, and licences", _cite(data.models)),
-    ]
-    shown = [section for section in sections if section is not None]
-    template = Template(files("cnnfilterdb.plots").joinpath("report.html").read_text(encoding="utf-8"))
-    return template.substitute(
-        title=_escape(data.title),
-        introduction=_introduction(data),
-        tiles=_tiles(data, groups),
-        navigation="\n".join(f'<a href="#{key}">{_escape(heading)}</a>' for key, heading, _ in shown),
-        sections="\n".join(
-            f'<section id="{key}">\n<h2>{_escape(heading)}</h2>\n{body}\n</section>' for key, heading, body in shown
-        ),
-        footer=_footer(data),
+    folder = files("cnnfilterdb.plots")
+    style, script = (folder.joinpath(f"report.{suffix}").read_text(encoding="utf-8") for suffix in ("css", "js"))
+    template = _environment().from_string(folder.joinpath("report.html").read_text(encoding="utf-8"))
+    groupings = [shown for grouping in data.groupings if (shown := _grouping(data, grouping))]
+    versions = next((grouping.method.versions for grouping in data.groupings if grouping.method), {})
+    sections = [_Section("groups", "Groups")] * bool(groupings)
+    return template.render(
+        title=data.title,
+        description=data.description
+        or "Kernels of trained convolutional networks, and how they differ. Every number on this page was computed "
+        "from the weights of the models listed below.",
+        created=_date(data.created_at) if data.created_at else None,
+        command=data.command,
+        tiles=_tiles(data),
+        sections=[*sections, _Section("models", "Models"), _Section("cite", "How to cite, and licences")],
+        groupings=groupings,
+        models=_models(data.models),
+        citations=_CITATIONS,
+        licences=_licence_note(data.models),
+        footer=" ".join(["Made with cnnfilterdb", versions.get("cnnfilterdb", "")]).strip() + ".",
+        style=Markup(style),
+        script=Markup(script),
+        style_hash=_source_hash(style),
+        script_hash=_source_hash(script),
     )
 
 
-def _escape(value: object) -> str:
-    """Text as HTML; control characters, which HTML forbids, become spaces."""
-    text = "".join(char if char.isprintable() else " " for char in str(value))
-    return html.escape(text, quote=True)
+@dataclass(frozen=True, slots=True)
+class _Section:
+    key: str
+    heading: str
 
 
-def _section(key: str, heading: str, body: str) -> tuple[str, str, str] | None:
-    return (key, heading, body) if body else None
+def _environment() -> Environment:
+    """Templates whose values are always escaped; control characters, which HTML forbids, become spaces."""
+
+    def printable(value: Any) -> Any:
+        if isinstance(value, Markup) or not isinstance(value, str):
+            return value
+        return "".join(char if char.isprintable() or char == "\n" else " " for char in value)
+
+    return Environment(autoescape=True, finalize=printable, undefined=StrictUndefined, trim_blocks=True)
+
+
+def _source_hash(text: str) -> str:
+    """The hash by which a content security policy allows an inline style or script."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode('utf-8')).digest()).decode('ascii')}"
+
+
+def _grouping(data: ReportData, grouping: GroupingData) -> dict[str, Any] | None:
+    """What the template shows of one grouping; None if there is nothing to show."""
+    groups = _groups(data, grouping)
+    name = grouping.name or grouping.by
+    coverage = grouping.coverage
+    pictures = [
+        ("Distributions of coefficients", _coefficients(data, grouping)),
+        ("Eigenfilters", _bases(grouping)),
+        ("Quality of the layers", _quality(grouping)),
+    ]
+    shown = {
+        "name": name,
+        "coverage": f"The comparisons are of {data.kernel} kernels: {coverage['text']}." if coverage else None,
+        "warnings": coverage["warnings"] if coverage else (),
+        "groups": None if groups is None else _group_table(groups, name, data.kernel),
+        "map": _map(data, grouping, groups),
+        "pairs": _pairs(grouping),
+        "pictures": [(heading, item) for heading, item in pictures if item is not None],
+        "method": _method(data, grouping.method),
+    }
+    return shown if any(shown[part] for part in ("groups", "map", "pairs", "pictures", "method")) else None
+
+
+# ------------------------------------------------------------------------------------------------------------ tables
 
 
 def _plural(count: float, noun: str) -> str:
     return f"{int(count):,} {noun}" if count == 1 else f"{int(count):,} {noun}s"
 
 
-def _table(
-    headings: Sequence[str], rows: Iterable[Sequence[object]], *, numbers: Sequence[int] = (), label: str = ""
-) -> str:
-    """A table whose first column names its rows. Cells that are already HTML are given as ``_Html``."""
-
-    def cell(position: int, value: object) -> str:
-        kind = ' class="number"' if position in numbers else ""
-        if position == 0:
-            return f'<th scope="row">{_cell(value)}</th>'
-        if is_unknown(value):
-            kind = ' class="number none"' if position in numbers else ' class="none"'
-        return f"<td{kind}>{_cell(value)}</td>"
-
-    head = "".join(
-        f'<th scope="col" class="{"number" if position in numbers else "text"}">{_escape(heading)}</th>'
-        for position, heading in enumerate(headings)
-    )
-    body = "\n".join(
-        "<tr>" + "".join(cell(position, value) for position, value in enumerate(row)) + "</tr>" for row in rows
-    )
-    caption = f"<caption>{_escape(label)}</caption>" if label else ""
-    table = f"<table>{caption}<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table>"
-    return f'<div class="scroll" tabindex="0">{table}</div>'
-
-
-class _Html(str):
-    """Text that is HTML already."""
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, _Html):
-        return value
+def _cell(value: object, *, flags: tuple[_Link, ...] = (), href: str | None = None) -> _Cell:
     if is_unknown(value):
-        return "–"
+        return _Cell("–", None, href, flags)
     if isinstance(value, (bool, np.bool_)):
-        return "yes" if value else "no"
+        return _Cell("yes" if value else "no", None, href, flags)
     if isinstance(value, (int, np.integer)):
-        return f"{value:,}"
+        return _Cell(f"{value:,}", float(value), href, flags)
     if isinstance(value, (float, np.floating)):
         number = float(value)
-        return f"{int(number):,}" if number.is_integer() else f"{number:.4g}"
-    return _escape(value)
+        return _Cell(f"{int(number):,}" if number.is_integer() else f"{number:.4g}", number, href, flags)
+    return _Cell(str(value), None, href, flags)
 
 
-def _picture(figure: MatplotlibFigure, alternative: str, caption: str) -> str:
-    """A figure as an embedded picture, at its natural size where there is room and scrolling where there is not."""
-    width, height = (round(_PIXELS * float(inches)) for inches in figure.get_size_inches())
-    data = base64.b64encode(to_png(figure)).decode("ascii")
-    # A picture much wider than the page would become illegible if it were scaled to fit.
-    fits = ' class="fits"' if width <= 1250 else ""
-    return (
-        f'<figure><div class="scroll" tabindex="0"><img{fits} width="{width}" height="{height}" '
-        f'alt="{_escape(alternative)}" src="data:image/png;base64,{data}"></div>'
-        f"<figcaption>{caption}</figcaption></figure>"
-    )
-
-
-def _groups(data: ReportData) -> pd.DataFrame | None:
+def _groups(data: ReportData, grouping: GroupingData) -> pd.DataFrame | None:
     """Numbers by group: models, layers, filters, licenses."""
-    if data.groups is not None:
-        return data.groups if len(data.groups) else None
-    if data.by not in data.models.columns:
+    if grouping.groups is not None:
+        return grouping.groups if len(grouping.groups) else None
+    if grouping.by not in data.models.columns:
         return None
-    grouped = data.models.groupby(data.by, dropna=False, sort=True)
+    grouped = data.models.groupby(grouping.by, dropna=False, sort=True)
     columns: dict[str, Any] = {"models": grouped.size()}
     for column, heading in (("conv_layers", "layers"), ("stored_filters", "filters")):
         if column in data.models.columns:
@@ -302,195 +388,105 @@ def _licences(value: object) -> str:
     return ", ".join(known)
 
 
-def _introduction(data: ReportData) -> str:
-    text = data.description or (
-        "Kernels of trained convolutional networks, and how they differ. Every number on this page was computed from "
-        "the weights of the models listed below."
-    )
-    parts = [f'<p class="lead">{_escape(text)}</p>']
-    if data.created_at:
-        parts.append(f'<p class="note">Computed {_date(data.created_at)}.</p>')
-    return "\n".join(parts)
-
-
-def _coverage(data: ReportData) -> str:
-    """What was compared and what was not, with the warnings."""
-    if data.coverage is None:
-        return ""
-    lines = [f"<p>The comparisons below are of {_escape(data.kernel)} kernels: {_escape(data.coverage['text'])}.</p>"]
-    lines += [f'<p class="warning">{_escape(warning)}</p>' for warning in data.coverage["warnings"]]
-    return "\n".join(lines)
-
-
-def _tiles(data: ReportData, groups: pd.DataFrame | None) -> str:
-    tiles = [("models", len(data.models))]
-    for column, heading, key in (
-        ("conv_layers", "convolution layers", "layers"),
-        ("stored_filters", "filters", "filters"),
-    ):
-        if data.coverage is not None:
-            tiles.append((heading, int(data.coverage[key])))
-        elif column in data.models.columns:
-            tiles.append((heading, int(data.models[column].fillna(0).sum())))
-    if groups is not None:
-        known = sum(not is_unknown(key) for key in groups.index)
-        tiles.append((f"{data.by}s" if data.by.isidentifier() else "groups", known))
-    items = "".join(f"<li><b>{count:,}</b><span>{_escape(heading)}</span></li>" for heading, count in tiles)
-    return f'<ul class="tiles">{items}</ul>'
-
-
-def _group_table(groups: pd.DataFrame, data: ReportData) -> str:
-    by = data.by
+def _group_table(groups: pd.DataFrame, name: str, kernel: str) -> _Table:
     headed = {
         "models": "Models",
         "layers": "Layers",
         "filters": "Filters",
         "used_models": "Models compared",
-        "used_filters": f"{data.kernel} filters compared",
+        "used_filters": f"{kernel} filters compared",
         "licenses": "Licences",
     }
     columns = [column for column in headed if column in groups.columns]
     rows = [
-        [label_text(key), *(_licences(row[column]) if column == "licenses" else row[column] for column in columns)]
+        [
+            _Cell(label_text(key)),
+            *(_cell(_licences(row[column]) if column == "licenses" else row[column]) for column in columns),
+        ]
         for key, row in zip(groups.index, groups.to_dict("records"), strict=True)
     ]
-    headings = [by[:1].upper() + by[1:], *(headed[column] for column in columns)]
-    numbers = [position for position, column in enumerate(["", *columns]) if column not in ("", "licenses")]
-    return _coverage(data) + _table(headings, rows, numbers=numbers)
+    return _Table(
+        label=f"Groups by {name}",
+        columns=[
+            _Column(name[:1].upper() + name[1:]),
+            *(_Column(headed[column], column != "licenses") for column in columns),
+        ],
+        rows=rows,
+        noun="groups",
+        fold=_FOLD,
+    )
 
 
-def _shift(data: ReportData, groups: pd.DataFrame | None) -> str:
-    if data.shift is None or len(data.shift) < 2:
-        return ""
-    order = ordered_groups(data.shift)
-    drawn = data.shift.iloc[order[:_PICTURED], order[:_PICTURED]]
-    counts = None
-    sizes = groups if data.compared is None else data.compared
-    if sizes is not None and {"models", "filters"} <= set(sizes.columns) and sizes.index.is_unique:
-        counts = sizes if all(key in sizes.index for key in drawn.index) else None
-    left_out = len(order) - len(drawn)
-    metric = data.method.metric if data.method else "kl"
-    label = METRIC_LABELS[metric]
-    measured = "Symmetric Kullback–Leibler divergence D, in nats," if metric == "kl" else label[:1].upper() + label[1:]
-    caption = (
-        f"{measured} between the distributions of coefficients of {_escape(data.kernel)} filters; 0 means the same "
-        "distributions. Groups are sorted by their mean distance from all. If a few groups are far from all others, "
-        "the colours end at the largest value of the others."
-        + (f" The {_PICTURED} groups nearest to the others are drawn, {left_out:,} are not." if left_out else "")
-    )
-    picture = _picture(
-        heatmap(drawn, counts=counts, label=label),
-        f"Heat map of the shift between {len(drawn)} groups; the tables below it list the extreme pairs.",
-        caption,
-    )
-    values = data.shift.to_numpy(dtype=np.float64, na_value=np.nan)
-    upper = [
-        (values[i, j], label_text(data.shift.index[i]), label_text(data.shift.index[j]))
+def _pairs(grouping: GroupingData) -> list[_Table]:
+    """The closest and the most distant pairs of groups."""
+    if grouping.shift is None or len(grouping.shift) < 2:
+        return []
+    values = grouping.shift.to_numpy(dtype=np.float64, na_value=np.nan)
+    names = [label_text(key) for key in grouping.shift.index]
+    pairs = sorted(
+        (values[i, j], names[i], names[j])
         for i in range(len(values))
         for j in range(i + 1, len(values))
         if np.isfinite(values[i, j])
-    ]
-    upper.sort()
-    if len(upper) <= _PAIRS:
-        tables = _table(["Pair", label], map(_pair, upper), numbers=[1], label="All pairs, the closest first")
-    else:
-        count = min(_PAIRS, len(upper) // 2)
-        tables = _table(["Pair", label], map(_pair, upper[:count]), numbers=[1], label="Closest pairs") + _table(
-            ["Pair", label], map(_pair, upper[: -count - 1 : -1]), numbers=[1], label="Most distant pairs"
+    )
+    label = METRIC_LABELS[grouping.method.metric if grouping.method else "kl"]
+
+    def table(caption: str, chosen: Sequence[tuple[float, str, str]]) -> _Table:
+        return _Table(
+            label=caption,
+            caption=caption,
+            columns=[_Column("Pair"), _Column(label[:1].upper() + label[1:], number=True)],
+            rows=[[_Cell(f"{first} – {second}"), _Cell(f"{value:.3f}", value)] for value, first, second in chosen],
         )
-    return f'{picture}\n<div class="pairs">{tables}</div>'
+
+    if len(pairs) <= _PAIRS:
+        return [table("All pairs, the closest first", pairs)] if pairs else []
+    count = min(_PAIRS, len(pairs) // 2)
+    return [table("Closest pairs", pairs[:count]), table("Most distant pairs", pairs[: -count - 1 : -1])]
 
 
-def _pair(pair: tuple[float, str, str]) -> tuple[_Html, str]:
-    value, first, second = pair
-    return _Html(f"{_escape(first)} – {_escape(second)}"), f"{value:.3f}"
-
-
-def _coefficients(data: ReportData) -> str:
-    if data.coefficients is None or not len(data.coefficients.labels):
-        return ""
-    given = data.coefficients
-    sizes = given.counts.sum(axis=2).max(axis=1) if given.filters is None else np.asarray(given.filters)
-    # The largest groups, in the order in which they were given.
-    drawn = sorted(np.argsort(-sizes, kind="stable")[:_PICTURED].tolist())
-    figure = ridge(
-        given.counts[drawn],
-        given.low,
-        given.high,
-        [given.labels[position] for position in drawn],
-        filters=sizes[drawn],
-        explained_variance_ratio=given.explained_variance_ratio,
-    )
-    left_out = len(sizes) - len(drawn)
-    return _picture(
-        figure,
-        f"Densities of the coefficients of {len(drawn)} groups, one row per group and one column per component.",
-        f"Each {_escape(data.kernel)} filter, divided by its largest absolute weight, is a sum of the components of "
-        "one basis; the curves show how the coefficients of a group are distributed, each drawn to the same height. "
-        "The percentage is the share of the variance that a component explains."
-        + (f" The {_PICTURED} largest groups are drawn, {left_out:,} are not." if left_out else ""),
-    )
-
-
-def _bases(data: ReportData) -> str:
-    if not data.bases:
-        return ""
-    drawn = dict(list(data.bases.items())[:_PICTURED])
-    left_out = len(data.bases) - len(drawn)
-    return _picture(
-        eigenfilters(drawn),
-        f"Components of the bases of {len(drawn)} groups as small images, one row per group.",
-        "Components of a basis fitted on each group alone, in decreasing order of explained variance, shown below. "
-        "The sign of a component has no meaning."
-        + (f" The first {_PICTURED} groups are drawn, {left_out:,} are not." if left_out else ""),
-    )
-
-
-def _quality(data: ReportData) -> str:
-    if data.layers is None or data.layers.empty:
-        return ""
-    drawn, left_out = data.layers, 0
-    # Depths are drawn by tenths, so there are never too many of them.
-    if data.by in drawn.columns and data.by != "conv_depth_norm":
-        sizes = drawn.groupby(data.by, dropna=False).size().sort_values(ascending=False, kind="stable")
-        drawn = drawn[drawn[data.by].isin(sizes.index[:_PICTURED])]
-        left_out = max(len(sizes) - _PICTURED, 0)
-    return _picture(
-        quality(drawn, by=data.by),
-        f"Sparsity, normalised variance entropy and orthogonality of {len(drawn)} layers by group.",
-        "Sparsity is the share of kernels whose weights are all below 1 % of the layer's largest. Entropy of the "
-        "explained variance is divided by that of as many random kernels: near 1 is diverse or random, low is "
-        "redundant. Orthogonality is 1 where all output filters are orthogonal and 0 where all are parallel. "
-        "Each dot is a layer; the layers are those that were compared."
-        + (f" The {_PICTURED} groups with the most layers are drawn, {left_out:,} are not." if left_out else ""),
-    )
-
-
-def _models(models: pd.DataFrame) -> str:
+def _models(models: pd.DataFrame) -> _Table:
     columns = [column for column in _MODEL_COLUMNS if column in models.columns]
     key = "name" if "name" in models.columns else "model_id"
     if key not in models.columns:
         raise SelectionError("models: expected a column name or model_id, found neither")
     rows = []
     for row in models.to_dict("records"):
-        name = _linked(_escape(label_text(row[key])), row.get("url"))
-        paper = _address(row.get("paper"))
-        if paper:
-            name += f' <a class="flag" href="{_escape(paper)}">paper</a>'
+        flags = []
+        if package := _package(row.get("url")):
+            flags.append(_Link(package))
+        if paper := _address(row.get("paper")):
+            flags.append(_Link("paper", paper))
         # NULL is not True: pandas.NA has no truth value.
         if not is_unknown(row.get("untrained")) and bool(row.get("untrained")):
-            name += ' <span class="flag">untrained</span>'
-        rows.append(
-            [_Html(name), *(_share(row[column]) if column == "sparsity" else row[column] for column in columns)]
-        )
-    headings = ["Name", *(_MODEL_COLUMNS[column] for column in columns)]
-    numbers = [position for position, heading in enumerate(headings) if heading in ("Layers", "Filters", "Sparsity")]
-    return _table(headings, rows, numbers=numbers)
+            flags.append(_Link("untrained"))
+        name = _Cell(label_text(row[key]), None, _address(row.get("url")), tuple(flags))
+        rows.append([name, *(_model_cell(column, row[column]) for column in columns)])
+    headings = [_Column(_MODEL_COLUMNS[column], column in _MODEL_NUMBERS) for column in columns]
+    return _Table(label="Models", columns=[_Column("Name"), *headings], rows=rows, noun="models", fold=_FOLD)
 
 
-def _linked(content: str, url: object) -> str:
-    address = _address(url)
-    return f'<a href="{_escape(address)}">{content}</a>' if address else content
+def _model_cell(column: str, value: object) -> _Cell:
+    if column == "sparsity":
+        known = isinstance(value, float) and not is_unknown(value)
+        return _Cell(f"{100 * float(value):.2f} %", float(value)) if known else _Cell("–")  # type: ignore[arg-type]
+    if (
+        column == "license"
+        and isinstance(value, str)
+        and re.fullmatch(r"[A-Za-z0-9.+-]+-[A-Za-z0-9.+-]+|MIT|ISC", value)
+    ):
+        return _Cell(value, None, f"https://spdx.org/licenses/{value}.html")
+    return _cell(value)
+
+
+def _package(url: object) -> str | None:
+    """Name and version of a package, of a package URL.
+
+    >>> _package("pkg:pypi/deepcr@0.2.0?file_name=deepcr-0.2.0.tar.gz")
+    'deepcr 0.2.0'
+    """
+    found = re.match(r"pkg:pypi/([\w.-]+)(?:@([\w.+-]+))?", url) if isinstance(url, str) else None
+    return " ".join(part for part in found.groups() if part) if found else None
 
 
 def _address(value: object) -> str | None:
@@ -509,14 +505,157 @@ def _address(value: object) -> str | None:
     return f"https://doi.org/{doi[1]}" if doi else None
 
 
-def _share(value: object) -> object:
-    return f"{100 * value:.2f} %" if isinstance(value, float) and not is_unknown(value) else None
+# ---------------------------------------------------------------------------------------------------------- pictures
 
 
-def _method(data: ReportData) -> str:
-    method = data.method
+def _map(data: ReportData, grouping: GroupingData, groups: pd.DataFrame | None) -> HeatMap | None:
+    """The heat map of the shifts. Groups of too few filters for a histogram are set apart."""
+    shift = grouping.shift
+    if shift is None or len(shift) < 2:
+        return None
+    sizes = groups if grouping.compared is None else grouping.compared
+    if sizes is not None and not (
+        {"models", "filters"} <= set(sizes.columns) and sizes.index.is_unique and set(shift.index) <= set(sizes.index)
+    ):
+        sizes = None
+    bins = grouping.method.bins if grouping.method else 0
+    small = (
+        [key for key in shift.index if sizes.loc[key, "filters"] < _FEWEST_PER_BIN * bins] if sizes is not None else []
+    )
+    if len(small) == len(shift):
+        small = []
+    order = [shift.index[position] for position in ordered_groups(shift)]
+    order = [key for key in order if key not in small] + [key for key in order if key in small]
+    drawn = order[:_PICTURED]
+    metric = grouping.method.metric if grouping.method else "kl"
+    label = METRIC_LABELS[metric]
+    measured = "Symmetric Kullback–Leibler divergence D, in nats," if metric == "kl" else label[:1].upper() + label[1:]
+    caption = [
+        f"{measured} between the distributions of coefficients of {data.kernel} filters; 0 means the same "
+        "distributions. Groups are sorted by their mean distance from all. If a few groups are far from all others, "
+        "the colours end at the largest value of the others."
+    ]
+    apart = [key for key in drawn if key in small]
+    if apart:
+        caption.append(
+            f"{_plural(len(apart), 'group')} of fewer than {_FEWEST_PER_BIN * bins:,} filters, too few for reliable "
+            "histograms, are set apart and do not influence the colours."
+        )
+    if len(order) > len(drawn):
+        caption.append(f"{len(drawn)} groups are drawn, {len(order) - len(drawn):,} are not.")
+    return heat_map(
+        shift.loc[drawn, drawn],
+        apart=len(apart),
+        sizes=None if sizes is None else sizes.loc[drawn],
+        label=label,
+        caption=" ".join(caption),
+    )
+
+
+def _picture(figure: MatplotlibFigure, label: str, alternative: str, caption: str) -> _Picture:
+    """A figure as an embedded picture, at its natural size where there is room and scrolling where there is not."""
+    width, height = (round(_PIXELS * float(inches)) for inches in figure.get_size_inches())
+    target = io.BytesIO()
+    with Image.open(io.BytesIO(to_png(figure, dpi=_PIXELS * _SHARPNESS))) as image:
+        # A palette makes the page half as large; figures have few colours.
+        image.convert("RGB").quantize(_COLOURS, dither=Image.Dither.NONE).save(target, "PNG", optimize=True)
+    data = base64.b64encode(target.getvalue()).decode("ascii")
+    return _Picture(data=data, width=width, height=height, alt=alternative, caption=caption, label=label)
+
+
+def _coefficients(data: ReportData, grouping: GroupingData) -> _Picture | None:
+    given = grouping.coefficients
+    if given is None or not len(given.labels):
+        return None
+    sizes = given.counts.sum(axis=2).max(axis=1) if given.filters is None else np.asarray(given.filters)
+    # The largest groups, in the order in which they were given.
+    drawn = sorted(np.argsort(-sizes, kind="stable")[:_PICTURED].tolist())
+    figure = ridge(
+        given.counts[drawn],
+        given.low,
+        given.high,
+        [given.labels[position] for position in drawn],
+        filters=sizes[drawn],
+        explained_variance_ratio=given.explained_variance_ratio,
+    )
+    left_out = len(sizes) - len(drawn)
+    return _picture(
+        figure,
+        "Distributions of coefficients",
+        f"Densities of the coefficients of {len(drawn)} groups, one row per group and one column per component.",
+        f"Each {data.kernel} filter, divided by its largest absolute weight, is a sum of the components of "
+        "one basis; the curves show how the coefficients of a group are distributed, each drawn to the same height. "
+        "The percentage is the share of the variance that a component explains."
+        + (f" The {_PICTURED} largest groups are drawn, {left_out:,} are not." if left_out else ""),
+    )
+
+
+def _bases(grouping: GroupingData) -> _Picture | None:
+    if not grouping.bases:
+        return None
+    drawn = dict(list(grouping.bases.items())[:_PICTURED])
+    left_out = len(grouping.bases) - len(drawn)
+    return _picture(
+        eigenfilters(drawn),
+        "Eigenfilters",
+        f"Components of the bases of {len(drawn)} groups as small images, one row per group.",
+        "Components of a basis fitted on each group alone, in decreasing order of explained variance, shown below. "
+        "The sign of a component has no meaning."
+        + (f" The first {_PICTURED} groups are drawn, {left_out:,} are not." if left_out else ""),
+    )
+
+
+def _quality(grouping: GroupingData) -> _Picture | None:
+    if grouping.layers is None or grouping.layers.empty:
+        return None
+    drawn, left_out = grouping.layers, 0
+    # Depths are drawn by tenths, so there are never too many of them.
+    if grouping.by in drawn.columns and grouping.by != "conv_depth_norm":
+        sizes = drawn.groupby(grouping.by, dropna=False).size().sort_values(ascending=False, kind="stable")
+        drawn = drawn[drawn[grouping.by].isin(sizes.index[:_PICTURED])]
+        left_out = max(len(sizes) - _PICTURED, 0)
+    return _picture(
+        quality(drawn, by=grouping.by),
+        "Quality of the layers",
+        f"Sparsity, normalised variance entropy and orthogonality of {len(drawn)} layers by group.",
+        "Sparsity is the share of kernels whose weights are all below 1 % of the layer's largest. Entropy of the "
+        "explained variance is divided by that of as many random kernels: near 1 is diverse or random, low is "
+        "redundant. Orthogonality is 1 where all output filters are orthogonal and 0 where all are parallel. "
+        "Each dot is a layer; the layers are those that were compared."
+        + (f" The {_PICTURED} groups with the most layers are drawn, {left_out:,} are not." if left_out else ""),
+    )
+
+
+# -------------------------------------------------------------------------------------------------------------- text
+
+
+def _tiles(data: ReportData) -> list[tuple[str, str]]:
+    first = data.groupings[0] if data.groupings else None
+    coverage = first.coverage if first else None
+    tiles = [("models", len(data.models))]
+    for column, heading, key in (
+        ("conv_layers", "convolution layers", "layers"),
+        ("stored_filters", "filters", "filters"),
+    ):
+        if coverage is not None:
+            tiles.append((heading, int(coverage[key])))
+        elif column in data.models.columns:
+            tiles.append((heading, int(data.models[column].fillna(0).sum())))
+    if first is not None and (groups := _groups(data, first)) is not None:
+        name = first.name or first.by
+        known = sum(not is_unknown(key) for key in groups.index)
+        tiles.append((_several(name) if name.isidentifier() else "groups", known))
+    return [(f"{count:,}", heading) for heading, count in tiles]
+
+
+def _several(noun: str) -> str:
+    """The plural of a column's name: families, domains, depths."""
+    return f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+
+
+def _method(data: ReportData, method: Method | None) -> dict[str, Any] | None:
     if method is None:
-        return ""
+        return None
     height, width = kernel_shape(data.kernel)
     values = method.filters * height * width
     outside = f"{method.outside:,} of {values:,} coefficient values"
@@ -525,61 +664,42 @@ def _method(data: ReportData) -> str:
     fitted = [_plural(method.basis_models, "model")] if method.basis_models else []
     fitted.append(_plural(method.basis_filters, "filter"))
     facts = [
-        ("Recipe", f"<code>{_escape(method.recipe)}</code>"),
-        ("Basis", f"<code>{_escape(method.basis_id)}</code>" if method.basis_id else "fitted for this report"),
+        ("Recipe", method.recipe),
+        ("Basis", method.basis_id or "fitted for this report"),
         ("Fitted on", ", ".join(fitted)),
         ("Counted", _plural(method.filters, "filter")),
         ("Outside of the range", outside),
-        *(
-            [("Versions", ", ".join(f"{_escape(name)} {_escape(value)}" for name, value in method.versions.items()))]
-            if method.versions
-            else []
-        ),
-        *([("Computed", _date(data.created_at))] if data.created_at else []),
     ]
+    if method.versions:
+        facts.append(("Versions", ", ".join(f"{name} {value}" for name, value in method.versions.items())))
     formula = (
         "The shift D of two groups is the sum over the components of KL(P‖Q) + KL(Q‖P)"
         if method.metric == "kl"
         else f"The shift of two groups is the sum over the components of their {METRIC_LABELS[method.metric]}"
     )
     steps = (
-        f"Each {_escape(data.kernel)} kernel is one filter. It is divided by its largest absolute weight, centred by "
+        f"Each {data.kernel} kernel is one filter. It is divided by its largest absolute weight, centred by "
         "the mean of the filters that the basis was fitted on, and projected on their principal components. Per group "
         f"and component the coefficients are counted in {method.bins:,} bins from {_signed(method.low)} to "
-        f"{_signed(method.high)}; within a group all {_escape(method.balance)} have the same weight. Empty bins get a "
+        f"{_signed(method.high)}; within a group all {method.balance} have the same weight. Empty bins get a "
         "density of 1.19·10⁻⁷. "
-        f"{_escape(formula)}, weighted by {_escape(method.weights)}. Groups of few filters appear farther apart than "
+        f"{formula}, weighted by {method.weights}. Groups of few filters appear farther apart than "
         "they are, because their histograms are noisy."
     )
-    items = "".join(f"<dt>{_escape(name)}</dt><dd>{value}</dd>" for name, value in facts)
-    return f"<p>{steps}</p>\n<dl>{items}</dl>"
+    return {"steps": steps, "facts": facts}
 
 
 def _signed(value: float) -> str:
     return f"{value:.4g}".replace("-", "−")
 
 
-def _cite(models: pd.DataFrame) -> str:
-    items = "".join(f'<li>{_escape(text)} <a href="{url}">{name}</a></li>' for text, url, name in _CITATIONS)
+def _licence_note(models: pd.DataFrame) -> str:
     unknown = int(models["license"].isna().sum()) if "license" in models.columns else len(models)
-    licences = (
-        "The weights belong to their authors; the table of models states the licence of each. "
-        + (
-            f"For {_plural(unknown, 'model')} no licence is recorded: ask the authors before sharing the weights. "
-            if unknown
-            else ""
-        )
-        + "If you use a model, cite its own paper too."
-    )
-    lead = "The measures on this page come from these two papers:"
-    return f'<p>{lead}</p>\n<ol class="cite">{items}</ol>\n<p>{licences}</p>'
+    note = "The weights belong to their authors; the table of models states the licence of each. "
+    if unknown:
+        note += f"For {_plural(unknown, 'model')} no licence is recorded: ask the authors before sharing the weights. "
+    return f"{note}If you use a model, cite its own paper too."
 
 
 def _date(moment: datetime) -> str:
     return f"{moment:%Y-%m-%d %H:%M} {moment.tzname() or ''}".rstrip()
-
-
-def _footer(data: ReportData) -> str:
-    version = data.method.versions.get("cnnfilterdb") if data.method else None
-    made = "Made with cnnfilterdb" + (f" {_escape(version)}" if version else "")
-    return f"<p>{made}{f', {_date(data.created_at)}' if data.created_at else ''}.</p>"

@@ -1,7 +1,10 @@
 import base64
 import dataclasses
 import datetime
+import hashlib
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 
 import numpy as np
@@ -9,7 +12,7 @@ import pandas as pd
 import pytest
 
 from cnnfilterdb.errors import SelectionError
-from cnnfilterdb.plots import Coefficients, Method, ReportData, report
+from cnnfilterdb.plots import Coefficients, GroupingData, Method, ReportData, report
 
 HOSTILE = "<script>alert('x')</script><img src=http://evil.example/x onerror=alert(1)>\"&\u0000$title${tiles}"
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -80,9 +83,8 @@ def data(histograms, make_basis):
             "orthogonality": rng.uniform(0.5, 1, 60),
         }
     )
-    return ReportData(
-        title="Kernels " + HOSTILE,
-        models=models,
+    domain = GroupingData(
+        by="domain",
         shift=shift,
         coefficients=Coefficients(counts=histograms(3), low=-4, high=4, labels=groups),
         bases={group: make_basis(seed=i) for i, group in enumerate(groups)},
@@ -100,8 +102,20 @@ def data(histograms, make_basis):
             outside=45,
             versions={"cnnfilterdb": "0.1.0", "numpy": "2.0"},
         ),
+    )
+    return ReportData(
+        title="Kernels " + HOSTILE,
+        models=models,
+        groupings=[domain, GroupingData(by="task")],
+        command="cnnfilterdb report --title '</code><script>'",
         created_at=datetime.datetime(2030, 1, 2, 3, 4, tzinfo=datetime.UTC),
     )
+
+
+def changed(data, **parts):
+    """The data with other parts of its first grouping."""
+    first, *others = data.groupings
+    return dataclasses.replace(data, groupings=[dataclasses.replace(first, **parts), *others])
 
 
 @pytest.fixture
@@ -113,12 +127,21 @@ def test_page_is_well_formed(page):
     assert page.tags[0][0] == "html"
     assert len(page.ids) == len(set(page.ids))
     targets = [link[1:] for link in page.attributes("href") if link.startswith("#")]
-    assert targets == page.ids == ["groups", "shift", "coefficients", "bases", "quality", "models", "method", "cite"]
+    assert targets == ["groups", "models", "cite"]
+    assert page.ids == [*targets, "tip"]
+    headings = [
+        "How far the groups are apart",
+        "Distributions of coefficients",
+        "Eigenfilters",
+        "Quality of the layers",
+    ]
+    assert [text for text in page.text if text in headings] == headings
 
 
 def test_hostile_names_stay_text(page):
     tags = {tag for tag, _ in page.tags}
-    assert not tags & {"script", "iframe", "object", "embed", "link", "base", "form"}
+    assert not tags & {"iframe", "object", "embed", "link", "base", "form"}
+    assert [tag for tag, _ in page.tags].count("script") == 1
     assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
     readable = HOSTILE.replace("\u0000", " ")
     assert any(row[0] == readable for row in page.rows)
@@ -131,15 +154,46 @@ def test_nothing_is_loaded_from_elsewhere(data):
     page = Page(text)
     assert all(source.startswith("data:image/png;base64,") for source in page.attributes("src"))
     outward = {link for link in page.attributes("href") if not link.startswith("#")}
-    assert outward == {"https://arxiv.org/abs/2203.15331", "https://arxiv.org/abs/2210.13799"}
+    licences = {f"https://spdx.org/licenses/{name}.html" for name in ("MIT", "Apache-2.0")}
+    assert outward == {"https://arxiv.org/abs/2203.15331", "https://arxiv.org/abs/2210.13799", *licences}
     style = re.search(r"<style>(.*?)</style>", text, re.S).group(1)
     assert "url(" not in style
     assert "@import" not in style
 
 
+def test_only_the_script_and_the_styles_of_the_package_may_run(data):
+    text = report(data)
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', text).group(1)
+    for tag in ("style", "script"):
+        (content,) = re.findall(f"<{tag}>(.*?)</{tag}>", text, re.S)
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in policy.replace("&#39;", "'")
+    assert policy.startswith("default-src &#39;none&#39;") or policy.startswith("default-src 'none'")
+
+
+def test_a_browser_runs_the_script(data, tmp_path):
+    if not (chromium := shutil.which("chromium")):
+        pytest.skip("no Chromium to open the page with")
+    page = tmp_path / "report.html"
+    page.write_text(report(data), encoding="utf-8")
+    command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    done = subprocess.run(
+        [*command, "--enable-logging=stderr", "--dump-dom", f"file://{page}#by=task"],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert "CONSOLE" not in done.stderr
+    shown = Page(done.stdout)
+    states = {item["data-name"]: "hidden" in item for _, item in shown.tags if "data-name" in item}
+    assert states == {"domain": True, "task": False}
+    assert "Name" in [text for text in shown.text if text.strip()]
+    assert sum(item.get("class") == "sort" for tag, item in shown.tags if tag == "button") > 10
+    # The texts of the cells are shown by the script, not twice.
+    assert len([item for tag, item in shown.tags if tag == "rect" and "data-tip" in item]) == 9
+
+
 def test_pictures_are_png_with_a_description(page):
     pictures = [attributes for tag, attributes in page.tags if tag == "img"]
-    assert len(pictures) == 4
+    assert len(pictures) == 3
     for picture in pictures:
         content = base64.b64decode(picture["src"].partition(",")[2], validate=True)
         assert content.startswith(b"\x89PNG")
@@ -152,7 +206,7 @@ def test_same_data_same_page(data):
 
 
 def test_numbers_of_the_database(page):
-    text = " ".join(page.text)
+    text = " ".join(" ".join(page.text).split())
     for number, noun in (("5", "models"), ("100", "convolution layers"), ("5,010,000", "filters"), ("3", "domains")):
         assert f"{number} {noun}" in text
 
@@ -165,7 +219,7 @@ def test_groups_are_counted_from_the_models(page):
 
 def test_given_groups_win(data):
     given = pd.DataFrame({"models": [7], "filters": [12345]}, index=["faces · Detection"])
-    rows = Page(report(dataclasses.replace(data, groups=given, by="domain || task", layers=None))).rows
+    rows = Page(report(changed(data, groups=given, by="domain || task", layers=None))).rows
     assert ["faces · Detection", "7", "12,345"] in rows
 
 
@@ -197,7 +251,7 @@ def test_closest_and_most_distant_pairs_of_many_groups(data):
     values = values + values.T
     np.fill_diagonal(values, 0)
     names = [f"g{i}" for i in range(9)]
-    many = dataclasses.replace(data, shift=pd.DataFrame(values, index=names, columns=names))
+    many = changed(data, shift=pd.DataFrame(values, index=names, columns=names))
     found = [float(row[1]) for row in Page(report(many)).rows if len(row) == 2 and " – " in row[0]]
     upper = np.sort(values[np.triu_indices(9, 1)])
     assert found == pytest.approx([*upper[:8], *upper[::-1][:8]], abs=6e-4)
@@ -214,25 +268,25 @@ def test_method_states_basis_range_and_what_fell_outside(page):
 
 
 def test_a_basis_that_is_not_stored_is_reported_as_such(data):
-    method = dataclasses.replace(data.method, basis_id="", basis_models=0)
-    text = " ".join(" ".join(Page(report(dataclasses.replace(data, method=method))).text).split())
+    method = dataclasses.replace(data.groupings[0].method, basis_id="", basis_models=0)
+    text = " ".join(" ".join(Page(report(changed(data, method=method))).text).split())
     assert "Basis fitted for this report Fitted on 9,000 filters" in text
 
 
 def test_sections_without_data_are_left_out(data):
     page = Page(report(ReportData(title="Bare", models=data.models[["model_id", "stored_filters"]])))
-    assert page.ids == ["models", "cite"]
+    assert page.ids == ["models", "cite", "tip"]
     assert not page.attributes("src")
     assert ["custom/m0", "1,000"] in page.rows
-    one = dataclasses.replace(
-        data, shift=pd.DataFrame([[0.0]], index=["a"], columns=["a"]), bases={}, coefficients=None
-    )
-    assert Page(report(one)).ids == ["groups", "quality", "models", "method", "cite"]
+    one = changed(data, shift=pd.DataFrame([[0.0]], index=["a"], columns=["a"]), bases={}, coefficients=None)
+    text = Page(report(one)).text
+    assert "Quality of the layers" in text
+    assert not {"How far the groups are apart", "Eigenfilters"} & set(text)
 
 
 def test_pictures_of_many_groups_are_cut_and_say_so(data, histograms):
     names = [f"group {i}" for i in range(45)]
-    many = dataclasses.replace(
+    many = changed(
         data,
         coefficients=Coefficients(counts=histograms(45, 50), low=-4, high=4, labels=names),
         shift=pd.DataFrame(1.0 - np.eye(45), index=names, columns=names),
@@ -240,7 +294,24 @@ def test_pictures_of_many_groups_are_cut_and_say_so(data, histograms):
     )
     text = report(many)
     assert "The 40 largest groups are drawn, 5 are not." in text
-    assert "The 40 groups nearest to the others are drawn, 5 are not." in text
+    assert "40 groups are drawn, 5 are not." in text
+
+
+def test_small_groups_are_set_apart_and_do_not_set_the_colours(data):
+    names = [f"g{i}" for i in range(6)]
+    values = np.full((6, 6), 0.1)
+    values[5] = values[:, 5] = 50.0
+    np.fill_diagonal(values, 0)
+    sizes = pd.DataFrame({"models": 1, "filters": [10_000] * 5 + [2_080]}, index=names)
+    text = report(changed(data, shift=pd.DataFrame(values, index=names, columns=names), compared=sizes))
+    assert "1 group of fewer than 2,100 filters" in text
+    first_row = {
+        title.split("\n")[1].partition(" (")[0]: fill
+        for fill, title in re.findall(r'fill="(#\w+)"><title>(.*?)</title>', text, re.S)
+        if title.startswith("g0")
+    }
+    assert first_row["g1"] != first_row["g0"]  # 0.1 is the brightest colour, not hidden by the 50 of the small group
+    assert first_row["g1"] == first_row["g5"]
 
 
 def test_a_report_needs_models(data):

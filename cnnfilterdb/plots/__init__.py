@@ -9,7 +9,8 @@ from __future__ import annotations
 from cnnfilterdb.plots.heatmap import METRIC_LABELS, heatmap, ordered_groups
 from cnnfilterdb.plots.kernels import BasisLike, eigenfilters, filter_grid
 from cnnfilterdb.plots.quality import depth_deciles, quality
-from cnnfilterdb.plots.report import Coefficients, GroupingData, Method, ReportData, report
+from cnnfilterdb.plots.report import report
+from cnnfilterdb.plots.report_data import Coefficients, GroupingData, Method, ReportData
 from cnnfilterdb.plots.ridge import binned_density, ridge, silverman_bandwidth
 from cnnfilterdb.plots.style import Figure, to_png
 from cnnfilterdb.plots.variance import variance

@@ -2,6 +2,7 @@
 # make test   runs the test suite
 # make check  runs linters and the type checker
 # make reference  builds the corpus of statistics that the package contains
+# make docs   builds the manual, docs/_build/index.html
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,7 +10,7 @@ DEMO := demo.db
 
 # make crash N=500   kills writing commands N times and checks the database after each
 
-.PHONY: crash demo test check bench reference clean
+.PHONY: crash demo test check docs bench reference clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -43,6 +44,10 @@ check: $(VENV)/installed-dev .types
 	$(BIN)/ruff format --check .
 	MYPYPATH=.types $(BIN)/mypy -p cnnfilterdb
 
+# Needs no network; every warning is an error. The suite builds it, too.
+docs: $(VENV)/installed-dev
+	$(BIN)/python -m sphinx -E -a -W --keep-going -q -b html docs docs/_build
+
 bench: $(VENV)/installed-dev
 	$(BIN)/python -m benchmarks
 
@@ -55,4 +60,4 @@ crash: $(VENV)/installed-dev
 	$(BIN)/python tests/crash/harness.py $(N)
 
 clean:
-	rm -rf $(VENV) .types build dist *.egg-info $(DEMO)
+	rm -rf $(VENV) .types build dist docs/_build *.egg-info $(DEMO)

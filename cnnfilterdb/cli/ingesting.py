@@ -45,7 +45,8 @@ def demo(path: Path, report: Path, quiet: bool) -> None:
         }.items():
             figure.savefig(report / name, dpi=150)
         page = db.report(report / "report.html", by="domain")
-    remark(f"\nFigures and a report: {page}")
+    remark("")
+    remark(f"Figures and a report: {page}")
     print_summary(outcome, quiet=quiet)
     remark(f'Next: cnnfilterdb sql --db {path} "FROM kl_shift(task)"')
 

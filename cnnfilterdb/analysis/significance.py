@@ -36,6 +36,8 @@ __all__ = [
 
 #: With fewer arrangements than this, p cannot reach the usual 5 %.
 _FEW = 20
+#: Level of intervals and findings unless one is given.
+_LEVEL = 0.95
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -124,9 +126,24 @@ def at_least(data: Labelled, by: str, models: int) -> Labelled:
 
 
 def test_frame(
-    data: Labelled, by: str, within: str | None, weights: ComponentWeights, metric: str, *, permutations: int, seed: int
+    data: Labelled,
+    by: str,
+    within: str | None,
+    weights: ComponentWeights,
+    metric: str,
+    *,
+    level: float | None,
+    tolerance: float | None,
+    permutations: int,
+    seed: int,
 ) -> pd.DataFrame:
     """The frame of :meth:`Reader.shift_test`."""
+    estimated = level is not None or tolerance is not None
+    if estimated and within is not None:
+        raise SelectionError(
+            "within: with strata, a shift contains differences between the strata, which an interval would include; "
+            "leave out level and tolerance, or select one stratum with where"
+        )
     names, codes = data.codes(by)
     if len(names) < 2:
         raise SelectionError(f"by: {by} has one group only, {names[0]}; a test needs at least two")
@@ -156,7 +173,46 @@ def test_frame(
             "remark": [_remark(number) for number in pairs.arrangements.tolist()],
         }
     )
-    frame.attrs |= _attrs(data, metric, permutations) | {"within": within, "overall": asdict(overall)}
+    attrs = _attrs(data, metric, permutations) | {"within": within, "overall": asdict(overall)}
+    if estimated:
+        level = _LEVEL if level is None else level
+        parts = [groups.counts[codes == code] for code in range(len(names))]
+        found = [
+            stats.population_shift(
+                parts[a], parts[b], chosen, groups.low, groups.high,
+                metric=metric, level=level, tolerance=tolerance, seed=seed,
+            )
+            for a, b in zip(pairs.first.tolist(), pairs.second.tolist(), strict=True)
+        ]  # fmt: skip
+        frame = _with_estimates(frame, found, level, tolerance)
+        attrs |= {"level": level, "tolerance": tolerance}
+    frame.attrs |= attrs
+    return frame
+
+
+def _with_estimates(
+    frame: pd.DataFrame, found: Sequence[stats.PopulationShift], level: float, tolerance: float | None
+) -> pd.DataFrame:
+    """The frame of a test with estimates of the shifts between the populations, before the numbers of models."""
+    columns: dict[str, Any] = {
+        name: pd.array([getattr(one, name) for one in found], "Float64") for name in ("unbiased", "low", "high")
+    }
+    if tolerance is not None:
+        p = np.array([one.p_equivalent for one in found], np.float64)
+        columns |= {"p_equivalent": p, "p_equivalent_holm": stats.adjusted_holm(p)}
+        differ, alike = frame["p_holm"] <= 1 - level, columns["p_equivalent_holm"] <= 1 - level
+        columns["finding"] = np.select(
+            [differ & alike, differ, alike],
+            [f"differ, by less than {tolerance:g}", "differ", f"do not differ by {tolerance:g}"],
+            "undecided",
+        )
+    place = frame.columns.tolist().index("models_a")
+    for offset, (name, values) in enumerate(columns.items()):
+        frame.insert(place + offset, name, values)
+    single = frame[["models_a", "models_b"]].min(axis=1) < 2
+    frame.loc[single, "remark"] = [
+        "; ".join(filter(None, (remark, "a group of one model has no interval"))) for remark in frame["remark"][single]
+    ]
     return frame
 
 

@@ -32,6 +32,10 @@ _seed_option = click.option("--seed", type=int, default=0, show_default=True, he
 
 @click.command(short_help="Test shifts between groups against chance.")
 @click.argument("by")
+@click.option(
+    "--level", type=float, metavar="SHARE", help="Add intervals that hold with this probability, such as 0.95."
+)
+@click.option("--tolerance", type=float, metavar="SHIFT", help="Also test whether groups differ by less than SHIFT.")
 @_within_option
 @_permutations_option
 @_seed_option
@@ -39,20 +43,29 @@ _seed_option = click.option("--seed", type=int, default=0, show_default=True, he
 @group_options
 @rows_options
 @db_option
-def test(by: str, within: str | None, permutations: int, seed: int, rows: Output, path: Path, **options: Any) -> None:
+def test(
+    by: str, level: float | None, tolerance: float | None, within: str | None, permutations: int, seed: int,
+    rows: Output, path: Path, **options: Any,
+) -> None:  # fmt: skip
     """Test the shift of every pair of groups by permuting the labels of whole models.
 
     BY is a SQL expression with one value per model; `EXPRESSION AS name` names it. `excess` is the shift beyond what
     chance gives for groups of these sizes; p_holm and p_bh are adjusted for the number of pairs.
 
+    Sampling makes shifts larger: `unbiased` is the shift without this part, `low` and `high` bound the shift of the
+    populations that the models come from. `finding` says whether groups differ, do not differ by the tolerance, or
+    cannot be told apart with these models.
+
     \b
       cnnfilterdb test "domain LIKE 'medical%' AS medical"
+      cnnfilterdb test domain --tolerance 0.05 --min-models 8
       cnnfilterdb test domain --within family --min-models 3
     """
     by, _ = named(by)
     frame = open_reader(path).shift_test(
-        by, within=within, permutations=permutations, seed=seed, **_by_models(group_arguments(options))
-    )
+        by, within=within, level=level, tolerance=tolerance, permutations=permutations, seed=seed,
+        **_by_models(group_arguments(options)),
+    )  # fmt: skip
     emit(frame.sort_values(["p", "excess"], ascending=[True, False], kind="stable", ignore_index=True), rows)
     if rows.for_people():
         overall = frame.attrs["overall"]

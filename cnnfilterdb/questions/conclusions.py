@@ -24,6 +24,8 @@ class Conclusions(Statistics):
         by: str,
         *,
         within: str | None = None,
+        level: float | None = None,
+        tolerance: float | None = None,
         permutations: int = 999,
         seed: int = 0,
         metric: str = "kl",
@@ -36,10 +38,17 @@ class Conclusions(Statistics):
         occurs by chance for groups of these sizes; ``excess`` is the rest. Models have the same weight unless
         ``balance`` says otherwise. :func:`cnnfilterdb.stats.shift_test` explains the method.
 
+        A test alone cannot show that groups do not differ. With ``tolerance``, the largest shift that counts as none,
+        it is also tested whether the populations of models that the groups come from are closer than that;
+        :func:`cnnfilterdb.stats.population_shift` explains how, and how ``level`` gives intervals of their shift.
+
         Args:
             by: Grouping expression, with one value per model.
             within: Expression of strata, such as ``family``: labels are exchanged within a stratum only, which holds it
-                fixed.
+                fixed. Not together with ``level`` or ``tolerance``.
+            level: Probability with which an interval contains the shift of the populations, such as 0.95; findings are
+                made at 1 - level. By default 0.95 with a tolerance, otherwise there are no intervals.
+            tolerance: Largest shift that counts as none, in the unit of the metric (nats for ``kl``), such as 0.05.
             permutations: Number of random permutations.
             seed: The same seed gives the same result.
             metric: As in :meth:`Reader.kl_shift`.
@@ -54,6 +63,13 @@ class Conclusions(Statistics):
             ``remark`` for pairs that cannot be tested. ``attrs["overall"]`` is the test of all groups at once,
             ``attrs["unlabelled"]`` the number of models left out.
 
+            With ``level`` also ``unbiased``, the shift without what sampling adds to it (it may be negative), and the
+            interval ``low`` to ``high`` of the shift of the populations, which is also one of the excess over chance;
+            missing for a group of one model. With ``tolerance`` also ``p_equivalent``, the probability of a shift as
+            small as this one if the populations differed by the tolerance, ``p_equivalent_holm``, and the ``finding``
+            by the p-values adjusted after Holm: ``differ``, ``do not differ by 0.05``, ``differ, by less than 0.05``
+            or ``undecided``.
+
         Raises:
             SelectionError: An argument that cannot be answered, one group only, or a grouping that splits models.
 
@@ -62,9 +78,14 @@ class Conclusions(Statistics):
         [['medical ct', 'natural', 1, 2]]
         >>> found.loc[0, "remark"]
         'too few models: p cannot be below 0.333'
+        >>> found = db.shift_test("name LIKE 'photos%'", tolerance=0.05, permutations=99)
+        >>> found.loc[0, ["finding", "remark"]].tolist()  # doctest: +NORMALIZE_WHITESPACE
+        ['undecided', 'too few models: p cannot be below 0.333; a group of one model has no interval']
         """
         data = self._labelled("shift_test", (by, within), options, metric, weights, by)
-        return significance.test_frame(data, by, within, weights, metric, permutations=permutations, seed=seed)
+        return significance.test_frame(
+            data, by, within, weights, metric, level=level, tolerance=tolerance, permutations=permutations, seed=seed
+        )
 
     def variance_explained(
         self,

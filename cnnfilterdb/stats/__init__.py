@@ -42,6 +42,7 @@ from cnnfilterdb.stats.permutation import (
     overall_test,
     shift_test,
 )
+from cnnfilterdb.stats.population import PopulationShift, population_shift
 from cnnfilterdb.stats.quality import (
     BINARY_TOLERANCE,
     QUALITY_RULES,
@@ -85,6 +86,7 @@ __all__ = [
     "Nearest",
     "OverallTest",
     "Pattern",
+    "PopulationShift",
     "Purity",
     "Recipe",
     "ShiftTest",
@@ -115,6 +117,7 @@ __all__ = [
     "overall_test",
     "paired_shift",
     "partition",
+    "population_shift",
     "probabilities",
     "randomness_threshold",
     "shares",

@@ -48,7 +48,7 @@ def bootstrap_shift(
     Filters of one model are alike, so models are resampled, not filters: each group gets as many models as it has, with
     replacement, each with the histograms of all its filters in the group. Shifts of small samples are biased upwards,
     and so are those of resamples, which contain fewer different models: read an interval above the shift itself
-    as a sign of too few models.
+    as a sign of too few models. :func:`~cnnfilterdb.stats.population_shift` has intervals without this bias.
 
     Args:
         counts: Histograms of the models, (m, k, bins), weighted as the groups are balanced. A model that is in several

@@ -59,6 +59,27 @@ def test_shift_test_within_strata(db):
     assert not alone.isna().any(axis=None)
 
 
+def test_whether_groups_do_not_differ(db):
+    found = db.shift_test("domain", tolerance=1000, permutations=199)
+    assert found.columns.tolist() == [
+        "group_a", "group_b", "shift", "null_mean", "null_high", "excess", "p", "p_holm", "p_bh", "unbiased",
+        "low", "high", "p_equivalent", "p_equivalent_holm", "finding", "models_a", "models_b", "arrangements", "remark",
+    ]  # fmt: skip
+    (row,) = found.itertuples()
+    assert 0 < row.p_equivalent <= 0.05
+    assert row.finding == "do not differ by 1000"  # p cannot be below 0.05 with three models a group
+    assert row.low <= row.unbiased < row.shift
+    assert (found.attrs["level"], found.attrs["tolerance"]) == (0.95, 1000)
+    plain = db.shift_test("domain", permutations=199)
+    pd.testing.assert_frame_equal(found[plain.columns], plain)
+    assert "finding" not in db.shift_test("domain", level=0.9, permutations=9)
+    assert db.shift_test("domain", tolerance=1e-6, permutations=199).loc[0, "finding"] == "undecided"
+    alone = db.shift_test("model_id", tolerance=0.1, permutations=9)
+    assert alone["low"].isna().all()
+    assert set(alone["p_equivalent"]) == {1}
+    assert alone.loc[0, "remark"].endswith("; a group of one model has no interval")
+
+
 def test_variance_explained(db):
     found = db.variance_explained(["family", "domain"], permutations=199)
     assert found["factor"].tolist() == ["family", "domain", "residual", "total"]
@@ -109,6 +130,12 @@ def test_what_cannot_be_answered(db):
         db.shift_test("paper")
     with pytest.raises(SelectionError, match="balance: models are compared one by one"):
         db.shift_test("domain", balance="families")
+    with pytest.raises(SelectionError, match="within: with strata"):
+        db.shift_test("domain", within="family", tolerance=0.1)
+    with pytest.raises(SelectionError, match="tolerance: -1 given"):
+        db.shift_test("domain", tolerance=-1)
+    with pytest.raises(SelectionError, match="level: 95 given"):
+        db.shift_test("domain", level=95)
     with pytest.raises(SelectionError, match="not symmetric"):
         db.embed(metric="directed")
     with pytest.raises(SelectionError, match="unknown option 'permutation'"):

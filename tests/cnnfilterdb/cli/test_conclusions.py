@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from cnnfilterdb.cli.output import FORMATS
+
 
 def test_test(run, sample_path):
     status, out, err = run("test", "domain", "--db", sample_path, "--permutations", 99)
@@ -12,6 +14,16 @@ def test_test(run, sample_path):
     assert "all groups: mean shift" in out
     assert "5 models, 99 permutations, metric kl" in out
     assert "balance models, 3x3 filters" in out
+
+
+@pytest.mark.parametrize("style", list(FORMATS))
+def test_test_of_equivalence_in_every_format(run, sample_path, tmp_path, style):
+    path = tmp_path / "found"
+    line = ["test", "domain", "--db", sample_path, "--permutations", 99, "--tolerance", 0.05]
+    status, _, err = run(*line, "--format", style, "-o", path)
+    assert (status, err) == (0, "")
+    assert b"p_equivalent_holm" in path.read_bytes()
+    assert b"NaN" not in path.read_bytes()
 
 
 def test_explain(run, sample_path):
@@ -28,6 +40,8 @@ def test_explain(run, sample_path):
     [
         (["test", "layer"], "has several values within custom/"),
         (["test", "'one'"], "has one group only"),
+        (["test", "domain", "--tolerance", "0"], "tolerance: 0.0 given; the largest shift"),
+        (["test", "domain", "--tolerance", "1", "--within", "family"], "within: with strata"),
         (["explain", "paper"], "no selected model has a value of paper"),
         (["explain", "domain", "--metric", "directed"], "not symmetric"),
     ],

@@ -1,0 +1,108 @@
+"""Error rates of tests and intervals of shifts, by simulation.
+
+Groups of models are drawn from two populations whose shift is known, because a population is a finite set of models
+with a probability each: all models of a database, or 400 made ones. The probabilities differ along a coordinate of the
+models, the one along which they vary most or the third. `covers` is the share of 95 % intervals that contain the shift
+of the populations; the interval lies above it in `above`, below it in `below`. `bootstrap` is what the percentile
+bootstrap of `kl_shift_intervals` covers. `differ` is the share of permutation tests with p <= 0.05: the type I error
+where the shift is 0, power elsewhere. `equivalent` likewise, with the shift itself as tolerance (type I error), or 0.05
+where the shift is 0, and `power` with three times that.
+
+    python -m benchmarks.errors [--db DIR] [--repetitions 1000]
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+import cnnfilterdb
+from cnnfilterdb import stats
+
+SIZES = ((5, 5), (8, 8), (8, 30), (20, 20), (50, 50))
+STRENGTHS = ((0, 0.0), (0, 0.2), (0, 0.4), (0, 0.8), (2, 0.8))
+SAMPLES = 399
+Array = npt.NDArray[np.float64]
+
+
+def made(models: int = 400, components: int = 9, bins: int = 70) -> tuple[Array, Array]:
+    """Histograms of models whose coefficients differ in location, spread and tails, and the weights of components."""
+    rng = np.random.default_rng(0)
+    place = np.linspace(-3, 3, bins)
+    shared = rng.normal(size=(models, 3)) * [1.0, 0.6, 0.4]
+    loadings = rng.normal(size=(3, components, 3)) * np.array([0.15, 0.2, 0.1])
+    location, spread, tail = np.einsum("mf,fck->kmc", shared, loadings)[..., None]
+    location = location + 0.1 * rng.normal(size=location.shape)
+    z = (place - location) / np.exp(spread + 0.1 * rng.normal(size=spread.shape))
+    counts = np.exp(-0.5 * np.abs(z) ** (1.8 * np.exp(tail)))
+    return counts / counts.sum(axis=-1, keepdims=True), 0.6 ** np.arange(components) * 0.4
+
+
+def stored(path: Path) -> tuple[Array, Array]:
+    """The histograms of the models of a database, and the weights of components."""
+    with cnnfilterdb.open(path) as db:
+        groups = db.groups("model_id", balance="models")
+    return groups.counts / groups.counts.sum(axis=-1, keepdims=True), groups.weights
+
+
+def main() -> None:
+    """Simulate, and print a row for each size and strength."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--db", type=Path, help="draw from the models of this database")
+    parser.add_argument("--repetitions", type=int, default=1000)
+    arguments = parser.parse_args()
+    counts, weights = stored(arguments.db) if arguments.db else made()
+    coordinates = stats.embedding(stats.kl_shift(counts, weights, -3, 3), 3).coordinates
+    coordinates = np.clip(coordinates / coordinates.std(axis=0), -2, 2)
+    print(
+        "| models | shift | observed | unbiased | covers | above | below | bootstrap | differ | equivalent | power |\n"
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|"
+    )
+    for sizes in SIZES:
+        for axis, strength in STRENGTHS:
+            chances = [np.exp(sign * strength * coordinates[:, axis]) for sign in (1, -1)]
+            print(row(counts, weights, sizes, [chance / chance.sum() for chance in chances], arguments.repetitions))
+
+
+def row(counts: Array, weights: Array, sizes: tuple[int, int], chances: list[Array], repetitions: int) -> str:
+    """One row of the table."""
+    means = [np.tensordot(chance, counts, 1)[None] for chance in chances]
+    true = float(stats.paired_shift(means[0], means[1], weights, -3, 3)[0])
+    tolerance = true if true > 0 else 0.05
+    labels = np.repeat([0, 1], sizes)
+    rng = np.random.default_rng(1)
+    found = []
+    for seed in range(repetitions):
+        parts = [counts[rng.choice(len(counts), size, p=chance)] for size, chance in zip(sizes, chances, strict=True)]
+        one, wide = (
+            stats.population_shift(parts[0], parts[1], weights, -3, 3, tolerance=limit, samples=SAMPLES, seed=seed)
+            for limit in (tolerance, 3 * tolerance)
+        )
+        both = np.concatenate(parts)
+        test = stats.shift_test(both, labels, weights, -3, 3, permutations=SAMPLES, seed=seed)
+        plain = stats.bootstrap_shift(both, labels, weights, -3, 3, samples=SAMPLES, seed=seed)
+        above = (one.low or 0) > true + 1e-12
+        below = one.high is not None and one.high < true
+        found.append(
+            [
+                one.shift,
+                one.unbiased or 0.0,
+                not above and not below,
+                above,
+                below,
+                plain.low[0, 1] <= true <= plain.high[0, 1],
+                test.p[0] <= 0.05,
+                (one.p_equivalent or 0) <= 0.05,
+                (wide.p_equivalent or 0) <= 0.05,
+            ]
+        )
+    means_of = np.mean(np.array(found, float), axis=0)
+    cells = [f"{value:.4f}" for value in (true, *means_of[:2])] + [f"{100 * value:.1f} %" for value in means_of[2:]]
+    return f"| {sizes[0]}, {sizes[1]} | " + " | ".join(cells) + " |"
+
+
+if __name__ == "__main__":
+    main()

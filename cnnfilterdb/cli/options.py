@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from cnnfilterdb.reader import Reader
 
 __all__ = [
+    "FACTS",
     "all_layers_option",
     "by_option",
     "compared_db_option",
@@ -44,6 +44,21 @@ __all__ = [
 F = TypeVar("F", bound=Callable[..., Any])
 
 DEFAULT_DB = "filters.db"
+
+#: ANNOTATED of cnnfilterdb.schema, which imports pyarrow: `--help` should not wait for it.
+FACTS = (
+    "architecture",
+    "family",
+    "task",
+    "domain",
+    "training_dataset",
+    "pretraining_dataset",
+    "framework",
+    "revision",
+    "url",
+    "license",
+    "paper",
+)
 
 
 class _Location(click.ParamType[Any]):
@@ -199,15 +214,12 @@ def named(by: str) -> tuple[str, str]:
 
 def fact_options(command: F) -> F:
     """An option for each fact that a user can state about a model."""
-    from cnnfilterdb.schema import ModelFacts
-
     command = click.option(
         "--new-word", "new_word", is_flag=True,
         help="Accept a domain, task, framework or family that the catalog does not know.",
     )(command)  # fmt: skip
-    for fact in reversed(fields(ModelFacts)):
-        if fact.name not in ("metrics", "original", "weights_sha256", "file_format"):
-            command = click.option(f"--{fact.name.replace('_', '-')}", fact.name, metavar="TEXT")(command)
+    for fact in reversed(FACTS):
+        command = click.option(f"--{fact.replace('_', '-')}", fact, metavar="TEXT")(command)
     return command
 
 

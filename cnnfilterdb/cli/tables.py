@@ -7,11 +7,12 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from typing import Any
-
-import pyarrow as pa
+from typing import TYPE_CHECKING, Any
 
 from cnnfilterdb.reports import escaped
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 __all__ = ["Column", "columns_of", "number_column", "table_text"]
 
@@ -49,13 +50,15 @@ def columns_of(table: pa.Table, *, short: bool) -> list[Column]:
         table: Any table.
         short: Show only the first values of lists, followed by the number of values.
     """
+    from pyarrow import types
+
     columns = []
     for name, column in zip(table.column_names, table.columns, strict=True):
         values = column.to_pylist()
         kind = column.type
-        if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+        if types.is_floating(kind) or types.is_decimal(kind):
             columns.append(number_column(escaped(name), values))
-        elif pa.types.is_integer(kind):
+        elif types.is_integer(kind):
             texts = ["" if value is None else f"{value:,}" for value in values]
             columns.append(Column(escaped(name), texts, right=True))
         else:

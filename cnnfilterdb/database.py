@@ -15,7 +15,7 @@ from cnnfilterdb.analysis.bases import FittedBasis
 from cnnfilterdb.analysis.options import names_given, names_of
 from cnnfilterdb.errors import DamagedIndexError, DatabaseError, LockedError, NotADatabaseError, SelectionError
 from cnnfilterdb.reader import Reader
-from cnnfilterdb.release.release import REFERENCE, Release, hub_address, is_release, reference_folder
+from cnnfilterdb.release.address import REFERENCE, hub_address, is_release, reference_folder
 from cnnfilterdb.reports import IngestReport, Observer, Problem, Progress, TransferReport
 from cnnfilterdb.schema import ModelFacts, check_fact_types
 from cnnfilterdb.store import annotations as notes
@@ -536,6 +536,8 @@ def open(
     if path == REFERENCE:
         path = reference_folder()
     if is_release(path):
+        from cnnfilterdb.release.release import Release
+
         release = Release.open(path, **(storage_options or {}))
         return Reader(release, release.bases, confined=bool(read_only))
     if not read_only:
@@ -600,6 +602,8 @@ def pull(
     >>> print(cnnfilterdb.pull("shared", "pulled.db", where="task = 'Segmentation'"))
     1 done, 0 skipped, 0 duplicates, 0 conflicts, 0 failed
     """
+    from cnnfilterdb.release.release import Release
+
     with open(hub_address(location), storage_options=storage_options) as reader:
         if isinstance(reader.storage, Release):
             reader.storage.check_all()  # before anything is written
@@ -613,6 +617,7 @@ def _merge(
     store: Store, reader: Reader, where: str | None, drop_duplicates: bool, overwrite: bool, progress: Progress | None
 ) -> TransferReport:
     from cnnfilterdb.exchange.transfer import merge
+    from cnnfilterdb.release.release import Release
 
     model_ids = None if where is None else list(reader.models(where=where)["model_id"])
     storage = reader.storage

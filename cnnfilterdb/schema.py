@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from cnnfilterdb.errors import DatabaseError, SelectionError
 
@@ -335,6 +334,8 @@ def papers_layers(layers: pa.Table) -> pa.Table:
     >>> papers_layers(pa.table(rows))["kind"].to_pylist()
     ['conv']
     """
+    import pyarrow.compute as pc
+
     kept = layers["stored"]
     for column, value in _NOT_IN_PAPERS.items():
         kept = pc.and_not(kept, pc.fill_null(pc.equal(layers[column], value), False))

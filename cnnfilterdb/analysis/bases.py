@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from cnnfilterdb.errors import CorruptError, SelectionError
 from cnnfilterdb.paths import is_basis_id
@@ -162,6 +161,8 @@ def coefficient_range(
         layers: Rows of the layers table, of which ``model_id``, ``layer`` and ``filters`` are read.
         progress: Called with what is being done, the filters done and the filters in all.
     """
+    import pyarrow.compute as pc
+
     keys = set(zip(layers["model_id"].to_pylist(), layers["layer"].to_pylist(), strict=True))
     total, done = pc.sum(layers["filters"]).as_py(), 0
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import duckdb
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 
 from cnnfilterdb.analysis.queries import condition, run
@@ -12,6 +13,9 @@ from cnnfilterdb.scan.scan import FilterFiles, Run, scan
 from cnnfilterdb.schema import filter_schema, kernel_shape, weight_columns
 from cnnfilterdb.sql import literal
 from cnnfilterdb.stats import DESCRIPTORS, DescriptorSums, descriptors
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["describe_batch", "of_layers", "schema"]
 
@@ -45,6 +49,8 @@ def of_layers(
         where: Condition over the columns of models and layers.
         kernel: Kernel size.
     """
+    import pandas as pd
+
     kernel_shape(kernel)
     chosen = run(
         connection,

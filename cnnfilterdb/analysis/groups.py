@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from cnnfilterdb.analysis.bases import FittedBasis, coefficient_range, ranges
 from cnnfilterdb.analysis.queries import condition, run
@@ -23,6 +21,9 @@ from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.scan.scan import FilterFiles, Run, joined, scan
 from cnnfilterdb.sql import expression, literal
 from cnnfilterdb.stats import RECIPES, Basis, Histogram, balance_weights
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["BALANCES", "Grouping", "Groups", "by_model", "scanned", "selection", "stored"]
 
@@ -96,6 +97,8 @@ class Groups:
 
     def sizes(self) -> pd.DataFrame:
         """Number of models, layers and filters of each group, and the share of coefficients outside the range."""
+        import pandas as pd
+
         return pd.DataFrame(
             {
                 "models": self.models,
@@ -185,6 +188,8 @@ def by_model(
         Number of the group of each, (m,), and its counts, (m, k, bins). A model that is in several groups has one entry
         for each.
     """
+    import pyarrow.compute as pc
+
     table = run(connection, f"FROM group_histograms({_arguments(groups.grouping, groups.basis_id)}, by_model := true)")
     known = pa.array(groups.labels, table["group"].type)
     places = pc.fill_null(pc.index_in(table["group"], value_set=known), -1).to_numpy()
@@ -248,6 +253,8 @@ def scanned(
             smallest and largest coefficient of the basis, or of the selection for a basis without a range.
         basis_id: Key of the basis, if it is in the index.
     """
+    import pandas as pd
+
     recipe = RECIPES[grouping.recipe]
     if limits is None:
         if basis.low is None and recipe.low is None:

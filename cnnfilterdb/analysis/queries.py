@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import duckdb
-import pandas as pd
 import pyarrow as pa
 
 from cnnfilterdb.errors import (
@@ -20,6 +19,9 @@ from cnnfilterdb.errors import (
     SelectionError,
 )
 from cnnfilterdb.sql import expression
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["QueryResult", "condition", "expression", "one_line", "run", "translated", "unreachable"]
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from cnnfilterdb import stats
 from cnnfilterdb.analysis.groups import Groups, by_model
 from cnnfilterdb.analysis.options import ComponentWeights
 from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.schema import kernel_shape
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["check_measure", "component_weights", "components", "intervals", "matrix", "nearest_rows"]
 
@@ -54,6 +56,8 @@ def component_weights(weights: ComponentWeights, groups: Groups) -> npt.NDArray[
 
 def matrix(groups: Groups, weights: ComponentWeights, metric: str) -> pd.DataFrame:
     """The square frame of :meth:`Reader.kl_shift`."""
+    import pandas as pd
+
     chosen = component_weights(weights, groups)
     found = stats.kl_shift(groups.counts, chosen, groups.low, groups.high, metric=metric)
     labels = pd.Index(groups.labels, name=groups.grouping.by)
@@ -73,6 +77,8 @@ def matrix(groups: Groups, weights: ComponentWeights, metric: str) -> pd.DataFra
 
 def components(groups: Groups, weights: ComponentWeights, metric: str) -> pd.DataFrame:
     """The long frame of :meth:`Reader.kl_shift_components`."""
+    import pandas as pd
+
     chosen = component_weights(weights, groups)
     found = stats.kl_shift_components(groups.counts, groups.low, groups.high, metric=metric)
     size, number, _ = found.shape
@@ -99,6 +105,8 @@ def nearest_rows(shifts: pd.DataFrame, group: Any, top: int) -> pd.DataFrame:
     Raises:
         SelectionError: No such group exists.
     """
+    import pandas as pd
+
     if group not in shifts.index:
         raise SelectionError(
             f"no group {group!r} by {shifts.index.name}; the groups are {', '.join(map(str, shifts.index))}"
@@ -131,6 +139,8 @@ def intervals(
         level: Share of the resamples that an interval covers.
         seed: Of the random numbers.
     """
+    import pandas as pd
+
     chosen = component_weights(weights, groups)
     numbers, counts = by_model(connection, groups)
     found = stats.bootstrap_shift(

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from cnnfilterdb import stats
 from cnnfilterdb.analysis.groups import Grouping, Groups
@@ -22,6 +21,9 @@ from cnnfilterdb.analysis.queries import condition, run
 from cnnfilterdb.analysis.shifts import component_weights
 from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.sql import expression, literal
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = [
     "Labelled",
@@ -138,6 +140,8 @@ def test_frame(
     seed: int,
 ) -> pd.DataFrame:
     """The frame of :meth:`Reader.shift_test`."""
+    import pandas as pd
+
     estimated = level is not None or tolerance is not None
     if estimated and within is not None:
         raise SelectionError(
@@ -236,6 +240,8 @@ def partition_frame(
     seed: int,
 ) -> pd.DataFrame:
     """The frame of :meth:`Reader.variance_explained`."""
+    import pandas as pd
+
     shifts = model_shifts(data, weights, metric)
     codes = [data.codes(factor)[1] for factor in factors]
     single = [factor for factor, levels in zip(factors, codes, strict=True) if levels.max() == 0]
@@ -262,6 +268,8 @@ def dispersion_frame(
     data: Labelled, by: str, weights: ComponentWeights, metric: str, *, permutations: int, seed: int
 ) -> pd.DataFrame:
     """The frame of :meth:`Reader.dispersion_test`."""
+    import pandas as pd
+
     names, codes = data.codes(by)
     found = stats.dispersion(model_shifts(data, weights, metric), codes, permutations=permutations, seed=seed)
     frame = pd.DataFrame({"models": np.bincount(codes), "distance": found.means}, index=pd.Index(names, name=by))
@@ -271,6 +279,8 @@ def dispersion_frame(
 
 def embedding_frame(data: Labelled, weights: ComponentWeights, metric: str, dimensions: int) -> pd.DataFrame:
     """The frame of :meth:`Reader.embed`."""
+    import pandas as pd
+
     found = stats.embedding(model_shifts(data, weights, metric), dimensions)
     columns = [f"x{number}" for number in range(dimensions)]
     frame = pd.DataFrame(found.coordinates, index=pd.Index(data.models.labels, name="model_id"), columns=columns)
@@ -293,6 +303,8 @@ def purity_frame(
     seed: int,
 ) -> pd.DataFrame:
     """The frame of :meth:`Reader.neighbour_purity`."""
+    import pandas as pd
+
     names, codes = data.codes(by)
     shifts = model_shifts(data, weights, metric)
     apart = None if across is None else data.codes(across)[1]

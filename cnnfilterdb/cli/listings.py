@@ -16,8 +16,6 @@ from cnnfilterdb.cli.output import Output, emit
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from cnnfilterdb.reader import Reader
-
 __all__ = ["layers", "models", "nearest", "shared", "sql", "vocabulary"]
 
 
@@ -32,7 +30,7 @@ def models(available: bool, source: str | None, licenses: bool, where: str | Non
     """List models."""
     if source and not available:
         raise click.UsageError(f"--source requires --available; for a database use --where \"source = '{source}'\"")
-    table = _available(source, where) if available else _models(open_reader(path), where)
+    table = _available(source, where) if available else open_reader(path).models_table(where=where)
     if licenses:
         table = table.select(["model_id", "license", "paper", "url"])
     elif rows.for_people():
@@ -52,13 +50,6 @@ def models(available: bool, source: str | None, licenses: bool, where: str | Non
         if "untrained" in table.column_names and not any(table["untrained"].to_pylist()):
             table = table.drop_columns("untrained")
     emit(table, rows)
-
-
-def _models(db: Reader, where: str | None) -> pa.Table:
-    """The models table, with the types of its columns, which pandas would change."""
-    chosen = db.models(where=where)["model_id"].tolist()
-    query = "SELECT * EXCLUDE (files) FROM models WHERE list_contains($chosen, model_id) ORDER BY model_id"
-    return db.sql(query, {"chosen": chosen}).to_arrow_table()
 
 
 @click.command(short_help="List convolution layers with their statistics.")

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Unpack
-
-import pandas as pd
+from typing import TYPE_CHECKING, Unpack
 
 from cnnfilterdb.analysis import significance
 from cnnfilterdb.analysis.options import ComponentWeights, GroupOptions, check_options
 from cnnfilterdb.analysis.shifts import check_measure
 from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.questions.statistics import Statistics
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["Conclusions"]
 

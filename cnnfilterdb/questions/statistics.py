@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any, Literal, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 
 from cnnfilterdb import sql as sqltext
@@ -30,6 +29,9 @@ from cnnfilterdb.analysis.queries import condition
 from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.questions.tables import Tables, undisturbed
 from cnnfilterdb.schema import kernel_shape
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["Statistics"]
 
@@ -89,6 +91,8 @@ class Statistics(Tables):
         0      0            0           0 -1.187  0.905
         1      0            1           0  0.072 -1.786
         """
+        import pandas as pd
+
         if isinstance(basis, stats.Basis):
             chosen = basis
         elif basis == "selection":

@@ -5,12 +5,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial, wraps
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
 import duckdb
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import pyarrow as pa
 
 from cnnfilterdb import sql as sqltext
@@ -25,6 +24,9 @@ from cnnfilterdb.scan import nearest
 from cnnfilterdb.scan.ordered import filters_of
 from cnnfilterdb.scan.steady import steady
 from cnnfilterdb.schema import filter_schema, kernel_name, kernel_shape, weight_columns
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["Tables", "undisturbed"]
 
@@ -123,14 +125,30 @@ class Tables:
         >>> db.models(where="kernel = '3x3' AND out_channels = 16")["model_id"].tolist()
         ['custom/photos-small', 'custom/scans']
         """
+        frame: pd.DataFrame = self.models_table(where=where).to_pandas()
+        return frame
+
+    @undisturbed
+    def models_table(self, *, where: str | None = None) -> pa.Table:
+        """The models table as :meth:`models` returns it, as an Arrow table, which keeps the types of columns.
+
+        Args:
+            where: As in :meth:`models`.
+
+        Raises:
+            SelectionError: A condition that cannot be answered.
+
+        >>> db.models_table(where="domain = 'natural'").column("model_id").to_pylist()
+        ['custom/photos-large', 'custom/photos-small']
+        """
         rows, chosen = "SELECT * EXCLUDE (files) FROM models", condition(where)
         try:  # the models table alone, which is much smaller than that of the layers
-            return self._frame(f"{rows} WHERE {chosen} ORDER BY model_id")
+            return self._table(f"{rows} WHERE {chosen} ORDER BY model_id")
         except SelectionError:
             if chosen == "true":
                 raise
         chosen = f"SEMI JOIN (SELECT model_id FROM facts WHERE {chosen}) USING (model_id)"
-        return self._frame(f"{rows} {chosen} ORDER BY model_id")
+        return self._table(f"{rows} {chosen} ORDER BY model_id")
 
     @undisturbed
     def layers(self, *, where: str | None = None) -> pd.DataFrame:

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import atexit
 import hashlib
-import json
 import re
-import stat
 import weakref
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -39,6 +37,7 @@ from cnnfilterdb.errors import (
     unknown_model,
 )
 from cnnfilterdb.paths import MARKER
+from cnnfilterdb.release.address import reference_folder
 from cnnfilterdb.release.cached_filesystem import CachedFileSystem
 from cnnfilterdb.release.footers import open_shard
 from cnnfilterdb.release.manifest import MANIFEST_BYTES, TABLES, Manifest, ReleaseFile, version_of
@@ -52,59 +51,13 @@ from cnnfilterdb.schema import kernel_order
 if TYPE_CHECKING:
     import duckdb
 
-__all__ = [
-    "REFERENCE",
-    "Release",
-    "ReleaseBases",
-    "ReleaseShard",
-    "hub_address",
-    "is_release",
-    "reference_folder",
-]
+__all__ = ["Release", "ReleaseBases", "ReleaseShard"]
 
 _CHUNK = 8 << 20  # bytes fetched at a time
 _SMALL = 1 << 30  # bytes of a file of the small tables, which is read whole
 
-#: The name under which the corpus in the package is opened.
-REFERENCE = "reference"
-
 # Names of the views and macros that read filters.
 _OF_FILTERS = re.compile(r"(filters|coefficients|nearest)_\d+x\d+")
-
-
-_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
-
-
-def hub_address(location: str | Path) -> str | Path:
-    """The address of a release: a text that looks like a repository of the Hub, and is not a folder, is one.
-
-    >>> hub_address("owner/name@v1.0.0")
-    'hf://datasets/owner/name@v1.0.0'
-    >>> hub_address("s3://bucket/folder")
-    's3://bucket/folder'
-    """
-    text = str(location)
-    if _REPOSITORY.fullmatch(text) and not Path(text).exists():
-        return f"hf://datasets/{text}"
-    return location
-
-
-def is_release(path: str | Path) -> bool:
-    """Whether a path is that of a release: an address, or a folder with the manifest of one.
-
-    >>> is_release("hf://datasets/owner/name"), is_release("mydb")
-    (True, False)
-    """
-    if "://" in str(path):
-        return True
-    marker = Path(path) / MARKER
-    try:
-        if not stat.S_ISREG(marker.stat().st_mode) or marker.stat().st_size > MANIFEST_BYTES:
-            return False
-        known = json.loads(marker.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(known, dict) and known.get("layout") == "release"
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,11 +110,6 @@ def model_of(metadata: pq.FileMetaData, group: int, where: str) -> str:
     if model_id is None:
         raise CorruptError(f"{where}: row group {group} is not of one model; ask its publisher to rebuild it")
     return model_id
-
-
-def reference_folder() -> Path:
-    """The folder of the reference corpus, which is a part of the package."""
-    return Path(__file__).resolve().parent / REFERENCE
 
 
 class Release:

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cnnfilterdb import paths
@@ -41,6 +40,8 @@ def filters_of(storage: FilterFiles, kernel: str, layers: Mapping[str, Collectio
         CorruptError: A file cannot be read, or is not one of filters of that size.
         RemoteError: A remote file cannot be reached.
     """
+    import pyarrow.compute as pc
+
     names = filter_schema(kernel).names
 
     def read(place: tuple[FilterFile, pq.FileMetaData, int, Collection[int]]) -> pa.Table:
@@ -98,6 +99,8 @@ class RowCursor:
         Raises:
             CorruptError: The stream ends too early.
         """
+        import pyarrow.compute as pc
+
         models: set[str] = set()
         keys = np.empty((3, count), np.int32)
         weights = np.empty((count, len(self._columns)), "<f4")

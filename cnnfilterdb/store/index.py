@@ -35,7 +35,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cnnfilterdb import paths
@@ -143,6 +142,8 @@ class Index(Bases):
 
     def unindexed(self) -> list[str]:
         """Kernel sizes that could have a basis but have none."""
+        import pyarrow.compute as pc
+
         current = self.current()
         wanted = [kernel for kernel in self.store.kernels() if kernel not in current and indexable(kernel)]
         if wanted and (state := self.store.snapshot()) != self._unfit.get("state"):
@@ -274,6 +275,8 @@ class Index(Bases):
 
     def _fitted(self, kernel: str, progress: Progress | None) -> tuple[FittedBasis | None, list[str]]:
         """A basis of a kernel size, and the models that have layers of that size; of a known one without its range."""
+        import pyarrow.compute as pc
+
         layers = self.store.layers().filter((pc.field("kernel") == kernel) & pc.field("stored"))
         chosen = papers_layers(layers)
         moments = moments_of(chosen, kernel)

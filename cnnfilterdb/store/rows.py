@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.dataset as ds
 
 from cnnfilterdb.errors import CorruptError
 
@@ -15,6 +14,8 @@ __all__ = ["damaged_file", "read_rows"]
 
 def read_rows(files: Iterable[Path], schema: pa.Schema, columns: Sequence[str]) -> pa.Table:
     """Rows of Parquet files, sorted by the keys that the table has."""
+    import pyarrow.dataset as ds
+
     keys = [name for name in ("model_id", "layer") if name in schema.names]
     dataset = ds.dataset([str(file) for file in files], schema=schema, format="parquet")
     table = dataset.to_table(columns=list(dict.fromkeys([*keys, *columns])))

@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cnnfilterdb import paths
@@ -191,6 +190,8 @@ class _Check:
                 self._problem(path, f"{rows:,} rows, expected {file['rows']:,}")
 
     def _layers(self, row: dict[str, Any]) -> pa.Table | None:
+        import pyarrow.compute as pc
+
         path = paths.layers_path(self._slug)
         if path not in self._in_place:
             return None
@@ -214,6 +215,8 @@ class _Check:
         return layers
 
     def _filters(self, row: dict[str, Any], layers: pa.Table) -> None:
+        import pyarrow.compute as pc
+
         stored = layers.filter(layers["stored"])
         for kernel in sorted(set(stored["kernel"].to_pylist())):
             path = paths.filters_path(kernel, row["source"], self._slug)
@@ -236,6 +239,8 @@ class _Check:
                 self._problem(path, f"cannot be read: {_reason(error)}")
 
     def _filter_file(self, path: str, kernel: str, layers: pa.Table) -> None:
+        import pyarrow.compute as pc
+
         with pq.ParquetFile(self._root / path) as file:
             if not file.schema_arrow.equals(filter_schema(kernel)):
                 raise _Damaged("its columns are not those of the schema")
@@ -285,6 +290,8 @@ class _Check:
                 self._problem(path, str(error))
 
     def _histogram_file(self, path: str, layers: pa.Table) -> None:
+        import pyarrow.compute as pc
+
         basis_id = path.split("/")[1]
         if not (self._root / paths.basis_path(basis_id)).exists():
             raise _Damaged(f"no basis {basis_id} exists")

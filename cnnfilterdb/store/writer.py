@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cnnfilterdb import paths
@@ -76,6 +75,8 @@ def histogram_settings(table: pa.Table) -> dict[str, Any]:
 
     A query uses one recipe; with a row group for each, DuckDB skips the others.
     """
+    import pyarrow.compute as pc
+
     recipes = pc.count_distinct(table["recipe"]).as_py() or 1
     return HISTOGRAM_ENCODING | {"row_group_size": max(1, -(-table.num_rows // recipes))}
 

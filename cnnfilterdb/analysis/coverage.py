@@ -109,6 +109,7 @@ def coverage(
     query = f"""
         WITH selected AS (
             SELECT model_id, filters, stored, untrained, {by} AS "group",
+                   stored AND kernel = {kernel} AND papers_layer AS of_basis,
                    CASE WHEN kernel <> {kernel} THEN 'other size'
                         WHEN NOT stored THEN 'not stored'
                         WHEN {grouping.all_layers} OR papers_layer THEN NULL
@@ -124,8 +125,8 @@ def coverage(
                            ELSE 'used' END AS outcome
             FROM selected
         )
-        SELECT model_id, outcome, bool_or(coalesce(untrained, false)) AS untrained, count(*) AS layers,
-               CAST(coalesce(sum(filters) FILTER (stored), 0) AS BIGINT) AS filters
+        SELECT model_id, outcome, bool_or(coalesce(untrained, false)) AS untrained, bool_or(of_basis) AS of_basis,
+               count(*) AS layers, CAST(coalesce(sum(filters) FILTER (stored), 0) AS BIGINT) AS filters
         FROM judged GROUP BY ALL ORDER BY ALL"""
     rows = run(connection, query).to_pylist()
     layers: dict[str, int] = {}
@@ -151,7 +152,10 @@ def coverage(
             text = f"without {size} kernels" if reason == "other size" else spelled[reason]
             text = "with transposed layers only" if reason == "transposed" else text
             models[text] = models.get(text, 0) + 1
-    known = _with_kernel(connection, grouping) if fitted_on is not None else None
+    known = None
+    if fitted_on is not None:  # without a condition the rows are those of all models
+        everything = {row["model_id"] for row in rows if row["of_basis"]} if where == "true" else None
+        known = _with_kernel(connection, grouping) if everything is None else everything
     return Coverage(
         by=name,
         kernel=size,

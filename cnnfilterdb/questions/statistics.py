@@ -473,7 +473,8 @@ class Statistics(Tables):
     def _covered(self, frame: pd.DataFrame, by: str, options: GroupOptions) -> pd.DataFrame:
         """Store in ``.attrs["coverage"]`` of a result what it counted and left out."""
         kernel, basis = options.get("kernel", "3x3"), options.get("basis")
-        fitted = self._fitted(basis, kernel) if not isinstance(basis, stats.Basis) and basis != "selection" else None
+        # The question itself has brought the index up to date.
+        fitted = self._stored(basis, kernel) if not isinstance(basis, stats.Basis) and basis != "selection" else None
         question = Grouping(by, options.get("where"), kernel, all_layers=options.get("all_layers", False))
         frame.attrs["coverage"] = coverage(
             self._connect("facts"),
@@ -486,6 +487,9 @@ class Statistics(Tables):
 
     def _fitted(self, basis: BasisChoice, kernel: str) -> FittedBasis:
         self._ensure_index()
+        return self._stored(basis, kernel)
+
+    def _stored(self, basis: BasisChoice, kernel: str) -> FittedBasis:
         if isinstance(basis, str):
             return self._bases.get(basis)
         current = self._bases.current()

@@ -207,7 +207,9 @@ _FOLDER = {
     # The file without rows comes first, so that its columns are those that every other file must have.
     "bases": f"[database_files('/{paths.basis_path(paths.EMPTY)}'), database_files('/{paths.bases_pattern()}')]",
     "histograms": f"[database_files('/{paths.histograms_path(paths.EMPTY, paths.EMPTY)}'), "
-    f"database_files('/{paths.histograms_pattern('*')}')]",
+    # DuckDB refuses a pattern without matches, so each matches the folder of the file without rows, too.
+    f"database_files(replace('/{paths.histograms_pattern('@')}', '@', CASE WHEN kernel IS NULL THEN '*' "
+    f"ELSE '[{paths.EMPTY[0]}' || regexp_extract(kernel, '^[0-9]') || ']*' END))]",
 }
 _RELEASE = {
     "models_columns": "* REPLACE (map_from_entries(metrics) AS metrics, map_from_entries(original) AS original), "

@@ -43,9 +43,9 @@ CREATE OR REPLACE VIEW current_bases AS
 SELECT * FROM bases
 QUALIFY row_number() OVER (PARTITION BY bases.kernel ORDER BY bases.sequence DESC, bases.basis_id DESC) = 1;
 
--- Location of the histograms.
+-- Location of the histograms: all, or those of a kernel size, with few others, because the names of bases begin with it.
 -- Example: SELECT len(histogram_files()) AS patterns
-CREATE OR REPLACE MACRO histogram_files() AS $histograms;
+CREATE OR REPLACE MACRO histogram_files(kernel := NULL) AS $histograms;
 
 -- Histograms of the coefficients: one row per basis, recipe and layer.
 -- Source: CNN Filter DB (arXiv 2203.15331).

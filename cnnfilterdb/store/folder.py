@@ -37,7 +37,6 @@ from cnnfilterdb.errors import (
     LockedError,
     NotADatabaseError,
     SelectionError,
-    UnknownModelError,
     UnsafePathError,
     unknown_model,
 )
@@ -244,7 +243,7 @@ class Store:
         """
         for model_id in model_ids:
             if not self.has(model_id):
-                raise self._unknown(model_id)
+                raise unknown_model(model_id, self.model_ids(), self.path)
 
     def model_ids(self) -> list[str]:
         """Keys of the committed models, sorted."""
@@ -273,9 +272,15 @@ class Store:
 
     def kernels(self) -> list[str]:
         """Kernel sizes of which a committed model has filters, by number of weights, then by name; no other folders."""
-        committed = self._committed()
-        sizes = {path.parts[-3].partition("=")[2] for path in self._filter_files("*") if path.stem in committed}
-        return sorted(filter(storable, sizes), key=kernel_order)
+        return sorted(self.filter_slugs(), key=kernel_order)
+
+    def filter_slugs(self) -> dict[str, set[str]]:
+        """The slugs of the committed models that have filters, by kernel size."""
+        committed, found = self._committed(), dict[str, set[str]]()
+        for path in self.path.glob(paths.filters_pattern()):
+            if path.stem in committed and storable(kernel := path.parts[-3].partition("=")[2]):
+                found.setdefault(kernel, set()).add(path.stem)
+        return found
 
     def filter_files(self, kernel: str, model_ids: Iterable[str] | None = None) -> list[Path]:
         """The Parquet files of a kernel size, of committed models only, sorted.
@@ -289,7 +294,7 @@ class Store:
         """
         kernel_shape(kernel)  # no wildcard passes this check
         slugs = self._chosen(model_ids)
-        return sorted(path for path in self._filter_files(kernel) if path.stem in slugs)
+        return sorted(path for path in self.path.glob(paths.filters_pattern(kernel)) if path.stem in slugs)
 
     def verify(self, model_ids: Iterable[str] | None = None, progress: Progress | None = None) -> list[Problem]:
         """Check every count and every hash.
@@ -357,12 +362,6 @@ class Store:
         chosen = list(model_ids)
         self.require(chosen)
         return {paths.slug(model_id) for model_id in chosen}
-
-    def _unknown(self, model_id: str) -> UnknownModelError:
-        return unknown_model(model_id, self.model_ids(), self.path)
-
-    def _filter_files(self, kernel: str) -> Iterator[Path]:
-        return self.path.glob(paths.filters_pattern(kernel))
 
     def _table(
         self, kind: str, schema: pa.Schema, slugs: Iterable[str] | None = None, columns: Sequence[str] | None = None

@@ -26,11 +26,12 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -63,6 +64,8 @@ __all__ = [
     "Index",
     "Projection",
 ]
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 _IDENTITY = ("model_id", "layer", "kernel", "stored", "tensor_sha256")
 
@@ -132,11 +135,11 @@ class Index(Bases):
         files, and the SQL macros compare the hashes of the weights.
         """
         gaps: dict[str, set[str]] = {}
+        stored = self.store.filter_slugs()
         for fitted in self.bases():
             present = {path.stem for path in self.store.path.glob(paths.histograms_pattern(fitted.basis_id))}
-            stored = {path.stem for path in self.store.filter_files(fitted.basis.kernel)}
-            if stored - present:
-                gaps[fitted.basis_id] = stored - present
+            if absent := stored.get(fitted.basis.kernel, set()) - present:
+                gaps[fitted.basis_id] = absent
         names = {self.store.slug(model_id): model_id for model_id in self.store.model_ids()} if gaps else {}
         return {basis_id: sorted(names[slug] for slug in slugs if slug in names) for basis_id, slugs in gaps.items()}
 
@@ -412,12 +415,22 @@ def _read_basis(root: Path, path: str, changed: int, inode: int) -> tuple[Fitted
         table = _read_sealed(root, path, BASES)
         if table.num_rows != 1:
             return None, f"{table.num_rows} rows, expected 1"
-        fitted = fitted_basis(table.to_pylist()[0])
+        fitted = fitted_basis(_only_row(table))
     except (OSError, ValueError, pa.ArrowException, CnnFilterDbError) as error:
         return None, _reason(error)
     if fitted.basis_id != basis_id:
         return None, f"contains the basis {fitted.basis_id}"
     return fitted, ""
+
+
+def _only_row(table: pa.Table) -> dict[str, Any]:
+    """The row of a table of one row; for times, pyarrow would import pandas, which takes longer than the rest."""
+    times = [field.name for field in table.schema if pa.types.is_timestamp(field.type)]
+    row: dict[str, Any] = table.drop_columns(times).to_pylist()[0]
+    for name in times:
+        microseconds = table[name].cast(pa.int64())[0].as_py()
+        row[name] = None if microseconds is None else _EPOCH + timedelta(microseconds=microseconds)
+    return row
 
 
 def _reason(error: Exception) -> str:

@@ -198,6 +198,8 @@ def _with_estimates(
     frame: pd.DataFrame, found: Sequence[stats.PopulationShift], level: float, tolerance: float | None
 ) -> pd.DataFrame:
     """The frame of a test with estimates of the shifts between the populations, before the numbers of models."""
+    import pandas as pd
+
     columns: dict[str, Any] = {
         name: pd.array([getattr(one, name) for one in found], "Float64") for name in ("unbiased", "low", "high")
     }

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from cnnfilterdb.reports import Exported, Failure, IngestReport, Observer, Problem, TransferReport
     from cnnfilterdb.schema import ModelFacts
     from cnnfilterdb.stats import Basis, Moments
+    from cnnfilterdb.study.document import Study
 
 __all__ = [
     "BadWeightsError",
@@ -91,6 +92,7 @@ __all__ = [
     "Released",
     "RemoteError",
     "SelectionError",
+    "Study",
     "TransferReport",
     "UnknownModelError",
     "UnsafeFileError",
@@ -129,6 +131,7 @@ _lazy = {
     "Reader": "cnnfilterdb.reader",
     "ReleaseFile": "cnnfilterdb.release.manifest",
     "Released": "cnnfilterdb.publish.hub",
+    "Study": "cnnfilterdb.study.document",
     "TransferReport": "cnnfilterdb.reports",
     "create": "cnnfilterdb.database",
     "example": "cnnfilterdb.examples",

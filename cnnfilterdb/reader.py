@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 from cnnfilterdb.analysis.options import ShiftOptions, check_options
+from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.questions.conclusions import Conclusions
 from cnnfilterdb.reports import Exported, Progress
 
 if TYPE_CHECKING:
     from cnnfilterdb.plots.figures import Figures
+    from cnnfilterdb.study.document import Study
 
 __all__ = ["Reader"]
 
@@ -81,6 +83,39 @@ class Reader(Conclusions):
 
         check_options("report", options, ShiftOptions)
         return write_report(self, Path(path), by, title, command, options)
+
+    def study(
+        self, name: str = "medical", *, permutations: int = 999, scan: bool = True, progress: Progress | None = None
+    ) -> Study:
+        """Answer a question of the papers with the models of this database, as a written study.
+
+        Each conclusion has its test, effect size and interval, or says that these models cannot decide it. Models of
+        one package or repository count as one unit, because they are not independent of each other.
+
+        Args:
+            name: ``medical``: does medical imaging learn different filters? (arXiv 2210.13799)
+            permutations: Random permutations of each test.
+            scan: Also try other bases, each of which needs a scan of all 3x3 filters.
+            progress: Called with the current step, the amount done and the total.
+
+        Returns:
+            ``title``, ``answer``, ``claims`` and ``sections``; ``to_html()``, ``to_markdown()`` and ``to_json()`` write
+            them out, ``pictures()`` are the figures.
+
+        Raises:
+            SelectionError: No such study, or no model on one side of its question.
+
+        >>> study = db.study(permutations=99, scan=False)
+        >>> study.answer[0].split(".")[0]
+        'The models of this database cannot decide whether medical imaging learns different filters'
+        >>> study.claims[0].verdict, study.claims[0].effect
+        ('cannot be decided', 'shift 5.845 nats, by chance 3.404')
+        """
+        if name != "medical":
+            raise SelectionError(f"study: {name!r} given; there is medical")
+        from cnnfilterdb.study.medical import medical_study
+
+        return medical_study(self, permutations=permutations, scan=scan, progress=progress)
 
     def export(
         self,

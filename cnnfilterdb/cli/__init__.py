@@ -46,6 +46,7 @@ for _verb in (
     comparison.quality,
     conclusions.test,
     conclusions.explain,
+    conclusions.study,
     listings.nearest,
     listings.shared,
     listings.vocabulary,

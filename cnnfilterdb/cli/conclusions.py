@@ -17,9 +17,10 @@ from cnnfilterdb.cli.options import (
     open_reader,
     rows_options,
 )
-from cnnfilterdb.cli.output import Output, emit, remark
+from cnnfilterdb.cli.output import QUIET, Output, emit, remark, say, written_to
+from cnnfilterdb.cli.progress import progress_bars
 
-__all__ = ["explain", "test"]
+__all__ = ["explain", "study", "test"]
 
 _permutations_option = click.option(
     "--permutations", type=click.IntRange(min=1), default=999, show_default=True, help="Number of random permutations.",
@@ -105,6 +106,80 @@ def explain(
     emit(frame, rows)
     if rows.for_people():
         _print_how(frame.attrs)
+
+
+#: Formats of a study, by the suffix of its file.
+_STUDY_FORMATS = {".html": "html", ".htm": "html", ".md": "md", ".json": "json"}
+
+
+@click.command(short_help="Write a study: what do these models say about a question of the papers?")
+@click.argument("name", type=click.Choice(["medical"]))
+@click.option(
+    "--output",
+    "-o",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="The file, such as study.html, .md or .json; by default NAME.html, and md and json are printed.",
+)
+@click.option(
+    "--format",
+    "style",
+    type=click.Choice(["html", "md", "json"]),
+    help="Format; by default the one of the suffix of FILE, or html.",
+)
+@click.option(
+    "--figures",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Also write each figure to DIR, as PNG and PDF.",
+)
+@click.option(
+    "--permutations", type=click.IntRange(min=1), default=999, show_default=True, help="Number of random permutations."
+)
+@click.option(
+    "--no-scan",
+    "scan",
+    is_flag=True,
+    flag_value=False,
+    default=True,
+    help="Leave out the comparison of bases, which reads all filters.",
+)
+@db_option
+def study(
+    name: str, output: Path | None, style: str | None, figures: Path | None, permutations: int, scan: bool, path: Path
+) -> None:
+    """Write a study of the models of a database, with its conclusions on the first page.
+
+    \b
+      medical   does medical imaging learn different filters? (arXiv 2210.13799)
+    """  # fmt: skip
+    chosen = style or ("html" if output is None else _STUDY_FORMATS.get(output.suffix.lower()))
+    if chosen is None:
+        raise click.UsageError(f"{output}: expected a suffix of {', '.join(_STUDY_FORMATS)}, or give --format")
+    quiet = bool(click.get_current_context().meta.get(QUIET))
+    with progress_bars(quiet) as progress:
+        found = open_reader(path).study(name, permutations=permutations, scan=scan, progress=progress)
+    if figures is not None:
+        figures.mkdir(parents=True, exist_ok=True)
+        for picture in found.pictures():
+            for suffix in ("png", "pdf"):
+                with written_to(figures / f"{picture.name}.{suffix}") as part:
+                    picture.figure.savefig(part, format=suffix, dpi=192)
+    target = output or (Path(f"{name}.html") if chosen == "html" else None)
+    if chosen == "html":
+        text = found.to_html()
+    elif chosen == "json":
+        text = found.to_json()
+    else:
+        text = found.to_markdown("" if figures is None else figures.as_posix())
+    if target is None:
+        click.echo(text, nl=False)
+        return
+    with written_to(target) as part:
+        part.write_text(text, encoding="utf-8")
+    say(str(target))
+    for line in found.answer:
+        remark(line)
 
 
 def _by_models(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -37,7 +37,8 @@ class ShiftTest:
         null_high: Their 95th percentile, (n,).
         p: Probability of a shift at least as large by chance, (b + 1) / (m + 1), (n,); 1 for a pair that cannot be
             tested, because every permutation of its labels is the observed one.
-        arrangements: Number of different ways to exchange the labels, (n,) float64; p cannot be below its inverse.
+        arrangements: Number of different ways to exchange the labels, (n,) float64, infinite beyond 1.8e308; p cannot be
+            below its inverse.
     """
 
     first: npt.NDArray[np.int64]
@@ -123,7 +124,7 @@ def shift_test(
     quota, size = in_first.astype(np.int64) @ one_hot, member.astype(np.int64) @ one_hot
     arrangements = np.array(
         [
-            float(np.prod([float(comb(int(n), int(k))) for n, k in zip(sizes, quotas, strict=True)]))
+            float(np.prod([_ways(int(n), int(k)) for n, k in zip(sizes, quotas, strict=True)]))
             for sizes, quotas in zip(size, quota, strict=True)
         ]
     )
@@ -237,6 +238,12 @@ def _checked(groups: npt.NDArray[np.int64], permutations: int) -> tuple[npt.NDAr
     if number < 2:
         raise SelectionError(f"{number} groups given; a test needs at least two")
     return groups, number
+
+
+def _ways(number: int, chosen: int) -> float:
+    """Ways to choose some of a number of models; infinite where it is beyond a float, as for halves of 1,030."""
+    ways = comb(number, chosen)
+    return float(ways) if ways.bit_length() < 1024 else float("inf")
 
 
 def _filled(counts: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -1,6 +1,7 @@
 """The verbs that end in a conclusion."""
 
 import json
+import re
 
 import pytest
 
@@ -33,6 +34,24 @@ def test_explain(run, sample_path):
     assert [row["factor"] for row in rows] == ["domain", "residual", "total"]
     assert rows[2]["p"] is None
     assert rows[0]["r2"] + rows[1]["r2"] == pytest.approx(1)
+
+
+def test_study(run, sample_path, tmp_path):
+    line = ("study", "medical", "--db", sample_path, "--permutations", 9, "--no-scan")
+    page, folder = tmp_path / "study.html", tmp_path / "figures"
+    status, out, err = run(*line, "-o", page, "--figures", folder)
+    assert (status, err) == (0, "")
+    assert out.splitlines()[0] == str(page)
+    assert "Does medical imaging learn different filters?" in page.read_text(encoding="utf-8")
+    assert {path.suffix for path in folder.iterdir()} == {".png", ".pdf"}
+    status, out, _ = run(*line, "--format", "json")
+    assert json.loads(out)["numbers"]["medical models"] == 1
+    status, out, _ = run(*line, "--format", "md", "--figures", folder)
+    assert out.startswith("# Does medical imaging learn different filters?")
+    assert all((tmp_path / path).exists() for path in re.findall(r"\]\(([^)]*\.png)\)", out))
+    status, _, err = run(*line, "-o", tmp_path / "study.docx")
+    assert status == 2
+    assert "expected a suffix of .html" in err
 
 
 @pytest.mark.parametrize(

@@ -141,3 +141,10 @@ def test_adjusted_p_values(values):
         highest = max(highest, min(1.0, (len(p) - rank) * p[place]))
         holm[place] = highest
     np.testing.assert_allclose(adjusted_holm(p), holm, rtol=1e-12)
+
+
+def test_so_many_models_that_their_arrangements_are_beyond_a_float():
+    counts = np.random.default_rng(0).multinomial(50, [0.5, 0.5], size=2200)[:, None, :].astype(float)
+    found = shift_test(counts, np.repeat([0, 1], 1100), np.ones(1), 0, 1, permutations=9)
+    assert found.arrangements.tolist() == [float("inf")]
+    assert 0.1 <= found.p[0] <= 1

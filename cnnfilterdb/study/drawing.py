@@ -1,0 +1,159 @@
+"""The figures of a study."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.ticker import NullFormatter
+
+from cnnfilterdb.plots import Figure
+from cnnfilterdb.plots.style import (
+    BODY,
+    INK,
+    MUTED,
+    RULE,
+    SMALL,
+    TEXT_WIDTH,
+    bare,
+    distinct_labels,
+    row_label_width,
+    row_labels,
+)
+from cnnfilterdb.study.sample import Contrast
+
+__all__ = ["against_chance", "places", "ranked", "shares"]
+
+#: One colour for what the study is about, one for the rest.
+MEDICAL = "#c2410c"
+OTHER = "#8a929c"
+CHANCE = "#cfd6de"
+
+_ROW = 0.21
+
+
+def against_chance(contrasts: Sequence[Contrast], yardstick: float | None, yardstick_name: str) -> Figure:
+    """Observed shifts beside what occurs by chance: one row per contrast, on a logarithmic scale.
+
+    Args:
+        contrasts: The rows, from top to bottom.
+        yardstick: A shift to compare with, drawn as a line; None draws none.
+        yardstick_name: What it is.
+    """
+    names = distinct_labels([one.what for one in contrasts], 48)
+    notes = [f"{one.units} · {one.others}" for one in contrasts]
+    figure, axes = _rows_page(names, notes, "medical · other", len(contrasts), right=0.62)
+    for row, one in enumerate(contrasts):
+        low = max(one.chance, 1e-4)
+        axes.barh(row, one.chance_high - low, left=low, height=0.5, color=CHANCE, linewidth=0)
+        axes.plot([low, low], [row - 0.25, row + 0.25], color=MUTED, linewidth=0.9)
+        colour = MEDICAL if one.p <= 0.05 else INK
+        axes.plot([max(one.shift, 1e-4)], [row], "o", markersize=4, color=colour)
+        axes.annotate(
+            f"p {one.p:.3f}", (1.0, row), xycoords=("axes fraction", "data"), xytext=(4, 0),
+            textcoords="offset points", va="center", fontsize=SMALL, color=colour, annotation_clip=False,
+        )  # fmt: skip
+    axes.set_xscale("log")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    values = [value for one in contrasts for value in (one.shift, one.chance, one.chance_high) if value > 1e-4]
+    ends = [*values, *([yardstick] if yardstick else [])]
+    axes.set_xlim(min(ends) / 1.5, max(ends) * 1.5)
+    if yardstick:
+        axes.axvline(yardstick, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)))
+        axes.annotate(
+            yardstick_name, (yardstick, 1.0), xycoords=("data", "axes fraction"), xytext=(0, 3),
+            textcoords="offset points", ha="center", va="bottom", fontsize=SMALL, color=MUTED, annotation_clip=False,
+        )  # fmt: skip
+    axes.set_xlabel("shift (nats); grey: from the mean to the 95th percentile by chance", fontsize=BODY, color=INK)
+    return figure
+
+
+def shares(names: Sequence[str], r2: Sequence[float], omega2: Sequence[float], notes: Sequence[str]) -> Figure:
+    """Shares of the differences that factors explain: one bar per factor, with a dark part beyond chance."""
+    figure, axes = _rows_page(names, notes, "levels", len(names))
+    rows = np.arange(len(names))
+    axes.barh(rows, r2, height=0.55, color=CHANCE, linewidth=0, label="explained")
+    axes.barh(rows, np.clip(omega2, 0, None), height=0.55, color=INK, linewidth=0, label="beyond chance")
+    axes.set_xlim(0, max(0.05, *r2) * 1.08)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+    axes.set_xlabel("share of the differences between models", fontsize=BODY, color=INK)
+    axes.legend(
+        fontsize=SMALL,
+        frameon=False,
+        loc="lower right",
+        bbox_to_anchor=(1, 1),
+        ncols=2,
+        borderaxespad=0,
+        labelcolor=INK,
+    )
+    return figure
+
+
+def places(
+    coordinates: npt.NDArray[np.float64], medical: npt.NDArray[np.bool_], shown: Sequence[float], names: Sequence[str]
+) -> Figure:
+    """Units in a plane in which distances approach the roots of the shifts.
+
+    Args:
+        coordinates: (n, 2).
+        medical: Which are medical, (n,).
+        shown: Share of the differences along each axis.
+        names: Label of each unit, empty for none, (n,).
+    """
+    figure = Figure(TEXT_WIDTH, 4.4)
+    axes = figure.panel(0.5, 0.1, TEXT_WIDTH - 0.6, 3.85)
+    bare(axes, keep=("left", "bottom"))
+    for chosen, colour, label, layer in ((~medical, OTHER, "other", 1), (medical, MEDICAL, "medical", 2)):
+        axes.scatter(
+            coordinates[chosen, 0], coordinates[chosen, 1], s=22, color=colour, alpha=0.8, linewidths=0.4,
+            edgecolors="white", label=label, zorder=layer,
+        )  # fmt: skip
+    middle = float(np.mean(axes.get_xlim()))
+    for (x, y), name in zip(coordinates, names, strict=True):
+        if name:
+            left = x > middle
+            axes.annotate(
+                name, (x, y), xytext=(-5 if left else 5, 0), textcoords="offset points", fontsize=SMALL,
+                color=INK, va="center", ha="right" if left else "left", parse_math=False,
+            )  # fmt: skip
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.set_xlabel(f"first axis, {100 * shown[0]:.0f} % of the differences", fontsize=BODY, color=INK)
+    axes.set_ylabel(f"second axis, {100 * shown[1]:.0f} %", fontsize=BODY, color=INK)
+    axes.legend(fontsize=SMALL, frameon=False, loc="best", labelcolor=INK)
+    return figure
+
+
+def ranked(names: Sequence[str], values: Sequence[float], notes: Sequence[str], usual: float, limit: float) -> Figure:
+    """Distances of models, largest first, with the usual one of others and the limit of outliers."""
+    figure, axes = _rows_page(distinct_labels(names, 48), notes, "3x3 filters", len(names), top=0.45)
+    rows = np.arange(len(names))
+    colours = [MEDICAL if value > limit else INK for value in values]
+    axes.scatter(values, rows, s=16, color=colours, zorder=2)
+    axes.set_xscale("log")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlim(min([*values, usual]) / 1.4, max([*values, limit]) * 1.4)
+    for place, text in ((usual, "median of others"), (limit, "95 % of others")):
+        axes.axvline(place, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+        axes.annotate(
+            text, (place, 1.0), xycoords=("data", "axes fraction"), xytext=(0, 3), textcoords="offset points",
+            ha="center", va="bottom", fontsize=SMALL, color=MUTED, annotation_clip=False,
+        )  # fmt: skip
+    axes.set_xlabel("median shift to the other models (nats)", fontsize=BODY, color=INK)
+    return figure
+
+
+def _rows_page(
+    names: Sequence[str], notes: Sequence[str], heading: str, rows: int, *, right: float = 0.15, top: float = 0.3
+) -> tuple[Figure, Axes]:
+    """A page with one row per name; rows run downwards."""
+    left = 0.08 + row_label_width(names, notes, BODY, heading)
+    height = rows * _ROW
+    figure = Figure(TEXT_WIDTH, top + height + 0.5)
+    axes = figure.panel(left, top, TEXT_WIDTH - left - right, height)
+    bare(axes, keep=("bottom",))
+    axes.set_ylim(rows - 0.5, -0.5)
+    row_labels(axes, list(range(rows)), names, notes, BODY, heading=heading)
+    axes.tick_params(axis="x", length=2, color=RULE)
+    return figure, axes

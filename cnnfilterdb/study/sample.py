@@ -1,0 +1,245 @@
+"""The units that a study compares: models, or all models of one origin taken together.
+
+Models of one package are often the same network, trained again or trained on: they are not independent of each other,
+and a test that takes them as independent finds differences that are none. A study therefore counts the models of one
+origin, of one family, and of one side of its question as one unit, with the mean of their histograms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Unpack
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from cnnfilterdb import stats
+from cnnfilterdb.analysis.options import GroupOptions
+from cnnfilterdb.errors import SelectionError
+
+if TYPE_CHECKING:
+    from cnnfilterdb.questions.conclusions import Conclusions
+
+__all__ = ["Contrast", "Sample", "origin_of", "read"]
+
+#: Fewer arrangements than this: p cannot reach 5 %.
+_FEW = 20
+#: Fewer units on one side than this: their spread cannot be known.
+_FEW_UNITS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Contrast:
+    """Units of one side of a question compared with those of the other.
+
+    Attributes:
+        what: What was compared, in words.
+        units: Units on the side of the question.
+        others: Units on the other side.
+        shift: Observed shift.
+        chance: Mean shift by chance, for sides of these sizes.
+        chance_high: 95th percentile of the shift by chance.
+        p: Probability of a shift at least as large by chance.
+        low: Lower end of the 95 % interval of the excess over chance; None where a side has fewer than three units.
+        high: Upper end.
+        arrangements: Number of ways to exchange the labels.
+    """
+
+    what: str
+    units: int
+    others: int
+    shift: float
+    chance: float
+    chance_high: float
+    p: float
+    low: float | None
+    high: float | None
+    arrangements: float
+
+    @property
+    def excess(self) -> float:
+        """Shift beyond that by chance."""
+        return self.shift - self.chance
+
+    @property
+    def too_few(self) -> bool:
+        """Whether no outcome could have been significant, or the spread of a side is unknown."""
+        return self.arrangements < _FEW or min(self.units, self.others) < _FEW_UNITS
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sample:
+    """Units with their histograms and facts.
+
+    Attributes:
+        facts: One row per unit: ``models`` (keys), ``medical``, and the facts of its models.
+        counts: Histograms, (n, k, bins); each sums to 1 per component, unless filters have the same weight.
+        weights: Weight of each component, (k,).
+        low: Left edge of the range.
+        high: Right edge.
+        by_filters: Whether filters have the same weight, so that the histograms of an origin add up; otherwise models
+            have, and their histograms are averaged.
+    """
+
+    facts: pd.DataFrame
+    counts: npt.NDArray[np.float64]
+    weights: npt.NDArray[np.float64]
+    low: float
+    high: float
+    by_filters: bool = False
+
+    def __len__(self) -> int:
+        return len(self.facts)
+
+    @property
+    def medical(self) -> npt.NDArray[np.int64]:
+        """1 for a unit on the side of the question, 0 for others, (n,)."""
+        return self.facts["medical"].to_numpy(np.int64)
+
+    def codes(self, column: str) -> npt.NDArray[np.int64]:
+        """Numbers of the values of a column, (n,); unknown is a value too."""
+        found: npt.NDArray[np.int64] = pd.factorize(self.facts[column].fillna("unknown"), sort=True)[0]
+        return found
+
+    def where(self, kept: npt.NDArray[np.bool_] | pd.Series[bool]) -> Sample:
+        """Some of the units."""
+        chosen = np.asarray(kept, bool)
+        return replace(self, facts=self.facts[chosen].reset_index(drop=True), counts=self.counts[chosen])
+
+    def shifts(self, metric: str = "kl") -> npt.NDArray[np.float64]:
+        """Shifts between the units, (n, n)."""
+        return stats.kl_shift(self.counts, self.weights, self.low, self.high, metric=metric)
+
+    def by_origin(self, *keys: str) -> Sample:
+        """The models of each origin as one unit for each combination of the values of some columns.
+
+        Facts in which the models differ are those of most of them.
+        """
+        rows = self.facts[["origin", *keys]].astype(object).fillna("unknown")
+        codes = pd.factorize(pd.MultiIndex.from_frame(rows))[0]
+        number = int(codes.max(initial=-1)) + 1
+        counts = np.zeros((number, *self.counts.shape[1:]))
+        np.add.at(counts, codes, self.counts)
+        if not self.by_filters:
+            counts /= np.bincount(codes, minlength=number)[:, None, None]
+        facts = pd.DataFrame([_together(self.facts[codes == code]) for code in range(number)])
+        return replace(self, facts=facts, counts=counts)
+
+    def contrast(
+        self,
+        what: str,
+        side: npt.NDArray[np.int64] | None = None,
+        *,
+        within: str | None = None,
+        metric: str = "kl",
+        permutations: int = 999,
+    ) -> Contrast:
+        """Test one side against the other by exchanging the labels of units, within strata if a column is given.
+
+        Args:
+            what: What is compared, in words.
+            side: 1 or 0 for each unit, (n,); by default medical.
+            within: Column of strata.
+            metric: One of :data:`~cnnfilterdb.stats.METRICS`.
+            permutations: Number of random permutations.
+
+        Raises:
+            SelectionError: A side has no unit.
+        """
+        side = self.medical if side is None else side
+        sizes = np.bincount(side, minlength=2)
+        if sizes.min() == 0:
+            raise SelectionError(f"{what}: one side has no model")
+        found = stats.shift_test(
+            self.counts, 1 - side, self.weights, self.low, self.high, metric=metric,
+            strata=None if within is None else self.codes(within), permutations=permutations,
+        )  # fmt: skip
+        low, high = self._interval(side, metric) if sizes.min() >= _FEW_UNITS else (None, None)
+        return Contrast(
+            what, int(sizes[1]), int(sizes[0]), float(found.shift[0]), float(found.null_mean[0]),
+            float(found.null_high[0]), float(found.p[0]), low, high, float(found.arrangements[0]),
+        )  # fmt: skip
+
+    def _interval(self, side: npt.NDArray[np.int64], metric: str, samples: int = 500) -> tuple[float, float]:
+        """95 % interval of the difference between both sides, by a bootstrap over units that is corrected for its bias.
+
+        A shift of resamples is too large by twice what sampling adds, because they are samples of a sample; the mean of
+        the resamples shows how much that is. In simulations of 20 against 90 units the interval covered the truth in 92
+        to 94 of 100 cases, of 5 against 15 units in 89 to 93, and its upper end was too low in 2 to 6.
+        """
+        rng = np.random.default_rng(0)
+        sides = [self.counts[side == value].reshape(int((side == value).sum()), -1) for value in (1, 0)]
+        drawn = [
+            (rng.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), samples) @ rows).reshape(
+                -1, *self.counts.shape[1:]
+            )
+            for rows in sides
+        ]
+        whole = [rows.sum(axis=0).reshape(1, *self.counts.shape[1:]) for rows in sides]
+
+        def shifts(pair: list[npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:
+            first, second = (np.where(part.sum(axis=-1, keepdims=True) > 0, part, 1.0) for part in pair)
+            return stats.paired_shift(first, second, self.weights, self.low, self.high, metric=metric)
+
+        observed, resampled = shifts(whole), shifts(drawn)
+        bias = float(resampled.mean() - observed[0])
+        low, high = (np.quantile(resampled, [0.025, 0.975]) - 2 * bias).clip(0).tolist()
+        return low, high
+
+
+def origin_of(source: str, name: str) -> str:
+    """Where a model comes from: its package or repository, or the model itself where its name tells of none.
+
+    >>> origin_of("pypi", "deepcr/mask-decam"), origin_of("timm", "resnet18.a1_in1k")
+    ('pypi/deepcr', 'timm/resnet18.a1_in1k')
+    """
+    return f"{source}/{name.partition('/')[0]}"
+
+
+def read(
+    db: Conclusions, medical: Callable[[pd.DataFrame], pd.Series[bool]], **options: Unpack[GroupOptions]
+) -> Sample:
+    """The models that some options select, one unit each.
+
+    Args:
+        db: The database.
+        medical: Which models are on the side of the question, from the models table.
+        **options: Those of :meth:`Reader.groups`. With ``balance="filters"``, a model counts by its filters.
+
+    Raises:
+        SelectionError: Nothing is selected.
+    """
+    groups = db.groups("model_id", **options)
+    models = db.models().set_index("model_id").loc[groups.labels].reset_index()
+    counts = groups.counts
+    by_filters = options.get("balance", "filters") == "filters"
+    if not by_filters:
+        # A component without a coefficient in the range says nothing: it counts as even.
+        totals = counts.sum(axis=-1, keepdims=True)
+        counts = np.where(totals > 0, counts / np.where(totals > 0, totals, 1), 1 / counts.shape[-1])
+    facts = pd.DataFrame(
+        {
+            "models": [[model_id] for model_id in models["model_id"]],
+            "origin": [origin_of(*pair) for pair in zip(models["source"], models["name"], strict=True)],
+            "medical": medical(models).to_numpy(bool),
+            "filters": groups.filters,
+            "layers": groups.layers,
+            **{name: models[name] for name in ("architecture", "family", "task", "domain", "training_dataset")},
+        }
+    )
+    return Sample(facts, counts, groups.weights, groups.low, groups.high, by_filters)
+
+
+def _together(rows: pd.DataFrame) -> dict[str, Any]:
+    """The facts of one unit: those of most of its models."""
+    facts: dict[str, Any] = {"models": sorted(model for models in rows["models"] for model in models)}
+    for name in rows.columns.drop("models"):
+        values = rows[name]
+        if name in ("filters", "layers"):
+            facts[name] = int(values.sum())
+        else:
+            known = values.dropna()
+            facts[name] = known.value_counts(sort=True).index[0] if len(known) else None
+    return facts

@@ -1,0 +1,227 @@
+"""Studies: what they conclude from models whose differences are known, and how they are written."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import cnnfilterdb
+from cnnfilterdb import catalog
+from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.study.paper import present
+from cnnfilterdb.study.question import ALIKE, DIFFERS, OPEN, main_question
+from cnnfilterdb.study.sample import Sample, read
+
+FAMILIES = ("U-Net", "ResNet", "YOLO")
+
+
+def weights(rng, mixing, filters=400):
+    own = mixing + 0.15 * rng.normal(size=(9, 9))
+    return (rng.normal(size=(filters, 9)) @ own).astype(np.float32).reshape(filters // 10, 10, 3, 3)
+
+
+def made(path, *, medical_differs=False, siblings=1, origins=6):
+    """A database of three families with medical and other models of several origins each."""
+    rng = np.random.default_rng(4)
+    kinds = {family: np.eye(9) + rng.normal(size=(9, 9)) for family in FAMILIES}
+    own = rng.normal(size=(9, 9))
+    db = cnnfilterdb.create(path)
+    for family, mixing in kinds.items():
+        for side in ("medical mri", "natural"):
+            for origin in range(origins):
+                centre = mixing + 0.4 * rng.normal(size=(9, 9)) + (2 * own if medical_differs and "med" in side else 0)
+                for sibling in range(siblings if side == "medical mri" and origin == 0 else 1):
+                    name = f"{family}-{side[:3]}-{origin}/{sibling}"
+                    tensors = {"a.weight": weights(rng, centre)}
+                    db.add(tensors, name, domain=side, family=family, task="Segmentation")
+    db.index()
+    return db
+
+
+def is_medical(models):
+    return models["domain"].str.startswith("medical")
+
+
+@pytest.fixture(scope="module")
+def different(tmp_path_factory):
+    with made(tmp_path_factory.mktemp("study") / "different.db", medical_differs=True) as db:
+        yield db
+
+
+@pytest.fixture(scope="module")
+def alike(tmp_path_factory):
+    with made(tmp_path_factory.mktemp("study") / "alike.db", siblings=6) as db:
+        yield db
+
+
+def test_a_difference_is_found(different):
+    study = different.study(permutations=99, scan=False)
+    verdicts = {claim.text: claim for claim in study.claims}
+    for text in ("Medical models against all others", "With the family of architectures held fixed"):
+        assert verdicts[text].verdict == DIFFERS
+        assert verdicts[text].p == 0.01
+    assert study.answer[0].startswith("Yes: in this database")
+    shift = different.kl_shift("domain", balance="models").loc["medical mri", "natural"]
+    assert verdicts["Medical models against all others"].effect.startswith(f"shift {shift:.3f} nats")
+
+
+def test_models_of_one_origin_count_once(alike):
+    models = read(alike, is_medical, balance="models")
+    units, answered = main_question(models, 199)
+    assert (len(models), len(units)) == (51, 36)
+    assert units.medical.sum() == 18
+    siblings = units.facts["models"].map(len)
+    assert sorted(siblings)[-3:] == [6, 6, 6]
+    place = int(np.flatnonzero(siblings == 6)[0])
+    family = units.facts["family"][place]
+    members = [names[0] in units.facts["models"][place] for names in models.facts["models"]]
+    np.testing.assert_allclose(units.counts[place], models.counts[members].mean(axis=0))
+    assert answered.all.p > 0.05
+    assert answered.verdict(answered.all) == ALIKE
+    assert {one.what for one in answered.families} == {f"family {name}" for name in FAMILIES}
+    assert family in FAMILIES
+
+
+def test_the_interval_covers_and_the_verdict_needs_it(alike):
+    units, answered = main_question(read(alike, is_medical, balance="models"), 99)
+    assert 0 <= answered.all.low <= answered.all.high
+    pair = [np.flatnonzero(units.medical == side)[0] for side in (0, 1)]
+    lonely = units.where(np.isin(np.arange(len(units)), pair)).contrast("two units")
+    assert (lonely.low, lonely.high) == (None, None)
+    assert answered.verdict(lonely) == OPEN
+    with pytest.raises(SelectionError, match="one side has no model"):
+        units.where(units.medical == 1).contrast("medical")
+
+
+def test_coverage_of_the_interval():
+    """Units whose centres are shifted by a known amount: the interval covers the shift of many units."""
+    rng = np.random.default_rng(0)
+    edges = np.linspace(-3, 3, 31)
+    centres = (edges[1:] + edges[:-1]) / 2
+
+    def units(number, offset):
+        place = rng.normal(offset, 0.3, (number, 3, 1))
+        width = np.exp(rng.normal(0, 0.15, (number, 3, 1)))
+        counts = np.exp(-(((centres - place) / width) ** 2) / 2)
+        return counts / counts.sum(axis=2, keepdims=True)
+
+    def sample(first, second):
+        medical = np.repeat([True, False], [len(first), len(second)])
+        facts = pd.DataFrame({"medical": medical})
+        return Sample(facts, np.concatenate([first, second]), np.ones(3) / 3, -3, 3)
+
+    many = sample(units(3000, 0.4), units(3000, 0))
+    truth = many.contrast("many", permutations=1).shift
+    found = [sample(units(15, 0.4), units(40, 0)).contrast("few", permutations=1) for _ in range(60)]
+    covered = np.mean([one.low <= truth <= one.high for one in found])
+    assert 0.85 <= covered <= 1
+    assert np.mean([one.high >= truth for one in found]) >= 0.9
+
+
+@pytest.fixture(scope="module")
+def of_the_paper(tmp_path_factory):
+    """Some of the paper's models, by their names in the released data, with the properties that it states."""
+    rng = np.random.default_rng(0)
+    known = catalog.published()["medical"]
+    by_key = {one["model_id"]: one["paper"] for one in known["models"]}
+    db = cnnfilterdb.create(tmp_path_factory.mktemp("study") / "paper.db")
+    mixing = np.eye(9) + rng.normal(size=(9, 9))
+    binary = (0.1 * rng.choice([-1.0, 1.0], size=(40, 10, 3, 3))).astype(np.float32)
+    sparse = weights(rng, mixing, 2000)
+    sparse.reshape(-1, 9)[20:] *= 1e-6
+    for key, weight, family, domain in (
+        (known["binary"]["model_id"], binary, "CompNet", "medical mri"),
+        (known["nonsparse"]["model_id"], sparse, "ResNet", "medical xray"),
+        ("lungmask/r231", weights(rng, mixing), "U-Net", "medical ct"),
+        ("custom/buda-unet", weights(rng, mixing), "U-Net", "medical mri"),
+    ):
+        db.add({"a.weight": weight}, by_key[key], domain=domain, family=family, task="Segmentation")
+    for number in range(3):
+        db.add({"a.weight": weights(rng, mixing)}, f"other{number}", domain="natural", family="U-Net",
+               task="Segmentation")  # fmt: skip
+    db.index()
+    yield db
+    db.close()
+
+
+def test_the_statements_of_the_paper(of_the_paper):
+    study = of_the_paper.study(permutations=19, scan=False)
+    paper = next(section for section in study.sections if section.key == "paper")
+    tables = {block.caption: block for block in paper.blocks if hasattr(block, "rows")}
+    missing = next(table for caption, table in tables.items() if "missing" in caption)
+    assert len(missing.rows) == 12
+    assert all(row[3] for row in missing.rows)
+    stated = {row[0]: row for row in next(t for c, t in tables.items() if "states" in c).rows}
+    assert stated["Filters of CompNet are nearly binary."][3] == "confirmed"
+    row = stated["About 1 % of the filters of ResNet-50 (512 px) are not sparse."]
+    assert row[1] == "12,900 of 1,257,472 (1.03 %)"
+    assert row[2] == "20 of 2,000 (1.00 %)"
+    assert row[3] == "confirmed"
+    pairs = next(table for caption, table in tables.items() if caption.startswith("U-Net"))
+    ((names, published, here),) = pairs.rows
+    assert published == 0.103
+    first, second = names.split(" – ")
+    matrix = of_the_paper.kl_shift("model_id", recipe="medneurips2022")
+    assert here == pytest.approx(matrix.loc[first, second])
+    assert {"figure_1", "figure_2", "figure_3_unet"} <= {picture.name for picture in study.pictures()}
+
+
+def test_the_published_values_are_whole():
+    known = catalog.published()["medical"]
+    keys = {f"{source}/{name}" for source, name in catalog.expand("medical-2022")}
+    assert len(known["models"]) == 16
+    assert {one["model_id"] for one in known["models"]} <= keys
+    for name in ("unet", "densenet121"):
+        matrix = np.array(known[name]["matrix"])
+        assert (matrix == matrix.T).all()
+        assert set(known[name]["labels"]) <= keys
+    assert len(present([]).missing) == 16
+
+
+class _Page(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.tags, self.addresses = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.addresses += [value for name, value in attrs if name in ("src", "href")]
+
+
+def test_a_page_loads_nothing_and_names_are_inert(tmp_path):
+    with cnnfilterdb.example(tmp_path / "example.db") as db:
+        tensors = {"a.weight": weights(np.random.default_rng(0), np.eye(9) + 1)}
+        db.add(tensors, "<script>alert(1)</script>|*x*", domain="medical ct", task="Segmentation", family="U-Net")
+        study = db.study(permutations=9, scan=False)
+    page = _Page()
+    page.feed(study.to_html())
+    assert not {"script", "link", "iframe"} & set(page.tags)
+    assert page.tags.count("b") == len(study.tiles)
+    assert all(address.startswith(("data:image/png;base64,", "#")) for address in page.addresses)
+    assert "<script>" not in study.to_markdown()
+    assert study.to_dict()["claims"][0]["verdict"] == OPEN
+    assert study.to_html() == study.to_html()
+
+
+def test_every_number_of_the_json_is_finite(alike):
+    text = alike.study(permutations=9, scan=True).to_json()
+    found = json.loads(text)
+    assert not re.search(r"NaN|Infinity", text)
+    decisions = next(section for section in found["sections"] if section["key"] == "decisions")
+    rows = {row["Compared"]: row for row in decisions["blocks"][1]["rows"]}
+    assert rows["basis fitted on medical models only"]["p"] is not None
+    assert rows["5x5 kernels"]["p"] is None
+    assert rows["as above"]["Medical"] == 18
+
+
+def test_what_cannot_be_asked(alike, tmp_path):
+    with pytest.raises(SelectionError, match="study: 'space' given; there is medical"):
+        alike.study("space")
+    with cnnfilterdb.create(tmp_path / "one.db") as db:
+        tensors = {"a.weight": weights(np.random.default_rng(0), np.eye(9) + 1)}
+        db.add(tensors, "only", domain="natural", family="U-Net", task="Segmentation")
+        with pytest.raises(SelectionError, match="no medical model with 3x3 kernels; ingest one"):
+            db.study()

@@ -37,8 +37,8 @@ class ShiftTest:
         null_high: Their 95th percentile, (n,).
         p: Probability of a shift at least as large by chance, (b + 1) / (m + 1), (n,); 1 for a pair that cannot be
             tested, because every permutation of its labels is the observed one.
-        arrangements: Number of different ways to exchange the labels, (n,) float64, infinite beyond 1.8e308; p cannot be
-            below its inverse.
+        arrangements: Number of different ways to exchange the labels, (n,) float64, infinite where
+            a float cannot hold it; p cannot be below its inverse.
     """
 
     first: npt.NDArray[np.int64]

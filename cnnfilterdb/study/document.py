@@ -17,7 +17,7 @@ from cnnfilterdb.plots import to_png
 from cnnfilterdb.plots.style import compact
 from cnnfilterdb.publish import markdown
 
-__all__ = ["Block", "Claim", "Picture", "Section", "Study", "Table", "number", "probability"]
+__all__ = ["Block", "Claim", "Picture", "Rows", "Section", "Study", "number", "probability"]
 
 
 #: Pixels of the page per inch of a figure, as on the page of a report.
@@ -25,7 +25,7 @@ _PIXELS = 120
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class Rows:
     """Rows under headings.
 
     Attributes:
@@ -65,7 +65,7 @@ class Picture:
 
 
 #: A paragraph, a table or a figure.
-Block = str | Table | Picture
+Block = str | Rows | Picture
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -241,7 +241,7 @@ def _cell(value: Any) -> str:
 
 
 def _kind(block: Block) -> str:
-    return {str: "text", Table: "table", Picture: "picture"}[type(block)]
+    return {str: "text", Rows: "table", Picture: "picture"}[type(block)]
 
 
 def _source(picture: Picture) -> str:

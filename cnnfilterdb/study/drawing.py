@@ -24,7 +24,7 @@ from cnnfilterdb.plots.style import (
 )
 from cnnfilterdb.study.sample import Contrast
 
-__all__ = ["against_chance", "places", "ranked", "shares"]
+__all__ = ["against_chance", "factor_bars", "places", "ranked"]
 
 #: One colour for what the study is about, one for the rest.
 MEDICAL = "#c2410c"
@@ -70,7 +70,7 @@ def against_chance(contrasts: Sequence[Contrast], yardstick: float | None, yards
     return figure
 
 
-def shares(names: Sequence[str], r2: Sequence[float], omega2: Sequence[float], notes: Sequence[str]) -> Figure:
+def factor_bars(names: Sequence[str], r2: Sequence[float], omega2: Sequence[float], notes: Sequence[str]) -> Figure:
     """Shares of the differences that factors explain: one bar per factor, with a dark part beyond chance."""
     figure, axes = _rows_page(names, notes, "levels", len(names))
     rows = np.arange(len(names))

@@ -13,7 +13,7 @@ from cnnfilterdb import stats
 from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.reports import Progress
 from cnnfilterdb.study import drawing
-from cnnfilterdb.study.document import Block, Claim, Picture, Section, Study, Table, number, probability
+from cnnfilterdb.study.document import Block, Claim, Picture, Rows, Section, Study, number, probability
 from cnnfilterdb.study.outliers import Outliers, find_outliers, properties
 from cnnfilterdb.study.paper import paper_section
 from cnnfilterdb.study.question import (
@@ -30,7 +30,7 @@ from cnnfilterdb.study.question import (
     purity_table,
     sensitivity,
 )
-from cnnfilterdb.study.sample import Contrast, Sample, read
+from cnnfilterdb.study.sample import Contrast, Sample, read_sample
 
 if TYPE_CHECKING:
     from cnnfilterdb.questions.conclusions import Conclusions
@@ -71,7 +71,7 @@ def medical_study(
         done += 1
 
     step()
-    models = read(db, is_medical, where=TRAINED, balance="models")
+    models = read_sample(db, is_medical, where=TRAINED, balance="models")
     sides = np.bincount(models.medical, minlength=2)
     if sides.min() == 0:
         kind = "medical model" if sides[1] == 0 else "model of another domain"
@@ -89,8 +89,8 @@ def medical_study(
     bases = _bases(db) if scan else {}
     variants = sensitivity(db, is_medical, answered, permutations, step, bases)
     step()
-    papers = read(db, is_medical, where=TRAINED, balance="models", recipe="medneurips2022")
-    pooled = read(db, is_medical, where=TRAINED, balance="filters")
+    papers = read_sample(db, is_medical, where=TRAINED, balance="models", recipe="medneurips2022")
+    pooled = read_sample(db, is_medical, where=TRAINED, balance="filters")
     paper, here = paper_section(db, papers, pooled, answered, outliers, permutations)
     claims = _claims(answered, by_domain or factors, factors, purity, outliers, variants)
     sections = [
@@ -243,9 +243,9 @@ def _claims(
     answered: Answered,
     factors: Factors | None,
     sides: Factors | None,
-    purity: tuple[Table, stats.Purity] | None,
+    purity: tuple[Rows, stats.Purity] | None,
     outliers: Outliers | None,
-    variants: Table,
+    variants: Rows,
 ) -> list[Claim]:
     """The conclusions of the first page."""
 
@@ -370,8 +370,8 @@ def _compared(models: Sample, units: Sample) -> Section:
         "What was compared",
         [
             text,
-            Table("Units and models by family.", columns, rows),
-            Table("Medical models by domain.", ("Domain", "Origins", "Models", "3x3 filters"), by_domain),
+            Rows("Units and models by family.", columns, rows),
+            Rows("Medical models by domain.", ("Domain", "Origins", "Models", "3x3 filters"), by_domain),
         ],
     )
 
@@ -432,7 +432,7 @@ def _explained_section(
     return Section("explained", "What explains the differences?", blocks)
 
 
-def _neighbours(units: Sample, purity: tuple[Table, stats.Purity] | None, permutations: int) -> list[Block]:
+def _neighbours(units: Sample, purity: tuple[Rows, stats.Purity] | None, permutations: int) -> list[Block]:
     blocks: list[Block] = [
         "If medical images shaped the filters, the nearest model of a medical model would often be medical, even in "
         "another family.",
@@ -495,4 +495,4 @@ def _models(models: Sample) -> Section:
         )
     ]  # fmt: skip
     columns = ("Model", "Domain", "Task", "Family", "3x3 layers", "3x3 filters")
-    return Section("models", "The medical models", [Table("All that were compared.", columns, rows)])
+    return Section("models", "The medical models", [Rows("All that were compared.", columns, rows)])

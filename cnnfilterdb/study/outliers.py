@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from cnnfilterdb.study import drawing
-from cnnfilterdb.study.document import Picture, Table
+from cnnfilterdb.study.document import Picture, Rows
 from cnnfilterdb.study.sample import Sample
 
 if TYPE_CHECKING:
@@ -60,14 +60,14 @@ class Outliers:
         medical = self.frame[self.frame["medical"]]
         return float(medical["outlier"].mean())
 
-    def table(self) -> Table:
+    def table(self) -> Rows:
         """The medical outliers, with their properties."""
         rows = [
             [model, row["family"], row["domain"], row["reasons"], row["distance"], *(row[name] for name in PROPERTIES)]
             for model, row in self.found.iterrows()
         ]
         columns = ("Model", "Family", "Domain", "Set apart by", "Distance", *(one[0] for one in PROPERTIES.values()))
-        return Table(
+        return Rows(
             f"Medical models whose median shift to the others is beyond {self.limit:.2f} nats, the 95th percentile "
             f"of "
             "the other models. They are set apart by what lies outside of the middle 90 % of the others.",
@@ -75,10 +75,10 @@ class Outliers:
             rows,
         )
 
-    def correlations_table(self) -> Table:
+    def correlations_table(self) -> Rows:
         """What goes along with the distance over all models."""
         rows = [[PROPERTIES[name][0], rho, p] for name, (rho, p) in self.correlations.items()]
-        return Table(
+        return Rows(
             "Rank correlation (Spearman) of the properties of all models with their distance; p by permutation.",
             ("Property", "Correlation", "p"),
             rows,

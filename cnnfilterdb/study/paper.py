@@ -16,7 +16,7 @@ import pandas as pd
 
 from cnnfilterdb import catalog, plots, stats
 from cnnfilterdb.sql import literal
-from cnnfilterdb.study.document import Block, Picture, Section, Table, number, probability
+from cnnfilterdb.study.document import Block, Picture, Rows, Section, number, probability
 from cnnfilterdb.study.outliers import Outliers
 from cnnfilterdb.study.question import DIFFERS, OPEN, Answered
 from cnnfilterdb.study.sample import Sample
@@ -141,7 +141,7 @@ def paper_section(
     return Section("paper", "The paper of 2022, statement by statement", blocks), here
 
 
-def _missing(missing: Sequence[str]) -> Table:
+def _missing(missing: Sequence[str]) -> Rows:
     entries = {model.model_id: model for source in ("custom", "lungmask", "torchxrayvision")
                for model in catalog.models(source)}  # fmt: skip
     rows = [
@@ -149,13 +149,13 @@ def _missing(missing: Sequence[str]) -> Table:
          or entries[key].origin.get("urls")]
         for key in missing
     ]  # fmt: skip
-    return Table("Models of the paper that are missing.", ("Model", "Domain", "Architecture", "Where it is"), rows)
+    return Rows("Models of the paper that are missing.", ("Model", "Domain", "Architecture", "Where it is"), rows)
 
 
 def _statements(
     db: Conclusions, models: Sample, pooled: Sample, answered: Answered, outliers: Outliers | None, here: Present,
     permutations: int,
-) -> Table:  # fmt: skip
+) -> Rows:  # fmt: skip
     domains = np.array(catalog.published()["shift"]["domain"]["matrix"])
     tasks = np.array(catalog.published()["shift"]["task"]["matrix"])
     rows: list[list[str | None]] = []
@@ -223,7 +223,7 @@ def _statements(
         ["Pre-training can use any diverse images.", "concluded from the above",
          "needs training, not weights", OPEN]
     )  # fmt: skip
-    return Table(
+    return Rows(
         "What the paper states, and what today's models show.",
         ("The paper states", "Published", "Here", "These models show"),
         rows,
@@ -359,7 +359,7 @@ def _third_figure(db: Conclusions, units: Sample, here: Present) -> list[Block]:
         pairs = [[f"{chosen[i]} – {chosen[j]}", float(published[i, j]), float(values[i, j])]
                  for i in range(len(chosen)) for j in range(i + 1, len(chosen))]  # fmt: skip
         blocks.append(
-            Table(
+            Rows(
                 f"{name}: shifts as published and here. The published ones are in the basis of all 647 models of the "
                 "released data, these in the basis of this database.",
                 ("Pair", "Published", "Here"), pairs,

@@ -13,8 +13,8 @@ from cnnfilterdb import stats
 from cnnfilterdb.analysis.options import GroupOptions
 from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.study import drawing
-from cnnfilterdb.study.document import Picture, Table
-from cnnfilterdb.study.sample import Contrast, Sample, read
+from cnnfilterdb.study.document import Picture, Rows
+from cnnfilterdb.study.sample import Contrast, Sample, read_sample
 
 if TYPE_CHECKING:
     from cnnfilterdb.questions.conclusions import Conclusions
@@ -97,11 +97,11 @@ class Answered:
         yield from self.tasks
         yield self.single
 
-    def table(self) -> Table:
+    def table(self) -> Rows:
         """All contrasts as rows."""
         rows = [[*contrast_row(one), self.adjusted.get(one.what), self.verdict(one)] for one in self.rows()]
         columns = [*CONTRAST_COLUMNS, "p, adjusted", "These models show"]
-        return Table("Medical against other models. Shifts in nats; intervals are of the difference.", columns, rows)
+        return Rows("Medical against other models. Shifts in nats; intervals are of the difference.", columns, rows)
 
 
 CONTRAST_COLUMNS = ("Compared", "Medical", "Other", "Shift", "By chance", "95 % of chance", "From", "To", "p")
@@ -191,13 +191,13 @@ class Factors:
     last: list[tuple[float, float, float] | None]
     units: int
 
-    def table(self) -> Table:
+    def table(self) -> Rows:
         """One row per factor."""
         rows = [
             [name, levels, *alone, *(last or (None, None, None))]
             for name, levels, alone, last in zip(self.names, self.levels, self.alone, self.last, strict=True)
         ]
-        return Table(
+        return Rows(
             f"Share of the differences between {self.units} units that each factor explains (PERMANOVA).",
             (
                 "Factor",
@@ -215,7 +215,7 @@ class Factors:
     def picture(self) -> Picture:
         """Bars of the factors alone."""
         notes = [str(level) for level in self.levels]
-        figure = drawing.shares(self.names, [one[0] for one in self.alone], [one[1] for one in self.alone], notes)
+        figure = drawing.factor_bars(self.names, [one[0] for one in self.alone], [one[1] for one in self.alone], notes)
         return Picture(
             "explained", figure, f"Shares that {', '.join(self.names)} explain.",
             "Share of the differences between models that each factor explains by itself. Any factor of many levels "
@@ -246,7 +246,7 @@ def explained(units: Sample, names: Sequence[str], permutations: int) -> Factors
     return Factors(varied, levels, [numbers(term) for term in alone], last, len(kept))
 
 
-def purity_table(units: Sample, permutations: int) -> tuple[Table, stats.Purity] | None:
+def purity_table(units: Sample, permutations: int) -> tuple[Rows, stats.Purity] | None:
     """How often the nearest models of a medical model are medical; None with too few models."""
     shifts = units.shifts()
     origins, families = units.codes("origin"), units.codes("family")
@@ -269,10 +269,10 @@ def purity_table(units: Sample, permutations: int) -> tuple[Table, stats.Purity]
     if first is None:
         return None
     columns = ("Among", "Nearest", "Medical models", "Share medical", "By chance", "95 % of chance", "p")
-    return Table("How many of the nearest models of a medical model are medical.", columns, rows), first
+    return Rows("How many of the nearest models of a medical model are medical.", columns, rows), first
 
 
-def domains_table(units: Sample, permutations: int) -> Table | None:
+def domains_table(units: Sample, permutations: int) -> Rows | None:
     """Every domain of at least three units against all others: is medical special among domains?"""
     sizes = units.facts["domain"].value_counts()
     found = []
@@ -285,7 +285,7 @@ def domains_table(units: Sample, permutations: int) -> Table | None:
     adjusted = stats.adjusted_holm(np.array([one.p for one in found]))
     rows = [[*contrast_row(one), float(p)] for one, p in zip(found, adjusted, strict=True)]
     columns = ("Domain", "Models", "Other", *CONTRAST_COLUMNS[3:], "p, adjusted")
-    return Table("Each domain of at least three units against all others.", columns, rows)
+    return Rows("Each domain of at least three units against all others.", columns, rows)
 
 
 #: How the main answer may depend on decisions of the analysis: what changes, the options of the groups that it changes,
@@ -315,7 +315,7 @@ def sensitivity(
     permutations: int,
     progress: Callable[[], None],
     bases: Mapping[str, stats.Basis],
-) -> Table:
+) -> Rows:
     """The main answer under other decisions.
 
     Args:
@@ -337,14 +337,14 @@ def sensitivity(
         progress()
         options: GroupOptions = {"balance": "models", "where": TRAINED, **changed}
         try:
-            units = read(db, medical, **options).by_origin("medical", "family")
+            units = read_sample(db, medical, **options).by_origin("medical", "family")
             whole = units.contrast(what, metric=metric, permutations=permutations)
         except SelectionError:
             rows.append([what, None, None, None, None, None, None, None, None, None])
             continue
         held = units.contrast(what, within="family", metric=metric, permutations=permutations)
         add(what, whole, held)
-    return Table(
+    return Rows(
         "Medical against other models under other decisions. Shifts of different measures, recipes and kernel sizes "
         "cannot be compared with each other; their p-values can.",
         (*CONTRAST_COLUMNS, "p, family fixed"),

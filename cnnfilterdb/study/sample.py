@@ -22,7 +22,7 @@ from cnnfilterdb.errors import SelectionError
 if TYPE_CHECKING:
     from cnnfilterdb.questions.conclusions import Conclusions
 
-__all__ = ["Contrast", "Sample", "origin_of", "read"]
+__all__ = ["Contrast", "Sample", "origin_of", "read_sample"]
 
 #: Fewer arrangements than this: p cannot reach 5 %.
 _FEW = 20
@@ -181,7 +181,7 @@ def origin_of(source: str, name: str) -> str:
     return f"{source}/{name.partition('/')[0]}"
 
 
-def read(
+def read_sample(
     db: Conclusions, medical: Callable[[pd.DataFrame], pd.Series[bool]], **options: Unpack[GroupOptions]
 ) -> Sample:
     """The models that some options select, one unit each.

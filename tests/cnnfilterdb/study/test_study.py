@@ -12,7 +12,7 @@ from cnnfilterdb import catalog
 from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.study.paper import present
 from cnnfilterdb.study.question import ALIKE, DIFFERS, OPEN, main_question
-from cnnfilterdb.study.sample import read
+from cnnfilterdb.study.sample import read_sample
 
 FAMILIES = ("U-Net", "ResNet", "YOLO")
 
@@ -68,7 +68,7 @@ def test_a_difference_is_found(different):
 
 
 def test_models_of_one_origin_count_once(alike):
-    models = read(alike, is_medical, balance="models")
+    models = read_sample(alike, is_medical, balance="models")
     units, answered = main_question(models, 199)
     assert (len(models), len(units)) == (51, 36)
     assert units.medical.sum() == 18
@@ -85,7 +85,7 @@ def test_models_of_one_origin_count_once(alike):
 
 
 def test_the_interval_covers_and_the_verdict_needs_it(alike):
-    units, answered = main_question(read(alike, is_medical, balance="models"), 99)
+    units, answered = main_question(read_sample(alike, is_medical, balance="models"), 99)
     assert 0 <= answered.all.low <= answered.all.high
     pair = [np.flatnonzero(units.medical == side)[0] for side in (0, 1)]
     lonely = units.where(np.isin(np.arange(len(units)), pair)).contrast("two units")

@@ -57,7 +57,9 @@ def compare_table(connection: duckdb.DuckDBPyConnection, before: Path, after: Pa
     first, second = (connection.execute(digest.format(side)).fetchone() for side in sides)
     rows, different = (second or (0,))[0], 0
     if first != second:
-        query = f"SELECT count(*) FROM (({sides[0]} EXCEPT ALL {sides[1]}) UNION ALL ({sides[1]} EXCEPT ALL {sides[0]}))"
+        query = (
+            f"SELECT count(*) FROM (({sides[0]} EXCEPT ALL {sides[1]}) UNION ALL ({sides[1]} EXCEPT ALL {sides[0]}))"
+        )
         (different,) = connection.execute(query).fetchone() or (0,)
     missing = sorted(set(known) - set(new) - VOLATILE)
     added = sorted(set(new) - set(known) - VOLATILE)

@@ -31,6 +31,9 @@ _USED = {
     "eigenfilters": {"all_layers"},
     "quality": {"all_layers"},
     "variance": {"all_layers"},
+    "map": {"metric", "recipe", "balance", "basis", "bins", "limits", "min_models", "min_filters", "all_layers"},
+    "spread": {"metric", "recipe", "balance", "basis", "bins", "limits", "min_models", "min_filters", "all_layers"},
+    "phenotypes": {"all_layers"},
     "filters": {"model", "layer"},
 }
 
@@ -55,7 +58,19 @@ def plot(
     kind: str, by: str, model: str | None, layer: int, title: str | None, output: Path | None,
     dpi: int, path: Path, **options: Any,
 ) -> None:  # fmt: skip
-    """Draw a figure: the shift matrix, ridges, eigenfilters, quality, where weights vary, or the filters of a layer."""
+    """Draw a figure.
+
+    \b
+    shift         the matrix of shifts as a heat map
+    ridge         the distributions of the coefficients
+    phenotypes    the joint density of two coefficients
+    eigenfilters  the components of a basis of each group
+    quality       sparsity, entropy and orthogonality of the layers
+    variance      where in a kernel the weights vary
+    map           the models as points, near each other where their shift is small
+    spread        the shifts within each group, beside those to all other models
+    filters       the kernels of a layer (--model, --layer)
+    """
     ctx = click.get_current_context()
     target = output or Path(f"{kind}.png")
     if target.suffix.lower() not in _PICTURES:
@@ -76,10 +91,12 @@ def plot(
         metric = options.pop("metric")
         arguments = group_arguments(options)
         chosen = {key: value for key, value in arguments.items() if key in _USED[kind] or key in ("where", "kernel")}
-        if kind in ("shift", "ridge"):
+        if "limits" in _USED[kind]:
             chosen["range"] = arguments["range"]
-        if kind == "shift":
+        if "metric" in _USED[kind]:
             chosen["metric"] = metric
+        if kind in ("map", "spread") and ctx.get_parameter_source("balance") is ParameterSource.DEFAULT:
+            chosen["balance"] = "models"  # models are compared one by one
         if kind == "variance" and ctx.get_parameter_source("kernel") is ParameterSource.DEFAULT:
             chosen["kernel"] = None  # large kernels are of most interest: all sizes, unless one is given
         method: dict[str, Callable[..., Any]] = {
@@ -88,6 +105,9 @@ def plot(
             "eigenfilters": draw.eigenfilters,
             "quality": draw.quality,
             "variance": draw.variance,
+            "map": draw.map,
+            "spread": draw.spread,
+            "phenotypes": draw.phenotypes,
         }
         figure = method[kind](by=by, title=title or (name if name != by else None), **chosen)
     with written_to(target) as part:

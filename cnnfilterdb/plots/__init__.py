@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from cnnfilterdb.plots.heatmap import METRIC_LABELS, heatmap, ordered_groups
 from cnnfilterdb.plots.kernels import BasisLike, eigenfilters, filter_grid
+from cnnfilterdb.plots.models import model_map, spread
+from cnnfilterdb.plots.phenotypes import phenotypes
 from cnnfilterdb.plots.quality import depth_deciles, quality
 from cnnfilterdb.plots.report import report
 from cnnfilterdb.plots.report_data import Coefficients, GroupingData, Method, ReportData
@@ -28,11 +30,14 @@ __all__ = [
     "eigenfilters",
     "filter_grid",
     "heatmap",
+    "model_map",
     "ordered_groups",
+    "phenotypes",
     "quality",
     "report",
     "ridge",
     "silverman_bandwidth",
+    "spread",
     "to_png",
     "variance",
 ]

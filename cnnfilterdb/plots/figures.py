@@ -30,9 +30,13 @@ from cnnfilterdb.store.durable import write_text
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as MatplotlibFigure
 
+    from cnnfilterdb.questions.conclusions import Conclusions
     from cnnfilterdb.questions.statistics import Statistics
 
 __all__ = ["Figures"]
+
+#: Cells per component in the figure of two components.
+_CELLS = 70
 
 
 class Figures:
@@ -44,7 +48,7 @@ class Figures:
     ``by``, ``where`` and the other options are those of :meth:`Reader.kl_shift`.
     """
 
-    def __init__(self, db: Statistics) -> None:
+    def __init__(self, db: Conclusions) -> None:
         self._db = db
 
     def kl_shift(
@@ -253,6 +257,112 @@ class Figures:
         if not maps:
             raise groupings.empty(Grouping(by, where, ", ".join(kernels) if kernels else "spatial"))
         return plots.variance(maps, title=title)
+
+    def map(
+        self,
+        by: str = "domain",
+        *,
+        metric: str = "kl",
+        title: str | None = None,
+        **options: Unpack[GroupOptions],
+    ) -> MatplotlibFigure:
+        """The models as points whose distances approach the shifts between them, coloured by group.
+
+        Args:
+            by: Expression with one value per model.
+            metric: A symmetric metric of :meth:`Reader.kl_shift`.
+            title: Title of the figure.
+            **options: Those of :meth:`Reader.embed`.
+
+        >>> figure = db.plot.map("domain")
+        >>> [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+        ['natural (2)', 'medical ct (1)']
+        """
+        placed = self._db.embed(by=by, metric=metric, **options)
+        explained = placed.attrs["explained"]
+        return plots.model_map(placed[["x0", "x1"]], placed[by].tolist(), explained=explained, title=title)
+
+    def spread(
+        self,
+        by: str = "domain",
+        *,
+        metric: str = "kl",
+        title: str | None = None,
+        **options: Unpack[GroupOptions],
+    ) -> MatplotlibFigure:
+        """The shifts between the models of each group, beside those to all other models.
+
+        Args:
+            by: Expression with one value per model.
+            metric: A symmetric metric of :meth:`Reader.kl_shift`.
+            title: Title of the figure.
+            **options: Those of :meth:`Reader.kl_shift`; ``balance`` is ``models`` by default.
+
+        >>> figure = db.plot.spread("domain")
+        >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
+        ['natural', 'medical ct']
+        """
+        options = {"balance": "models", **options}
+        matrix = self._db.kl_shift("model_id", metric=metric, **options)
+        models = list(matrix.index)
+        found = _frame(
+            self._db, f"SELECT DISTINCT model_id, {expression(by, 'by')} AS label FROM facts WHERE stored ORDER BY ALL"
+        )
+        labels = dict(zip(found["model_id"], found["label"], strict=True))
+        return plots.spread(
+            matrix, [labels.get(model) for model in models], label=plots.METRIC_LABELS[metric], title=title
+        )
+
+    def phenotypes(
+        self,
+        by: str = "domain",
+        *,
+        components: tuple[int, int] = (0, 1),
+        where: str | None = None,
+        kernel: str = "3x3",
+        all_layers: bool = False,
+        title: str | None = None,
+    ) -> MatplotlibFigure:
+        """The joint density of two coefficients for each group, on a logarithmic scale.
+
+        It projects every selected filter, so it takes seconds for millions of filters.
+
+        Args:
+            by: Grouping expression.
+            components: Numbers of the two components.
+            where: Condition that narrows the rows.
+            kernel: Kernel size.
+            all_layers: Include transposed and dead layers.
+            title: Title of the figure.
+
+        Raises:
+            SelectionError: An expression that cannot be answered, no such component, or nothing selected.
+
+        >>> figure = db.plot.phenotypes("domain")
+        >>> figure.savefig("phenotypes.png")
+        """
+        height, width = kernel_shape(kernel)
+        for component in components:
+            if not 0 <= component < height * width:
+                raise SelectionError(
+                    f"components: {kernel} filters have components 0 to {height * width - 1}, found {component}"
+                )
+        groups = self._db.groups(by, where=where, kernel=kernel, all_layers=all_layers)
+        low, high = groups.low, groups.high
+        cells = [f"CAST(floor((c{number} - {low!r}) / {(high - low) / _CELLS!r}) AS INTEGER)" for number in components]
+        papers = "" if all_layers else "AND papers_layer"
+        rows = _frame(
+            self._db,
+            f'WITH grouped AS (SELECT model_id, layer, {expression(by, "by")} AS "group" FROM facts WHERE stored '
+            f"AND kernel = {literal(kernel)} AND {condition(where)} {papers}) "
+            f'SELECT "group", {cells[0]} AS x, {cells[1]} AS y, count(*) AS filters '
+            f'FROM coefficients_{kernel} JOIN grouped USING (model_id, layer) WHERE "group" IS NOT NULL GROUP BY ALL',
+        )
+        place = {label: number for number, label in enumerate(groups.labels)}
+        rows = rows[rows["x"].between(0, _CELLS - 1) & rows["y"].between(0, _CELLS - 1) & rows["group"].isin(place)]
+        counts = np.zeros((len(groups.labels), _CELLS, _CELLS))
+        counts[rows["group"].map(place).to_numpy(dtype=int), rows["x"], rows["y"]] = rows["filters"]
+        return plots.phenotypes(counts, low, high, groups.labels, components=components, title=title)
 
 
 def _frame(db: Statistics, query: str) -> pd.DataFrame:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Unpack
 
 from cnnfilterdb.analysis.options import ShiftOptions, check_options
 from cnnfilterdb.errors import SelectionError
-from cnnfilterdb.questions.conclusions import Conclusions
+from cnnfilterdb.questions.structure import Structure
 from cnnfilterdb.reports import Exported, Progress
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["Reader"]
 
 
-class Reader(Conclusions):
+class Reader(Structure):
     """A database of convolution kernels, opened for reading.
 
     :func:`cnnfilterdb.open` returns one for a release, and with ``read_only=True`` for a folder.

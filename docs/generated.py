@@ -29,6 +29,7 @@ SECTIONS = {
     "Nearest filters": "nearest.sql",
     "Shared layers": "search.sql",
     "Descriptors of kernels": "descriptors.sql",
+    "Structure of kernels": "structure.sql",
 }
 
 

@@ -30,6 +30,7 @@ ABOUT_A_DATABASE = {
     "cnnfilterdb.reader",
     "cnnfilterdb.questions.conclusions",
     "cnnfilterdb.questions.statistics",
+    "cnnfilterdb.questions.structure",
     "cnnfilterdb.questions.tables",
 }
 

@@ -44,6 +44,7 @@ for _verb in (
     comparison.shift,
     comparison.basis,
     comparison.quality,
+    comparison.structure,
     conclusions.test,
     conclusions.explain,
     conclusions.study,

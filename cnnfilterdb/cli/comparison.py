@@ -1,4 +1,4 @@
-"""The verbs that compare groups of filters: shift, basis and quality."""
+"""The verbs that compare groups of filters: shift, basis, quality and structure."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from cnnfilterdb.cli.options import (
 )
 from cnnfilterdb.cli.output import Output, emit, print_basis, print_shift, say
 
-__all__ = ["basis", "quality", "shift"]
+__all__ = ["basis", "quality", "shift", "structure"]
 
 
 @click.command(short_help="Compare groups of filters by their KL shift.")
@@ -124,3 +124,43 @@ def quality(
     emit(frame.rename_axis(index=name).reset_index(), rows)
     if rows.for_people():
         print_basis(attrs)
+
+
+@click.command(short_help="Symmetry, position and subspaces of the kernels of each group.")
+@click.argument("by")
+@click.option("--positions", is_flag=True, help="How the energy of kernels is distributed over positions.")
+@click.option("--correlation", is_flag=True, help="Correlation of weights by their distance.")
+@click.option("--overlap", type=click.IntRange(min=1), metavar="K",
+              help="How well the first K components of one group serve another one.")  # fmt: skip
+@where_option
+@kernel_option
+@all_layers_option
+@trained_option
+@rows_options
+@db_option
+def structure(
+    by: str, positions: bool, correlation: bool, overlap: int | None, where: str | None, kernel: str, all_layers: bool,
+    trained: bool, rows: Output, path: Path,
+) -> None:  # fmt: skip
+    """Structure of the kernels of each group: by default, how symmetric the mean kernels of layers are.
+
+    BY is a SQL expression over the columns of models and layers; `EXPRESSION AS name` names it.
+
+    \b
+      cnnfilterdb structure "stride_h AS stride"
+      cnnfilterdb structure family --positions
+    """
+    if sum((positions, correlation, overlap is not None)) > 1:
+        raise click.UsageError("give one of --positions, --correlation and --overlap")
+    by, name = named(by)
+    db = open_reader(path)
+    chosen: Any = {"where": trained_only(where, trained), "kernel": kernel, "all_layers": all_layers}
+    if positions or correlation:
+        frame = (db.position_profile if positions else db.spatial_correlation)(by, **chosen)
+        frame = frame.rename(columns={"group": name})
+    elif overlap is not None:
+        frame = db.subspace_overlap(by, dimensions=overlap, **chosen).rename(columns=str).rename_axis(columns=None)
+        frame.insert(0, name if name not in frame.columns else "group", frame.index)
+    else:
+        frame = db.mean_symmetries(by, **chosen).rename_axis(index=name).reset_index()
+    emit(frame, rows)

@@ -53,13 +53,21 @@ def models(available: bool, source: str | None, licenses: bool, where: str | Non
 
 
 @click.command(short_help="List convolution layers with their statistics.")
+@click.option("--spectra", metavar="SIZE", help="Instead, the spectra of layers with kernels of SIZE, such as 3x3.")
 @where_option
 @rows_options
 @db_option
-def layers(where: str | None, rows: Output, path: Path) -> None:
-    """List convolution layers with their statistics."""
+def layers(spectra: str | None, where: str | None, rows: Output, path: Path) -> None:
+    """List convolution layers with their statistics.
+
+    With --spectra, the filters are read: power-law tail (alpha), largest eigenvalue and stable rank of the matrices of
+    layers as WeightWatcher computes them, and kurtosis and peak ratio of their weights.
+    """
     from cnnfilterdb.analysis.queries import condition
 
+    if spectra is not None:
+        emit(open_reader(path).spectra(where=where, kernel=spectra), rows)
+        return
     table = (
         open_reader(path)
         .sql(

@@ -261,7 +261,10 @@ def definitions(
         papers_layer=PAPERS_LAYER, database_files=_database_files(shards), **places, **_annotations(annotated)
     )
     texts = [views]
-    texts += [_template(name).template for name in ("macros.sql", "quality.sql", "descriptors.sql", "search.sql")]
+    texts += [
+        _template(name).template
+        for name in ("macros.sql", "quality.sql", "descriptors.sql", "structure.sql", "search.sql")
+    ]
     found = [one for text in texts for one in _split(text)]
     found += [one for kernel in sizes for one in _split(_kernel_block(kernel, published), kernel)]
     return {one.name: one for one in found}

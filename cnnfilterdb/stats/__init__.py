@@ -59,8 +59,11 @@ from cnnfilterdb.stats.quality import (
     variance_entropy,
 )
 from cnnfilterdb.stats.randomness import randomness_threshold
+from cnnfilterdb.stats.sampling import Initializer
 from cnnfilterdb.stats.shift import EMPTY_BIN, RECIPES, Recipe, balance_weights, probabilities, shares
 from cnnfilterdb.stats.similarity import Nearest, Pattern, symmetries
+from cnnfilterdb.stats.spectral import LayerSpectrum, layer_spectrum, power_law
+from cnnfilterdb.stats.structure import mean_symmetry, spatial_correlation, subspace_overlap
 
 __all__ = [
     "BINARY_TOLERANCE",
@@ -80,7 +83,9 @@ __all__ = [
     "Embedding",
     "ExplainedTerm",
     "Histogram",
+    "Initializer",
     "Interval",
+    "LayerSpectrum",
     "LayerStatistics",
     "Moments",
     "Nearest",
@@ -108,9 +113,11 @@ __all__ = [
     "kernel_rank",
     "kl_shift",
     "kl_shift_components",
+    "layer_spectrum",
     "layer_statistics",
     "levels",
     "looks_untrained",
+    "mean_symmetry",
     "neighbour_purity",
     "norms",
     "orthogonality",
@@ -118,12 +125,15 @@ __all__ = [
     "paired_shift",
     "partition",
     "population_shift",
+    "power_law",
     "probabilities",
     "randomness_threshold",
     "shares",
     "shift_test",
     "sparse_kernels",
     "sparsity",
+    "spatial_correlation",
+    "subspace_overlap",
     "symmetries",
     "unpacked",
     "variance_entropy",

@@ -1,0 +1,91 @@
+"""Structure of kernels asked of a database: overlap of subspaces, spectra of layers, initialisers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, fields
+
+import duckdb
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+
+from cnnfilterdb import stats
+from cnnfilterdb.analysis.bases import moments_of
+from cnnfilterdb.analysis.queries import condition, run
+from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.scan.ordered import filters_of
+from cnnfilterdb.scan.scan import FilterFiles
+from cnnfilterdb.schema import kernel_shape, weight_columns
+from cnnfilterdb.sql import literal
+
+__all__ = ["overlap", "spectra"]
+
+
+def overlap(rows: pa.Table, by: str, kernel: str, dimensions: int) -> pd.DataFrame:
+    """The square frame of :meth:`Reader.subspace_overlap`.
+
+    Args:
+        rows: The layers, from :func:`cnnfilterdb.analysis.groups.selection`, sorted by group.
+        by: The grouping expression.
+        kernel: Kernel size.
+        dimensions: Number of components.
+    """
+    coded = rows["group"].combine_chunks().dictionary_encode()
+    numbers = coded.indices.to_numpy()
+    edges = np.flatnonzero(np.diff(numbers, prepend=-1))
+    parts = [
+        moments_of(rows.slice(start, stop - start), kernel)
+        for start, stop in zip(edges, [*edges[1:], len(numbers)], strict=True)
+    ]
+    labels = coded.dictionary.to_pylist()
+    empty = [label for label, part in zip(labels, parts, strict=True) if not part.scatter.trace() > 0]
+    if empty:
+        raise SelectionError(f"the kernels of {empty[0]} by {by} are all the same; leave them out with where")
+    found = stats.subspace_overlap(np.stack([part.scatter for part in parts]), dimensions)
+    index = pd.Index(labels, name=by)
+    frame = pd.DataFrame(found, index=index, columns=index)
+    own = [np.sort(np.linalg.eigvalsh(part.scatter))[-dimensions:].sum() / part.scatter.trace() for part in parts]
+    frame.attrs = {"dimensions": dimensions, "kernel": kernel, "own": dict(zip(labels, map(float, own), strict=True))}
+    return frame
+
+
+def spectra(store: FilterFiles, connection: duckdb.DuckDBPyConnection, where: str | None, kernel: str) -> pd.DataFrame:
+    """The frame of :meth:`Reader.spectra`: one row per layer, by one pass over the filters with a layer in memory."""
+    kernel_shape(kernel)
+    chosen = run(
+        connection,
+        "SELECT model_id, layer, filters, out_channels, groups FROM facts "
+        f"WHERE stored AND kernel = {literal(kernel)} AND {condition(where)} ORDER BY model_id, layer",
+    ).to_pylist()
+    found = []
+    for row, weight in zip(chosen, _weights(store, chosen, kernel), strict=True):
+        spectrum = stats.layer_spectrum(weight.reshape(row["out_channels"] or 1, -1, *kernel_shape(kernel)))
+        found.append({name: row[name] for name in ("model_id", "layer", "filters")} | asdict(spectrum))
+    names = [field.name for field in fields(stats.LayerSpectrum)]
+    frame = pd.DataFrame(found, columns=["model_id", "layer", "filters", *names])
+    return frame.astype(dict.fromkeys(names, "Float64"))
+
+
+def _weights(store: FilterFiles, layers: list[dict[str, object]], kernel: str) -> Iterator[npt.NDArray[np.float32]]:
+    """The kernels of layers one after the other, (n, k) each."""
+    wanted: dict[str, list[int]] = {}
+    for row in layers:
+        wanted.setdefault(str(row["model_id"]), []).append(int(str(row["layer"])))
+    parts: list[npt.NDArray[np.float32]] = []
+    current: tuple[str, int] | None = None
+    for table in filters_of(store, kernel, wanted):
+        weights = np.column_stack([table[name].to_numpy() for name in weight_columns(kernel)])
+        numbers = table["layer"].to_numpy()
+        model_id = table["model_id"][0].as_py()
+        edges = np.flatnonzero(np.diff(numbers, prepend=-1))
+        for start, stop in zip(edges, [*edges[1:], len(numbers)], strict=True):
+            key = (model_id, int(numbers[start]))
+            if current not in (None, key):
+                yield np.concatenate(parts)
+                parts = []
+            current = key
+            parts.append(weights[start:stop])
+    if parts:
+        yield np.concatenate(parts)

@@ -1,0 +1,120 @@
+"""Spectra of layers: power-law tail, norm and rank of their matrices, and how heavy the tails of their weights are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["LayerSpectrum", "layer_spectrum", "power_law"]
+
+_Array = npt.NDArray[np.float64]
+
+#: Eigenvalues up to this count as zero, as in WeightWatcher.
+_ZERO = 1e-5
+#: With fewer eigenvalues than this the estimate of the exponent is corrected for their number, as in WeightWatcher ...
+_SMALL = 20
+#: ... and a tail has at least this many of them.
+_SHORTEST = 8
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSpectrum:
+    """What the eigenvalues of a layer say. None where it is not defined: for zeros, or too few eigenvalues.
+
+    Attributes:
+        alpha: Exponent of the power law of the tail of the eigenvalues; trained layers have about 2 to 6.
+        alpha_ks: Kolmogorov-Smirnov distance between the tail and its power law.
+        alpha_hat: alpha x log10 lambda_max.
+        lambda_max: Largest eigenvalue, half the square of the largest spectral norm of the matrices.
+        stable_rank: Sum of the eigenvalues divided by the largest.
+        kurtosis: Fourth moment of the weights divided by the square of their variance, less 3: 0 for Gaussian weights.
+        peak_ratio: Largest absolute weight divided by the 99th percentile.
+    """
+
+    alpha: float | None
+    alpha_ks: float | None
+    alpha_hat: float | None
+    lambda_max: float | None
+    stable_rank: float | None
+    kurtosis: float | None
+    peak_ratio: float | None
+
+
+def layer_spectrum(weight: npt.NDArray[np.float32]) -> LayerSpectrum:
+    """The spectrum of a layer (Martin, Peng and Mahoney, Nature Communications 12, 4122, 2021).
+
+    As in WeightWatcher 0.7.7, a convolution of h x w kernels is taken as h w matrices (out, in / groups), each
+    multiplied by sqrt(1/2); the eigenvalues are the squared singular values of all of them together.
+
+    Args:
+        weight: (out channels, in channels / groups, height, width).
+
+    >>> rng = np.random.default_rng(0)
+    >>> found = layer_spectrum(rng.standard_normal((32, 16, 3, 3)).astype(np.float32))
+    >>> round(found.alpha, 2), round(found.stable_rank, 1), abs(found.kurtosis) < 0.2
+    (7.14, 51.2, True)
+    """
+    matrices = np.asarray(weight, np.float64).transpose(2, 3, 0, 1).reshape(-1, *weight.shape[:2])
+    matrices = matrices * np.sqrt(0.5)
+    if matrices.shape[1] < matrices.shape[2]:
+        matrices = matrices.transpose(0, 2, 1)
+    values = np.maximum(np.linalg.eigvalsh(matrices.transpose(0, 2, 1) @ matrices), 0).ravel()
+    largest = float(values.max(initial=0.0))
+    alpha, distance, _ = power_law(values[values > _ZERO]) or (None, None, None)
+    flat = np.abs(weight, dtype=np.float64).ravel()
+    high = float(np.quantile(flat, 0.99)) if len(flat) else 0.0
+    return LayerSpectrum(
+        alpha=alpha,
+        alpha_ks=distance,
+        alpha_hat=None if alpha is None else alpha * float(np.log10(largest)),
+        lambda_max=largest or None,
+        stable_rank=float(values.sum() / largest) if largest > 0 else None,
+        kurtosis=_kurtosis(np.asarray(weight, np.float64).ravel()),
+        peak_ratio=float(flat.max() / high) if high > 0 else None,
+    )
+
+
+def power_law(values: npt.NDArray[np.float64]) -> tuple[float, float, float] | None:
+    """Fit a power law to the tail of positive values (Clauset, Shalizi and Newman, SIAM Review 51, 2009).
+
+    The tail starts at the value from which on the Kolmogorov-Smirnov distance is smallest; its exponent is the maximum
+    likelihood estimate 1 + n / sum log(x / x_min), with n - 1 for n in fewer than 20 values, as in WeightWatcher 0.7.7.
+
+    Args:
+        values: (n,), positive.
+
+    Returns:
+        Exponent, distance and smallest value of the tail; None for fewer than 8 values, or if all are equal.
+
+    >>> values = (1 - (np.arange(1000) + 0.5) / 1000) ** (-1 / 1.5)   # a power law with an exponent of 2.5
+    >>> round(power_law(values)[0], 1)
+    2.5
+    """
+    values = np.sort(values)
+    count = len(values)
+    if count < _SHORTEST:
+        return None
+    small = count < _SMALL
+    logs = np.log(values)
+    left = np.arange(count, 0, -1)
+    sums = np.cumsum(logs[::-1])[::-1] - left * logs
+    best: tuple[float, float, float] | None = None
+    for start in range(count - (_SHORTEST if small else 2) + 1):
+        size = count - start
+        if sums[start] <= 1e-12:
+            break
+        alpha = 1 + (size - 1 if small else size) / sums[start]
+        # The share below each value of the tail, expected and found.
+        expected = -np.expm1((1 - alpha) * (logs[start:] - logs[start]))
+        distance = float(np.abs(expected - np.arange(size) / size).max())
+        if best is None or distance < best[1]:
+            best = float(alpha), distance, float(values[start])
+    return best
+
+
+def _kurtosis(values: _Array) -> float | None:
+    apart = values - values.mean() if len(values) else values
+    variance = float((apart**2).mean()) if len(values) else 0.0
+    return float((apart**4).mean() / variance**2 - 3) if variance > 0 else None

@@ -206,7 +206,11 @@ LAYERS = pa.schema(
         _field("dilation_w", pa.int32(), "horizontal dilation"),
         _field("conv_depth", pa.int32(), "rank of its depth among the depths that hold a convolution, from 0"),
         _field("conv_depth_norm", pa.float64(), "conv_depth scaled to 0..1"),
-        _field("depth_source", pa.string(), "graph (longest path) or order (rank in execution order)"),
+        _field(
+            "depth_source",
+            pa.string(),
+            "graph (longest path), order (rank in execution order) or family (known architecture)",
+        ),
         _field("dead", pa.bool_(), "true when the layer is known to be never executed"),
         _field("bn_folded", pa.bool_(), "true when a batch normalisation is folded into the weight"),
         _field("weight_norm", pa.string(), "how the weight was composed, or is normalised before use"),

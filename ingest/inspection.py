@@ -17,6 +17,7 @@ import pyarrow as pa
 from cnnfilterdb import stats
 from cnnfilterdb.errors import BadWeightsError, SelectionError, WeightFileError
 from cnnfilterdb.ingest.measurement import measure
+from cnnfilterdb.ingest.network.families import recognised
 from cnnfilterdb.ingest.network.folding import folded
 from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Weights
 from cnnfilterdb.reports import Progress, printable
@@ -297,6 +298,7 @@ def inspect(weights: Any, *, fold_bn: bool = False, progress: Progress | None = 
     read, origin = opened(weights, "inspect")
     path = None if origin is None else Path(origin)
     name = origin or type(weights).__name__
+    read = recognised(read)
     if fold_bn:
         read = replace(read, layers=tuple(map(folded, read.layers)))
     rows: list[dict[str, Any]] = []

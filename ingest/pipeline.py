@@ -29,6 +29,7 @@ from cnnfilterdb.errors import (
 from cnnfilterdb.ingest import formats, isolation
 from cnnfilterdb.ingest.measurement import measure
 from cnnfilterdb.ingest.network import extract
+from cnnfilterdb.ingest.network.families import recognised
 from cnnfilterdb.ingest.network.folding import SUFFIX, folded
 from cnnfilterdb.ingest.network.layers import ConvLayer, Weights
 from cnnfilterdb.ingest.sources import as_source, get
@@ -194,7 +195,8 @@ def take_in(
         )
         raise NoConvolutionError(f"{origin}: no two-dimensional convolution among its weights{left_out}")
 
-    chosen = map(folded, weights.layers) if fold_bn else iter(weights.layers)
+    layers = recognised(weights).layers
+    chosen = map(folded, layers) if fold_bn else iter(layers)
     filters = 0
     seen: list[LayerStatistics] = []
 

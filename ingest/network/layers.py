@@ -58,8 +58,8 @@ class ConvLayer:
         conv_depth: Rank, from 0, of the layer's depth among the distinct depths that contain a convolution
             (papers' definition: depth is the longest path from an input).
         conv_depth_norm: conv_depth / (number of distinct depths - 1), from 0 to 1; 0 when there is one depth only.
-        depth_source: ``graph`` (longest path in a known graph) or ``order`` (rank in execution order); None without
-            depth.
+        depth_source: ``graph`` (longest path in a known graph), ``order`` (rank in execution order) or ``family``
+            (longest path in an architecture that names and shapes show); None without depth.
         dead: True when the layer is known to be never executed.
         bn_folded: True when a batch normalisation was folded into the weight.
         weight_norm: ``weight_norm`` or ``spectral_norm`` when the stored weight had to be composed from its parts;

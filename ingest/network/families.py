@@ -241,7 +241,7 @@ def recognised(weights: Weights) -> Weights:
         if places is None or traced is None:
             continue
         first = layers[places[0].number]
-        if family is None and len(places) > 1 and first.shape[0] == first.shape[1]:
+        if family is None and first.shape[0] == first.shape[1]:
             continue  # layers that are all alike may be parallel
         widths = [layers[place.number].shape[0] for place in places]
         if family is None or not family.widening or widths == sorted(widths):
@@ -277,8 +277,6 @@ def _numbered(names: Sequence[str]) -> list[_Place] | None:
     if len({len(one) for one in tokens}) != 1:
         return None
     differing = [place for place, values in enumerate(zip(*tokens, strict=True)) if len(set(values)) > 1]
-    if len(names) == 1:
-        return [_Place(0, "next")]
     if len(differing) != 1 or differing[0] % 2 == 0:
         return None
     numbers = sorted((int(one[differing[0]]), number) for number, one in enumerate(tokens))
@@ -393,7 +391,7 @@ def _reading(layer: ConvLayer, channels: int | None) -> ConvLayer:
         return replace(layer, kind="conv", groups=1, in_channels=channels)
     if second == 1 and first == channels and _DEPTHWISE.search(layer.name):
         return replace(layer, kind="depthwise", groups=channels, in_channels=channels)
-    if first == channels and height == width and height % 2 == 0:
+    if first == channels and height == width and height % 2 == 0 and layer.batch_norm is None:
         # A kernel of an even size that reads its first axis: a transposed convolution, as it is stored
         return replace(
             layer,

@@ -195,8 +195,8 @@ def take_in(
         )
         raise NoConvolutionError(f"{origin}: no two-dimensional convolution among its weights{left_out}")
 
-    layers = recognised(weights).layers
-    chosen = map(folded, layers) if fold_bn else iter(layers)
+    weights = recognised(weights)
+    chosen = map(folded, weights.layers) if fold_bn else iter(weights.layers)
     filters = 0
     seen: list[LayerStatistics] = []
 

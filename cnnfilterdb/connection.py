@@ -79,13 +79,17 @@ class Connection:
     Args:
         storage: The database.
         confined: Let SQL read the files of the storage only, and write nothing; settings cannot be changed then.
+        settings: Settings of DuckDB, such as ``{"memory_limit": "1GB"}``.
 
     Attributes:
         confined: Whether SQL is confined to the storage.
     """
 
-    def __init__(self, storage: Storage, *, confined: bool = False) -> None:
+    def __init__(
+        self, storage: Storage, *, confined: bool = False, settings: Mapping[str, str | int] | None = None
+    ) -> None:
         self.confined = confined
+        self._settings = dict(settings or {})
         self._storage = storage
         self._closed = False
         self._reset()
@@ -98,7 +102,8 @@ class Connection:
         _connections.add(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"confined": self.confined, "_storage": self._storage, "_closed": self._closed}
+        kept = ("confined", "_settings", "_storage", "_closed")
+        return {name: self.__dict__[name] for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -191,6 +196,7 @@ class Connection:
             config={
                 "autoinstall_known_extensions": False,
                 "autoload_known_extensions": False,
+                **self._settings,
             }
         )
         # Footers of files that have not changed are not read again.

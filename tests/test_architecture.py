@@ -39,10 +39,11 @@ ALLOWED: dict[str, set[str]] = {
     "study": CORE | {"analysis", "catalog", "plots", "publish", "questions"},
     "reader": CORE | {"analysis", "exchange", "plots", "questions", "study"},
     "database": CORE | {"analysis", "exchange", "ingest", "publish", "reader", "release", "store"},
+    "explore": CORE | {"analysis", "connection", "exchange", "plots", "questions", "reader"},
     "examples": {"database", "errors"},
     "": CORE | {"analysis", "database", "examples", "exchange", "ingest", "publish", "reader", "release", "store"},
     "cli": CORE
-    | {"", "analysis", "catalog", "database", "exchange", "ingest", "publish", "reader", "release", "store"},
+    | {"", "analysis", "catalog", "database", "exchange", "explore", "ingest", "publish", "reader", "release", "store"},
     "__main__": {"cli"},
 }
 

@@ -25,10 +25,13 @@ from cnnfilterdb.stats import RECIPES, Basis, Histogram, balance_weights
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["BALANCES", "Grouping", "Groups", "by_model", "scanned", "selection", "stored"]
+__all__ = ["BALANCES", "Grouping", "Groups", "Histograms", "by_model", "scanned", "selection", "stored", "summed"]
 
 #: What may have the same weight within a group.
 BALANCES = ("filters", "layers", "models", "families")
+
+#: Histograms of layers that are added up at a time.
+_CHUNK = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +148,25 @@ class Groups:
         )
 
 
+@dataclass(frozen=True, slots=True, repr=False)
+class Histograms:
+    """Histograms of all layers in one basis and recipe.
+
+    Attributes:
+        places: Row of each layer, by model, layer and hash of the weight.
+        counts: Their counts, (layers, k * bins), whole numbers.
+        outside: Coefficients outside the range, (layers,).
+        low: Left edge of the range.
+        high: Right edge.
+    """
+
+    places: dict[tuple[str, int, str], int]
+    counts: npt.NDArray[np.integer[Any]]
+    outside: npt.NDArray[np.int64]
+    low: float
+    high: float
+
+
 def _arguments(grouping: Grouping, basis_id: str | None) -> str:
     return (
         f'{expression(grouping.by, "by")}, "where" := {condition(grouping.where)}, '
@@ -198,21 +220,25 @@ def by_model(
     return places[places >= 0], counts[places >= 0]
 
 
-def selection(connection: duckdb.DuckDBPyConnection, grouping: Grouping, *, variant: str = "all") -> pa.Table:
-    """The layers of a grouping: group, model_id, layer, filters and moments; one row per layer.
+def selection(
+    connection: duckdb.DuckDBPyConnection, grouping: Grouping, *, variant: str = "all", moments: bool = True
+) -> pa.Table:
+    """The layers of a grouping: group, model_id, layer, tensor_sha256, filters and moments; one row per layer.
 
     Args:
         connection: With the views of the database.
         grouping: The grouping; if families have the same weight, there is also a column ``family``.
         variant: Which moments :func:`~cnnfilterdb.analysis.bases.moments_of` will need.
+        moments: Include the moments.
     """
     family = "coalesce(family, architecture, model_id) AS family, " if grouping.balance == "families" else ""
     nonsparse = ", nonsparse_filters, nonsparse_mean, nonsparse_scatter" if variant == "nonsparse" else ""
+    sums = f", scaled_mean, scaled_scatter{nonsparse}" if moments else ""
     papers = "" if grouping.all_layers else "AND papers_layer"
     by, where = expression(grouping.by, "by"), condition(grouping.where)
     table = run(
         connection,
-        f'SELECT {by} AS "group", model_id, layer, filters, {family}scaled_mean, scaled_scatter{nonsparse} '
+        f'SELECT {by} AS "group", model_id, layer, tensor_sha256, {family}filters{sums} '
         f"FROM facts WHERE stored AND kernel = {literal(grouping.kernel)} AND {where} {papers} "
         'AND "group" IS NOT NULL ORDER BY "group", model_id, layer',
     )
@@ -264,11 +290,7 @@ def scanned(
         limits = dict(zip(RECIPES, ranges(basis), strict=True))[grouping.recipe]
     low, high = limits
 
-    # The rows are sorted by group. Arrow finds the groups, because it treats all NaN as equal, as DuckDB does.
-    coded = rows["group"].combine_chunks().dictionary_encode()
-    labels, groups = coded.dictionary.to_pylist(), coded.indices.to_numpy()
-    filters = rows["filters"].to_numpy()
-    factors = balance_weights(filters, groups, _members(rows, grouping.balance), grouping.balance)
+    labels, groups, factors = _labelled(rows, grouping)
     where = {key: (group, factor) for key, group, factor in zip(_keys(rows), groups, factors, strict=True)}
 
     k = len(basis.mean)
@@ -285,6 +307,59 @@ def scanned(
             counts[group] += factor * histogram.counts
             outside[group] += histogram.below.sum() + histogram.above.sum()
 
+    return _assembled(rows, grouping, (labels, groups), counts, outside, (low, high), basis, basis_id)
+
+
+def summed(grouping: Grouping, rows: pa.Table, fitted: FittedBasis, histograms: Histograms) -> Groups:
+    """Groups from histograms that are in memory.
+
+    Args:
+        grouping: The grouping.
+        rows: Its layers, from :func:`selection`.
+        fitted: The basis of the histograms.
+        histograms: Those of all layers, in the recipe of the grouping.
+
+    Raises:
+        KeyError: A layer has none.
+    """
+    labels, groups, factors = _labelled(rows, grouping)
+    keys = zip(*(rows[name].to_pylist() for name in ("model_id", "layer", "tensor_sha256")), strict=True)
+    places = np.array([histograms.places[key] for key in keys], np.int64)
+    k, bins = len(fitted.basis.mean), fitted.basis.bins
+    counts = np.zeros((len(labels), k * bins))
+    for start in range(0, len(places), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        weighted = histograms.counts[places[part]] * factors[part, None]
+        here, first = np.unique(groups[part], return_index=True)  # the rows are sorted by group
+        counts[here] += np.add.reduceat(weighted, first, axis=0)
+    outside = np.bincount(groups, histograms.outside[places], len(labels)).astype(np.int64)
+    limits = (histograms.low, histograms.high)
+    return _assembled(
+        rows, grouping, (labels, groups), counts.reshape(-1, k, bins), outside, limits, fitted.basis, fitted.basis_id
+    )
+
+
+def _labelled(rows: pa.Table, grouping: Grouping) -> tuple[list[Any], npt.NDArray[np.int32], npt.NDArray[np.float64]]:
+    """The groups of some layers, the number of the group of each layer, and the factor that balances it."""
+    # The rows are sorted by group. Arrow finds the groups, because it treats all NaN as equal, as DuckDB does.
+    coded = rows["group"].combine_chunks().dictionary_encode()
+    labels, groups = coded.dictionary.to_pylist(), coded.indices.to_numpy()
+    members = _members(rows, grouping.balance)
+    return labels, groups, balance_weights(rows["filters"].to_numpy(), groups, members, grouping.balance)
+
+
+def _assembled(
+    rows: pa.Table,
+    grouping: Grouping,
+    grouped: tuple[list[Any], npt.NDArray[np.int32]],
+    counts: npt.NDArray[np.float64],
+    outside: npt.NDArray[np.int64],
+    limits: tuple[float, float],
+    basis: Basis,
+    basis_id: str | None,
+) -> Groups:
+    labels, groups = grouped
+    filters = rows["filters"].to_numpy()
     frame = pd.DataFrame({"group": groups, "model_id": rows["model_id"].to_pylist(), "filters": filters}).groupby(
         "group"
     )
@@ -295,8 +370,8 @@ def scanned(
         filters=frame["filters"].sum().to_numpy(),
         outside=outside,
         counts=counts,
-        low=low,
-        high=high,
+        low=limits[0],
+        high=limits[1],
         weights=recipe_weights(grouping.recipe, basis),
         basis=basis,
         basis_id=basis_id,

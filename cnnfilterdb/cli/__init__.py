@@ -9,7 +9,17 @@ from typing import Any
 
 import click
 
-from cnnfilterdb.cli import comparison, conclusions, exchange, figures, ingesting, inspecting, listings, maintenance
+from cnnfilterdb.cli import (
+    comparison,
+    conclusions,
+    exchange,
+    exploring,
+    figures,
+    ingesting,
+    inspecting,
+    listings,
+    maintenance,
+)
 from cnnfilterdb.cli.options import quiet_everywhere
 from cnnfilterdb.cli.output import warn
 from cnnfilterdb.cli.signals import Terminated, ending_soon
@@ -53,6 +63,7 @@ for _verb in (
     listings.vocabulary,
     figures.plot,
     figures.report,
+    exploring.explore,
     exchange.publish,
     exchange.pull,
     exchange.releases,

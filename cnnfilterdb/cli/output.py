@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import io
-import json
 import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from cnnfilterdb.cli.tables import columns_of, number_column, table_text
-from cnnfilterdb.errors import DatabaseError, SelectionError
+from cnnfilterdb.errors import DatabaseError
 from cnnfilterdb.reports import escaped
 
 if TYPE_CHECKING:
@@ -58,9 +55,6 @@ QUIET = "cnnfilterdb.quiet"
 
 #: Rows that a table on a terminal shows unless --rows asks for more.
 _ROWS = 40
-
-#: First characters of a text that a spreadsheet would interpret as a formula.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,29 +124,11 @@ def emit(rows: pd.DataFrame | pa.Table, how: Output) -> None:
 
 def encoded(table: pa.Table, style: str) -> str | bytes:
     """A table in one of :data:`FORMATS`; every value is complete."""
-    if style in ("csv", "tsv"):
-        return _separated(table, "," if style == "csv" else "\t")
-    if style == "json":
-        lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) for row in _plain_rows(table)]
-        return "[\n" + ",\n".join(lines) + ("\n]\n" if lines else "]\n")
-    if style == "jsonl":
-        return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in _plain_rows(table))
     if style == "table":
         return table_text(columns_of(table, short=False))[0] if table.num_columns else ""
-    target = io.BytesIO()
-    import pyarrow as pa
+    from cnnfilterdb.exchange import rows
 
-    try:
-        if style == "arrow":
-            with pa.ipc.new_file(target, table.schema) as writer:
-                writer.write_table(table)
-        else:
-            import pyarrow.parquet as pq
-
-            pq.write_table(table, target)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise SelectionError(f"{style} cannot store these columns: {error}; cast them or use another format") from error
-    return target.getvalue()
+    return rows.encoded(table, style)
 
 
 def _print_table(table: pa.Table, limit: int | None) -> None:
@@ -170,86 +146,6 @@ def _print_table(table: pa.Table, limit: int | None) -> None:
         remarks.append(f"{change}; -o FILE writes everything")
     if remarks:
         click.echo("; ".join(remarks))
-
-
-def _separated(table: pa.Table, delimiter: str) -> str:
-    """CSV or TSV: NULL is an empty cell, an empty text is ``""``; lists and structs are JSON."""
-    import pyarrow as pa
-
-    lines = [delimiter.join(_quoted(_inert(name), delimiter) for name in table.column_names)]
-    columns = []
-    for column in table.columns:
-        kind = column.type
-        text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_dictionary(kind)
-        columns.append(
-            [
-                "" if value is None else _quoted(_inert(value) if text else _text(value, kind), delimiter)
-                for value in column.to_pylist()
-            ]
-        )
-    lines += [delimiter.join(row) for row in zip(*columns, strict=True)]
-    return "\n".join(lines) + "\n"
-
-
-def _inert(text: str) -> str:
-    """A text that no spreadsheet executes: what looks like a formula gets an apostrophe, as spreadsheets write it."""
-    return "'" + text if text.startswith(_FORMULA) else text
-
-
-def _quoted(text: str, delimiter: str) -> str:
-    if text == "" or any(char in text for char in (delimiter, '"', "\n", "\r")) or text != text.strip():
-        return '"' + text.replace('"', '""') + '"'
-    return text
-
-
-def _text(value: Any, kind: pa.DataType) -> str:
-    import pyarrow as pa
-
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        return _float(value, single=pa.types.is_float32(kind))
-    plain = _plain(value, kind)
-    return plain if isinstance(plain, str) else json.dumps(plain, ensure_ascii=False)
-
-
-def _float(value: float, *, single: bool) -> str:
-    """The shortest text that reads back as the same number."""
-    import numpy as np
-
-    return str(np.float32(value)) if single else repr(value)
-
-
-def _plain_rows(table: pa.Table) -> Iterator[dict[str, Any]]:
-    kinds = table.schema.types
-    columns = [[_plain(value, kind) for value in table.column(i).to_pylist()] for i, kind in enumerate(kinds)]
-    for row in zip(*columns, strict=True):
-        yield dict(zip(table.column_names, row, strict=True))
-
-
-def _plain(value: Any, kind: pa.DataType) -> Any:
-    """A value as JSON: NaN and infinity become null, dates and bytes text, maps and structs objects."""
-    import pyarrow as pa
-
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, float):
-        if value != value or value in (float("inf"), float("-inf")):
-            return None
-        return float(_float(value, single=pa.types.is_float32(kind)))
-    if isinstance(value, Decimal):
-        if value == value.to_integral_value():
-            return int(value)
-        return float(value) if Decimal(repr(float(value))) == value else str(value)
-    if pa.types.is_map(kind):
-        return {str(_plain(key, kind.key_type)): _plain(item, kind.item_type) for key, item in value}
-    if isinstance(value, dict):
-        return {name: _plain(item, kind.field(name).type) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item, kind.value_type) for item in value]
-    if isinstance(value, bytes):
-        return value.hex()
-    return value.isoformat() if hasattr(value, "isoformat") else str(value)
 
 
 def print_shift(matrix: pd.DataFrame, *, limit: int | None = None) -> None:

@@ -1,0 +1,570 @@
+"""The views of the explorer: what each request asks the database, and the answer as plain values.
+
+The numbers are those of the public methods; each answer says with which SQL, command line or Python to repeat it.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from importlib.resources import files
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+
+from cnnfilterdb import schema, stats
+from cnnfilterdb import sql as sqltext
+from cnnfilterdb.analysis import shifts
+from cnnfilterdb.analysis.groups import BALANCES, Groups
+from cnnfilterdb.errors import CnnFilterDbError, SelectionError, unknown_model
+from cnnfilterdb.exchange.rows import encoded, plain_rows
+from cnnfilterdb.explore.equivalents import call, command, python
+from cnnfilterdb.explore.selection import COLUMNS, Models, Selection
+from cnnfilterdb.explore.statements import answer
+from cnnfilterdb.explore.watched import WatchedReader
+from cnnfilterdb.version import package_version
+
+__all__ = ["MEDIA_TYPES", "Explorer"]
+
+Request = Mapping[str, Any]
+
+#: Groups that a ridge plot shows at most, and those whose components are compared.
+_RIDGES = 60
+
+#: Rows of a query that a page shows, and that a file contains.
+_SHOWN, _WRITTEN = 10_000, 1_000_000
+
+#: Kernels of a layer along each channel that one picture shows.
+_SIDE = 512
+
+#: Groupings that the page suggests.
+_GROUPINGS = (
+    "domain",
+    "task",
+    "family",
+    "architecture",
+    "training_dataset",
+    "source",
+    "license",
+    "framework",
+    "model_id",
+    "kind",
+    "floor(10 * conv_depth_norm)",
+    "domain || ' / ' || task",
+)
+
+#: Media types of files that can be downloaded.
+MEDIA_TYPES = {
+    "csv": "text/csv; charset=utf-8",
+    "parquet": "application/vnd.apache.parquet",
+    "png": "image/png",
+    "svg": "image/svg+xml",
+}
+
+
+class Explorer:
+    """The views of one database.
+
+    Args:
+        db: The database.
+        shown: How command lines name it.
+    """
+
+    def __init__(self, db: WatchedReader, shown: str) -> None:
+        self._db = db
+        self._shown = shown
+        self._models = Models(db)
+        self.views: dict[str, Callable[[Request], dict[str, Any] | bytes]] = {
+            "start": self.start,
+            "models": self.models,
+            "groups": self.groups,
+            "ridges": self.ridges,
+            "pair": self.pair,
+            "quality": self.quality,
+            "map": self.map,
+            "model": self.model,
+            "layer": self.layer,
+            "coefficients": self.coefficients,
+            "kernel": self.kernel,
+            "sql": self.sql,
+        }
+
+    def prepare(self) -> None:
+        """Read what the first views need."""
+        with contextlib.suppress(CnnFilterDbError):
+            self._models.rows(Selection())
+            self._db.groups("domain")
+        import cnnfilterdb.plots  # noqa: F401 (matplotlib takes a second to load)
+
+    # ------------------------------------------------------------------------------------------------- the views
+
+    def start(self, request: Request) -> dict[str, Any]:
+        """What the page needs to know of the database."""
+        kernels = sorted(self._db.storage.kernels(), key=schema.kernel_order)
+        described = {field.name: field.metadata[b"description"].decode() for field in (*schema.MODELS, *schema.LAYERS)}
+        queries = json.loads(files(__package__).joinpath("queries.json").read_text(encoding="utf-8"))
+        return {
+            "database": self._shown,
+            "version": package_version(),
+            "models": len(self._db.storage.model_ids()),
+            "kernels": kernels,
+            "compared": [kernel for kernel in kernels if schema.indexable(kernel)],
+            "groupings": _GROUPINGS,
+            "metrics": list(stats.METRICS),
+            "recipes": list(stats.RECIPES),
+            "balances": BALANCES,
+            "columns": described,
+            "tables": _tables(kernels),
+            "macros": _macros(kernels, self._db.storage.published),
+            "queries": queries,
+            "rows": {"shown": _SHOWN, "written": _WRITTEN},
+        }
+
+    def models(self, request: Request) -> dict[str, Any]:
+        """The selected models, and facets with counts."""
+        selection = Selection.of(request.get("selection", {}))
+        order, descending = _text(request, "order", "model_id"), request.get("descending") is True
+        table, total = self._models.rows(
+            selection, order=order, descending=descending, limit=_whole(request, "limit", 200, 10_000)
+        )
+        where = selection.condition()
+        chosen = "models" if where is None else f"models WHERE {where}"
+        if selection.where.strip():  # which may name columns of layers
+            chosen = f"models SEMI JOIN (SELECT model_id FROM facts WHERE {where}) USING (model_id)"
+        columns = ", ".join(COLUMNS)
+        ordered = f"ORDER BY {order} {'DESC ' if descending else ''}NULLS LAST"
+        return {
+            "rows": list(plain_rows(table)),
+            "total": total,
+            "facets": self._models.facets(selection),
+            "where": where,
+            "sql": f"SELECT {columns} FROM {chosen} {ordered}",
+            "command": command("models", db=self._shown, where=where),
+        }
+
+    def groups(self, request: Request) -> dict[str, Any]:
+        """The shifts between groups, with their sizes, and what was left out."""
+        by, metric, options = self._grouping(request)
+        order = _text(request, "order", "mean")
+        frame = self._db.kl_shift(by, metric=metric, **options)
+        from cnnfilterdb.plots import ordered_groups
+
+        places = ordered_groups(frame, None if order == "name" else order)  # type: ignore[arg-type]
+        sizes = frame.attrs["groups"]
+        labels = [frame.index[place] for place in places]
+        narrowed = {name: options[name] for name in ("where", "kernel", "all_layers")}
+        everything = self._db._table(call("group_sizes", by, **narrowed)).to_pylist()
+        there = {_label(label) for label in labels}
+        macro = "kl_shift" if metric in ("kl", "directed") else "shift_metrics"
+        column = "shift" if metric == "kl" else metric
+        return {
+            "labels": [_label(label) for label in labels],
+            "sizes": [{name: _plain(value) for name, value in sizes[label].items()} for label in labels],
+            "matrix": _packed(frame.to_numpy()[np.ix_(places, places)]),
+            "excluded": [
+                {**row, "group": _label(row["group"])} for row in everything if _label(row["group"]) not in there
+            ],
+            "coverage": frame.attrs["coverage"]["text"],
+            "warnings": frame.attrs["coverage"]["warnings"],
+            "method": {
+                **{name: frame.attrs[name] for name in ("basis", "recipe", "balance", "bins")},
+                "metric": metric,
+                "range": list(frame.attrs["range"]),
+            },
+            "sql": f"SELECT group_a, group_b, {column} {call(macro, by, **options)}",
+            "command": command("shift", by, db=self._shown, metric=metric, **options),
+        }
+
+    def ridges(self, request: Request) -> dict[str, Any]:
+        """The distributions of the coefficients of groups."""
+        by, _, options = self._grouping(request)
+        groups = self._db.groups(by, **options)
+        names = [_label(label) for label in groups.labels]
+        wanted = request.get("labels") or names
+        places = [names.index(label) for label in wanted if label in names][:_RIDGES]
+        return {
+            **_densities(groups.take(places)),
+            "total": len(names),
+            "sql": call("group_probabilities", by, **options),
+            "command": command("plot ridge", "--by", by, "-o", "ridge.svg", db=self._shown, **options),
+        }
+
+    def pair(self, request: Request) -> dict[str, Any]:
+        """The shift between two groups, component by component."""
+        by, metric, options = self._grouping(request)
+        groups = self._db.groups(by, **options)
+        names = [_label(label) for label in groups.labels]
+        wanted = [_text(request, "a", ""), _text(request, "b", "")]
+        if missing := [label for label in wanted if label not in names]:
+            raise SelectionError(f"no group {missing[0]!r} by {by} among those compared")
+        two = groups.take([names.index(label) for label in wanted])
+        found = shifts.components(two, None, metric)
+        rows = found[(found["group_a"] == two.labels[0]) & (found["group_b"] == two.labels[1])]
+        if wanted[0] == wanted[1]:
+            rows = rows.head(len(groups.weights))
+        ends = " AND ".join(
+            f"CAST(group_{side} AS VARCHAR) = {sqltext.literal(label)}"
+            for side, label in zip("ab", wanted, strict=True)
+        )
+        column = {"kl": "divergence, shift"}.get(metric, f"{metric}, weight * {metric} AS shift")
+        return {
+            "components": rows[["component", "divergence", "weight", "shift"]].to_dict("records"),
+            "shift": float(rows["shift"].sum()),
+            **_densities(two),
+            "sql": f"SELECT component, weight, {column} {call('kl_shift_components', by, **options)} WHERE {ends}",
+            "command": command("shift", by, "--components", db=self._shown, metric=metric, **options),
+        }
+
+    def quality(self, request: Request) -> dict[str, Any]:
+        """Quality of the layers of each group."""
+        by, _, options = self._grouping(request)
+        narrowed = {name: options[name] for name in ("where", "kernel", "all_layers")}
+        frame = self._db.quality(by, **narrowed)
+        rows = frame.reset_index(names="group")
+        rows["group"] = [_label(label) for label in rows["group"]]
+        return {
+            "rows": _records(rows),
+            "sql": call("filter_quality", by, **narrowed),
+            "command": command("quality", by, db=self._shown, **narrowed),
+        }
+
+    def map(self, request: Request) -> dict[str, Any]:
+        """The models in a plane, so that distances approach shifts."""
+        _, metric, options = self._grouping(request)
+        colour = _text(request, "colour", "domain")
+        if colour not in schema.MODELS.names and colour != "size":
+            raise SelectionError(f"colour: {colour!r} is not a column of the models")
+        options.pop("min_models")
+        frame = self._db.embed(metric=metric, **options)
+        facts, _ = self._models.rows(Selection(), limit=1_000_000)
+        columns = [colour] if colour in facts.column_names else []
+        extra = self._db._table(f"SELECT model_id, {colour} FROM models") if not columns else facts
+        told = dict(zip(extra["model_id"].to_pylist(), extra[colour].to_pylist(), strict=True))
+        return {
+            "models": frame.index.tolist(),
+            "x": frame["x0"].tolist(),
+            "y": frame["x1"].tolist(),
+            "colour": [_simple(told.get(key)) for key in frame.index],
+            "explained": frame.attrs["explained"],
+            "negative": float(frame.attrs["negative"]),
+            "sql": f"SELECT group_a, group_b, {'shift' if metric == 'kl' else metric} "
+            + call("kl_shift" if metric == "kl" else "shift_metrics", "model_id", **options),
+            "python": python("embed", metric=metric, **options),
+        }
+
+    def model(self, request: Request) -> dict[str, Any]:
+        """Everything about one model."""
+        key = self._key(request)
+        here = f"model_id = {sqltext.literal(key)}"
+        facts = self._db._table(f"SELECT * EXCLUDE (files) FROM models WHERE {here}")
+        lists = ("raw_mean", "raw_variance", "scaled_mean", "scaled_scatter", "nonsparse_mean", "nonsparse_scatter")
+        layers = self._db._table(f"SELECT * EXCLUDE ({', '.join(lists)}) FROM layers WHERE {here} ORDER BY layer")
+        rows = list(plain_rows(layers))
+        stored: dict[str, int] = {}
+        for row in rows:
+            if row["stored"] and schema.indexable(row["kernel"]):
+                stored[row["kernel"]] = stored.get(row["kernel"], 0) + row["filters"]
+        kernel = max(stored, key=lambda size: stored[size]) if stored else "3x3"
+        near, reason = [], ""
+        try:
+            frame = self._db.nearest_groups("model_id", key, top=12, kernel=kernel)
+            near = _records(frame.reset_index(names="model_id"))
+        except SelectionError as error:
+            reason = str(error)
+        shared = self._db._table(
+            f"FROM shared_models WHERE model_a = {sqltext.literal(key)} OR model_b = {sqltext.literal(key)}"
+        )
+        nearest = call("nearest_groups", "model_id", top=12, kernel=kernel)
+        return {
+            "facts": next(iter(plain_rows(facts))),
+            "layers": rows,
+            "kernel": kernel,
+            "nearest": near,
+            "nearest_reason": reason,
+            "shared": list(plain_rows(shared)),
+            "sql": f"SELECT * FROM layers WHERE {here} ORDER BY layer;\n"
+            + nearest.replace("(model_id,", f"(model_id, {sqltext.literal(key)},"),
+            "command": command("layers", db=self._shown, where=here)
+            + "\n"
+            + command("shift", "model_id", "--nearest", key, db=self._shown, kernel=kernel),
+        }
+
+    def layer(self, request: Request) -> bytes:
+        """The weights of a layer: the length of a JSON header (4 bytes), the header, and float32 weights."""
+        key, number = self._key(request), _whole(request, "layer", 0, 2**31)
+        weight = self._db.layer_weights(key, number)
+        outs, ins = (_whole(request, name, 0, 2**31) for name in ("out", "in"))
+        part = weight[outs : outs + _SIDE, ins : ins + _SIDE]
+        finite = weight[np.isfinite(weight)]
+        row = self._db._table(
+            "SELECT layer_name, kind, kernel, in_channels, out_channels, groups, stride_h, stride_w, conv_depth, "
+            "conv_depth_norm, dtype, filters, sparsity, variance_entropy, randomness_threshold, orthogonality, levels "
+            f"FROM layers WHERE model_id = {sqltext.literal(key)} AND layer = {number}"
+        )
+        here = f"model_id = {sqltext.literal(key)} AND layer = {number}"
+        kernel = row["kernel"][0].as_py()
+        header = {
+            "layer": next(iter(plain_rows(row))),
+            "whole": list(weight.shape),
+            "shape": list(part.shape),
+            "start": [outs, ins],
+            "largest": float(np.abs(finite).max()) if finite.size else 0.0,
+            "sql": f"FROM filters_{kernel} WHERE {here} ORDER BY out_channel, in_channel",
+            "command": command("plot filters", "--model", key, "--layer", str(number), db=self._shown),
+        }
+        text = json.dumps(header).encode()
+        return len(text).to_bytes(4, "little") + text + np.ascontiguousarray(part, "<f4").tobytes()
+
+    def coefficients(self, request: Request) -> dict[str, Any]:
+        """The distributions of the coefficients of a layer, and of the layers of the same family."""
+        key, number = self._key(request), _whole(request, "layer", 0, 2**31)
+        here = f"model_id = {sqltext.literal(key)} AND layer = {number}"
+        row = self._db._table(f"SELECT family, kernel FROM facts WHERE {here}").to_pylist()[0]
+        family, kernel = row["family"], row["kernel"]
+        others = f"family = {sqltext.literal(family)}" if family else "true"
+        name = f"family {family}" if family else "all models"
+        by = f"CASE WHEN {here} THEN 'this layer' ELSE {sqltext.literal(name)} END"
+        options: dict[str, Any] = {"where": f"{others} OR ({here})", "kernel": kernel, "all_layers": True}
+        groups = self._db.groups(by, **options)
+        places = sorted(range(len(groups.labels)), key=lambda place: groups.labels[place] != "this layer")
+        return {**_densities(groups.take(places)), "sql": call("group_probabilities", by, **options)}
+
+    def kernel(self, request: Request) -> dict[str, Any]:
+        """One kernel, its coefficients, and the kernels most similar to it."""
+        key, number = self._key(request), _whole(request, "layer", 0, 2**31)
+        weight = self._db.layer_weights(key, number)
+        outs, ins = _whole(request, "out", 0, weight.shape[0] - 1), _whole(request, "in", 0, weight.shape[1] - 1)
+        pattern = weight[outs, ins]
+        kernel = schema.kernel_name(*pattern.shape)
+        flags = {name: True for name in ("sign", "centred", "rotation") if request.get(name) is True}
+        where = Selection.of(request.get("selection", {})).condition()
+        near, reason = [], ""
+        try:
+            frame = self._db.nearest(pattern, top=25, where=where, **flags)
+            columns = schema.weight_columns(kernel)
+            weights = frame[columns].to_numpy().round(6).tolist()
+            near = [
+                {**row, "weights": values}
+                for row, values in zip(_records(frame.drop(columns=columns)), weights, strict=True)
+            ]
+        except SelectionError as error:
+            reason = str(error)
+        projected = []
+        if schema.indexable(kernel):
+            try:
+                projected = self._db.basis(kernel=kernel).project(pattern.reshape(1, -1))[0].tolist()
+            except SelectionError as error:
+                reason = reason or str(error)
+        numbers = [str(value) for value in pattern.ravel()]
+        width = pattern.shape[1]
+        typed = "; ".join(" ".join(numbers[i : i + width]) for i in range(0, len(numbers), width))
+        macro = call(f"nearest_{kernel}", top=25, where=where, **{k: v for k, v in flags.items() if k != "rotation"})
+        pattern_sql = f"[{', '.join(numbers)}]"
+        return {
+            "shape": list(pattern.shape),
+            "weights": pattern.ravel().tolist(),
+            "channels": list(weight.shape[:2]),
+            "coefficients": projected,
+            "nearest": near,
+            "nearest_reason": reason,
+            "sql": macro.replace("(", f"({pattern_sql}, ", 1) if "rotation" not in flags else None,
+            "command": command("nearest", typed, "--top", "25", db=self._shown, where=where, **flags),
+        }
+
+    def sql(self, request: Request) -> dict[str, Any]:
+        """The rows of a query."""
+        query = _text(request, "query", "")
+        found = answer(self._db, query, _whole(request, "rows", 1000, _SHOWN))
+        names = _distinct(found.table.column_names)
+        kinds = [_kind(kind) for kind in found.table.schema.types]
+        rows = plain_rows(found.table.rename_columns(names))
+        return {
+            "columns": [{"name": name, "type": kind} for name, kind in zip(names, kinds, strict=True)],
+            "rows": [list(row.values()) for row in rows],
+            "more": found.more,
+            "command": command("sql", query, db=self._shown),
+        }
+
+    # ------------------------------------------------------------------------------------------------- files
+
+    def file(self, request: Request) -> tuple[bytes, str]:
+        """A file to download, and its name: rows as CSV or Parquet, or a figure as PNG or SVG.
+
+        Raises:
+            SelectionError: An unknown kind or format, or more rows than a file may have.
+        """
+        kind, style = _text(request, "kind", ""), _text(request, "format", "")
+        if kind == "sql" and style in ("csv", "parquet"):
+            found = answer(self._db, _text(request, "query", ""), _WRITTEN)
+            if found.more:
+                raise SelectionError(
+                    f"more than {_WRITTEN:,} rows; write them with `cnnfilterdb sql ... -o FILE`, which has no limit"
+                )
+            return _bytes(found.table.rename_columns(_distinct(found.table.column_names)), style), f"query.{style}"
+        if kind == "models" and style in ("csv", "parquet"):
+            table, _ = self._models.rows(Selection.of(request.get("selection", {})), limit=_WRITTEN)
+            return _bytes(table, style), f"models.{style}"
+        by, metric, options = self._grouping(request)
+        narrowed = {name: options[name] for name in ("where", "kernel", "all_layers")}
+        if style in ("csv", "parquet") and kind in ("shift", "quality"):
+            if kind == "shift":
+                frame = self._db.kl_shift(by, metric=metric, **options)
+                frame = frame.rename_axis(columns=None).rename(columns=str)
+            else:
+                frame = self._db.quality(by, **narrowed)
+            frame.insert(0, by if by not in frame.columns else "group", frame.index)
+            return _bytes(pa.Table.from_pandas(frame, preserve_index=False), style), f"{kind}.{style}"
+        if style in ("png", "svg") and kind in ("shift", "ridge", "quality"):
+            plot = self._db.plot
+            if kind == "shift":
+                figure = plot.kl_shift(by, metric=metric, **options)
+            elif kind == "ridge":
+                figure = plot.ridge(by, **options)
+            else:
+                figure = plot.quality(by, **narrowed)
+            target = BytesIO()
+            figure.savefig(target, format=style, dpi=150)
+            return target.getvalue(), f"{kind}.{style}"
+        raise SelectionError(f"no file {kind!r} in format {style!r}")
+
+    # ------------------------------------------------------------------------------------------------- requests
+
+    def _grouping(self, request: Request) -> tuple[str, str, dict[str, Any]]:
+        """The grouping of a request: ``by``, the metric, and the options of :meth:`Reader.groups`."""
+        options = {
+            "where": Selection.of(request.get("selection", {})).condition(),
+            "kernel": _text(request, "kernel", "3x3"),
+            "recipe": _text(request, "recipe", "cvpr2022"),
+            "balance": _text(request, "balance", "filters"),
+            "min_models": _whole(request, "min_models", 1, 10**9) or 1,
+            "min_filters": _whole(request, "min_filters", 1, 10**12) or 1,
+            "all_layers": request.get("all_layers") is True,
+        }
+        return _text(request, "by", "domain"), _text(request, "metric", "kl"), options
+
+    def _key(self, request: Request) -> str:
+        key, there = _text(request, "model", ""), self._db.storage.model_ids()
+        if key not in there:
+            raise unknown_model(key, there, self._shown)
+        return key
+
+
+def _text(request: Request, name: str, default: str) -> str:
+    value = request.get(name, default)
+    if not isinstance(value, str):
+        raise SelectionError(f"{name}: {value!r} given; expected a text")
+    return value
+
+
+def _whole(request: Request, name: str, default: int, largest: int) -> int:
+    value = request.get(name, default)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= largest:
+        raise SelectionError(f"{name}: {value!r} given; expected a whole number from 0 to {largest:,}")
+    return value
+
+
+def _label(label: Any) -> str:
+    """A group as text: whole numbers without a decimal point, dates as DuckDB writes them."""
+    if isinstance(label, bool | np.bool_):
+        return str(bool(label)).lower()
+    return str(label)
+
+
+def _plain(value: Any) -> Any:
+    """A NumPy number as a Python one, NaN as None."""
+    value = value.item() if isinstance(value, np.generic) else value
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def _simple(value: Any) -> Any:
+    return _plain(value) if isinstance(value, bool | int | float | str | np.generic | None) else str(value)
+
+
+def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(name): _plain(value) for name, value in row.items()} for row in frame.to_dict("records")]
+
+
+def _packed(values: npt.NDArray[np.float64]) -> str:
+    """Numbers as base64 of float64, little-endian."""
+    return base64.b64encode(np.ascontiguousarray(values, "<f8").tobytes()).decode()
+
+
+def _densities(groups: Groups) -> dict[str, Any]:
+    """Share of the coefficients in each bin, (groups, components, bins)."""
+    totals = groups.counts.sum(axis=2, keepdims=True)
+    return {
+        "labels": [_label(label) for label in groups.labels],
+        "filters": groups.filters.tolist(),
+        "models_of": groups.models.tolist(),
+        "shares": _packed(groups.counts / np.where(totals > 0, totals, 1)),
+        "shape": list(groups.counts.shape),
+        "low": groups.low,
+        "high": groups.high,
+        "ratios": groups.basis.explained_variance_ratio.tolist(),
+    }
+
+
+def _bytes(table: pa.Table, style: str) -> bytes:
+    data = encoded(table.replace_schema_metadata(None), style)
+    return data if isinstance(data, bytes) else data.encode()
+
+
+def _distinct(names: list[str]) -> list[str]:
+    """Names of columns, of which a query may have several that are alike."""
+    seen: dict[str, int] = {}
+    found = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        found.append(name if seen[name] == 1 else f"{name}_{seen[name]}")
+    return found if len(set(found)) == len(found) else [f"column_{number}" for number in range(len(names))]
+
+
+def _kind(kind: pa.DataType) -> str:
+    """What a column holds, for the chart: number, text or other."""
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+        return "number"
+    if pa.types.is_string(kind) or pa.types.is_boolean(kind) or pa.types.is_temporal(kind):
+        return "text"
+    return "other"
+
+
+def _tables(kernels: list[str]) -> dict[str, list[str]]:
+    """The columns of each view."""
+    models = [name for name in schema.MODELS.names if name != "files"]
+    layers = list(schema.LAYERS.names)
+    keys = ["model_id", "layer", "out_channel", "in_channel"]
+    found = {
+        "models": models,
+        "layers": layers,
+        "facts": [*models, *layers[1:], "papers_layer"],
+        "bases": list(schema.BASES.names),
+        "histograms": list(schema.HISTOGRAMS.names),
+        "shared_models": ["model_a", "model_b", "shared_layers", "shared_filters", "share"],
+        "shared_layers": ["tensor_sha256", "kernel", "filters", "models", "places"],
+        "annotations": ["model_id", "column", "value"],
+    }
+    for kernel in kernels:
+        weights = schema.weight_columns(kernel)
+        found[f"filters_{kernel}"] = [*keys, *(weights if len(weights) <= 49 else []), "w"]
+        if schema.indexable(kernel):
+            found[f"coefficients_{kernel}"] = [*keys, *(f"c{i}" for i in range(min(len(weights), 49)))]
+    return found
+
+
+def _macros(kernels: list[str], published: bool) -> list[dict[str, Any]]:
+    """Name, arguments and comment of each macro that users call."""
+    found = []
+    for one in sqltext.definitions(kernels, published=published).values() if kernels else ():
+        match = re.search(r"CREATE OR REPLACE MACRO (\w+)\((.*?)\) AS( TABLE)?", one.text, re.DOTALL)
+        comment = " ".join(re.findall(r"^-- (?!-)(.*)$", one.text, re.MULTILINE))
+        if match and comment and match[1] not in ("database_files", "histogram_files", "basis_rows"):
+            arguments = " ".join(match[2].split())
+            found.append({"name": match[1], "arguments": arguments, "table": bool(match[3]), "about": comment[:300]})
+    return found

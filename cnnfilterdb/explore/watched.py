@@ -1,0 +1,161 @@
+"""The database of the explorer: its queries can be stopped, and what every view asks for is kept in memory."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import duckdb
+import numpy as np
+import numpy.typing as npt
+
+from cnnfilterdb.analysis import groups as groupings
+from cnnfilterdb.analysis.bases import FittedBasis
+from cnnfilterdb.analysis.groups import Grouping, Groups, Histograms
+from cnnfilterdb.analysis.options import BasisChoice
+from cnnfilterdb.connection import Connection
+from cnnfilterdb.explore.jobs import current
+from cnnfilterdb.questions.tables import undisturbed
+from cnnfilterdb.reader import Reader
+from cnnfilterdb.schema import LAYERS, kernel_shape
+from cnnfilterdb.sql import identifiers_in, literal
+
+__all__ = ["WatchedReader"]
+
+#: Large columns that are not kept: a query that names one reads the files.
+_LEFT_OUT = (
+    "original", "skipped", "raw_mean", "raw_variance", "scaled_mean", "scaled_scatter", "nonsparse_mean",
+    "nonsparse_scatter",
+)  # fmt: skip
+
+#: Age at which the state of the database is looked at again.
+_SECONDS = 2.0
+
+#: Histograms of one basis and recipe that are kept at most, in bytes; above it they are read for every question.
+_MOST_BYTES = 300 * 2**20
+
+
+class WatchedReader(Reader):
+    """A database whose queries belong to the current job, within a limit of memory.
+
+    The layers, and the histograms of the grouping that was asked for last, are kept in memory, until a model is added,
+    replaced or removed. Answers are those of :class:`Reader`, to rounding.
+
+    Args:
+        db: A database; it is only read from.
+        memory: Memory limit of DuckDB, such as ``512MB``.
+    """
+
+    def __init__(self, db: Reader, *, memory: str) -> None:
+        super().__init__(db.storage, db._bases, confined=True)
+        # Nothing is written to disk either: a query that needs more memory fails.
+        self._views = Connection(db.storage, confined=True, settings={"memory_limit": memory, "temp_directory": ""})
+        self._keeping = threading.RLock()
+        self._state: Any = None
+        self._looked_at = 0.0
+        self._root: Any = None  # DuckDB's database that has the kept layers
+        self._histograms: dict[tuple[str, str], Histograms | None] = {}
+
+    def watched(self, query: str) -> duckdb.DuckDBPyConnection:
+        """A cursor that the current job interrupts, on which SQL of a user sees the views as they are."""
+        cursor = super()._connect(query)
+        if job := current.get():
+            job.watch(cursor)
+        return cursor
+
+    def _connect(self, query: str) -> duckdb.DuckDBPyConnection:
+        cursor = self.watched(query)
+        if not identifiers_in(query) & set(_LEFT_OUT):
+            self._keep()
+            columns = ", ".join(name for name in LAYERS.names if name not in _LEFT_OUT)
+            # Temporary views come before those of the database, also for the macros of the database.
+            cursor.execute("CREATE TEMP VIEW facts AS FROM explorer.facts")
+            cursor.execute(f"CREATE TEMP VIEW layers AS SELECT {columns} FROM explorer.facts")
+        return cursor
+
+    def _keep(self) -> None:
+        """Read the layers, unless what is kept is current."""
+        with self._keeping:
+            if self._root is self._views._root and time.monotonic() - self._looked_at < _SECONDS:
+                return
+            state = dict(self.storage.snapshot()) | {"annotated": self.storage.annotated}
+            if self._root is not self._views._root or state != self._state:
+                cursor = self.watched("facts")
+                cursor.execute("CREATE SCHEMA IF NOT EXISTS explorer")
+                cursor.execute(
+                    "CREATE OR REPLACE TABLE explorer.facts AS "
+                    f"SELECT * EXCLUDE ({', '.join(_LEFT_OUT)}) FROM main.facts ORDER BY model_id, layer"
+                )
+                self._root, self._state, self._histograms = self._views._root, state, {}
+            self._looked_at = time.monotonic()
+
+    @undisturbed
+    def groups(
+        self,
+        by: str,
+        *,
+        where: str | None = None,
+        recipe: str = "cvpr2022",
+        basis: BasisChoice = None,
+        bins: int | None = None,
+        range: tuple[float, float] | None = None,
+        balance: str = "filters",
+        kernel: str = "3x3",
+        all_layers: bool = False,
+        min_models: int = 1,
+        min_filters: int = 1,
+    ) -> Groups:
+        """As :meth:`Reader.groups`; those of the stored basis come from memory."""
+        kernel_shape(kernel)
+        question = Grouping(by, where, kernel, recipe, balance, all_layers)
+        kept = None
+        if basis is None and bins is None and range is None:
+            fitted = self._fitted(None, kernel)
+            kept = self._kept(fitted, recipe)
+        if kept is not None:
+            rows = groupings.selection(self._connect(f"facts {by} {where}"), question, moments=False)
+            try:
+                return groupings.summed(question, rows, fitted, kept).at_least(min_models, min_filters)
+            except KeyError:
+                pass  # a layer that is not in the index, which the query reports
+        return super().groups(
+            by, where=where, recipe=recipe, basis=basis, bins=bins, range=range, balance=balance, kernel=kernel,
+            all_layers=all_layers, min_models=min_models, min_filters=min_filters,
+        )  # fmt: skip
+
+    def _kept(self, fitted: FittedBasis, recipe: str) -> Histograms | None:
+        """The histograms of a basis and recipe; None if they are too large to be kept."""
+        self._keep()
+        key = (fitted.basis_id, recipe)
+        with self._keeping:
+            if key not in self._histograms:
+                self._histograms = {key: self._read(fitted, recipe)}  # those of the last question only
+            return self._histograms[key]
+
+    def _read(self, fitted: FittedBasis, recipe: str) -> Histograms | None:
+        here = f"basis_id = {literal(fitted.basis_id)} AND recipe = {literal(recipe)}"
+        cursor = self.watched("histograms")
+        number = cursor.sql(f"SELECT count(*) FROM histograms WHERE {here}").fetchall()[0][0]
+        width = len(fitted.basis.mean) * fitted.basis.bins
+        if not number or number * width * 4 > _MOST_BYTES:
+            return None
+        counts: npt.NDArray[np.integer[Any]] = np.empty((number, width), np.int32)
+        outside, places, edges = np.empty(number, np.int64), {}, (0.0, 0.0)
+        reader = cursor.sql(
+            "SELECT model_id, layer, tensor_sha256, counts, low, high, "
+            f"CAST(list_sum(below) + list_sum(above) AS BIGINT) AS outside FROM histograms WHERE {here}"
+        ).to_arrow_reader(4096)
+        place = 0
+        for batch in reader:
+            rows = batch.num_rows
+            flat = batch["counts"].flatten().to_numpy(zero_copy_only=False).reshape(rows, width)
+            if flat.max(initial=0) > np.iinfo(counts.dtype).max:
+                counts = counts.astype(np.int64)
+            counts[place : place + rows] = flat
+            outside[place : place + rows] = batch["outside"].to_numpy()
+            keys = zip(*(batch[name].to_pylist() for name in ("model_id", "layer", "tensor_sha256")), strict=True)
+            places.update({key: place + i for i, key in enumerate(keys)})
+            edges = (batch["low"][0].as_py(), batch["high"][0].as_py())
+            place += rows
+        return Histograms(places, counts, outside, *edges)

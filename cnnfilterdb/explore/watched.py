@@ -18,28 +18,25 @@ from cnnfilterdb.connection import Connection
 from cnnfilterdb.explore.jobs import current
 from cnnfilterdb.questions.tables import undisturbed
 from cnnfilterdb.reader import Reader
-from cnnfilterdb.schema import LAYERS, kernel_shape
-from cnnfilterdb.sql import identifiers_in, literal
+from cnnfilterdb.schema import PAPERS_LAYER, kernel_shape
+from cnnfilterdb.sql import literal
 
 __all__ = ["WatchedReader"]
 
-#: Large columns that are not kept: a query that names one reads the files.
-_LEFT_OUT = (
-    "original", "skipped", "raw_mean", "raw_variance", "scaled_mean", "scaled_scatter", "nonsparse_mean",
-    "nonsparse_scatter",
-)  # fmt: skip
+#: Size up to which the layers are kept, in bytes; a database with more reads them for every question.
+_MOST_LAYERS = 192 * 2**20
 
 #: Age at which the state of the database is looked at again.
 _SECONDS = 2.0
 
-#: Histograms of one basis and recipe that are kept at most, in bytes; above it they are read for every question.
-_MOST_BYTES = 300 * 2**20
+#: Histograms that are kept at most, in bytes; more are read for every question.
+_MOST_BYTES = 256 * 2**20
 
 
 class WatchedReader(Reader):
     """A database whose queries belong to the current job, within a limit of memory.
 
-    The layers, and the histograms of the grouping that was asked for last, are kept in memory, until a model is added,
+    The models, the layers, and the histograms of the bases asked for last, are kept in memory until a model is added,
     replaced or removed. Answers are those of :class:`Reader`, to rounding.
 
     Args:
@@ -55,6 +52,7 @@ class WatchedReader(Reader):
         self._state: Any = None
         self._looked_at = 0.0
         self._root: Any = None  # DuckDB's database that has the kept layers
+        self._small = False  # whether the layers are kept
         self._histograms: dict[tuple[str, str], Histograms | None] = {}
 
     def watched(self, query: str) -> duckdb.DuckDBPyConnection:
@@ -66,29 +64,33 @@ class WatchedReader(Reader):
 
     def _connect(self, query: str) -> duckdb.DuckDBPyConnection:
         cursor = self.watched(query)
-        if not identifiers_in(query) & set(_LEFT_OUT):
-            self._keep()
-            columns = ", ".join(name for name in LAYERS.names if name not in _LEFT_OUT)
+        if self._keep():
             # Temporary views come before those of the database, also for the macros of the database.
-            cursor.execute("CREATE TEMP VIEW facts AS FROM explorer.facts")
-            cursor.execute(f"CREATE TEMP VIEW layers AS SELECT {columns} FROM explorer.facts")
+            for view in ("models", "layers"):
+                cursor.execute(f"CREATE TEMP VIEW {view} AS FROM explorer.{view}")
+            cursor.execute(
+                f"CREATE TEMP VIEW facts AS SELECT m.* EXCLUDE (files), l.* EXCLUDE (model_id), {PAPERS_LAYER} AS "
+                "papers_layer FROM explorer.layers AS l JOIN explorer.models AS m USING (model_id)"
+            )
         return cursor
 
-    def _keep(self) -> None:
-        """Read the layers, unless what is kept is current."""
+    def _keep(self) -> bool:
+        """Read the models and layers, unless what is kept is current; False if they are too large to be kept."""
         with self._keeping:
             if self._root is self._views._root and time.monotonic() - self._looked_at < _SECONDS:
-                return
+                return self._small
             state = dict(self.storage.snapshot()) | {"annotated": self.storage.annotated}
             if self._root is not self._views._root or state != self._state:
-                cursor = self.watched("facts")
+                cursor = self.watched("models layers")
                 cursor.execute("CREATE SCHEMA IF NOT EXISTS explorer")
-                cursor.execute(
-                    "CREATE OR REPLACE TABLE explorer.facts AS "
-                    f"SELECT * EXCLUDE ({', '.join(_LEFT_OUT)}) FROM main.facts ORDER BY model_id, layer"
-                )
+                size = "600 + 8 * (6 * len(raw_mean) + 2 * coalesce(len(scaled_scatter), 0))"
+                found = cursor.sql(f"SELECT sum({size}) FROM main.layers").fetchall()[0][0] or 0
+                self._small = found <= _MOST_LAYERS
+                for view in ("models", "layers") if self._small else ():
+                    cursor.execute(f"CREATE OR REPLACE TABLE explorer.{view} AS FROM main.{view}")
                 self._root, self._state, self._histograms = self._views._root, state, {}
             self._looked_at = time.monotonic()
+            return self._small
 
     @undisturbed
     def groups(
@@ -114,7 +116,7 @@ class WatchedReader(Reader):
             fitted = self._fitted(None, kernel)
             kept = self._kept(fitted, recipe)
         if kept is not None:
-            rows = groupings.selection(self._connect(f"facts {by} {where}"), question, moments=False)
+            rows = groupings.selection(self._connect("facts"), question, moments=False)
             try:
                 return groupings.summed(question, rows, fitted, kept).at_least(min_models, min_filters)
             except KeyError:
@@ -130,7 +132,10 @@ class WatchedReader(Reader):
         key = (fitted.basis_id, recipe)
         with self._keeping:
             if key not in self._histograms:
-                self._histograms = {key: self._read(fitted, recipe)}  # those of the last question only
+                found = self._read(fitted, recipe)
+                while found and sum(_bytes(one) for one in (*self._histograms.values(), found)) > _MOST_BYTES:
+                    del self._histograms[next(iter(self._histograms))]  # the oldest
+                self._histograms[key] = found
             return self._histograms[key]
 
     def _read(self, fitted: FittedBasis, recipe: str) -> Histograms | None:
@@ -159,3 +164,7 @@ class WatchedReader(Reader):
             edges = (batch["low"][0].as_py(), batch["high"][0].as_py())
             place += rows
         return Histograms(places, counts, outside, *edges)
+
+
+def _bytes(histograms: Histograms | None) -> int:
+    return histograms.counts.nbytes if histograms else 0

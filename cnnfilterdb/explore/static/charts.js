@@ -286,6 +286,16 @@ export function distributions({ labels, shares, shape: [groups, components, bins
   return root;
 }
 
+/** A bar for a number, to the left of the middle for a negative one if there are such numbers. */
+export function valueBar(value, largest, signed) {
+  const [width, height] = [160, 12];
+  const origin = signed ? width / 2 : 0;
+  const length = ((width - origin) * Math.abs(value)) / (largest || 1);
+  return svg("svg", { class: "bar", width, height, "aria-hidden": "true" },
+    svg("rect", { x: value < 0 ? origin - length : origin, y: 2, width: length, height: height - 4, class: value < 0 ? "a1" : "a0" }),
+    svg("line", { x1: origin + 0.5, x2: origin + 0.5, y1: 0, y2: height }));
+}
+
 let library;
 
 /** A chart by ECharts in an element; what is drawn there before is removed. */

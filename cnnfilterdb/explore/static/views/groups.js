@@ -1,7 +1,7 @@
 // Groups: how their distributions differ, as a heat map, distributions, quality and sizes; a pair by component.
 
 import { ask, download, unpacked } from "../api.js";
-import { colourBar, distributions, heatMap } from "../charts.js";
+import { colourBar, distributions, heatMap, valueBar } from "../charts.js";
 import { failure, h, labelled, number, replace, reproduce, select, table } from "../dom.js";
 
 const TABS = { shifts: "Shifts", distributions: "Distributions", quality: "Quality", sizes: "Sizes and exclusions" };
@@ -75,9 +75,14 @@ export function groups(root) {
     if (question !== former) {
       former = "";
       body.classList.add("stale");
-      const drawn = await { shifts, distributions: ridges, quality, sizes }[tab](context, request);
-      body.classList.remove("stale");
-      replace(body, drawn);
+      try {
+        replace(body, await { shifts, distributions: ridges, quality, sizes }[tab](context, request));
+      } catch (error) {
+        if (error.message !== "newer") body.replaceChildren();
+        throw error;
+      } finally {
+        body.classList.remove("stale");
+      }
       former = question;
     }
     const panel = body.querySelector(".pair");
@@ -102,7 +107,7 @@ export function groups(root) {
     const { element, high, clipped } = heatMap(labels, matrix, { describe, onpick: open });
     return [
       h("div", { class: "line" },
-        colourBar("shift", "0", `${clipped ? "≥ " : ""}${number(high)}`, `${METRICS[request.metric]} ${unit ? `(${unit})` : ""}`),
+        colourBar("shift", "0", `${clipped ? "≥ " : ""}${number(high)}`, `${METRICS[request.metric]}${unit ? ` in ${unit}` : ""}, square-root scale`),
         exports("shift", request, ["png", "svg", "csv"])),
       h("div", { class: "scroll", role: "region", "aria-label": "Heat map", tabindex: "0" }, element),
       h("p", { class: "quiet" }, "Select a cell to compare two groups by component."),
@@ -192,8 +197,7 @@ export function groups(root) {
           { key: "component", title: "Component", cell: (row) => `c${row.component}` },
           { key: "divergence", title: "Divergence", numeric: true }, { key: "weight", title: "Weight", numeric: true },
           { key: "shift", title: "Weighted", numeric: true },
-          { key: "bar", title: "Share of the shift", cell: (row) => h("meter", { min: 0, max: most, value: row.shift,
-            "aria-label": `Component ${row.component}` }) },
+          { key: "bar", title: "Share of the shift", cell: (row) => valueBar(row.shift, most, false) },
         ], found.components),
         reproduce({ SQL: found.sql, "Command line": found.command }));
       panel.scrollIntoView({ block: "nearest" });

@@ -1,7 +1,7 @@
 // A model, one of its layers, one of its kernels.
 
 import { ask, askBytes, unpacked } from "../api.js";
-import { chart, colourBar, distributions, kernelCanvas } from "../charts.js";
+import { chart, colourBar, distributions, kernelCanvas, valueBar } from "../charts.js";
 import { failure, h, hideTip, labelled, number, replace, reproduce, select, showTip, table, text } from "../dom.js";
 
 const FACTS = { architecture: "Architecture", family: "Family", task: "Task", domain: "Domain",
@@ -12,9 +12,10 @@ const FACTS = { architecture: "Architecture", family: "Family", task: "Task", do
 
 /** A link, if the text is an address of the web; anything else stays a text. */
 function linked(value) {
-  const found = typeof value === "string" && /^https?:\/\/\S+$/i.test(value) ? value
-    : /^10\.\d{4,}\/\S+$/.test(value) ? `https://doi.org/${encodeURI(value)}`
-      : /^\d{4}\.\d{4,5}$/.test(value) ? `https://arxiv.org/abs/${value}` : null;
+  const [, doi] = String(value).match(/^(?:doi:)?(10\.\d{4,}\/\S+)$/i) ?? [];
+  const [, arxiv] = String(value).match(/^(?:arxiv:)?(\d{4}\.\d{4,5})$/i) ?? [];
+  const found = /^https?:\/\/\S+$/i.test(value) ? value
+    : doi ? `https://doi.org/${encodeURI(doi)}` : arxiv ? `https://arxiv.org/abs/${arxiv}` : null;
   return found ? h("a", { href: found, rel: "noreferrer noopener", target: "_blank" }, value) : text(value);
 }
 
@@ -103,7 +104,7 @@ export function layer(root) {
     const perRow = Math.max(1, Math.min(outs, Math.floor(Math.sqrt(outs * ins) / ins)));
     const columns = perRow * ins;
     const room = Math.max(320, Math.min(1100, document.documentElement.clientWidth - 60));
-    const zoom = Math.max(1, Math.min(Math.floor(24 / width) || 1, Math.floor(room / (columns * width + columns))));
+    const zoom = Math.max(1, Math.min(Math.floor(40 / width) || 1, Math.floor(room / (columns * width + columns))));
     const canvas = kernelCanvas(weights, [outs * ins, height, width],
       { columns, zoom, bound: scale === "layer" ? head.largest : 0, gap: 1 });
     canvas.element.className = "kernels";
@@ -214,8 +215,7 @@ export function kernel(root) {
         colourBar("weights", `−${Number(most.toPrecision(3))}`, String(Number(most.toPrecision(3))), "weight")),
         found.coefficients.length ? h("div", {}, table("Coefficients", [
           { key: "i", title: "Coefficient", cell: (row) => `c${row.i}` }, { key: "value", title: "Value", numeric: true },
-          { key: "bar", title: "", cell: (row) => h("span", { class: "signed" }, h("meter", { min: 0, max: reach, value: Math.abs(row.value),
-            class: row.value < 0 ? "negative" : "", "aria-label": `c${row.i}` })) }],
+          { key: "bar", title: "", cell: (row) => valueBar(row.value, reach, true) }],
         found.coefficients.slice(0, 49).map((value, i) => ({ i, value })))) : null),
       h("h2", {}, "Nearest kernels"),
       h("div", { class: "line" }, flag("sign", "Negatives count too"), flag("centred", "Ignore an added constant"), flag("rotation", "Rotations and reflections count too")),

@@ -8,11 +8,11 @@ const FACETS = {
   size: "Parameters", flags: "Flags",
 };
 const COLUMNS = [
-  ["model_id", "Model"], ["architecture", "Architecture"], ["family", "Family"], ["task", "Task"], ["domain", "Domain"],
-  ["training_dataset", "Trained on"], ["license", "Licence"], ["parameters", "Parameters"],
-  ["conv_layers", "Layers"], ["stored_filters", "Filters"],
+  ["model_id", "Model"], ["architecture", "Architecture"], ["task", "Task"], ["domain", "Domain"], ["license", "Licence"],
+  ["parameters", "Parameters"], ["conv_layers", "Layers"], ["stored_filters", "Filters"], ["family", "Family"],
+  ["training_dataset", "Trained on"],
 ];
-const FEW = 7; // values of a facet that are shown at first
+const FEW = 6; // values of a facet that are shown at first
 
 export function models(root) {
   const unfolded = new Set();
@@ -52,7 +52,7 @@ export function models(root) {
         h("span", { class: "count" }, number(count)))),
       all ? null : h("button", { type: "button", class: "plain", "data-focus": `more-${name}`, onclick: () => {
         unfolded.add(name);
-        replace(facets, Object.keys(FACETS).map((key) => facet(key, last[key] ?? [])));
+        replace(facets, Object.keys(FACETS).filter((key) => last[key]?.length).map((key) => facet(key, last[key])));
       } }, `${values.length - visible.length} more`));
   }
 
@@ -67,7 +67,7 @@ export function models(root) {
     const found = await ask("models", { selection, order, descending, limit }, context.signal);
     last = found.facets;
     root.querySelectorAll(".error").forEach((old) => old.remove());
-    replace(facets, Object.keys(FACETS).map((key) => facet(key, last[key] ?? [])));
+    replace(facets, Object.keys(FACETS).filter((key) => last[key]?.length).map((key) => facet(key, last[key])));
     const picked = new Set(selection.models);
     const pick = (key, on) => {
       if (on) picked.add(key);

@@ -1,0 +1,228 @@
+"""The page in Chromium: every view, by mouse, by keyboard and by URL, wide and narrow, light and dark."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from .conftest import MARKUP, TOKEN
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
+sync_api = pytest.importorskip("playwright.sync_api")
+
+VIEWS = {
+    "models": "models?f.domain=natural&f.domain=faces",
+    "shifts": "groups?by=model_id&a=custom%2Fct-a&b=custom%2Fhostile",
+    "distributions": "groups?tab=distributions",
+    "quality": "groups?tab=quality",
+    "sizes": "groups?tab=sizes&min_models=2",
+    "map": "map?colour=task",
+    "map of numbers": "map?colour=stored_filters",
+    "model": "model?model=custom%2Fhostile",
+    "layer": "layer?model=custom%2Fhostile&layer=0",
+    "kernel": "kernel?model=custom%2Fct-a&layer=1&out=3&in=2&rotation=true",
+    "sql": "sql?query=SELECT+domain%2C+count(*)+AS+models+FROM+models+GROUP+BY+ALL",
+}
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield launched
+        launched.close()
+
+
+class Visit:
+    """A page, with what went wrong in it."""
+
+    def __init__(self, browser, served, **options):
+        self.url = served.url
+        self.context = browser.new_context(accept_downloads=True, **options)
+        self.page = self.context.new_page()
+        self.wrong: list[str] = []
+        self.page.on("console", lambda message: message.type != "log" and self.wrong.append(message.text))
+        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
+        self.page.on("request", self._asked)
+        self.page.goto(f"{served.url}/#token={TOKEN}")
+        self.page.get_by_role("heading", name="Models", level=1).wait_for()
+        self.page.get_by_role("region", name="Models").wait_for()
+
+    def _asked(self, request):
+        if not request.url.startswith((f"{self.url}/", "blob:", "data:")):
+            self.wrong.append(f"request to {request.url}")
+        if TOKEN in request.url or TOKEN in request.headers.get("referer", ""):
+            self.wrong.append("the token left the page")
+
+    def show(self, view: str) -> None:
+        self.page.evaluate("hash => { location.hash = hash }", f"#/{view}")
+        self.ready()
+
+    def ready(self) -> None:
+        self.page.wait_for_timeout(60)
+        self.page.wait_for_function(
+            "document.querySelector('main .reproduce, main .error') && !document.querySelector('.stale')"
+            " && document.querySelectorAll('[data-waiting]').length === 0"
+        )
+
+
+@pytest.fixture
+def visit(browser, served):
+    visits = []
+
+    def make(**options):
+        visits.append(Visit(browser, served, **options))
+        return visits[-1]
+
+    yield make
+    for one in visits:
+        one.context.close()
+        assert one.wrong == []
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_every_view_by_its_url(visit, width, scheme):
+    from axe_playwright_python.sync_playwright import Axe
+
+    opened = visit(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page, axe = opened.page, Axe()
+    assert TOKEN not in page.url
+    for name, view in VIEWS.items():
+        opened.show(view)
+        assert page.locator("main .error").count() == 0, (name, page.locator("main .error").all_inner_texts())
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{name} is wider than the window"
+        assert page.locator("main h1").count() == 1
+        # Names are texts, wherever they come from.
+        assert page.locator("main img, main b").count() == 0
+        assert page.evaluate("window.owned") is None
+        assert page.locator("a[href^='javascript']").count() == 0
+        # axe evaluates a script of its own, which the content policy of the page does not apply to.
+        found = axe.run(page).response["violations"]
+        serious = [
+            f"{one['id']}: {one['nodes'][0]['html']}" for one in found if one["impact"] in ("serious", "critical")
+        ]
+        assert serious == [], (name, serious)
+    opened.show(VIEWS["model"])
+    assert MARKUP in page.locator("main").inner_text()
+
+
+def test_choosing_filters_every_view_and_back_undoes_it(visit):
+    opened = visit()
+    page = opened.page
+    page.get_by_role("group", name="Domain").get_by_label("medical ct").check()
+    page.get_by_text("2 of 6 models").wait_for()
+    page.get_by_role("navigation").get_by_role("link", name="Groups").click()
+    page.get_by_label("Group by (SQL)").fill("name")
+    page.get_by_label("Group by (SQL)").press("Enter")
+    page.wait_for_url(re.compile("by=name"))
+    canvas = page.locator("canvas.heat")
+    canvas.wait_for()
+    opened.ready()
+    assert "used 2 of 2 models" in page.locator(".method").inner_text()
+    # Open the pair by the keyboard.
+    canvas.focus()
+    for key in ("ArrowRight", "ArrowRight", "Enter"):
+        page.keyboard.press(key)
+    page.get_by_role("heading", name=re.compile(r"ct-. – ct-.: .* nats")).wait_for()
+    there = page.url
+    # The URL restores the view, in another tab too.
+    other = opened.context.new_page()
+    other.goto(there)
+    other.get_by_role("heading", name=re.compile(r"ct-. – ct-.: .* nats")).wait_for()
+    other.get_by_text("2 of 6 models").wait_for()
+    other.close()
+    page.go_back()
+    page.wait_for_url(lambda url: "a=" not in url)
+    page.go_back()
+    page.go_back()
+    page.get_by_role("heading", name="Models", level=1).wait_for()
+    page.get_by_role("button", name="Clear selection").click()
+    page.get_by_role("status").get_by_text("6 models").wait_for()
+    page.get_by_label("Search").fill("photo-a")
+    page.get_by_role("status").get_by_text("1 models").wait_for()
+
+
+def test_from_a_model_to_its_kernels(visit):
+    opened = visit()
+    page = opened.page
+    page.get_by_role("link", name="custom/ct-a").click()
+    page.get_by_role("link", name="mid").click()
+    picture = page.locator("canvas.kernels")
+    picture.wait_for()
+    opened.ready()
+    picture.click(position={"x": 3, "y": 3})
+    page.get_by_role("heading", name="Kernel out 0, in 0").wait_for()
+    assert page.locator(".gallery li").count() == 25
+    page.get_by_label("Negatives count too").check()
+    page.wait_for_url(re.compile("sign=true"))
+    opened.ready()
+
+
+def test_the_lasso_selects_models(visit):
+    opened = visit()
+    page = opened.page
+    opened.show("map")
+    box = page.locator(".chart").bounding_box()
+    page.get_by_role("button", name="Lasso").click()
+    corners = [(0.01, 0.02), (0.99, 0.02), (0.99, 0.99), (0.01, 0.99), (0.01, 0.03)]
+    for i, (x, y) in enumerate(corners):
+        page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"], steps=6)
+        if i == 0:
+            page.mouse.down()
+    page.mouse.up()
+    page.get_by_text("6 models in the lasso").wait_for()
+    page.get_by_role("button", name="Select these models").click()
+    page.get_by_text("6 of 6 models").wait_for()
+
+
+def test_sql_is_written_run_charted_downloaded_and_cancelled(visit, tmp_path):
+    opened = visit()
+    page = opened.page
+    page.get_by_role("navigation").get_by_role("link", name="SQL").click()
+    editor = page.get_by_role("textbox", name="SQL")
+    editor.click()
+    page.keyboard.type("select model_id, stored_fil")
+    page.get_by_role("option", name=re.compile("stored_filters")).first.wait_for()  # the editor knows columns
+    page.keyboard.press("Enter")
+    page.keyboard.type(" from models ")
+    page.keyboard.press("Control+Enter")
+    page.get_by_text("6 rows").wait_for()
+    page.locator(".chart canvas").wait_for()
+    assert page.get_by_role("region", name="Result").get_by_role("link", name="custom/ct-a").count() == 1
+    with page.expect_download() as download:
+        page.get_by_role("button", name="CSV").click()
+    path = tmp_path / "query.csv"
+    download.value.save_as(path)
+    assert path.read_text().startswith("model_id,stored_filters\n")
+    editor.click()
+    page.keyboard.press("Control+a")
+    page.keyboard.type("select count(*) from range(100000000000) a, range(1000) b where hash(a.range+b.range) = 1")
+    page.keyboard.press("Escape")
+    page.keyboard.press("Control+Enter")
+    page.get_by_role("button", name="Cancel").click()
+    page.get_by_role("alert").get_by_text("Cancelled.").wait_for()
+    page.get_by_label("Queries").select_option(label="Models and filters by domain")
+    page.get_by_role("region", name="Result").wait_for()
+
+
+def test_without_the_token_nothing_is_shown(browser, served):
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(served.url)
+    page.get_by_text("open the URL that").wait_for()
+    assert page.locator("table").count() == 0
+    context.close()
+
+
+def test_nothing_is_left_of_static_files_but_what_the_page_loads():
+    folder = Path(__file__).parents[3] / "cnnfilterdb/explore/static"
+    scripts = "".join(path.read_text(encoding="utf-8") for path in folder.rglob("*.js"))
+    pages = scripts + (folder / "index.html").read_text(encoding="utf-8")
+    for path in folder.rglob("*"):
+        assert path.is_dir() or path.name in ("index.html", "LICENSES.txt") or path.name in pages, path
+    own = "".join(path.read_text(encoding="utf-8") for path in folder.rglob("*.js") if "vendor" not in path.parts)
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", own)

@@ -279,8 +279,6 @@ def scanned(
             smallest and largest coefficient of the basis, or of the selection for a basis without a range.
         basis_id: Key of the basis, if it is in the index.
     """
-    import pandas as pd
-
     recipe = RECIPES[grouping.recipe]
     if limits is None:
         if basis.low is None and recipe.low is None:
@@ -358,6 +356,8 @@ def _assembled(
     basis: Basis,
     basis_id: str | None,
 ) -> Groups:
+    import pandas as pd
+
     labels, groups = grouped
     filters = rows["filters"].to_numpy()
     frame = pd.DataFrame({"group": groups, "model_id": rows["model_id"].to_pylist(), "filters": filters}).groupby(

@@ -60,15 +60,18 @@ def command(verb: str, *arguments: str, db: str, **options: Any) -> str:
 
     >>> command("shift", "domain", db="my db", min_models=2, all_layers=True)
     "cnnfilterdb shift domain --db 'my db' --min-models 2 --all-layers"
+    >>> command("nearest", "-1 0 1", db="my.db", top=3)
+    "cnnfilterdb nearest --db my.db --top 3 -- '-1 0 1'"
     """
-    words = ["cnnfilterdb", *verb.split(), *arguments, "--db", db]
+    last = ["--", *arguments] if any(text.startswith("-") for text in arguments) else []
+    words = ["cnnfilterdb", *verb.split(), *([] if last else arguments), "--db", db]
     for name, value in given(options).items():
         option = f"--{name.replace('_', '-')}"
         if value is True:
             words.append(option)
         elif value is not False and value is not None:
             words += [option, str(value)]
-    return shlex.join(words)
+    return shlex.join(words + last)
 
 
 def python(method: str, *arguments: Any, **options: Any) -> str:

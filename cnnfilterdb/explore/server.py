@@ -164,8 +164,10 @@ def application(
         except CancelledError as error:
             return JSONResponse({"error": str(error), "cancelled": True}, status_code=409)
         except CnnFilterDbError as error:
-            text = str(error.args[0] if error.args else error)
-            return JSONResponse({"error": " ".join(text.split())}, status_code=422)
+            text = " ".join(str(error.args[0] if error.args else error).split())
+            if "Out of Memory Error" in text:  # DuckDB's remedies are not those of a page
+                text = f"more memory is needed than the limit of {memory}; select less, or raise it by --memory"
+            return JSONResponse({"error": text}, status_code=422)
         if name == "file":
             data, filename = answer
             kind = MEDIA_TYPES[filename.rpartition(".")[2]]

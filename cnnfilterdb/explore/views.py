@@ -193,7 +193,7 @@ class Explorer:
             **_densities(groups.take(places)),
             "total": len(names),
             "sql": call("group_probabilities", by, **options),
-            "command": command("plot ridge", "--by", by, "-o", "ridge.svg", db=self._shown, **options),
+            "command": command("plot ridge", db=self._shown, by=by, output="ridge.svg", **options),
         }
 
     def pair(self, request: Request) -> dict[str, Any]:
@@ -219,7 +219,7 @@ class Explorer:
             "shift": float(rows["shift"].sum()),
             **_densities(two),
             "sql": f"SELECT component, weight, {column} {call('kl_shift_components', by, **options)} WHERE {ends}",
-            "command": command("shift", by, "--components", db=self._shown, metric=metric, **options),
+            "command": command("shift", by, db=self._shown, components=True, metric=metric, **options),
         }
 
     def quality(self, request: Request) -> dict[str, Any]:
@@ -293,7 +293,7 @@ class Explorer:
             + nearest.replace("(model_id,", f"(model_id, {sqltext.literal(key)},"),
             "command": command("layers", db=self._shown, where=here)
             + "\n"
-            + command("shift", "model_id", "--nearest", key, db=self._shown, kernel=kernel),
+            + command("shift", "model_id", db=self._shown, nearest=key, kernel=kernel),
         }
 
     def layer(self, request: Request) -> bytes:
@@ -317,7 +317,7 @@ class Explorer:
             "start": [outs, ins],
             "largest": float(np.abs(finite).max()) if finite.size else 0.0,
             "sql": f"FROM filters_{kernel} WHERE {here} ORDER BY out_channel, in_channel",
-            "command": command("plot filters", "--model", key, "--layer", str(number), db=self._shown),
+            "command": command("plot filters", db=self._shown, model=key, layer=number),
         }
         text = json.dumps(header).encode()
         return len(text).to_bytes(4, "little") + text + np.ascontiguousarray(part, "<f4").tobytes()
@@ -375,7 +375,7 @@ class Explorer:
             "nearest": near,
             "nearest_reason": reason,
             "sql": macro.replace("(", f"({pattern_sql}, ", 1) if "rotation" not in flags else None,
-            "command": command("nearest", typed, "--top", "25", db=self._shown, where=where, **flags),
+            "command": command("nearest", typed, db=self._shown, top=25, where=where, **flags),
         }
 
     def sql(self, request: Request) -> dict[str, Any]:
@@ -537,13 +537,13 @@ def _kind(kind: pa.DataType) -> str:
 
 def _tables(kernels: list[str]) -> dict[str, list[str]]:
     """The columns of each view."""
-    models = [name for name in schema.MODELS.names if name != "files"]
+    models = list(schema.MODELS.names)
     layers = list(schema.LAYERS.names)
     keys = ["model_id", "layer", "out_channel", "in_channel"]
     found = {
         "models": models,
         "layers": layers,
-        "facts": [*models, *layers[1:], "papers_layer"],
+        "facts": [*(name for name in models if name != "files"), *layers[1:], "papers_layer"],
         "bases": list(schema.BASES.names),
         "histograms": list(schema.HISTOGRAMS.names),
         "shared_models": ["model_a", "model_b", "shared_layers", "shared_filters", "share"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import duckdb
@@ -26,6 +27,9 @@ __all__ = ["WatchedReader"]
 #: Size up to which the layers are kept, in bytes; a database with more reads them for every question.
 _MOST_LAYERS = 192 * 2**20
 
+#: Space on disk that queries may take which do not fit in memory.
+_SCRATCH = "4GB"
+
 #: Age at which the state of the database is looked at again.
 _SECONDS = 2.0
 
@@ -46,14 +50,25 @@ class WatchedReader(Reader):
 
     def __init__(self, db: Reader, *, memory: str) -> None:
         super().__init__(db.storage, db._bases, confined=True)
-        # Nothing is written to disk either: a query that needs more memory fails.
-        self._views = Connection(db.storage, confined=True, settings={"memory_limit": memory, "temp_directory": ""})
+        # What does not fit in memory is written to a folder that only its owner can read.
+        self._scratch = TemporaryDirectory(prefix="cnnfilterdb-")
+        settings = {
+            "memory_limit": memory,
+            "temp_directory": self._scratch.name,
+            "max_temp_directory_size": _SCRATCH,
+        }
+        self._views = Connection(db.storage, confined=True, settings=settings)
         self._keeping = threading.RLock()
         self._state: Any = None
         self._looked_at = 0.0
         self._root: Any = None  # DuckDB's database that has the kept layers
         self._small = False  # whether the layers are kept
         self._histograms: dict[tuple[str, str], Histograms | None] = {}
+
+    def close(self) -> None:
+        """Close the connection, and remove what it has written to disk."""
+        super().close()
+        self._scratch.cleanup()
 
     def watched(self, query: str) -> duckdb.DuckDBPyConnection:
         """A cursor that the current job interrupts, on which SQL of a user sees the views as they are."""

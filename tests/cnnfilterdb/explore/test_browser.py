@@ -65,8 +65,7 @@ class Visit:
     def ready(self) -> None:
         self.page.wait_for_timeout(60)
         self.page.wait_for_function(
-            "document.querySelector('main .reproduce, main .error') && !document.querySelector('.stale')"
-            " && document.querySelectorAll('[data-waiting]').length === 0"
+            "() => document.querySelector('main .reproduce, main .error') && !document.querySelector('.stale')"
         )
 
 

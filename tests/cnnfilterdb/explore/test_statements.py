@@ -24,9 +24,9 @@ HOSTILE = {
     "CREATE SECRET s (TYPE s3)": "",
     "DROP VIEW models": "DROP",
     "INSERT INTO models VALUES (1)": "INSERT",
-    "WITH a AS (INSERT INTO explorer.facts SELECT * FROM explorer.facts RETURNING 1) SELECT * FROM a": "read-only",
-    "WITH a AS (DELETE FROM explorer.facts RETURNING 1) SELECT * FROM a": "read-only",
-    "WITH a AS (UPDATE explorer.facts SET layer = 0 RETURNING 1) SELECT * FROM a": "read-only",
+    "WITH a AS (INSERT INTO explorer.layers SELECT * FROM explorer.layers RETURNING 1) SELECT * FROM a": "read-only",
+    "WITH a AS (DELETE FROM explorer.layers RETURNING 1) SELECT * FROM a": "read-only",
+    "WITH a AS (UPDATE explorer.layers SET layer = 0 RETURNING 1) SELECT * FROM a": "read-only",
     "DELETE FROM models": "DELETE",
     "UPDATE models SET name = 'x'": "UPDATE",
     "TRUNCATE models": "DELETE",
@@ -84,9 +84,9 @@ def contents(path: Path) -> dict[str, str]:
     }
 
 
-def limited(watched: WatchedReader, query: str) -> None:
+def limited(watched: WatchedReader, query: str, seconds: float) -> None:
     """Run a query as the server does."""
-    with Job(0.7) as job:
+    with Job(seconds) as job:
         current.set(job)
         try:
             answer(watched, query, 1000)
@@ -115,10 +115,10 @@ def test_hostile_sql_is_refused(watched, before, explored_path, tmp_path, query)
     text = query.format(db=explored_path, out=tmp_path)
     started = time.monotonic()
     with pytest.raises(cnnfilterdb.CnnFilterDbError) as error:
-        limited(watched, text)
+        limited(watched, text, 0.7 if HOSTILE[query].startswith("stopped") else 20)
     assert HOSTILE[query] in str(error.value)
     assert "secret" not in str(error.value).replace("secret.csv", "").replace("stored_secrets", "")
-    assert time.monotonic() - started < 6
+    assert time.monotonic() - started < 30
     assert contents(explored_path) == before
     assert [path.name for path in tmp_path.iterdir()] == ["secret.csv"]
     # The views are as they were.

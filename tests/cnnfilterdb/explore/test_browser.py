@@ -162,12 +162,12 @@ def test_from_a_model_to_its_kernels(visit):
 
 
 def test_the_lasso_selects_models(visit):
-    opened = visit()
+    opened = visit(viewport={"width": 1280, "height": 1000})
     page = opened.page
     opened.show("map")
     box = page.locator(".chart").bounding_box()
     page.get_by_role("button", name="Lasso").click()
-    corners = [(0.01, 0.02), (0.99, 0.02), (0.99, 0.99), (0.01, 0.99), (0.01, 0.03)]
+    corners = [(0.02, 0.1), (0.98, 0.1), (0.98, 0.98), (0.02, 0.98), (0.02, 0.12)]
     for i, (x, y) in enumerate(corners):
         page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"], steps=6)
         if i == 0:

@@ -186,6 +186,7 @@ def test_sql_is_written_run_charted_downloaded_and_cancelled(visit, tmp_path):
     editor.click()
     page.keyboard.type("select model_id, stored_fil")
     page.get_by_role("option", name=re.compile("stored_filters")).first.wait_for()  # the editor knows columns
+    page.wait_for_timeout(250)  # the editor takes no key for an answer that comes at once
     page.keyboard.press("Enter")
     page.keyboard.type(" from models ")
     page.keyboard.press("Control+Enter")

@@ -9,10 +9,10 @@ from typing import Any
 
 from cnnfilterdb.sql import expression, literal
 
-__all__ = ["call", "command", "python"]
+__all__ = ["DEFAULTS", "call", "command", "python"]
 
 #: What the options are when they are left out, in SQL, Python and on the command line alike.
-_DEFAULTS: Mapping[str, Any] = {
+DEFAULTS: Mapping[str, Any] = {
     "where": None,
     "kernel": "3x3",
     "recipe": "cvpr2022",
@@ -24,13 +24,13 @@ _DEFAULTS: Mapping[str, Any] = {
 }
 
 
-def given(options: Mapping[str, Any]) -> dict[str, Any]:
+def given(options: Mapping[str, Any], defaults: Mapping[str, Any] = DEFAULTS) -> dict[str, Any]:
     """The options that are not at their defaults.
 
     >>> given({"kernel": "3x3", "balance": "models", "where": None})
     {'balance': 'models'}
     """
-    return {name: value for name, value in options.items() if name not in _DEFAULTS or value != _DEFAULTS[name]}
+    return {name: value for name, value in options.items() if name not in defaults or value != defaults[name]}
 
 
 def call(macro: str, *arguments: str, **options: Any) -> str:
@@ -55,7 +55,7 @@ def call(macro: str, *arguments: str, **options: Any) -> str:
     return f"FROM {macro}({', '.join(parts)})"
 
 
-def command(verb: str, *arguments: str, db: str, **options: Any) -> str:
+def command(verb: str, *arguments: str, db: str, defaults: Mapping[str, Any] = DEFAULTS, **options: Any) -> str:
     """A command line, quoted for a POSIX shell.
 
     >>> command("shift", "domain", db="my db", min_models=2, all_layers=True)
@@ -65,7 +65,7 @@ def command(verb: str, *arguments: str, db: str, **options: Any) -> str:
     """
     last = ["--", *arguments] if any(text.startswith("-") for text in arguments) else []
     words = ["cnnfilterdb", *verb.split(), *([] if last else arguments), "--db", db]
-    for name, value in given(options).items():
+    for name, value in given(options, defaults).items():
         option = f"--{name.replace('_', '-')}"
         if value is True:
             words.append(option)
@@ -74,11 +74,12 @@ def command(verb: str, *arguments: str, db: str, **options: Any) -> str:
     return shlex.join(words + last)
 
 
-def python(method: str, *arguments: Any, **options: Any) -> str:
+def python(method: str, *arguments: Any, defaults: Mapping[str, Any] = DEFAULTS, **options: Any) -> str:
     """A call of a method of the database, which the examples name ``db``.
 
     >>> python("embed", by="domain", balance="models")
     "db.embed(by='domain', balance='models')"
     """
-    parts = [repr(value) for value in arguments] + [f"{name}={value!r}" for name, value in given(options).items()]
+    parts = [repr(value) for value in arguments]
+    parts += [f"{name}={value!r}" for name, value in given(options, defaults).items()]
     return f"db.{method}({', '.join(parts)})"

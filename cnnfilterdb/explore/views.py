@@ -25,7 +25,7 @@ from cnnfilterdb.analysis import shifts
 from cnnfilterdb.analysis.groups import BALANCES, Groups
 from cnnfilterdb.errors import CnnFilterDbError, SelectionError, unknown_model
 from cnnfilterdb.exchange.rows import encoded, plain_rows
-from cnnfilterdb.explore.equivalents import call, command, python
+from cnnfilterdb.explore.equivalents import DEFAULTS, call, command, python
 from cnnfilterdb.explore.selection import COLUMNS, Models, Selection
 from cnnfilterdb.explore.statements import answer
 from cnnfilterdb.explore.watched import WatchedReader
@@ -242,6 +242,7 @@ class Explorer:
         if colour not in schema.MODELS.names and colour != "size":
             raise SelectionError(f"colour: {colour!r} is not a column of the models")
         options.pop("min_models")
+        alike = {**DEFAULTS, "balance": "models"}  # models are compared one by one
         frame = self._db.embed(metric=metric, **options)
         facts, _ = self._models.rows(Selection(), limit=1_000_000)
         columns = [colour] if colour in facts.column_names else []
@@ -256,7 +257,8 @@ class Explorer:
             "negative": float(frame.attrs["negative"]),
             "sql": f"SELECT group_a, group_b, {'shift' if metric == 'kl' else metric} "
             + call("kl_shift" if metric == "kl" else "shift_metrics", "model_id", **options),
-            "python": python("embed", metric=metric, **options),
+            "python": python("embed", defaults=alike, metric=metric, **options),
+            "command": command("plot map", db=self._shown, defaults=alike, by=colour, metric=metric, **options),
         }
 
     def model(self, request: Request) -> dict[str, Any]:

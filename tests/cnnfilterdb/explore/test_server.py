@@ -290,7 +290,13 @@ def test_the_map_is_the_embedding(served, db):
         assert np.abs(answer[axis]) == pytest.approx(np.abs(direct[column]), abs=1e-6)
     tasks = db.models().set_index("model_id")["task"]
     assert [None if pd.isna(tasks[key]) else tasks[key] for key in answer["models"]] == answer["colour"]
-    assert answer["python"] == "db.embed(balance='models')"
+    assert answer["python"] == "db.embed()"
+    assert shlex.split(answer["command"])[1:3] == ["plot", "map"]
+    # SQL gives the distances.
+    shift = db.kl_shift("model_id", balance="models")
+    for first, second, value in db.sql(answer["sql"]).fetchall():
+        assert shift.loc[first, second] == pytest.approx(value, rel=1e-6, abs=1e-9)
+    assert "balance='filters'" in served.ask("map", balance="filters")["python"]
     assert "not a column" in served.error("map", colour="x, 1")
 
 

@@ -47,7 +47,7 @@ export function map(root) {
         { key: "name", title: "Model", cell: (row) => h("a", { href: context.href("model", { model: row.name }) }, row.name) },
         { key: "told", title: colour }, { key: "x", title: "x", numeric: true, cell: (row) => number(row.value[0]) },
         { key: "y", title: "y", numeric: true, cell: (row) => number(row.value[1]) }], points)),
-      reproduce({ SQL: found.sql, Python: found.python }));
+      reproduce({ SQL: found.sql, Python: found.python, "Command line": found.command }));
 
     const numeric = points.some((point) => typeof point.told === "number");
     const series = numeric ? byNumber(points) : byCategory(points);
@@ -118,6 +118,6 @@ function byCategory(points) {
   const named = [...own.map((value) => [String(value), (point) => point.told === value]), ...rest,
     ["unknown", (point) => point.told === null]];
   return named.map(([name, mine], i) => shape(points, { name, symbol: SYMBOLS[i % SYMBOLS.length], data: points.filter(mine),
-    ...(name === "unknown" || name === "other" ? { color: name === "other" ? "#7f7f7f" : "#b0b0b0", symbol: "emptyCircle" } : {}) }))
+    ...(name === "unknown" || name === "other" ? { color: name === "other" ? "#7a7a7a" : "#adadad", symbol: "circle" } : {}) }))
     .filter((one) => one.data.length);
 }

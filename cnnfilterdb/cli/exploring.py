@@ -26,10 +26,10 @@ def explore(path: Path | str, port: int | None, host: str, no_browser: bool, sec
 
     The printed URL contains a token, without which nothing is answered. Nothing is written to the database.
     """
-    from cnnfilterdb.explore.server import serve
+    from cnnfilterdb.explore.server import run_server
 
     with open_reader(path) as db:
         db._ensure_index()  # a folder that can be written to may lack it; the server only reads
-        serve(
+        run_server(
             db, shown=str(path), host=host, port=port, browser=not no_browser, seconds=seconds, memory=memory, say=say
         )  # fmt: skip

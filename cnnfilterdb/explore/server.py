@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
     from cnnfilterdb.reader import Reader
 
-__all__ = ["PORT", "Guard", "application", "serve"]
+__all__ = ["PORT", "Guard", "application", "run_server"]
 
 #: The port unless one is chosen; a fixed one keeps bookmarks of views valid.
 PORT = 8737
@@ -251,7 +251,7 @@ async def _answered(
     return answers[0]
 
 
-def serve(
+def run_server(
     db: Reader,
     *,
     shown: str,

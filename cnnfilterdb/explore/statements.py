@@ -12,15 +12,15 @@ from cnnfilterdb.errors import QueryError
 from cnnfilterdb.explore.watched import WatchedReader
 from cnnfilterdb.sql import needs_index
 
-__all__ = ["MAX_BYTES", "Rows", "answer", "reading_statement"]
+__all__ = ["MAX_BYTES", "Fetched", "answer", "reading_statement"]
 
 #: Largest size of a result, in bytes.
 MAX_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
-    """Rows of a query.
+class Fetched:
+    """Fetched of a query.
 
     Attributes:
         table: The rows.
@@ -66,7 +66,7 @@ def reading_statement(query: str) -> str:
     return str(statements[0].query)
 
 
-def answer(db: WatchedReader, query: str, rows: int) -> Rows:
+def answer(db: WatchedReader, query: str, rows: int) -> Fetched:
     """The first rows of a query.
 
     Args:
@@ -101,4 +101,4 @@ def answer(db: WatchedReader, query: str, rows: int) -> Rows:
         raise QueryError(one_line(error)) from error
     finally:
         cursor.close()
-    return Rows(table.slice(0, rows), table.num_rows > rows)
+    return Fetched(table.slice(0, rows), table.num_rows > rows)

@@ -20,7 +20,7 @@ MAX_BYTES = 256 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """Fetched of a query.
+    """Rows of a query.
 
     Attributes:
         table: The rows.

@@ -345,7 +345,7 @@ class Explorer:
         outs, ins = _whole(request, "out", 0, weight.shape[0] - 1), _whole(request, "in", 0, weight.shape[1] - 1)
         pattern = weight[outs, ins]
         kernel = schema.kernel_name(*pattern.shape)
-        flags = {name: True for name in ("sign", "centred", "rotation") if request.get(name) is True}
+        flags: dict[str, Any] = {name: True for name in ("sign", "centred", "rotation") if request.get(name) is True}
         where = Selection.of(request.get("selection", {})).condition()
         near, reason = [], ""
         try:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Unpack
 
 from cnnfilterdb.analysis.options import ShiftOptions, check_options
 from cnnfilterdb.errors import SelectionError
-from cnnfilterdb.questions.structure import Structure
+from cnnfilterdb.questions.lineage import Lineage
 from cnnfilterdb.reports import Exported, Progress
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["Reader"]
 
 
-class Reader(Structure):
+class Reader(Lineage):
     """A database of convolution kernels, opened for reading.
 
     :func:`cnnfilterdb.open` returns one for a release, and with ``read_only=True`` for a folder.
@@ -109,7 +109,7 @@ class Reader(Structure):
         >>> study.answer[0].split(".")[0]
         'The models of this database cannot decide whether medical imaging learns different filters'
         >>> study.claims[0].verdict, study.claims[0].effect
-        ('cannot be decided', 'shift 5.845 nats, by chance 3.404')
+        ('cannot be decided', 'shift 5.845 nats, by chance 3.371')
         """
         if name != "medical":
             raise SelectionError(f"study: {name!r} given; there is medical")

@@ -29,6 +29,7 @@ ABOUT_A_DATABASE = {
     "cnnfilterdb.plots.figures",
     "cnnfilterdb.reader",
     "cnnfilterdb.questions.conclusions",
+    "cnnfilterdb.questions.lineage",
     "cnnfilterdb.questions.statistics",
     "cnnfilterdb.questions.structure",
     "cnnfilterdb.questions.tables",

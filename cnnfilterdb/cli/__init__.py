@@ -60,6 +60,7 @@ for _verb in (
     conclusions.study,
     listings.nearest,
     listings.shared,
+    comparison.diff,
     listings.vocabulary,
     figures.plot,
     figures.report,

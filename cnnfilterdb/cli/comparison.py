@@ -21,9 +21,9 @@ from cnnfilterdb.cli.options import (
     trained_option,
     where_option,
 )
-from cnnfilterdb.cli.output import Output, emit, print_basis, print_shift, say
+from cnnfilterdb.cli.output import Output, emit, print_basis, print_shift, remark, say
 
-__all__ = ["basis", "quality", "shift", "structure"]
+__all__ = ["basis", "diff", "quality", "shift", "structure"]
 
 
 @click.command(short_help="Compare groups of filters by their KL shift.")
@@ -92,6 +92,32 @@ def basis(file: Path, where: str | None, kernel: str, variant: str, path: Path) 
     save_basis(fitted, file)
     ratios = " ".join(f"{ratio:.3f}" for ratio in fitted.explained_variance_ratio[:9])
     say(f"{file}: {fitted.filters:,} filters; explained variance ratio {ratios}")
+
+
+@click.command(short_help="Compare the weights of two models.")
+@click.argument("model_a")
+@click.argument("model_b")
+@rows_options
+@db_option
+def diff(model_a: str, model_b: str, rows: Output, path: Path) -> None:
+    """Compare the weights of two models, layer by layer: were they trained from one another?
+
+    Layers are paired by name, and otherwise by order and shape. The last row, `total`, is of all pairs together.
+    `relation` is identical, scaled (as folding a batch normalisation does), related or unrelated.
+
+    \b
+      cnnfilterdb diff pypi/yeastvision/matseg pypi/yeastvision/proseg
+    """
+    import pandas as pd
+
+    frame = open_reader(path).diff(model_a, model_b)
+    total = pd.DataFrame([{"name_a": "total"} | frame.attrs["total"]]).reindex(columns=frame.columns)
+    emit(pd.concat([frame, total.astype({"layer_a": "Int64", "layer_b": "Int64"})], ignore_index=True), rows)
+    if rows.for_people():
+        for key, model_id in (("unpaired_a", model_a), ("unpaired_b", model_b)):
+            if names := frame.attrs[key]:
+                remark(f"{model_id}: {len(names)} layers without a counterpart: {', '.join(names[:5])}"
+                       + (", ..." if len(names) > 5 else ""))  # fmt: skip
 
 
 @click.command(short_help="Quality of the layers of each group.")

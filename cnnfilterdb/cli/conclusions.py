@@ -179,7 +179,7 @@ def study(
         part.write_text(text, encoding="utf-8")
     say(str(target))
     for line in found.answer:
-        remark(line)
+        remark(line.replace("\N{NO-BREAK SPACE}", " "))
 
 
 def _by_models(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from cnnfilterdb.stats.degeneration import (
     kernel_rank,
 )
 from cnnfilterdb.stats.descriptors import DESCRIPTORS, DescriptorSums, dct_energies, descriptors, variance_map
+from cnnfilterdb.stats.difference import WeightDifference, weight_difference
 from cnnfilterdb.stats.divergence import METRICS, kl_shift, kl_shift_components, paired_shift
 from cnnfilterdb.stats.histogram import Histogram, histograms
 from cnnfilterdb.stats.moments import Moments, unpacked
@@ -95,6 +96,7 @@ __all__ = [
     "Purity",
     "Recipe",
     "ShiftTest",
+    "WeightDifference",
     "adjusted_bh",
     "adjusted_holm",
     "balance_weights",
@@ -138,4 +140,5 @@ __all__ = [
     "unpacked",
     "variance_entropy",
     "variance_map",
+    "weight_difference",
 ]

@@ -36,6 +36,19 @@ def test_explain(run, sample_path):
     assert rows[0]["r2"] + rows[1]["r2"] == pytest.approx(1)
 
 
+def test_diff(run, sample_path):
+    line = ("diff", "custom/ct-a", "custom/ct-a", "--db", sample_path)
+    status, out, err = run(*line, "--format", "json")
+    assert (status, err) == (0, "")
+    rows = json.loads(out)
+    assert [row["name_a"] for row in rows] == ["enc", "mid", "up", "total"]
+    assert rows[-1]["layer_a"] is None
+    assert {(row["relation"], row["distance"], row["shift"]) for row in rows} == {("identical", 0, 0)}
+    status, out, _ = run("diff", "custom/photo-a", "custom/photo-b", "--db", sample_path)
+    assert status == 1
+    assert out == ""
+
+
 def test_study(run, sample_path, tmp_path):
     line = ("study", "medical", "--db", sample_path, "--permutations", 9, "--no-scan")
     page, folder = tmp_path / "study.html", tmp_path / "figures"

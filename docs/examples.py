@@ -91,7 +91,9 @@ def run(page: Path, database: Path, *, names: dict[str, Any] | None = None, writ
             pieces.append(text[last : match.start(2)])
             last = match.end(2)
             shown = any(one.expected is not None for one in examples)
-            new = "".join(one.prompt + (one.found if one.expected is not None else "") for one in examples)
+            # An output that is right stays as the page shows it, with its dots
+            outputs = [one.expected if one.true else one.found for one in examples]
+            new = "".join(one.prompt + (output or "") for one, output in zip(examples, outputs, strict=True))
             pieces.append(new if shown else match[2])
     if write:
         page.write_text("".join([*pieces, text[last:]]), encoding="utf-8")

@@ -221,7 +221,7 @@ def _answer(answered: Answered, factors: Factors | None, outliers: Outliers | No
     if single.p <= 0.05 < whole.p:
         second.append(
             f"Counted model by model the difference looks significant ({probability(single.p)}), because many models "
-            "are siblings from one origin; that is an artefact."
+            "are siblings from one origin, which are not independent."
         )
     if outliers is not None:
         found = len(outliers.found)

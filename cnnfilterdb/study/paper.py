@@ -73,7 +73,7 @@ def spikes(sample: Sample) -> npt.NDArray[np.float64]:
     >>> facts = pd.DataFrame({"models": [["smooth"], ["spiky"]]})
     >>> two = Sample(facts, np.array([[[0.2, 0.3, 0.3, 0.2]], [[0.0, 1.0, 0.0, 0.0]]]), np.ones(1), -1, 1)
     >>> spikes(two).round(2).tolist()
-    [0.6, 4.0]
+    [0.4, 4.0]
     """
     shares = sample.counts / np.maximum(sample.counts.sum(axis=-1, keepdims=True), 1e-300)
     edges = np.pad(shares, ((0, 0), (0, 0), (1, 1)))
@@ -201,8 +201,7 @@ def _statements(
         [
             "CompNet weighs too much, because filters are counted.", "shown, without a number",
             "no medical model" if share is None else
-            f"{share[0]} has {100 * share[1]:.0f} % of all medical filters; by filters, the shift is not one of "
-            "many models",
+            f"{share[0]} has {100 * share[1]:.0f} % of all medical filters",
             OPEN if share is None else "the same here" if share[1] > 0.25 else "not here",
         ]
     )  # fmt: skip

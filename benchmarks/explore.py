@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import resource
 import sys
+import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -50,5 +53,37 @@ def build(path: Path, models: int = MODELS, layers: int = LAYERS) -> None:
     db.index()
 
 
+def measure(path: Path) -> None:
+    """Print seconds of wall-clock and processor time of each view, and the peak of memory."""
+    import cnnfilterdb
+    from cnnfilterdb.explore.views import Explorer
+    from cnnfilterdb.explore.watched import WatchedReader
+
+    with cnnfilterdb.open(path, read_only=True) as db, WatchedReader(db, memory="512MB") as watched:
+        explorer = Explorer(watched, str(path))
+        explorer.prepare()
+        for view, request in (
+            ("start", {}),
+            ("models", {}),
+            ("groups", {"by": "domain || task"}),
+            ("groups", {"by": "model_id"}),
+            ("pair", {"by": "domain", "a": "art", "b": "faces"}),
+            ("quality", {"by": "family"}),
+            ("map", {"balance": "models"}),
+            ("model", {"model": "synthetic/model-000"}),
+            ("layer", {"model": "synthetic/model-000", "layer": 0}),
+            ("kernel", {"model": "synthetic/model-000", "layer": 0}),
+        ):
+            wall, processor = time.perf_counter(), time.process_time()
+            explorer.views[view](request)
+            seconds = time.perf_counter() - wall, time.process_time() - processor
+            print(f"{view:8} {seconds[0]:6.2f} s, {seconds[1]:6.2f} s of processor time  {request}")
+    print(f"peak of memory: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024} MB")
+
+
 if __name__ == "__main__":
-    build(Path(sys.argv[1]))
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(folder, "synthetic.db")
+        if not place.exists():
+            build(place)
+        measure(place)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import cnnfilterdb
 from cnnfilterdb.explore import watched as module
+from cnnfilterdb.explore.views import Explorer
 from cnnfilterdb.explore.watched import WatchedReader
 
 
@@ -85,3 +86,13 @@ def test_what_is_too_large_is_read_every_time(both, monkeypatch, limit):
     monkeypatch.setattr(module, limit, 0)
     with WatchedReader(db, memory="256MB") as watched:
         pd.testing.assert_frame_equal(watched.kl_shift("domain"), db.kl_shift("domain"), rtol=1e-9)
+
+
+def test_a_release_is_explored_like_a_folder(both, release_path):
+    db, _ = both
+    with cnnfilterdb.open(release_path, read_only=True) as release, WatchedReader(release, memory="256MB") as watched:
+        explorer = Explorer(watched, "release")
+        explorer.prepare()
+        assert explorer.models({})["total"] == 5
+        pd.testing.assert_frame_equal(watched.kl_shift("domain"), db.kl_shift("domain"), rtol=1e-9)
+        assert explorer.kernel({"model": "custom/ct-a", "layer": 1})["nearest"][0]["similarity"] == pytest.approx(1)

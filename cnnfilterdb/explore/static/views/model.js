@@ -107,7 +107,7 @@ export function layer(root) {
     const zoom = Math.max(1, Math.min(Math.floor(40 / width) || 1, Math.floor(room / (columns * width + columns))));
     const canvas = kernelCanvas(weights, [outs * ins, height, width],
       { columns, zoom, bound: scale === "layer" ? head.largest : 0, gap: 1 });
-    canvas.element.className = "kernels";
+    canvas.element.className = zoom < 3 ? "kernels dense" : "kernels";
     canvas.element.tabIndex = 0;
     canvas.element.setAttribute("role", "application");
     canvas.element.setAttribute("aria-roledescription", "picture of kernels");

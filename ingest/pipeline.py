@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -416,19 +416,25 @@ class Forecast:
         """One line.
 
         >>> str(Forecast(models=24, present=0, download=52_000_000, unknown=0, database=40_000_000))
-        '24 models: 52 MB to download and keep in the cache, about 40 MB of database'
+        '24 models: 52 MB to download, about 40 MB of database'
         """
-        text = f"{self.models:,} models: {_megabytes(self.download)} to download and keep in the cache"
+        text = f"{self.models:,} model{'s' * (self.models != 1)}: {_megabytes(self.download)} to download"
         if self.unknown:
             text += f" (without {self.unknown:,} of unknown size)"
-        return f"{text}, about {_megabytes(self.database)} of database"
+        return f"{text}, about {_megabytes(self.database)} of database" if self.database else text
+
+    def __add__(self, other: Forecast) -> Forecast:
+        """What two of them need together."""
+        return Forecast(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
 
 
 #: Bytes of the database for each 3x3 kernel: weights, statistics and histograms, measured on the collection pypi.
 _BYTES_PER_KERNEL = 40
 
 
-def forecast(store: Store | None, source: Any, names: Sequence[str], *, overwrite: bool = False) -> Forecast:
+def forecast(
+    store: Store | None, source: Any, names: Sequence[str], *, overwrite: bool = False, fold_bn: bool = False
+) -> Forecast:
     """What an ingest will download and keep; nothing is downloaded.
 
     Args:
@@ -436,10 +442,12 @@ def forecast(store: Store | None, source: Any, names: Sequence[str], *, overwrit
         source: The source of the models.
         names: Their names in the source.
         overwrite: Import models again that are already present.
+        fold_bn: They are stored under the names of folded models.
     """
     source = as_source(source)
     kernels = {model.name: model.conv3x3_filters or 0 for model in catalog.models() if model.source == source.name}
-    wanted = [name for name in names if overwrite or store is None or not store.has(f"{source.name}/{name}")]
+    keys = {name: f"{source.name}/{stored_name(name, fold_bn=fold_bn)}" for name in names}
+    wanted = [name for name, key in keys.items() if overwrite or store is None or not store.has(key)]
     sizes = [source.download_size(name) for name in wanted]
     return Forecast(
         models=len(wanted),

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from cnnfilterdb.cli.options import db_option, fact_options, open_database, quiet_option
-from cnnfilterdb.cli.output import print_shift, print_summary, remark, say
+from cnnfilterdb.cli.output import print_shift, print_summary, remark, say, warn
 from cnnfilterdb.cli.progress import progress_bars, progress_observer, status
 from cnnfilterdb.errors import WeightFileError
+from cnnfilterdb.paths import MARKER
 
 if TYPE_CHECKING:
     from cnnfilterdb.database import FilterDB
+    from cnnfilterdb.ingest.pipeline import Forecast
     from cnnfilterdb.reports import IngestReport
 
 __all__ = ["add", "demo", "import_", "ingest"]
 
 # Entries that are listed of what was left out
 _LISTED = 10
+
+# Bytes of a download before which a user on a terminal is asked.
+_LARGE = 2_000_000_000
+
+_CACHE = "CNNFILTERDB_CACHE"
 
 
 @click.command(short_help="Import real models, compare and draw them.")
@@ -66,14 +78,18 @@ def demo(path: Path, report: Path, quiet: bool) -> None:
               help="Look for weight files in DIR before downloading.")  # fmt: skip
 @click.option("--offline", is_flag=True, default=None, help="Do not access the network.")
 @click.option("--partial", is_flag=True, default=None, help="Download only the convolutions of a file.")
+@click.option("--no-cache", is_flag=True, help="Delete the downloads at the end instead of keeping them in the cache.")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask before a download of more than 2 GB.")
 @db_option
 @quiet_option
 def ingest(
-    source: str | None, names: tuple[str, ...], collection: str | None, path: Path, quiet: bool, **options: Any
-) -> None:
+    source: str | None, names: tuple[str, ...], collection: str | None, path: Path, no_cache: bool, yes: bool,
+    quiet: bool, **options: Any,
+) -> None:  # fmt: skip
     """Import models from SOURCE by NAMES, which may have wildcards; without NAMES, all of them.
 
-    Models already present are skipped; repeat the command to resume an interrupted run.
+    Models already present are skipped; repeat the command to resume an interrupted run. Before it starts, it states how
+    much it will download and store; on a terminal it asks first if the download exceeds 2 GB.
 
     \b
       cnnfilterdb ingest pypi 'deepcr/*'
@@ -84,9 +100,11 @@ def ingest(
     if (source is None) == (collection is None):
         raise click.UsageError("give a SOURCE (pypi, files, ...) or --collection NAME")
     wanted = {source: list(names)} if source is not None else _collected(str(collection))
-    _check_sources(wanted, **options)
-    db = open_database(path, create=True)
-    outcome = _ingest_all(db, wanted, quiet=quiet, **options)
+    with _downloads(keep=not no_cache):
+        expected = _forecast(path, wanted, **options)
+        _announce(expected, keep=not no_cache, ask=not yes, quiet=quiet)
+        db = open_database(path, create=True)
+        outcome = _ingest_all(db, wanted, quiet=quiet, **options)
     if outcome.done and not quiet:
         say(f"imported: {_coverage(db, list(outcome.done))}")
         _say_left_out(db, list(outcome.done))
@@ -179,13 +197,55 @@ def _collected(name: str) -> dict[str, list[str]]:
     return by_source
 
 
-def _check_sources(wanted: dict[str, list[str]], *, folder: Path | None = None, offline: bool | None = None,
-                   partial: bool | None = None, **_: Any) -> None:  # fmt: skip
-    """Refuse a source, an option or a name that is not known before a folder is created."""
+def _forecast(path: Path | str, wanted: dict[str, list[str]], *, overwrite: bool, fold_bn: bool,
+              folder: Path | None, offline: bool | None, partial: bool | None, **_: Any) -> Forecast:  # fmt: skip
+    """What an import needs; a source, an option or a name that is not known is refused before a folder is created."""
     from cnnfilterdb.ingest import sources
+    from cnnfilterdb.ingest.pipeline import Forecast, forecast
+    from cnnfilterdb.store.folder import Store
 
+    total = Forecast(0, 0, 0, 0, 0)
+    there = isinstance(path, Path) and (path / MARKER).exists()
+    store = Store.open(path.resolve()) if isinstance(path, Path) and there else None
     for source, names in wanted.items():
-        sources.get(source, folder=folder, offline=offline, partial=partial).list(names)
+        origin = sources.get(source, folder=folder, offline=offline, partial=partial)
+        total += forecast(store, origin, list(origin.list(names)), overwrite=overwrite, fold_bn=fold_bn)
+    return total
+
+
+def _announce(expected: Forecast, *, keep: bool, ask: bool, quiet: bool) -> None:
+    """State what an import needs, and ask on a terminal before a large download; a refusal ends the command."""
+    if not expected.models or not (expected.download or expected.unknown):
+        return
+    asking = ask and expected.download > _LARGE and _interactive()
+    if asking or not quiet:
+        fate = "keep in the cache" if keep else "delete at the end"
+        warn(str(expected).replace("to download", f"to download and {fate}"))
+    if asking and not click.confirm("Continue?", err=True, default=True):
+        warn("nothing was imported")
+        sys.exit(1)
+
+
+def _interactive() -> bool:
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+@contextlib.contextmanager
+def _downloads(*, keep: bool) -> Iterator[None]:
+    """Keep downloads in the cache, or only until the end of the block."""
+    if keep:
+        yield
+        return
+    former = os.environ.get(_CACHE)
+    with tempfile.TemporaryDirectory(prefix="cnnfilterdb-downloads-") as folder:
+        os.environ[_CACHE] = folder  # child processes have it, too
+        try:
+            yield
+        finally:
+            if former is None:
+                del os.environ[_CACHE]
+            else:
+                os.environ[_CACHE] = former
 
 
 def _ingest_all(db: FilterDB, wanted: dict[str, list[str]], *, quiet: bool, **options: Any) -> IngestReport:

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -301,3 +302,43 @@ def test_a_warning_is_one_line_without_the_place_in_the_code(run, sample_path, t
     assert "medical ct" in out
     assert err.startswith("warning: ")
     assert ".py" not in err
+
+
+def test_ingest_states_what_it_downloads_and_asks_before_much(run, tmp_path, monkeypatch):
+    from cnnfilterdb.cli import ingesting
+
+    monkeypatch.setenv("CNNFILTERDB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(ingesting, "_ingest_all", lambda *_, **__: pytest.fail("the import began"))
+    monkeypatch.setattr(ingesting, "_interactive", lambda: True)
+    monkeypatch.setattr(ingesting, "_LARGE", 1_000_000)
+    asked = []
+    monkeypatch.setattr(ingesting.click, "confirm", lambda *_, **__: asked.append(True))
+    status, out, err = run("ingest", "pypi", "deepcr/*", "--db", tmp_path / "my.db")
+    assert (status, out, asked) == (1, "", [True])
+    assert re.fullmatch(
+        r"8 models: \d+ MB to download and keep in the cache, about \d+ MB of database\nnothing was imported\n", err
+    )
+    assert not (tmp_path / "my.db").exists()
+
+
+@pytest.mark.parametrize(("options", "keeps"), [([], True), (["--no-cache"], False)])
+def test_downloads_are_kept_unless_asked_otherwise(run, tmp_path, monkeypatch, options, keeps):
+    import os
+
+    from cnnfilterdb.cli import ingesting
+    from cnnfilterdb.reports import IngestReport
+
+    cache, used = tmp_path / "cache", []
+    monkeypatch.setenv("CNNFILTERDB_CACHE", str(cache))
+
+    def download(*_, **__):
+        used.append(Path(os.environ["CNNFILTERDB_CACHE"]))
+        (used[0] / "models").mkdir(parents=True)
+        return IngestReport()
+
+    monkeypatch.setattr(ingesting, "_ingest_all", download)
+    status, _, err = run("ingest", "pypi", "deepcr/*", "--db", tmp_path / "my.db", "--yes", *options)
+    assert status == 0
+    assert ("keep in the cache" in err, "delete at the end" in err) == (keeps, not keeps)
+    assert (used[0] == cache, used[0].exists()) == (keeps, keeps)
+    assert os.environ["CNNFILTERDB_CACHE"] == str(cache)

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from cnnfilterdb.analysis.groups import Groups
     from cnnfilterdb.analysis.queries import QueryResult
     from cnnfilterdb.database import FilterDB, create, open, pull
-    from cnnfilterdb.examples import example
+    from cnnfilterdb.examples import example, reference
     from cnnfilterdb.exchange.basis_files import load_basis, save_basis
     from cnnfilterdb.ingest.inspection import Comparison, Inspection, inspect
     from cnnfilterdb.publish.hub import Published, Released, releases
@@ -105,6 +105,7 @@ __all__ = [
     "load_basis",
     "open",
     "pull",
+    "reference",
     "releases",
     "save_basis",
 ]
@@ -139,6 +140,7 @@ _lazy = {
     "load_basis": "cnnfilterdb.exchange.basis_files",
     "open": "cnnfilterdb.database",
     "pull": "cnnfilterdb.database",
+    "reference": "cnnfilterdb.examples",
     "releases": "cnnfilterdb.publish.hub",
     "save_basis": "cnnfilterdb.exchange.basis_files",
 }

@@ -40,6 +40,7 @@ class FilterDB(Reader):
 
     Attributes:
         path: The folder, as an absolute path.
+        progress: Called while a question brings the index up to date, as in :meth:`index`; None by default.
 
     Wherever a method takes ``where`` or ``by``, it is a SQL expression over the columns of the view ``facts``: every
     column of the models and the layers table (``name`` is the model's, ``layer_name`` the layer's).
@@ -48,6 +49,8 @@ class FilterDB(Reader):
         NotADatabaseError: The path contains no database, or it is a release, which can only be read.
         DatabaseError: A newer version of the package wrote it.
     """
+
+    progress: Progress | None = None
 
     def __init__(self, path: str | Path) -> None:
         self._store = Store.open(_folder(path))
@@ -408,12 +411,22 @@ class FilterDB(Reader):
         self._write_init()
         return built
 
-    def verify(self, *, progress: Progress | None = None) -> list[Problem]:
+    def verify(self, *models: str, progress: Progress | None = None) -> list[Problem]:
         """Check every count and every hash, and the annotations; an empty list means that no problem was found.
 
-        >>> db.verify()
-        []
+        Args:
+            *models: Keys or wildcards of the models to check; without them everything is checked, the index included.
+            progress: Called with the key of a model, the number of models done and the total.
+
+        Raises:
+            UnknownModelError: A key or wildcard that matches no model.
+
+        >>> db.verify(), db.verify("custom/photos-*")
+        ([], [])
         """
+        if models:
+            chosen = notes.matching(names_given("verify", models), self._store.model_ids())
+            return self._store.verify(chosen, progress=progress)
         return self._store.verify(progress=progress) + notes.annotation_problems(self._store)
 
     def repair(self, *, progress: Progress | None = None) -> list[Problem]:
@@ -477,7 +490,7 @@ class FilterDB(Reader):
     def _build(self) -> bool:
         """Build the index for a question; False where that cannot be done, so that the question has to do without."""
         try:
-            self._index.build()
+            self._index.build(progress=self.progress)
         except LockedError:
             return False
         except DatabaseError as error:  # a full or read-only disk
@@ -504,7 +517,7 @@ def open(
     Args:
         path: The folder of a database or of a release, or the address of a release, such as
             ``hf://datasets/owner/name@v1.0.0`` or ``s3://bucket/folder``; or ``reference``, the corpus in the
-            package; ``./reference`` is a folder.
+            package (:func:`cnnfilterdb.reference`); ``./reference`` is a folder.
         read_only: True opens anything as a :class:`Reader`, which writes nothing; its SQL reads no other files, writes
             none, and changes no settings. False opens a folder as a
             :class:`FilterDB` and refuses a release. None chooses by what the path contains.

@@ -1,4 +1,4 @@
-"""An example database, generated on the spot: to try the package on, and for the examples of its documentation."""
+"""Databases without a download: the reference corpus in the package, and an example that is generated on the spot."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cnnfilterdb.database import FilterDB, create
+from cnnfilterdb.database import FilterDB, create, open
 from cnnfilterdb.errors import NotADatabaseError
+from cnnfilterdb.reader import Reader
 
-__all__ = ["example"]
+__all__ = ["example", "reference"]
 
 # Name -> facts, what its kernels are made of, and the shapes of its layers.
 _MODELS: dict[str, tuple[dict[str, Any], str, dict[str, tuple[int, int, int, int]]]] = {
@@ -36,6 +37,24 @@ _MODELS: dict[str, tuple[dict[str, Any], str, dict[str, tuple[int, int, int, int
         {"down": (16, 1, 3, 3), "middle": (24, 16, 3, 3), "up": (8, 24, 5, 5), "out": (2, 8, 1, 1)},
     ),
 }
+
+
+def reference() -> Reader:
+    """The reference corpus: statistics of the models of the collection ``pypi``, as a part of the package.
+
+    It has the models whose licences permit it, all of their layers with their quality, and for 3x3 kernels the moments,
+    a basis and histograms. So comparisons of groups, tests, figures and reports need neither a download nor an import.
+    What needs the kernels themselves, such as :meth:`Reader.filters`, is refused; ``cnnfilterdb ingest --collection
+    pypi`` imports the same models with their kernels. ``cnnfilterdb.open("reference")`` is the same.
+
+    >>> import cnnfilterdb
+    >>> db = cnnfilterdb.reference()
+    >>> len(db.models()), len(db.kl_shift("domain"))
+    (245, 25)
+    >>> db.nearest_groups("domain", "faces", min_models=8, top=2)["shift"].round(3).to_dict()
+    {'medical microscopy': 0.01, 'microscopy': 0.011}
+    """
+    return open("reference")
 
 
 def example(path: str | Path | None = None) -> FilterDB:

@@ -105,7 +105,8 @@ def _histograms(store: Any, basis_id: str, ids: Sequence[str], recipe: str) -> p
 
 def _write(folder: Path, table: str, parts: Sequence[pa.Table]) -> ReleaseFile:
     """Write a table, each part as a row group, because a query reads one recipe."""
-    schema = release_schema(table)
+    # Without the descriptions of the columns, whose words may change while the content does not.
+    schema = pa.schema([field.remove_metadata() for field in release_schema(table)])
     path = folder / shard_path(table, 0)
     path.parent.mkdir(parents=True, exist_ok=True)
     with pq.ParquetWriter(path, schema, **_SETTINGS, **_encodings(schema)) as writer:

@@ -40,7 +40,7 @@ ALLOWED: dict[str, set[str]] = {
     "reader": CORE | {"analysis", "exchange", "plots", "questions", "study"},
     "database": CORE | {"analysis", "exchange", "ingest", "publish", "reader", "release", "store"},
     "explore": CORE | {"analysis", "connection", "exchange", "plots", "questions", "reader"},
-    "examples": {"database", "errors"},
+    "examples": {"database", "errors", "reader"},
     "": CORE | {"analysis", "database", "examples", "exchange", "ingest", "publish", "reader", "release", "store"},
     "cli": CORE
     | {"", "analysis", "catalog", "database", "exchange", "explore", "ingest", "publish", "reader", "release", "store"},

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import cnnfilterdb
@@ -42,6 +43,30 @@ def test_counts_are_those_of_the_catalog(demo):
         model = known[row.model_id]
         counts = (model.conv_layers, model.conv3x3_layers, model.conv3x3_filters)
         assert (row.layers, row.layers_3x3, row.filters_3x3) == counts, row.model_id
+
+
+def test_the_reference_corpus_has_what_a_fresh_import_gives(demo):
+    db, _ = demo
+    with cnnfilterdb.reference() as reference:
+        models, layers = reference.models(), reference.layers()
+    fresh, fresh_models = db.layers(), db.models()
+    assert set(fresh_models["model_id"]) <= set(models["model_id"])
+    models = models[models["model_id"].isin(fresh_models["model_id"])].reset_index(drop=True)
+    columns = ["model_id", "weights_sha256", "conv_layers", "stored_filters", "parameters", "untrained"]
+    pd.testing.assert_frame_equal(models[columns], fresh_models[columns])
+    layers = layers[layers["model_id"].isin(fresh["model_id"])].reset_index(drop=True)
+    # What a network computes with its weights, such as its depth, may become known later; the weights do not change.
+    later = {"kind", "groups", "stride_h", "stride_w", "dilation_h", "dilation_w", "conv_depth", "conv_depth_norm",
+             "depth_source", "dead"}  # fmt: skip
+    lists = [column for column in layers if layers[column].map(lambda value: isinstance(value, np.ndarray)).any()]
+    plain = [column for column in layers if column not in {*lists, *later}]
+    pd.testing.assert_frame_equal(layers[plain], fresh[plain], rtol=1e-9)
+    for column in lists:
+        for found, expected, kernel in zip(layers[column], fresh[column], layers["kernel"], strict=True):
+            if kernel == "3x3" and expected is not None:
+                np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+            else:
+                assert found is None
 
 
 @pytest.mark.parametrize("recipe", ["cvpr2022", "medneurips2022"])

@@ -11,6 +11,7 @@ import duckdb
 from cnnfilterdb.analysis.groups import Grouping
 from cnnfilterdb.analysis.queries import condition, expression, run
 from cnnfilterdb.sql import literal
+from cnnfilterdb.sql.expressions import is_constant
 
 __all__ = ["Coverage", "coverage"]
 
@@ -70,6 +71,8 @@ class Coverage:
     def warnings(self) -> list[str]:
         """Warnings about the numbers, one line each."""
         found = []
+        if is_constant(self.by):
+            found.append(f"{self.by} names no column, so all filters are in one group; use a column such as domain")
         if self.basis_models is not None and self.basis_possible and self.basis_models < self.basis_possible:
             found.append(
                 f"the basis was fitted on {self.basis_models:,} of {self.basis_possible:,} models with {self.kernel} "

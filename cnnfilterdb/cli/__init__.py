@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -23,7 +24,8 @@ from cnnfilterdb.cli import (
 from cnnfilterdb.cli.options import quiet_everywhere
 from cnnfilterdb.cli.output import warn
 from cnnfilterdb.cli.signals import Terminated, ending_soon
-from cnnfilterdb.errors import CnnFilterDbError
+from cnnfilterdb.errors import CnnFilterDbError, QueryError, SelectionError
+from cnnfilterdb.reports import escaped
 
 __all__ = ["cli", "main"]
 
@@ -97,6 +99,9 @@ def main() -> None:
         sys.exit(143 if isinstance(error, Terminated) else 130)
     except CnnFilterDbError as error:
         warn(f"error: {_for_the_command_line(str(error))}")
+        if isinstance(error, QueryError | SelectionError):
+            for line in _pointer(str(error), sys.argv[2:]):
+                warn(line)
         sys.exit(1)
     except BrokenPipeError:
         sys.stderr.close()  # the reader of the pipe has exited, as `| head` does
@@ -104,6 +109,36 @@ def main() -> None:
     except (OSError, MemoryError, RecursionError) as error:
         warn(f"error: {' '.join(str(error).split()) or type(error).__name__}")
         sys.exit(1)
+
+
+#: Names that messages of DuckDB quote.
+_QUOTED = re.compile(r'(?:at or near|column|function|Function with name|Table with name) "?([^"\s!]+)"?')
+
+#: Characters of the user's text that are shown on each side of a name.
+_AROUND = 60
+
+
+def _pointer(message: str, arguments: Sequence[str]) -> list[str]:
+    """The user's own text with carets below the name that a message quotes; nothing if it is there more than once.
+
+    >>> _pointer('Referenced column "domian" not found in FROM clause!', ["SELECT domian FROM models"])
+    ['  SELECT domian FROM models', '         ^^^^^^']
+    >>> _pointer('syntax error at or near "+"', ["SELECT 1 + 2 +"])
+    []
+    """
+    quoted = _QUOTED.search(message)
+    if quoted is None:
+        return []
+    name = quoted[1]
+    sought = re.compile(rf"\b{re.escape(name)}\b" if name.isidentifier() else re.escape(name))
+    places = [(text, match) for text in arguments for match in sought.finditer(text) if text != name]
+    if len(places) != 1:
+        return []
+    text, match = places[0]
+    start, end = text.rfind("\n", 0, match.start()) + 1, text.find("\n", match.end())
+    start, end = max(start, match.start() - _AROUND), min(end if end >= 0 else len(text), match.end() + _AROUND)
+    before = escaped(text[start : match.start()])
+    return [f"  {before}{escaped(text[match.start() : end])}", f"  {' ' * len(before)}{'^' * len(name)}"]
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:

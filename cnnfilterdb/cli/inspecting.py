@@ -11,6 +11,7 @@ import click
 from cnnfilterdb.cli.options import compared_db_option, open_reader, quiet_option, rows_options
 from cnnfilterdb.cli.output import Output, emit, remark, warn
 from cnnfilterdb.cli.progress import progress_bars
+from cnnfilterdb.errors import SelectionError
 
 if TYPE_CHECKING:
     from cnnfilterdb.ingest.inspection import Comparison
@@ -22,21 +23,22 @@ __all__ = ["inspect"]
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--fold-bn", is_flag=True, help="Fold batch normalisations into the kernels first.")
 @compared_db_option
-@click.option("--family", help="With --db: compare with the layers of this family only.")
-@click.option("--kernel", metavar="SIZE", help="With --db: kernel size of the nearest models.")
-@click.option("--nearest", "nearest_only", is_flag=True, help="With --db: print the nearest models only.")
+@click.option("--no-compare", is_flag=True, help="Compare with no database.")
+@click.option("--family", help="Compare with the layers of this family only.")
+@click.option("--kernel", metavar="SIZE", help="Kernel size of the nearest models.")
+@click.option("--nearest", "nearest_only", is_flag=True, help="Print the nearest models only.")
 @click.option("--top", "-n", type=click.IntRange(min=1), default=5, show_default=True,
-              help="With --db: how many of the nearest models to list.")  # fmt: skip
+              help="How many of the nearest models to list.")  # fmt: skip
 @rows_options
 @quiet_option
 def inspect(
-    file: Path, fold_bn: bool, path: Path | None, family: str | None, kernel: str | None, nearest_only: bool, top: int,
-    rows: Output, quiet: bool,
+    file: Path, fold_bn: bool, path: Path | str | None, no_compare: bool, family: str | None, kernel: str | None,
+    nearest_only: bool, top: int, rows: Output, quiet: bool,
 ) -> None:  # fmt: skip
     """Print what FILE is, what deserves attention, how much of it was read, and its convolution layers.
 
-    With --db, each layer is also compared with the layers of the same kernel size in a database (percentiles from 0 to
-    100), and the models of the database with the most similar kernels are listed.
+    Each layer is compared with the layers of the same kernel size in a database (percentiles from 0 to 100), and the
+    models with the most similar kernels are listed. The database is the reference corpus, unless --db names another.
 
     \b
       cnnfilterdb inspect net.safetensors
@@ -46,12 +48,22 @@ def inspect(
     from cnnfilterdb.ingest.inspection import SHOWN
     from cnnfilterdb.ingest.inspection import inspect as look_at
 
-    if path is None and (family or kernel or nearest_only):
-        raise click.UsageError("--family, --kernel and --nearest require --db")
-    db = None if path is None else open_reader(path)
+    chosen = path is not None or family or kernel or nearest_only
+    if no_compare and chosen:
+        raise click.UsageError("--no-compare excludes --db, --family, --kernel and --nearest")
+    db = None if no_compare else open_reader("reference" if path is None else path)
     with progress_bars(quiet) as progress:
         found = look_at(file, fold_bn=fold_bn, progress=progress)
-    comparison = None if db is None else found.compare(db, family=family, kernel=kernel, top=top)
+    comparison, why = None, ""
+    if db is not None:
+        if path is None and kernel is None and ((found.layers["kernel"] == "3x3") & found.layers["stored"]).any():
+            kernel = "3x3"  # the size of which the reference corpus has the distributions
+        try:
+            comparison = found.compare(db, family=family, kernel=kernel, top=top)
+        except SelectionError as error:
+            if chosen:
+                raise
+            why = str(error)
     layers = found.layers
     people = rows.for_people()
     if people:
@@ -65,6 +77,8 @@ def inspect(
         remark("")
     if comparison is None:
         emit(layers, rows)
+        if why and people:
+            remark(f"\nnot compared with other models: {why}")
         return
     if not nearest_only:
         percentiles = comparison.layers.drop(columns=["layer_name", "kernel"]).set_index("layer")

@@ -70,21 +70,36 @@ def index(refit: bool, prune: bool, path: Path, quiet: bool) -> None:
 
 
 @click.command(short_help="Check all counts and hashes.")
+@click.argument("models", nargs=-1)
 @click.option("--repair", is_flag=True,
               help="Rebuild what is derived and set aside what is damaged; nothing is deleted.")  # fmt: skip
 @db_option
 @quiet_option
-def verify(repair: bool, path: Path, quiet: bool) -> None:
-    """Check every count and every hash of the database."""
+def verify(models: tuple[str, ...], repair: bool, path: Path, quiet: bool) -> None:
+    """Check every count and every hash of the database, or of MODELS, keys or wildcards.
+
+    \b
+      cnnfilterdb verify
+      cnnfilterdb verify 'pypi/deepcr/*'
+    """
+    from cnnfilterdb.store.annotations import matching
+
+    if models and repair:
+        raise click.UsageError("--repair checks the whole database; leave MODELS out")
     db = open_reader(path)
     with progress_bars(quiet) as progress:
-        problems = open_database(path).repair(progress=progress) if repair else db.verify(progress=progress)
+        if repair:
+            problems = open_database(path).repair(progress=progress)
+        else:
+            problems = (open_database(path).verify(*models, progress=progress) if models
+                        else db.verify(progress=progress))  # fmt: skip
     for problem in problems:
         say(f"{problem.model_id or '-'}: {problem.path}: {problem.message}")
     if problems:
         remedy = "ingest the models named above again" if repair else "`cnnfilterdb verify --repair` sets them aside"
         raise CorruptError(f"{len(problems)} problems in {path}; {remedy}")
-    say(f"{path}: {len(db.models())} models, all counts and hashes are correct")
+    count = len(matching(models, db.storage.model_ids())) if models else len(db.storage.model_ids())
+    say(f"{path}: {count} models, all counts and hashes are correct")
 
 
 @click.command(short_help="Remove models.")

@@ -82,8 +82,9 @@ db_option = click.option(
     help="Folder of the database, address of a release, or `reference`, the corpus in the package.",
 )  # fmt: skip
 compared_db_option = click.option(
-    "--db", "path", type=_Location(), metavar="DIR", help="Compare with this database: a folder, or a release."
-)
+    "--db", "path", type=_Location(), metavar="DIR",
+    help="Compare with this database, a folder or a release; by default with the reference corpus in the package.",
+)  # fmt: skip
 _QUIET = "Print results and errors only: no progress, no remarks."
 quiet_option = click.option("--quiet", "-q", is_flag=True, callback=_remember, is_eager=True, help=_QUIET)
 where_option = click.option("--where", metavar="SQL", help="Condition over the columns of models and layers.")
@@ -226,9 +227,14 @@ def fact_options(command: F) -> F:
 def open_reader(path: Path | str) -> Reader:
     """The database of `--db`, a folder or a release, to be read."""
     import cnnfilterdb
+    from cnnfilterdb.cli.progress import index_progress
+    from cnnfilterdb.database import FilterDB
 
     with _remedy(path):
-        return cnnfilterdb.open(path)
+        db = cnnfilterdb.open(path)
+    if isinstance(db, FilterDB):
+        db.progress = index_progress()
+    return db
 
 
 def open_database(path: Path | str, *, create: bool = False) -> FilterDB:

@@ -29,6 +29,7 @@ __all__ = [
     "Output",
     "emit",
     "encoded",
+    "is_quiet",
     "on_terminal",
     "print_basis",
     "print_shift",
@@ -222,9 +223,14 @@ def say(text: str) -> None:
 
 def remark(text: str) -> None:
     """Print a line about how a result was computed, unless --quiet is given."""
-    context = click.get_current_context(silent=True)
-    if context is None or not context.meta.get(QUIET):
+    if not is_quiet():
         say(text)
+
+
+def is_quiet() -> bool:
+    """Whether the command has --quiet."""
+    context = click.get_current_context(silent=True)
+    return context is not None and bool(context.meta.get(QUIET))
 
 
 def warn(text: str) -> None:

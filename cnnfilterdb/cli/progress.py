@@ -3,13 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cnnfilterdb.reports import Observer
 
-__all__ = ["progress_bars", "progress_observer", "status"]
+__all__ = ["index_progress", "progress_bars", "progress_observer", "status"]
+
+#: Seconds between two lines of :func:`index_progress`.
+_PAUSE = 10.0
+
+
+def index_progress() -> Callable[[str, int, int], None]:
+    """Prints a line now and then while a question updates the index, even without a terminal; not with --quiet."""
+    from cnnfilterdb.cli.output import is_quiet, warn
+
+    last = time.monotonic()
+
+    def report(what: str, done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= _PAUSE and not is_quiet():
+            last = time.monotonic()
+            warn(f"updating the index: {what}, {done:,} of {total:,}")
+
+    return report
 
 
 def _bars(quiet: bool) -> Any:

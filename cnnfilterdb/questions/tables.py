@@ -369,7 +369,11 @@ class Tables:
             self._ensure_index()
         connection = self._connect(query)
         try:
-            relation = connection.sql(query, params=parameters or None)
+            try:
+                relation = connection.sql(query, params=parameters or None)
+            except duckdb.CatalogException:  # with all views and macros, DuckDB suggests the nearest of them
+                self._connect("SHOW TABLES")
+                relation = connection.sql(query, params=parameters or None)
         except duckdb.Error as error:
             raise translated(error, QueryError) from error
         if relation is None:

@@ -9,7 +9,7 @@ import duckdb
 
 from cnnfilterdb.errors import QueryError, SelectionError
 
-__all__ = ["check_confined", "expression"]
+__all__ = ["check_confined", "expression", "is_constant"]
 
 #: How a subquery may begin after a bracket.
 _SUBQUERY = frozenset(
@@ -83,6 +83,15 @@ def expression(text: str, argument: str = "expression") -> str:
     if tokens[-1][1] == "*":
         raise SelectionError(f"{what} names several columns; name one, such as domain")
     return bracketed
+
+
+def is_constant(text: str) -> bool:
+    """Whether an expression names no column, so that it has one value for all rows.
+
+    >>> is_constant("1"), is_constant("'domain'"), is_constant("domain"), is_constant("name")
+    (True, True, False, False)
+    """
+    return all(kind not in _NAMES or token.lower() in ("true", "false", "null") for kind, token in _tokens(text))
 
 
 def check_confined(query: str) -> None:

@@ -36,7 +36,10 @@ def test_formats_for_programs_are_complete(run, face, tmp_path):
     status, out, _ = run("inspect", face, "--format", "json")
     rows = json.loads(out)
     assert status == 0
-    assert list(rows[0]) == list(found)
+    compared = ["reference_layers", "sparsity_percentile", "variance_entropy_percentile", "orthogonality_percentile"]
+    assert list(rows[0]) == [*found, *compared]
+    assert rows[0]["reference_layers"] > 3000  # those of the reference corpus
+    assert list(json.loads(run("inspect", face, "--format", "json", "--no-compare")[1])[0]) == list(found)
     assert [row["variance_entropy"] for row in rows] == found["variance_entropy"].tolist()
     frame = pd.read_csv(io.StringIO(run("inspect", face, "--format", "csv")[1]))
     np.testing.assert_array_equal(frame["orthogonality"], found["orthogonality"])
@@ -80,6 +83,15 @@ def test_wrong_lines_are_one_line(run, face, tmp_path, sample_path):
         assert (found, out, err.count("\n")) == (status, "", 1), err
         assert err.startswith("error: ")
         assert message in err
-    status, _, err = run("inspect", face, "--family", "VGG")
+    status, _, err = run("inspect", face, "--no-compare", "--family", "VGG")
     assert status == 2
-    assert "--family, --kernel and --nearest require --db" in err
+    assert "--no-compare excludes --db, --family, --kernel and --nearest" in err
+
+
+def test_what_cannot_be_compared_is_still_described(run, tmp_path):
+    path = tmp_path / "net.safetensors"
+    save_file({"a.weight": np.random.default_rng(0).normal(size=(4, 4, 5, 5)).astype(np.float32)}, path)
+    status, out, _ = run("inspect", path)
+    assert status == 0
+    assert "5x5" in out
+    assert "not compared with other models: the reference corpus has the statistics of 3x3 filters" in out

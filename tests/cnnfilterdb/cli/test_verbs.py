@@ -316,7 +316,7 @@ def test_ingest_states_what_it_downloads_and_asks_before_much(run, tmp_path, mon
     status, out, err = run("ingest", "pypi", "deepcr/*", "--db", tmp_path / "my.db")
     assert (status, out, asked) == (1, "", [True])
     assert re.fullmatch(
-        r"8 models: \d+ MB to download and keep in the cache, about \d+ MB of database\nnothing was imported\n", err
+        r"9 models: \d+ MB to download and keep in the cache, about \d+ MB of database\nnothing was imported\n", err
     )
     assert not (tmp_path / "my.db").exists()
 
@@ -342,3 +342,29 @@ def test_downloads_are_kept_unless_asked_otherwise(run, tmp_path, monkeypatch, o
     assert ("keep in the cache" in err, "delete at the end" in err) == (keeps, not keeps)
     assert (used[0] == cache, used[0].exists()) == (keeps, keeps)
     assert os.environ["CNNFILTERDB_CACHE"] == str(cache)
+
+
+def test_a_grouping_without_a_column_is_explained(run, sample_path):
+    status, _, err = run("shift", "1", "--db", sample_path)
+    assert status == 0
+    assert "warning: 1 names no column, so all filters are in one group; use a column such as domain\n" in err
+
+
+def test_verify_takes_wildcards(run, sample_path):
+    status, out, _ = run("verify", "custom/ct-*", "--db", sample_path)
+    assert (status, out) == (0, f"{sample_path}: 2 models, all counts and hashes are correct\n")
+
+
+@pytest.mark.parametrize(("options", "expected"), [([], True), (["--quiet"], False)])
+def test_the_first_question_after_an_import_reports_its_progress(
+    run, sample_path, tmp_path, monkeypatch, options, expected
+):
+    from cnnfilterdb.cli import progress
+
+    monkeypatch.setattr(progress, "_PAUSE", 0)
+    shutil.copytree(sample_path, tmp_path / "my.db")
+    for basis in (tmp_path / "my.db" / "index").glob("*x*"):
+        shutil.rmtree(basis)
+    status, _, err = run("shift", "domain", "--db", tmp_path / "my.db", *options)
+    assert status == 0
+    assert ("updating the index: range of 3x3, " in err) == expected

@@ -28,6 +28,12 @@ WRONG = [
     (["plot", "variance", "--by", ""], SAMPLE, 1, "by: empty"),
     (["report", "--by", "raw_mean"], SAMPLE, 1, "each value of 'raw_mean'"),
     # Conditions.
+    (
+        ["layers", "--where", "domian = 'a' OR task = 'x'"],
+        SAMPLE,
+        1,
+        "  domian = 'a' OR task = 'x'\n  ^^^^^^\n",
+    ),
     (["models", "--where", "domain ="], SAMPLE, 1, "where: 'domain =' is not a SQL expression"),
     (["layers", "--where", "domain = natural"], SAMPLE, 1, '"natural"'),
     (["shift", "domain", "--where", "domain = 'nowhere'"], SAMPLE, 1, "no 3x3 filters by domain where"),
@@ -38,7 +44,10 @@ WRONG = [
     (["sql", "SELECT 1/0 +"], SAMPLE, 1, "syntax error"),
     (["sql", "SELECT CAST('x' AS INTEGER)"], SAMPLE, 1, "Could not convert string 'x' to INT32"),
     (["sql", "SELECT error('my own message')"], SAMPLE, 1, "my own message"),
-    (["sql", "FROM modles"], SAMPLE, 1, "modles"),
+    (["sql", "FROM modles"], SAMPLE, 1, 'Did you mean "models"?\n  FROM modles\n       ^^^^^^\n'),
+    (["sql", "SELECT name,\n domian FROM models"], SAMPLE, 1, " domian FROM models\n   ^^^^^^\n"),
+    (["verify", "custom/fase"], SAMPLE, 1, "custom/face"),
+    (["verify", "custom/face", "--repair"], SAMPLE, 2, "leave MODELS out"),
     # Options.
     (["shift", "domain", "--kernel", "3"], SAMPLE, 1, "not a kernel size: '3'"),
     (["shift", "domain", "--kernel", "11x11"], SAMPLE, 1, "no basis for 11x11 kernels"),
@@ -88,8 +97,14 @@ def test_a_wrong_line_is_answered_in_one_line(run, sample_path, tmp_path, monkey
     assert "Traceback" not in err
     assert out == ""
     if status == 1:
-        assert err.count("\n") == 1
-        assert err.startswith("error: ")
+        first, *pointer = err.splitlines()
+        assert first.startswith("error: ")
+        if pointer:  # the user's own text, with carets below what the message names
+            text, carets = pointer
+            assert any(text[2:] in arg for arg in args)
+            marked = text[len(carets.rstrip("^")) : len(carets)]
+            assert marked
+            assert marked in first
     else:
         assert err.splitlines()[-1].startswith("Error: ")
     assert [path.name for path in tmp_path.iterdir() if path.name != "none.db"] == ["a-file"]

@@ -20,7 +20,7 @@ from cnnfilterdb.scan.scan import FilterFiles
 from cnnfilterdb.schema import kernel_shape, weight_columns
 from cnnfilterdb.sql import literal
 
-__all__ = ["overlap", "spectra"]
+__all__ = ["first_layers", "overlap", "spectra"]
 
 
 def overlap(rows: pa.Table, by: str, kernel: str, dimensions: int) -> pd.DataFrame:
@@ -66,6 +66,28 @@ def spectra(store: FilterFiles, connection: duckdb.DuckDBPyConnection, where: st
     names = [field.name for field in fields(stats.LayerSpectrum)]
     frame = pd.DataFrame(found, columns=["model_id", "layer", "filters", *names])
     return frame.astype(dict.fromkeys(names, "Float64"))
+
+
+def first_layers(
+    store: FilterFiles, connection: duckdb.DuckDBPyConnection, where: str | None, kernel: str
+) -> pd.DataFrame:
+    """The frame of :meth:`Reader.first_layer_profile`."""
+    height, width = kernel_shape(kernel)
+    chosen = run(
+        connection,
+        "SELECT model_id, min(layer) AS layer FROM facts WHERE stored AND in_channels = 3 AND groups = 1 "
+        f"AND out_channels IS NOT NULL AND kind = 'conv' AND kernel = {literal(kernel)} AND {condition(where)} "
+        "GROUP BY model_id ORDER BY model_id",
+    ).to_pylist()
+    if not chosen:
+        raise SelectionError(f"no selected model has a layer of {kernel} kernels with three input channels")
+    profiles = [
+        stats.first_layer_profile(weight.reshape(-1, 3, height, width)).ravel()
+        for weight in _weights(store, chosen, kernel)
+    ]
+    names = [f"{colour}_{u}_{v}" for colour in stats.COLOURS for u in range(height) for v in range(width)]
+    index = pd.Index([row["model_id"] for row in chosen], name="model_id")
+    return pd.DataFrame(np.stack(profiles), index=index, columns=names)
 
 
 def _weights(store: FilterFiles, layers: list[dict[str, object]], kernel: str) -> Iterator[npt.NDArray[np.float32]]:

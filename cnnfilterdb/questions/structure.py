@@ -23,7 +23,8 @@ __all__ = ["Structure"]
 class Structure(Conclusions):
     """Structure of the kernels of layers and groups. Part of :class:`~cnnfilterdb.Reader`.
 
-    All but :meth:`spectra` are answered from the stored moments of layers, without reading filters.
+    All but :meth:`spectra` and :meth:`first_layer_profile` are answered from the stored moments of layers, without reading
+    filters.
     """
 
     @undisturbed
@@ -170,6 +171,29 @@ class Structure(Conclusions):
         1      1   3.12        0.18        18.16
         """
         return structure.spectra(self.storage, self._connect("facts"), where, kernel)
+
+    @undisturbed
+    def first_layer_profile(self, *, where: str | None = None, kernel: str = "3x3") -> pd.DataFrame:
+        """Energy of the first layers of models along frequencies and opponent colours.
+
+        :func:`cnnfilterdb.stats.first_layer_profile` has the formula. ``.T.corr()`` of the answer compares models.
+
+        Args:
+            where: Condition over the columns of models and layers.
+            kernel: Kernel size.
+
+        Returns:
+            One row per model whose first ordinary convolution of that size with three input channels is stored, by
+            ``model_id``; columns ``luminance_0_0``, ... by colour, vertical and horizontal frequency; they add up
+            to 1.
+
+        Raises:
+            SelectionError: A condition that cannot be answered, or no such layer.
+
+        >>> db.first_layer_profile(kernel="5x5").shape
+        (2, 75)
+        """
+        return structure.first_layers(self.storage, self._connect("facts"), where, kernel)
 
     @undisturbed
     def initializer(

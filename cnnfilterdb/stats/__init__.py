@@ -64,11 +64,18 @@ from cnnfilterdb.stats.sampling import Initializer
 from cnnfilterdb.stats.shift import EMPTY_BIN, RECIPES, Recipe, balance_weights, probabilities, shares
 from cnnfilterdb.stats.similarity import Nearest, Pattern, symmetries
 from cnnfilterdb.stats.spectral import LayerSpectrum, layer_spectrum, power_law
-from cnnfilterdb.stats.structure import mean_symmetry, spatial_correlation, subspace_overlap
+from cnnfilterdb.stats.structure import (
+    COLOURS,
+    first_layer_profile,
+    mean_symmetry,
+    spatial_correlation,
+    subspace_overlap,
+)
 
 __all__ = [
     "BINARY_TOLERANCE",
     "BINS",
+    "COLOURS",
     "DEGENERATIONS",
     "DESCRIPTORS",
     "EMPTY_BIN",
@@ -108,6 +115,7 @@ __all__ = [
     "descriptors",
     "dispersion",
     "embedding",
+    "first_layer_profile",
     "gower",
     "histograms",
     "is_quantised",

@@ -7,7 +7,14 @@ import numpy.typing as npt
 
 from cnnfilterdb.errors import SelectionError
 
-__all__ = ["mean_symmetry", "spatial_correlation", "subspace_overlap"]
+__all__ = ["COLOURS", "first_layer_profile", "mean_symmetry", "spatial_correlation", "subspace_overlap"]
+
+#: Opponent colours, as unit vectors over red, green and blue.
+COLOURS = {
+    "luminance": (3**-0.5, 3**-0.5, 3**-0.5),
+    "red_blue": (2**-0.5, 0.0, -(2**-0.5)),
+    "green_magenta": (-(6**-0.5), 2 * 6**-0.5, -(6**-0.5)),
+}
 
 
 def mean_symmetry(kernels: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -90,3 +97,42 @@ def subspace_overlap(covariances: npt.NDArray[np.float64], dimensions: int) -> n
     own = np.maximum(values[:, -dimensions:], 0).sum(axis=1)
     found: npt.NDArray[np.float64] = np.clip(within / np.where(own > 0, own, np.nan), 0, 1)
     return found
+
+
+def first_layer_profile(weight: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Energy of a first layer along frequencies and colours (after Chowers and Weiss, ICML 2023, arXiv 2206.02454).
+
+    e_i = sum over filters of <f, p_i>^2, as a share of the total. The paper takes the principal components of image
+    patches as p; here they are the orthonormal DCT-II in the opponent colours of :data:`COLOURS`, to which those of
+    natural images are close, so that no images are needed.
+
+    Args:
+        weight: (out channels, 3, height, width); the input channels are red, green and blue, in either direction.
+
+    Returns:
+        (3, height, width) float64: colour, vertical and horizontal frequency; the sum is 1. NaN for zeros.
+
+    Raises:
+        SelectionError: Not three input channels.
+
+    >>> grey = np.ones((4, 3, 3, 3), np.float32)
+    >>> first_layer_profile(grey)[0, 0, 0].round(6)
+    np.float64(1.0)
+    """
+    if weight.ndim != 4 or weight.shape[1] != 3:
+        raise SelectionError(f"weight of shape {weight.shape} given; expected (out channels, 3, height, width)")
+    rows, columns = (_dct(side) for side in weight.shape[2:])
+    colours = np.array(list(COLOURS.values()))
+    along = np.einsum("ocyx,kc,uy,vx->okuv", weight.astype(np.float64), colours, rows, columns, optimize=True)
+    energy = (along**2).sum(axis=0)
+    total = energy.sum()
+    found: npt.NDArray[np.float64] = energy / (total if total > 0 else np.nan)
+    return found
+
+
+def _dct(side: int) -> npt.NDArray[np.float64]:
+    """The orthonormal DCT-II of one dimension, (frequency, place)."""
+    frequency = np.arange(side)[:, None]
+    found = np.cos(np.pi * frequency * (np.arange(side) + 0.5) / side) * np.sqrt(2 / side)
+    found[0] /= np.sqrt(2)
+    return np.asarray(found, np.float64)

@@ -116,3 +116,14 @@ def test_arguments_of_the_others(db):
         db.initializer(coefficients="uniform")
     with pytest.raises(SelectionError, match="not a kernel size"):
         db.spectra(kernel="x")
+
+
+def test_first_layer_profile(db):
+    layers = db.layers(where="kernel = '5x5' AND in_channels = 3")
+    found = db.first_layer_profile(kernel="5x5")
+    assert found.index.tolist() == sorted(layers["model_id"])
+    for row in layers.itertuples():
+        expected = stats.first_layer_profile(db.layer_weights(row.model_id, row.layer))
+        np.testing.assert_allclose(found.loc[row.model_id], expected.ravel())
+    with pytest.raises(SelectionError, match="no selected model has a layer of 3x3 kernels with three input channels"):
+        db.first_layer_profile(where="false")

@@ -6,7 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cnnfilterdb.errors import SelectionError
-from cnnfilterdb.stats import Basis, Initializer, Moments, mean_symmetry, spatial_correlation, subspace_overlap
+from cnnfilterdb.stats import (
+    Basis,
+    Initializer,
+    Moments,
+    first_layer_profile,
+    mean_symmetry,
+    spatial_correlation,
+    subspace_overlap,
+)
 
 
 def plain_symmetry(kernel):
@@ -102,3 +110,18 @@ def test_draws_repeat_and_refuse_what_they_cannot_be(trained):
         source.sample((2, 3, 3, 3), unit="glorot")
     with pytest.raises(SelectionError, match="all selected kernels are zeros"):
         Initializer(Basis.fit(Moments.of(np.zeros((9, 9), np.float32)), "3x3")).sample((2, 3, 3, 3))
+
+
+def test_profile_of_a_first_layer():
+    rng = np.random.default_rng(4)
+    weight = rng.normal(size=(20_000, 3, 3, 5)).astype(np.float32)
+    found = first_layer_profile(weight)
+    assert found.sum() == pytest.approx(1)
+    np.testing.assert_allclose(found, 1 / 45, rtol=0.05)  # the basis is orthonormal: white filters have a flat profile
+    ramp = np.zeros((1, 3, 1, 2), np.float32)
+    ramp[0, 0], ramp[0, 2] = [1, -1], [-1, 1]  # red against blue, changing from left to right
+    assert first_layer_profile(ramp)[1, 0, 1] == pytest.approx(1)
+    both = first_layer_profile(np.concatenate([weight[:9], weight[:9, ::-1]]))
+    np.testing.assert_allclose(both, first_layer_profile(weight[:9]))  # neither does the order of colours matter
+    with pytest.raises(SelectionError, match=r"expected \(out channels, 3, height, width\)"):
+        first_layer_profile(np.ones((3, 1, 3, 3), np.float32))

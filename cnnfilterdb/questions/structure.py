@@ -23,8 +23,8 @@ __all__ = ["Structure"]
 class Structure(Conclusions):
     """Structure of the kernels of layers and groups. Part of :class:`~cnnfilterdb.Reader`.
 
-    All but :meth:`spectra` and :meth:`first_layer_profile` are answered from the stored moments of layers, without reading
-    filters.
+    All but :meth:`spectra` and :meth:`first_layer_profile` are answered from the stored moments of layers, without
+    reading filters.
     """
 
     @undisturbed

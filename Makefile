@@ -8,9 +8,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo.db
 
+# make hostile       opens every hostile folder of the corpus; `make test` takes every third
 # make crash N=500   kills writing commands N times and checks the database after each
 
-.PHONY: crash demo test check docs bench reference clean
+.PHONY: crash hostile demo test check docs bench reference clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -58,6 +59,9 @@ reference: $(VENV)/installed
 N ?= 100
 crash: $(VENV)/installed-dev
 	$(BIN)/python tests/crash/harness.py $(N)
+
+hostile: $(VENV)/installed-dev
+	HOSTILE=all $(BIN)/pytest tests/cnnfilterdb/store/test_hostile_folders.py
 
 clean:
 	rm -rf $(VENV) .types build dist docs/_build *.egg-info $(DEMO)

@@ -142,9 +142,10 @@ def check_facts(facts: Mapping[str, Any], *, new_words: bool = False) -> None:
     Traceback (most recent call last):
     cnnfilterdb.errors.SelectionError: unknown domain 'naturel'; did you mean 'natural'? ...
     """
-    from cnnfilterdb.catalog.words import check_words
+    from cnnfilterdb.catalog.words import CHECKED, check_words
 
-    check_words(_shipped(), facts, new_words=new_words)
+    if not new_words and any(facts.get(fact) for fact in CHECKED):  # the catalog is read only if it is needed
+        check_words(_shipped(), facts)
 
 
 def vocabulary(name: str) -> list[Word]:

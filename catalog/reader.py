@@ -35,6 +35,7 @@ from cnnfilterdb.catalog.entries import (
 )
 from cnnfilterdb.catalog.names import match
 from cnnfilterdb.errors import CatalogError, UnknownModelError
+from cnnfilterdb.schema import is_sha256
 
 __all__ = ["METADATA", "catalog_problems", "read_catalog"]
 
@@ -66,7 +67,6 @@ METADATA = (
 _COLLECTIONS = "collections.toml"
 _SPDX = "https://spdx.org/licenses/{}.html"
 _PAPER = re.compile(r"doi:10\.\d{4,}/\S+|arXiv:\d{4}\.\d{4,5}|https?://\S+")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 T = TypeVar("T", Term, License, Dataset)
 
@@ -337,7 +337,7 @@ class _Reader:
         """Check the origin of a model: the source defines its columns, and their names show what they contain."""
         row.filled(*(column for column in origin if column not in optional))
         for column, cell in origin.items():
-            if column.endswith("sha256") and cell and not _SHA256.fullmatch(cell):
+            if column.endswith("sha256") and cell and not is_sha256(cell):
                 row.wrong(f"{column} should be 64 hexadecimal digits in lower case, is {cell!r}")
             if column.endswith("bytes"):
                 row.number(column, least=1)

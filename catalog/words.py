@@ -18,7 +18,7 @@ from cnnfilterdb.errors import SelectionError
 if TYPE_CHECKING:
     from cnnfilterdb.catalog.entries import Catalog, CatalogModel
 
-__all__ = ["FRAMEWORKS", "VOCABULARIES", "Word", "check_words", "words"]
+__all__ = ["CHECKED", "FRAMEWORKS", "VOCABULARIES", "Word", "check_words", "words"]
 
 #: Frameworks that write weight files, and what they are.
 FRAMEWORKS = MappingProxyType(
@@ -45,7 +45,7 @@ FRAMEWORKS = MappingProxyType(
 )
 
 #: The facts that are checked, and the vocabulary of each.
-_CHECKED = {"domain": "domains", "task": "tasks", "framework": "frameworks", "family": "families"}
+CHECKED = {"domain": "domains", "task": "tasks", "framework": "frameworks", "family": "families"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +78,9 @@ def words(catalog: Catalog, vocabulary: str) -> list[Word]:
     return VOCABULARIES[vocabulary](catalog)
 
 
-def check_words(catalog: Catalog, facts: Mapping[str, Any], *, new_words: bool = False) -> None:
+def check_words(catalog: Catalog, facts: Mapping[str, Any]) -> None:
     """Refuse facts that use a word the catalog does not know. See :func:`cnnfilterdb.catalog.check_facts`."""
-    if new_words:
-        return
-    for fact, vocabulary in _CHECKED.items():
+    for fact, vocabulary in CHECKED.items():
         value = facts.get(fact)
         if not value:
             continue

@@ -12,7 +12,7 @@ from weakref import WeakSet
 
 import duckdb
 
-from cnnfilterdb import sql
+from cnnfilterdb import paths, sql
 from cnnfilterdb.analysis.queries import translated, unreachable
 from cnnfilterdb.errors import CorruptError, DatabaseError
 from cnnfilterdb.reports import Problem, Progress, printable
@@ -23,6 +23,14 @@ __all__ = ["Connection", "PublishedStorage", "Storage"]
 
 #: Statements that may replace or drop one of our views; the views are created again after such a statement.
 _CHANGING = frozenset({"alter", "create", "detach", "drop", "use"})
+
+
+#: Small tables of a folder, the most rows that a file of each can have, and the definitions that read it.
+_MOST_ROWS: tuple[tuple[str, int, frozenset[str]], ...] = (
+    (paths.models_pattern(), 1, frozenset({"models_stored"})),
+    (paths.layers_pattern(), 20_000, frozenset({"layers", "facts"})),
+    (paths.histograms_pattern("*"), 40_000, frozenset({"histogram_files"})),
+)
 
 
 class Storage(FilterFiles, Protocol):
@@ -42,6 +50,9 @@ class Storage(FilterFiles, Protocol):
 
     def snapshot(self) -> Snapshot:
         """Its state; a query compares it to detect that files were replaced while it ran."""
+
+    def damage(self) -> str | None:
+        """A file that cannot be read and what is wrong with it, asked after a query failed."""
 
     def model_ids(self) -> list[str]:
         """Keys of its models, sorted."""
@@ -99,6 +110,7 @@ class Connection:
         self._root: duckdb.DuckDBPyConnection | None = None
         self._created: dict[str, str] = {}  # definitions by name, as they were created
         self._commented: set[str] = set()  # those of them that have their comments
+        self._counted: set[str] = set()  # patterns of the tables whose rows were counted
         _connections.add(self)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -120,7 +132,7 @@ class Connection:
         with self._lock:
             if self._root is not None:
                 self._root.close()
-            self._root, self._created, self._commented = None, {}, set()
+            self._root, self._created, self._commented, self._counted = None, {}, set(), set()
 
     def connect(self, query: str) -> duckdb.DuckDBPyConnection:
         """A new cursor, on which the views and macros that a query names are up to date.
@@ -156,7 +168,10 @@ class Connection:
                 self._root = self._open()
             cursor = self._cursor(self._root)
             named = sql.identifiers_in(query)
-            for one in sql.needed(query, known):
+            needed = sql.needed(query, known)
+            if not self._storage.published:
+                self._check_rows(cursor, {one.name for one in needed})
+            for one in needed:
                 if self._created.get(one.name) == one.text:
                     continue
                 try:
@@ -176,6 +191,25 @@ class Connection:
             if named & _CHANGING:
                 self._created = {}
             return cursor
+
+    def _check_rows(self, cursor: duckdb.DuckDBPyConnection, needed: set[str]) -> None:
+        """Refuse small tables of more rows than they can have, before DuckDB reads them; once for each table.
+
+        Some kilobytes can claim millions of rows.
+        """
+        for pattern, most, names in _MOST_ROWS:
+            if pattern in self._counted or not names & needed:
+                continue
+            place = sql.literal(re.sub(r"([*?\[{])", r"[\1]", self._storage.location) + f"/{pattern}")
+            try:
+                found = cursor.execute(
+                    f"SELECT file_name, num_rows FROM parquet_file_metadata({place}) WHERE num_rows > {most} LIMIT 1"
+                ).fetchall()
+            except duckdb.Error as error:
+                raise self._unreadable(error) from None
+            for path, rows in found:
+                raise CorruptError(f"{path}: {rows:,} rows, expected at most {most:,}; remove the model")
+            self._counted.add(pattern)
 
     def _unreadable(self, error: duckdb.Error) -> Exception:
         """The error of a view that cannot be created."""

@@ -5,19 +5,20 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, cast, overload
 
 import duckdb
 
+from cnnfilterdb import catalog
 from cnnfilterdb.analysis.bases import FittedBasis
 from cnnfilterdb.analysis.options import names_given, names_of
 from cnnfilterdb.errors import DamagedIndexError, DatabaseError, LockedError, NotADatabaseError, SelectionError
 from cnnfilterdb.reader import Reader
-from cnnfilterdb.release.address import REFERENCE, hub_address, is_release, reference_folder
+from cnnfilterdb.release.address import REFERENCE, folder_to_write, hub_address, is_release, reference_folder
 from cnnfilterdb.reports import IngestReport, Observer, Problem, Progress, TransferReport
-from cnnfilterdb.schema import ModelFacts, check_fact_types
+from cnnfilterdb.schema import AnnotatedFacts, GivenFacts, ModelFacts, check_fact_types
 from cnnfilterdb.store import annotations as notes
 from cnnfilterdb.store.folder import Store
 from cnnfilterdb.store.index import Index, Projection
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ["FilterDB", "create", "open", "pull"]
 
-# What an error says when histograms are missing, or of other weights than a model has now.
 _MISSING = "is not in the index"
 
 
@@ -53,7 +53,7 @@ class FilterDB(Reader):
     progress: Progress | None = None
 
     def __init__(self, path: str | Path) -> None:
-        self._store = Store.open(_folder(path))
+        self._store = Store.open(folder_to_write(path))
         self.path = self._store.path
         self._index = Index(self._store)
         super().__init__(self._store, self._index)
@@ -124,7 +124,16 @@ class FilterDB(Reader):
         self._write_init()
         return report
 
-    def add(self, weights: Any, name: str, *, overwrite: bool = False, fold_bn: bool = False, **facts: Any) -> str:
+    def add(
+        self,
+        weights: Any,
+        name: str,
+        *,
+        overwrite: bool = False,
+        fold_bn: bool = False,
+        new_words: bool = False,
+        **facts: Unpack[GivenFacts],
+    ) -> str:
         """Add your own model under the source ``custom``.
 
         Args:
@@ -133,13 +142,14 @@ class FilterDB(Reader):
             name: Its name.
             overwrite: Replace a model of that name.
             fold_bn: Fold batch normalisations into the kernels, and add ``+bn`` to the name; see :meth:`ingest`.
+            new_words: Accept a domain, task, framework or family that the catalog does not know.
             **facts: Known facts about it: ``domain``, ``task``, ``architecture``, ... (:class:`ModelFacts`).
 
         Returns:
             The model id.
 
         Raises:
-            SelectionError: The name is taken, or the models table has no column for a fact.
+            SelectionError: The name is taken, or the name of a fact or a word of the catalog is unknown.
             IngestError: It cannot be read.
 
         >>> db = cnnfilterdb.example()
@@ -153,8 +163,9 @@ class FilterDB(Reader):
         """
         from cnnfilterdb.ingest import pipeline
 
-        notes.check_fact_names(facts, [f.name for f in fields(ModelFacts)])
+        notes.check_fact_names(facts, list(GivenFacts.__annotations__), options=("overwrite", "fold_bn", "new_words"))
         check_fact_types(facts)
+        catalog.check_facts(facts, new_words=new_words)
         name = pipeline.stored_name(name, fold_bn=fold_bn)
         model_id = f"custom/{name}"
         if self._store.has(model_id) and not overwrite:
@@ -180,7 +191,8 @@ class FilterDB(Reader):
         where: str | None = None,
         file: str | Path | None = None,
         reset: str | Sequence[str] = (),
-        **facts: str | None,
+        new_words: bool = False,
+        **facts: Unpack[AnnotatedFacts],
     ) -> list[str]:
         """Correct or add facts about models without rewriting stored data.
 
@@ -192,6 +204,7 @@ class FilterDB(Reader):
             where: Condition over the columns of models and layers, which selects further ones.
             file: A CSV or TOML file with the facts of models (:func:`cnnfilterdb.store.annotations.load_facts`).
             reset: Facts whose annotations are removed, which restores the stored values.
+            new_words: Accept a domain, task, framework or family that the catalog does not know.
             **facts: The facts; None says that one is unknown.
 
         Returns:
@@ -199,7 +212,7 @@ class FilterDB(Reader):
 
         Raises:
             UnknownModelError: A model is not in the database; nothing is annotated then.
-            SelectionError: An unknown fact, one that is both set and reset, or nothing to do.
+            SelectionError: An unknown fact or word, a fact that is both set and reset, or nothing to do.
             CorruptError: The existing annotations cannot be read.
 
         >>> db = cnnfilterdb.example()
@@ -213,11 +226,15 @@ class FilterDB(Reader):
         ['natural', 'natural', 'medical ct']
         """
         dropped = names_of("reset", reset)
-        notes.check_fact_names([*facts, *dropped])
+        notes.check_fact_names([*facts, *dropped], options=("where", "file", "reset", "new_words"))
+        check_fact_types(facts)
+        check_words = partial(catalog.check_facts, new_words=new_words)
+        check_words(facts)
         if both := sorted(set(facts) & set(dropped)):
             raise SelectionError(f"annotate: {both[0]} is both set and reset; choose one")
         present = self._store.model_ids()
         chosen = notes.matching(names_given("annotate", models), present)
+        stated = {fact: str(value) if value else None for fact, value in facts.items()}
         if where is not None:
             chosen = list(dict.fromkeys([*chosen, *self.models(where=where)["model_id"]]))
         if bool(chosen) != bool(facts or dropped) or not (chosen or file):
@@ -225,9 +242,9 @@ class FilterDB(Reader):
                 f"annotate: {len(chosen)} models and {len(facts) + len(dropped)} facts; "
                 "pass models with facts such as domain='thermal', or a file of facts"
             )
-        given = notes.load_facts(Path(file), present) if file else {}
+        given = notes.load_facts(Path(file), present, check_words) if file else {}
         for model_id in chosen:
-            given.setdefault(model_id, {}).update(facts)
+            given.setdefault(model_id, {}).update(stated)
 
         def apply(known: notes.Facts) -> None:
             for model_id, new in given.items():
@@ -418,16 +435,11 @@ class FilterDB(Reader):
             *models: Keys or wildcards of the models to check; without them everything is checked, the index included.
             progress: Called with the key of a model, the number of models done and the total.
 
-        Raises:
-            UnknownModelError: A key or wildcard that matches no model.
-
         >>> db.verify(), db.verify("custom/photos-*")
         ([], [])
         """
-        if models:
-            chosen = notes.matching(names_given("verify", models), self._store.model_ids())
-            return self._store.verify(chosen, progress=progress)
-        return self._store.verify(progress=progress) + notes.annotation_problems(self._store)
+        chosen = notes.matching(names_given("verify", models), self._store.model_ids()) if models else None
+        return self._store.verify(chosen, progress=progress)
 
     def repair(self, *, progress: Progress | None = None) -> list[Problem]:
         """Rebuild what is derived, set aside what is damaged, and report the models that must be imported again.
@@ -573,7 +585,7 @@ def create(path: str | Path) -> FilterDB:
     >>> len(db.models())
     0
     """
-    Store.create(_folder(path))
+    Store.create(folder_to_write(path))
     db = FilterDB(path)
     db._write_init()
     return db
@@ -630,18 +642,7 @@ def _merge(
     store: Store, reader: Reader, where: str | None, drop_duplicates: bool, overwrite: bool, progress: Progress | None
 ) -> TransferReport:
     from cnnfilterdb.exchange.transfer import merge
-    from cnnfilterdb.release.release import Release
 
     model_ids = None if where is None else list(reader.models(where=where)["model_id"])
-    storage = reader.storage
-    assert isinstance(storage, Store | Release)
-    return merge(store, storage, model_ids, drop_duplicates=drop_duplicates, overwrite=overwrite, progress=progress)
-
-
-def _folder(path: str | Path) -> Path:
-    """The absolute path of a folder to write to, so that it stays valid after a change of directory."""
-    if path == REFERENCE:
-        raise NotADatabaseError(f"{path}: the corpus in the package, which can only be read; ./{path} is a folder")
-    if is_release(path):
-        raise NotADatabaseError(f"{path}: a release, which can only be read; pull copies it into a folder")
-    return Path(path).resolve()
+    settings: dict[str, Any] = {"drop_duplicates": drop_duplicates, "overwrite": overwrite, "progress": progress}
+    return merge(store, cast(Any, reader.storage), model_ids, **settings)

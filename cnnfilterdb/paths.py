@@ -14,6 +14,9 @@
     .staging/<name>-<random>/                           what is being written, moved into place by renames
     .quarantine/<time>/...                              files that were set aside, under the paths they had
 
+A release has the same marker and ``init.sql``, and its tables in shards, ``models/00000.parquet``,
+``filters_3x3/00000.parquet`` and so on (:mod:`cnnfilterdb.release.manifest`).
+
 All paths are relative to the folder and use ``/``, as in the ``files`` column of the models table. The functions
 :func:`inside` and :func:`regular` look at the disk to refuse links that leave the folder; everything else is text.
 """
@@ -32,9 +35,12 @@ from cnnfilterdb.errors import UnsafePathError
 __all__ = [
     "ANNOTATIONS",
     "ANNOTATIONS_SUM",
+    "BASIS",
     "COMMIT",
     "EMPTY",
     "FOLDERS",
+    "HISTOGRAMS",
+    "INDEX",
     "INIT",
     "LOCKS",
     "MARKER",
@@ -44,6 +50,7 @@ __all__ = [
     "bases_pattern",
     "basis_folder",
     "basis_path",
+    "detail_patterns",
     "empty_filters_path",
     "filters_path",
     "filters_pattern",
@@ -51,6 +58,7 @@ __all__ = [
     "histograms_pattern",
     "inside",
     "is_basis_id",
+    "is_indexed",
     "is_slug",
     "layers_path",
     "layers_pattern",
@@ -60,6 +68,9 @@ __all__ = [
     "regular",
     "relative",
     "root",
+    "shard_path",
+    "shard_table",
+    "shards_pattern",
     "slug",
 ]
 
@@ -76,16 +87,23 @@ ANNOTATIONS_SUM = "annotations.csv.sha256"
 #: The file that says that a release in a folder is not finished.
 UNFINISHED = ".cnnfilterdb-unfinished"
 
+#: Folder of the bases and their histograms.
+INDEX = "index"
+
 #: Folders of locks, of work in progress, and of files that were set aside.
 LOCKS = ".locks"
 STAGING = ".staging"
 QUARANTINE = ".quarantine"
 
 #: Everything that a database folder consists of, besides single files.
-FOLDERS = frozenset({LOCKS, STAGING, QUARANTINE, "models", "layers", "filters", "index"})
+FOLDERS = frozenset({LOCKS, STAGING, QUARANTINE, "models", "layers", "filters", INDEX})
 
 #: Name, in a staging folder, of the record of a commit. The commit is decided when this file exists.
 COMMIT = "commit.json"
+
+#: Names, in the folder of a basis, of the basis and of the folder of its histograms.
+BASIS = "basis.parquet"
+HISTOGRAMS = "histograms"
 
 #: Stem of the files without rows, by which DuckDB can bind a view before there is a model. The underscore makes pyarrow
 #: (and Spark) skip them; no slug begins with one.
@@ -94,6 +112,7 @@ EMPTY = "_empty"
 _READABLE = 80  # characters; with the hash and the suffix far below the 255 bytes that file systems allow
 _HASH = 10  # hexadecimal digits
 _SLUG = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_-]{{0,{_READABLE}}}-[0-9a-f]{{{_HASH}}}", re.ASCII)
+_SHARD = re.compile(r"([a-z]{1,20}(?:_[1-9][0-9]{0,3}x[1-9][0-9]{0,3})?)/[0-9]{5,9}\.parquet", re.ASCII)
 _BASIS = re.compile(r"[1-9][0-9]{0,3}x[1-9][0-9]{0,3}-[A-Za-z0-9]{1,64}", re.ASCII)
 _NAME_BYTES = 255  # of one part of a path
 
@@ -175,17 +194,17 @@ def empty_filters_path(kernel: str) -> str:
 
 def basis_folder(basis_id: str) -> str:
     """The folder of a basis of the index."""
-    return f"index/{basis_id}"
+    return f"{INDEX}/{basis_id}"
 
 
 def basis_path(basis_id: str) -> str:
     """A basis of the index."""
-    return f"index/{basis_id}/basis.parquet"
+    return f"{INDEX}/{basis_id}/{BASIS}"
 
 
 def histograms_path(basis_id: str, slug: str) -> str:
     """The histograms of a model in a basis."""
-    return f"index/{basis_id}/histograms/{slug}.parquet"
+    return f"{INDEX}/{basis_id}/{HISTOGRAMS}/{slug}.parquet"
 
 
 def lock_path(name: str) -> str:
@@ -219,6 +238,44 @@ def bases_pattern() -> str:
 def histograms_pattern(basis_id: str = "[!.]*", slug: str = "*") -> str:
     """All histograms in a basis, of a model, or of both."""
     return histograms_path(basis_id, slug)
+
+
+def detail_patterns() -> tuple[str, ...]:
+    """All files that queries read besides the models rows and the bases."""
+    return layers_pattern(), filters_pattern(), histograms_pattern("*"), ANNOTATIONS
+
+
+def is_indexed(path: str) -> bool:
+    """Whether a file of a model, relative to the folder, belongs to the index and is not listed in its models row.
+
+    >>> is_indexed("index/3x3-0a/histograms/a-0123456789.parquet"), is_indexed("layers/a-0123456789.parquet")
+    (True, False)
+    """
+    return path.startswith(f"{INDEX}/")
+
+
+def shard_path(table: str, number: int) -> str:
+    """A shard of a table of a release.
+
+    >>> shard_path("filters_3x3", 7)
+    'filters_3x3/00007.parquet'
+    """
+    return f"{table}/{number:05}.parquet"
+
+
+def shards_pattern(table: str) -> str:
+    """All shards of a table of a release."""
+    return f"{table}/*.parquet"
+
+
+def shard_table(path: object) -> str | None:
+    """The table of a shard of a release by the path of the shard; None for anything else.
+
+    >>> shard_table("layers/00000.parquet"), shard_table("layers/notes.parquet"), shard_table("../layers/00000.parquet")
+    ('layers', None, None)
+    """
+    found = _SHARD.fullmatch(path) if isinstance(path, str) else None
+    return found[1] if found else None
 
 
 def relative(path: str) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import pyarrow as pa
 
@@ -27,12 +27,16 @@ __all__ = [
     "MODELS",
     "PAPERS_LAYER",
     "UNITS",
+    "AnnotatedFacts",
+    "GivenFacts",
     "ModelFacts",
     "check_fact_types",
     "check_format",
     "describe",
     "filter_schema",
     "indexable",
+    "is_model_id",
+    "is_sha256",
     "kernel_name",
     "kernel_order",
     "kernel_shape",
@@ -72,6 +76,33 @@ def check_format(found: int, where: str, remedy: str) -> None:
 
 
 _KERNEL = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", re.ASCII)
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_MODEL_ID = 1000  # characters
+# Control characters, line separators, characters that reverse the direction of text, and halves of surrogate pairs
+_UNPRINTED = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def is_model_id(value: object) -> bool:
+    """Whether a value has the form of the key of a model: source/name, without control characters.
+
+    >>> is_model_id("pypi/deepcr/mask"), is_model_id("mask"), is_model_id("custom/\\x1b[2J"), is_model_id(None)
+    (True, False, False, False)
+    """
+    return (
+        isinstance(value, str)
+        and 0 < value.find("/") < len(value) - 1
+        and len(value) <= _MODEL_ID
+        and _UNPRINTED.search(value) is None
+    )
+
+
+def is_sha256(value: object) -> bool:
+    """Whether a value has the form of a SHA-256.
+
+    >>> is_sha256("0" * 64), is_sha256("0" * 40), is_sha256(None)
+    (True, False, False)
+    """
+    return isinstance(value, str) and _SHA256.fullmatch(value) is not None
 
 
 def kernel_name(height: int, width: int) -> str:
@@ -111,11 +142,11 @@ def kernel_order(kernel: str) -> tuple[int, str]:
 def storable(kernel: str) -> bool:
     """Whether filters of a size are stored; any text may be asked about, such as the name of a folder.
 
-    >>> storable("32x32"), storable("1500x1500"), storable("x'; --")
-    (True, False, False)
+    >>> storable("32x32"), storable("1x1"), storable("1500x1500"), storable("x'; --")
+    (True, False, False, False)
     """
     found = _KERNEL.fullmatch(kernel)
-    return found is not None and int(found[1]) * int(found[2]) <= MAX_KERNEL_WEIGHTS
+    return found is not None and 1 < int(found[1]) * int(found[2]) <= MAX_KERNEL_WEIGHTS
 
 
 def indexable(kernel: str) -> bool:
@@ -305,20 +336,36 @@ UNITS = {
 }
 
 
-#: Facts that can be annotated: all of :class:`ModelFacts` that are text and not about the file.
-ANNOTATED = (
-    "architecture",
-    "family",
-    "task",
-    "domain",
-    "training_dataset",
-    "pretraining_dataset",
-    "framework",
-    "revision",
-    "url",
-    "license",
-    "paper",
-)
+class AnnotatedFacts(TypedDict, total=False):
+    """The facts that can be annotated: all of :class:`ModelFacts` that are text and not about the file.
+
+    They are columns of the models table, where they are described; None says that a fact is unknown.
+    """
+
+    architecture: str | None
+    family: str | None
+    task: str | None
+    domain: str | None
+    training_dataset: str | None
+    pretraining_dataset: str | None
+    framework: str | None
+    revision: str | None
+    url: str | None
+    license: str | None
+    paper: str | None
+
+
+class GivenFacts(AnnotatedFacts, total=False):
+    """The facts that can be stated about a model when it is added: those of :class:`ModelFacts`."""
+
+    file_format: str | None
+    weights_sha256: str | None
+    metrics: Mapping[str, float] | None
+    original: Mapping[str, str] | None
+
+
+#: Names of the facts that can be annotated.
+ANNOTATED = tuple(AnnotatedFacts.__annotations__)
 
 
 #: Values of columns of the layers table that the papers never saw. Their extraction reads the Conv nodes of exported

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from difflib import get_close_matches
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -20,6 +21,7 @@ from cnnfilterdb.ingest.measurement import measure
 from cnnfilterdb.ingest.network.families import recognised
 from cnnfilterdb.ingest.network.folding import folded
 from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Weights
+from cnnfilterdb.ingest.pipeline import weights_given
 from cnnfilterdb.reports import Progress, printable
 from cnnfilterdb.schema import LAYERS, papers_layers
 from cnnfilterdb.sql import literal
@@ -27,7 +29,7 @@ from cnnfilterdb.sql import literal
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["LABELS", "Comparison", "Inspection", "inspect", "opened"]
+__all__ = ["LABELS", "Comparison", "Inspection", "inspect"]
 
 #: The labels of layers, and what each means.
 LABELS: Mapping[str, str] = {
@@ -119,7 +121,6 @@ class Inspection:
         skipped: What looked like a convolution and was left out, with the reason.
         untrained: Whether no layer differs from random initialisation; None where this cannot be determined.
         warnings: What deserves attention, one line each.
-        weights: The layers, from which the weights can be read again.
     """
 
     name: str
@@ -132,7 +133,9 @@ class Inspection:
     skipped: tuple[Skipped, ...]
     untrained: bool | None
     warnings: tuple[str, ...]
-    weights: Weights
+    _given: Any
+    _kept: tuple[int, ...]  # numbers of the layers among those of the file
+    _fold_bn: bool
 
     @property
     def title(self) -> str:
@@ -217,7 +220,12 @@ class Inspection:
             f"SELECT kernel, {', '.join(_COMPARED)} FROM facts WHERE stored AND kernel IN ({sizes}) AND {chosen}"
         ).df()
         if family is not None and others.empty:
-            raise SelectionError(f"family: no {' or '.join(kernels) or 'stored'} layer of the family {family!r}")
+            known = [
+                name for (name,) in db.sql("SELECT DISTINCT family FROM models WHERE family IS NOT NULL").fetchall()
+            ]
+            near = get_close_matches(family, known, 1, 0.4)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise SelectionError(f"family: no {' or '.join(kernels) or 'stored'} layer of the family {family!r}{hint}")
         by_kernel = dict(list(others.groupby("kernel")))
         empty = others.iloc[:0]
         found["reference_layers"] = [len(by_kernel.get(kernel, empty)) for kernel in found["kernel"]]
@@ -242,12 +250,14 @@ class Inspection:
             raise SelectionError(f"{self.name}: no {kernel} layer to compare")
         groups = db.groups("model_id", kernel=kernel)
         bins = groups.counts.shape[2]
-        counts = sum(
-            stats.Histogram.of_columns(
-                _columns(self.weights.layers[n]), groups.basis, groups.low, groups.high, bins
-            ).counts
-            for n in numbers
-        )
+        with weights_given(self._given, "compare") as (read, _, _):
+            layers = _layers(recognised(read), self._fold_bn)
+            counts = sum(
+                stats.Histogram.of_columns(
+                    _columns(layers[self._kept[n]]), groups.basis, groups.low, groups.high, bins
+                ).counts
+                for n in numbers
+            )
         own = np.broadcast_to(np.asarray(counts, np.float64), groups.counts.shape)
         shifts = stats.paired_shift(own, groups.counts, groups.weights, groups.low, groups.high)
         models = groups.sizes()[["filters"]].assign(shift=shifts).sort_values("shift", kind="stable").head(top)
@@ -269,7 +279,8 @@ def inspect(weights: Any, *, fold_bn: bool = False, progress: Progress | None = 
     """Look at a weight file, or at tensors in memory, without a database.
 
     The numbers are those that :meth:`FilterDB.add` would store. A layer with weights that are NaN, infinite or
-    unreadable, for which ``add`` refuses a model, is left out here with a warning.
+    unreadable, for which ``add`` refuses a model, is left out here with a warning. A file is read in a child process
+    with limits on memory and time (:mod:`cnnfilterdb.ingest.isolation`).
 
     Args:
         weights: A weight file, a mapping of names to tensors or arrays, or a ``torch.nn.Module``.
@@ -295,28 +306,26 @@ def inspect(weights: Any, *, fold_bn: bool = False, progress: Progress | None = 
     0       stem    3x3       48       0.0                       random
     1       head    3x3      128       0.0  binary, quantised, low rank
     """
-    read, origin = opened(weights, "inspect")
-    path = None if origin is None else Path(origin)
-    name = origin or type(weights).__name__
-    read = recognised(read)
-    if fold_bn:
-        read = replace(read, layers=tuple(map(folded, read.layers)))
+    path = Path(weights) if isinstance(weights, str | Path) else None
+    name = type(weights).__name__ if path is None else str(path)
     rows: list[dict[str, Any]] = []
-    kept: list[ConvLayer] = []
+    kept: list[int] = []
     seen: list[stats.LayerStatistics] = []
     damaged: list[Skipped] = []
-    for number, layer in enumerate(read.layers):
-        try:
-            row, _, statistics = measure(layer, name)
-        except (BadWeightsError, WeightFileError) as error:
-            damaged.append(Skipped(layer.name, printable(error).removeprefix(f"{name}: ")))
-            continue
-        rows.append({"layer": len(kept)} | row | _derived(row, statistics))
-        kept.append(layer)
-        if statistics is not None:
-            seen.append(statistics)
-        if progress:
-            progress("layers", number + 1, len(read.layers))
+    with weights_given(weights, "inspect") as (given, _, _):
+        read = recognised(given)
+        for number, layer in enumerate(_layers(read, fold_bn)):
+            try:
+                row, _, statistics = measure(layer, name)
+            except (BadWeightsError, WeightFileError) as error:
+                damaged.append(Skipped(layer.name, printable(error).removeprefix(f"{name}: ")))
+                continue
+            rows.append({"layer": len(kept)} | row | _derived(row, statistics))
+            kept.append(number)
+            if statistics is not None:
+                seen.append(statistics)
+            if progress:
+                progress("layers", number + 1, len(read.layers))
     untrained = stats.looks_untrained(seen)
     layers = pa.Table.from_pylist(rows, _SCHEMA).to_pandas()
     return Inspection(
@@ -330,37 +339,14 @@ def inspect(weights: Any, *, fold_bn: bool = False, progress: Progress | None = 
         skipped=(*read.skipped, *damaged),
         untrained=untrained,
         warnings=tuple(_warnings(layers, damaged, untrained)),
-        weights=replace(read, layers=tuple(kept)),
+        _given=weights,
+        _kept=tuple(kept),
+        _fold_bn=fold_bn,
     )
 
 
-def opened(weights: Any, method: str) -> tuple[Weights, str | None]:
-    """The layers of whatever a user gives in the place of weights.
-
-    Args:
-        weights: A weight file, a mapping of names to tensors or arrays, or a ``torch.nn.Module``.
-        method: Name of the method for error messages.
-
-    Returns:
-        The layers, and the path of a file; None for objects in memory.
-
-    Raises:
-        IngestError: It is not a weight file, or it cannot be read.
-        SelectionError: An object of another type.
-    """
-    from cnnfilterdb.ingest import formats
-    from cnnfilterdb.ingest.network import extract
-
-    if isinstance(weights, str | Path):
-        return formats.read(weights), str(weights)
-    if isinstance(weights, Mapping):
-        return extract.weights_from_state_dict(weights), None
-    if hasattr(weights, "named_parameters") and hasattr(weights, "state_dict"):
-        return extract.weights_from_module(weights), None
-    raise SelectionError(
-        f"{method}: a {type(weights).__name__} was given; "
-        "expected a path, a mapping of names to tensors, or a torch.nn.Module"
-    )
+def _layers(read: Weights, fold_bn: bool) -> tuple[ConvLayer, ...]:
+    return tuple(map(folded, read.layers)) if fold_bn else read.layers
 
 
 def _size(path: Path) -> int:

@@ -144,6 +144,9 @@ class IsolatedReader:
             self._left -= time.monotonic() - began
         if "error" in answer:
             name, message = answer["error"]
+            # The child was given an absolute path.
+            if above := str(self._path.absolute()).removesuffix(str(self._path)):
+                message = message.replace(above, "")
             if name == "MemoryError":
                 self._stop()
                 raise self._too_large()

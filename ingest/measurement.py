@@ -11,7 +11,7 @@ import numpy.typing as npt
 from cnnfilterdb.errors import BadWeightsError
 from cnnfilterdb.ingest.network.layers import ConvLayer
 from cnnfilterdb.schema import MAX_KERNEL_WEIGHTS
-from cnnfilterdb.stats import LayerStatistics, layer_statistics
+from cnnfilterdb.stats import LayerStatistics, layer_statistics, statistics_row
 
 __all__ = ["Measured", "measure"]
 
@@ -52,31 +52,7 @@ def measure(layer: ConvLayer, origin: str) -> Measured:
     if not stored:
         return Measured(row, weight, None)
     statistics = layer_statistics(weight)
-    return Measured(row | _statistics_row(statistics), weight, statistics)
-
-
-def _statistics_row(statistics: LayerStatistics) -> dict[str, Any]:
-    moments, nonsparse = statistics.moments, statistics.nonsparse
-    return {
-        "sparsity": statistics.sparsity,
-        "variance_entropy": statistics.variance_entropy,
-        "randomness_threshold": statistics.randomness_threshold,
-        "variance_entropy_clean": statistics.variance_entropy_clean,
-        "variance_entropy_scaled": statistics.variance_entropy_scaled,
-        "orthogonality": statistics.orthogonality,
-        "norm_l1": statistics.norm_l1,
-        "norm_l2": statistics.norm_l2,
-        "isotropy": statistics.isotropy,
-        "binary_filters": statistics.binary_filters,
-        "levels": statistics.levels,
-        "raw_mean": statistics.raw.mean,
-        "raw_variance": statistics.raw.scatter.diagonal() / statistics.raw.count,
-        "scaled_mean": moments.mean,
-        "scaled_scatter": moments.packed(),
-        "nonsparse_filters": nonsparse.count if nonsparse else None,
-        "nonsparse_mean": nonsparse.mean if nonsparse else None,
-        "nonsparse_scatter": nonsparse.packed() if nonsparse else None,
-    }
+    return Measured(row | statistics_row(statistics), weight, statistics)
 
 
 def _layer_row(layer: ConvLayer, stored: bool, weight: npt.NDArray[np.float32]) -> dict[str, Any]:

@@ -355,8 +355,12 @@ def reader_of_files(*, isolated: bool = True) -> Iterator[Callable[[Path], Weigh
 
 
 @contextmanager
-def weights_given(weights: Any) -> Iterator[tuple[Weights, str | None, dict[str, Any]]]:
-    """Open what a user adds: a weight file, tensors by name, or a module.
+def weights_given(weights: Any, method: str = "add") -> Iterator[tuple[Weights, str | None, dict[str, Any]]]:
+    """Open what a user gives in the place of weights: a weight file, tensors by name, or a module.
+
+    Args:
+        weights: The weights. A file is read in a child process, because anybody may have made it.
+        method: Name of the method for messages.
 
     Yields:
         The layers, a name for messages, and facts about the file.
@@ -377,7 +381,7 @@ def weights_given(weights: Any) -> Iterator[tuple[Weights, str | None, dict[str,
         yield extract.weights_from_module(weights), None, {}
     else:
         raise SelectionError(
-            f"add: a {type(weights).__name__} was given; "
+            f"{method}: a {type(weights).__name__} was given; "
             "expected a path, a mapping of names to tensors, or a torch.nn.Module"
         )
 

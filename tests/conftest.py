@@ -52,7 +52,7 @@ def sample_path(tmp_path_factory: pytest.TempPathFactory, tensors) -> Path:
     path = tmp_path_factory.mktemp("databases") / "sample.db"
     with cnnfilterdb.create(path) as db:
         for name, (domain, task, family, _) in MODELS.items():
-            db.add(tensors[name], name, domain=domain, task=task, family=family, license="MIT")
+            db.add(tensors[name], name, domain=domain, task=task, family=family, license="MIT", new_words=True)
         db.index()
     return path
 

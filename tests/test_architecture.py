@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -38,7 +39,7 @@ ALLOWED: dict[str, set[str]] = {
     "publish": CORE | {"analysis", "catalog", "release", "store"},
     "study": CORE | {"analysis", "catalog", "plots", "publish", "questions"},
     "reader": CORE | {"analysis", "exchange", "plots", "questions", "study"},
-    "database": CORE | {"analysis", "exchange", "ingest", "publish", "reader", "release", "store"},
+    "database": CORE | {"analysis", "catalog", "exchange", "ingest", "publish", "reader", "release", "store"},
     "explore": CORE | {"analysis", "connection", "exchange", "plots", "questions", "reader"},
     "examples": {"database", "errors", "reader"},
     "": CORE | {"analysis", "database", "examples", "exchange", "ingest", "publish", "reader", "release", "store"},
@@ -171,6 +172,39 @@ def test_a_question_to_the_index_loads_no_heavy_library(sample_path):
     )
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
     assert (done.stdout.strip(), done.stderr) == ("", "")
+
+
+def test_only_paths_spells_the_names_of_files():
+    # Names of columns, tables and folders of other things are texts too: only whole paths and file names are found.
+    spelt = re.compile(
+        r"(^|/)(models|layers|filters|index|bases|histograms|filters_[^/]+)/(?![^/]*[ ,;])"
+        r"|(basis|_empty)\.parquet|(^|/)(annotations\.csv|init\.sql|commit\.json|cnnfilterdb\.json)$|^\.(locks|staging)"
+    )
+    allowed = {"cnnfilterdb.paths", "cnnfilterdb.publish.hub", "cnnfilterdb.store.seals"}
+    found = []
+    for name, path in sources():
+        if not name.startswith("cnnfilterdb") or name in allowed or name.startswith("cnnfilterdb.ingest"):
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        texts = {
+            id(node.body[0].value)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and node.body
+            if isinstance(node.body[0], ast.Expr)
+        }
+        found += [
+            f"{name}:{node.lineno}: {node.value[:60]!r}"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in texts
+            if spelt.search(node.value)
+        ]
+    found += [
+        f"{path.name}: {line}"
+        for path in (ROOT / "cnnfilterdb/sql").glob("*.sql")
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if ".parquet" in line and not line.startswith("--")
+    ]
+    assert not found, "\n".join(found)
 
 
 def test_one_name_means_one_thing():

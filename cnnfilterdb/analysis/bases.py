@@ -16,7 +16,7 @@ from cnnfilterdb.errors import CorruptError, SelectionError
 from cnnfilterdb.paths import is_basis_id
 from cnnfilterdb.reports import Progress
 from cnnfilterdb.scan.scan import FilterFiles, Run, joined, scan
-from cnnfilterdb.schema import BASES, HISTOGRAMS, MAX_INDEXED_WEIGHTS, kernel_shape
+from cnnfilterdb.schema import BASES, HISTOGRAMS, indexable, is_model_id, kernel_shape, storable
 from cnnfilterdb.stats import RECIPES, Basis, Histogram, Moments, Recipe
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
 MAX_BINS = 10_000
 
 _MAX_COUNT = 2**53
+_TOLERANCE = 1e-6  # of rounding
 
 #: Which filters a basis may be fitted on: all, as the CVPR paper does, or without the sparse ones of each layer, as
 #: *Adversarial Robustness Through the Lens of Convolutional Filters* (arXiv 2204.02481) does.
@@ -244,6 +245,19 @@ def basis_table(fitted: FittedBasis) -> pa.Table:
     return pa.Table.from_pylist([row], schema=BASES)
 
 
+def _wrong_values(basis: Basis) -> str | None:
+    """What cannot be true of the arrays of a basis of scaled filters, whose shapes have been checked."""
+    if np.abs(basis.mean).max() > 1 + _TOLERANCE:
+        return "mean: beyond 1"
+    shares = basis.explained_variance_ratio
+    if min(basis.explained_variance.min(), shares.min()) < -_TOLERANCE or shares.sum() > 1 + _TOLERANCE:
+        return "variance: negative, or shares that add up to more than 1"
+    product = basis.components @ basis.components.T
+    if np.abs(product - np.eye(len(product))).max() > _TOLERANCE:
+        return "components: not orthonormal"
+    return None
+
+
 def fitted_basis(row: Mapping[str, Any]) -> FittedBasis:
     """The basis of a row of the bases table, which may be untrusted.
 
@@ -276,7 +290,7 @@ def fitted_basis(row: Mapping[str, Any]) -> FittedBasis:
                 what
                 for what, sound in (
                     ("key", is_basis_id(fitted.basis_id) and fitted.basis_id.startswith(f"{basis.kernel}-")),
-                    ("kernel size", size <= MAX_INDEXED_WEIGHTS),
+                    ("kernel size", storable(basis.kernel) and indexable(basis.kernel)),
                     ("shape of its arrays", tuple(array.shape for array in arrays) == shapes),
                     ("values: not finite", all(np.isfinite(array).all() for array in arrays)),
                     ("variant", basis.variant in VARIANTS),
@@ -284,12 +298,13 @@ def fitted_basis(row: Mapping[str, Any]) -> FittedBasis:
                     ("bins", 1 <= basis.bins <= MAX_BINS),
                     ("range", -np.inf < row["low"] < row["high"] < np.inf),
                     ("date", isinstance(fitted.created_at, datetime)),
-                    ("models", all(isinstance(model_id, str) for model_id in fitted.models)),
+                    ("models", all(map(is_model_id, fitted.models))),
                 )
                 if not sound
             ),
             None,
         )
+        wrong = wrong or _wrong_values(basis)
     except (LookupError, TypeError, ValueError) as error:
         raise CorruptError(f"not a basis ({str(error).partition(chr(10))[0]:.100})") from error
     if wrong:

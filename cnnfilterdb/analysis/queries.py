@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import wraps
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import duckdb
 import pyarrow as pa
 
+from cnnfilterdb import paths
 from cnnfilterdb.errors import (
     CnnFilterDbError,
     DamagedIndexError,
@@ -18,12 +19,16 @@ from cnnfilterdb.errors import (
     RemoteError,
     SelectionError,
 )
+from cnnfilterdb.reports import printable
+from cnnfilterdb.scan.steady import Snapshot, steady, watched
 from cnnfilterdb.sql import expression
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["QueryResult", "condition", "expression", "one_line", "run", "translated", "unreachable"]
+__all__ = ["QueryResult", "condition", "expression", "one_line", "only_reads", "run", "translated", "unreachable"]
+
+T = TypeVar("T")
 
 _PREFIXES = (
     "Binder Error: ",
@@ -37,7 +42,8 @@ _PREFIXES = (
 
 #: A file of the index of a folder in a message of DuckDB.
 _INDEX_FILE = re.compile(
-    r"/index/[^/'\"]+/(basis|histograms/[^/'\"]+)\.parquet|Referenced column (bases|histograms|inner_h|h)\."
+    rf"/{paths.INDEX}/[^/'\"]+/({re.escape(paths.BASIS)}|{paths.HISTOGRAMS}/[^/'\"]+\.parquet)"
+    r"| is not in the index |Referenced column (bases|histograms|inner_h|h)\."
 )
 
 
@@ -102,7 +108,26 @@ def one_line(error: Exception) -> str:
     text = str(error).split("\nLINE ")[0]
     for prefix in _PREFIXES:
         text = text.removeprefix(prefix)
-    return " ".join(text.split())
+    return printable(text)
+
+
+def only_reads(query: str) -> bool:
+    """Whether a text is one query that can be repeated, and neither changes anything nor reads settings.
+
+    >>> only_reads("FROM models"), only_reads("CREATE TABLE a (b INT)"), only_reads("nonsense")
+    (True, False, False)
+    """
+    try:
+        return [one.type for one in duckdb.extract_statements(query)] == [duckdb.StatementType.SELECT]
+    except duckdb.Error:
+        return False
+
+
+#: Methods that return all rows, and can be called again after files were replaced.
+_COMPLETE = frozenset(
+    {"df", "to_df", "fetchdf", "fetchall", "fetchnumpy", "pl", "tf", "torch", "arrow", "to_arrow_table", "to_dicts"}
+    | {"fetch_arrow_table", "shape", "show", "preview", "__str__"}
+)
 
 
 class QueryResult:
@@ -113,23 +138,35 @@ class QueryResult:
 
     Args:
         relation: The relation.
+        again: Makes it again, of the files that are present then; None for what cannot be repeated.
+        snapshot: Returns the state of the database, by which it is decided whether to repeat.
+        explained: Returns the error to raise for one of this package.
     """
 
-    def __init__(self, relation: duckdb.DuckDBPyRelation) -> None:
+    def __init__(
+        self,
+        relation: duckdb.DuckDBPyRelation,
+        again: Callable[[], duckdb.DuckDBPyRelation] | None = None,
+        snapshot: Callable[[], Snapshot] = dict,
+        explained: Callable[[CnnFilterDbError], CnnFilterDbError] = lambda error: error,
+    ) -> None:
         self._relation = relation
+        self._again = again
+        self._snapshot = snapshot
+        self._explained = explained
 
     def df(self) -> pd.DataFrame:
         """All rows as a pandas DataFrame."""
-        frame: pd.DataFrame = self._call(self._relation.df)
+        frame: pd.DataFrame = self._call("df")
         return frame
 
     def to_arrow_table(self) -> pa.Table:
         """All rows as an Arrow table."""
-        return self._call(self._relation.to_arrow_table)
+        return self._call("to_arrow_table")
 
     def fetchall(self) -> list[tuple[Any, ...]]:
         """All rows as tuples."""
-        rows: list[tuple[Any, ...]] = self._call(self._relation.fetchall)
+        rows: list[tuple[Any, ...]] = self._call("fetchall")
         return rows
 
     def show(self, **options: Any) -> None:
@@ -138,10 +175,10 @@ class QueryResult:
         Args:
             **options: Those of DuckDB's ``show``, such as ``max_rows``.
         """
-        self._call(self._relation.show, **options)
+        self._call("show", **options)
 
     def __repr__(self) -> str:
-        return str(self._call(lambda: str(self._relation)))
+        return str(self._call("__str__"))
 
     def __dir__(self) -> list[str]:
         return sorted({*super().__dir__(), *dir(self._relation)})
@@ -155,13 +192,36 @@ class QueryResult:
 
         @wraps(value)
         def method(*arguments: Any, **options: Any) -> Any:
-            return self._call(value, *arguments, **options)
+            return self._call(name, *arguments, **options)
 
         return method
 
-    def _call(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    def _call(self, name: str, *arguments: Any, **options: Any) -> Any:
+        present, again = [self._relation], self._again
+
+        def ask() -> Any:
+            relation = present.pop() if present or again is None else again()
+            return getattr(relation, name)(*arguments, **options)
+
+        before = self._snapshot()
         try:
-            value = function(*arguments, **options)
+            value = ask() if again is None or name not in _COMPLETE else steady(self._snapshot, ask)
         except duckdb.Error as error:
-            raise translated(error, QueryError) from error
-        return QueryResult(value) if isinstance(value, duckdb.DuckDBPyRelation) else value
+            raise self._explained(translated(error, QueryError)) from error
+        if isinstance(value, pa.RecordBatchReader):
+            return pa.RecordBatchReader.from_batches(value.schema, self._streamed(value, before))
+        if isinstance(value, Iterator):
+            return self._streamed(value, before)
+        if not isinstance(value, duckdb.DuckDBPyRelation):
+            return value
+        renewed = None if again is None else lambda: getattr(again(), name)(*arguments, **options)
+        return QueryResult(value, renewed, self._snapshot, self._explained)
+
+    def _streamed(self, rows: Iterator[T], before: Snapshot) -> Iterator[T]:
+        """A stream of rows, which ends in an error of this package."""
+        try:
+            yield from watched(self._snapshot, before, rows)
+        except duckdb.Error as error:
+            raise self._explained(translated(error, QueryError)) from error
+        except (pa.ArrowException, OSError) as error:
+            raise QueryError(one_line(error)) from error

@@ -125,12 +125,12 @@ def add(file: Path, name: str, overwrite: bool, fold_bn: bool, new_word: bool, p
     """
     from cnnfilterdb import catalog
 
-    known = {key: value for key, value in facts.items() if value is not None}
-    catalog.check_facts(known, new_words=new_word)
+    known: dict[str, Any] = {key: value for key, value in facts.items() if value is not None}
+    catalog.check_facts(known, new_words=new_word)  # before a folder is created
     if not file.exists():
         raise WeightFileError(f"{file}: does not exist; expected a weight file")
     db = open_database(path, create=True)
-    model_id = db.add(file, name, overwrite=overwrite, fold_bn=fold_bn, **known)
+    model_id = db.add(file, name, overwrite=overwrite, fold_bn=fold_bn, new_words=new_word, **known)
     say(f"{model_id}: {_coverage(db, [model_id])}")
     _say_left_out(db, [model_id])
 

@@ -45,11 +45,9 @@ def annotate(
       cnnfilterdb annotate --where "family = 'U-Net'" --task Segmentation
       cnnfilterdb annotate --file overlay.toml
     """
-    from cnnfilterdb import catalog
-
-    known = {key: value or None for key, value in facts.items() if value is not None}
-    catalog.check_facts(known, new_words=new_word)
-    annotated = open_database(path).annotate(*models, where=where, file=file, reset=reset, **known)
+    known = {key: value for key, value in facts.items() if value is not None}
+    db = open_database(path)
+    annotated = db.annotate(*models, where=where, file=file, reset=reset, new_words=new_word, **known)
     say(f"annotated {len(annotated)} models")
 
 

@@ -19,7 +19,7 @@ from cnnfilterdb.exchange.origins import IDENTITY, DatabaseOrigin, FolderOrigin,
 from cnnfilterdb.release.release import Release
 from cnnfilterdb.reports import Progress, TransferReport, printable
 from cnnfilterdb.scan.ordered import RowCursor
-from cnnfilterdb.stats import Moments
+from cnnfilterdb.stats import layer_statistics, statistics_row
 from cnnfilterdb.store import annotations as notes
 from cnnfilterdb.store.durable import unwritable
 from cnnfilterdb.store.folder import Store
@@ -31,6 +31,8 @@ __all__ = ["merge", "transfer"]
 
 # Each thread mostly waits for the network or the disk, and keeps one layer in memory.
 _WRITERS = 3
+# Relative difference of statistics that two machines may compute of the same filters
+_ROUNDING = 1e-5
 
 
 def merge(
@@ -156,7 +158,7 @@ def _take_bases(index: Index, origin: DatabaseOrigin) -> None:
 
 
 def _copy_model(writer: Writer, origin: DatabaseOrigin, model_id: str, index: Index) -> int:
-    """Write one model. Its histograms are computed here: those of the origin cannot be trusted."""
+    """Write one model. Its histograms are computed here, and its statistics too, to compare those of the origin."""
     projection = Projection(index)
     projection.begin(model_id)
     layers = origin.layers(model_id).to_pylist()
@@ -171,24 +173,37 @@ def _copy_model(writer: Writer, origin: DatabaseOrigin, model_id: str, index: In
         if not layer["stored"]:
             writer.add_layer(layer, None)
             continue
-        weight = _weight(rows[kernel], layer, f"{origin.location}: {model_id}, layer {number} ({layer['layer_name']})")
+        what = f"{origin.location}: {model_id}, layer {number} ({layer['layer_name']})"
+        weight = _weight(rows[kernel], layer, what)
         writer.add_layer(layer, weight)
-        filters = weight.reshape(-1, weight.shape[2] * weight.shape[3])
-        _check_moments(layer, filters, f"{origin.location}: {model_id}, layer {number} ({layer['layer_name']})")
-        projection.add(number, kernel, filters)
+        _check_statistics(layer, weight, what)
+        projection.add(number, kernel, weight.reshape(-1, weight.shape[2] * weight.shape[3]))
         total += layer["filters"]
     projection.finish(writer)
     writer.commit(origin.facts[model_id])
     return total
 
 
-def _check_moments(layer: dict[str, Any], filters: npt.NDArray[np.float32], what: str) -> None:
-    """Compare the moments that bases are fitted from with those of the filters."""
-    moments = Moments.of(filters)
-    for column, value in (("scaled_mean", moments.mean), ("scaled_scatter", moments.packed())):
+def _check_statistics(layer: dict[str, Any], weight: npt.NDArray[np.float32], what: str) -> None:
+    """Compare the statistics of a layer with those of its filters."""
+    for column, value in statistics_row(layer_statistics(weight)).items():
         stated = layer[column]
-        if stated is not None and not np.allclose(stated, value, rtol=1e-6, atol=1e-6 * len(filters)):
-            raise CorruptError(f"{what}: {column} is not that of its filters; ask its publisher to rebuild it")
+        if not _agree(column, stated, value):
+            found = "" if isinstance(value, np.ndarray) else f" ({printable(stated)[:30]}, expected {value})"
+            raise CorruptError(f"{what}: {column} is not that of its filters{found}; ask its publisher to rebuild it")
+
+
+def _agree(column: str, stated: Any, value: Any) -> bool:
+    """Whether two values of a statistic are the same, to the rounding of another machine's libraries."""
+    if stated is None or value is None:
+        return stated is value
+    found, expected = np.asarray(stated, np.float64), np.asarray(value, np.float64)
+    if found.shape != expected.shape:
+        return False
+    size = np.abs(expected).max(initial=0.0)
+    # Those of a bounded range are compared on it; the others, such as norms, relative to their size.
+    tolerance = _ROUNDING * (size if expected.ndim or column.startswith("norm") else max(1.0, size))
+    return bool((np.abs(found - expected) <= tolerance).all())  # false for NaN
 
 
 def _weight(rows: RowCursor, layer: dict[str, Any], what: str) -> npt.NDArray[np.float32]:

@@ -16,7 +16,7 @@ from cnnfilterdb.errors import CnnFilterDbError, PublishError
 from cnnfilterdb.publish import card
 from cnnfilterdb.publish.licenses import decide
 from cnnfilterdb.publish.shards import SIZES, write_filter_shards, write_shards
-from cnnfilterdb.release.manifest import LeftOut, Manifest, is_shard_path
+from cnnfilterdb.release.manifest import LeftOut, Manifest
 from cnnfilterdb.reports import Progress
 from cnnfilterdb.schema import HISTOGRAMS
 from cnnfilterdb.stats import RECIPES
@@ -154,7 +154,7 @@ def _prepare(folder: Path) -> None:
 
 def _is_own(path: str) -> bool:
     """Whether a release has a file of this name."""
-    return path in {*_TEXTS, _FIGURE, paths.MARKER, paths.UNFINISHED} or is_shard_path(path)
+    return path in {*_TEXTS, _FIGURE, paths.MARKER, paths.UNFINISHED} or paths.shard_table(path) is not None
 
 
 def _permitted(models: pa.Table, include: Sequence[str]) -> tuple[list[str], list[LeftOut]]:

@@ -16,6 +16,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
+from cnnfilterdb import paths
 from cnnfilterdb.catalog.entries import CONDITIONS
 from cnnfilterdb.publish.licenses import UNKNOWN, Verdict, card_licenses, known, terms
 from cnnfilterdb.publish.markdown import code, line, link, table, text
@@ -135,7 +136,7 @@ def _thousands(power: int) -> str:
 def _metadata(repo: str, manifest: Manifest, models: pd.DataFrame, layers: pd.DataFrame) -> dict[str, Any]:
     configs, infos = [], []
     for name in manifest.tables():
-        config = {"config_name": name, "data_files": [{"split": "train", "path": f"{name}/*.parquet"}]}
+        config = {"config_name": name, "data_files": [{"split": "train", "path": paths.shards_pattern(name)}]}
         configs.append({**config, "default": True} if name == "models" else config)
         schema = release_schema(name)
         info: dict[str, Any] = {"config_name": name}

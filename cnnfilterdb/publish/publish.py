@@ -10,7 +10,6 @@ from cnnfilterdb.publish.build import Draw, Query, build
 from cnnfilterdb.publish.hub import Published, next_version, upload
 from cnnfilterdb.release.manifest import Manifest, version_of
 from cnnfilterdb.reports import Progress
-from cnnfilterdb.store import annotations as notes
 from cnnfilterdb.store.index import Index
 
 __all__ = ["publish"]
@@ -85,6 +84,6 @@ def _verify(index: Index, progress: Progress | None) -> None:
         if progress:
             progress("models verified", done, total)
 
-    problems = index.store.verify(progress=report) + notes.annotation_problems(index.store)
+    problems = index.store.verify(progress=report)
     if problems:
         raise CorruptError(f"{len(problems)} problems, the first is {problems[0]}; nothing was published")

@@ -18,7 +18,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cnnfilterdb.release.manifest import ReleaseFile, shard_path
+from cnnfilterdb import paths
+from cnnfilterdb.release.manifest import ReleaseFile
 from cnnfilterdb.reports import Progress
 from cnnfilterdb.schema import release_schema, weight_columns
 from cnnfilterdb.store.durable import sha256, writing
@@ -152,7 +153,7 @@ class TableWriter:
 
     @property
     def _path(self) -> Path:
-        return self._folder / shard_path(self._table, len(self._files))
+        return self._folder / paths.shard_path(self._table, len(self._files))
 
 
 def write_shards(folder: Path, table: str, parts: Iterable[pa.Table]) -> list[ReleaseFile]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial, wraps
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
 import duckdb
@@ -12,17 +13,25 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from cnnfilterdb import paths, stats
 from cnnfilterdb import sql as sqltext
-from cnnfilterdb import stats
 from cnnfilterdb.analysis.bases import Bases
 from cnnfilterdb.analysis.options import at_least_one
-from cnnfilterdb.analysis.queries import QueryResult, condition, run, translated
+from cnnfilterdb.analysis.queries import QueryResult, condition, only_reads, run, translated
 from cnnfilterdb.connection import Connection, PublishedStorage, Storage
-from cnnfilterdb.errors import CnnFilterDbError, DamagedIndexError, QueryError, SelectionError, unknown_model
+from cnnfilterdb.errors import (
+    CnnFilterDbError,
+    CorruptError,
+    DamagedIndexError,
+    DatabaseError,
+    QueryError,
+    SelectionError,
+    unknown_model,
+)
 from cnnfilterdb.reports import Problem, Progress, html_table
 from cnnfilterdb.scan import nearest
 from cnnfilterdb.scan.ordered import filters_of
-from cnnfilterdb.scan.steady import steady
+from cnnfilterdb.scan.steady import steady, watched
 from cnnfilterdb.schema import filter_schema, kernel_name, kernel_shape, weight_columns
 
 if TYPE_CHECKING:
@@ -215,6 +224,7 @@ class Tables:
 
         Raises:
             SelectionError: A condition that cannot be answered, or a kernel size that is not stored.
+            DatabaseError: While the stream is read: another process has replaced or removed one of its models.
 
         >>> [batch.num_rows for batch in db.filter_batches(rows=500)]
         [500, 460, 128, 400]
@@ -224,18 +234,22 @@ class Tables:
         if kernel != "3x3":  # which may be absent from an empty database
             self._check_stored(kernel)
         at_least_one("rows", rows)
-        chosen = run(
-            self._connect("facts"),
+        query = (
             f"SELECT model_id, layer FROM facts WHERE stored AND kernel = {sqltext.literal(kernel)} "
-            f"AND {condition(where)}",
+            f"AND {condition(where)}"
         )
+        before, chosen = self._undisturbed(lambda: (self.storage.snapshot(), self._table(query)))
         layers: dict[str, list[int]] = {}
         for model_id, layer in zip(chosen["model_id"].to_pylist(), chosen["layer"].to_pylist(), strict=True):
             layers.setdefault(model_id, []).append(layer)
-        return (
+        batches = (
             batch
             for table in filters_of(self.storage, kernel, layers)
             for batch in table.to_batches(max_chunksize=rows)
+        )
+        own = set(map(paths.slug, layers))
+        return watched(
+            self.storage.snapshot, {file: stamp for file, stamp in before.items() if Path(file).stem in own}, batches
         )
 
     @undisturbed
@@ -351,7 +365,8 @@ class Tables:
 
         Returns:
             The rows, read on demand: ``.df()``, ``.to_arrow_table()``, ``.fetchall()``, ``.show()``, and
-            every other method of a DuckDB relation.
+            every other method of a DuckDB relation. Those that return all rows repeat the query if another process
+            replaced or removed models meanwhile.
 
         Raises:
             QueryError: DuckDB refuses the query, or it fails later, while rows are read.
@@ -367,21 +382,31 @@ class Tables:
         """
         if sqltext.needs_index(query):
             self._ensure_index()
-        connection = self._connect(query)
-        try:
+
+        def relation() -> duckdb.DuckDBPyRelation:
+            connection = self._connect(query)
             try:
-                relation = connection.sql(query, params=parameters or None)
+                found = connection.sql(query, params=parameters or None)
             except duckdb.CatalogException:  # with all views and macros, DuckDB suggests the nearest of them
                 self._connect("SHOW TABLES")
-                relation = connection.sql(query, params=parameters or None)
+                found = connection.sql(query, params=parameters or None)
+            if found is None:
+                raise QueryError("the query is empty; give one SQL statement, such as FROM models")
+            return found
+
+        try:
+            if self.storage.published or not only_reads(query):
+                self.storage.snapshot()  # refuses files that are not regular
+                return QueryResult(relation(), explained=self._explained)
+            found = steady(self.storage.snapshot, relation)
+            return QueryResult(found, relation, self.storage.snapshot, self._explained)
         except duckdb.Error as error:
-            raise translated(error, QueryError) from error
-        if relation is None:
-            raise QueryError("the query is empty; give one SQL statement, such as FROM models")
-        return QueryResult(relation)
+            raise self._explained(translated(error, QueryError)) from error
+        except DatabaseError as error:
+            raise self._explained(error) from error
 
     def verify(self, *, progress: Progress | None = None) -> list[Problem]:
-        """Check every count and every hash; an empty list means that no problem was found.
+        """Check every count and every hash, and the annotations; an empty list means that no problem was found.
 
         >>> db.verify()
         []
@@ -408,8 +433,21 @@ class Tables:
 
         try:
             return steady(self.storage.snapshot, ask, repair)
+        except (DatabaseError, SelectionError) as error:
+            if isinstance(error, DatabaseError) or isinstance(error.__cause__, duckdb.Error):
+                raise self._explained(error) from error
+            raise
         finally:
             self._asking.now = False
+
+    def _explained(self, error: CnnFilterDbError) -> CnnFilterDbError:
+        """The error to raise for one that names no file: that of the damaged file, or one that names the database."""
+        if self.location in str(error):
+            return error
+        if found := self.storage.damage():
+            return CorruptError(found)
+        about_files = isinstance(error, DatabaseError) or "`cnnfilterdb index`" in str(error)
+        return type(error)(f"{self.location}: {error}") if about_files else error
 
     def _repair(self, error: Exception) -> bool:
         """Remove the cause of an error, if possible; True if repeating the query may help."""

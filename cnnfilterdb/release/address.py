@@ -7,10 +7,11 @@ import re
 import stat
 from pathlib import Path
 
+from cnnfilterdb.errors import NotADatabaseError
 from cnnfilterdb.paths import MARKER
 from cnnfilterdb.release.manifest import MANIFEST_BYTES
 
-__all__ = ["REFERENCE", "hub_address", "is_release", "reference_folder"]
+__all__ = ["REFERENCE", "folder_to_write", "hub_address", "is_release", "reference_folder"]
 
 #: The name under which the corpus in the package is opened.
 REFERENCE = "reference"
@@ -53,3 +54,12 @@ def is_release(path: str | Path) -> bool:
 def reference_folder() -> Path:
     """The folder of the reference corpus, which is a part of the package."""
     return Path(__file__).resolve().parent / REFERENCE
+
+
+def folder_to_write(path: str | Path) -> Path:
+    """The absolute path of a folder to write to, so that it stays valid after a change of directory."""
+    if path == REFERENCE:
+        raise NotADatabaseError(f"{path}: the corpus in the package, which can only be read; ./{path} is a folder")
+    if is_release(path):
+        raise NotADatabaseError(f"{path}: a release, which can only be read; pull copies it into a folder")
+    return Path(path).resolve()

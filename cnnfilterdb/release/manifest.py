@@ -23,9 +23,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from cnnfilterdb import paths
 from cnnfilterdb.errors import DatabaseError
 from cnnfilterdb.reports import printable
-from cnnfilterdb.schema import FORMAT_VERSION, MAX_KERNEL_WEIGHTS, kernel_name
+from cnnfilterdb.schema import FORMAT_VERSION, is_sha256, storable
 
 __all__ = [
     "MANIFEST_BYTES",
@@ -33,8 +34,6 @@ __all__ = [
     "LeftOut",
     "Manifest",
     "ReleaseFile",
-    "is_shard_path",
-    "shard_path",
     "shown",
     "version_of",
 ]
@@ -47,29 +46,9 @@ TABLES = ("models", "layers", "histograms", "bases")
 
 _LAYOUT = "release"
 _VERSION = re.compile(r"(0|[1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,8})")
-_PATH = re.compile(r"(models|layers|histograms|bases|filters_([1-9][0-9]{0,3})x([1-9][0-9]{0,3}))/[0-9]{5,9}\.parquet")
-_HASH = re.compile(r"[0-9a-f]{64}")
 _MOST = 1 << 50  # of rows, bytes, models, filters
 _MOST_FILES = 100_000
 _LONGEST = 1 << 20  # characters of a text, which may be that of a licence
-
-
-def shard_path(table: str, number: int) -> str:
-    """Path of a shard of a table.
-
-    >>> shard_path("filters_3x3", 7)
-    'filters_3x3/00007.parquet'
-    """
-    return f"{table}/{number:05}.parquet"
-
-
-def is_shard_path(path: str) -> bool:
-    """Whether a path is that of a shard.
-
-    >>> is_shard_path("layers/00000.parquet"), is_shard_path("layers/notes.parquet")
-    (True, False)
-    """
-    return _PATH.fullmatch(path) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,15 +220,12 @@ def _check_format(known: Mapping[str, Any]) -> None:
 def _file(entry: Any) -> ReleaseFile:
     known = _mapping(entry, "a file")
     path, table = _text(known, "path"), _text(known, "table")
-    found = _PATH.fullmatch(path)
-    if found is None or found[1] != table:
+    if paths.shard_table(path) != table:
         raise _Fault(f"{shown(path)} is not the path of a file of {shown(table)}")
-    if found[2]:
-        height, width = int(found[2]), int(found[3])
-        if not 1 < height * width <= MAX_KERNEL_WEIGHTS or table != f"filters_{kernel_name(height, width)}":
-            raise _Fault(f"{shown(table)} is not a table of filters")
+    if table not in TABLES and not (table.startswith("filters_") and storable(table.removeprefix("filters_"))):
+        raise _Fault(f"{shown(table)} is not a table of a release")
     sha256 = _text(known, "sha256")
-    if not _HASH.fullmatch(sha256):
+    if not is_sha256(sha256):
         raise _Fault(f"{path}: {shown(sha256)} is not a SHA-256")
     first, last = (None if known.get(name) is None else _text(known, name) for name in ("first_model", "last_model"))
     return ReleaseFile(path, table, _count(known, "rows"), _count(known, "bytes"), sha256, first, last)

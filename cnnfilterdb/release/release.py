@@ -199,6 +199,9 @@ class Release:
         """The layers table, checked."""
         return self._tables.layers()
 
+    def damage(self) -> str | None:
+        """None: what a release contains is checked before it is read."""
+
     def snapshot(self) -> Snapshot:
         """Constant: a release is never rewritten."""
         return {}

@@ -8,10 +8,11 @@ each layer count each of its filters once.
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 from threading import RLock
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 import numpy as np
@@ -20,24 +21,41 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cnnfilterdb.analysis.bases import VARIANTS, FittedBasis, fitted_basis, ranges
+from cnnfilterdb.analysis.bases import FittedBasis, fitted_basis, ranges
 from cnnfilterdb.errors import CnnFilterDbError, CorruptError
 from cnnfilterdb.release.footers import open_table
 from cnnfilterdb.release.manifest import Manifest, ReleaseFile, shown
-from cnnfilterdb.schema import MAX_KERNEL_WEIGHTS, kernel_shape
+from cnnfilterdb.schema import MAX_KERNEL_WEIGHTS, is_model_id, is_sha256, kernel_name, kernel_shape, storable
 from cnnfilterdb.stats import RECIPES
 
 __all__ = ["SmallTables"]
 
-_KINDS = frozenset({None, "conv", "depthwise", "grouped", "transposed"})
-_HASH = re.compile(r"[0-9a-f]{64}")
-_BASIS_ID = re.compile(r"(\d{1,4}x\d{1,4})-[0-9A-Za-z_]{1,64}")
-_MOST_BASES = 1000
-_MOST_BINS = 4096
-_MOST_NAME = 1000
 _MOST_FILTERS = 1 << 40
-#: How far components may be from orthonormal.
-_TOLERANCE = 1e-6
+_KINDS = frozenset({None, "conv", "depthwise", "grouped", "transposed"})
+_MOST_BASES = 1000
+_ENTROPY = math.log10(MAX_KERNEL_WEIGHTS) + 1e-6
+#: The range of each column of numbers in the layers table, where it is known. NaN is in none.
+_RANGES: Mapping[str, tuple[float, float]] = MappingProxyType(
+    {
+        "stride_h": (1, 2**31),
+        "stride_w": (1, 2**31),
+        "dilation_h": (1, 2**31),
+        "dilation_w": (1, 2**31),
+        "conv_depth": (0, 2**31),
+        "conv_depth_norm": (0, 1),
+        "sparsity": (0, 1),
+        "variance_entropy": (0, _ENTROPY),
+        "variance_entropy_clean": (0, _ENTROPY),
+        "variance_entropy_scaled": (0, _ENTROPY),
+        "randomness_threshold": (-10, 10),
+        "orthogonality": (-1e-6, 1 + 1e-6),
+        "norm_l1": (0, 1e300),
+        "norm_l2": (0, 1e300),
+        "isotropy": (0, 1),
+        "binary_filters": (0, _MOST_FILTERS),
+        "levels": (1, 256),
+    }
+)
 
 
 class SmallTables:
@@ -121,10 +139,12 @@ class SmallTables:
         table = self._table("models")
         ids = table["model_id"].to_pylist()
         for model_id, source, name in zip(ids, table["source"].to_pylist(), table["name"].to_pylist(), strict=True):
-            if not _is_model_id(model_id) or model_id != f"{source}/{name}":
+            if not is_model_id(model_id) or model_id != f"{source}/{name}":
                 self._refuse("models", f"{shown(model_id)} is not the key of a model, source/name")
         if any(first >= second for first, second in pairwise(ids)):
             self._refuse("models", "its models are not sorted, or not unique")
+        if (table["parameters"].fill_null(0).to_numpy() < 0).any():
+            self._refuse("models", "a negative number of parameters")
         counts, layers = table["stored_filters"].to_numpy(), table["conv_layers"].to_numpy()
         if (counts < 0).any() or (counts > _MOST_FILTERS).any() or (layers < 0).any():
             self._refuse("models", "a count that is negative or too large")
@@ -164,8 +184,9 @@ class SmallTables:
         if not set(table["kind"].unique().to_pylist()) <= _KINDS:
             self._refuse("layers", "a kind of convolution that does not exist")
         hashes = table.filter(table["stored"])["tensor_sha256"].to_pylist()
-        if not all(isinstance(text, str) and _HASH.fullmatch(text) for text in hashes):
+        if not all(is_sha256(text) for text in hashes):
             self._refuse("layers", "tensor_sha256 is not a SHA-256")
+        self._check_ranges(table)
         for kernel in table["kernel"].unique().to_pylist():
             self._check_moments(table.filter(pc.and_(table["stored"], pc.equal(table["kernel"], kernel))), kernel)
         self._check_shards(table)
@@ -177,10 +198,22 @@ class SmallTables:
         )
         for row in sizes.aggregate([]).to_pylist():
             height, width = row["kernel_h"], row["kernel_w"]
-            if height < 1 or width < 1 or row["kernel"] != f"{height}x{width}":
+            if height < 1 or width < 1 or row["kernel"] != kernel_name(height, width):
                 self._refuse("layers", f"{shown(row['kernel'])} is not the kernel size {height}x{width}")
-            if row["stored"] and not 1 < height * width <= MAX_KERNEL_WEIGHTS:
+            if row["stored"] and not storable(row["kernel"]):
                 self._refuse("layers", f"stored filters of {row['kernel']}")
+
+    def _check_ranges(self, table: pa.Table) -> None:
+        for column, (low, high) in _RANGES.items():
+            values = table[column].drop_null().to_numpy().astype(np.float64)
+            if not ((low <= values) & (values <= high)).all():
+                self._refuse("layers", f"{column} that is not a number from {low:g} to {high:g}")
+        stored = table.filter(table["stored"])
+        for column in ("sparsity", "norm_l1", "norm_l2", "binary_filters"):
+            if stored[column].null_count:
+                self._refuse("layers", f"{column} of a stored layer is missing")
+        if (stored["binary_filters"].to_numpy() > stored["filters"].to_numpy()).any():
+            self._refuse("layers", "binary_filters is larger than filters")
 
     def _check_moments(self, layers: pa.Table, kernel: str) -> None:
         if not layers.num_rows:
@@ -231,12 +264,13 @@ class SmallTables:
         if table.num_rows > _MOST_BASES:
             self._refuse("bases", f"{table.num_rows:,} bases; expected at most {_MOST_BASES:,}")
         rows = table.to_pylist()
-        for row in rows:
-            if problem := _basis_problem(row):
-                self._refuse("bases", f"basis {shown(row['basis_id'])}: {problem}")
-        if len({row["basis_id"] for row in rows}) < len(rows):
+        try:
+            found = [fitted_basis(row) for row in rows]
+        except CorruptError as error:
+            self._refuse("bases", str(error))
+        if len({fitted.basis_id for fitted in found}) < len(rows):
             self._refuse("bases", "two bases of one key")
-        return sorted(map(fitted_basis, rows), key=lambda fitted: (fitted.sequence, fitted.basis_id))
+        return sorted(found, key=lambda fitted: (fitted.sequence, fitted.basis_id))
 
     # ----------------------------------------------------------------------------------------------- histograms
 
@@ -306,16 +340,6 @@ class SmallTables:
             self._refuse("histograms", f"{len(seen):,} histograms, but the layers need {due:,}")
 
 
-def _is_model_id(value: Any) -> bool:
-    """Whether a text is a key of a model: source/name, without control characters."""
-    return (
-        isinstance(value, str)
-        and 0 < value.find("/") < len(value) - 1
-        and len(value) <= _MOST_NAME
-        and not re.search(r"[\x00-\x1f\x7f-\x9f]", value)
-    )
-
-
 def _check_required(table: pa.Table, name: str, refuse: Callable[[str, str], NoReturn]) -> None:
     # Arrow does not check that a column declared as not null has no nulls.
     for field in table.schema:
@@ -337,51 +361,3 @@ def _lengths_are(lists: pa.ChunkedArray, length: int) -> bool:
 def _finite(lists: pa.ChunkedArray) -> bool:
     values = lists.combine_chunks().flatten()
     return not values.null_count and bool(np.isfinite(values.to_numpy(zero_copy_only=False)).all())
-
-
-def _numbers(values: Sequence[Any] | None, length: int) -> npt.NDArray[np.float64] | None:
-    """Finite numbers of a list as an array; None if it is not one of this length."""
-    if values is None or len(values) != length or None in values:
-        return None
-    array = np.asarray(values, np.float64)
-    return array if np.isfinite(array).all() else None
-
-
-def _basis_problem(row: dict[str, Any]) -> str | None:
-    """What is wrong with a row of the bases table; None for a valid one."""
-    key = _BASIS_ID.fullmatch(row["basis_id"])
-    if key is None or key[1] != row["kernel"]:
-        return f"not a key of a basis of {shown(row['kernel'])}"
-    try:
-        height, width = kernel_shape(row["kernel"])
-    except CnnFilterDbError as error:
-        return str(error)
-    size = height * width
-    if f"{height}x{width}" != row["kernel"] or not 1 < size <= MAX_KERNEL_WEIGHTS:
-        return "not a kernel size of stored filters"
-    if row["variant"] not in VARIANTS or row["created_at"] is None:
-        return "variant or time is missing"
-    models = row["models"]
-    if models is None or not all(map(_is_model_id, models)):
-        return "the models that it was fitted on are not keys of models"
-    if not all(isinstance(row[name], int) and 0 <= row[name] <= _MOST_FILTERS for name in ("layers", "filters")):
-        return "impossible numbers of layers or filters"
-    if not (isinstance(row["bins"], int) and 1 <= row["bins"] <= _MOST_BINS):
-        return f"{row['bins']} bins; expected 1 to {_MOST_BINS:,}"
-    low, high = row["low"], row["high"]
-    if low is None or high is None or not (np.isfinite([low, high]).all() and low < high):
-        return f"a range from {low} to {high}"
-    vectors = [_numbers(row[name], size) for name in ("mean", "explained_variance", "explained_variance_ratio")]
-    components = row["components"]
-    rows = [_numbers(line, size) for line in components or ()]
-    if any(vector is None for vector in vectors + rows) or len(rows) != size:
-        return f"its arrays are not {size} finite numbers"
-    mean, variance, ratio = (vector for vector in vectors if vector is not None)
-    if np.abs(mean).max() > 1 + _TOLERANCE or (variance < -_TOLERANCE).any() or (ratio < -_TOLERANCE).any():
-        return "a mean beyond 1, or a negative variance"
-    if ratio.sum() > 1 + _TOLERANCE:
-        return "shares of the variance that add up to more than 1"
-    matrix = np.stack([line for line in rows if line is not None])
-    if np.abs(matrix @ matrix.T - np.eye(size)).max() > _TOLERANCE:
-        return "its components are not orthonormal"
-    return None

@@ -18,7 +18,16 @@ import pyarrow.parquet as pq
 
 from cnnfilterdb import paths
 from cnnfilterdb.errors import CorruptError
-from cnnfilterdb.scan.scan import FilterFile, FilterFiles, constant, damaged, failures, first_line, open_parquet
+from cnnfilterdb.scan.scan import (
+    FilterFile,
+    FilterFiles,
+    constant,
+    damaged,
+    failures,
+    filters_metadata,
+    first_line,
+    open_parquet,
+)
 from cnnfilterdb.schema import filter_schema, weight_columns
 from cnnfilterdb.workers import ahead, threads
 
@@ -58,10 +67,7 @@ def filters_of(storage: FilterFiles, kernel: str, layers: Mapping[str, Collectio
 
     def row_groups() -> Iterator[tuple[FilterFile, pq.FileMetaData, int, Collection[int]]]:
         for path, model_id in _in_order(storage.filter_files(kernel, sorted(layers)), layers):
-            try:
-                metadata = open_parquet(path).metadata
-            except failures(path) as error:
-                raise damaged(path, f"cannot be read ({first_line(error)})") from error
+            metadata = filters_metadata(path, kernel)
             for group in range(metadata.num_row_groups):
                 chosen = layers.get(model_id or constant(metadata, group, "model_id"), ())
                 low, high = _layers(metadata, group)

@@ -19,7 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cnnfilterdb.errors import CnnFilterDbError, CorruptError, RemoteError
-from cnnfilterdb.schema import weight_columns
+from cnnfilterdb.reports import printable
+from cnnfilterdb.schema import filter_schema, weight_columns
 from cnnfilterdb.workers import ahead, threads
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "constant",
     "damaged",
     "failures",
+    "filters_metadata",
     "first_line",
     "joined",
     "open_parquet",
@@ -70,6 +72,23 @@ def open_parquet(file: FilterFile, **options: Any) -> pq.ParquetFile:
     if isinstance(file, Path):
         return pq.ParquetFile(file, memory_map=True, pre_buffer=False, **options)
     return file.open(**options)
+
+
+def filters_metadata(file: FilterFile, kernel: str) -> pq.FileMetaData:
+    """The footer of a file of filters.
+
+    Raises:
+        CorruptError: It cannot be read, or its columns are not those of filters of that kernel size.
+        RemoteError: A remote file cannot be reached.
+    """
+    try:
+        opened = open_parquet(file)
+        same = opened.schema_arrow.equals(filter_schema(kernel))
+    except failures(file) as error:
+        raise damaged(file, f"cannot be read ({first_line(error)})") from error
+    if not same:
+        raise damaged(file, f"its columns are not those of {kernel} filters")
+    return opened.metadata
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +187,7 @@ def damaged(path: FilterFile, what: str) -> CnnFilterDbError:
 
 def first_line(error: Exception) -> str:
     """The message of an error, without lines that only help the developers of the library that raised it."""
-    return str(error).partition("\n")[0]
+    return printable(str(error).partition("\n")[0])
 
 
 def scan(
@@ -199,10 +218,7 @@ def scan(
 
     def row_groups() -> Iterator[tuple[FilterFile, pq.FileMetaData, int, int]]:
         for path in files:
-            try:
-                metadata, first = open_parquet(path).metadata, 0
-            except failures(path) as error:
-                raise damaged(path, f"cannot be read ({first_line(error)})") from error
+            metadata, first = filters_metadata(path, kernel), 0
             for group in range(metadata.num_row_groups):
                 if isinstance(path, Path) or path.wanted(metadata, group):
                     yield path, metadata, group, first

@@ -9,12 +9,12 @@ not matter: they were seen completely or not at all.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
 from cnnfilterdb.errors import CorruptError, DatabaseError
 
-__all__ = ["SECONDS", "Snapshot", "steady"]
+__all__ = ["SECONDS", "Snapshot", "steady", "watched"]
 
 T = TypeVar("T")
 
@@ -65,6 +65,32 @@ def steady(
                 f"other processes replaced models for {SECONDS:.0f} s while they were read; wait for them and try again"
             )
         time.sleep(_PAUSE)
+
+
+def watched(snapshot: Callable[[], Snapshot], before: Snapshot, rows: Iterator[T]) -> Iterator[T]:
+    """Pass a stream on, and end it with an error if what it reads was replaced or removed meanwhile.
+
+    A stream cannot be repeated as a query can: a part of it has been used already.
+
+    Args:
+        snapshot: Returns the state of the database.
+        before: The state of what the stream reads, when it was chosen.
+        rows: The stream.
+
+    Raises:
+        DatabaseError: Something was replaced or removed before the stream ended.
+    """
+    failure: Exception | None = None
+    try:
+        yield from rows
+    except Exception as error:
+        failure = error
+    if not before.items() <= snapshot().items():
+        raise DatabaseError(
+            "a model was replaced or removed by another process while its filters were read; read them again"
+        ) from failure
+    if failure is not None:
+        raise failure
 
 
 def _gone(error: Exception) -> bool:

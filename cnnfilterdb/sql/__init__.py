@@ -163,7 +163,7 @@ def _kernel_block(kernel: str, published: bool) -> str:
     size = len(columns)
     text = _template("kernel.sql").substitute(
         kernel=kernel,
-        filters=f"/filters_{kernel}/*.parquet" if published else f"/{paths.filters_pattern(kernel)}",
+        filters="/" + (paths.shards_pattern(f"filters_{kernel}") if published else paths.filters_pattern(kernel)),
         columns=", ".join(columns),
         size=size,
     )
@@ -204,6 +204,8 @@ def _annotations(annotated: bool) -> dict[str, str]:
 # Where the tables are in a folder and in a release, which has lists in place of maps.
 _FOLDER = {
     "models_columns": "*",
+    "models_files": f"/{paths.models_pattern()}",
+    "layers_files": f"/{paths.layers_pattern()}",
     # The file without rows comes first, so that its columns are those that every other file must have.
     "bases": f"[database_files('/{paths.basis_path(paths.EMPTY)}'), database_files('/{paths.bases_pattern()}')]",
     "histograms": f"[database_files('/{paths.histograms_path(paths.EMPTY, paths.EMPTY)}'), "
@@ -214,8 +216,10 @@ _FOLDER = {
 _RELEASE = {
     "models_columns": "* REPLACE (map_from_entries(metrics) AS metrics, map_from_entries(original) AS original), "
     "NULL::VARCHAR[] AS files",
-    "bases": "database_files('/bases/*.parquet')",
-    "histograms": "database_files('/histograms/*.parquet')",
+    "models_files": f"/{paths.shards_pattern('models')}",
+    "layers_files": f"/{paths.shards_pattern('layers')}",
+    "bases": f"database_files('/{paths.shards_pattern('bases')}')",
+    "histograms": f"database_files('/{paths.shards_pattern('histograms')}')",
 }
 
 
@@ -228,8 +232,8 @@ def _database_files(shards: Mapping[str, Sequence[str]] | None) -> str:
     if shards is None:
         return f"{_FOLDER_PATH} || pattern"
     cases = " ".join(
-        f"WHEN {literal(f'/{table}/*.parquet')} THEN [{', '.join(literal(f'/{path}') for path in paths)}]"
-        for table, paths in shards.items()
+        f"WHEN {literal(f'/{paths.shards_pattern(table)}')} THEN [{', '.join(literal(f'/{path}') for path in files)}]"
+        for table, files in shards.items()
     )
     return f"[{_FOLDER_PATH} || file FOR file IN CASE pattern {cases} END]"
 

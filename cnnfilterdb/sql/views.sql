@@ -6,7 +6,7 @@ CREATE OR REPLACE MACRO database_files(pattern) AS
 -- One row per model, as it was stored.
 -- Example: SELECT model_id, domain, conv_layers FROM models_stored
 CREATE OR REPLACE VIEW models_stored AS
-SELECT $models_columns FROM read_parquet(database_files('/models/*.parquet'), hive_partitioning = false);
+SELECT $models_columns FROM read_parquet(database_files('$models_files'), hive_partitioning = false);
 
 -- Corrections and additions of the user, made by `cnnfilterdb annotate`: one row per model and column.
 -- Example: FROM annotations
@@ -21,7 +21,7 @@ $models;
 -- One row per convolution layer, with its statistics. A layer without a models row was never committed.
 -- Example: SELECT model_id, layer, layer_name, kind, kernel, filters, round(variance_entropy, 3) AS variance_entropy FROM layers WHERE stored
 CREATE OR REPLACE VIEW layers AS
-SELECT * FROM read_parquet(database_files('/layers/*.parquet'), hive_partitioning = false)
+SELECT * FROM read_parquet(database_files('$layers_files'), hive_partitioning = false)
 SEMI JOIN models_stored USING (model_id);
 
 -- The columns that `by` and `where` of the table macros may name: one row per layer, with every column of models and of
@@ -29,7 +29,7 @@ SEMI JOIN models_stored USING (model_id);
 -- Example: SELECT domain, kernel, count(*) AS layers, sum(filters) AS filters FROM facts WHERE stored AND papers_layer GROUP BY ALL ORDER BY ALL
 CREATE OR REPLACE VIEW facts AS
 SELECT m.* EXCLUDE (files), l.* EXCLUDE (model_id), $papers_layer AS papers_layer
-FROM read_parquet(database_files('/layers/*.parquet'), hive_partitioning = false) AS l JOIN models AS m USING (model_id);
+FROM read_parquet(database_files('$layers_files'), hive_partitioning = false) AS l JOIN models AS m USING (model_id);
 
 -- One row per fitted basis.
 -- Source: CNN Filter DB (arXiv 2203.15331).

@@ -57,6 +57,7 @@ from cnnfilterdb.stats.quality import (
     orthogonality,
     sparse_kernels,
     sparsity,
+    statistics_row,
     variance_entropy,
 )
 from cnnfilterdb.stats.randomness import randomness_threshold
@@ -143,6 +144,7 @@ __all__ = [
     "sparse_kernels",
     "sparsity",
     "spatial_correlation",
+    "statistics_row",
     "subspace_overlap",
     "symmetries",
     "unpacked",

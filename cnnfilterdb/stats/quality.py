@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +32,7 @@ __all__ = [
     "orthogonality",
     "sparse_kernels",
     "sparsity",
+    "statistics_row",
     "variance_entropy",
 ]
 
@@ -380,6 +382,31 @@ def layer_statistics(weight: npt.NDArray[np.float32]) -> LayerStatistics:
         binary_filters=binary,
         levels=levels(weight),
     )
+
+
+def statistics_row(statistics: LayerStatistics) -> dict[str, Any]:
+    """The columns of the layers table that hold the statistics of a layer."""
+    moments, nonsparse = statistics.moments, statistics.nonsparse
+    return {
+        "sparsity": statistics.sparsity,
+        "variance_entropy": statistics.variance_entropy,
+        "randomness_threshold": statistics.randomness_threshold,
+        "variance_entropy_clean": statistics.variance_entropy_clean,
+        "variance_entropy_scaled": statistics.variance_entropy_scaled,
+        "orthogonality": statistics.orthogonality,
+        "norm_l1": statistics.norm_l1,
+        "norm_l2": statistics.norm_l2,
+        "isotropy": statistics.isotropy,
+        "binary_filters": statistics.binary_filters,
+        "levels": statistics.levels,
+        "raw_mean": statistics.raw.mean,
+        "raw_variance": statistics.raw.scatter.diagonal() / statistics.raw.count,
+        "scaled_mean": moments.mean,
+        "scaled_scatter": moments.packed(),
+        "nonsparse_filters": nonsparse.count if nonsparse else None,
+        "nonsparse_mean": nonsparse.mean if nonsparse else None,
+        "nonsparse_scatter": nonsparse.packed() if nonsparse else None,
+    }
 
 
 # Below this share of the sum of squares, a difference of two sums has lost too many digits.

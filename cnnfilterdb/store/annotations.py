@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import os
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -22,10 +23,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cnnfilterdb import paths
-from cnnfilterdb.errors import CorruptError, SelectionError, UnknownModelError
+from cnnfilterdb.errors import CorruptError, DatabaseError, SelectionError, UnknownModelError, UnsafePathError
 from cnnfilterdb.reports import Problem
 from cnnfilterdb.schema import ANNOTATED
 from cnnfilterdb.store.durable import sha256, write_text
+from cnnfilterdb.store.regular import read_small
 
 __all__ = [
     "Facts",
@@ -57,17 +59,25 @@ class AnnotatedFolder(Protocol):
         """A temporary folder inside it, used by one process at a time."""
 
 
-def check_fact_names(names: Iterable[str], known: Sequence[str] = ANNOTATED) -> None:
+def check_fact_names(names: Iterable[str], known: Sequence[str] = ANNOTATED, *, options: Sequence[str] = ()) -> None:
     """Refuse names that are not facts.
+
+    Args:
+        names: The names.
+        known: The facts.
+        options: Other names that may have been meant.
 
     Raises:
         SelectionError: One of them is not known; the message gives the nearest name.
 
     >>> check_fact_names(["domain"])
+    >>> check_fact_names(["overwite"], options=["overwrite"])
+    Traceback (most recent call last):
+    cnnfilterdb.errors.SelectionError: unknown fact 'overwite'; did you mean overwrite?
     """
     for name in names:
         if name not in known:
-            near = get_close_matches(name, known, 1)
+            near = get_close_matches(name, [*known, *options], 1)
             hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
             raise SelectionError(f"unknown fact {name!r}{hint}")
 
@@ -82,10 +92,10 @@ def stored_facts(root: Path) -> Facts:
         CorruptError: The file does not have the form that the views can read; the message states the line.
     """
     path = root / paths.ANNOTATIONS
-    if not path.exists():
+    if not os.path.lexists(path):
         return {}
     facts: Facts = {}
-    for _, message, row in _rows(path):
+    for _, message, row in _rows(root):
         if message:
             raise CorruptError(f"{path}: {message}")
         model_id, column, value = row
@@ -96,20 +106,27 @@ def stored_facts(root: Path) -> Facts:
 def annotation_problems(store: AnnotatedFolder) -> list[Problem]:
     """Problems of the annotations of a database; none if there are none."""
     path, sums = store.path / paths.ANNOTATIONS, store.path / paths.ANNOTATIONS_SUM
-    expected = sums.read_text(encoding="ascii", errors="replace").split()[::2] if sums.exists() else []
-    if not path.exists():
+    try:
+        recorded = read_small(store.path, paths.ANNOTATIONS_SUM) if os.path.lexists(sums) else None
+    except (OSError, DatabaseError) as error:
+        return [Problem(None, sums, f"cannot be read: {error}")]
+    expected = recorded.decode("ascii", "replace").split()[::2] if recorded is not None else []
+    if not os.path.lexists(path):
         return (
             [Problem(None, path, "is missing; restore it, or drop the annotations with --repair")] if expected else []
         )
-    there = set(store.model_ids())
+    try:
+        there = set(store.model_ids())
+    except (CorruptError, UnsafePathError):  # a damaged model, which is a problem of its own
+        return []
     found: list[Problem] = []
-    for line, message, row in _rows(path):
+    for line, message, row in _rows(store.path):
         if not message and row[0] not in there:
             message = f"line {line}: no model {row[0]!r}; correct its key or remove the line"
         if message:
             known = row[0] if row and row[0] in there else None
             found.append(Problem(known, path, message))
-    if not found and sums.exists() and sha256(path) not in expected:
+    if not found and recorded is not None and sha256(path) not in expected:
         found.append(
             Problem(
                 None,
@@ -176,7 +193,7 @@ def forget(store: AnnotatedFolder, model_ids: Iterable[str]) -> None:
         change(store, lambda facts: [facts.pop(model_id, None) for model_id in gone])
 
 
-def load_facts(path: Path, model_ids: Sequence[str]) -> Facts:
+def load_facts(path: Path, model_ids: Sequence[str], check: Callable[[Mapping[str, str | None]], None]) -> Facts:
     """Read facts from a user's file.
 
     A ``.toml`` file has one table per model, such as ``["pypi/deepcr/mask-decam"]``, with its facts. A CSV file has
@@ -187,9 +204,10 @@ def load_facts(path: Path, model_ids: Sequence[str]) -> Facts:
     Args:
         path: The file.
         model_ids: Models of the database.
+        check: Raises SelectionError for facts that use unknown words.
 
     Raises:
-        SelectionError: The file cannot be read, has another form, or names an unknown fact.
+        SelectionError: The file cannot be read, has another form, or names an unknown fact or word.
         UnknownModelError: It names a model that is not in the database.
     """
     try:
@@ -205,6 +223,7 @@ def load_facts(path: Path, model_ids: Sequence[str]) -> Facts:
     for name, known in entries:
         try:
             check_fact_names(known)
+            check(known)
             for model_id in matching([name], model_ids):
                 facts.setdefault(model_id, {}).update(known)
         except (SelectionError, UnknownModelError) as error:
@@ -231,11 +250,11 @@ def matching(patterns: Iterable[str], model_ids: Sequence[str]) -> list[str]:
     return list(found)
 
 
-def _rows(path: Path) -> Iterator[tuple[int, str | None, list[str]]]:
-    """Line number, what is wrong with it, and cells of each row."""
+def _rows(root: Path) -> Iterator[tuple[int, str | None, list[str]]]:
+    """Line number, what is wrong with it, and cells of each row of the annotations in a folder."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_small(root, paths.ANNOTATIONS).decode("utf-8")
+    except (OSError, UnicodeDecodeError, DatabaseError) as error:
         yield 1, f"cannot be read as UTF-8: {error}", []
         return
     lines = csv.reader(io.StringIO(text, newline=""), strict=True)

@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from cnnfilterdb import paths
-from cnnfilterdb.errors import CorruptError, SelectionError, UnsafePathError
-from cnnfilterdb.schema import kernel_shape
+from cnnfilterdb.errors import CorruptError, UnsafePathError
+from cnnfilterdb.schema import is_model_id, storable
 from cnnfilterdb.store.durable import move, sha256, sync_folder, whole
 
 __all__ = ["Commit", "Removal", "decided", "discard", "discard_removed", "files_of", "finish", "undo", "unfinished"]
@@ -69,8 +69,8 @@ class Commit:
         model_id, files = record.get("model_id"), record.get("files")
         if not isinstance(model_id, str) or not isinstance(files, list) or set(record) != {"model_id", "files"}:
             raise CorruptError(f"{where}: not the record of a commit; expected model_id and files")
-        slug, (source, _, name) = paths.slug(model_id), model_id.partition("/")
-        if not (source and name) or folder.name.rpartition("-")[0] != slug:
+        slug, source = paths.slug(model_id), model_id.partition("/")[0]
+        if not is_model_id(model_id) or folder.name.rpartition("-")[0] != slug:
             raise CorruptError(f"{where}: the record is of {model_id!r:.200}, which is not the model of this folder")
         for file in files:
             if not _belongs(file, source, slug):
@@ -228,12 +228,11 @@ def _belongs(file: Any, source: str, slug: str) -> bool:
         parts = paths.relative(file)
         if len(parts) != 4:
             return False
-        if parts[0] == "index":
+        if paths.is_indexed(file):
             return paths.is_basis_id(parts[1]) and file == paths.histograms_path(parts[1], slug)
         kernel = parts[1].removeprefix("kernel=")
-        kernel_shape(kernel)
-        return file in (paths.filters_path(kernel, source, slug), paths.empty_filters_path(kernel))
-    except (UnsafePathError, SelectionError):
+        return storable(kernel) and file in (paths.filters_path(kernel, source, slug), paths.empty_filters_path(kernel))
+    except UnsafePathError:
         return False
 
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import stat
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -49,6 +48,7 @@ from cnnfilterdb.schema import (
     MODELS,
     check_format,
     filter_schema,
+    is_model_id,
     kernel_order,
     kernel_shape,
     storable,
@@ -65,7 +65,9 @@ from cnnfilterdb.store.commits import (
     undo,
     unfinished,
 )
+from cnnfilterdb.store.diagnosis import first_damage
 from cnnfilterdb.store.durable import move, sha256, write_text, writing
+from cnnfilterdb.store.regular import read_small, require_regular
 from cnnfilterdb.store.rows import damaged_file, read_rows
 from cnnfilterdb.store.seals import marker_sum, seal_text, write_sealed
 from cnnfilterdb.store.verify import verify_folder, verify_models
@@ -135,7 +137,7 @@ class Store:
     def _check(self) -> None:
         marker = self.path / paths.MARKER
         try:
-            found = json.loads(paths.regular(self.path, paths.MARKER).read_text(encoding="utf-8"))
+            found = json.loads(read_small(self.path, paths.MARKER))
             version, layout = found["format_version"], found.get("layout")
             if type(version) is not int:
                 raise TypeError(f"{version!r} is not a number")
@@ -224,6 +226,8 @@ class Store:
         """Whether a file of annotations exists."""
         return (self.path / paths.ANNOTATIONS).exists()
 
+    damage = first_damage
+
     def attach(self, connection: object) -> None:
         """Do nothing: DuckDB can read folders."""
 
@@ -297,7 +301,7 @@ class Store:
         return sorted(path for path in self.path.glob(paths.filters_pattern(kernel)) if path.stem in slugs)
 
     def verify(self, model_ids: Iterable[str] | None = None, progress: Progress | None = None) -> list[Problem]:
-        """Check every count and every hash.
+        """Check every count and every hash, and the annotations.
 
         Nothing else should write to the database: a model that is replaced meanwhile may be reported.
 
@@ -313,7 +317,7 @@ class Store:
         """
         problems = verify_models(self.path, sorted(self._chosen(model_ids)), self.files, progress)
         if model_ids is None:
-            problems += verify_folder(self.path)
+            problems += verify_folder(self.path) + notes.annotation_problems(self)
             problems += [
                 Problem(None, self.path / file, "belongs to no model; `cnnfilterdb verify --repair` sets it aside")
                 for slug in sorted(self.strays())
@@ -341,14 +345,12 @@ class Store:
             UnsafePathError: A file that a query would read is a named pipe, a device, or a link that leaves the
                 folder.
         """
-        found: dict[str, object] = {}
+        found, seen = dict[str, object](), set[Path]()
         patterns = (paths.models_pattern(), paths.bases_pattern())
-        for pattern in (*patterns, paths.layers_pattern(), paths.filters_pattern(), paths.histograms_pattern()):
+        for pattern in (*patterns, *paths.detail_patterns()):
             for path in self.path.glob(pattern):
                 with suppress(FileNotFoundError):
-                    status = path.lstat()
-                    if not stat.S_ISREG(status.st_mode):
-                        paths.regular(self.path, path.relative_to(self.path).as_posix())
+                    status = require_regular(self.path, path, seen)
                     if pattern in patterns:
                         found[str(path)] = (status.st_ino, status.st_mtime_ns, status.st_size)
         return found
@@ -374,10 +376,10 @@ class Store:
             place = paths.models_path if kind == "models" else paths.layers_path
             files = [self.path / place(slug) for slug in (paths.EMPTY, *sorted(chosen))]
             try:
-                return read_rows(files, schema, columns or schema.names)
+                return read_rows(self.path, files, schema, columns or schema.names)
             except (OSError, pa.ArrowException) as error:
                 if self._committed() >= committed:
-                    raise damaged_file(files, schema, error) from error
+                    raise damaged_file(self.path, files, schema, error) from error
 
     # ----------------------------------------------------------------------------------------------- write
 
@@ -390,13 +392,12 @@ class Store:
             overwrite: Replace the model of that key.
 
         Raises:
-            SelectionError: Not of the form ``source/name``.
+            SelectionError: Not the key of a model (:func:`cnnfilterdb.schema.is_model_id`).
             DatabaseError: The model already exists, or the disk is full.
             LockedError: Another process writes the same model.
         """
-        source, _, name = model_id.partition("/")
-        if not (source and name):
-            raise SelectionError(f"{model_id!r}: a model is named source/name, such as custom/mine")
+        if not is_model_id(model_id):
+            raise SelectionError(f"{model_id!r:.200}: expected source/name, printable, such as custom/mine")
         slug = paths.slug(model_id)
         self.recover_once()
         with self._locked(slug, model_id):
@@ -546,10 +547,11 @@ class Store:
 
     def write_init(self, text: str) -> None:
         """Write ``init.sql``, the views and macros for any DuckDB client; called by writers only."""
-        path, text = self.path / paths.INIT, seal_text(text)
-        if not path.exists() or path.read_text(encoding="utf-8", errors="replace") != text:
-            with self.staging(paths.INIT) as folder:
-                write_text(path, text, folder)
+        with suppress(OSError, DatabaseError):  # of what is not a regular file, which is replaced
+            if read_small(self.path, paths.INIT) == seal_text(text).encode():
+                return
+        with self.staging(paths.INIT) as folder:
+            write_text(self.path / paths.INIT, seal_text(text), folder)
 
     @contextmanager
     def staging(self, name: str) -> Iterator[Path]:

@@ -57,6 +57,7 @@ from cnnfilterdb.schema import BASES, HISTOGRAMS, indexable, papers_layers
 from cnnfilterdb.stats import RECIPES, Basis, Histogram, histograms
 from cnnfilterdb.store.durable import move, sync_folder, whole, writing
 from cnnfilterdb.store.folder import Store
+from cnnfilterdb.store.regular import check_size
 from cnnfilterdb.store.seals import sealed, write_sealed
 from cnnfilterdb.store.writer import Writer, histogram_settings
 
@@ -80,7 +81,7 @@ class Index(Bases):
     def __init__(self, store: Store) -> None:
         self.store = store
         self.location = store.location
-        self.path = store.path / "index"
+        self.path = store.path / paths.INDEX
         self._skipped: dict[str, str] = {}  # bases that a warning has named
         self._unfit: dict[str, object] = {}  # kernel sizes without a basis, and the state in which that was found
 
@@ -259,18 +260,20 @@ class Index(Bases):
                 for slug, stamp, part in self._histograms(fitted, there, staging, progress):
                     written[slug] = stamp
                     with writing(self.path):
-                        move(part, place / "histograms" / f"{slug}.parquet")
+                        move(part, place / paths.HISTOGRAMS / f"{slug}.parquet")
                 return written
 
             stamps = steady(self.store.snapshot, histograms_of_all)
             with writing(self.path):
-                write_sealed(basis_table(fitted), place / "basis.parquet")
-                for folder in (place / "histograms", place):
+                write_sealed(basis_table(fitted), place / paths.BASIS)
+                for folder in (place / paths.HISTOGRAMS, place):
                     if folder.exists():
                         sync_folder(folder)
                 self.path.mkdir(exist_ok=True)
                 if (self.path / basis_id).exists():  # without a valid basis, or it would have been found above
-                    self.store.quarantine([paths.basis_folder(basis_id)], f"index/{basis_id}: no valid basis in it")
+                    self.store.quarantine(
+                        [paths.basis_folder(basis_id)], f"{paths.basis_folder(basis_id)}: no valid basis in it"
+                    )
                 place.rename(self.path / basis_id)
                 sync_folder(self.path)
             self._drop_stale(basis_id, stamps)
@@ -328,7 +331,7 @@ class Index(Bases):
             raise CorruptError(f"{fitted.basis_id!r:.100} is not the key of a basis; leave it out")
         with self.store.staging(fitted.basis_id) as staging, writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            with whole(folder / "basis.parquet", staging) as part:
+            with whole(folder / paths.BASIS, staging) as part:
                 write_sealed(basis_table(fitted), part)
 
     def _fill(self, fitted: FittedBasis, model_ids: Sequence[str], progress: Progress | None) -> None:
@@ -448,7 +451,9 @@ def _read_sealed(root: Path, path: str, schema: pa.Schema) -> pa.Table:
     file = paths.regular(root, path)
     if not sealed(file):
         raise CorruptError("its checksum is missing or wrong")
-    table = pq.ParquetFile(file).read()
+    opened = pq.ParquetFile(file)
+    check_size(opened, file)
+    table = opened.read()
     if not table.schema.equals(schema):
         raise CorruptError("its columns are those of another version")
     return table

@@ -49,7 +49,7 @@ def repair(store: Store, index: Index, progress: Progress | None = None) -> list
         except LockedError as error:
             left.append(Problem(problem.model_id, problem.path, str(error)))
             continue
-        where = moved[0].rpartition("/models/")[0] if moved else paths.QUARANTINE
+        where = "/".join(moved[0].split("/")[:2]) if moved else paths.QUARANTINE
         source = f" from {urls[slug]}" if urls.get(slug) else ""
         message = f"{problem.message}; its files are in {where}: import {name} again{source}"
         left.append(Problem(problem.model_id, problem.path, message))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,12 +24,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cnnfilterdb import paths
-from cnnfilterdb.errors import CorruptError
+from cnnfilterdb.errors import CorruptError, DatabaseError, UnsafePathError
 from cnnfilterdb.reports import Problem, Progress
 from cnnfilterdb.scan.ordered import RowCursor
 from cnnfilterdb.schema import BASES, HISTOGRAMS, LAYERS, MODELS, filter_schema, kernel_name, weight_columns
 from cnnfilterdb.stats import Moments
 from cnnfilterdb.store.durable import sha256
+from cnnfilterdb.store.regular import check_size, read_small, require_regular
 from cnnfilterdb.store.seals import marker_sum, sealed, text_sealed
 from cnnfilterdb.workers import threads
 
@@ -71,20 +73,26 @@ def verify_folder(root: Path) -> list[Problem]:
     problems = []
     for path in sorted({*root.glob(paths.bases_pattern()), *_empty_files(root)}):
         try:
+            require_regular(root, path)
             message = None if sealed(path) else BROKEN_SEAL
+        except UnsafePathError as error:
+            message = str(error).removeprefix(f"{path}: ")
         except OSError as error:
             message = f"cannot be read: {error.strerror or error}"
         if message:
             problems.append(Problem(None, path, message))
     marker, init = root / paths.MARKER, root / paths.INIT
     try:
-        found = json.loads(marker.read_text(encoding="utf-8"))
+        found = json.loads(read_small(root, paths.MARKER))
         if found.get("sha256") != marker_sum(found):
             problems.append(Problem(None, marker, BROKEN_SEAL))
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError, DatabaseError) as error:
         problems.append(Problem(None, marker, f"cannot be read: {_reason(error)}"))
-    if init.exists() and not text_sealed(init.read_bytes()):
-        problems.append(Problem(None, init, BROKEN_SEAL))
+    try:
+        if os.path.lexists(init) and not text_sealed(read_small(root, paths.INIT)):
+            problems.append(Problem(None, init, BROKEN_SEAL))
+    except (OSError, DatabaseError) as error:
+        problems.append(Problem(None, init, f"cannot be read: {_reason(error)}"))
     return problems
 
 
@@ -108,8 +116,10 @@ def _reason(error: Exception) -> str:
 def _read(path: Path, schema: pa.Schema) -> pa.Table:
     """Read a small table, checking the checksums of its pages and its columns."""
     try:
-        table = pq.ParquetFile(path, page_checksum_verification=True).read()
-    except (OSError, ValueError, pa.ArrowException) as error:
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+        check_size(file, path)
+        table = file.read()
+    except (OSError, ValueError, pa.ArrowException, CorruptError) as error:
         raise _Damaged(f"cannot be read: {_reason(error)}") from error
     if not table.schema.equals(schema):
         raise _Damaged("its columns are not those of the schema")
@@ -128,6 +138,14 @@ class _Check:
 
     def run(self) -> _Check:
         """Check everything, and return itself."""
+        for path in sorted(self._in_place):
+            try:
+                require_regular(self._root, self._root / path)
+            except (UnsafePathError, FileNotFoundError) as error:
+                self._problem(path, str(error).removeprefix(f"{self._root / path}: "))
+                self._in_place.discard(path)
+        if paths.models_path(self._slug) not in self._in_place:
+            return self
         row = self._models_row()
         if row is not None:
             self._listed_files(row)
@@ -169,7 +187,9 @@ class _Check:
 
     def _listed_files(self, row: dict[str, Any]) -> None:
         listed = {file["path"]: file for file in row["files"] or ()}
-        expected = {path for path in self._in_place if path.startswith(("layers/", "filters/"))}
+        expected = {
+            path for path in self._in_place if path != paths.models_path(self._slug) and not paths.is_indexed(path)
+        }
         for path in sorted(expected - listed.keys()):
             self._problem(path, "is not in the list of files of its model")
         for path, file in listed.items():
@@ -283,7 +303,7 @@ class _Check:
                     self._problem(paths.layers_path(self._slug), f"{where}: {column} is not that of its filters")
 
     def _histograms(self, layers: pa.Table) -> None:
-        for path in sorted(path for path in self._in_place if path.startswith("index/")):
+        for path in sorted(path for path in self._in_place if paths.is_indexed(path)):
             try:
                 self._histogram_file(path, layers)
             except _Damaged as error:
@@ -293,8 +313,12 @@ class _Check:
         import pyarrow.compute as pc
 
         basis_id = path.split("/")[1]
-        if not (self._root / paths.basis_path(basis_id)).exists():
-            raise _Damaged(f"no basis {basis_id} exists")
+        try:
+            require_regular(self._root, self._root / paths.basis_path(basis_id))
+        except FileNotFoundError as error:
+            raise _Damaged(f"no basis {basis_id} exists") from error
+        except UnsafePathError as error:  # reported with the files of the folder
+            raise _Damaged("its basis cannot be read") from error
         basis = _read(self._root / paths.basis_path(basis_id), BASES).to_pylist()
         if len(basis) != 1:
             raise _Damaged(f"{len(basis)} rows in {paths.basis_path(basis_id)}, expected 1")

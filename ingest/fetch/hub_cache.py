@@ -16,14 +16,13 @@ from pathlib import Path
 
 from cnnfilterdb.ingest.fetch.cache import sha256_of, writing_cache
 from cnnfilterdb.ingest.fetch.partial_safetensors import partial_origin
-from cnnfilterdb.schema import ModelFacts
+from cnnfilterdb.schema import ModelFacts, is_sha256
 
-__all__ = ["HubCache", "RepositoryFile", "RepositoryFiles", "is_sha256", "snapshot_of", "stated_sha256"]
+__all__ = ["HubCache", "RepositoryFile", "RepositoryFiles", "snapshot_of", "stated_sha256"]
 
 _log = logging.getLogger(__name__)
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,12 +190,3 @@ def stated_sha256(path: Path) -> str | None:
     """The SHA-256 under which huggingface_hub keeps a large file; small ones have another kind of hash."""
     name = path.resolve().name
     return name if path.is_symlink() and is_sha256(name) else None
-
-
-def is_sha256(text: str | None) -> bool:
-    """Whether a text has the form of a SHA-256.
-
-    >>> is_sha256("0" * 64), is_sha256("0" * 40), is_sha256(None)
-    (True, False, False)
-    """
-    return text is not None and _SHA256.fullmatch(text) is not None

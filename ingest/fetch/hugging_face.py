@@ -26,11 +26,11 @@ from cnnfilterdb.ingest.fetch.hub_cache import (
     HubCache,
     RepositoryFile,
     RepositoryFiles,
-    is_sha256,
     snapshot_of,
     stated_sha256,
 )
 from cnnfilterdb.ingest.fetch.partial_safetensors import gather
+from cnnfilterdb.schema import is_sha256
 
 __all__ = ["HuggingFace"]
 

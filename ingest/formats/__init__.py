@@ -15,6 +15,7 @@ from typing import Protocol, TypeVar
 
 from cnnfilterdb.errors import CnnFilterDbError, WeightFileError
 from cnnfilterdb.ingest.formats import limits
+from cnnfilterdb.ingest.formats.companions import leads_out
 from cnnfilterdb.ingest.formats.recognised import described_file, described_folder, described_text
 from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Weights
 from cnnfilterdb.reports import escaped
@@ -93,6 +94,8 @@ def main_file(path: Path) -> Path:
     if inside is None:
         what = described_folder(path) or f"a folder without {' or '.join(_MAIN_FILES)}; pass a weight file in it"
         raise WeightFileError(f"{path}: {what}")
+    if leads_out(path, inside):
+        raise WeightFileError(f"{inside}: a link that leads out of the folder; pass the file that it points at")
     return inside
 
 

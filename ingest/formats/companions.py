@@ -6,7 +6,28 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from cnnfilterdb.errors import WeightFileError
 
-__all__ = ["companion"]
+__all__ = ["companion", "leads_out"]
+
+
+def leads_out(folder: Path, path: Path) -> bool:
+    """Whether a path below a folder is, or goes through, a symbolic link to a place outside of it.
+
+    The blobs of the Hugging Face Hub's cache, to which the files of a snapshot are links, count as inside.
+
+    Args:
+        folder: The folder that was given.
+        path: A path below it.
+    """
+    home = folder.resolve()
+    homes = [home]
+    if "snapshots" in home.parts:
+        place = len(home.parts) - 1 - home.parts[::-1].index("snapshots")
+        homes.append(Path(*home.parts[:place]) / "blobs")
+    try:
+        target = path.resolve()
+    except (OSError, RuntimeError):  # a circle of links
+        return True
+    return not any(target.is_relative_to(one) for one in homes)
 
 
 def companion(model: Path, name: str) -> Path:

@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 
 from cnnfilterdb.errors import WeightFileError
+from cnnfilterdb.ingest.formats.companions import companion
 from cnnfilterdb.ingest.formats.damage import undamaged
 
 __all__ = ["is_index", "shards"]
@@ -34,7 +35,7 @@ def shards(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
         suffixes: Suffixes that the names of shards may have.
 
     Raises:
-        WeightFileError: A shard is missing or is not beside the index.
+        WeightFileError: A shard is missing or is not beside the index, or is a link that leaves the folder.
     """
     with path.open("rb") as file:
         head = file.read(4096)
@@ -62,4 +63,4 @@ def shards(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
             f"{path}: {len(missing)} of the {len(files)} shards of the model are missing, first {missing[0]}; "
             "put them beside it"
         )
-    return files
+    return [path if file == path else companion(path, file.name) for file in files]

@@ -9,8 +9,9 @@ from __future__ import annotations
 import glob
 import os
 import re
+import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path, PurePath
 from types import MappingProxyType
@@ -18,6 +19,7 @@ from types import MappingProxyType
 from cnnfilterdb.errors import DownloadError, UnknownModelError
 from cnnfilterdb.ingest import formats
 from cnnfilterdb.ingest.fetch.cache import ByteProgress, sha256_of
+from cnnfilterdb.ingest.formats.companions import leads_out
 from cnnfilterdb.ingest.sources import Source, register
 from cnnfilterdb.schema import ModelFacts
 
@@ -92,7 +94,8 @@ class FilesSource(Source):
         """Names of the weight files that paths, folders and globs match; nothing without any.
 
         A folder means all files below it that have one of the :func:`suffixes`, except hidden ones and the parts of
-        models in several files; ``**`` in a glob matches any number of folders. The names are valid for
+        models in several files; ``**`` in a glob matches any number of folders. Links that lead out of the folder, or
+        of the folders before the first wildcard, are left out with a Python warning. The names are valid for
         :meth:`describe` and :meth:`resolve` of this object.
 
         Raises:
@@ -152,13 +155,31 @@ def _expand(pattern: Path, folder: Path | None) -> Iterator[tuple[Path, tuple[st
     if given.is_file():
         yield _absolute(given), (given.name,)
     elif given.is_dir():
-        for path in _weight_files(given):
+        for path in _staying(given, _weight_files(given)):
             yield _absolute(path), path.relative_to(given).parts
     elif glob.has_magic(str(pattern)):
         fixed = _fixed(given, folder)
-        for path in sorted(fixed.glob(str(given.relative_to(fixed)))):
-            if _is_weights(path.relative_to(fixed)) and _is_main(path):
+        found = sorted(fixed.glob(str(given.relative_to(fixed))))
+        for path in _staying(fixed, (path for path in found if _is_weights(path.relative_to(fixed)))):
+            if _is_main(path):
                 yield _absolute(path), path.relative_to(fixed).parts
+
+
+def _staying(folder: Path, files: Iterable[Path]) -> Iterator[Path]:
+    """The files whose content is in the folder; a warning names the others."""
+    outside: list[Path] = []
+    for path in files:
+        if leads_out(folder, path):
+            outside.append(path)
+        else:
+            yield path
+    if outside:
+        warnings.warn(
+            f"{outside[0]}: a link that leads out of {folder}, left out"
+            + (f" like {len(outside) - 1:,} others" if len(outside) > 1 else "")
+            + "; a file is read through a link if it is given by its own name",
+            stacklevel=2,
+        )
 
 
 def _fixed(pattern: Path, folder: Path | None) -> Path:

@@ -112,7 +112,7 @@ def test_everything_but_the_subject_is_a_keyword(db):
         (lambda db: db.layer_weights("custom/scans", 3), "1x1 kernels, which are not stored"),
         (lambda db: db.add({}, "x", domain=5), "domain: 5 given; expected text"),
         (lambda db: db.add({}, "x", metrics={"acc": "high"}), "expected numbers by name"),
-        (lambda db: db.annotate("custom/scans", domain="x", reset="domain"), "both set and reset"),
+        (lambda db: db.annotate("custom/scans", domain="x", reset="domain", new_words=True), "both set and reset"),
         (lambda db: db.remove(["custom/scans"]), "give each model as an argument"),
         (lambda db: db.ingest("files", [5]), "names: 5 given"),
     ],

@@ -166,7 +166,7 @@ def test_new_kernel_sizes_and_annotations_are_seen(sample_path, tmp_path):
         ask(connection, "FROM filters_1x7")
     with cnnfilterdb.open(path) as db:
         db.add({"a.weight": np.ones((2, 3, 1, 7), np.float32)}, "wide")
-        db.annotate("custom/wide", domain="sound")
+        db.annotate("custom/wide", domain="sound", new_words=True)
     assert ask(connection, "SELECT count(*) FROM filters_1x7") == [(6,)]
     assert ask(connection, "SELECT domain FROM models WHERE name = 'wide'") == [("sound",)]
     connection.close()

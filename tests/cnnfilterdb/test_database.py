@@ -1,5 +1,6 @@
 """The database as users hold it, against the papers' method done plainly in memory."""
 
+import dataclasses
 import shutil
 
 import numpy as np
@@ -7,6 +8,7 @@ import pandas as pd
 import pytest
 
 import cnnfilterdb
+from cnnfilterdb import schema
 from cnnfilterdb.errors import NotADatabaseError, SelectionError, UnknownModelError
 
 
@@ -125,7 +127,7 @@ def test_later_models_are_projected_and_counted(sample_path, tmp_path, tensors):
     before = db.kl_shift("domain")
     wild = {name: np.where(np.arange(9).reshape(3, 3) % 2, 1, -1) * np.abs(t) if t.ndim == 4 else t
             for name, t in tensors["face"].items()}  # fmt: skip
-    db.add({k: v.astype(np.float32) for k, v in wild.items()}, "wild", domain="checkerboards")
+    db.add({k: v.astype(np.float32) for k, v in wild.items()}, "wild", domain="checkerboards", new_words=True)
     after = db.kl_shift("domain")
     assert after.attrs["basis"] == before.attrs["basis"]
     pd.testing.assert_frame_equal(after.loc[before.index, before.columns], before, check_names=False)
@@ -190,6 +192,8 @@ def test_a_result_depends_on_no_order(sample, sample_path):
         (lambda db: db.kl_shift("domain", basis=db.basis(kernel="5x5")), "5x5"),
         (lambda db: db.models(where="nosuch = 1"), "nosuch"),
         (lambda db: db.add({}, "x", domian="y"), "did you mean domain"),
+        (lambda db: db.add({}, "x", overwite=True), "did you mean overwrite"),
+        (lambda db: db.add({}, "x", task="segmantation"), "unknown task 'segmantation'; did you mean 'Segmentation'"),
         (lambda db: db.add(42, "x"), "int"),
         (lambda db: db.add({}, "face"), "already"),
     ],
@@ -227,3 +231,10 @@ def test_torch_is_never_imported(sample_path, tmp_path):
         "assert 'torch' not in sys.modules, 'torch was imported'\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+
+
+def test_the_facts_that_can_be_given_are_those_that_are_stored():
+    stored = {field.name for field in dataclasses.fields(schema.ModelFacts)}
+    assert set(schema.GivenFacts.__annotations__) == stored
+    assert set(schema.ANNOTATED) == stored - {"file_format", "weights_sha256", "metrics", "original"}
+    assert stored <= set(schema.MODELS.names)

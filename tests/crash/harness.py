@@ -53,7 +53,7 @@ def make(path: Path) -> None:
     """Four annotated models and an index."""
     with cnnfilterdb.create(path) as db:
         for number in range(4):
-            db.add(weights(number), f"m{number}", domain=f"d{number % 2}")
+            db.add(weights(number), f"m{number}", domain=f"d{number % 2}", new_words=True)
         db.annotate("custom/m0", "custom/m1", task="Segmentation")
         db.index()
 
@@ -65,12 +65,12 @@ def removed(db: FilterDB) -> None:
 
 
 VERBS: dict[str, Callable[[FilterDB], object]] = {
-    "add": lambda db: db.add(weights(9), "m9", domain="d9", overwrite=True),
-    "overwrite": lambda db: db.add(weights(7), "m1", domain="d1", overwrite=True),
+    "add": lambda db: db.add(weights(9), "m9", domain="d9", overwrite=True, new_words=True),
+    "overwrite": lambda db: db.add(weights(7), "m1", domain="d1", overwrite=True, new_words=True),
     "remove": removed,
-    "annotate": lambda db: db.annotate("custom/m2", domain="d0", task="Denoising"),
+    "annotate": lambda db: db.annotate("custom/m2", domain="d0", task="Denoising", new_words=True),
     "index": lambda db: db.index(),
-    "refit": lambda db: (db.add(weights(8), "m8", domain="d8", overwrite=True), db.index(refit=True)),
+    "refit": lambda db: (db.add(weights(8), "m8", domain="d8", overwrite=True, new_words=True), db.index(refit=True)),
 }
 
 

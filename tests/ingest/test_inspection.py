@@ -19,6 +19,7 @@ from torch import nn
 import cnnfilterdb
 from cnnfilterdb import stats
 from cnnfilterdb.errors import SelectionError, WeightFileError
+from cnnfilterdb.ingest import formats
 from cnnfilterdb.ingest.inspection import LABELS
 
 
@@ -200,7 +201,7 @@ def test_files_without_convolutions(tmp_path):
 
 
 def test_what_is_no_weight_file(tmp_path):
-    with pytest.raises(WeightFileError, match="cannot be opened"):
+    with pytest.raises(WeightFileError, match="does not exist; expected a weight file"):
         cnnfilterdb.inspect(tmp_path / "missing.pt")
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(WeightFileError, match=r"notes\.txt: "):
@@ -272,3 +273,24 @@ def test_a_release_is_compared_with_too(release_path, sample, tensors):
     with cnnfilterdb.open(release_path) as release:
         there = found.compare(release)
     pd.testing.assert_frame_equal(there.models, found.compare(sample).models)
+
+
+def test_a_file_is_read_in_a_child_process(sample, tmp_path, monkeypatch):
+    weights = {f"{layer}.weight": sample.layer_weights("custom/face", layer) for layer in (0, 1)}
+    save_file(weights, tmp_path / "mine.safetensors")
+
+    def refuse(path):
+        raise AssertionError(f"{path}: read in this process")
+
+    expected = cnnfilterdb.inspect(weights).compare(sample).models
+    monkeypatch.setattr(formats, "read", refuse)
+    found = cnnfilterdb.inspect(tmp_path / "mine.safetensors")
+    assert len(found.layers) == 2
+    assert found.compare(sample).models.equals(expected)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.pt").write_text("hello")
+    with pytest.raises(WeightFileError, match=r"^notes\.pt: "):  # the path as it was given
+        cnnfilterdb.inspect("notes.pt")
+    monkeypatch.setenv("CNNFILTERDB_ISOLATION", "off")
+    with pytest.raises(AssertionError, match="read in this process"):
+        cnnfilterdb.inspect(tmp_path / "mine.safetensors")

@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from cnnfilterdb.errors import WeightFileError
 from cnnfilterdb.ingest.formats import register
+from cnnfilterdb.ingest.formats.companions import companion
 from cnnfilterdb.ingest.formats.damage import undamaged
 from cnnfilterdb.ingest.formats.protobuf import fields, mapped, message
 from cnnfilterdb.ingest.formats.tensorflow.bundle import MAGIC, Bundle, first_version, prefix_of
@@ -141,7 +142,11 @@ def _saved_model(folder: Path) -> Weights:
     if not graphs:
         raise WeightFileError(f"{path}: contains no graph; expected one written by tf.saved_model.save")
     prefix = folder / "variables" / "variables"
-    bundle = Bundle(prefix) if prefix.with_name("variables.index").is_file() else None
+    index = prefix.with_name("variables.index")
+    bundle = None
+    if index.is_file():
+        companion(path, index.relative_to(folder).as_posix())  # no link out of the folder
+        bundle = Bundle(prefix)
     # One graph for each set of tags; the one to serve comes first where there are several
     graph = min(graphs, key=lambda parts: b"serve" not in bytes(message(parts[1][-1])) if 1 in parts else True)
     return _with_graph(path, message(graph[2][-1]), bundle, "tf-saved-model")
@@ -157,6 +162,7 @@ def _checkpoint(path: Path) -> Weights:
     bundle = Bundle(prefix)
     meta = prefix.with_name(f"{prefix.name}.meta")
     if meta.is_file():
+        companion(path, meta.name)
         return _with_graph(meta, message(fields(mapped(meta), (2,))[2][-1]), bundle, "tf-checkpoint")
     found, skipped, count = _by_name(bundle, set(), {})
     return Weights("tf-checkpoint", "tensorflow", found, count, (*bundle.skipped, *skipped))

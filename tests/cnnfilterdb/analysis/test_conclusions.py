@@ -25,7 +25,7 @@ def db(tmp_path_factory):
             tensors[f"layer{layer}.weight"] = filters.astype(np.float32).reshape(32, 16, 3, 3)
             tensors[f"layer{layer}.bias"] = np.zeros(32, np.float32)
         facts = {"domain": domain} if domain else {}
-        db.add(tensors, name, family=family, **facts)
+        db.add(tensors, name, family=family, new_words=True, **facts)
     db.index()
     return db
 

@@ -69,7 +69,12 @@ def edges(tmp_path_factory, layers):
     names = list(layers)
     with cnnfilterdb.create(path) as db:
         for number, part in enumerate((names[::2], names[1::2])):
-            db.add({f"{name}.weight": layers[name] for name in part}, f"model {number}", domain=f"half {number}")
+            db.add(
+                {f"{name}.weight": layers[name] for name in part},
+                f"model {number}",
+                domain=f"half {number}",
+                new_words=True,
+            )
         yield db
 
 

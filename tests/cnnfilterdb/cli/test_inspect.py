@@ -73,10 +73,11 @@ def test_beside_a_database(run, face, sample_path):
 def test_wrong_lines_are_one_line(run, face, tmp_path, sample_path):
     (tmp_path / "notes.pt").write_text("hello, this is text")
     for status, line, message in [
-        (1, [tmp_path / "missing.pt"], "cannot be opened"),
+        (1, [tmp_path / "missing.pt"], "does not exist; expected a weight file"),
         (1, [tmp_path / "notes.pt"], "notes.pt: "),
         (1, [face, "--db", tmp_path / "no.db"], "no such database"),
         (1, [face, "--db", sample_path, "--family", "VGG"], "no 3x3 layer of the family 'VGG'"),
+        (1, [face, "--db", sample_path, "--family", "resnet"], "of the family 'resnet'; did you mean 'ResNet'?"),
         (1, [face, "--db", sample_path, "--kernel", "5x5"], "no 5x5 layer to compare"),
     ]:
         found, out, err = run("inspect", *line)

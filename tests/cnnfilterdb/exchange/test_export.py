@@ -76,7 +76,7 @@ def mixed_path(sample_path, tmp_path_factory):
         db.add(torch.nn.Sequential(*layers), UNICODE, domain="thermal", architecture=QUOTED)
         add_dead(db)
         assert not db.import_released(make_release(folder / "dataset.h5")).failed
-        db.annotate("custom/face", domain="Gesichter", task=None)
+        db.annotate("custom/face", domain="Gesichter", task=None, new_words=True)
         db.index(refit=True)
     return path
 
@@ -576,7 +576,14 @@ def test_memory_does_not_grow_with_the_number_of_filters(tmp_path):
 def test_a_spreadsheet_runs_no_cell(tmp_path):
     weight = np.random.default_rng(0).normal(size=(2, 2, 3, 3)).astype(np.float32)
     with cnnfilterdb.create(tmp_path / "db") as db:
-        db.add({"@SUM(A1).weight": weight}, "m", architecture="=1+cmd|' /C calc'!A0", family="+1", license="a-b")
+        db.add(
+            {"@SUM(A1).weight": weight},
+            "m",
+            architecture="=1+cmd|' /C calc'!A0",
+            family="+1",
+            license="a-b",
+            new_words=True,
+        )
         db.export(tmp_path / "x.csv")
         db.export(tmp_path / "x.parquet")
     frame = pd.read_csv(tmp_path / "x.csv")

@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cnnfilterdb.paths import MARKER
+from cnnfilterdb.paths import MARKER, shard_path
 from cnnfilterdb.publish import hub as publishing
-from cnnfilterdb.release.manifest import Manifest, ReleaseFile, shard_path
+from cnnfilterdb.release.manifest import Manifest, ReleaseFile
 from cnnfilterdb.schema import release_schema
 from cnnfilterdb.store.durable import sha256
 

@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
+from cnnfilterdb.paths import shard_path
 from cnnfilterdb.publish.card import citation, features, models_page, readme, size_category
 from cnnfilterdb.publish.markdown import code, line, link, table, text
-from cnnfilterdb.release.manifest import LeftOut, Manifest, ReleaseFile, shard_path
+from cnnfilterdb.release.manifest import LeftOut, Manifest, ReleaseFile
 from cnnfilterdb.schema import MODELS, describe, release_schema
 
 REPO = "owner/my-kernels"

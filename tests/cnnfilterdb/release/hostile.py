@@ -14,11 +14,9 @@ import contextlib
 import io
 import json
 import os
-import resource
 import shutil
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -28,9 +26,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from hostile_harness import copied, in_child, print_outcomes
+
 MARKER = "cnnfilterdb.json"
-SECONDS = 20
-MEMORY = 1_500 << 20
 SQL = "x; COPY (SELECT 1) TO 'evil.csv'; --"
 
 
@@ -389,6 +388,8 @@ for _name, _column, _value in (
     ("other filters", "stored_filters", 10),
     ("huge filters", "stored_filters", 2**62),
     ("other layers", "conv_layers", 77),
+    ("negative parameters", "parameters", -5),
+    ("key that turns text around", "name", "face\u202egnp"),
 ):
     case(f"models: {_name}")(cell("models", _column, _value))
 
@@ -428,11 +429,30 @@ for _name, _column, _value in (
     ("a short scatter", "scaled_scatter", [1.0] * 44),
     ("more sparse filters than filters", "nonsparse_filters", 10**9),
     ("sparse moments without filters", "nonsparse_mean", [0.0] * 9),
+    ("a sparsity beyond 1", "sparsity", 1.5),
+    ("a sparsity that is not a number", "sparsity", float("nan")),
+    ("no sparsity", "sparsity", None),
+    ("an infinite orthogonality", "orthogonality", float("inf")),
+    ("a negative norm", "norm_l2", -1.0),
+    ("a negative entropy", "variance_entropy", -0.1),
+    ("an entropy of too many weights", "variance_entropy_clean", 99.0),
+    ("a threshold that is not a number", "randomness_threshold", float("nan")),
+    ("a probability of 2", "isotropy", 2.0),
+    ("more binary filters than filters", "binary_filters", 10**9),
+    ("no levels", "levels", 0),
+    ("no stride", "stride_h", 0),
+    ("a negative dilation", "dilation_w", -3),
+    ("a depth beyond 1", "conv_depth_norm", 1.01),
+    ("a negative depth", "conv_depth", -1),
 ):
     case(f"layers: {_name}")(layer_cell(_column, _value))
 
 case("layers: a weight of another hash", partial=True)(layer_cell("tensor_sha256", "0" * 64))
 case("layers: a mean of other filters", partial=True)(layer_cell("scaled_mean", [0.5] * 9))
+for _column in ("sparsity", "orthogonality", "variance_entropy", "isotropy"):
+    case(f"layers: {_column} of other filters", partial=True)(layer_cell(_column, 0.123))
+case("layers: a norm of other filters", partial=True)(layer_cell("norm_l1", lambda value: value * 1.001))
+case("layers: levels of other filters", partial=True)(layer_cell("levels", 2))
 
 
 @case("layers: one less")
@@ -562,20 +582,6 @@ def extra_shards(folder: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------ running
 
 
-def tree(folder: Path) -> dict[str, str]:
-    """Every file below a folder, with its content or its kind."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        name = str(path.relative_to(folder))
-        if path.is_symlink():
-            found[name] = f"-> {path.readlink()}"
-        elif path.is_file():
-            found[name] = sha256(path.read_bytes()).hexdigest()
-        else:
-            found[name] = "folder or pipe"
-    return found
-
-
 def ask(folder: Path) -> None:
     """Open a release and ask it everything that reads another part of it."""
     import cnnfilterdb
@@ -624,53 +630,20 @@ def attempt(name: str, folder: Path) -> dict[str, str]:
 
 
 def run(release: Path, work: Path, name: str) -> dict[str, Any]:
-    """One case in a process of its own, with its time and its largest memory."""
-    place = work / sha256(name.encode()).hexdigest()[:12]
-    folder = place / "release"
-    shutil.copytree(release, folder)
-    (place / "canary").write_text("untouched")
+    """One case in a process of its own."""
+    folder = copied(release, work, name, "release")
     CASES[name].change(folder)
-    before, started = tree(place), time.monotonic()
-    reading, writing = os.pipe()
-    child = os.fork()
-    if not child:
-        os.close(reading)
-        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 1))
-        os.chdir(place)
-        with os.fdopen(writing, "w") as pipe:
-            json.dump(attempt(name, folder), pipe)
-        os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading) as pipe:
-        text = pipe.read()
-    _, status, usage = os.wait4(child, 0)
-    after = tree(place)
-    outcome = json.loads(text) if text else {"ask": f"RAW status {status}", "pull": f"RAW status {status}"}
-    shutil.rmtree(place)
-    return {
-        "name": name,
-        **outcome,
-        "new": sorted(path for path in after if path not in before and path.partition("/")[0] != "pulled"),
-        "changed": sorted(path for path in before if after.get(path) != before[path]),
-        "pulled": "pulled" in after,
-        "seconds": round(time.monotonic() - started, 2),
-        "megabytes": usage.ru_maxrss >> 10,
+    outcome = in_child(folder.parent, lambda: attempt(name, folder))
+    if "died" in outcome:
+        outcome |= dict.fromkeys(("ask", "pull"), outcome.pop("died"))
+    new = outcome["new"]
+    shutil.rmtree(folder.parent)
+    return outcome | {
+        "new": [path for path in new if path.partition("/")[0] != "pulled"],
+        "pulled": "pulled" in new,
     }
 
 
-def results(release: Path, work: Path, names: list[str]) -> Iterator[dict[str, Any]]:
-    """All cases, or those that are named."""
-    # Imported before the forks, which then start in no time. Nothing has started a thread yet.
-    import duckdb  # noqa: F401
-
-    import cnnfilterdb.cli
-    import cnnfilterdb.database
-    import cnnfilterdb.exchange.transfer  # noqa: F401
-
-    for name in names or CASES:
-        yield run(release, work, name)
-
-
 if __name__ == "__main__":
-    for result in results(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]):
-        print(json.dumps(result), flush=True)
+    RELEASE, WORK = Path(sys.argv[1]), Path(sys.argv[2])
+    print_outcomes(lambda name: run(RELEASE, WORK, name), sys.argv[3:] or CASES)

@@ -24,9 +24,10 @@ from cnnfilterdb.errors import (
     UnknownModelError,
 )
 from cnnfilterdb.paths import MARKER
+from cnnfilterdb.release.address import is_release
 from cnnfilterdb.release.cached_filesystem import BLOCK
 from cnnfilterdb.release.manifest import Manifest
-from cnnfilterdb.release.release import Release, is_release
+from cnnfilterdb.release.release import Release
 
 MOVED = {"bytes": 0, "requests": 0}
 

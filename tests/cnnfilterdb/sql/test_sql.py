@@ -139,7 +139,7 @@ def test_transposed_layers_come_in_on_demand(tmp_path, tensors):
     torch.manual_seed(0)
     up = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ConvTranspose2d(8, 4, 3))
     with cnnfilterdb.create(tmp_path / "a.db") as db:
-        db.add(up, "up", domain="upwards")
+        db.add(up, "up", domain="upwards", new_words=True)
         db.add(tensors["face"], "face", domain="faces")
         for all_layers, filters in ((False, 24), (True, 24 + 32)):
             rows = db.sql(f"FROM kl_shift(domain, all_layers := {all_layers})").df().set_index("group_a")
@@ -241,9 +241,9 @@ def test_a_group_outside_the_range_is_named(tmp_path, tensors):
     rng = np.random.default_rng(0)
     spread = rng.normal(size=(64, 4, 3, 3)).astype(np.float32)
     with cnnfilterdb.create(tmp_path / "a.db") as db:
-        db.add({"a.weight": spread[:, :1] * 0 + 1 + 1e-3 * spread[:, :1]}, "flat", domain="flat")
+        db.add({"a.weight": spread[:, :1] * 0 + 1 + 1e-3 * spread[:, :1]}, "flat", domain="flat", new_words=True)
         db.index()
-        db.add({"a.weight": -np.ones((4, 1, 3, 3), np.float32)}, "far", domain="far")
+        db.add({"a.weight": -np.ones((4, 1, 3, 3), np.float32)}, "far", domain="far", new_words=True)
         with pytest.raises(SelectionError, match="no coefficient"):
             db.kl_shift("domain")
         with pytest.raises(QueryError, match="group far: no coefficient is in the range"):

@@ -40,7 +40,9 @@ def domains(db):
 def test_every_query_sees_it_and_nothing_is_rewritten(db):
     before = contents(db)
     assert list(db.kl_shift("domain").index) == ["natural", "thermal"]
-    assert db.annotate("custom/m1", domain="medical ct", family='"quoted", with a comma') == ["custom/m1"]
+    assert db.annotate("custom/m1", domain="medical ct", family='"quoted", with a comma', new_words=True) == [
+        "custom/m1"
+    ]
     assert list(db.kl_shift("domain").index) == ["medical ct", "natural", "thermal"]
     assert domains(db) == ["natural", "medical ct", "thermal", None]
     assert db.models(where="family = '\"quoted\", with a comma'")["model_id"].tolist() == ["custom/m1"]
@@ -120,6 +122,10 @@ def test_a_file_of_facts(db, tmp_path, name, text):
     [
         ({"models": ["custom/m0"], "domian": "art"}, SelectionError, "unknown fact 'domian'; did you mean domain"),
         ({"models": ["custom/m0"], "parameters": "3"}, SelectionError, "unknown fact 'parameters'"),
+        ({"models": ["custom/m0"], "new_word": True}, SelectionError, "did you mean new_words"),
+        ({"models": ["custom/m0"], "domain": 3}, SelectionError, "domain: 3 given; expected text"),
+        ({"models": ["custom/m0"], "domain": "naturel"}, SelectionError, "unknown domain 'naturel'.*'natural'"),
+        ({"models": ["custom/m0"], "framework": "Pytorch"}, SelectionError, "unknown framework.*'pytorch'"),
         ({"models": ["custom/m00"], "domain": "art"}, UnknownModelError, "near: custom/m0"),
         ({"models": ["custom/m0"]}, SelectionError, "1 models and 0 facts"),
         ({"models": [], "domain": "art"}, SelectionError, "0 models and 1 facts"),
@@ -142,6 +148,9 @@ def test_what_cannot_be_annotated(db, call, error, message):
         ("a.csv", "model_id,column,value\ncustom/m0,colour,red\n", "unknown fact 'colour'"),
         ("a.csv", "model_id,column,value\ncustom/m0,domain\n", "line 2: 3 cells expected"),
         ("a.csv", "model_id,column,value\ncustom/x0,domain,art\n", "no model 'custom/x0'"),
+        ("a.csv", "model_id,domain,task\ncustom/m0,art,segmantation\n", r"\[custom/m0\] unknown task.*'Segmentation'"),
+        ("a.csv", "model_id,column,value\ncustom/m0,family,resnet\n", "unknown family 'resnet'; did you mean 'ResNet'"),
+        ("a.toml", '["custom/m0"]\ndomain = "naturel"\n', "unknown domain 'naturel'; did you mean 'natural'"),
         ("a.toml", "[custom\n", "not a TOML or CSV file"),
         ("a.toml", 'domain = "art"\n', "expected a table"),
         ("a.toml", '["custom/m0"]\ndomain = 3\n', "expected text, found 3"),
@@ -156,6 +165,17 @@ def test_a_file_of_another_form(db, tmp_path, name, text, message):
     with pytest.raises(SelectionError, match="cannot be read"):
         db.annotate(file=tmp_path / "absent.csv")
     assert not (db.path / paths.ANNOTATIONS).exists()
+
+
+def test_new_words_are_introduced_on_purpose(db, tmp_path):
+    db.annotate("custom/m0", domain="plankton", new_words=True)
+    (tmp_path / "a.csv").write_text("model_id,domain\ncustom/m1,plankton\n")
+    db.annotate(file=tmp_path / "a.csv", new_words=True)
+    assert domains(db)[:2] == ["plankton", "plankton"]
+    with pytest.raises(SelectionError, match=r"unknown domain 'plankton'.*new_words=True"):
+        db.add(layer(9), "m9", domain="plankton")
+    db.add(layer(9), "m9", domain="plankton", new_words=True)
+    assert domains(db)[-1] == "plankton"
 
 
 @pytest.mark.parametrize(

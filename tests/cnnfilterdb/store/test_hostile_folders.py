@@ -1,9 +1,12 @@
 """Folders of strangers: opening and asking execute nothing, write nothing, and answer or explain in one line."""
 
+import importlib.util
+import json
 import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,6 +15,60 @@ import pytest
 import cnnfilterdb
 from cnnfilterdb.errors import CnnFilterDbError
 from cnnfilterdb.store.seals import write_sealed
+
+SCRIPT = Path(__file__).with_name("hostile.py")
+
+
+def _hostile():
+    specification = importlib.util.spec_from_file_location("hostile_folders", SCRIPT)
+    module = sys.modules["hostile_folders"] = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+hostile = _hostile()
+import hostile_harness as harness  # noqa: E402 (beside the package's tests, which the script has put in the path)
+
+#: Every third case, so that each fault and each place is among them; `make hostile` runs all.
+TRIED = list(hostile.CASES)[:: 1 if os.environ.get("HOSTILE") == "all" else 3]
+
+
+@pytest.fixture(scope="module")
+def outcomes(sample_path, tmp_path_factory):
+    """What became of each case; each has a process of its own, forked from one that has imported everything."""
+    command = [sys.executable, "-P", str(SCRIPT), str(sample_path), str(tmp_path_factory.mktemp("hostile")), *TRIED]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=3600, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return {outcome["name"]: outcome for outcome in map(json.loads, done.stdout.splitlines())}
+
+
+def test_there_are_many():
+    assert len(hostile.CASES) >= 250
+    assert len(TRIED) >= 80
+    kinds = {name.partition(": ")[2] for name in TRIED}
+    assert set(hostile.FAULTS) <= kinds
+
+
+@pytest.mark.parametrize("name", TRIED)
+def test_one_line_that_names_the_file_and_nothing_done(outcomes, name):
+    outcome, case = dict(outcomes[name]), hostile.CASES[name]
+    assert "died" not in outcome
+    assert (outcome.pop("new"), outcome.pop("changed")) == ([], [])
+    assert outcome.pop("seconds") < harness.SECONDS
+    assert outcome.pop("megabytes") < harness.MEMORY >> 20
+    found = outcome.pop("found")
+    del outcome["name"], outcome["wall"]
+    wrong = {
+        question: said
+        for question, said in outcome.items()
+        if said != "ok" and (said.startswith("RAW") or not said.isprintable() or "hostile.db" not in said)
+    }
+    assert wrong == {}
+    if case.sound:
+        assert (outcome["open"], found) == ("ok", 0)
+    else:
+        assert outcome["open"] != "ok" or found > 0
+
 
 QUESTIONS = {
     "models": lambda db: db.models(),

@@ -85,7 +85,7 @@ def test_a_basis_is_frozen_and_comes_back_in_use(copy, tensors):
     with cnnfilterdb.create(copy) as db:
         (first,) = (fitted for fitted in db.bases() if fitted.basis.kernel == "3x3")
         frozen = (copy / "index" / first.basis_id / "basis.parquet").read_bytes()
-        db.add({"a.weight": 5 * tensors["ct-b"]["mid.weight"] ** 2}, "squares", domain="squares")
+        db.add({"a.weight": 5 * tensors["ct-b"]["mid.weight"] ** 2}, "squares", domain="squares", new_words=True)
         assert (copy / "index" / first.basis_id / "basis.parquet").read_bytes() == frozen
         (second,) = db.index(refit=True)
         assert second.basis_id != first.basis_id
@@ -199,7 +199,7 @@ def scanned_shift(db):
 def test_a_model_replaced_during_a_fit_never_gets_old_histograms(tmp_path, moment, filled):
     with cnnfilterdb.create(tmp_path / "a.db") as db:
         for number in range(4):
-            db.add(weights(number), f"m{number}", domain=f"d{number % 2}")
+            db.add(weights(number), f"m{number}", domain=f"d{number % 2}", new_words=True)
         if filled:
             db.index()
             for file in db.path.glob("index/3x3-*/histograms/*"):
@@ -210,7 +210,7 @@ def test_a_model_replaced_during_a_fit_never_gets_old_histograms(tmp_path, momen
             if what.startswith(moment) and not replaced:
                 replaced.append(what)
                 with cnnfilterdb.open(db.path) as other:
-                    other.add(weights(99), "m0", domain="d0", overwrite=True)
+                    other.add(weights(99), "m0", domain="d0", overwrite=True, new_words=True)
 
         Index(Store.open(db.path)).build(progress=progress)
         if not (filled and moment == "range"):
@@ -226,15 +226,15 @@ def test_histograms_of_other_weights_are_never_part_of_an_answer(tmp_path):
     """Whatever put them there: another copy of the folder, say."""
     with cnnfilterdb.create(tmp_path / "a.db") as db:
         for number in range(4):
-            db.add(weights(number), f"m{number}", domain=f"d{number % 2}")
+            db.add(weights(number), f"m{number}", domain=f"d{number % 2}", new_words=True)
         db.index()
         expected = db.kl_shift("domain").to_numpy()
         (file,) = db.path.glob("index/3x3-*/histograms/custom-m0-*")
         good = file.read_bytes()
-        db.add(weights(99), "m0", domain="d0", overwrite=True)
+        db.add(weights(99), "m0", domain="d0", overwrite=True, new_words=True)
         old = file.read_bytes()
         assert old != good
-        db.add(weights(0), "m0", domain="d0", overwrite=True)
+        db.add(weights(0), "m0", domain="d0", overwrite=True, new_words=True)
         file.write_bytes(old)
         assert any("computed from other weights" in problem.message for problem in db.verify())
         index = Index(Store.open(db.path))
@@ -317,7 +317,7 @@ def test_broken_histograms_are_rebuilt(copy, how):
 def test_a_refit_works_with_the_clock_set_back(copy, tensors, monkeypatch):
     with cnnfilterdb.open(copy) as db:
         first = {fitted.basis.kernel: fitted for fitted in db.bases()}["3x3"]
-        db.add({"a.weight": 5 * tensors["ct-b"]["mid.weight"] ** 2}, "squares", domain="squares")
+        db.add({"a.weight": 5 * tensors["ct-b"]["mid.weight"] ** 2}, "squares", domain="squares", new_words=True)
 
         class Clock(datetime):
             @classmethod
@@ -338,8 +338,8 @@ def test_a_refit_works_with_the_clock_set_back(copy, tensors, monkeypatch):
 
 def test_transposed_layers_alone_are_not_indexed_at_every_question(tmp_path, monkeypatch):
     with cnnfilterdb.create(tmp_path / "a.db") as db:
-        db.add(weights(0), "m", domain="d")
-        db.add(weights(1), "n", domain="e")
+        db.add(weights(0), "m", domain="d", new_words=True)
+        db.add(weights(1), "n", domain="e", new_words=True)
         with Store.open(db.path).writer("custom/t") as writer:
             weight = np.random.default_rng(0).normal(size=(4, 4, 5, 5)).astype(np.float32)
             writer.add_layer({"layer_name": "a", "dtype": "float32", "kind": "transposed"}, weight)
@@ -366,7 +366,7 @@ def small_files(path):
 
 def test_every_flipped_byte_is_found_and_repaired(copy):
     with cnnfilterdb.open(copy) as db:
-        db.annotate("custom/face", domain="portraits")
+        db.annotate("custom/face", domain="portraits", new_words=True)
         assert db.verify() == []
     rng = np.random.default_rng(0)
     for file in small_files(copy):

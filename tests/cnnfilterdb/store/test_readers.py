@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 import cnnfilterdb
+from cnnfilterdb import paths
 from cnnfilterdb.errors import CorruptError, DatabaseError, SelectionError
 from cnnfilterdb.scan import steady as steady_module
 from cnnfilterdb.scan.steady import steady
+from cnnfilterdb.store.folder import LOCK_SECONDS
 
 WRITER = """
     import sys, time, warnings
@@ -30,7 +32,7 @@ WRITER = """
         number += 1
         size = 3 if number % 2 else 4
         weights = {f"{i}.weight": rng.normal(size=(size, size, 3, 3)).astype(np.float32) for i in range(size)}
-        db.add(weights, "changing", domain="a", overwrite=True)
+        db.add(weights, "changing", domain="a", overwrite=True, new_words=True)
         if number % 3 == 0:
             db.remove("custom/changing")
         if number % 4 == 0:
@@ -44,7 +46,7 @@ def test_a_reader_beside_a_writer_sees_one_state_at_a_time(tmp_path):
     with cnnfilterdb.create(tmp_path / "a.db") as db:
         for number in range(3):
             weights = {"a.weight": rng.normal(size=(8, 4, 3, 3)).astype(np.float32)}
-            db.add(weights, f"m{number}", domain="ab"[number % 2])
+            db.add(weights, f"m{number}", domain="ab"[number % 2], new_words=True)
         db.index()
     command = [sys.executable, "-P", "-c", textwrap.dedent(WRITER), str(tmp_path / "a.db"), "8"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as writer:
@@ -124,3 +126,135 @@ def test_a_named_pipe_or_a_link_in_place_of_a_file_is_refused(sample_path, tmp_p
     file.symlink_to(tmp_path / "outside")
     with cnnfilterdb.open(path, read_only=True) as db, pytest.raises(DatabaseError, match="a link that leads out of"):
         db.models()
+
+
+def weights(seed, size=8):
+    return {"a.weight": np.random.default_rng(seed).normal(size=(size, 4, 3, 3)).astype(np.float32)}
+
+
+@pytest.fixture
+def two(tmp_path):
+    with cnnfilterdb.create(tmp_path / "two.db") as db:
+        db.add(weights(0), "a", domain="natural")
+        db.add(weights(1), "b", domain="faces")
+        db.index()
+    with cnnfilterdb.open(tmp_path / "two.db") as writer, cnnfilterdb.open(tmp_path / "two.db") as reader:
+        yield writer, reader
+
+
+@pytest.mark.parametrize(
+    "query", ["FROM models", "FROM filters_3x3", "SELECT model_id, sum(filters) FROM layers GROUP BY ALL", "FROM facts"]
+)
+def test_rows_of_sql_are_read_again_if_files_have_vanished(two, query):
+    writer, reader = two
+    rows = reader.sql(query)
+    chained = reader.sql(query).filter("model_id LIKE '%'").limit(10_000)
+    assert rows.to_arrow_table().num_rows > 0
+    writer.remove("custom/a")
+    for read in (lambda rows: rows.df(), lambda rows: rows.to_arrow_table().to_pandas()):
+        assert set(read(rows)["model_id"]) == set(read(chained)["model_id"]) == {"custom/b"}
+    assert all("custom/b" in row for row in rows.fetchall())
+    writer.add(weights(2), "a", domain="natural")
+    assert set(rows.df()["model_id"]) <= {"custom/a", "custom/b"}
+
+
+@pytest.mark.parametrize("stream", ["to_arrow_reader", "iter_rows"])
+@pytest.mark.parametrize("change", ["remove", "overwrite"])
+def test_streams_of_sql_end_in_one_clear_error(two, stream, change):
+    writer, reader = two
+    rows = getattr(reader.sql("FROM filters_3x3 ORDER BY ALL"), stream)()
+    if change == "remove":
+        writer.remove("custom/a")
+    else:
+        writer.add(weights(5), "a", overwrite=True)
+    with pytest.raises(DatabaseError, match="replaced or removed by another process") as caught:
+        list(rows)
+    assert "\n" not in str(caught.value)
+    assert len(list(getattr(reader.sql("FROM filters_3x3"), stream)())) > 0
+    with pytest.raises(cnnfilterdb.QueryError, match="Could not convert"):
+        list(getattr(reader.sql("SELECT CAST(model_id AS INTEGER) FROM models"), stream)())
+
+
+def test_a_statement_with_an_effect_is_not_repeated(two):
+    _, reader = two
+    reader.sql("CREATE SEQUENCE one")
+    assert reader.sql("SELECT nextval('one')").fetchall()
+    with pytest.raises(cnnfilterdb.QueryError, match="already exists"):
+        reader.sql("CREATE SEQUENCE one")
+
+
+@pytest.mark.parametrize("change", ["remove", "overwrite"])
+def test_a_stream_never_mixes_two_states(two, change):
+    writer, reader = two
+    batches = reader.filter_batches(rows=8)
+    assert next(batches)["model_id"][0].as_py() == "custom/a"
+    if change == "remove":
+        writer.remove("custom/b")
+    else:
+        writer.add(weights(5, 6), "b", overwrite=True)
+    with pytest.raises(DatabaseError, match="replaced or removed by another process") as caught:
+        list(batches)
+    assert "\n" not in str(caught.value)
+    assert len(reader.filters()) == (32 if change == "remove" else 32 + 24)
+
+
+def test_a_stream_does_not_mind_other_models(two):
+    writer, reader = two
+    batches = reader.filter_batches(where="name = 'a'", rows=8)
+    next(batches)
+    writer.remove("custom/b")
+    writer.add(weights(3), "c")
+    writer.index(refit=True)
+    assert sum(batch.num_rows for batch in batches) == 24
+
+
+FITTING = """
+    import sys, warnings
+    import cnnfilterdb
+
+    warnings.simplefilter("ignore")
+    with cnnfilterdb.open(sys.argv[1]) as db:
+        print("ready", flush=True)
+        for number in range(4):
+            db.index(refit=True)
+            db.annotate("custom/a", license=f"MIT{number}")
+        db.add({"a.weight": db.layer_weights("custom/a", 0) + 1}, "b", domain="faces", overwrite=True)
+        db.index(refit=True)
+"""
+
+
+def test_a_reader_beside_a_fit_answers_all_the_time(tmp_path):
+    path = tmp_path / "fit.db"
+    with cnnfilterdb.create(path) as db:
+        for number, name in enumerate("abcd"):
+            large = np.random.default_rng(number).normal(size=(256, 128, 3, 3)).astype(np.float32)
+            db.add({"a.weight": large}, name, domain=["natural", "faces"][number % 2])
+        db.index()
+        before = db.kl_shift("domain")
+    command = [sys.executable, "-P", "-c", textwrap.dedent(FITTING), str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as fit:
+        fit.stdout.readline()
+        asked = 0
+        with cnnfilterdb.open(path, read_only=True) as reader:
+            while fit.poll() is None or not asked:
+                assert len(reader.models()) == 4
+                groups = reader.groups("domain")
+                np.testing.assert_array_equal(groups.filters, [2 * 256 * 128] * 2)
+                counted = groups.counts.sum(axis=(1, 2)) + groups.outside
+                np.testing.assert_array_equal(counted, 9 * groups.filters)
+                asked += 1
+        assert (fit.wait(), fit.stderr.read()) == (0, "")
+    with cnnfilterdb.open(path) as db:
+        assert db.verify() == []
+        assert not db.kl_shift("domain").equals(before)
+
+
+def test_a_question_waits_for_no_lock(two):
+    writer, reader = two
+    store, (basis,) = writer.storage, writer.bases()
+    with store.staging(paths.INIT), store.locked(basis.basis_id), store.locked(paths.slug("custom/a")):
+        began = time.monotonic()
+        assert len(reader.models()) == 2
+        assert reader.kl_shift("domain").shape == (2, 2)
+        assert len(reader.sql("FROM filters_3x3").df()) == 64
+        assert time.monotonic() - began < LOCK_SECONDS

@@ -191,6 +191,16 @@ def test_missing_and_damaged_shards(sharded):
             read(folder / name)
 
 
+def test_shards_that_are_links_out_of_the_folder_are_refused(sharded, tmp_path_factory):
+    folder, _ = sharded
+    second = folder / "model-00002-of-00003.safetensors"
+    secret = second.rename(tmp_path_factory.mktemp("elsewhere") / "secret.safetensors")
+    second.symlink_to(secret)
+    for name in ("model.safetensors.index.json", "model-00001-of-00003.safetensors"):
+        with pytest.raises(WeightFileError, match="outside of its folder; refused"):
+            read(folder / name)
+
+
 @pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/passwd", "a/b.safetensors", "..", "a\\b.safetensors"])
 def test_an_index_names_files_beside_it_only(sharded, name):
     folder, _ = sharded

@@ -101,6 +101,17 @@ def test_saved_model_whose_variables_are_missing(copied):
     assert {entry.reason for entry in weights.skipped} == {"a variable that is not in the checkpoint"}
 
 
+def test_saved_model_of_links_out_of_its_folder(copied):
+    (copied / "saved/variables").rename(copied / "elsewhere")
+    (copied / "saved/variables").symlink_to(copied / "elsewhere")
+    with pytest.raises(WeightFileError, match="outside of its folder; refused"):
+        formats.read(copied / "saved")
+    (copied / "saved/saved_model.pb").rename(copied / "graph.pb")
+    (copied / "saved/saved_model.pb").symlink_to(copied / "graph.pb")
+    with pytest.raises(WeightFileError, match="a link that leads out of the folder"):
+        formats.read(copied / "saved")
+
+
 def test_checkpoint_whose_data_are_cut_off(copied):
     data = copied / "tf1/model.ckpt.data-00000-of-00001"
     data.write_bytes(data.read_bytes()[:50])

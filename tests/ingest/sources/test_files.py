@@ -136,6 +136,36 @@ def test_links_keep_their_names(folder, tmp_path):
     assert FilesSource().list([str(tmp_path / "model.pt")]) == ["model"]
 
 
+def test_links_out_of_a_folder_are_left_out(folder, tmp_path):
+    expected = FilesSource().list([str(folder)])
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "key.pt").write_bytes(b"secret")
+    (folder / "key.pt").symlink_to(tmp_path / "secret" / "key.pt")
+    (folder / "linked").symlink_to(tmp_path / "secret")
+    (folder / "circle.pt").symlink_to(folder / "circle.pt")
+    for pattern in (folder, folder / "**/*", folder / "*/*"):
+        with pytest.warns(UserWarning, match=r"a link that leads out of .*, left out"):
+            found = FilesSource().list([str(pattern)])
+        assert "thermal/net" in found
+        assert "key" not in found
+        assert "linked/key" not in found
+    with pytest.warns(UserWarning, match="key.pt"):
+        assert FilesSource().list([str(folder)]) == expected
+    assert FilesSource().list([str(folder / "key.pt")]) == ["key"]  # the user named it
+
+
+def test_the_cache_of_the_hub_is_a_folder_of_links(tmp_path):
+    snapshot = tmp_path / "models--a--b" / "snapshots" / "0123"
+    snapshot.mkdir(parents=True)
+    (tmp_path / "models--a--b" / "blobs").mkdir()
+    (tmp_path / "models--a--b" / "blobs" / "abc").write_bytes(b"weights")
+    (snapshot / "net.pt").symlink_to("../../blobs/abc")
+    (snapshot / "other.pt").symlink_to("../../../outside")
+    (tmp_path / "outside").write_bytes(b"secret")
+    with pytest.warns(UserWarning, match="other.pt"):
+        assert FilesSource().list([str(snapshot)]) == ["net"]
+
+
 def test_suffixes_are_lower_case():
     assert all(suffix == suffix.lower() and suffix.startswith(".") for suffix in suffixes())
 

@@ -30,25 +30,30 @@ __all__ = [
 #: Where a term comes from: the vocabulary of CNN Filter DB (CVPR 2022), or an addition for other weights.
 ORIGINS = ("cvpr2022", "extended")
 
-#: Formats of weight files that :mod:`cnnfilterdb.ingest.formats` reads.
-FORMATS = (
-    "torch",
-    "torchscript",
-    "safetensors",
-    "onnx",
-    "keras",
-    "npz",
-    "tensorflow",
-    "tflite",
-    "tfjs",
-    "openvino",
-    "gguf",
-    "mxnet",
-    "caffe",
-    "coreml",
-    "darknet",
-    "flax",
-    "ncnn",
+#: Formats of weight files that are read: name -> module below :mod:`cnnfilterdb.ingest.formats`, in the order in which
+#: they are tried. A module is imported when the first file is read.
+FORMATS = MappingProxyType(
+    {
+        "keras": "keras.model",
+        "safetensors": "safetensors",
+        "tflite": "tflite",
+        "npz": "npz",
+        "tfjs": "tfjs",
+        "openvino": "openvino",
+        "gguf": "gguf",
+        "mxnet": "mxnet",
+        "caffe": "caffe",
+        "coreml": "coreml",
+        "darknet": "darknet",
+        "flax": "flax",
+        "zarr": "zarr",
+        "paddle": "paddle",
+        "ncnn": "ncnn",
+        "tensorflow": "tensorflow.model",
+        "torch": "torch.checkpoint",
+        "torchscript": "torch.checkpoint",
+        "onnx": "onnx.model",
+    }
 )
 
 #: What the spectrum of the 3x3 kernels shows about the training; ``unjudged`` where there are too few of them, or

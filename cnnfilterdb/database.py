@@ -125,23 +125,19 @@ class FilterDB(Reader):
         return report
 
     def add(
-        self,
-        weights: Any,
-        name: str,
-        *,
-        overwrite: bool = False,
-        fold_bn: bool = False,
-        new_words: bool = False,
-        **facts: Unpack[GivenFacts],
-    ) -> str:
+        self, weights: Any, name: str, *, overwrite: bool = False, fold_bn: bool = False, network: str | None = None,
+        merge_adapters: bool | float = False, new_words: bool = False, **facts: Unpack[GivenFacts],
+    ) -> str:  # fmt: skip
         """Add your own model under the source ``custom``.
 
         Args:
-            weights: A weight file, the folder of a SavedModel or TensorFlow.js model, a mapping of names to tensors or
-                arrays, or a ``torch.nn.Module``.
+            weights: A file, the folder of one model, a mapping of names to tensors or arrays, or a ``torch.nn.Module``.
+                Arrays that are named as in PyTorch are (out, in, h, w).
             name: Its name.
             overwrite: Replace a model of that name.
             fold_bn: Fold batch normalisations into the kernels, and add ``+bn`` to the name; see :meth:`ingest`.
+            network: Which network of a file with several, by its name; by default all, but one of two copies.
+            merge_adapters: Merge LoRA adapters into their layers: True, or their scale if the file does not state it.
             new_words: Accept a domain, task, framework or family that the catalog does not know.
             **facts: Known facts about it: ``domain``, ``task``, ``architecture``, ... (:class:`ModelFacts`).
 
@@ -156,10 +152,8 @@ class FilterDB(Reader):
         >>> weights = {"conv.weight": 2 * db.layer_weights("custom/scans", 1)}
         >>> db.add(weights, "louder", domain="medical ct")
         'custom/louder'
-        >>> db.kl_shift("name").loc[["scans"], ["louder"]].round(2)
-        name   louder
-        name
-        scans    0.03
+        >>> round(float(db.kl_shift("name").loc["scans", "louder"]), 2)
+        0.03
         """
         from cnnfilterdb.ingest import pipeline
 
@@ -170,7 +164,7 @@ class FilterDB(Reader):
         model_id = f"custom/{name}"
         if self._store.has(model_id) and not overwrite:
             raise SelectionError(f"{model_id} is in {self.path} already; choose another name or overwrite it")
-        with pipeline.weights_given(weights) as (read, origin, own):
+        with pipeline.weights_given(weights, network=network, merge_adapters=merge_adapters) as (read, origin, own):
             pipeline.take_in(
                 self._store,
                 read,

@@ -275,7 +275,14 @@ SHOWN = ("layer_name", "kind", "kernel", "in_channels", "out_channels", "groups"
          "sparsity", "variance_entropy", "variance_entropy_norm", "orthogonality", "levels", "labels")  # fmt: skip
 
 
-def inspect(weights: Any, *, fold_bn: bool = False, progress: Progress | None = None) -> Inspection:
+def inspect(
+    weights: Any,
+    *,
+    fold_bn: bool = False,
+    network: str | None = None,
+    merge_adapters: bool | float = False,
+    progress: Progress | None = None,
+) -> Inspection:
     """Look at a weight file, or at tensors in memory, without a database.
 
     The numbers are those that :meth:`FilterDB.add` would store. A layer with weights that are NaN, infinite or
@@ -285,6 +292,8 @@ def inspect(weights: Any, *, fold_bn: bool = False, progress: Progress | None = 
     Args:
         weights: A weight file, a mapping of names to tensors or arrays, or a ``torch.nn.Module``.
         fold_bn: Fold batch normalisations into the kernels first.
+        network: Which network of a file with several; see :meth:`FilterDB.add`.
+        merge_adapters: Merge LoRA adapters into their layers; see :meth:`FilterDB.add`.
         progress: Called with what is being done, how much is done and how much there is.
 
     Raises:
@@ -312,7 +321,7 @@ def inspect(weights: Any, *, fold_bn: bool = False, progress: Progress | None = 
     kept: list[int] = []
     seen: list[stats.LayerStatistics] = []
     damaged: list[Skipped] = []
-    with weights_given(weights, "inspect") as (given, _, _):
+    with weights_given(weights, "inspect", network=network, merge_adapters=merge_adapters) as (given, _, _):
         read = recognised(given)
         for number, layer in enumerate(_layers(read, fold_bn)):
             try:

@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -51,7 +52,10 @@ _START = (
 # Functions of a layer, which stay in the child
 _READ, _BATCH_NORM = "read", "batch_norm"
 # Files that name other files of a model: the size of the model is that of its folder.
-_IN_SEVERAL_FILES = (".json", ".index", ".pb", ".onnx")
+_IN_SEVERAL_FILES = (".json", ".index", ".pb", ".onnx", ".metadata")
+# The same, with folders below
+_IN_FOLDERS = ("manifest.ocdbt", "_METADATA", "zarr.json", ".zgroup", "model.mlmodel")
+_MOST_FILES = 100_000
 
 
 def enabled() -> bool:
@@ -89,8 +93,10 @@ class IsolatedReader:
         with self._lock:
             self._started()
 
-    def read(self, path: Path) -> Weights:
+    def read(self, path: Path, *, network: str | None = None, merge_adapters: bool | float = False) -> Weights:
         """Read a weight file of any known format; its layers can be read until the next file is.
+
+        The arguments are those of :func:`cnnfilterdb.ingest.formats.read`.
 
         Raises:
             WeightFileError: It is not a readable weight file, or it takes too much memory or time.
@@ -100,7 +106,8 @@ class IsolatedReader:
             self._path = path
             self._left = self._seconds + size / _BYTES_PER_SECOND
             self._opened += 1
-            answer, _ = self._ask({"open": str(path.absolute()), "memory": self._memory + _GROWTH * size})
+            asked = {"open": str(path.absolute()), "memory": self._memory + _GROWTH * size}
+            answer, _ = self._ask(asked | {"network": network, "merge_adapters": merge_adapters})
         return _weights(answer["weights"], partial(self._array, self._opened))
 
     def _array(self, opened: int, layer: int, what: str) -> npt.NDArray[np.float32] | None:
@@ -208,7 +215,8 @@ def serve() -> None:
             if "open" in request:
                 layers = ()
                 _limit_memory(request["memory"])
-                weights = formats.read(Path(request["open"]))
+                asked = {key: request[key] for key in ("network", "merge_adapters")}
+                weights = formats.read(Path(request["open"]), **asked)
                 layers = weights.layers
                 answer = {"weights": _described(weights)}
             else:
@@ -297,11 +305,14 @@ def _exactly(stream: IO[bytes], count: int) -> bytearray:
 
 def _size(path: Path) -> int:
     """Bytes of a model: of its file, or of the files next to it where it may be in several."""
-    folder = path if path.is_dir() else path.parent if path.suffix.lower() in _IN_SEVERAL_FILES else None
+    several = path.suffix.lower() in _IN_SEVERAL_FILES or path.name in (*_IN_SEVERAL_FILES, *_IN_FOLDERS)
+    folder = path if path.is_dir() else path.parent if several else None
     try:
         if folder is None:
             return path.stat().st_size
-        files = [*folder.iterdir(), *((folder / "variables").iterdir() if (folder / "variables").is_dir() else ())]
+        nested = folder.rglob("*") if path.name in _IN_FOLDERS else ()
+        inside = (folder / "variables").iterdir() if (folder / "variables").is_dir() else ()
+        files = [*folder.iterdir(), *inside, *islice(nested, _MOST_FILES)]
         return sum(one.stat().st_size for one in files if one.is_file())
     except OSError:
         return 0

@@ -7,7 +7,7 @@ is written, and a model that fails is reported without stopping the others.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
@@ -23,12 +23,11 @@ from cnnfilterdb.errors import (
     IngestError,
     LockedError,
     NoConvolutionError,
-    SelectionError,
     WeightFileError,
 )
 from cnnfilterdb.ingest import formats, isolation
 from cnnfilterdb.ingest.measurement import measure
-from cnnfilterdb.ingest.network import extract
+from cnnfilterdb.ingest.network import memory
 from cnnfilterdb.ingest.network.families import recognised
 from cnnfilterdb.ingest.network.folding import SUFFIX, folded
 from cnnfilterdb.ingest.network.layers import ConvLayer, Weights
@@ -340,7 +339,7 @@ def ingest(
 
 
 @contextmanager
-def reader_of_files(*, isolated: bool = True) -> Iterator[Callable[[Path], Weights]]:
+def reader_of_files(*, isolated: bool = True) -> Iterator[Callable[..., Weights]]:
     """A function that reads weight files; the layers of one can be read until the next one is, or the block ends.
 
     Args:
@@ -355,12 +354,16 @@ def reader_of_files(*, isolated: bool = True) -> Iterator[Callable[[Path], Weigh
 
 
 @contextmanager
-def weights_given(weights: Any, method: str = "add") -> Iterator[tuple[Weights, str | None, dict[str, Any]]]:
+def weights_given(
+    weights: Any, method: str = "add", *, network: str | None = None, merge_adapters: bool | float = False
+) -> Iterator[tuple[Weights, str | None, dict[str, Any]]]:
     """Open what a user gives in the place of weights: a weight file, tensors by name, or a module.
 
     Args:
         weights: The weights. A file is read in a child process, because anybody may have made it.
         method: Name of the method for messages.
+        network: Which of several networks; see :func:`cnnfilterdb.ingest.formats.read`.
+        merge_adapters: Whether LoRA adapters are merged, or their scale.
 
     Yields:
         The layers, a name for messages, and facts about the file.
@@ -372,18 +375,11 @@ def weights_given(weights: Any, method: str = "add") -> Iterator[tuple[Weights, 
     if isinstance(weights, str | Path):
         path = formats.main_file(_regular(Path(weights)))
         with reader_of_files() as read:
-            layers = read(path)
+            layers = read(path, network=network, merge_adapters=merge_adapters)
             facts = get("files").describe(str(path))
             yield layers, str(path), {"weights_sha256": facts.weights_sha256, "url": facts.url}
-    elif isinstance(weights, Mapping):
-        yield extract.weights_from_state_dict(weights), None, {}
-    elif hasattr(weights, "named_parameters") and hasattr(weights, "state_dict"):
-        yield extract.weights_from_module(weights), None, {}
     else:
-        raise SelectionError(
-            f"{method}: a {type(weights).__name__} was given; "
-            "expected a path, a mapping of names to tensors, or a torch.nn.Module"
-        )
+        yield memory.weights_in_memory(weights, method, network=network, merge_adapters=merge_adapters), None, {}
 
 
 def _regular(path: Path) -> Path:

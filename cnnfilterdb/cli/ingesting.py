@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cnnfilterdb.cli.options import db_option, fact_options, open_database, quiet_option
+from cnnfilterdb.cli.options import db_option, fact_options, network_options, open_database, quiet_option
 from cnnfilterdb.cli.output import print_shift, print_summary, remark, say, warn
 from cnnfilterdb.cli.progress import progress_bars, progress_observer, status
 from cnnfilterdb.errors import WeightFileError
@@ -117,8 +117,12 @@ def ingest(
 @fact_options
 @click.option("--overwrite", is_flag=True, help="Replace a model of the same name.")
 @click.option("--fold-bn", is_flag=True, help="Fold batch normalisations into the kernels; the name gets `+bn`.")
+@network_options
 @db_option
-def add(file: Path, name: str, overwrite: bool, fold_bn: bool, new_word: bool, path: Path, **facts: str | None) -> None:
+def add(
+    file: Path, name: str, overwrite: bool, fold_bn: bool, network: str | None, merge_adapters: bool, new_word: bool,
+    path: Path, **facts: str | None,
+) -> None:  # fmt: skip
     """Add a weight FILE of your own, and list what was left out of it.
 
     The options in capitals TEXT are facts about it.
@@ -130,7 +134,8 @@ def add(file: Path, name: str, overwrite: bool, fold_bn: bool, new_word: bool, p
     if not file.exists():
         raise WeightFileError(f"{file}: does not exist; expected a weight file")
     db = open_database(path, create=True)
-    model_id = db.add(file, name, overwrite=overwrite, fold_bn=fold_bn, new_words=new_word, **known)
+    chosen: dict[str, Any] = {"fold_bn": fold_bn, "network": network, "merge_adapters": merge_adapters}
+    model_id = db.add(file, name, overwrite=overwrite, new_words=new_word, **chosen, **known)
     say(f"{model_id}: {_coverage(db, [model_id])}")
     _say_left_out(db, [model_id])
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cnnfilterdb.cli.options import compared_db_option, open_reader, quiet_option, rows_options
+from cnnfilterdb.cli.options import compared_db_option, network_options, open_reader, quiet_option, rows_options
 from cnnfilterdb.cli.output import Output, emit, remark, warn
 from cnnfilterdb.cli.progress import progress_bars
 from cnnfilterdb.errors import SelectionError
@@ -22,6 +22,7 @@ __all__ = ["inspect"]
 @click.command(short_help="Look at a weight file, without a database.")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--fold-bn", is_flag=True, help="Fold batch normalisations into the kernels first.")
+@network_options
 @compared_db_option
 @click.option("--no-compare", is_flag=True, help="Compare with no database.")
 @click.option("--family", help="Compare with the layers of this family only.")
@@ -32,8 +33,8 @@ __all__ = ["inspect"]
 @rows_options
 @quiet_option
 def inspect(
-    file: Path, fold_bn: bool, path: Path | str | None, no_compare: bool, family: str | None, kernel: str | None,
-    nearest_only: bool, top: int, rows: Output, quiet: bool,
+    file: Path, fold_bn: bool, network: str | None, merge_adapters: bool, path: Path | str | None, no_compare: bool,
+    family: str | None, kernel: str | None, nearest_only: bool, top: int, rows: Output, quiet: bool,
 ) -> None:  # fmt: skip
     """Print what FILE is, what deserves attention, how much of it was read, and its convolution layers.
 
@@ -53,7 +54,7 @@ def inspect(
         raise click.UsageError("--no-compare excludes --db, --family, --kernel and --nearest")
     db = None if no_compare else open_reader("reference" if path is None else path)
     with progress_bars(quiet) as progress:
-        found = look_at(file, fold_bn=fold_bn, progress=progress)
+        found = look_at(file, fold_bn=fold_bn, network=network, merge_adapters=merge_adapters, progress=progress)
     comparison, why = None, ""
     if db is not None:
         if path is None and kernel is None and ((found.layers["kernel"] == "3x3") & found.layers["stored"]).any():

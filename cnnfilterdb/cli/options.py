@@ -31,6 +31,7 @@ __all__ = [
     "metric_option",
     "models_condition",
     "named",
+    "network_options",
     "open_database",
     "open_reader",
     "quiet_everywhere",
@@ -276,3 +277,14 @@ def models_condition(db: Reader, patterns: Sequence[str], where: str | None = No
         return condition(where)
     chosen = matching(patterns, db.storage.model_ids())
     return f"model_id IN ({', '.join(map(literal, chosen))}) AND {condition(where)}"
+
+
+def network_options(command: F) -> F:
+    """The options that say what of a weight file is read: ``--network`` and ``--merge-adapters``."""
+    command = click.option(
+        "--merge-adapters", is_flag=True, 
+        help="Merge LoRA adapters into their layers; the file or adapter_config.json beside it has their scale.",
+    )(command)  # fmt: skip
+    return click.option(
+        "--network", metavar="NAME", help="Which network of a file with several, by its name, such as ema or netD.",
+    )(command)  # fmt: skip

@@ -13,20 +13,27 @@ from importlib import import_module
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from cnnfilterdb.catalog.entries import FORMATS
 from cnnfilterdb.errors import CnnFilterDbError, WeightFileError
 from cnnfilterdb.ingest.formats import limits
 from cnnfilterdb.ingest.formats.companions import leads_out
 from cnnfilterdb.ingest.formats.recognised import described_file, described_folder, described_text
+from cnnfilterdb.ingest.network import choices
+from cnnfilterdb.ingest.network.adapters import scaling_beside
 from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Weights
 from cnnfilterdb.reports import escaped
 
-__all__ = ["Format", "main_file", "read", "register", "registered"]
+__all__ = ["Format", "is_weight_file", "main_file", "read", "register", "registered"]
 
 
 class Format(Protocol):
     """How one family of weight files is recognised and read."""
 
     name: str
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """Suffixes, in lower case, by which files of the format are found in folders."""
 
     def matches(self, path: Path, head: bytes) -> bool:
         """Whether the file is of this format, judged by its first bytes (up to 4 KiB) and its name."""
@@ -42,28 +49,19 @@ class Format(Protocol):
 
 _formats: dict[str, Format] = {}
 
-# Imported on first use: reading a safetensors file should not import the ONNX library. Formats are tried in this
-# order.
-_modules = (
-    "keras.model",
-    "safetensors",
-    "tflite",
-    "npz",
-    "tfjs",
-    "openvino",
-    "gguf",
-    "mxnet",
-    "caffe",
-    "coreml",
-    "darknet",
-    "flax",
-    "ncnn",
-    "tensorflow.model",
-    "torch.checkpoint",
-    "onnx.model",
-)
 # Files from which a folder that is one model is read
-_MAIN_FILES = ("saved_model.pb", "model.json")
+_MAIN_FILES = (
+    "saved_model.pb",
+    "model.json",
+    "model.safetensors.index.json",
+    "pytorch_model.bin.index.json",
+    "diffusion_pytorch_model.safetensors.index.json",
+    ".metadata",
+    "Data/com.apple.CoreML/model.mlmodel",
+    *(f"{folder}{name}" for folder in ("", "default/") for name in ("manifest.ocdbt", "_METADATA")),
+    "zarr.json",
+    ".zgroup",
+)
 
 
 def register(cls: Callable[[], Format]) -> Callable[[], Format]:
@@ -75,11 +73,24 @@ def register(cls: Callable[[], Format]) -> Callable[[], Format]:
 
 def registered() -> dict[str, Format]:
     """All formats by name, in the order in which they are tried."""
-    for module in _modules:
+    modules = list(dict.fromkeys(FORMATS.values()))
+    for module in modules:
         import_module(f"{__name__}.{module}")
     # Independent of the order of imports: a NumPy archive is a zip file too, which the PyTorch format would claim.
-    order = {f"{__name__}.{module}": place for place, module in enumerate(_modules)}
+    order = {f"{__name__}.{module}": place for place, module in enumerate(modules)}
     return dict(sorted(_formats.items(), key=lambda item: order.get(type(item[1]).__module__, len(order))))
+
+
+def is_weight_file(path: Path) -> bool:
+    """Whether a file has a suffix of a format and begins as one does."""
+    if not any(path.name.lower().endswith(suffix) for fmt in registered().values() for suffix in fmt.suffixes):
+        return False
+    try:
+        with path.open("rb") as file:
+            head = file.read(4096)
+    except OSError:
+        return False
+    return any(fmt.matches(path, head) for fmt in registered().values())
 
 
 def main_file(path: Path) -> Path:
@@ -91,24 +102,45 @@ def main_file(path: Path) -> Path:
     if not path.is_dir():
         return path
     inside = next((path / name for name in _MAIN_FILES if (path / name).is_file()), None)
-    if inside is None:
-        what = described_folder(path) or f"a folder without {' or '.join(_MAIN_FILES)}; pass a weight file in it"
+    if inside is not None:
+        if leads_out(path, inside):
+            raise WeightFileError(f"{inside}: a link that leads out of the folder; pass the file that it points at")
+        return inside
+    if (what := described_folder(path)) is not None:
         raise WeightFileError(f"{path}: {what}")
-    if leads_out(path, inside):
-        raise WeightFileError(f"{inside}: a link that leads out of the folder; pass the file that it points at")
-    return inside
+    files = sorted(one for one in path.iterdir() if one.is_file() and is_weight_file(one))
+    if len(files) == 1 and not leads_out(path, files[0]):
+        return files[0]
+    listed = ", ".join(file.name for file in files[:2])
+    what = f"{len(files)} weight files ({listed}, ...)" if files else "no weight file"
+    raise WeightFileError(
+        f"{path}: a folder of {what}; expected one model, such as a SavedModel or one weight file: pass a file in it"
+    )
 
 
-def read(path: str | Path) -> Weights:
+def read(path: str | Path, *, network: str | None = None, merge_adapters: bool | float = False) -> Weights:
     """Read a weight file of any known format.
 
     Args:
-        path: The file; for a model in several files any of them, or the folder of a SavedModel.
+        path: The file; for a model in several files any of them, or the folder of a model.
+        network: Which network of a file with several, by its name: a part of the checkpoint (``ema``, ``netD``), or the
+            first parts of the names of its layers. By default all that are not copies of each other
+            (:mod:`cnnfilterdb.ingest.network.copies`).
+        merge_adapters: Merge LoRA adapters into their layers (:mod:`cnnfilterdb.ingest.network.adapters`): True with
+            the scale that the file or the ``adapter_config.json`` beside it states, or the scale.
 
     Raises:
-        WeightFileError: Not a weight file; the message says what it is instead and what to do.
+        WeightFileError: Not a weight file, or without such a network; the message says what it is and what to do.
     """
     path = main_file(Path(path))
+    selection = choices.of(network, merge_adapters)
+    if selection.merge_adapters and selection.scaling is None:
+        selection.scaling = scaling_beside(path)
+    with choices.choosing(selection):
+        return choices.applied(_read(path), str(path))
+
+
+def _read(path: Path) -> Weights:
     try:
         with path.open("rb") as file:
             head = file.read(4096)
@@ -169,7 +201,7 @@ def reject(path: Path, head: bytes) -> None:
     """Refuse what is often saved instead of weights: an empty file, a web page, or a Git LFS pointer."""
     if not head:
         raise WeightFileError(f"{path}: the file is empty; download it again")
-    if head.startswith(b"version https://git-lfs"):
+    if head.startswith((b"version https://git-lfs", b"version https://hawser")):
         raise WeightFileError(
             f"{path}: a Git LFS pointer, not the weights; run `git lfs pull` or download the file itself"
         )

@@ -1,7 +1,8 @@
 """Core ML models: ``.mlmodel``, a message with a neural network or a pipeline (Model.proto, NeuralNetwork.proto).
 
-A weight is (out, in / groups, h, w), that of a deconvolution (in, out / groups, h, w). ``.mlpackage`` folders, whose
-networks are programs, and quantised weights are not read.
+A weight is (out, in / groups, h, w), that of a deconvolution (in, out / groups, h, w). The network of a ``.mlpackage``
+folder is a program (:mod:`~cnnfilterdb.ingest.formats.coreml_program`). Quantised weights of ``.mlmodel`` files are not
+read.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy.typing as npt
 
 from cnnfilterdb.errors import WeightFileError
 from cnnfilterdb.ingest.formats import limits, register
+from cnnfilterdb.ingest.formats.coreml_program import program_layers
 from cnnfilterdb.ingest.formats.damage import undamaged
 from cnnfilterdb.ingest.formats.explicit import explicit_layer, placed
 from cnnfilterdb.ingest.formats.protobuf import Fields, MalformedError, fields, integers, mapped, message, text_of
@@ -34,7 +36,7 @@ _FLOAT32, _FLOAT16, _RAW, _QUANTISED = 1, 2, 30, 40
 
 @register
 class CoremlFormat:
-    """``.mlmodel`` files."""
+    """``.mlmodel`` files, and those in ``.mlpackage`` folders."""
 
     name = "coreml"
     suffixes = (".mlmodel",)
@@ -52,19 +54,15 @@ class CoremlFormat:
         with undamaged(str(path), _WHAT):
             data = mapped(path)
             model = fields(data)
-            if _PROGRAM in model:
-                raise WeightFileError(
-                    f"{path}: a Core ML program, whose weights are in the .mlpackage around it and are not read; "
-                    "import the model that it was converted from"
-                )
-            networks = list(_networks(model))
+            networks = [_layers(path, network) for network in _networks(model)]
+            networks += [program_layers(path, message(program)) for program in model.get(_PROGRAM, [])]
             if not networks:
                 raise WeightFileError(f"{path}: a Core ML model without a neural network")
             found: list[ConvLayer] = []
             depths: list[int | None] = []
             skipped: list[Skipped] = []
             for network in networks:
-                for one, depth in _layers(path, network):
+                for one, depth in network:
                     if isinstance(one, Skipped):
                         skipped.append(one)
                     else:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cnnfilterdb.ingest.formats import limits
-from cnnfilterdb.ingest.formats.axes import Pair
+from cnnfilterdb.ingest.network.axes import Pair
 from cnnfilterdb.ingest.network.extract import conv_depths, untransposed
 from cnnfilterdb.ingest.network.layers import ConvLayer, Kind, Skipped, Tensor
 

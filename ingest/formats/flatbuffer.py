@@ -91,6 +91,16 @@ class Table:
         limits.current().allocate(_BYTES_PER_LIST + 4 * len(content))
         return content.tobytes().decode("utf-8", "replace")
 
+    def texts(self, field: int) -> list[str]:
+        """A list of strings."""
+        target = self._target(field)
+        found = []
+        for i, offset in enumerate([] if target is None else _vector(self._data, target, np.dtype("<u4"))):
+            content = _vector(self._data, (target or 0) + 4 + 4 * i + int(offset), np.dtype("u1"))
+            limits.current().allocate(_BYTES_PER_LIST + 4 * len(content))
+            found.append(content.tobytes().decode("utf-8", "replace"))
+        return found
+
 
 def _number(data: memoryview, position: int, format: str) -> int:
     if not 0 <= position <= len(data) - struct.calcsize(format):

@@ -21,9 +21,9 @@ from cnnfilterdb.errors import WeightFileError
 from cnnfilterdb.ingest.formats import limits, register
 from cnnfilterdb.ingest.formats.damage import undamaged
 from cnnfilterdb.ingest.formats.protobuf import mapped
-from cnnfilterdb.ingest.formats.variables import is_training_state, layers_from_variables
 from cnnfilterdb.ingest.network.judge import natural
 from cnnfilterdb.ingest.network.layers import Skipped, Tensor, Weights
+from cnnfilterdb.ingest.network.variables import is_training_state, layers_from_variables
 
 __all__ = ["FlaxFormat"]
 
@@ -63,9 +63,12 @@ class FlaxFormat:
             if reader.place != len(data) or not isinstance(root, dict):
                 raise ValueError("more than one value")
             arrays, skipped = [], []
+            training: dict[str, Skipped] = {}
             for names, array in _arrays(root, ()):
                 name = "/".join(names)
                 if names[0] in _TRAINING or is_training_state(name):
+                    if isinstance(array, _Array) and len(array.shape) > 2:
+                        training[names[0]] = Skipped(names[0], "state of the training")
                     continue
                 if isinstance(array, str):
                     skipped.append(Skipped(name, array))
@@ -76,7 +79,7 @@ class FlaxFormat:
             # Earlier versions of Flax sorted the names; numbers in them are compared as numbers
             arrays.sort(key=lambda tensor: natural(tensor.name))
             layers, more, count = layers_from_variables(arrays, ordered=False)
-            return Weights("flax", "jax", layers, count, (*skipped, *more))
+            return Weights("flax", "jax", layers, count, (*skipped, *training.values(), *more))
 
 
 def _plain(names: tuple[str, ...]) -> tuple[str, ...]:

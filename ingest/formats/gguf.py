@@ -13,13 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
 from cnnfilterdb.errors import WeightFileError
 from cnnfilterdb.ingest.formats import limits, register
 from cnnfilterdb.ingest.formats.damage import undamaged
+from cnnfilterdb.ingest.formats.dtypes import by_code
 from cnnfilterdb.ingest.formats.protobuf import mapped
 from cnnfilterdb.ingest.network.composition import parameters
 from cnnfilterdb.ingest.network.extract import layers_from_tensors
@@ -30,16 +30,18 @@ __all__ = ["GgufFormat"]
 _WHAT = "GGUF file"
 _MAGIC = b"GGUF"
 _BYTES_PER_TENSOR, _BYTES_PER_VALUE = 1024, 128  # of memory
-_DTYPES: dict[int, np.dtype[Any]] = {
-    0: np.dtype("<f4"),
-    1: np.dtype("<f2"),
-    24: np.dtype("i1"),
-    25: np.dtype("<i2"),
-    26: np.dtype("<i4"),
-    27: np.dtype("<i8"),
-    28: np.dtype("<f8"),
-    30: np.dtype(ml_dtypes.bfloat16),
-}
+_DTYPES = by_code(
+    {
+        0: "float32",
+        1: "float16",
+        24: "int8",
+        25: "int16",
+        26: "int32",
+        27: "int64",
+        28: "float64",
+        30: "bfloat16",
+    }
+)
 # Sizes of the values of the header by type; 8 is a text, 9 a list
 _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 _TEXT, _LIST = 8, 9

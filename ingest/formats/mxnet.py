@@ -17,9 +17,10 @@ import numpy.typing as npt
 
 from cnnfilterdb.ingest.formats import limits, register
 from cnnfilterdb.ingest.formats.damage import undamaged
+from cnnfilterdb.ingest.formats.dtypes import by_code
 from cnnfilterdb.ingest.formats.protobuf import mapped
-from cnnfilterdb.ingest.formats.variables import layers_from_variables
 from cnnfilterdb.ingest.network.layers import Skipped, Tensor, Weights
+from cnnfilterdb.ingest.network.variables import layers_from_variables
 
 __all__ = ["MxnetFormat"]
 
@@ -28,15 +29,17 @@ _MAGIC = struct.pack("<QQ", 0x112, 0)
 # Versions of an array; before them it began with its number of dimensions
 _V1, _V2, _V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA
 _BYTES_PER_ARRAY = 1024  # of memory
-_DTYPES: dict[int, np.dtype[Any]] = {
-    0: np.dtype("<f4"),
-    1: np.dtype("<f8"),
-    2: np.dtype("<f2"),
-    3: np.dtype("u1"),
-    4: np.dtype("<i4"),
-    5: np.dtype("i1"),
-    6: np.dtype("<i8"),
-}
+_DTYPES = by_code(
+    {
+        0: "float32",
+        1: "float64",
+        2: "float16",
+        3: "uint8",
+        4: "int32",
+        5: "int8",
+        6: "int64",
+    }
+)
 
 
 @register

@@ -20,6 +20,7 @@ from cnnfilterdb.errors import WeightFileError
 from cnnfilterdb.ingest.formats import limits, register
 from cnnfilterdb.ingest.formats.companions import companion
 from cnnfilterdb.ingest.formats.damage import undamaged
+from cnnfilterdb.ingest.formats.dtypes import by_code
 from cnnfilterdb.ingest.formats.explicit import explicit_layer, placed
 from cnnfilterdb.ingest.formats.protobuf import mapped
 from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Tensor, Weights
@@ -36,7 +37,7 @@ _CONVOLUTIONS = {
     "DeconvolutionDepthWise": True,
 }
 # Marks before numbers of half precision, of float32 (twice), and of integers
-_MARKED: dict[int, np.dtype[Any]] = {0x01306B47: np.dtype("<f2"), 0x0002C056: np.dtype("<f4"), 0: np.dtype("<f4")}
+_MARKED = by_code({0x01306B47: "float16", 0x0002C056: "float32", 0: "float32"})
 _INTEGERS = 0x000D4B38
 # Layers that have numbers, or may have them, in a way that is not read
 _UNKNOWN = ("Norm", "LSTM", "GRU", "RNN", "Embed", "Attention", "Gemm", "Convolution", "Quantize", "Requantize")

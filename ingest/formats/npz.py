@@ -24,13 +24,13 @@ from numpy.lib import format as npy
 
 from cnnfilterdb.errors import WeightFileError
 from cnnfilterdb.ingest.formats import limits, pickle, register
-from cnnfilterdb.ingest.formats.arrays import layers_from_arrays
 from cnnfilterdb.ingest.formats.damage import undamaged
 from cnnfilterdb.ingest.formats.tensorflow.graphdef import widened
-from cnnfilterdb.ingest.formats.variables import is_training_state
+from cnnfilterdb.ingest.network.arrays import layers_from_arrays
 from cnnfilterdb.ingest.network.checkpoint import networks
 from cnnfilterdb.ingest.network.composition import parameters
 from cnnfilterdb.ingest.network.layers import ConvLayer, Tensor, Weights
+from cnnfilterdb.ingest.network.variables import is_training_state
 
 __all__ = ["NpzFormat"]
 
@@ -44,6 +44,7 @@ class NpzFormat:
     """``.npz`` and ``.npy`` files."""
 
     name = "npz"
+    suffixes = (".npz", ".npy")
 
     def matches(self, path: Path, head: bytes) -> bool:
         """A zip file whose first member is an array, or an array."""
@@ -61,7 +62,7 @@ class NpzFormat:
             UnsafeFileError: An object in it asks for code to be executed.
         """
         with undamaged(str(path), _WHAT):
-            return _weights(_root(path))
+            return _weights(_root(path), path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,9 +155,12 @@ def _is_array(value: Any) -> bool:
     return isinstance(value, _Stored) or (isinstance(value, pickle.Array) and isinstance(value.data, bytes))
 
 
-def _weights(root: Any) -> Weights:
+def _weights(root: Any, path: Path) -> Weights:
     if _is_array(root):
-        raise WeightFileError("an array without a name; expected an .npz file or a pickled dictionary of arrays")
+        raise WeightFileError(
+            f"{path}: an array without a name, of shape {root.shape}; expected an .npz file or a pickled dictionary of "
+            "arrays, such as numpy.savez(path, **{'conv.weight': array})"
+        )
     found, left_out = networks(root, _is_array)
     layers: list[ConvLayer] = []
     skipped = list(left_out)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 from xml.parsers import expat
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
@@ -22,6 +21,7 @@ from cnnfilterdb.errors import WeightFileError
 from cnnfilterdb.ingest.formats import limits, register
 from cnnfilterdb.ingest.formats.companions import companion
 from cnnfilterdb.ingest.formats.damage import undamaged
+from cnnfilterdb.ingest.formats.dtypes import by_code
 from cnnfilterdb.ingest.formats.explicit import explicit_layer, placed
 from cnnfilterdb.ingest.formats.protobuf import mapped
 from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Tensor, Weights
@@ -29,19 +29,21 @@ from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Tensor, Weight
 __all__ = ["OpenvinoFormat"]
 
 _WHAT = "OpenVINO model"
-_DTYPES: dict[str, np.dtype[Any]] = {
-    "f32": np.dtype("<f4"),
-    "f16": np.dtype("<f2"),
-    "f64": np.dtype("<f8"),
-    "bf16": np.dtype(ml_dtypes.bfloat16),
-    "i8": np.dtype("i1"),
-    "u8": np.dtype("u1"),
-    "i16": np.dtype("<i2"),
-    "i32": np.dtype("<i4"),
-    "i64": np.dtype("<i8"),
-    "FP32": np.dtype("<f4"),
-    "FP16": np.dtype("<f2"),
-}
+_DTYPES = by_code(
+    {
+        "f32": "float32",
+        "f16": "float16",
+        "f64": "float64",
+        "bf16": "bfloat16",
+        "i8": "int8",
+        "u8": "uint8",
+        "i16": "int16",
+        "i32": "int32",
+        "i64": "int64",
+        "FP32": "float32",
+        "FP16": "float16",
+    }
+)
 # Operation -> (transposed, whether the groups are the first axis of the weight)
 _CONVOLUTIONS = {
     "Convolution": (False, False),

@@ -259,7 +259,8 @@ def _frombuffer(data: Any, dtype: Any, shape: Any, order: str, *_: Any) -> Array
     return array
 
 
-def _jax_array(_function: Any, _args: Any, state: Any, *_: Any) -> Array:
+def _array_of_state(_function: Any, _args: Any, state: Any, *_: Any) -> Array:
+    # JAX and dill: (function, arguments, state), as ``ndarray.__reduce__`` returns them
     array = Array()
     array.build(state)
     return array
@@ -279,7 +280,8 @@ _CONSTRUCTORS: dict[tuple[str, str], Callable[..., Any]] = {
     **{(f"{core}.multiarray", "_reconstruct"): lambda *_: Array() for core in _CORES},
     **{(f"{core}.multiarray", "scalar"): _scalar for core in _CORES},
     **{(f"{core}.numeric", "_frombuffer"): _frombuffer for core in _CORES},
-    **{(f"jax._src.{module}", "_reconstruct_array"): _jax_array for module in ("array", "device_array")},
+    **{(f"dill.{module}", "_create_array"): _array_of_state for module in ("_dill", "dill")},
+    **{(f"jax._src.{module}", "_reconstruct_array"): _array_of_state for module in ("array", "device_array")},
 }
 for _module in ("builtins", "__builtin__"):
     _CONSTRUCTORS |= {
@@ -330,7 +332,10 @@ def load(
 def _key(value: Any) -> Any:
     # Hashing a tuple hashes what it holds, to any depth: a nested one would overflow the stack. Large integers and
     # tuples of integers can be made to have one hash, with which a dict takes quadratic time.
-    if isinstance(value, str | float | bytes | None | Global) or (isinstance(value, int) and abs(value) < 1 << 60):
+    # The hash of an object is that of its identity
+    if isinstance(value, str | float | bytes | None | Global | Object) or (
+        isinstance(value, int) and abs(value) < 1 << 60
+    ):
         return value
     if isinstance(value, tuple) and all(isinstance(part, str | bytes | None) for part in value):
         return value

@@ -49,39 +49,27 @@ class _Known:
 _ORIGINAL = "pass the model that it was converted from"
 _UNPACK = "unpack it and pass the weight file in it"
 _JOBLIB = "unpack it, or save it with joblib.dump(..., compress=0)"
-_DCP = "`python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE`"
-_ZARR = "load it with orbax.checkpoint and save its arrays with safetensors.flax.save_file"
+_ZARR = "open it with zarr.open_group and save it with zarr.save_group, or pass the folder above it"
 
 _KNOWN = (
     _Known("a GGML file of llama.cpp or whisper.cpp", _ORIGINAL, magic=(b"ggml", b"lmgg")),
     _Known("a TensorRT engine, compiled for one kind of GPU", _ORIGINAL, magic=(b"ftrt",), suffixes=(".engine",)),
     _Known("an RKNN model of Rockchip", _ORIGINAL, magic=(b"RKNN",)),
-    _Known("an ONNX Runtime model", "pass the .onnx file that it was converted from", identifier=rb"ORTM"),
     _Known(
         "an ExecuTorch program", "pass the PyTorch checkpoint, or the .pt2 file of torch.export", identifier=rb"ET\d\d"
     ),
     _Known("an MNN model", _ORIGINAL, suffixes=(".mnn",)),
     _Known("the binary form of an ncnn network", "pass the .param that is text", magic=(b"\xdd\x85\x76\0",)),
-    _Known(
-        "a PaddlePaddle inference model",
-        "convert it with paddle2onnx, or pass the .pdparams file",
-        suffixes=(".pdmodel", ".pdiparams"),
-    ),
-    _Known("a part of a distributed checkpoint of PyTorch", f"convert its folder with {_DCP}", suffixes=(".distcp",)),
-    _Known("the manifest of a Core ML package", _ORIGINAL, json=b'"itemInfoEntries"'),
-    _Known(
-        "a part of a Zarr or Orbax checkpoint of JAX", _ZARR, suffixes=(".zarray", ".zgroup"), json=b'"zarr_format"'
-    ),
+    _Known("a PaddlePaddle program", "convert it with paddle2onnx, or pass the .pdparams file", json=b'"magic":"pir"'),
+    _Known("a part of a distributed checkpoint of PyTorch", "pass its folder", suffixes=(".distcp",)),
+    _Known("the manifest of a Core ML package", "pass the .mlpackage folder", json=b'"itemInfoEntries"'),
+    _Known("an array of a Zarr folder", "pass the folder that contains its group", suffixes=(".zarray",)),
     _Known(
         "a MATLAB file",
         "save its arrays with scipy.io.loadmat and numpy.savez, or export the network with exportONNXNetwork",
-        magic=(b"MATLAB 5.0 MAT-file",),
+        magic=(b"MATLAB 5.0 MAT-file", b"MATLAB 7.3 MAT-file"),
     ),
-    _Known("a gzip archive", _JOBLIB, magic=(b"\x1f\x8b",)),
-    _Known("a bzip2 archive", _JOBLIB, magic=(b"BZh",)),
-    _Known("an xz archive", _JOBLIB, magic=(b"\xfd7zXZ\x00",)),
-    # The second byte is the level of compression
-    _Known("a zlib stream, as joblib writes it", _JOBLIB, magic=(b"x\x01", b"x\x5e", b"x\x9c", b"x\xda")),
+    _Known("an LZ4 archive", _JOBLIB, magic=(b"\x04\x22\x4d\x18",)),
     _Known("a Zstandard archive", _UNPACK, magic=(b"\x28\xb5\x2f\xfd",)),
     _Known("a 7z archive", _UNPACK, magic=(b"7z\xbc\xaf\x27\x1c",)),
     _Known("a RAR archive", _UNPACK, magic=(b"Rar!",)),
@@ -121,10 +109,12 @@ def described_text(path: Path, head: bytes) -> str | None:
     """
     text = _text(head)
     if text is None:
-        return None
+        return (
+            "only zeros, not weights; the download is incomplete, repeat it" if head and not head.strip(b"\0") else None
+        )
     start = text.lstrip("\ufeff \t\r\n")
     lower = start.lower()
-    if lower.startswith(("<!doctype html", "<html", "<head")) or (lower.startswith("<?xml") and "<html" in lower):
+    if "<html" in lower or lower.startswith(("<!doctype html", "<head")):
         return "an HTML page, not weights; the download was refused or the address is wrong"
     if lower.startswith("<"):
         return "an XML document, not weights; the download was refused or the address is wrong"
@@ -132,21 +122,19 @@ def described_text(path: Path, head: bytes) -> str | None:
         return "the configuration of a Darknet network, without weights; pass the .weights file beside it"
     if path.suffix == ".prototxt":
         return "the architecture of a Caffe network, without weights; pass its .caffemodel"
+    what = "a JSON document" if start.startswith(("{", "[")) else "a text"
     shown = " ".join(start.split())
     shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
-    length = f"a text of {len(text)} characters" if len(head) < 4096 else "a text"
-    return f"{length} ({shown!r}), not weights; the download failed or the address is wrong"
+    length = f"{what} of {len(text)} characters" if len(head) < 4096 else what
+    remedy = "pass the weight file itself; where it was downloaded, the download failed or the address is wrong"
+    return f"{length} ({shown!r}), not weights; {remedy}"
 
 
 def described_folder(path: Path) -> str | None:
     """What a folder is that is not read, and what to do instead; None for any other folder."""
     names = {entry.name for entry in path.iterdir()}
-    if ".metadata" in names and any(name.endswith(".distcp") for name in names):
-        return str(_Known("a distributed checkpoint of PyTorch", f"convert it with {_DCP}"))
-    if path.suffix == ".mlpackage" or "Manifest.json" in names:
-        return str(_Known("a Core ML package", _ORIGINAL))
-    if names & {".zarray", ".zgroup", "zarr.json", "_CHECKPOINT_METADATA", "manifest.ocdbt"}:
-        return str(_Known("a Zarr or Orbax checkpoint of JAX", _ZARR))
+    if ".zarray" in names or any((child / ".zarray").is_file() for child in path.iterdir()):
+        return str(_Known("a Zarr folder without the description of its group", _ZARR))
     return None
 
 

@@ -21,14 +21,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
 from cnnfilterdb.ingest.formats import limits, register
-from cnnfilterdb.ingest.formats.arrays import layers_from_arrays
 from cnnfilterdb.ingest.formats.damage import undamaged
+from cnnfilterdb.ingest.formats.dtypes import by_code
 from cnnfilterdb.ingest.formats.shards import is_index, shards
+from cnnfilterdb.ingest.network.arrays import layers_from_arrays
 from cnnfilterdb.ingest.network.checkpoint import networks
 from cnnfilterdb.ingest.network.composition import parameters
 from cnnfilterdb.ingest.network.judge import Layout, natural
@@ -41,27 +41,29 @@ _SUFFIXES = (".safetensors",)
 # The library refuses longer headers too
 _MAX_HEADER = 100_000_000
 
-_DTYPES: dict[str, np.dtype[Any]] = {
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "BOOL": np.dtype(bool),
-    "C64": np.dtype("<c8"),
-    "F16": np.dtype("<f2"),
-    "F32": np.dtype("<f4"),
-    "F64": np.dtype("<f8"),
-    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
-    "F8_E4M3FNUZ": np.dtype(ml_dtypes.float8_e4m3fnuz),
-    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
-    "F8_E5M2FNUZ": np.dtype(ml_dtypes.float8_e5m2fnuz),
-    "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),
-    "I16": np.dtype("<i2"),
-    "I32": np.dtype("<i4"),
-    "I64": np.dtype("<i8"),
-    "I8": np.dtype("i1"),
-    "U16": np.dtype("<u2"),
-    "U32": np.dtype("<u4"),
-    "U64": np.dtype("<u8"),
-    "U8": np.dtype("u1"),
-}
+_DTYPES = by_code(
+    {
+        "BF16": "bfloat16",
+        "BOOL": "bool",
+        "C64": "complex64",
+        "F16": "float16",
+        "F32": "float32",
+        "F64": "float64",
+        "F8_E4M3": "float8_e4m3fn",
+        "F8_E4M3FNUZ": "float8_e4m3fnuz",
+        "F8_E5M2": "float8_e5m2",
+        "F8_E5M2FNUZ": "float8_e5m2fnuz",
+        "F8_E8M0": "float8_e8m0fnu",
+        "I16": "int16",
+        "I32": "int32",
+        "I64": "int64",
+        "I8": "int8",
+        "U16": "uint16",
+        "U32": "uint32",
+        "U64": "uint64",
+        "U8": "uint8",
+    }
+)
 # Names of the libraries that write such files, as stated in the header
 _FRAMEWORKS = {"pt": "pytorch", "tf": "tensorflow"}
 # The layout of kernels that this declares
@@ -162,6 +164,7 @@ class SafetensorsFormat:
     """Files of safetensors, and indexes of sharded ones."""
 
     name = "safetensors"
+    suffixes = _SUFFIXES
 
     def matches(self, path: Path, head: bytes) -> bool:
         """A header length of possible size and a JSON object, or an index of shards."""

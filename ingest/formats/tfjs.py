@@ -24,27 +24,30 @@ from cnnfilterdb.errors import WeightFileError
 from cnnfilterdb.ingest.formats import limits, register
 from cnnfilterdb.ingest.formats.companions import companion
 from cnnfilterdb.ingest.formats.damage import undamaged
+from cnnfilterdb.ingest.formats.dtypes import by_code
 from cnnfilterdb.ingest.formats.keras.config import leaves, parse
 from cnnfilterdb.ingest.formats.keras.file import Stored, Variable
 from cnnfilterdb.ingest.formats.keras.model import layers_of
 from cnnfilterdb.ingest.formats.tensorflow.dataflow import Dataflow, Function, GraphDefinition, dataflow_layers
-from cnnfilterdb.ingest.formats.variables import layers_from_variables
 from cnnfilterdb.ingest.network.layers import Skipped, Tensor, Weights
+from cnnfilterdb.ingest.network.variables import layers_from_variables
 
 __all__ = ["TfjsFormat"]
 
 _WHAT = "TensorFlow.js model"
-_DTYPES: dict[str, np.dtype[Any]] = {
-    "float32": np.dtype("<f4"),
-    "float16": np.dtype("<f2"),
-    "int32": np.dtype("<i4"),
-    "int16": np.dtype("<i2"),
-    "uint16": np.dtype("<u2"),
-    "int8": np.dtype("i1"),
-    "uint8": np.dtype("u1"),
-    "bool": np.dtype("?"),
-    "complex64": np.dtype("<c8"),
-}
+_DTYPES = by_code(
+    {
+        "float32": "float32",
+        "float16": "float16",
+        "int32": "int32",
+        "int16": "int16",
+        "uint16": "uint16",
+        "int8": "int8",
+        "uint8": "uint8",
+        "bool": "bool",
+        "complex64": "complex64",
+    }
+)
 
 
 @register

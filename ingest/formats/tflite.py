@@ -12,16 +12,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
 from cnnfilterdb.ingest.formats import limits, register
-from cnnfilterdb.ingest.formats.axes import Pair, turned, unique_names
 from cnnfilterdb.ingest.formats.damage import undamaged
+from cnnfilterdb.ingest.formats.dtypes import by_code
 from cnnfilterdb.ingest.formats.flatbuffer import Table
 from cnnfilterdb.ingest.formats.protobuf import mapped
 from cnnfilterdb.ingest.formats.tensorflow.dataflow import layer_name
+from cnnfilterdb.ingest.network.axes import Pair, turned, unique_names
 from cnnfilterdb.ingest.network.extract import conv_depths
 from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Tensor, Weights
 
@@ -42,18 +42,20 @@ _CONVOLUTIONS = {
 # Stored as (out, h, w, in), a depthwise weight as (1, h, w, in x multiplier)
 _AXES = {"conv": (0, 3, 1, 2), "transposed": (0, 3, 1, 2), "depthwise": (3, 0, 1, 2)}
 
-_DTYPES = {
-    0: np.dtype("<f4"),
-    1: np.dtype("<f2"),
-    2: np.dtype("<i4"),
-    3: np.dtype("u1"),
-    4: np.dtype("<i8"),
-    7: np.dtype("<i2"),
-    9: np.dtype("i1"),
-    10: np.dtype("<f8"),
-    17: np.dtype(ml_dtypes.int4),
-    18: np.dtype(ml_dtypes.bfloat16),
-}
+_DTYPES = by_code(
+    {
+        0: "float32",
+        1: "float16",
+        2: "int32",
+        3: "uint8",
+        4: "int64",
+        7: "int16",
+        9: "int8",
+        10: "float64",
+        17: "int4",
+        18: "bfloat16",
+    }
+)
 _INT4 = 17
 
 

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cnnfilterdb.ingest.network.extract import untransposed, weights_from_module
+from cnnfilterdb.ingest.network.extract import untransposed
 from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Weights
+from cnnfilterdb.ingest.network.memory import weights_from_module
 
 __all__ = ["Architecture", "architecture", "described"]
 

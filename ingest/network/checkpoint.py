@@ -10,12 +10,13 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from cnnfilterdb.errors import WeightFileError
-from cnnfilterdb.ingest.network.copies import second_copies, suspects, underscored_copies
+from cnnfilterdb.ingest.network import choices
+from cnnfilterdb.ingest.network.copies import WRAPPERS, second_copies, suspects, underscored_copies
 from cnnfilterdb.ingest.network.layers import Skipped
 from cnnfilterdb.ingest.network.objects import Object
 
@@ -51,12 +52,9 @@ _TRAINING = re.compile(
 )
 # Parts of a network that only measure its quality, such as a VGG whose features are compared.
 _LOSS = re.compile(r"(?:(?:perceptual_|lpips_)?loss(?:es)?|lpips|criterion)(?:_f(?:n|unc))?")
-# Names that wrappers put before those of the network: DataParallel, Lightning, ...
-_LEADING = ("module", "model", "net", "network", "backbone", "state_dict")
-# What torch.compile puts before them, or between them if it compiled a part.
-_COMPILED = "_orig_mod"
-# What LoRA appends to the name of the layer that it changes.
-_ADAPTED = "base_layer"
+# What torch.compile, FSDP, activation checkpointing and DeepSpeed put before names or between them, and what LoRA
+# appends to the name of the layer that it changes.
+_TRANSPARENT = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module", "base_layer"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +94,9 @@ def networks(root: Any, is_tensor: Callable[[Any], bool]) -> tuple[list[Network]
     (``netG`` and ``netD``) are all imported, with their names as prefixes. Names of wrappers (``module.``,
     ``_orig_mod.``, a ``model.`` before every name) are removed. Tensors used only in training are left out.
 
+    A network that the user selects by its name (:mod:`~cnnfilterdb.ingest.network.choices`) is the only one that is
+    read. Its name is that of a part of the checkpoint, or the first parts of the names of its tensors.
+
     Args:
         root: The content of the file.
         is_tensor: Whether a value is a tensor, which must have a ``shape``, not a container.
@@ -104,17 +105,20 @@ def networks(root: Any, is_tensor: Callable[[Any], bool]) -> tuple[list[Network]
         The networks, and the parts with convolution-like tensors that were left out.
 
     Raises:
-        WeightFileError: The containers are nested too deeply.
+        WeightFileError: The containers are nested too deeply, or there is no network of the selected name.
 
     >>> import numpy as np
     >>> weight = np.zeros((8, 3, 3, 3))
     >>> checkpoint = {"epoch": 9, "state_dict": {"module.conv.weight": weight}, "optimizer": {"state": [weight]}}
     >>> found, left_out = networks(checkpoint, lambda value: isinstance(value, np.ndarray))
     >>> [entry.name for network in found for entry in network.entries], left_out
-    (['conv.weight'], [])
+    (['conv.weight'], [Skipped(name='optimizer', reason='state of the training')])
     """
     finder = _Finder(is_tensor)
-    return finder.find(root, ""), finder.skipped
+    wanted = choices.chosen().network
+    found = finder.find(root, "") if wanted is None else finder.selected(root, wanted)
+    finder.report_unread(root)
+    return found, finder.skipped
 
 
 class _Finder:
@@ -124,6 +128,7 @@ class _Finder:
         self.parts = 0
         self.modules = 0
         self.searched = 0
+        self.without_kernels: set[int] = set()
         self.styles: dict[int, tuple[Any, str | None]] = {}  # by id; the object is kept, or its id would be used again
 
     def find(self, value: Any, prefix: str, depth: int = 0) -> list[Network]:
@@ -149,6 +154,32 @@ class _Finder:
         if len(chosen) == 1:
             return self.find(parts[chosen[0]], prefix, depth + 1)
         return [network for key in chosen for network in self.find(parts[key], f"{prefix}{key}.", depth + 1)]
+
+    def selected(self, root: Any, wanted: str) -> list[Network]:
+        """The network of a name; none if there is none, so that layers are selected by their names."""
+        words = wanted.strip(".").split(".")
+        part: Any = root
+        for place, word in enumerate(words):
+            children = dict(self.children(part)) if _is_container(part) else {}
+            if word not in children:
+                break
+            part = children[word]
+            if place == len(words) - 1 and self.style(part):
+                choices.chosen().found = True
+                return self.find(part, "")
+        return self.find(root, "")
+
+    def below_name(self, network: Network, wanted: str | None) -> Network | None:
+        """The part of a network whose names begin with a name."""
+        prefix = f"{(wanted or '').strip('.')}."
+        below = [entry for entry in network.entries if entry.name.startswith(prefix)]
+        if wanted is None or not any(self.is_kernel(entry.value) for entry in below):
+            return None
+        choices.chosen().found = True
+        return Network(
+            [replace(entry, name=entry.name.removeprefix(prefix)) for entry in below],
+            {name.removeprefix(prefix): module for name, module in network.modules.items() if name.startswith(prefix)},
+        )
 
     def choose(self, parts: Mapping[str, Any], prefix: str) -> list[str]:
         """Choose among several parts; the others are recorded with the reason."""
@@ -189,7 +220,9 @@ class _Finder:
         """The tensors of a container, except those used only in training."""
         network = Network()
         self.collect(value, "", network, 0, without)
+        network = self.below_name(network, choices.chosen().network) or network
         network = _renamed(network)
+        network = self.below_name(network, choices.chosen().network) or network
         tops = dict.fromkeys(entry.name.partition(".")[0] for entry in network.entries if self.is_kernel(entry.value))
         losses = [top for top in tops if _LOSS.fullmatch(top.lower())]
         left_out = [(top, "used only in training") for top in losses if len(losses) < len(tops)]
@@ -202,16 +235,20 @@ class _Finder:
         if averages:
             self.skip(f"{prefix}ema_*", f"a moving average of the network, {len(averages)} tensors, without its names")
             network.entries = [entry for entry in network.entries if entry.name not in averages]
+        self.leave_out(network, prefix, left_out)
         for parent, parts in self.siblings(network).items():
-            left_out += [(parent + key, reason) for key, reason in second_copies(parts)]
-        for top, reason in left_out:
-            self.skip(prefix + top, reason)
-            network.entries = [entry for entry in network.entries if not f"{entry.name}.".startswith(f"{top}.")]
+            self.leave_out(network, prefix, [(parent + key, reason) for key, reason in second_copies(parts)])
         network = _renamed(network)
         return Network(
             [Entry(prefix + entry.name, entry.value, entry.parameter) for entry in network.entries],
             {(prefix + name).removesuffix("."): module for name, module in network.modules.items()},
         )
+
+    def leave_out(self, network: Network, prefix: str, parts: Iterable[tuple[str, str]]) -> None:
+        """Remove parts of a network, with their reasons."""
+        for top, reason in parts:
+            self.skip(prefix + top, reason)
+            network.entries = [entry for entry in network.entries if not f"{entry.name}.".startswith(f"{top}.")]
 
     def siblings(self, network: Network) -> dict[str, dict[str, set[tuple[str, tuple[int, ...]]]]]:
         """The kernels below each name, for names on the upper levels: parent -> name -> kernels."""
@@ -252,6 +289,45 @@ class _Finder:
                 self.skip(f"{prefix}{key}", f"an object of the class {child.cls}, not a tensor that can be read")
             elif _is_container(child) and key not in without and (_is_module(value) or not _is_training(key, child)):
                 self.collect(child, f"{prefix}{key}.", network, depth + 1)
+
+    def report_unread(self, root: Any) -> None:
+        """Record what holds kernels and belongs to the training, or is an argument of a class that is not known."""
+        seen: set[int] = set()
+        queue: deque[tuple[str, Any]] = deque([("", root)])
+        while queue and len(seen) < _MAX_SEARCH:
+            path, node = queue.popleft()
+            if id(node) in seen or self.is_tensor(node):
+                continue
+            seen.add(id(node))
+            arguments = list(node.args) if isinstance(node, Object) and not _is_module(node) else []
+            if any(self.is_kernel(one) for argument in arguments for one in (argument, *(_objects(argument) or ()))):
+                self.skip(path or "the file", f"tensors in an object of the class {node.cls}, which is not known")
+            for key, child in (*self.children(node), *((path, part) for part in arguments)):
+                name = f"{path}.{key}" if path else key
+                if not _is_container(child):
+                    continue
+                if not _is_training(key, child):
+                    queue.append((name, child))
+                elif not _is_module(node) and self.holds_kernel(child):
+                    self.skip(name, "state of the training")
+
+    def holds_kernel(self, value: Any) -> bool:
+        """Whether there is a tensor of 3 to 5 dimensions anywhere below."""
+        seen: set[int] = set()
+        queue = deque([value])
+        while queue and len(seen) < _MAX_SEARCH:
+            node = queue.popleft()
+            if id(node) in seen or id(node) in self.without_kernels:
+                continue
+            seen.add(id(node))
+            self.searched += 1
+            if self.is_kernel(node):
+                return True
+            if self.searched < _MAX_SEARCHES and not self.is_tensor(node):
+                children = (child for _, child in self.children(node))
+                queue.extend(child for child in children if _is_container(child) or self.is_kernel(child))
+        self.without_kernels |= seen
+        return False
 
     def style(self, value: Any) -> str | None:
         """How the kernels below, of 3 to 5 dimensions, are stored; None if there are none.
@@ -310,6 +386,8 @@ class _Finder:
             parts = value.items()
         elif isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray):
             parts = enumerate(value)
+        else:
+            parts = enumerate(_objects(value) or ())
         for key, child in parts:
             if isinstance(key, str | int):
                 # Paddle stores a parameter as a pair: its other name, and the array
@@ -333,7 +411,13 @@ def _is_module(value: Any) -> bool:
 
 
 def _is_container(value: Any) -> bool:
-    return isinstance(value, Object | Mapping | list | tuple)
+    return isinstance(value, Object | Mapping | list | tuple) or _objects(value) is not None
+
+
+def _objects(value: Any) -> list[Any] | None:
+    """The elements of a stored array of Python objects, which may be arrays."""
+    elements = getattr(value, "data", None)
+    return elements if isinstance(elements, list) else None
 
 
 def _is_training(key: str, value: Any) -> bool:
@@ -388,7 +472,7 @@ def _renamed(network: Network) -> Network:
     # At least one tensor must keep the name of a layer
     while all(len(path) > leading + 1 for path in paths) and any(len(path) > leading + 2 for path in paths):
         first, *others = {path[leading] for path in paths}
-        if others or (first not in _LEADING and _without_ema(first) not in ("", *_LEADING)):
+        if others or (first not in WRAPPERS and _without_ema(first) not in ("", *WRAPPERS)):
             break
         leading += 1
     names = [".".join(path[leading:]) for path in paths]
@@ -401,4 +485,4 @@ def _renamed(network: Network) -> Network:
 
 
 def _path(name: str) -> list[str]:
-    return [part for part in name.split(".") if part not in (_COMPILED, _ADAPTED)]
+    return [part for part in name.split(".") if part not in _TRANSPARENT]

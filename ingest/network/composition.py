@@ -50,6 +50,12 @@ _DIMENSIONS = {
 }
 # Names of the linear layer that computes the styles of a modulated convolution
 _MODULATION = ("modulation", "affine", "to_style", "style", "mod")
+# Element types that need a scale, which quantising programs store under these names beside the weight
+_SCALES = ("weight_scale", "scale_weight", "weight_scale_inv")
+_PACKED = (
+    "weights packed into integers (bitsandbytes, GPTQ or AWQ), whose kernels are not read; "
+    "dequantise the model before you save it"
+)
 _UNKNOWN = "an unknown parametrisation; save the plain weight"
 
 
@@ -79,6 +85,8 @@ def compose(tensor: Tensor, index: Mapping[str, Tensor]) -> Weight | Skipped | N
         return Skipped(tensor.name, tensor.unreadable)
     if rank == 4 and is_adapter(tensor.name):
         return Skipped(tensor.name, ADAPTER)
+    if leaf == "qweight" or (leaf == "weight" and tensor.dtype == "uint8" and f"{tensor.name}.absmax" in index):
+        return Skipped(tensor.name, _PACKED)
     named = leaf.endswith("weight") or leaf in parts
     if rank not in (3, 4, 5) or (rank != 4 and not named):
         return None
@@ -95,7 +103,7 @@ def compose(tensor: Tensor, index: Mapping[str, Tensor]) -> Weight | Skipped | N
     if 0 in tensor.shape:
         return Skipped(tensor.name, f"empty: shape {tensor.shape}")
     # Only layers have their weights normalised or pruned
-    against = None if leaf in parts else objection(tensor, index)
+    against = None if leaf in parts else objection(tensor, index, known_layout=True)
     if against is not None:
         return Skipped(tensor.name, against)
     if rank == 5 and tensor.shape[0] == 1 and any(f"{prefix}{word}.weight" in index for word in _MODULATION):
@@ -172,6 +180,13 @@ def _composed(
         return lambda: _spectral_norm(_float32(tensor), *map(_float32, vectors)), "spectral_norm"
     if _same_shape(tensor, part("weight_orig")) and part("weight_u"):
         return lambda: _float32(tensor), "spectral_norm"
+    scale = next((found for name in _SCALES if (found := part(name)) is not None), None)
+    if scale is not None and tensor.dtype.startswith("float8"):
+        if scale.name.endswith("_inv") or math.prod(scale.shape) not in (1, tensor.shape[0]):
+            return Skipped(
+                tensor.name, f"elements of type {tensor.dtype} with a scale of shape {scale.shape} for blocks"
+            )
+        return lambda: _float32(tensor) * _float32(scale).reshape(-1, 1, 1, 1), None
     # timm's ScaledStdConv2d keeps its gain beside the weight
     gain = part("gain")
     scaled = gain is not None and gain.shape == (tensor.shape[0], 1, 1, 1)

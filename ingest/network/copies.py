@@ -5,13 +5,19 @@ They are one model, not two, so one of them is imported and the other is reporte
 
 - A copy meant to be used after the training is the model: a moving average (``ema``, ``shadow``, ``swa``,
   ``averaged``), and the teacher of self-distillation (``teacher`` beside ``student``).
-- A copy that only serves as a target during the training is not: the momentum encoder of MoCo (``encoder_k`` beside
-  ``encoder_q``), the target network of BYOL or of Q-learning (``target`` beside ``online`` or ``policy``).
+- A copy that serves the training only is not: the momentum encoder of MoCo (``encoder_k`` beside ``encoder_q``), the
+  target network of BYOL or of Q-learning (``target`` beside ``online`` or ``policy``), a reference or an earlier state
+  (``ref``, ``old``, ``init``).
 - Averages whose tensors have lost their names are not: ``ema_backbone_conv_weight``, which OpenMMLab keeps as buffers
   of the network, beside ``backbone.conv.weight``.
 
-This holds for copies: all kernels of the one that is left out must be in the other, with the same names and shapes. A
-teacher of another architecture, or a generator and its discriminator, are different networks, and all are imported.
+Networks are copies if one has a word of a copy in its name, and either the other has the same name without that word,
+or with its counterpart, and contains all kernels of the copy, by name and shape; or the other is the only one beside it
+with the same kernels. A teacher of another architecture, a generator and its discriminator, or the layers ``query``
+and ``key`` of an attention, each of which is one kernel, are no copies, and all are imported.
+
+To import the other copy, or one of several networks, select it by its name: ``network=`` in Python, ``--network`` on
+the command line.
 """
 
 from __future__ import annotations
@@ -19,22 +25,33 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Set
 
-__all__ = ["Kernels", "second_copies", "suspects", "underscored_copies"]
+__all__ = ["WRAPPERS", "Kernels", "second_copies", "suspects", "underscored_copies"]
 
 #: Kernels of a network: their names and shapes.
 Kernels = Set[tuple[str, tuple[int, ...]]]
 
-# Word of a copy: words that replace it in the name of the network, and whether the copy is the model. An empty word
-# means a name without it.
-_COPIES: dict[str, tuple[tuple[str, ...], bool]] = {
-    "teacher": (("student", ""), True),
-    "shadow": (("",), True),
-    "swa": (("",), True),
-    "averaged": (("",), True),
-    "k": (("q",), False),
-    "key": (("query",), False),
-    "momentum": (("online", ""), False),
-    "target": (("online", "policy", "current", ""), False),
+#: Names that wrappers put before those of a network: DataParallel, Lightning, ...
+WRAPPERS = ("module", "model", "net", "network", "backbone", "state_dict")
+
+# Words of a copy that is the model, and of one that is not
+_MODEL_WORDS = {"ema", "teacher", "shadow", "swa", "averaged", "average", "avg", "polyak"}
+_TRAINING_WORDS = {"k", "m", "key", "momentum", "target", "slow", "ref", "reference", "old", "prev", "previous"} | {
+    "init",
+    "initial",
+    "frozen",
+}
+_ALL_WORDS = _MODEL_WORDS | _TRAINING_WORDS
+# Layers have such words in their names too; beside one of these nouns they mean a copy
+_OF_ATTENTION = {"k", "m", "key"}
+_NOUNS = ("encoder", "net", "model", "backbone", "trunk", "extractor", "module")
+# What the network itself may be called beside such a copy
+_COUNTERPARTS: dict[str, tuple[str, ...]] = {
+    "teacher": ("student",),
+    "k": ("q",),
+    "key": ("query",),
+    "momentum": ("online", "base"),
+    "target": ("online", "policy", "current"),
+    "slow": ("fast",),
 }
 
 
@@ -44,48 +61,46 @@ def second_copies(parts: Mapping[str, Kernels]) -> Iterator[tuple[str, str]]:
     Args:
         parts: The kernels of each, by its name.
 
-    >>> kernels = {("conv.weight", (8, 3, 3, 3))}
+    >>> kernels = {("stem.weight", (8, 3, 3, 3)), ("conv.weight", (8, 8, 3, 3))}
     >>> [name for name, _ in second_copies({"encoder_q": kernels, "encoder_k": kernels})]
     ['encoder_k']
-    >>> [name for name, _ in second_copies({"student": kernels, "teacher": kernels})]
-    ['student']
+    >>> [name for name, _ in second_copies({"net": kernels, "average_model": kernels, "head": set()})]
+    ['net']
+    >>> one = {("weight", (8, 8, 3, 3))}
+    >>> list(second_copies({"query": one, "key": one}))
+    []
     """
+    plain = {name: _unwrapped(kernels) for name, kernels in parts.items()}
     lower = {name.lower(): name for name in parts}
     dropped: set[str] = set()
-    for name, kernels in parts.items():
-        for original, is_model in _originals(name):
-            other = lower.get(original)
-            if other is None or other == name or {name, other} & dropped or not kernels:
-                continue
-            if is_model and parts[other] and parts[other] <= kernels:
+    for name, kernels in plain.items():
+        word = _word(name)
+        if word is None or name in dropped or not _is_network(parts[name]):
+            continue
+        named = [lower[other] for other in _originals(name) if lower.get(other, name) != name]
+        others = [other for other in named if other not in dropped and plain[other]]
+        # An average is that of the network whose name it has
+        if not named and word != "ema":
+            others = [other for other in plain if _word(other) is None and other not in dropped]
+            others = [other for other in others if plain[other] == kernels]
+            others = others if len(others) == 1 else []
+        for other in others:
+            if word in _MODEL_WORDS and plain[other] <= kernels:
                 dropped.add(other)
                 yield other, f"its copy {name}, which is used after the training, was imported instead"
-            elif kernels <= parts[other]:
+            elif word in _TRAINING_WORDS and kernels <= plain[other]:
                 dropped.add(name)
                 yield name, f"a copy of {other} that is used only in training; {other} was imported"
+                break
 
 
 def suspects(names: Set[str]) -> set[str]:
-    """The names that may be those of two copies of one network.
+    """The names of networks that may be copies of each other: all, if one of them has a word of a copy.
 
-    >>> sorted(suspects({"encoder_q", "encoder_k", "head"}))
-    ['encoder_k', 'encoder_q']
+    >>> sorted(suspects({"encoder_q", "encoder_k"})), suspects({"generator", "discriminator"})
+    (['encoder_k', 'encoder_q'], set())
     """
-    lower = {name.lower(): name for name in names}
-    pairs = [(name, lower[one]) for name in names for one, _ in _originals(name) if lower.get(one, name) != name]
-    return {name for pair in pairs for name in pair}
-
-
-def _originals(name: str) -> Iterator[tuple[str, bool]]:
-    """Names of the network that a name may mean a copy of."""
-    words = re.split(r"[_\-]", name.lower())
-    separator = "-" if "-" in name else "_"
-    for place, word in enumerate(words):
-        others, is_model = _COPIES.get(word, ((), False))
-        for other in others:
-            replaced = [*words[:place], *([other] if other else []), *words[place + 1 :]]
-            if replaced:
-                yield separator.join(replaced), is_model
+    return set(names) if any(_word(name) is not None for name in names) else set()
 
 
 def underscored_copies(names: Set[str]) -> set[str]:
@@ -95,4 +110,40 @@ def underscored_copies(names: Set[str]) -> set[str]:
     {'ema_a_conv_weight'}
     """
     flat = {name.replace(".", "_") for name in names}
-    return {name for name in names if name.startswith("ema_") and name.removeprefix("ema_").replace(".", "_") in flat}
+    return {name for name in names if name.startswith("ema_") and "." not in name and name.removeprefix("ema_") in flat}
+
+
+def _words(name: str) -> list[str]:
+    return re.split(r"[_\-]", name.lower())
+
+
+def _word(name: str) -> str | None:
+    """The word of a copy in a name."""
+    words = _words(name)
+    noun = any(noun in word for word in words for noun in _NOUNS)
+    return next((one for one in words if one in _ALL_WORDS and (noun or one not in _OF_ATTENTION)), None)
+
+
+def _is_network(kernels: Kernels) -> bool:
+    """Whether kernels are those of a network, not one layer."""
+    return len(kernels) > 1 or any("." in name for name, _ in kernels)
+
+
+def _unwrapped(kernels: Kernels) -> Kernels:
+    """Kernels without the names of wrappers before theirs."""
+    while True:
+        firsts = {name.partition(".")[0] for name, _ in kernels}
+        if len(firsts) != 1 or not firsts <= set(WRAPPERS) or any("." not in name for name, _ in kernels):
+            return kernels
+        kernels = {(name.partition(".")[2], shape) for name, shape in kernels}
+
+
+def _originals(name: str) -> Iterator[str]:
+    """Names of the network that a name may mean a copy of."""
+    word, words = _word(name), _words(name)
+    separator = "-" if "-" in name else "_"
+    place = words.index(word) if word is not None else 0
+    for other in (*_COUNTERPARTS.get(word or "", ()), ""):
+        replaced = [*words[:place], *([other] if other else []), *words[place + 1 :]]
+        if replaced:
+            yield separator.join(replaced)

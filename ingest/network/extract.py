@@ -1,32 +1,28 @@
-"""From tensors or modules to convolution layers: kind, order, depth.
+"""From tensors to convolution layers: kind, order, depth.
 
 A file of tensors contains names and shapes only. :func:`layers_from_tensors` infers what these prove and leaves the
-rest None; :func:`weights_from_module` has a live module and runs it on shapes alone.
+rest None.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from cnnfilterdb.ingest.network import choices
+from cnnfilterdb.ingest.network.adapters import merged
 from cnnfilterdb.ingest.network.checkpoint import networks
 from cnnfilterdb.ingest.network.composition import Weight, compose
 from cnnfilterdb.ingest.network.composition import parameters as count_parameters
-from cnnfilterdb.ingest.network.folding import EPSILON_TORCH, batch_norms, paired, paired_by_name
-from cnnfilterdb.ingest.network.judge import Layout, settled
+from cnnfilterdb.ingest.network.folding import EPSILON_TORCH, batch_norms, paired_by_name
+from cnnfilterdb.ingest.network.judge import Layout, settled, speaks_pytorch
 from cnnfilterdb.ingest.network.layers import ConvLayer, Kind, Skipped, Tensor, Weights
-from cnnfilterdb.ingest.network.live import identity_of, is_array, is_torch, named_tensor
 from cnnfilterdb.ingest.network.objects import Object
-
-if TYPE_CHECKING:
-    from cnnfilterdb.ingest.network.execution import Execution
 
 __all__ = [
     "ConvFacts",
@@ -35,8 +31,6 @@ __all__ = [
     "layers_from_tensors",
     "untransposed",
     "weights_from_checkpoint",
-    "weights_from_module",
-    "weights_from_state_dict",
 ]
 
 
@@ -133,6 +127,8 @@ def layers_from_tensors(
     ordered: bool = True,
     epsilon: float = EPSILON_TORCH,
     layout: Layout | None = "OIHW",
+    assumed: Layout | None = None,
+    doubted: bool = False,
 ) -> tuple[tuple[ConvLayer, ...], tuple[Skipped, ...]]:
     """Find the two-dimensional convolution layers among named tensors.
 
@@ -153,6 +149,8 @@ def layers_from_tensors(
         epsilon: The constant that batch normalisations add to the variance, if the facts do not state it.
         layout: Layout of the kernels; None if the file does not state it, so that evidence decides
             (:mod:`cnnfilterdb.ingest.network.judge`).
+        assumed: The layout to take where the evidence is silent.
+        doubted: Whether sizes, too, may contradict the layout, as they may one that a header declares.
 
     Returns:
         The layers, in the order of the tensors, and what looked like one but was left out.
@@ -163,7 +161,9 @@ def layers_from_tensors(
     >>> [(layer.name, layer.kind, layer.groups) for layer in layers]
     [('stem', 'conv', 1), ('dw', 'depthwise', 8)]
     """
-    tensors, unclear = (tensors, ()) if layout == "OIHW" else settled(tensors, declared=layout)
+    if choices.chosen().merge_adapters:
+        tensors = merged(tensors, choices.chosen().scaling)
+    tensors, unclear = settled(tensors, declared=layout, assumed=assumed, doubted=doubted)
     index = {tensor.name: tensor for tensor in tensors}
     found = [compose(tensor, index) for tensor in tensors]
     skipped = unclear + tuple(part for part in found if isinstance(part, Skipped))
@@ -413,7 +413,8 @@ def weights_from_checkpoint(
             elif len(getattr(entry.value, "shape", ())) == 4:
                 skipped.append(Skipped(entry.name, f"shares the weight of {original}"))
         known = {name: facts(module) for name, module in network.modules.items()} if facts else {}
-        if arrays is None or any(is_declared(entry.value) for entry in network.entries):
+        declared = any(is_declared(entry.value) for entry in network.entries) and speaks_pytorch(tensors)
+        if arrays is None or declared:
             found_here: Found = layers_from_tensors(tensors, facts=known)
         else:
             found_here = arrays(tensors)
@@ -421,145 +422,3 @@ def weights_from_checkpoint(
         skipped += found_here[1]
         parameters += count_parameters(tensors)
     return Weights(format, framework, tuple(layers), parameters, tuple(skipped))
-
-
-def weights_from_state_dict(state_dict: Mapping[str, Any]) -> Weights:
-    """Read a state dict in memory: names and tensors of PyTorch, arrays of NumPy, or values that convert to one.
-
-    Checkpoints that wrap a state dict are unwrapped as files are. PyTorch is never imported.
-
-    Args:
-        state_dict: The mapping. Its tensors are read when a layer is, so they must not change before that.
-
-    >>> weights = weights_from_state_dict({"conv.weight": np.ones((8, 3, 3, 3)), "conv.bias": np.zeros(8)})
-    >>> weights.layers[0].shape, weights.parameters
-    ((8, 3, 3, 3), 224)
-    """
-    frameworks: set[str] = set()
-
-    def tensor(name: str, value: Any, parameter: bool | None) -> Tensor:
-        frameworks.add(type(value).__module__.partition(".")[0])
-        return named_tensor(name, value, parameter)
-
-    weights = weights_from_checkpoint(
-        state_dict,
-        format="state_dict",
-        framework=None,
-        is_tensor=is_array,
-        tensor=tensor,
-        identity=identity_of,
-        arrays=lambda tensors: layers_from_tensors(tensors, layout=None),
-        is_declared=is_torch,
-    )
-    return replace(weights, framework="pytorch" if "torch" in frameworks else None)
-
-
-def weights_from_module(module: Any, example: Any = None, *, shapes: bool = False) -> Weights:
-    """Read a live ``torch.nn.Module``.
-
-    Kind, groups, stride and dilation are those of the modules. The forward pass is run on shapes alone (PyTorch's
-    ``meta`` device, on a copy) to learn the order of the layers, the dead ones and their depths: no arithmetic on the
-    weights, and no change to the module. Layers that mix the kernels of several experts for every image (CondConv,
-    arXiv 1904.04971) become one layer for each expert, named ``<layer>.experts.<number>``.
-
-    Args:
-        module: The network.
-        example: An input, or a tuple of inputs, of which only shape and type are used. By default, images of common
-            sizes are tried.
-        shapes: Also accept a module on the ``meta`` device, whose layers have everything except weights.
-
-    Returns:
-        Layers in order of execution where the forward pass could be run, dead ones last; else in the order of the
-        module.
-    """
-    if type(module).__name__ == "ExportedProgram":  # its graph is not a module, its state dict is one of a module
-        return weights_from_state_dict(dict(module.state_dict))
-    # PyTorch is imported only where a module of it exists
-    from cnnfilterdb.ingest.network.execution import execute, named_tensors, unwrapped
-
-    module = unwrapped(module)
-    entries, shared = named_tensors(module, shapes=shapes)
-    parts = dict(module.named_modules())
-    facts = {name: conv_facts(type(part).__name__, partial(_attribute, part)) for name, part in parts.items()}
-    tensors: list[Tensor] = []
-    mixtures: dict[str, str] = {}  # layer of an expert -> the layer that it belongs to
-    for name, value, parameter in entries:
-        tensor = named_tensor(name, value, parameter)
-        tensor = replace(tensor, unreadable=None) if shapes else tensor
-        owner = name.removesuffix(".weight")
-        experts = _experts(tensor, getattr(parts.get(owner), "weight_shape", None))
-        tensors += experts or [tensor]
-        for expert in experts:
-            layer = expert.name.removesuffix(".weight")
-            mixtures[layer] = owner
-            facts[layer] = replace(facts[owner], transposed=False)
-    layers, skipped = layers_from_tensors(tensors, facts=facts)
-    skipped += tuple(Skipped(name, f"shares the weight of {original}") for name, original in shared)
-    names = {layer.name for layer in layers}
-    owners = {}
-    for name, value, parameter in entries:
-        owner = name.rpartition(".")[0].removesuffix(".parametrizations.weight")
-        layer = name if name in names else owner
-        if parameter and ((value.dim() == 4 and layer in names) or owner in mixtures.values()) and value.dim() > 1:
-            owners[name] = layer
-    channels = next((layer.in_channels or layer.shape[1] for layer in layers), 3)
-    execution = execute(module, owners, channels, example)
-    if execution is not None:
-        # The norm that reads the output of a layer takes precedence over what names suggest
-        known_epsilons = {name: given.epsilon for name, given in facts.items() if given.epsilon is not None}
-        norms = batch_norms(tensors, epsilons=known_epsilons)
-        layers = tuple(paired(one, norms.get(execution.norms.get(one.name, "")), known=True) for one in layers)
-    return Weights("module", "pytorch", _placed(layers, execution, mixtures), count_parameters(tensors), skipped)
-
-
-def _experts(tensor: Tensor, shape: Any) -> list[Tensor]:
-    """The kernels of the experts of CondConv, which are the rows of a matrix; none for any other tensor.
-
-    >>> matrix = Tensor("mix.weight", (2, 36), "float32", lambda: np.arange(72, dtype=np.float32).reshape(2, 36))
-    >>> [(expert.name, expert.read()[0, 0, 0, 0]) for expert in _experts(matrix, (4, 1, 3, 3))]
-    [('mix.experts.0.weight', np.float32(0.0)), ('mix.experts.1.weight', np.float32(36.0))]
-    """
-    if not isinstance(shape, tuple | list) or len(shape) != 4 or not tensor.name.endswith(".weight"):
-        return []
-    if len(tensor.shape) != 2 or tensor.shape[1] != math.prod(shape):
-        return []
-    prefix = tensor.name.removesuffix("weight")
-
-    def row(expert: int) -> npt.NDArray[np.generic]:
-        kernels: npt.NDArray[np.generic] = tensor.read()[expert].reshape(shape)
-        return kernels
-
-    return [
-        Tensor(f"{prefix}experts.{expert}.weight", tuple(shape), tensor.dtype, partial(row, expert), tensor.parameter)
-        for expert in range(tensor.shape[0])
-    ]
-
-
-def _attribute(part: Any, key: str) -> Any:
-    return getattr(part, key, None)
-
-
-def _placed(
-    layers: tuple[ConvLayer, ...], execution: Execution | None, mixtures: Mapping[str, str]
-) -> tuple[ConvLayer, ...]:
-    """Layers in order of execution, with their depths; those not executed come last, experts together."""
-    if execution is None:
-        return layers
-    rank = {name: place for place, name in enumerate(execution.order)}
-    executed = [mixtures.get(layer.name, layer.name) for layer in layers]
-    in_order = sorted(zip(executed, layers, strict=True), key=lambda pair: rank.get(pair[0], len(rank)))
-    executed, layers = [name for name, _ in in_order], tuple(layer for _, layer in in_order)
-    graph = rank.keys() <= execution.depths.keys()
-    places: Mapping[str, int] = execution.depths if graph else rank
-    depths = conv_depths([places.get(name) for name in executed])
-    known = dict.fromkeys(execution.dead, True) | dict.fromkeys((*execution.order, *execution.training), False)
-    return tuple(
-        replace(
-            layer,
-            conv_depth=depth,
-            conv_depth_norm=norm,
-            depth_source=None if depth is None else "graph" if graph else "order",
-            dead=known.get(name),
-        )
-        for name, layer, (depth, norm) in zip(executed, layers, depths, strict=True)
-    )

@@ -8,10 +8,15 @@ safetensors, dictionaries in memory) names and shapes are the only evidence, and
 axes need not be one. It is not, and is reported with the reason, when
 
 - its bias has the same shape, as in normalisations and scales of each channel: GRN, SwitchNorm;
-- it has one axis larger than 1 and the name of a norm, a scale or a noise, or has the form (1, 1, 1, n), or it has a
-  first axis of 1 and the name of a map of positions or tokens; with a bias of one axis, as convolutions have, it is
-  kept;
-- it is a factor of an adapter (LoRA, LoHa, LoKr): it changes a layer and is not one. The base layer is imported.
+- it has at most one axis larger than 1 and the name of a norm, a scale, an activation or a noise, or has the form
+  (1, 1, 1, n);
+- it has a first axis of 1 and the name of a map of positions, tokens or constants, or is a map by its size: without a
+  bias, and with sides that no kernel of one output has;
+- it has the name of a table: a codebook, prototypes, a queue, a bank;
+- it is a factor of an adapter (LoRA, LoHa, LoKr, IA3, OFT): it changes a layer and is not one. The base layer is
+  imported.
+
+A bias of one axis, as convolutions have, overrules names and sizes.
 
 **Which axis is which?** (:func:`layout_of`, for all kernels of a file together, as one program wrote them.) There are
 three layouts: OIHW (PyTorch, Chainer, Paddle, Caffe2), HWIO (TensorFlow, Keras, JAX) and OHWI (MLX). Evidence:
@@ -25,18 +30,24 @@ three layouts: OIHW (PyTorch, Chainer, Paddle, Caffe2), HWIO (TensorFlow, Keras,
    under which most kernels are square and larger than 1x1.
 4. *Neighbours.* How many layers take as many inputs as the layer before them gives outputs.
 5. *Names.* ``conv.weight`` is a name in the style of PyTorch, which MLX adopted: other names never come from MLX.
+   ``num_batches_tracked`` is a name of PyTorch alone.
 
 How they decide:
 
 - If bias and sizes leave one layout, it is taken; so is one that all biases agree on, whatever its sizes.
-- If they leave several, those with squares come first; among these, the one with the most neighbours; and if several
-  have as many, the one that the names speak for. Where names are not PyTorch's, a layout comes before all of these if
-  it is the only one under which no kernel is larger than 11.
+- If they leave several, those with squares come first, and among these, the one with the most neighbours. A layout
+  comes before them if it is the only one under which no kernel is larger than 11, unless the names speak against it and
+  its kernels are not square.
+- If several have as many neighbours, the names decide between PyTorch and MLX. Between PyTorch and the others they
+  decide if kernels have odd sides under PyTorch's layout only, or if one is ``num_batches_tracked``. Arrays in memory
+  are taken as PyTorch's, which the documentation of ``add`` requires. Otherwise nothing tells (a, a, b, b) from its
+  reverse: these kernels are left out.
 - A layout that the names speak against needs squares, and no fewer neighbours than the one that they speak for.
 - Kernels that are all 1x1 under one layout and larger under another may be either. They are taken as 1x1 if that is
   PyTorch's layout and the names are PyTorch's, or if the rules above have chosen it; otherwise they are left out.
-- A layout that the file declares is taken. The exception is a file of two kernels or more where bias or sizes exclude
-  the declared layout and leave another.
+- PyTorch's layout is taken for its own tensors with its own names, except where the biases of two kernels or more all
+  exclude it and another layout explains them. So is a layout that the header of a file declares, except where biases or
+  sizes of two kernels or more do so.
 
 Where witnesses contradict each other or say nothing, the kernels are left out, and the reason is reported.
 
@@ -75,8 +86,10 @@ __all__ = [
     "objection",
     "order_of_biases",
     "scope_of",
+    "separator_of",
     "settled",
     "shows_convolution",
+    "speaks_pytorch",
     "transposed_order",
 ]
 
@@ -93,15 +106,23 @@ UNCLEAR = (
 
 #: Why a factor of an adapter is left out.
 ADAPTER = (
-    "a factor of a LoRA adapter, which changes a layer and is not one; to import the changed layer, merge the adapter "
-    "into its base model (peft: merge_and_unload) and save the result"
+    "a factor of a LoRA adapter, which changes a layer and is not one; to import the changed layer, read base and "
+    "adapter with merge_adapters=True (--merge-adapters), or merge them with peft: merge_and_unload"
 )
 _ADAPTER = re.compile(
-    r"(?:^|[._])(?:lora_(?:[AB]|down|up|mid)|hada_[wt][12]\w*|lokr_[wt]\w+|lora_magnitude_vector)(?=[._]|$)"
+    r"(?:^|[._])(?:lora(?=[_.A-Z\d])|loraup|loradown|hada_[wt][12]|lokr_[wt]|ia3_|oft_|boft_|vera_lambda|dora_scale)"
 )
-_CHANNEL_WORDS = re.compile(r"(?:^|[._])(?:\w*norm\d*|\w*bn\d*|grn\d*|\w*noise\w*|gamma|beta|\w*scale\d*|gain|affine)$")
-_PLACE_WORDS = re.compile(r"(?:^|[._])(?:\w*pos(?:ition\w*|_?emb\w*|_?enc\w*)?|\w*tokens?|rel_?pos\w*)$")
+_CHANNEL_WORDS = re.compile(
+    r"(?:^|[._])(?:\w*norm\d*|\w*bn\d*|grn\d*|frn\d*|\w*noise\w*|gamma\w*|beta|\w*scaler?\d*|\w*scaling|gain|affine|"
+    r"ls\d*|\w*prelu\d*|act\d*|activation\d*|tau|alpha|\w*strength|temperature|mean|std)$"
+)
+_PLACE_WORDS = re.compile(
+    r"(?:^|[._])(?:\w*pos(?:ition\w*|_?emb\w*|_?enc\w*)?|\w*tokens?|rel_\w*|\w*embed(?:ding)?s?|"
+    r"\w*quer(?:y|ies)|const\w*|\w*bias_table|\w*grid|\w*window|\w*prior)$"
+)
+_TABLE_WORDS = re.compile(r"(?:^|[._])(?:\w*codebook\w*|\w*prototypes?|queue\w*|\w*bank|\w*memory|\w*anchors?)$")
 
+_PYTORCH_NAME = re.compile(r"(?:^|\.)(?:num_batches_tracked|\w*weight(?:_\w+)?|parametrizations\.\w+\.\w+)$")
 _TRANSPOSED = re.compile(r"transpose|deconv|up_?conv|trans_?conv|conv_?trans|convt(?![a-z])", re.IGNORECASE)
 _FLAX_TRANSPOSED = re.compile(r"ConvTranspose(?:_\d+)?$")
 
@@ -120,12 +141,13 @@ def is_floating(tensor: Tensor) -> bool:
     return tensor.dtype.startswith(("float", "bfloat")) or tensor.dtype in ("qint8", "quint8", "qint32")
 
 
-def objection(tensor: Tensor, index: Mapping[str, Tensor]) -> str | None:
+def objection(tensor: Tensor, index: Mapping[str, Tensor], *, known_layout: bool = False) -> str | None:
     """Why a tensor of four axes is not the weight of a convolution; None if there is no objection.
 
     Args:
         tensor: The tensor, named ``<owner>.<leaf>``.
         index: All tensors of its network by name.
+        known_layout: Whether it is known to be (out, in, h, w), so that the size of its kernels tells, too.
 
     >>> grn = Tensor("grn.weight", (1, 1, 1, 160), "float32", read=lambda: ...)
     >>> objection(grn, {"grn.weight": grn})
@@ -133,18 +155,28 @@ def objection(tensor: Tensor, index: Mapping[str, Tensor]) -> str | None:
     """
     if is_adapter(tensor.name):
         return ADAPTER
-    owner = tensor.name.rpartition(".")[0]
+    owner, _, leaf = tensor.name.rpartition(".")
     bias = index.get(f"{owner}.bias" if owner else "bias")
     if bias is not None and len(bias.shape) == 4:
         return "its bias has four dimensions, as in a normalisation or a scale"
     if bias is not None and len(bias.shape) == 1:
         return None
-    vector = sum(side > 1 for side in tensor.shape) == 1
-    if vector and (tensor.shape[:3] == (1, 1, 1) or _CHANNEL_WORDS.search(owner.lower())):
+    # A parameter itself may have the name, as in `conv_weight`, or its owner
+    name = (owner if leaf.endswith("weight") and owner else tensor.name).lower()
+    wide = sum(side > 1 for side in tensor.shape)
+    if (wide == 1 and tensor.shape[:3] == (1, 1, 1)) or (wide <= 1 and _CHANNEL_WORDS.search(name)):
         return "one number for each channel, as in a normalisation or a scale"
-    if tensor.shape[0] == 1 and _PLACE_WORDS.search(owner.lower()):
+    large = known_layout and len(tensor.shape) == 4 and not _may_have_one_output(tensor.shape)
+    if tensor.shape[0] == 1 and (_PLACE_WORDS.search(name) or large):
         return "a map of positions or tokens, to judge by its name and shape"
+    if _TABLE_WORDS.search(name):
+        return "a table of vectors, to judge by its name"
     return None
+
+
+def _may_have_one_output(shape: tuple[int, ...]) -> bool:
+    """Whether a kernel (1, in, h, w) is as small as those of layers with one output, which average or predict."""
+    return shape[1] == 1 or max(shape[2:]) <= 11 or 1 in shape[2:] or (shape[2] == shape[3] and shape[2] % 2 == 1)
 
 
 def shows_convolution(names: Iterable[str], shape: tuple[int, ...], bias: tuple[int, ...] | None) -> bool:
@@ -205,8 +237,16 @@ def scope_of(name: str) -> str:
     >>> scope_of("a.conv.weight"), scope_of("a/conv/kernel"), scope_of("conv1_w")
     ('a.conv', 'a/conv', 'conv1')
     """
-    separator = "/" if "/" in name else "." if "." in name else "_"
-    return name.rpartition(separator)[0]
+    return name.rpartition(separator_of(name))[0]
+
+
+def separator_of(name: str) -> str:
+    """What separates the last part of a name.
+
+    >>> separator_of("net/~/conv.w"), separator_of("a.b/kernel"), separator_of("conv1_w")
+    ('.', '/', '_')
+    """
+    return max("./", key=name.rfind) if "." in name or "/" in name else "_"
 
 
 def natural(name: str) -> list[tuple[int, str]]:
@@ -220,13 +260,22 @@ def natural(name: str) -> list[tuple[int, str]]:
     return [(len(part.lstrip("0")), part.lstrip("0")) if part[0] in "0123456789" else (-1, part) for part in parts]
 
 
-def layout_of(kernels: Sequence[Tensor], tensors: Sequence[Tensor], *, declared: Layout | None = None) -> Layout | None:
+def layout_of(
+    kernels: Sequence[Tensor],
+    tensors: Sequence[Tensor],
+    *,
+    declared: Layout | None = None,
+    assumed: Layout | None = None,
+    doubted: bool = True,
+) -> Layout | None:
     """The layout that the evidence agrees on; None if it is contradictory or missing.
 
     Args:
         kernels: The tensors of four axes that may be weights, in the order of the network or of their names.
         tensors: All tensors of the network.
         declared: The layout that the file states, if any.
+        assumed: The layout to take where the evidence is silent.
+        doubted: Whether sizes, too, may contradict the declared layout.
 
     >>> def tensor(name, *shape):
     ...     return Tensor(name, shape, "float32", read=lambda: ...)
@@ -244,39 +293,50 @@ def layout_of(kernels: Sequence[Tensor], tensors: Sequence[Tensor], *, declared:
         if len(found) == 1:
             biased.append((kernel.shape, next(iter(found))))
     shapes = [kernel.shape for kernel in kernels]
-    layouts = [one for one in AXES if one != "OHWI" or declared == "OHWI" or _speaks_pytorch(tensors)]
+    layouts = [one for one in AXES if one != "OHWI" or declared == "OHWI" or speaks_pytorch(tensors)]
     explained = [one for one in layouts if all(_explains(one, shape, length) for shape, length in biased)]
     possible: list[Layout] = [one for one in explained if all(_is_small(one, shape) for shape in shapes)]
     if declared is not None:
-        return declared if declared in possible or not possible or len(kernels) < 2 else None
+        against = len(biased) > 1 and not any(_explains(declared, shape, length) for shape, length in biased)
+        if doubted:
+            against = against or (len(kernels) > 1 and declared not in possible)
+        return None if against and possible else declared
     if not possible:
         # A kernel may be large if biases leave no other choice
         return explained[0] if len(explained) == 1 and biased else None
-    return possible[0] if len(possible) == 1 else _favoured(possible, shapes, tensors)
+    return possible[0] if len(possible) == 1 else _favoured(possible, shapes, tensors, assumed)
 
 
 def _favoured(
-    possible: Sequence[Layout], shapes: Sequence[tuple[int, ...]], tensors: Sequence[Tensor]
+    possible: Sequence[Layout],
+    shapes: Sequence[tuple[int, ...]],
+    tensors: Sequence[Tensor],
+    assumed: Layout | None,
 ) -> Layout | None:
     """The layout, of several possible ones, that squares, neighbours and names favour."""
     sizes = {one: [_size(one, shape) for shape in shapes] for one in possible}
-    square = [
+    all_square = [
         one
         for one in possible
         if any(size > (1, 1) for size in sizes[one]) and all(height == width for height, width in sizes[one])
-    ] or [one for one in possible if 2 * sum(height == width > 1 for height, width in sizes[one]) > len(shapes)]
+    ]
+    mostly = [one for one in possible if 2 * sum(height == width > 1 for height, width in sizes[one]) > len(shapes)]
+    square = all_square or mostly
     chained = {
         one: sum(before[AXES[one][0]] == after[AXES[one][1]] for before, after in pairwise(shapes)) for one in possible
     }
-    pytorch: Layout | None = "OIHW" if _speaks_pytorch(tensors) else None
-    if pytorch is None:
-        # Two layouts remain: kernels are mostly small, and channels mostly more than eleven
-        tiny = [one for one in possible if all(max(size) <= 11 for size in sizes[one])]
-        if len(tiny) == 1:
-            return tiny[0]
+    pytorch: Layout | None = "OIHW" if speaks_pytorch(tensors) else None
+    # Kernels are mostly small, and channels mostly more than eleven
+    tiny = [one for one in possible if all(max(size) <= 11 for size in sizes[one])]
+    if len(tiny) == 1 and (pytorch is None or tiny[0] in (pytorch, *all_square)):
+        return tiny[0]
     candidates = square or possible
     best = [one for one in candidates if chained[one] == max(chained[other] for other in candidates)]
-    chosen = best[0] if len(best) == 1 else pytorch if pytorch in best else None
+    odd = [one for one in best if all(height % 2 for height, _ in sizes[one])]
+    own = any(tensor.name.endswith("num_batches_tracked") for tensor in tensors)
+    told = "HWIO" not in best or own or odd == [pytorch]
+    named = pytorch if told else assumed
+    chosen = best[0] if len(best) == 1 else named if named in best else None
     # 1x1 kernels under one layout are larger ones under another, which no square supports: either may be right
     flat = [one for one in possible if all(size == (1, 1) for size in sizes[one])]
     if chosen is None or (flat and chosen not in flat):
@@ -287,9 +347,12 @@ def _favoured(
     return chosen
 
 
-def _speaks_pytorch(tensors: Sequence[Tensor]) -> bool:
+def speaks_pytorch(tensors: Sequence[Tensor]) -> bool:
     """Whether the names are those of PyTorch, which MLX uses too."""
-    return any(re.search(r"(?:^|\.)(?:num_batches_tracked|\w*weight)$", tensor.name) for tensor in tensors)
+    return any(
+        re.search(r"(?:^|\.)(?:num_batches_tracked|\w*weight(?:_\w+)?|parametrizations\.\w+\.\w+)$", tensor.name)
+        for tensor in tensors
+    )
 
 
 def _size(layout: Layout, shape: Sequence[int]) -> tuple[int, int]:
@@ -315,12 +378,20 @@ def _explains(layout: Layout, shape: Sequence[int], length: int) -> bool:
     return length == first
 
 
-def settled(tensors: Sequence[Tensor], *, declared: Layout | None = None) -> tuple[list[Tensor], tuple[Skipped, ...]]:
+def settled(
+    tensors: Sequence[Tensor],
+    *,
+    declared: Layout | None = None,
+    assumed: Layout | None = None,
+    doubted: bool = True,
+) -> tuple[list[Tensor], tuple[Skipped, ...]]:
     """Convert the kernels of a file to PyTorch's layout, or leave them out.
 
     Args:
         tensors: Those of one network, named as PyTorch names them: ``<layer>.weight``, ``<layer>.bias``.
         declared: The layout that the file states.
+        assumed: The layout to take where the evidence is silent.
+        doubted: Whether sizes, too, may contradict the declared layout.
 
     Returns:
         The tensors, kernels as (out, in, h, w), without those whose layout is not clear; and these, with the reason.
@@ -333,7 +404,7 @@ def settled(tensors: Sequence[Tensor], *, declared: Layout | None = None) -> tup
     ]
     if not kernels:
         return list(tensors), ()
-    layout = layout_of(kernels, tensors, declared=declared)
+    layout = layout_of(kernels, tensors, declared=declared, assumed=assumed, doubted=doubted)
     if layout == "OIHW":
         return list(tensors), ()
     chosen = {kernel.name for kernel in kernels}

@@ -31,37 +31,11 @@ _PARTS = (
     (re.compile(r".*-\d{5}-of-\d{5}\.\w+"), "*.index.json"),
 )
 
-_COMMON = frozenset(
-    [
-        ".bin",
-        ".ckpt",
-        ".h5",
-        ".hdf5",
-        ".index",
-        ".jit",
-        ".json",
-        ".keras",
-        ".npy",
-        ".npz",
-        ".onnx",
-        ".pb",
-        ".pickle",
-        ".pkl",
-        ".pt",
-        ".pth",
-        ".safetensors",
-        ".tar",
-        ".tflite",
-        ".torchscript",
-    ]
-)
-
 
 @cache
 def suffixes() -> frozenset[str]:
     """Suffixes by which weight files are found in folders: those of all formats. A file given by name may have any."""
-    declared = (getattr(fmt, "suffixes", ()) for fmt in formats.registered().values())
-    return frozenset(suffix for some in declared for suffix in some) | _COMMON
+    return frozenset(suffix for fmt in formats.registered().values() for suffix in fmt.suffixes)
 
 
 @register
@@ -214,12 +188,7 @@ def _is_main(path: Path) -> bool:
     if path.suffix.lower() not in {".json", ".xml"}:
         return True
     # Most files with this suffix are settings: only those that a format recognises are weights.
-    try:
-        with path.open("rb") as file:
-            head = file.read(4096)
-    except OSError:
-        return False
-    return any(fmt.matches(path, head) for fmt in formats.registered().values())
+    return formats.is_weight_file(path)
 
 
 def _absolute(path: Path) -> Path:

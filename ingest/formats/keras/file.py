@@ -90,6 +90,7 @@ class Stored:
         version: Version of Keras, if the file states it.
         backend: Backend of Keras, if the file states it.
         partial: Why it may not be the whole model; None where nothing suggests it.
+        named: Whether it is not of Keras, but of named arrays, as Chainer and users' own programs write them.
     """
 
     variables: tuple[Variable, ...]
@@ -98,6 +99,7 @@ class Stored:
     version: str | None
     backend: str | None
     partial: str | None = None
+    named: bool = False
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -235,11 +237,14 @@ def read_hdf5(path: Path) -> Stored:
                 f"{path}: weights of Keras 0, which does not say what its layers are; "
                 "load them in Keras 1 or 2 and save the model again"
             )
-        held = ", ".join(repr(name) for name in list(file)[:5]) or "nothing"
-        raise WeightFileError(
-            f"{path}: an HDF5 file, but not one of Keras (at its top: {held}); "
-            "expected what model.save or model.save_weights writes"
-        )
+        arrays = source.arrays(file)
+        if not any(len(one.tensor.shape) == 4 and one.tensor.dtype.startswith("float") for one in arrays):
+            held = ", ".join(repr(name) for name in list(file)[:5]) or "nothing"
+            raise WeightFileError(
+                f"{path}: an HDF5 file, but not one of Keras, nor with arrays of four dimensions (at its top: {held}); "
+                "expected what model.save or model.save_weights writes, or arrays that are named as those of a network"
+            )
+        return Stored(arrays, False, None, None, None, named=True)
 
 
 def is_keras_index(head: bytes) -> bool:
@@ -412,6 +417,25 @@ class _Source:
                 else:
                     inner.append(((*path, *parts), inside))
             stack += reversed(inner)
+        return tuple(found)
+
+    def arrays(self, file: h5py.File) -> tuple[Variable, ...]:
+        """All arrays of numbers, by their paths."""
+        found: list[Variable] = []
+        seen: set[int] = set()
+        stack: list[tuple[tuple[str, ...], Any]] = [((), file)]
+        while stack:
+            path, node = stack.pop()
+            address = h5py.h5o.get_info(node.id).addr
+            if address in seen:
+                continue
+            seen.add(address)
+            if isinstance(node, h5py.Dataset):
+                if node.dtype.kind in "fiu":
+                    found.append(Variable(path[:-1], None, path[-1], self.tensor(node)))
+                continue
+            limits.current().step(len(node))
+            stack += reversed([((*path, name), member(node, name, self.origin)) for name in node])
         return tuple(found)
 
     def tensor(self, dataset: h5py.Dataset) -> Tensor:

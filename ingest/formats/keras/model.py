@@ -17,7 +17,6 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from cnnfilterdb.ingest.formats import register
-from cnnfilterdb.ingest.formats.axes import turned
 from cnnfilterdb.ingest.formats.damage import undamaged
 from cnnfilterdb.ingest.formats.keras.config import ConvClass, LayerNode, conv_class, leaves, parse, place
 from cnnfilterdb.ingest.formats.keras.file import (
@@ -30,11 +29,14 @@ from cnnfilterdb.ingest.formats.keras.file import (
     read_hdf5,
     read_shards,
 )
-from cnnfilterdb.ingest.formats.variables import layers_from_variables
+from cnnfilterdb.ingest.network.arrays import layers_from_arrays
+from cnnfilterdb.ingest.network.axes import turned
+from cnnfilterdb.ingest.network.composition import parameters as count_parameters
 from cnnfilterdb.ingest.network.extract import conv_depths, conv_facts
 from cnnfilterdb.ingest.network.folding import EPSILON_KERAS, BatchNorm, paired
 from cnnfilterdb.ingest.network.judge import natural, order_of_biases, shows_convolution
 from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Tensor, Weights
+from cnnfilterdb.ingest.network.variables import layers_from_variables
 
 __all__ = ["KerasFormat", "layers_of"]
 
@@ -70,12 +72,21 @@ class KerasFormat:
                 stored = read_shards(path)
             else:
                 stored = KerasArchive(path).stored()
+            if stored.named:
+                return _named(stored)
             format = "keras-v3" if stored.numbered else "keras-h5"
             layers, skipped, parameters = layers_of(stored)
             if stored.partial:
                 skipped = (*skipped, Skipped(path.name, stored.partial))
             producer = f"keras {stored.version}" if stored.version else None
             return Weights(format, "keras", layers, parameters, skipped, producer)
+
+
+def _named(stored: Stored) -> Weights:
+    """The layers of an HDF5 file of named arrays, whose layout is judged."""
+    tensors = [replace(one.tensor, name="/".join((*one.group, one.role))) for one in stored.variables]
+    layers, skipped = layers_from_arrays(tensors, ordered=False)
+    return Weights("hdf5", None, tuple(layers), count_parameters(tensors), tuple(skipped))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from cnnfilterdb.ingest.formats import limits, register
 from cnnfilterdb.ingest.formats.damage import undamaged
 from cnnfilterdb.ingest.formats.onnx.constants import Constants, UnknownConstantError, onnx_dtype_name
 from cnnfilterdb.ingest.formats.onnx.graph import Graph, Step, Value, flatten
+from cnnfilterdb.ingest.formats.onnx.runtime import IDENTIFIER, onnx_model
 from cnnfilterdb.ingest.formats.protobuf import MalformedError, varint
 from cnnfilterdb.ingest.network.extract import conv_depths, conv_facts
 from cnnfilterdb.ingest.network.layers import ConvLayer, Kind, Skipped, Weights
@@ -33,14 +34,14 @@ __all__ = ["OnnxFormat"]
 
 @register
 class OnnxFormat:
-    """``.onnx`` files, with or without data outside of them."""
+    """``.onnx`` files, with or without data outside of them, and ``.ort`` files of ONNX Runtime."""
 
     name = "onnx"
-    suffixes = (".onnx",)
+    suffixes = (".onnx", ".ort")
 
     def matches(self, path: Path, head: bytes) -> bool:
-        """Whether the file begins as a ModelProto does; the format has no magic number."""
-        return _is_model(head, path.stat().st_size)
+        """Whether the file begins as a ModelProto does, which has no magic number, or is one of ONNX Runtime."""
+        return head[4:8] == IDENTIFIER or _is_model(head, path.stat().st_size)
 
     def read(self, path: Path) -> Weights:
         """Read the convolution layers of a model.
@@ -53,19 +54,27 @@ class OnnxFormat:
             WeightFileError: The file is damaged, or a part of it is missing or outside of its folder.
         """
         with undamaged(str(path), "ONNX file"):
-            model = onnx.ModelProto()
-            try:
-                model.ParseFromString(path.read_bytes())
-            except DecodeError as error:
-                raise WeightFileError(
-                    f"{path}: begins as an ONNX file, but is truncated or damaged ({path.stat().st_size:,} bytes); "
-                    "download it again"
-                ) from error
+            model = _parsed(path)
             graph = flatten(model, str(path))
             exporter = _Exporter.of(model)
             layers, skipped = _layers(graph, Constants(path), exporter)
             producer = f"{model.producer_name} {model.producer_version}".strip() or None
             return Weights(self.name, exporter.framework, layers, _parameters(graph), skipped, producer)
+
+
+def _parsed(path: Path) -> onnx.ModelProto:
+    content = path.read_bytes()
+    if content[4:8] == IDENTIFIER:
+        return onnx_model(memoryview(content))
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(content)
+    except DecodeError as error:
+        raise WeightFileError(
+            f"{path}: begins as an ONNX file, but is truncated or damaged ({path.stat().st_size:,} bytes); "
+            "download it again"
+        ) from error
+    return model
 
 
 # ---------------------------------------------------------------------------------------------------------------------

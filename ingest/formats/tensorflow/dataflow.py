@@ -16,8 +16,8 @@ from typing import Protocol, TypeAlias
 
 from cnnfilterdb.errors import WeightFileError
 from cnnfilterdb.ingest.formats import limits
-from cnnfilterdb.ingest.formats.axes import Pair, turned, unique_names
 from cnnfilterdb.ingest.formats.tensorflow.values import computed
+from cnnfilterdb.ingest.network.axes import Pair, turned, unique_names
 from cnnfilterdb.ingest.network.extract import conv_depths
 from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Tensor
 

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cnnfilterdb.ingest.formats import limits
+from cnnfilterdb.ingest.formats.dtypes import by_code
 from cnnfilterdb.ingest.formats.protobuf import (
     Field,
     Fields,
@@ -32,21 +33,23 @@ from cnnfilterdb.ingest.network.layers import Tensor
 __all__ = ["DTYPES", "array", "definition", "meta_graphs", "tensor_shape", "tensor_values", "tensorflow_dtype_name"]
 
 #: Element types by their number in types.proto, those that weights and shapes have.
-DTYPES: dict[int, np.dtype[np.generic]] = {
-    1: np.dtype("<f4"),
-    2: np.dtype("<f8"),
-    3: np.dtype("<i4"),
-    4: np.dtype("u1"),
-    5: np.dtype("<i2"),
-    6: np.dtype("i1"),
-    9: np.dtype("<i8"),
-    10: np.dtype("?"),
-    14: np.dtype(ml_dtypes.bfloat16),
-    17: np.dtype("<u2"),
-    19: np.dtype("<f2"),
-    22: np.dtype("<u4"),
-    23: np.dtype("<u8"),
-}
+DTYPES = by_code(
+    {
+        1: "float32",
+        2: "float64",
+        3: "int32",
+        4: "uint8",
+        5: "int16",
+        6: "int8",
+        9: "int64",
+        10: "bool",
+        14: "bfloat16",
+        17: "uint16",
+        19: "float16",
+        22: "uint32",
+        23: "uint64",
+    }
+)
 
 _BYTES_PER_NODE, _BYTES_PER_INPUT = 640, 64  # of memory
 

@@ -29,9 +29,9 @@ from cnnfilterdb.ingest.formats.protobuf import fields, mapped, message
 from cnnfilterdb.ingest.formats.tensorflow.bundle import MAGIC, Bundle, first_version, prefix_of
 from cnnfilterdb.ingest.formats.tensorflow.dataflow import Dataflow, dataflow_layers
 from cnnfilterdb.ingest.formats.tensorflow.graphdef import definition, meta_graphs
-from cnnfilterdb.ingest.formats.variables import is_training_state, layers_from_variables
 from cnnfilterdb.ingest.network.judge import natural
 from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Tensor, Weights
+from cnnfilterdb.ingest.network.variables import is_training_state, layers_from_variables
 
 __all__ = ["TensorflowFormat"]
 

@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from cnnfilterdb.errors import WeightFileError
 from cnnfilterdb.ingest.formats import limits
-from cnnfilterdb.ingest.formats.axes import Pair
 from cnnfilterdb.ingest.formats.damage import reason_of
+from cnnfilterdb.ingest.network.axes import Pair
 from cnnfilterdb.ingest.network.layers import Skipped, Tensor
 
 __all__ = ["computed"]

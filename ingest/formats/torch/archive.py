@@ -17,8 +17,11 @@ class TorchArchive:
 
     def __init__(self, blob: Blob) -> None:
         self.blob = blob
-        with blob.stream() as stream, zipfile.ZipFile(stream) as archive:
-            self.infos = {info.filename: info for info in archive.infolist() if not info.is_dir()}
+        try:
+            with blob.stream() as stream, zipfile.ZipFile(stream) as archive:
+                self.infos = {info.filename: info for info in archive.infolist() if not info.is_dir()}
+        except zipfile.BadZipFile as error:
+            raise ValueError(f"a zip archive that is truncated or damaged: {error}") from error
         limits.current().create(len(self.infos))
 
     def __contains__(self, member: str) -> bool:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import io
 import re
 import tarfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -30,12 +30,13 @@ import numpy.typing as npt
 
 from cnnfilterdb.errors import WeightFileError
 from cnnfilterdb.ingest.formats import limits, register
-from cnnfilterdb.ingest.formats.arrays import layers_from_arrays
 from cnnfilterdb.ingest.formats.blob import Blob
+from cnnfilterdb.ingest.formats.compression import compression_of, decompressed
 from cnnfilterdb.ingest.formats.damage import undamaged
 from cnnfilterdb.ingest.formats.pickle import Array, load
 from cnnfilterdb.ingest.formats.shards import is_index, shards
 from cnnfilterdb.ingest.formats.torch.archive import ZIP, TorchArchive
+from cnnfilterdb.ingest.formats.torch.distributed import METADATA, distributed_content
 from cnnfilterdb.ingest.formats.torch.exported import exported_tensors
 from cnnfilterdb.ingest.formats.torch.script import Journey, first_kernel, follow
 from cnnfilterdb.ingest.formats.torch.script_code import Code
@@ -49,6 +50,7 @@ from cnnfilterdb.ingest.formats.torch.tensors import (
     rebuilt,
     storage_type,
 )
+from cnnfilterdb.ingest.network.arrays import layers_from_arrays
 from cnnfilterdb.ingest.network.extract import ConvFacts, conv_depths, conv_facts, weights_from_checkpoint
 from cnnfilterdb.ingest.network.layers import Skipped, Tensor, Weights
 from cnnfilterdb.ingest.network.objects import Global, Object
@@ -59,6 +61,7 @@ _PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 # Protocols 0 and 1 have no mark: they begin with a container, or with the name of a class
 _OLD_PICKLE = re.compile(rb"\(?[dl]p\d+\n|[}\]]q.|c[A-Za-z_][\w.]*\n[A-Za-z_]\w*\n")
 _SUFFIXES = (".bin", ".pt", ".pth")
+_TEXTS = (".txt", ".md", ".json", ".yaml", ".yml", ".toml", ".cfg", ".py", ".csv", ".log", ".html", ".pdf")
 # The first object that torch.save writes, which identifies its files
 _MAGIC = 0x1950A86A20F9469CFC6C
 
@@ -102,7 +105,21 @@ def _open(blob: Blob, name: str, depth: int = 0) -> _Checkpoint:
         return _open_zip(blob, name, depth)
     if _is_tar(head):
         return _open_tar(blob, name, depth)
+    if (compression := compression_of(head)) is not None:
+        inner = decompressed(blob)
+        if not _is_readable(inner.part(0, min(512, inner.size)).read()):
+            raise WeightFileError(
+                f"{name}: a {compression} that contains neither a PyTorch file nor a pickle; unpack it and pass the "
+                "weight file in it"
+            )
+        return _open(inner, name, depth + 1)
     return _open_pickle(blob, name, depth)
+
+
+def _is_readable(head: bytes) -> bool:
+    """Whether bytes begin like any of the layouts."""
+    pickled = head.startswith(_PICKLES) or _OLD_PICKLE.match(head) is not None
+    return head.startswith(ZIP) or pickled or _is_tar(head) or compression_of(head) is not None
 
 
 def _is_tar(head: bytes) -> bool:
@@ -230,22 +247,37 @@ def _load_zip_pickle(archive: TorchArchive, name: str, root: str, pickle: str, f
 
 
 def _is_clutter(member: str) -> bool:
-    """Whether a member was added by macOS."""
-    return member.startswith("__MACOSX/") or member.rpartition("/")[2].startswith("._")
+    """Whether a member was added by macOS, or is a text about the model beside it."""
+    name = member.rpartition("/")[2].lower()
+    return member.startswith("__MACOSX/") or name.startswith((".", "license", "readme")) or name.endswith(_TEXTS)
 
 
 def _open_single(archive: TorchArchive, name: str, depth: int) -> _Checkpoint:
     members = [member for member in archive.infos if not _is_clutter(member)]
-    if any(f"/{member}".endswith("/model.json") for member in members):
+    manifest = next((member for member in archive.infos if f"/{member}".endswith("/model.json")), None)
+    if manifest is not None:
+        if b'"weightsManifest"' in archive.member(manifest).read():
+            raise WeightFileError(f"{name}: a zip archive of a TensorFlow.js model; unpack it and pass its model.json")
         raise WeightFileError(
             f"{name}: TorchScript of PyTorch before 1.4; load it and save it again with a newer PyTorch"
         )
     if len(members) != 1:
         raise WeightFileError(
             f"{name}: a zip archive of {len(members)} members without data.pkl, not a PyTorch file; "
-            "unpack it and pass the weight file in it"
+            f"unpack it and pass the weight file in it{_named_members(members)}"
         )
-    return _open(archive.member(members[0]), name, depth + 1)
+    inner = archive.member(members[0])
+    if not _is_readable(inner.part(0, min(512, inner.size)).read()):
+        raise WeightFileError(
+            f"{name}: a zip archive of {members[0]}, which is not a PyTorch file; unpack it and pass that file"
+        )
+    return _open(inner, name, depth + 1)
+
+
+def _named_members(members: Iterable[str]) -> str:
+    """The names of some members of an archive, for a message."""
+    names = sorted(members)[:3]
+    return f" ({', '.join(names)}{', ...' if len(names) == 3 else ''})" if names else ""
 
 
 def _constructors(name: str, depth: int = 0) -> Mapping[tuple[str, str], Callable[..., Any]]:
@@ -263,7 +295,7 @@ def _open_pickle(blob: Blob, name: str, depth: int) -> _Checkpoint:
     with blob.stream() as stream:
         content = load(stream, name, _constructors(name, depth))
         if content != _MAGIC:
-            return _Checkpoint("pickle", content)
+            return _Checkpoint("pickle", _followed(stream, content, name, depth))
         if (version := load(stream, name)) != 1001:
             raise ValueError(f"version {version} of the format")
         load(stream, name)  # byte order and sizes of the machine; storages are always little-endian
@@ -307,6 +339,16 @@ def _open_pickle(blob: Blob, name: str, depth: int) -> _Checkpoint:
     return _Checkpoint("torch-legacy", root)
 
 
+def _followed(stream: BinaryIO, content: Any, name: str, depth: int) -> Any:
+    """What is in a file of one pickle; the list of what is in several, which were written one after the other."""
+    found = [content]
+    while stream.read(2) in _PICKLES:
+        limits.current().create()
+        stream.seek(-2, io.SEEK_CUR)
+        found.append(load(stream, name, _constructors(name, depth)))
+    return found if len(found) > 1 else content
+
+
 def _open_tar(blob: Blob, name: str, depth: int) -> _Checkpoint:
     with blob.stream() as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
         members = {
@@ -317,7 +359,8 @@ def _open_tar(blob: Blob, name: str, depth: int) -> _Checkpoint:
     if not {"storages", "tensors", "pickle"} <= set(members):
         if len(members) != 1:
             raise WeightFileError(
-                f"{name}: a tar archive of {len(members)} files, not a PyTorch file; unpack it and pass the weight file"
+                f"{name}: a tar archive of {len(members)} files, not a PyTorch file; unpack it and pass the weight "
+                f"file in it{_named_members(members)}"
             )
         return _open(next(iter(members.values())), name, depth + 1)
 
@@ -369,11 +412,14 @@ class TorchFormat:
     """Files of torch.save and torch.jit.save, and plain pickles of arrays."""
 
     name = "torch"
+    suffixes = (
+        *(".pt", ".pth", ".bin", ".ckpt", ".pt2", ".jit", ".torchscript", ".tar"),
+        *(".pkl", ".pickle", ".joblib", ".pdparams"),
+    )
 
     def matches(self, path: Path, head: bytes) -> bool:
-        """Zip, tar, a pickle, or an index of shards."""
-        pickled = head.startswith(_PICKLES) or _OLD_PICKLE.match(head) is not None
-        return head.startswith(ZIP) or pickled or _is_tar(head) or is_index(head, _SUFFIXES)
+        """Zip, tar, a pickle, one of these compressed, or an index of shards."""
+        return _is_readable(head) or is_index(head, _SUFFIXES)
 
     def read(self, path: Path) -> Weights:
         """Read the file; the tensors when the layers are read.
@@ -422,7 +468,9 @@ def _opened(path: Path) -> BinaryIO:
 
 
 def _open_all(path: Path) -> _Checkpoint:
-    """A file, or all shards of the model that it belongs to."""
+    """A file, or all files of the model that it belongs to."""
+    if path.name == METADATA:
+        return _open_distributed(path)
     files = shards(path, _SUFFIXES)
     opened = []
     for file in files:
@@ -438,6 +486,16 @@ def _open_all(path: Path) -> _Checkpoint:
             raise WeightFileError(f"{file}: a shard of a model should be a state dict; save the model in one file")
         root |= shard.root
     return _Checkpoint(opened[0].format, root)
+
+
+def _open_distributed(path: Path) -> _Checkpoint:
+    """A checkpoint of torch.distributed, by its metadata."""
+
+    def unpickled(blob: Blob, name: str) -> Any:
+        return _open(blob, name, 1).root
+
+    metadata = _open(Blob(partial(_opened, path), 0, path.stat().st_size), str(path)).root
+    return _Checkpoint("torch-distributed", distributed_content(metadata, path, unpickled))
 
 
 def _is_tensor(value: Any) -> bool:

@@ -16,6 +16,19 @@ from typing import Any
 
 from cnnfilterdb.ingest.formats import limits
 from cnnfilterdb.ingest.formats.torch.script_code import Code
+from cnnfilterdb.ingest.formats.torch.script_operations import (
+    _PLAIN,
+    ARITHMETIC,
+    CHANGES_OF_LISTS,
+    CONVOLUTIONS,
+    DILATION,
+    GROUPS,
+    PACKERS,
+    QUESTIONS,
+    STRIDE,
+    TRANSPOSED,
+    is_plain,
+)
 from cnnfilterdb.ingest.network.extract import ConvFacts, conv_facts
 from cnnfilterdb.ingest.network.objects import Object
 
@@ -123,68 +136,6 @@ class _ReturnedError(Exception):
 
     def __init__(self, value: Any) -> None:
         self.value = value
-
-
-# Positions of arguments (weight is the second of each)
-_STRIDE, _DILATION, _GROUPS, _TRANSPOSED = "stride", "dilation", "groups", "transposed"
-_CONVOLUTIONS: dict[str, dict[int, str]] = {
-    "conv2d": {3: _STRIDE, 5: _DILATION, 6: _GROUPS},
-    "conv_transpose2d": {3: _STRIDE, 6: _GROUPS, 7: _DILATION},
-    "_convolution": {3: _STRIDE, 5: _DILATION, 6: _TRANSPOSED, 8: _GROUPS},
-    "convolution": {3: _STRIDE, 5: _DILATION, 6: _TRANSPOSED, 8: _GROUPS},
-    "_convolution_mode": {3: _STRIDE, 5: _DILATION, 6: _GROUPS},
-    "quantized.conv2d": {},
-    "quantized.conv2d_relu": {},
-    "quantized.conv_transpose2d": {},
-}
-# The weight is the first argument of these
-_PACKERS: dict[str, dict[int, str]] = {
-    "quantized.conv2d_prepack": {2: _STRIDE, 4: _DILATION, 5: _GROUPS},
-    "quantized.conv_transpose2d_prepack": {2: _STRIDE, 5: _DILATION, 6: _GROUPS},
-}
-# Properties of a tensor that are fixed by the size of the image
-_QUESTIONS = frozenset(
-    {
-        *("size", "dim", "len", "numel", "stride", "is_floating_point", "is_complex"),
-        *("prim.shape", "prim.dtype", "prim.device", "prim.layout", "prim.is_quantized", "prim.data"),
-    }
-)
-_ARITHMETIC: dict[str, Callable[..., Any]] = {
-    "add": operator.add,
-    "sub": operator.sub,
-    "mul": operator.mul,
-    "eq": operator.eq,
-    "ne": operator.ne,
-    "lt": operator.lt,
-    "le": operator.le,
-    "gt": operator.gt,
-    "ge": operator.ge,
-    "floordiv": operator.floordiv,
-    "remainder": operator.mod,
-    "neg": operator.neg,
-    "__not__": operator.not_,
-    "__and__": operator.and_,
-    "__or__": operator.or_,
-    "__getitem__": operator.getitem,
-    "len": len,
-    "__range_length": lambda start, stop, step: len(range(start, stop, step)),
-    "__derive_index": lambda index, start, step: start + index * step,
-    "__contains__": lambda container, item: item in container,
-}
-_CHANGES_OF_LISTS = frozenset(
-    {"append", "extend", "insert", "_set_item", "pop", "clear", "reverse", "remove", "sort", "Delete", "update"}
-)
-_PLAIN = (int, float, str, bool, type(None))
-# Hostile code makes long ones by adding or repeating them
-_MAX_PLAIN = 1_000
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, str | list | tuple) and len(value) > _MAX_PLAIN:
-        return False
-    return isinstance(value, _PLAIN) or (
-        isinstance(value, list | tuple) and all(isinstance(part, int | float | bool) for part in value)
-    )
 
 
 class _Traveller:
@@ -310,7 +261,7 @@ class _Traveller:
 
     def branch(self, statement: ast.If, env: dict[str, Any]) -> None:
         condition = self.evaluate(statement.test, env)
-        if _is_plain(condition):
+        if is_plain(condition):
             self.execute(statement.body if condition else statement.orelse, env)
             return
         ways = []
@@ -340,7 +291,7 @@ class _Traveller:
         }
 
     def join(self, first: Any, second: Any) -> Any:
-        if _is_plain(first) and _is_plain(second) and type(first) is type(second) and first == second:
+        if is_plain(first) and is_plain(second) and type(first) is type(second) and first == second:
             return first
         if isinstance(first, Object) or isinstance(second, Object):
             raise _LostError
@@ -363,7 +314,7 @@ class _Traveller:
         while True:
             self.step()
             condition = self.evaluate(statement.test, env)
-            if not _is_plain(condition):
+            if not is_plain(condition):
                 break
             if not condition:
                 return
@@ -404,7 +355,7 @@ class _Traveller:
                 return -value if isinstance(value, int | float) else self.unknown([value])
             case ast.IfExp(test=test, body=body, orelse=orelse):
                 condition = self.evaluate(test, env)
-                if _is_plain(condition):
+                if is_plain(condition):
                     return self.evaluate(body if condition else orelse, env)
                 return self.join(self.evaluate(body, env), self.evaluate(orelse, env))
         raise _LostError
@@ -476,24 +427,24 @@ class _Traveller:
 
     def operation(self, name: str, args: list[Any], keywords: dict[str, Any]) -> Any:
         """An operation of PyTorch."""
-        if name in _CONVOLUTIONS:
+        if name in CONVOLUTIONS:
             return self.convolution(name, args, keywords)
-        if name in _PACKERS:
-            facts = self.facts(name, _PACKERS[name], args, keywords)
+        if name in PACKERS:
+            facts = self.facts(name, PACKERS[name], args, keywords)
             return _Value(None, self.weight(args[0]), facts)
         if name == "prim.RaiseException":
             raise _RaisedError
         if name in ("__is__", "__isnot__") and len(args) == 2:
             return self.identity(args, name == "__is__")
-        if name in _ARITHMETIC and args and not keywords and all(_is_plain(argument) for argument in args):
-            return self.arithmetic(_ARITHMETIC[name], args)
+        if name in ARITHMETIC and args and not keywords and all(is_plain(argument) for argument in args):
+            return self.arithmetic(ARITHMETIC[name], args)
         if name == "len" and len(args) == 1 and isinstance(args[0], list | tuple | dict):
             return len(args[0])
         if name == "__getitem__" and len(args) == 2:
             return self.item(args[0], args[1])
-        if name in _QUESTIONS:
+        if name in QUESTIONS:
             return _Value()
-        if args and isinstance(args[0], list | dict) and name.rstrip("_") in _CHANGES_OF_LISTS:
+        if args and isinstance(args[0], list | dict) and name.rstrip("_") in CHANGES_OF_LISTS:
             return self.change(name, args)
         if name in ("values", "keys", "items") and args and isinstance(args[0], dict):
             return [*getattr(args[0], name)()]
@@ -518,7 +469,7 @@ class _Traveller:
             return _Value()
         if isinstance(value, int) and abs(value) >= 1 << 63:
             raise _LostError
-        return value if _is_plain(value) else _Value()
+        return value if is_plain(value) else _Value()
 
     def change(self, name: str, args: list[Any]) -> Any:
         """A change of a list or dict, which the code may know by other names too."""
@@ -560,7 +511,7 @@ class _Traveller:
         if self.unsure:
             raise _LostError
         if weight is not None:
-            facts = packed or self.facts(name, _CONVOLUTIONS[name], args, keywords)
+            facts = packed or self.facts(name, CONVOLUTIONS[name], args, keywords)
             self.journey.uses.append(Use(weight, self.owners[-1], facts, depth + 1))
         return _Value(depth + 1)
 
@@ -568,14 +519,14 @@ class _Traveller:
         self, name: str, places: Mapping[int, str], args: Sequence[Any], keywords: Mapping[str, Any]
     ) -> ConvFacts:
         # Missing arguments have their default, 1
-        given: dict[str, Any] = {_STRIDE: 1, _DILATION: 1, _GROUPS: 1, _TRANSPOSED: "transpose" in name}
+        given: dict[str, Any] = {STRIDE: 1, DILATION: 1, GROUPS: 1, TRANSPOSED: "transpose" in name}
         if name.startswith("quantized.") and not places:
-            given = {_TRANSPOSED: "transpose" in name}
+            given = {TRANSPOSED: "transpose" in name}
         for place, key in places.items():
             if place < len(args):
                 given[key] = args[place]
         given.update({key: value for key, value in keywords.items() if key in given})
-        for key in (_STRIDE, _DILATION):
+        for key in (STRIDE, DILATION):
             values = given.get(key)
             if isinstance(values, list | tuple) and len(values) == 1:
                 given[key] = [*values, *values]

@@ -13,12 +13,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
 from cnnfilterdb.ingest.formats import limits
 from cnnfilterdb.ingest.formats.blob import Blob
+from cnnfilterdb.ingest.formats.dtypes import NAMED
 from cnnfilterdb.ingest.formats.pickle import Array
 from cnnfilterdb.ingest.network.objects import Global, Object
 
@@ -57,24 +57,7 @@ _STORAGES = {
     "UntypedStorage": "uint8",
     "_UntypedStorage": "uint8",
 }
-_DTYPES: dict[str, np.dtype[Any]] = {
-    **{
-        name: np.dtype(name)
-        for name in (
-            *("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"),
-            *("float16", "float32", "float64", "complex64", "complex128"),
-        )
-    },
-    **{
-        name: np.dtype(getattr(ml_dtypes, name))
-        for name in (
-            *("bfloat16", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"),
-        )
-    },
-    "qint8": np.dtype("int8"),
-    "quint8": np.dtype("uint8"),
-    "qint32": np.dtype("int32"),
-}
+_DTYPES = {**NAMED, "qint8": NAMED["int8"], "quint8": NAMED["uint8"], "qint32": NAMED["int32"]}
 _ALIASES = {
     "float": "float32", "double": "float64", "half": "float16", "long": "int64", "int": "int32", "short": "int16",
 }  # fmt: skip
@@ -182,15 +165,15 @@ class StoredTensor:
             return self._dequantised(array)
         if self.dtype.startswith(("float", "bfloat")):
             with np.errstate(over="ignore"):  # what float32 cannot represent becomes infinite, and is refused later
-                return np.ascontiguousarray(array, np.float32)
+                # ascontiguousarray gives a number without axes one
+                return np.ascontiguousarray(array, np.float32).reshape(self.shape)
         return np.ascontiguousarray(array).reshape(self.shape)
 
     def _stored(self) -> npt.NDArray[Any]:
         dtype = _DTYPES.get(self.dtype)
         if self.storage is None or dtype is None:
             raise ValueError("no data is stored" if dtype else f"elements of type {self.dtype} cannot be read")
-        if self.elements > self.storage.size // dtype.itemsize:
-            raise ValueError(f"{self.elements:,} elements in a storage of {self.storage.size:,} bytes")
+        # An expanded tensor has more elements than its storage; the limits count all of them
         limits.current().allocate(self.span * dtype.itemsize + 4 * self.elements)
         raw = self.storage.bytes(self.offset * dtype.itemsize, self.span * dtype.itemsize)
         # NumPy supports strides for its own types only, so those of ml_dtypes are passed as plain bytes

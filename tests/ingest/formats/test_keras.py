@@ -430,7 +430,7 @@ def test_theano_stores_kernels_the_other_way_round(tmp_path):
 
 @pytest.mark.parametrize("order", ["th", "tf"])
 @pytest.mark.parametrize("backend", ["theano", "tensorflow"])
-@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("stated", [True, False])
 def test_both_orders_of_keras_1(tmp_path, order, backend, stated):
     kernel = array(16, 3, 3, 5)  # (out, in, h, w)
     stored = kernel if order == "th" else kernel.transpose(2, 3, 1, 0)
@@ -521,7 +521,11 @@ def test_other_hdf5_files(tmp_path):
     path = tmp_path / "data.h5"
     with h5py.File(path, "w") as file:
         file["images"] = np.zeros((2, 3, 8, 8))
-    with pytest.raises(WeightFileError, match=r"not one of Keras \(at its top: 'images'"):
+    weights = formats.read(path)
+    assert (weights.layers, [entry.name for entry in weights.skipped]) == ((), ["images"])
+    with h5py.File(path, "w") as file:
+        file["labels"] = np.zeros(8)
+    with pytest.raises(WeightFileError, match=r"nor with arrays of four dimensions \(at its top: 'labels'"):
         formats.read(path)
     with h5py.File(path, "w") as file:
         file.attrs["nb_layers"] = 3

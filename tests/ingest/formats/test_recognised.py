@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
 import pickle
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from cnnfilterdb.catalog.entries import FORMATS
 from cnnfilterdb.errors import WeightFileError
 from cnnfilterdb.ingest import formats
 from cnnfilterdb.reports import escaped
@@ -19,12 +23,15 @@ FILES = {
     "c.bin": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git lfs pull"),
     "d.engine": (b"ftrt" + bytes(30), "TensorRT"),
     "e.prototxt": (b'name: "net"\nlayer { }', "pass its .caffemodel"),
-    "h.distcp": (b"PK\x03\x04" + bytes(30), "dcp_to_torch FOLDER FILE"),
+    "h.distcp": (b"PK\x03\x04" + bytes(30), "pass its folder"),
     "f.pte": (b"\x00\x01\x00\x00ET12" + bytes(30), "ExecuTorch"),
-    "g.ort": (b"\x00\x01\x00\x00ORTM" + bytes(30), "ONNX Runtime"),
+    "p.mat": (b"MATLAB 7.3 MAT-file, Platform" + bytes(500), "MATLAB"),
+    "q.json": (b'{"architectures": ["ResNet"]}', "a JSON document of 29 characters"),
+    "r.bin": (bytes(5000), "only zeros, not weights; the download is incomplete"),
+    "s.html": (b"<!-- saved -->\n<html><body>404</body></html>", "an HTML page"),
+    "t.lz4": (b"\x04\x22\x4d\x18" + bytes(30), "LZ4"),
     "i.weights": (b"\x00\x00\x00\x00\x02\x00\x00\x00" + bytes(30), "Darknet"),
-    "k.gz": (b"\x1f\x8b\x08" + bytes(30), "gzip"),
-    "l.pkl": (b"x\x9c\x00\x01\x02" + bytes(30), "joblib"),
+    "k.gz": (gzip.compress(b"Entry not found"), "a gzip archive that contains neither a PyTorch file nor a pickle"),
     "m.svg": (b"<svg>" + b"x" * 5000, "an XML document"),
     "n.cfg": (b"[net]\nbatch=1\n", "pass the .weights file"),
     "o.txt": ("ä".encode() * 3000, "a text \\('ä"),
@@ -42,9 +49,20 @@ def test_files_are_called_by_their_name(tmp_path, name):
 
 
 def test_folders_are_called_by_their_name(tmp_path):
-    (tmp_path / ".metadata").write_bytes(b"")
-    (tmp_path / "__0_0.distcp").write_bytes(b"")
-    with pytest.raises(WeightFileError, match="dcp_to_torch"):
+    (tmp_path / "kernel").mkdir()
+    (tmp_path / "kernel" / ".zarray").write_bytes(b"{}")
+    with pytest.raises(WeightFileError, match="a Zarr folder without the description of its group"):
+        formats.read(tmp_path)
+
+
+def test_a_folder_of_one_weight_file_is_that_model(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(WeightFileError, match="a folder of no weight file"):
+        formats.read(tmp_path)
+    np.savez(tmp_path / "net.npz", **{"a.weight": np.ones((8, 3, 3, 3)), "b.weight": np.ones((8, 8, 3, 3))})
+    assert len(formats.read(tmp_path).layers) == 2
+    np.savez(tmp_path / "other.npz", **{"a.weight": np.ones((8, 3, 3, 3))})
+    with pytest.raises(WeightFileError, match=r"a folder of 2 weight files \(net\.npz, other\.npz, \.\.\.\)"):
         formats.read(tmp_path)
 
 
@@ -56,3 +74,10 @@ def test_names_in_messages_can_be_printed(tmp_path):
     assert [layer.name for layer in weights.layers] == ["b\\x07"]
     assert [entry.name for entry in weights.skipped] == ["a\\x1b[31m.weight"]
     assert escaped("\ud800").isprintable()
+
+
+def test_the_manual_lists_every_format():
+    manual = (Path(__file__).parents[3] / "docs" / "guides" / "weight-files.md").read_text(encoding="utf-8")
+    assert set(FORMATS) <= set(re.findall(r"`(\w+)`", manual))
+    for format in formats.registered().values():
+        assert any(suffix in manual for suffix in format.suffixes), format.name

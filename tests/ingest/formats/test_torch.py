@@ -827,7 +827,7 @@ def examples(tmp_path_factory):
     save(net.state_dict(), folder / "legacy.pt", "torch-legacy")
     save_tar({name: value.float() for name, value in net.state_dict().items()}, folder / "tar.pt")
     torch.jit.save(torch.jit.script(net), folder / "script.pt")
-    (folder / "pickle.pt").write_bytes(pickle.dumps({"a.weight": np.ones((2, 2, 3, 3), np.float32)}))
+    (folder / "pickle.pt").write_bytes(pickle.dumps({"a.weight": np.ones((16, 12, 3, 3), np.float32)}))
     rewrite(save(net.state_dict(), folder / "deflated.pt"), lambda name, data: data, zipfile.ZIP_DEFLATED)
     return {path.stem: path.read_bytes() for path in folder.iterdir()}
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from cnnfilterdb.errors import CnnFilterDbError
 from cnnfilterdb.ingest.formats.torch.checkpoint import TorchFormat
-from cnnfilterdb.ingest.network.extract import weights_from_module
+from cnnfilterdb.ingest.network.memory import weights_from_module
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from cnnfilterdb.ingest.network.architecture import architecture, described
-from cnnfilterdb.ingest.network.extract import weights_from_module, weights_from_state_dict
+from cnnfilterdb.ingest.network.memory import weights_from_module, weights_from_state_dict
 
 
 class Net(nn.Module):

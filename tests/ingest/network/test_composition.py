@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 from cnnfilterdb.ingest.network.composition import Weight, compose, parameters
-from cnnfilterdb.ingest.network.extract import weights_from_module, weights_from_state_dict
 from cnnfilterdb.ingest.network.layers import Skipped, Tensor
+from cnnfilterdb.ingest.network.memory import weights_from_module, weights_from_state_dict
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # the older weight_norm is deprecated
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from cnnfilterdb.errors import BadWeightsError
 from cnnfilterdb.ingest.network.execution import execute, named_tensors, unwrapped
-from cnnfilterdb.ingest.network.extract import weights_from_module
+from cnnfilterdb.ingest.network.memory import weights_from_module
 
 
 def by_name(weights):

@@ -17,10 +17,9 @@ from cnnfilterdb.ingest.network.extract import (
     conv_depths,
     conv_facts,
     layers_from_tensors,
-    weights_from_module,
-    weights_from_state_dict,
 )
 from cnnfilterdb.ingest.network.layers import Tensor
+from cnnfilterdb.ingest.network.memory import weights_from_module, weights_from_state_dict
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Depths
@@ -366,7 +365,7 @@ def test_pytorch_is_not_imported_for_arrays():
     script = """
 import sys
 import numpy as np
-from cnnfilterdb.ingest.network.extract import weights_from_state_dict
+from cnnfilterdb.ingest.network.memory import weights_from_state_dict
 weights = weights_from_state_dict({"conv.weight": np.ones((8, 3, 3, 3))})
 assert weights.framework is None and weights.layers[0].read().shape == (8, 3, 3, 3)
 assert "torch" not in sys.modules

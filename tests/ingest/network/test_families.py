@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from cnnfilterdb.ingest.network.architecture import architecture
-from cnnfilterdb.ingest.network.extract import weights_from_state_dict
 from cnnfilterdb.ingest.network.families import FAMILIES, _placed, recognised
 from cnnfilterdb.ingest.network.layers import ConvLayer, Weights
+from cnnfilterdb.ingest.network.memory import weights_from_state_dict
 
 try:
     from torchvision import models

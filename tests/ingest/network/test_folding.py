@@ -15,7 +15,7 @@ import cnnfilterdb
 from cnnfilterdb import catalog
 from cnnfilterdb.errors import BadWeightsError, SelectionError
 from cnnfilterdb.ingest import formats
-from cnnfilterdb.ingest.network import extract
+from cnnfilterdb.ingest.network import memory
 from cnnfilterdb.ingest.network.folding import folded
 from cnnfilterdb.ingest.network.layers import ConvLayer
 
@@ -106,9 +106,9 @@ def test_folded_kernels_are_those_of_pytorch(way, tmp_path):
     model = trained(Block())
     model.bn2.eps = 1e-5 if way != "module" else 1e-3  # a file of tensors does not state it
     if way == "module":
-        weights = extract.weights_from_module(model)
+        weights = memory.weights_from_module(model)
     elif way == "state_dict":
-        weights = extract.weights_from_state_dict(model.state_dict())
+        weights = memory.weights_from_state_dict(model.state_dict())
     elif way == "file":
         torch.save(model.state_dict(), tmp_path / "w.pth")
         weights = formats.read(tmp_path / "w.pth")
@@ -131,7 +131,7 @@ def test_folded_kernels_are_those_of_an_export_to_onnx(tmp_path):
     model = trained(Block())
     torch.onnx.export(model, (torch.zeros(1, 3, 16, 16),), tmp_path / "m.onnx", dynamo=False)
     exported = formats.read(tmp_path / "m.onnx").layers
-    own = [folded(layer) for layer in extract.weights_from_module(model).layers]
+    own = [folded(layer) for layer in memory.weights_from_module(model).layers]
     assert [layer.bn_folded for layer in exported] == [True, True, False, None]  # transposed ones are left
     assert [layer.bn_folded for layer in own] == [True, True, True, None]
     for one, other in zip(own, exported, strict=True):
@@ -143,7 +143,7 @@ def test_folded_kernels_are_those_of_an_export_to_onnx(tmp_path):
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_a_transposed_layer_of_groups_computes_the_same(groups):
     model = trained(nn.Sequential(nn.ConvTranspose2d(16, 12, 3, groups=groups), nn.BatchNorm2d(12)))
-    (layer,) = extract.weights_from_module(model, torch.zeros(1, 16, 8, 8)).layers
+    (layer,) = memory.weights_from_module(model, torch.zeros(1, 16, 8, 8)).layers
     kernels = torch.from_numpy(folded(layer).read())  # (out, in / groups, h, w), PyTorch has (in, out / groups, h, w)
     weight = torch.cat([part.transpose(0, 1) for part in kernels.chunk(groups)])
     x = torch.randn(2, 16, 8, 8)
@@ -154,9 +154,9 @@ def test_a_transposed_layer_of_groups_computes_the_same(groups):
 
 
 def test_what_reads_the_output_decides_in_a_module():
-    assert scales(extract.weights_from_module(trained(Branches()))).keys() == {"conv4"}
+    assert scales(memory.weights_from_module(trained(Branches()))).keys() == {"conv4"}
     model = trained(PreActivation())
-    found = scales(extract.weights_from_module(model))
+    found = scales(memory.weights_from_module(model))
     assert found.keys() == {"stem", "conv1"}
     np.testing.assert_allclose(
         found["conv1"], (model.bn2.weight / (model.bn2.running_var + 1e-5).sqrt()).detach(), rtol=1e-6
@@ -173,13 +173,13 @@ def test_a_norm_that_two_layers_read_through_counts_for_both_and_two_norms_for_n
         def forward(self, x):
             return self.one(self.a(x)) + self.one(self.b(x)) + self.two(self.c(x)) + self.three(self.c(x))
 
-    assert scales(extract.weights_from_module(trained(Shared()), torch.zeros(1, 8, 8, 8))).keys() == {"a", "b"}
+    assert scales(memory.weights_from_module(trained(Shared()), torch.zeros(1, 8, 8, 8))).keys() == {"a", "b"}
 
 
 def test_names_of_a_network_that_normalises_first_do_not_mislead(tmp_path):
     model = trained(PreActivation())
-    found = scales(extract.weights_from_state_dict(model.state_dict()))
-    truth = scales(extract.weights_from_module(model))
+    found = scales(memory.weights_from_state_dict(model.state_dict()))
+    truth = scales(memory.weights_from_module(model))
     assert all(np.array_equal(found[name], truth[name]) for name in found)
     save_file(model.state_dict(), tmp_path / "w.safetensors")  # in the order of the alphabet, nothing decides
     assert scales(formats.read(tmp_path / "w.safetensors")) == {}
@@ -220,7 +220,7 @@ def tensors(*entries):
     ],
 )  # fmt: skip
 def test_names(entries, expected):
-    found = scales(extract.weights_from_state_dict(tensors(*entries)))
+    found = scales(memory.weights_from_state_dict(tensors(*entries)))
     assert sorted(found) == sorted(expected)
     for scale in found.values():
         np.testing.assert_allclose(scale, 3 / np.sqrt(4 + 1e-5), rtol=1e-6)
@@ -229,17 +229,17 @@ def test_names(entries, expected):
 def test_means_without_a_negative_one_are_those_of_an_activation():
     data = tensors(("conv1", (16, 3, 3, 3)), ("bn1", 16))
     data["bn1.running_mean"] = np.abs(np.random.default_rng(0).normal(size=16)).astype(np.float32)
-    (layer,) = extract.weights_from_state_dict(data).layers
+    (layer,) = memory.weights_from_state_dict(data).layers
     after = folded(layer)
     assert (layer.bn_folded, after.bn_folded) == (False, False)
     np.testing.assert_array_equal(after.read(), layer.read())
     data["bn1.running_mean"] = np.zeros(16, np.float32)  # not trained yet
-    assert folded(extract.weights_from_state_dict(data).layers[0]).bn_folded
+    assert folded(memory.weights_from_state_dict(data).layers[0]).bn_folded
 
 
 def test_a_standardised_weight_is_left_alone():
     weight = {"x.conv.weight": np.ones((8, 3, 3, 3), np.float32), "x.conv.gain": np.ones((8, 1, 1, 1), np.float32)}
-    (layer,) = extract.weights_from_state_dict(weight | tensors(("x.bn", 8))).layers
+    (layer,) = memory.weights_from_state_dict(weight | tensors(("x.bn", 8))).layers
     assert layer.weight_norm == "scaled_std"
     assert layer.batch_norm is None
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from cnnfilterdb.ingest import formats
 from cnnfilterdb.ingest.network import judge
-from cnnfilterdb.ingest.network.extract import weights_from_state_dict
 from cnnfilterdb.ingest.network.layers import Tensor
+from cnnfilterdb.ingest.network.memory import weights_from_state_dict
 
 # From (out, in, h, w) to the layout
 TO = {"OIHW": (0, 1, 2, 3), "HWIO": (2, 3, 1, 0), "OHWI": (0, 2, 3, 1)}
@@ -80,10 +80,11 @@ def test_a_network_comes_back_identical_or_is_left_out(tmp_path, layout, writer,
     assert {layer.name for layer in weights.layers} | left_out.keys() == layers.keys()
     assert all(left_out.values())
     kernels = [kernel for kernel, _ in layers.values()]
-    # A chain of layers as wide as their kernels has the same shapes in two layouts, and (a, a, b, b) may be
-    # (b, b, a, a): there names decide, for PyTorch. What has one axis larger than 1 says nothing
+    # A chain of layers as wide as their kernels has the same shapes in the layouts of PyTorch and MLX: names decide,
+    # for PyTorch. In memory they also decide where (a, a, b, b) may be (b, b, a, a), as `add` documents. What has one
+    # axis larger than 1 says nothing
     decisive = [kernel.shape for kernel in kernels if sum(side > 1 for side in kernel.shape) > 1]
-    alike = all(shape[0] == shape[1] and shape[2] == shape[3] for shape in decisive)
+    alike = writer == "memory" and all(shape[0] == shape[1] and shape[2] == shape[3] for shape in decisive)
     if layout != "OIHW" and (alike or all(len(set(kernel.shape[1:])) == 1 for kernel in kernels)):
         return
     for layer in weights.layers:
@@ -109,6 +110,13 @@ def tensor(name, *shape):
         ({"a.weight": (8, 3, 3, 3), "a.bias": (5,)}, None),
         ({"a.weight": (16, 8, 40, 40), "a.bias": (16,)}, "OIHW"),
         ({"a.weight": (8, 1, 1, 64), "b.weight": (16, 8, 22, 1)}, "OIHW"),
+        # (a, a, b, b) may be (b, b, a, a): only a name of PyTorch alone tells
+        ({"a.weight": (5, 5, 7, 7), "b.weight": (5, 5, 7, 7)}, None),
+        ({"a.weight": (5, 5, 7, 7), "b.weight": (5, 5, 7, 7), "n.num_batches_tracked": ()}, "OIHW"),
+        ({"a.weight": (4, 4, 3, 3)}, "OIHW"),
+        ({"a.weight": (3, 3, 4, 4)}, None),
+        ({"a.weight": (3, 3, 64, 64), "b.weight": (3, 3, 64, 64)}, "HWIO"),
+        ({"a.weight": (64, 64, 3, 3), "b.weight": (64, 64, 3, 3)}, "OIHW"),
     ],
 )
 def test_layouts(shapes, layout):
@@ -151,3 +159,14 @@ def test_a_bias_shows_a_convolution(name):
     arrays = {"conv.weight": np.ones((64, 3, 3, 3)), f"{name}.weight": np.ones((1, 64, 3, 3)), f"{name}.bias": [0.0]}
     arrays[f"{name}.bias"] = np.zeros(1)
     assert len(weights_from_state_dict(arrays).layers) == 2
+
+
+def test_arrays_in_memory_are_those_of_pytorch_where_nothing_tells():
+    arrays = {"a.weight": np.ones((5, 5, 7, 7), np.float32), "b.weight": np.ones((5, 5, 7, 7), np.float32)}
+    assert [layer.shape for layer in weights_from_state_dict(arrays).layers] == [(5, 5, 7, 7)] * 2
+
+
+def test_tensors_of_pytorch_are_not_doubted_because_of_sizes():
+    kernels = [tensor("a.weight", 40, 1, 1, 200), tensor("b.weight", 8, 1, 1, 300)]
+    assert judge.layout_of(kernels, kernels, declared="OIHW", doubted=False) == "OIHW"
+    assert judge.layout_of(kernels, kernels, declared="OIHW") is None

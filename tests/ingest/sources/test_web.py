@@ -35,7 +35,7 @@ from cnnfilterdb.ingest import formats, sources
 from cnnfilterdb.ingest.fetch.cache import Cache
 from cnnfilterdb.ingest.fetch.download import Session
 from cnnfilterdb.ingest.fetch.pip_settings import Settings
-from cnnfilterdb.ingest.network.extract import weights_from_module, weights_from_state_dict
+from cnnfilterdb.ingest.network.memory import weights_from_module, weights_from_state_dict
 from cnnfilterdb.ingest.sources import web
 from cnnfilterdb.schema import ModelFacts
 

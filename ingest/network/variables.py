@@ -15,11 +15,11 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from cnnfilterdb.ingest.formats.axes import unique_names
+from cnnfilterdb.ingest.network.axes import unique_names
 from cnnfilterdb.ingest.network.composition import parameters
 from cnnfilterdb.ingest.network.extract import ConvFacts, layers_from_tensors
 from cnnfilterdb.ingest.network.folding import EPSILON_KERAS, EPSILON_TORCH
-from cnnfilterdb.ingest.network.judge import transposed_order
+from cnnfilterdb.ingest.network.judge import separator_of, transposed_order
 from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Tensor
 
 __all__ = ["is_training_state", "layers_from_variables"]
@@ -116,7 +116,7 @@ def layers_from_variables(
 def _split(name: str) -> tuple[str, str]:
     """Scope and leaf of a name: ``a/b/kernel:0``, ``a.b.kernel`` and ``a_W`` alike."""
     name = re.sub(r":\d+$", "", name)
-    separator = "/" if "/" in name else "." if "." in name else "_"
+    separator = separator_of(name)
     scope, _, leaf = name.rpartition(separator)
     plain = re.sub(r"_\d+$", "", leaf)  # kernel_1: TensorFlow has numbered what would have had one name
     leaf = plain if plain in _KERNELS or plain in _DEPTHWISE or plain in _OTHERS else leaf

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
-from cnnfilterdb.ingest.formats.variables import is_training_state, layers_from_variables
 from cnnfilterdb.ingest.network.extract import layers_from_tensors
 from cnnfilterdb.ingest.network.judge import UNCLEAR, Layout, layout_of, natural, objection
 from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Tensor
+from cnnfilterdb.ingest.network.variables import is_training_state, layers_from_variables
 
 __all__ = ["layers_from_arrays"]
 
@@ -16,7 +17,11 @@ _TORCH_NAME = re.compile(r"(?:^|\.)\w*weight(?:_\w+)?$")
 
 
 def layers_from_arrays(
-    tensors: Sequence[Tensor], *, ordered: bool = False, declared: Layout | None = None
+    tensors: Sequence[Tensor],
+    *,
+    ordered: bool = False,
+    declared: Layout | None = None,
+    assumed: Layout | None = None,
 ) -> tuple[Sequence[ConvLayer], Sequence[Skipped]]:
     """Find the two-dimensional convolution layers among named arrays.
 
@@ -24,6 +29,7 @@ def layers_from_arrays(
         tensors: Those of one network.
         ordered: Whether those with names as in PyTorch are in the order in which the network was built.
         declared: The layout, if the file states it.
+        assumed: The layout to take where the evidence is silent.
 
     Returns:
         The layers, and what looked like one but was left out. The layout is decided by
@@ -38,12 +44,12 @@ def layers_from_arrays(
     ]
     named = [kernel for kernel in kernels if _TORCH_NAME.search(kernel.name)]
     if kernels and len(named) == len(kernels):
-        return layers_from_tensors(tensors, ordered=ordered, layout=declared)
+        return layers_from_tensors(tensors, ordered=ordered, layout=declared, assumed=assumed, doubted=True)
     # Kernels first, if their names identify them: a mean image may be among the arrays
-    layout = layout_of(kernels, tensors, declared=declared)
+    layout = layout_of(kernels, tensors, declared=declared, assumed=assumed)
     if layout not in ("OIHW", "HWIO"):
         if named:
-            return layers_from_tensors(tensors, ordered=ordered, layout=declared)
+            return layers_from_tensors(tensors, ordered=ordered, layout=declared, assumed=assumed, doubted=True)
         return (), [Skipped(tensor.name, UNCLEAR) for tensor in kernels]
     # A file is in alphabetical order, or that of a hash; but consecutively numbered layers are in order
     ordered = len({re.sub(r"[\d_]+", "", kernel.name) for kernel in kernels}) == 1
@@ -54,20 +60,26 @@ def layers_from_arrays(
 
 
 def _caffe_names(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Name the arrays of a list [weight, bias], as Caffe's layers are often stored."""
-    ranks = {tensor.name: len(tensor.shape) for tensor in tensors}
-    return [_spelt_out(tensor, ranks) for tensor in tensors]
+    """Name the arrays of lists: [weight, bias] of one layer, as Caffe's are often stored, or those of all layers.
 
-
-def _spelt_out(tensor: Tensor, ranks: dict[str, int]) -> Tensor:
-    match = re.fullmatch(r"(.*[./])([01])", tensor.name)
-    if match is None:
-        return tensor
-    rank, stem = len(tensor.shape), match[1]
-    if match[2] == "1" and rank == 1 and ranks.get(f"{stem}0") in (2, 4):
-        return _renamed(tensor, f"{stem}bias")
-    return _renamed(tensor, f"{stem}weight") if match[2] == "0" and rank in (2, 4) else tensor
-
-
-def _renamed(tensor: Tensor, name: str) -> Tensor:
-    return Tensor(name, tensor.shape, tensor.dtype, tensor.read, tensor.parameter, tensor.unreadable)
+    In a list of all layers, a kernel or a matrix is followed by its vectors (``numpy.savez(path, *arrays)``,
+    ``get_weights()`` of Keras): the first one names its outputs.
+    """
+    lists: dict[str, dict[int, Tensor]] = {}
+    for tensor in tensors:
+        match = re.fullmatch(r"(.*?)(\d{1,6})", tensor.name)
+        if match is not None and "parametrizations." not in match[1]:
+            lists.setdefault(match[1], {})[int(match[2])] = tensor
+    names: dict[str, str] = {}
+    for stem, found in lists.items():
+        if not any(len(tensor.shape) == 4 for tensor in found.values()) and len(found) > 2:
+            continue
+        short = max(found) <= 1 and stem.endswith((".", "/"))
+        owner = ""
+        for number, tensor in sorted(found.items()):
+            if len(tensor.shape) in (2, 4):
+                owner = stem if short else f"{tensor.name}."
+                names[tensor.name] = f"{owner}weight"
+            elif len(tensor.shape) == 1 and owner and (number - 1) in found and len(found[number - 1].shape) in (2, 4):
+                names[tensor.name] = f"{owner}bias"
+    return [replace(tensor, name=names.get(tensor.name, tensor.name)) for tensor in tensors]

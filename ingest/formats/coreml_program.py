@@ -1,0 +1,247 @@
+"""Programs of Core ML: the network of a ``.mlpackage`` folder (MIL.proto), whose weights are in a file beside it.
+
+A constant is in the program, or at an offset of ``weights/weight.bin``, after a header of 64 bytes: a mark, the element
+type, the number of bytes and their offset (MILBlob of coremltools 9). Weights that were compressed are operations with
+constants: affine quantisation and palettes are computed here, other kinds are reported.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cnnfilterdb.ingest.formats import limits
+from cnnfilterdb.ingest.formats.companions import companion
+from cnnfilterdb.ingest.formats.damage import undamaged
+from cnnfilterdb.ingest.formats.dtypes import by_code
+from cnnfilterdb.ingest.formats.explicit import explicit_layer
+from cnnfilterdb.ingest.formats.protobuf import Fields, MalformedError, fields, integers, mapped, message, text_of
+from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Tensor
+
+__all__ = ["program_layers"]
+
+_WHAT = "Core ML program"
+_MARK = 0xDEADBEEF
+_HEADER = struct.Struct("<IIQQ")
+_BYTES_PER_OPERATION = 2048  # of memory
+_FOLDER = "@model_path/"
+# MIL.proto: DataType
+_TYPES = by_code({
+    1: "bool", 10: "float16", 11: "float32", 12: "float64",
+    13: "bfloat16", 21: "int8", 22: "int16", 23: "int32",
+    24: "int64", 31: "uint8", 32: "uint16", 33: "uint32", 34: "uint64",
+})  # fmt: skip
+# Fields of TensorValue that hold numbers, and how they are written if they are not packed
+_FLOATS, _INTEGERS, _BOOLEANS, _LONGS, _DOUBLES, _BYTES = 1, 2, 3, 5, 6, 7
+_CONVOLUTIONS = {"conv": False, "conv_transpose": True}
+
+
+@dataclass(frozen=True, slots=True)
+class _Constant:
+    """A tensor of the program.
+
+    Attributes:
+        shape: Its shape.
+        dtype: Element type as stored.
+        read: Reads it.
+        unreadable: Why it cannot be read.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    read: Callable[[], npt.NDArray[Any]]
+    unreadable: str | None = None
+
+
+def program_layers(path: Path, program: memoryview) -> Iterator[tuple[ConvLayer | Skipped, int]]:
+    """The convolutions of a program with their depths, the longest paths from an input.
+
+    Args:
+        path: The ``model.mlmodel`` that contains it.
+        program: The message.
+
+    Raises:
+        MalformedError: It is damaged.
+    """
+    for _, function in _entries(fields(program, (2,)).get(2, [])):
+        for _, block in _entries(fields(function, (3,)).get(3, [])):
+            yield from _block(path, block, {}, {})
+
+
+def _block(
+    path: Path, block: memoryview, constants: dict[str, _Constant], reached: dict[str, int]
+) -> Iterator[tuple[ConvLayer | Skipped, int]]:
+    for operation in fields(block, (3,)).get(3, []):
+        limits.current().allocate(_BYTES_PER_OPERATION)
+        limits.current().create()
+        given = fields(message(operation))
+        kind = text_of(given.get(1))
+        outputs = [fields(message(one)) for one in given.get(3, [])]
+        names = [text_of(one.get(1)) for one in outputs]
+        attributes = {key: fields(value) for key, value in _entries(given.get(5, []))}
+        inputs = {key: _argument(value) for key, value in _entries(given.get(2, []))}
+        if kind == "const" and "val" in attributes and names:
+            constants[names[0]] = _constant(path, attributes["val"])
+            continue
+        if kind.startswith("constexpr_") and names:
+            shape, _ = _type(fields(message(outputs[0][2][-1]))) if 2 in outputs[0] else ((), None)
+            own = {key: _constant(path, value) for key, value in attributes.items()}
+            own |= {key: constants[name] for key, name in inputs.items() if name in constants}
+            constants[names[0]] = _computed(kind, shape, own)
+            continue
+        depth = max((reached.get(name, -1) for name in inputs.values()), default=-1) + 1
+        reached |= dict.fromkeys(names, depth)
+        if kind in _CONVOLUTIONS:
+            yield _layer(names[0] if names else kind, kind, inputs, constants), depth
+        for inner in given.get(4, []):
+            with limits.current().nested():
+                yield from _block(path, message(inner), dict(constants), dict(reached))
+
+
+def _layer(name: str, kind: str, inputs: dict[str, str], constants: dict[str, _Constant]) -> ConvLayer | Skipped:
+    weight = constants.get(inputs.get("weight", ""))
+    if weight is None:
+        return Skipped(name, "a convolution whose weight is computed")
+    if weight.unreadable is not None:
+        return Skipped(name, weight.unreadable)
+
+    def numbers(key: str) -> list[int]:
+        constant = constants.get(inputs.get(key, ""))
+        if constant is None or math.prod(constant.shape) > 16 or constant.unreadable is not None:
+            return []
+        return [int(number) for number in constant.read().reshape(-1)]
+
+    return explicit_layer(
+        name,
+        Tensor(name, weight.shape, weight.dtype, weight.read),
+        transposed=_CONVOLUTIONS[kind],
+        groups=(numbers("groups") or [1])[0],
+        stride=_pair(numbers("strides")),
+        dilation=_pair(numbers("dilations")),
+    )
+
+
+def _pair(numbers: list[int]) -> tuple[int, int]:
+    return (numbers[0], numbers[1]) if len(numbers) == 2 and all(0 < one < 1 << 31 for one in numbers) else (1, 1)
+
+
+def _entries(values: list[Any]) -> Iterator[tuple[str, memoryview]]:
+    """The entries of a map."""
+    for value in values:
+        limits.current().step()
+        entry = fields(message(value), (1, 2))
+        if 2 in entry:
+            yield text_of(entry.get(1)), message(entry[2][-1])
+
+
+def _argument(value: memoryview) -> str:
+    """The name that an argument is bound to; empty for a value or a list."""
+    bindings = fields(value, (1,)).get(1, [])
+    return text_of(fields(message(bindings[0]), (1,)).get(1)) if len(bindings) == 1 else ""
+
+
+def _type(value: Fields) -> tuple[tuple[int, ...], np.dtype[Any] | None]:
+    """Shape and element type of a ValueType; a side that is not fixed is 0."""
+    if 1 not in value:
+        return (), None
+    tensor = fields(message(value[1][-1]))
+    sides = []
+    for dimension in tensor.get(3, []):
+        constant = fields(message(dimension), (1,)).get(1, [])
+        sides += integers(fields(message(constant[-1]), (1,)).get(1, [])) if constant else [0]
+    if len(sides) > 16 or any(not 0 <= side < 1 << 40 for side in sides):
+        raise MalformedError("a tensor of an impossible shape")
+    return tuple(sides), _TYPES.get((integers(tensor.get(1, [])) or [0])[-1])
+
+
+def _constant(path: Path, value: Fields) -> _Constant:
+    shape, dtype = _type(fields(message(value[2][-1]))) if 2 in value else ((), None)
+    if dtype is None:
+        return _Constant(shape, "", lambda: np.zeros(0), "elements of a type that is not read")
+    size = math.prod(shape) * dtype.itemsize
+
+    def read() -> npt.NDArray[Any]:
+        with undamaged(str(path), _WHAT):
+            limits.current().allocate(size + 4 * math.prod(shape))
+            content = _blob(path, fields(message(value[5][-1])), size) if 5 in value else _immediate(value, dtype)
+            if len(content) != size:
+                raise MalformedError(f"{len(content):,} bytes for a tensor of {size:,}")
+            return np.frombuffer(content, dtype).reshape(shape)
+
+    return _Constant(shape, dtype.name, read)
+
+
+def _blob(path: Path, blob: Fields, size: int) -> memoryview:
+    name = text_of(blob.get(1))
+    data = mapped(companion(path, name.removeprefix(_FOLDER)))
+    start = (integers(blob.get(2, [])) or [0])[-1]
+    if not 0 <= start <= len(data) - _HEADER.size:
+        raise MalformedError(f"a constant after the end of {name[:100]}: truncated")
+    mark, _, stored, place = _HEADER.unpack_from(data, start)
+    if mark != _MARK or stored != size or place + size > len(data):
+        raise MalformedError(f"a constant that is not at its place in {name[:100]}")
+    return data[place : place + size]
+
+
+def _immediate(value: Fields, dtype: np.dtype[Any]) -> bytes:
+    """The bytes of a constant that is in the program."""
+    outer = fields(message(value[3][-1]), (1,)) if 3 in value else {}
+    held = fields(message(outer[1][-1])) if 1 in outer else {}
+    for field, width in ((_FLOATS, 4), (_DOUBLES, 8), (_BYTES, 0)):
+        if field in held:
+            inner = fields(message(held[field][-1]), (1,)).get(1, [])
+            raw = b"".join(one.to_bytes(width, "little") if isinstance(one, int) else bytes(one) for one in inner)
+            if not width:
+                return raw
+            return np.frombuffer(raw, "<f4" if width == 4 else "<f8").astype(dtype).tobytes()
+    for field in (_INTEGERS, _BOOLEANS, _LONGS):
+        if field in held:
+            return np.asarray(integers(fields(message(held[field][-1]), (1,)).get(1, []))).astype(dtype).tobytes()
+    return b""
+
+
+def _computed(kind: str, shape: tuple[int, ...], given: dict[str, _Constant]) -> _Constant:
+    """A weight that is computed from compressed constants."""
+    lost = next((one.unreadable for key, one in given.items() if one.unreadable and key != "name"), None)
+    compute = {"constexpr_affine_dequantize": _affine, "constexpr_lut_to_dense": _palette}.get(kind)
+    if compute is None or lost is not None or 0 in shape:
+        why = f"a compressed weight ({kind.removeprefix('constexpr_')}), which is not read; convert without compression"
+        return _Constant(shape, "", lambda: np.zeros(0), why)
+
+    def read() -> npt.NDArray[Any]:
+        limits.current().allocate(16 * math.prod(shape))
+        values = compute(shape, {key: one.read() for key, one in given.items() if not one.unreadable})
+        if values.shape != shape:
+            raise MalformedError(f"a compressed weight of shape {values.shape} for {shape}")
+        return values
+
+    return _Constant(shape, "qint8" if compute is _affine else "float32", read)
+
+
+def _affine(shape: tuple[int, ...], given: dict[str, npt.NDArray[Any]]) -> npt.NDArray[np.float32]:
+    # scale (q - zero point), both numbers or one for each index of the axis
+    stored, axis = given["quantized_data"], int(given["axis"].reshape(-1)[0])
+    along = [1] * stored.ndim
+    along[axis] = -1
+    scale, zero = (
+        given[key].reshape(along) if given[key].size > 1 else given[key].reshape(-1)[0]
+        for key in ("scale", "zero_point")
+    )
+    return np.asarray(
+        (stored.astype(np.float32) - np.asarray(zero, np.float32)) * np.asarray(scale, np.float32), np.float32
+    )
+
+
+def _palette(shape: tuple[int, ...], given: dict[str, npt.NDArray[Any]]) -> npt.NDArray[np.float32]:
+    # Indices of few bits, packed from the lowest bit of each byte on
+    table = given["lut"].astype(np.float32).reshape(-1)
+    width, count = max(int(table.size).bit_length() - 1, 1), math.prod(shape)
+    bits = np.unpackbits(given["indices"].reshape(-1), bitorder="little")[: width * count].reshape(count, width)
+    return np.asarray(table[bits @ (1 << np.arange(width))].reshape(shape), np.float32)

@@ -9,9 +9,10 @@ BIN := $(VENV)/bin
 DEMO := demo.db
 
 # make hostile       opens every hostile folder of the corpus; `make test` takes every third
-# make crash N=500   kills writing commands N times and checks the database after each
+# make crash N=500   kills and interrupts commands N times, loses power N times, and checks what is left after each
+# make fuzz N=100    reads N randomly damaged files of each kind besides the hostile ones of the test suite
 
-.PHONY: crash hostile demo test check docs bench reference clean
+.PHONY: crash fuzz hostile demo test check docs bench reference clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -58,10 +59,16 @@ reference: $(VENV)/installed
 
 N ?= 100
 crash: $(VENV)/installed-dev
-	$(BIN)/python tests/crash/harness.py $(N)
+	$(BIN)/python -P tests/crash/harness.py $(N)
+	$(BIN)/python -P tests/crash/power.py $(N)
+	$(BIN)/python -P tests/crash/signals.py $(N)
+
+fuzz: $(VENV)/installed-dev
+	rm -rf .fuzz
+	$(BIN)/python -P tests/ingest/formats/hostile_files.py .fuzz $(N)
 
 hostile: $(VENV)/installed-dev
 	HOSTILE=all $(BIN)/pytest tests/cnnfilterdb/store/test_hostile_folders.py
 
 clean:
-	rm -rf $(VENV) .types build dist docs/_build *.egg-info $(DEMO)
+	rm -rf $(VENV) .types .fuzz build dist docs/_build *.egg-info $(DEMO)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, cast, overload
 
 import duckdb
 
-from cnnfilterdb import catalog
+from cnnfilterdb import catalog, paths
 from cnnfilterdb.analysis.bases import FittedBasis
 from cnnfilterdb.analysis.options import names_given, names_of
 from cnnfilterdb.errors import DamagedIndexError, DatabaseError, LockedError, NotADatabaseError, SelectionError
@@ -432,8 +432,10 @@ class FilterDB(Reader):
         >>> db.verify(), db.verify("custom/photos-*")
         ([], [])
         """
-        chosen = notes.matching(names_given("verify", models), self._store.model_ids()) if models else None
-        return self._store.verify(chosen, progress=progress)
+        if models:
+            return self._store.verify(notes.matching(names_given("verify", models), self._store.model_ids()), progress)
+        lost = Problem(None, self._store.path / paths.INIT, "is missing; `cnnfilterdb verify --repair` writes it")
+        return self._store.verify(progress=progress) + ([] if lost.path.exists() else [lost])
 
     def repair(self, *, progress: Progress | None = None) -> list[Problem]:
         """Rebuild what is derived, set aside what is damaged, and report the models that must be imported again.

@@ -7,6 +7,8 @@ field metadata, and the documentation is generated from it.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -40,6 +42,8 @@ __all__ = [
     "kernel_name",
     "kernel_order",
     "kernel_shape",
+    "marker_sealed",
+    "marker_text",
     "papers_layers",
     "release_schema",
     "storable",
@@ -55,6 +59,27 @@ MAX_KERNEL_WEIGHTS = 1024
 #: Kernel sizes with more weights (over 11 x 11) are stored but not indexed: too few exist for a distribution of so many
 #: coefficients, and a histogram row would contain tens of thousands of numbers.
 MAX_INDEXED_WEIGHTS = 121
+
+
+def marker_text(known: Mapping[str, Any]) -> str:
+    """The text of ``cnnfilterdb.json``, of a database or a release, with a SHA-256 of its contents.
+
+    >>> marker_sealed(marker_text({"format_version": 2})), marker_sealed('{"format_version": 2}')
+    (True, False)
+    """
+    rest = {key: value for key, value in known.items() if key != "sha256"}
+    digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+    return json.dumps({**rest, "sha256": digest}, indent=2) + "\n"
+
+
+def marker_sealed(text: str) -> bool:
+    """Whether a text is what :func:`marker_text` returned.
+
+    Raises:
+        ValueError: It is not JSON.
+    """
+    found = json.loads(text)
+    return isinstance(found, dict) and marker_text(found) == text
 
 
 def check_format(found: int, where: str, remedy: str) -> None:

@@ -23,7 +23,7 @@ from cnnfilterdb.cli import (
 )
 from cnnfilterdb.cli.options import quiet_everywhere
 from cnnfilterdb.cli.output import warn
-from cnnfilterdb.cli.signals import Terminated, ending_soon
+from cnnfilterdb.cli.signals import Interrupted, ending_soon
 from cnnfilterdb.errors import CnnFilterDbError, QueryError, SelectionError
 from cnnfilterdb.reports import escaped
 
@@ -94,9 +94,12 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt) as error:
+    except Interrupted as interrupted:
         warn(_INTERRUPTED)
-        sys.exit(143 if isinstance(error, Terminated) else 130)
+        sys.exit(128 + interrupted.number)
+    except (click.Abort, KeyboardInterrupt):
+        warn(_INTERRUPTED)
+        sys.exit(130)
     except CnnFilterDbError as error:
         warn(f"error: {_for_the_command_line(str(error))}")
         if isinstance(error, QueryError | SelectionError):

@@ -17,8 +17,9 @@ from cnnfilterdb.cli.options import (
     open_reader,
     rows_options,
 )
-from cnnfilterdb.cli.output import QUIET, Output, emit, remark, say, written_to
+from cnnfilterdb.cli.output import QUIET, Output, emit, remark, say
 from cnnfilterdb.cli.progress import progress_bars
+from cnnfilterdb.store.durable import replacing
 
 __all__ = ["explain", "study", "test"]
 
@@ -163,7 +164,7 @@ def study(
         figures.mkdir(parents=True, exist_ok=True)
         for picture in found.pictures():
             for suffix in ("png", "pdf"):
-                with written_to(figures / f"{picture.name}.{suffix}") as part:
+                with replacing(figures / f"{picture.name}.{suffix}") as part:
                     picture.figure.savefig(part, format=suffix, dpi=192)
     target = output or (Path(f"{name}.html") if chosen == "html" else None)
     if chosen == "html":
@@ -175,7 +176,7 @@ def study(
     if target is None:
         click.echo(text, nl=False)
         return
-    with written_to(target) as part:
+    with replacing(target) as part:
         part.write_text(text, encoding="utf-8")
     say(str(target))
     for line in found.answer:

@@ -20,7 +20,8 @@ from cnnfilterdb.cli.options import (
     named,
     open_reader,
 )
-from cnnfilterdb.cli.output import print_basis, say, written_to
+from cnnfilterdb.cli.output import print_basis, say
+from cnnfilterdb.store.durable import replacing
 
 __all__ = ["plot", "report"]
 
@@ -110,7 +111,7 @@ def plot(
             "phenotypes": draw.phenotypes,
         }
         figure = method[kind](by=by, title=title or (name if name != by else None), **chosen)
-    with written_to(target) as part:
+    with replacing(target) as part:
         figure.savefig(part, dpi=dpi, format=target.suffix[1:].lower())
     say(str(target))
     if kind not in ("filters", "variance"):

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cnnfilterdb.cli.tables import columns_of, number_column, table_text
-from cnnfilterdb.errors import DatabaseError
 from cnnfilterdb.reports import escaped
+from cnnfilterdb.store.durable import replacing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,7 +35,6 @@ __all__ = [
     "remark",
     "say",
     "warn",
-    "written_to",
 ]
 
 #: Formats of rows, with the suffixes of files that select them.
@@ -119,7 +116,7 @@ def emit(rows: pd.DataFrame | pa.Table, how: Output) -> None:
             data = escaped(data, keep="\n\t")
         click.echo(data, nl=False)
         return
-    with written_to(how.output) as part:
+    with replacing(how.output) as part:
         part.write_bytes(data if isinstance(data, bytes) else data.encode())
 
 
@@ -236,28 +233,3 @@ def is_quiet() -> bool:
 def warn(text: str) -> None:
     """Print a line to standard error, without control characters."""
     click.echo(escaped(text), err=True)
-
-
-@contextlib.contextmanager
-def written_to(path: Path) -> Iterator[Path]:
-    """Write a user's file completely or not at all.
-
-    Args:
-        path: The file.
-
-    Yields:
-        The path to write to; it is renamed to ``path`` at the end.
-
-    Raises:
-        DatabaseError: It cannot be written.
-    """
-    part = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        try:
-            yield part
-            part.replace(path)
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise DatabaseError(f"{path}: cannot be written: {reason}; check the folder and its permissions") from error
-    finally:
-        part.unlink(missing_ok=True)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 
-__all__ = ["Terminated", "ending_soon"]
+__all__ = ["Interrupted", "ending_soon"]
 
 #: Seconds that a command has to end on its own.
 _GRACE = 1.2
@@ -18,13 +20,22 @@ _GRACE = 1.2
 _DUCKDB = "Query interrupted"
 
 
-class Terminated(KeyboardInterrupt):
-    """The process was asked to terminate (SIGTERM)."""
+class Interrupted(BaseException):
+    """The process was asked to end, by Ctrl-C (SIGINT) or by SIGTERM.
+
+    Not a KeyboardInterrupt, which click would turn into an exception of its own, after an empty line.
+
+    Attributes:
+        number: Number of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
 
 
 @contextlib.contextmanager
 def ending_soon(message: str) -> Iterator[None]:
-    """Raise KeyboardInterrupt on Ctrl-C and :class:`Terminated` on SIGTERM, and exit soon if it has no effect.
+    """Raise :class:`Interrupted` on Ctrl-C and on SIGTERM, and exit soon if it has no effect.
 
     Compiled code may not return to Python before its work is done, and only then would the exception be raised. A
     thread therefore waits a moment after a signal and then ends the process. Databases remain intact at any time.
@@ -39,12 +50,16 @@ def ending_soon(message: str) -> Iterator[None]:
 
     received: list[int] = []
 
-    def terminate(number: int, frame: object) -> None:
-        raise Terminated
+    def interrupt(number: int, frame: object) -> None:
+        raise Interrupted(number)
 
     receiver, sender = socket.socketpair()
     sender.setblocking(False)
-    former = signal.signal(signal.SIGTERM, terminate)
+    former = {
+        number: signal.signal(number, interrupt)
+        for number in (signal.SIGINT, signal.SIGTERM)
+        if signal.getsignal(number) is not signal.SIG_IGN  # as of a shell that runs it in the background
+    }
     former_fd = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
     started, done = threading.Event(), threading.Event()
 
@@ -58,6 +73,16 @@ def ending_soon(message: str) -> Iterator[None]:
             os.write(2, f"{message}\n".encode())
             os._exit(128 + number[0])
 
+    former_hook = sys.unraisablehook
+
+    def again(lost: sys.UnraisableHookArgs) -> None:
+        """An interrupt during a callback or a destructor, which Python only prints, is raised again."""
+        if isinstance(lost.exc_value, Interrupted):
+            _thread.interrupt_main(signal.Signals(lost.exc_value.number))
+        else:
+            former_hook(lost)
+
+    sys.unraisablehook = again
     watcher = threading.Thread(target=watch, daemon=True, name="signals")
     watcher.start()
     try:
@@ -66,11 +91,13 @@ def ending_soon(message: str) -> Iterator[None]:
         if str(error) != _DUCKDB:
             raise
         started.wait(_GRACE / 2)  # the thread may not have run yet
-        raise (Terminated if signal.SIGTERM in received else KeyboardInterrupt) from error
+        raise Interrupted(received[0] if received else signal.SIGINT) from error
     finally:
         done.set()
         signal.set_wakeup_fd(former_fd)
-        signal.signal(signal.SIGTERM, former)
+        for number, handler in former.items():
+            signal.signal(number, handler)
+        sys.unraisablehook = former_hook
         sender.close()
         watcher.join(1)
         receiver.close()

@@ -109,7 +109,7 @@ def transfer(
             if progress:
                 progress(model_id, done, len(wanted))
     try:
-        _annotate(store, origin, report.done)
+        _annotate(store, origin, report)
     except DatabaseError as error:
         if report.stopped is None:
             raise
@@ -219,7 +219,13 @@ def _weight(rows: RowCursor, layer: dict[str, Any], what: str) -> npt.NDArray[np
     return weights.reshape(out_channels, -1, layer["kernel_h"], layer["kernel_w"]).astype(np.float32, copy=False)
 
 
-def _annotate(store: Store, origin: DatabaseOrigin, model_ids: Iterable[str]) -> None:
-    copied = {model_id: facts for model_id, facts in origin.annotations().items() if model_id in set(model_ids)}
+def _annotate(store: Store, origin: DatabaseOrigin, report: TransferReport) -> None:
+    """Copy the annotations of the models: of those that were there already, if they have none here.
+
+    A run that was killed may have copied a model without its annotations.
+    """
+    here = notes.stored_facts(store.path)
+    wanted = {*report.done, *(model_id for model_id in report.skipped if not here.get(model_id))}
+    copied = {model_id: facts for model_id, facts in origin.annotations().items() if model_id in wanted}
     if copied:
         notes.change(store, lambda known: known.update(copied))

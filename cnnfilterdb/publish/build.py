@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ from cnnfilterdb.release.manifest import LeftOut, Manifest
 from cnnfilterdb.reports import Progress
 from cnnfilterdb.schema import HISTOGRAMS
 from cnnfilterdb.stats import RECIPES
-from cnnfilterdb.store.durable import writing
+from cnnfilterdb.store.durable import make_folder, sha256, sync, sync_folder, writing
 from cnnfilterdb.store.folder import Store
 from cnnfilterdb.store.index import Index
 from cnnfilterdb.version import package_version
@@ -128,13 +129,18 @@ def build(
             [row for fitted in bases for row in basis_table(fitted).to_pylist()],
             figure=_save_figure(draw, folder, chosen),
         ),
-        # Last: a folder with this file contains a complete release.
-        paths.MARKER: manifest.to_json(),
     }
     with writing(folder):
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8")
+        pages = {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.name in {*_TEXTS, _FIGURE}}
+        manifest = replace(manifest, pages=pages)
+        # Last: a folder with this file contains a complete release.
+        (folder / paths.MARKER).write_text(manifest.to_json(), encoding="utf-8")
+        for path in (*folder.rglob("*"), folder):
+            (sync_folder if path.is_dir() else sync)(path)
         (folder / paths.UNFINISHED).unlink()
+        sync_folder(folder)
     return manifest
 
 
@@ -148,8 +154,9 @@ def _prepare(folder: Path) -> None:
             raise PublishError(f"{folder}: not an empty folder; choose another one for the release")
         for path in own - {unfinished}:
             path.unlink()
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         unfinished.touch()
+        sync_folder(folder)
 
 
 def _is_own(path: str) -> bool:

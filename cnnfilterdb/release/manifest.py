@@ -20,13 +20,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from cnnfilterdb import paths
 from cnnfilterdb.errors import DatabaseError
 from cnnfilterdb.reports import printable
-from cnnfilterdb.schema import FORMAT_VERSION, is_sha256, storable
+from cnnfilterdb.schema import FORMAT_VERSION, is_sha256, marker_text, storable
 
 __all__ = [
     "MANIFEST_BYTES",
@@ -46,6 +46,7 @@ TABLES = ("models", "layers", "histograms", "bases")
 
 _LAYOUT = "release"
 _VERSION = re.compile(r"(0|[1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,8})")
+_PAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,60}\.(sql|md|cff|png)")
 _MOST = 1 << 50  # of rows, bytes, models, filters
 _MOST_FILES = 100_000
 _LONGEST = 1 << 20  # characters of a text, which may be that of a licence
@@ -102,6 +103,7 @@ class Manifest:
         created_by: Package and version that wrote it.
         statistics_only: It has no tables of filters. ``stored`` of a layer says that the database that it was made of
             has its filters; moments, bases and histograms are there of some kernel sizes.
+        pages: SHA-256 of its other files, by path: card, macros, figure.
     """
 
     version: str
@@ -111,6 +113,7 @@ class Manifest:
     left_out: tuple[LeftOut, ...] = ()
     created_by: str = ""
     statistics_only: bool = False
+    pages: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def tag(self) -> str:
@@ -132,7 +135,7 @@ class Manifest:
     def to_json(self) -> str:
         """The text of ``cnnfilterdb.json``."""
         known = {"format_version": FORMAT_VERSION, "layout": _LAYOUT, **asdict(self)}
-        return json.dumps(known, indent=1) + "\n"
+        return marker_text(known)
 
     @classmethod
     def from_json(cls, text: str, where: str) -> Manifest:
@@ -168,6 +171,7 @@ class Manifest:
             left_out=tuple(_left_out(entry) for entry in _list(known, "left_out")),
             created_by=_text(known, "created_by"),
             statistics_only=known.get("statistics_only") is True,
+            pages=_pages(known.get("pages", {})),
         )
         if version_of(manifest.version) is None:
             raise _Fault(f"version {shown(manifest.version)}; expected three numbers, such as 1.0.0")
@@ -235,6 +239,16 @@ def _left_out(entry: Any) -> LeftOut:
     known = _mapping(entry, "a model that was left out")
     license_ = None if known.get("license") is None else _text(known, "license")
     return LeftOut(_text(known, "model_id"), license_, _text(known, "reason"))
+
+
+def _pages(value: Any) -> Mapping[str, str]:
+    pages = _mapping(value, "pages")
+    for path, digest in pages.items():
+        if _PAGE.fullmatch(path) is None:
+            raise _Fault(f"{shown(path)} is not the name of a file of a release")
+        if not is_sha256(digest):
+            raise _Fault(f"{path}: {shown(digest)} is not a SHA-256")
+    return pages
 
 
 def _mapping(value: Any, what: str) -> Mapping[str, Any]:

@@ -46,7 +46,7 @@ from cnnfilterdb.release.tables import SmallTables
 from cnnfilterdb.reports import Problem, Progress
 from cnnfilterdb.scan.scan import constant
 from cnnfilterdb.scan.steady import Snapshot
-from cnnfilterdb.schema import kernel_order
+from cnnfilterdb.schema import kernel_order, marker_sealed
 
 if TYPE_CHECKING:
     import duckdb
@@ -344,32 +344,40 @@ class Release:
             raise RemoteError(f"{path}: cannot be read ({reason}); check that the release is complete") from error
 
     def verify(self, *, progress: Progress | None = None) -> list[Problem]:
-        """Read every file and compare its size and hash with the manifest.
+        """Read every file and compare its size and hash with the manifest, and the manifest with its own hash.
 
         Args:
             progress: Called with the path of a file, the number of files done and the total.
         """
         problems = []
-        for done, file in enumerate(self.manifest.files, 1):
-            if message := self._problem(file):
-                problems.append(Problem(None, Path(file.path), message))
+        expected: list[tuple[str, int | None, str]] = [(MARKER, None, "")]
+        expected += [(file.path, file.bytes, file.sha256) for file in self.manifest.files]
+        expected += [(path, None, digest) for path, digest in self.manifest.pages.items()]
+        for done, (path, size, digest) in enumerate(expected, 1):
+            if message := self._problem(path, size, digest):
+                problems.append(Problem(None, Path(path), message))
             if progress:
-                progress(file.path, done, len(self.manifest.files))
+                progress(path, done, len(expected))
         return problems
 
-    def _problem(self, file: ReleaseFile) -> str | None:
-        digest, path = hashlib.sha256(), self.path(file.path)
+    def _problem(self, file: str, expected: int | None, sha256: str) -> str | None:
+        digest, path = hashlib.sha256(), self.path(file)
         try:
-            with reaching(file.path):
+            with reaching(file):
                 size = int(RequestBudget.answer().spend(partial(self.filesystem.info, path))["size"])
-                if size != file.bytes:
-                    return f"{size:,} bytes, expected {file.bytes:,}"
+                if file == MARKER:
+                    content = read_range(self.filesystem, path, 0, min(size, MANIFEST_BYTES)) if size else b""
+                    return None if marker_sealed(content.decode()) else "its checksum is missing or wrong"
+                if expected not in (None, size):
+                    return f"{size:,} bytes, expected {expected:,}"
                 for start in range(0, size, _CHUNK):
                     digest.update(read_range(self.filesystem, path, start, min(start + _CHUNK, size)))
         except RemoteError as error:
-            return str(error).removeprefix(f"{file.path}: ").removeprefix(f"{path}: ")
-        if digest.hexdigest() != file.sha256:
-            return f"SHA-256 {digest.hexdigest()}, expected {file.sha256}"
+            return str(error).removeprefix(f"{file}: ").removeprefix(f"{path}: ")
+        except (ValueError, RecursionError) as error:
+            return f"not JSON ({type(error).__name__})"
+        if digest.hexdigest() != sha256:
+            return f"SHA-256 {digest.hexdigest()}, expected {sha256}"
         return None
 
 

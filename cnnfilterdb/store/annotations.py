@@ -14,6 +14,7 @@ import csv
 import hashlib
 import io
 import os
+import re
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cnnfilterdb import paths
-from cnnfilterdb.errors import CorruptError, DatabaseError, SelectionError, UnknownModelError, UnsafePathError
+from cnnfilterdb.errors import CorruptError, DatabaseError, SelectionError, UnknownModelError
 from cnnfilterdb.reports import Problem
 from cnnfilterdb.schema import ANNOTATED
 from cnnfilterdb.store.durable import sha256, write_text
@@ -42,6 +43,7 @@ __all__ = [
 ]
 
 _HEADER = ("model_id", "column", "value")
+_SUMS = re.compile(rf"([0-9a-f]{{64}}  {re.escape(paths.ANNOTATIONS)}\n){{1,2}}")
 
 #: Annotated facts by model and column; None says that a fact is unknown.
 Facts = dict[str, dict[str, str | None]]
@@ -52,8 +54,8 @@ class AnnotatedFolder(Protocol):
 
     path: Path
 
-    def model_ids(self) -> list[str]:
-        """Keys of its models, sorted."""
+    def has(self, model_id: str) -> bool:
+        """Whether it has a model."""
 
     def staging(self, name: str) -> AbstractContextManager[Path]:
         """A temporary folder inside it, used by one process at a time."""
@@ -107,33 +109,24 @@ def annotation_problems(store: AnnotatedFolder) -> list[Problem]:
     """Problems of the annotations of a database; none if there are none."""
     path, sums = store.path / paths.ANNOTATIONS, store.path / paths.ANNOTATIONS_SUM
     try:
-        recorded = read_small(store.path, paths.ANNOTATIONS_SUM) if os.path.lexists(sums) else None
+        recorded = read_small(store.path, paths.ANNOTATIONS_SUM) if os.path.lexists(sums) else b""
     except (OSError, DatabaseError) as error:
         return [Problem(None, sums, f"cannot be read: {error}")]
-    expected = recorded.decode("ascii", "replace").split()[::2] if recorded is not None else []
+    text = recorded.decode("ascii", "replace")
     if not os.path.lexists(path):
-        return (
-            [Problem(None, path, "is missing; restore it, or drop the annotations with --repair")] if expected else []
-        )
-    try:
-        there = set(store.model_ids())
-    except (CorruptError, UnsafePathError):  # a damaged model, which is a problem of its own
-        return []
+        if not recorded or (_SUMS.fullmatch(text) and _digest(path) in text):
+            return []
+        return [Problem(None, path, "is missing; restore it, or drop the annotations with --repair")]
     found: list[Problem] = []
     for line, message, row in _rows(store.path):
-        if not message and row[0] not in there:
+        if not message and not store.has(row[0]):
             message = f"line {line}: no model {row[0]!r}; correct its key or remove the line"
         if message:
-            known = row[0] if row and row[0] in there else None
+            known = row[0] if row and store.has(row[0]) else None
             found.append(Problem(known, path, message))
-    if not found and recorded is not None and sha256(path) not in expected:
-        found.append(
-            Problem(
-                None,
-                path,
-                "its checksum is not the recorded one; if you edited it, `cnnfilterdb verify --repair` accepts it",
-            )
-        )
+    if not found and not (_SUMS.fullmatch(text) and _digest(path) in text):
+        message = "its checksum is not the recorded one; if you edited it, `cnnfilterdb verify --repair` accepts it"
+        found.append(Problem(None, path, message))
     return found
 
 
@@ -162,9 +155,8 @@ def change(store: AnnotatedFolder, apply: Callable[[Facts], object]) -> None:
         )
         path, sums = store.path / paths.ANNOTATIONS, store.path / paths.ANNOTATIONS_SUM
         new = hashlib.sha256(text.getvalue().encode()).hexdigest()
-        if path.exists():
-            # Both are valid until the file is replaced, even if this process is killed.
-            write_text(sums, _sums(sha256(path), new), folder)
+        # Both are valid until the file is replaced, even if this process is killed.
+        write_text(sums, _sums(_digest(path), new), folder)
         write_text(path, text.getvalue(), folder)
         write_text(sums, _sums(new), folder)
 
@@ -178,7 +170,12 @@ def accept(store: AnnotatedFolder) -> None:
     stored_facts(store.path)
     path, sums = store.path / paths.ANNOTATIONS, store.path / paths.ANNOTATIONS_SUM
     with store.staging(paths.ANNOTATIONS) as folder:
-        write_text(sums, _sums(sha256(path)) if path.exists() else "", folder)
+        write_text(sums, _sums(_digest(path)), folder)
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of the annotations; without a file, that of an empty one."""
+    return sha256(path) if path.exists() else hashlib.sha256().hexdigest()
 
 
 def _sums(*digests: str) -> str:

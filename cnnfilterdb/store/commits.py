@@ -21,6 +21,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -206,8 +207,12 @@ def discard_removed(folder: Path) -> None:
 
 def discard(folder: Path) -> None:
     """Remove a staging folder, the record first: a folder with one is a decided change."""
-    for name in (paths.COMMIT, _UNDO):
-        (folder / name).unlink(missing_ok=True)
+    if decided(folder):
+        for name in (paths.COMMIT, _UNDO):
+            (folder / name).unlink(missing_ok=True)
+        # A record that came back after a power loss would be followed again. The change itself is complete.
+        with suppress(OSError):
+            sync_folder(folder)
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -265,8 +270,11 @@ def _begin_undo(folder: Path) -> None:
 
 
 def _set_aside(root: Path, folder: Path, files: Iterable[str]) -> None:
+    """Set files aside; a models row, which is the first of them, is gone from the disk before the others are."""
     for file in files:
         move(paths.inside(root, file), folder / _REPLACED / file)
+        if file.startswith("models/"):
+            sync_folder((root / file).parent)
 
 
 def _put_back(root: Path, folder: Path) -> None:
@@ -274,7 +282,10 @@ def _put_back(root: Path, folder: Path) -> None:
     aside = folder / _REPLACED
     files = [path.relative_to(aside).as_posix() for path in aside.rglob("*") if not path.is_dir()]
     for file in sorted(files, key=lambda file: paths.relative(file)[0] == "models"):
+        if file.startswith("models/"):
+            _sync({(root / other).parent for other in files})
         move(aside / file, paths.inside(root, file))
+    _sync({(root / file).parent for file in files})
 
 
 def _sync(folders: Iterable[Path]) -> None:

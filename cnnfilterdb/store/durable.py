@@ -19,6 +19,7 @@ from pathlib import Path
 from cnnfilterdb.errors import DatabaseError
 
 __all__ = [
+    "make_folder",
     "move",
     "replacing",
     "sha256",
@@ -152,7 +153,18 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder, and those that it is in, and wait until their names are on the disk; existing ones stay."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        sync_folder(path.parent)
+
+
 def move(source: Path, target: Path) -> None:
-    """Rename a file, creating the folder that it goes to. An existing file is replaced in one step."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+    """Rename a file, creating the folder that it goes to. An existing file is replaced in one step.
+
+    :func:`sync_folder` has to follow for the folder that it goes to; the folder itself is on the disk.
+    """
+    make_folder(target.parent)
     source.replace(target)

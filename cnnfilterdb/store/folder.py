@@ -24,7 +24,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 from filelock import FileLock, Timeout
@@ -51,6 +50,7 @@ from cnnfilterdb.schema import (
     is_model_id,
     kernel_order,
     kernel_shape,
+    marker_text,
     storable,
 )
 from cnnfilterdb.store import annotations as notes
@@ -66,10 +66,10 @@ from cnnfilterdb.store.commits import (
     unfinished,
 )
 from cnnfilterdb.store.diagnosis import first_damage
-from cnnfilterdb.store.durable import move, sha256, write_text, writing
+from cnnfilterdb.store.durable import make_folder, move, sha256, sync_folder, write_text, writing
 from cnnfilterdb.store.regular import read_small, require_regular
 from cnnfilterdb.store.rows import damaged_file, read_rows
-from cnnfilterdb.store.seals import marker_sum, seal_text, write_sealed
+from cnnfilterdb.store.seals import seal_text, write_sealed
 from cnnfilterdb.store.verify import verify_folder, verify_models
 from cnnfilterdb.store.writer import Writer
 from cnnfilterdb.version import package_version
@@ -166,7 +166,7 @@ class Store:
                 "choose an empty or a new one"
             )
         with writing(self.path):
-            (self.path / paths.LOCKS).mkdir(parents=True, exist_ok=True)
+            make_folder(self.path / paths.LOCKS)
             with self._locked(paths.MARKER, str(self.path)):
                 if (self.path / paths.MARKER).exists():
                     return
@@ -175,13 +175,9 @@ class Store:
                     self._write_marker(folder)
 
     def _write_marker(self, folder: Path) -> None:
-        marker: dict[str, Any] = {
-            "format_version": FORMAT_VERSION,
-            "created_by": f"cnnfilterdb {package_version()}",
-            "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-        marker["sha256"] = marker_sum(marker)
-        write_text(self.path / paths.MARKER, json.dumps(marker, indent=2) + "\n", folder)
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        made = {"created_by": f"cnnfilterdb {package_version()}", "created_at": now}
+        write_text(self.path / paths.MARKER, marker_text({"format_version": FORMAT_VERSION} | made), folder)
 
     def _write_empty(self, folder: Path) -> None:
         """Write the files without rows, by which DuckDB can bind the views."""
@@ -198,6 +194,7 @@ class Store:
             if not (self.path / relative).exists():
                 write_sealed(schema.empty_table(), folder / relative)
                 move(folder / relative, self.path / relative)
+                sync_folder((self.path / relative).parent)
 
     def restore(self) -> None:
         """Write the marker and the files without rows again where they are damaged or missing; see repair."""
@@ -521,6 +518,7 @@ class Store:
                 moved.append(f"{folder}/{file}")
                 with writing(self.path):
                     move(self.path.joinpath(*paths.relative(file)), self.path / moved[-1])
+                    sync_folder((self.path / file).parent)
         if moved:
             warnings.warn(
                 f"{self.path}: {why}; {len(moved)} moved to {folder}, remove them if they are of no use", stacklevel=2
@@ -547,6 +545,7 @@ class Store:
 
     def write_init(self, text: str) -> None:
         """Write ``init.sql``, the views and macros for any DuckDB client; called by writers only."""
+        self.recover_once()  # a repeated command may have nothing else to write
         with suppress(OSError, DatabaseError):  # of what is not a regular file, which is replaced
             if read_small(self.path, paths.INIT) == seal_text(text).encode():
                 return

@@ -55,7 +55,7 @@ from cnnfilterdb.scan.scan import Run, scan
 from cnnfilterdb.scan.steady import steady
 from cnnfilterdb.schema import BASES, HISTOGRAMS, indexable, papers_layers
 from cnnfilterdb.stats import RECIPES, Basis, Histogram, histograms
-from cnnfilterdb.store.durable import move, sync_folder, whole, writing
+from cnnfilterdb.store.durable import make_folder, move, sync_folder, whole, writing
 from cnnfilterdb.store.folder import Store
 from cnnfilterdb.store.regular import check_size
 from cnnfilterdb.store.seals import sealed, write_sealed
@@ -269,7 +269,7 @@ class Index(Bases):
                 for folder in (place / paths.HISTOGRAMS, place):
                     if folder.exists():
                         sync_folder(folder)
-                self.path.mkdir(exist_ok=True)
+                make_folder(self.path)
                 if (self.path / basis_id).exists():  # without a valid basis, or it would have been found above
                     self.store.quarantine(
                         [paths.basis_folder(basis_id)], f"{paths.basis_folder(basis_id)}: no valid basis in it"
@@ -330,7 +330,7 @@ class Index(Bases):
         if not paths.is_basis_id(fitted.basis_id):
             raise CorruptError(f"{fitted.basis_id!r:.100} is not the key of a basis; leave it out")
         with self.store.staging(fitted.basis_id) as staging, writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             with whole(folder / paths.BASIS, staging) as part:
                 write_sealed(basis_table(fitted), part)
 

@@ -12,16 +12,14 @@ In a Parquet file the hash is in the footer, as key-value metadata, which other 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-__all__ = ["marker_sum", "seal_text", "sealed", "text_sealed", "write_sealed"]
+__all__ = ["seal_text", "sealed", "text_sealed", "write_sealed"]
 
 # Key of the seal in the footer of a Parquet file, and its placeholder while the hash is computed.
 _SEAL = b"cnnfilterdb_sha256"
@@ -84,16 +82,6 @@ def text_sealed(content: bytes) -> bool:
     """
     text, comment, digest = content.rpartition(_COMMENT.encode())
     return bool(comment) and digest == f"{hashlib.sha256(text).hexdigest()}\n".encode()
-
-
-def marker_sum(marker: Mapping[str, Any]) -> str:
-    """SHA-256 of the contents of a marker, except the hash itself.
-
-    >>> marker_sum({"sha256": "any", "format_version": 2}) == marker_sum({"format_version": 2})
-    True
-    """
-    rest = {key: value for key, value in marker.items() if key != "sha256"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _place(content: bytearray) -> slice | None:

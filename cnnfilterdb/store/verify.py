@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,11 +26,20 @@ from cnnfilterdb import paths
 from cnnfilterdb.errors import CorruptError, DatabaseError, UnsafePathError
 from cnnfilterdb.reports import Problem, Progress
 from cnnfilterdb.scan.ordered import RowCursor
-from cnnfilterdb.schema import BASES, HISTOGRAMS, LAYERS, MODELS, filter_schema, kernel_name, weight_columns
+from cnnfilterdb.schema import (
+    BASES,
+    HISTOGRAMS,
+    LAYERS,
+    MODELS,
+    filter_schema,
+    kernel_name,
+    marker_sealed,
+    weight_columns,
+)
 from cnnfilterdb.stats import Moments
 from cnnfilterdb.store.durable import sha256
 from cnnfilterdb.store.regular import check_size, read_small, require_regular
-from cnnfilterdb.store.seals import marker_sum, sealed, text_sealed
+from cnnfilterdb.store.seals import sealed, text_sealed
 from cnnfilterdb.workers import threads
 
 __all__ = ["BROKEN_SEAL", "TOLERANCE", "verify_folder", "verify_models"]
@@ -83,10 +91,9 @@ def verify_folder(root: Path) -> list[Problem]:
             problems.append(Problem(None, path, message))
     marker, init = root / paths.MARKER, root / paths.INIT
     try:
-        found = json.loads(read_small(root, paths.MARKER))
-        if found.get("sha256") != marker_sum(found):
+        if not marker_sealed(read_small(root, paths.MARKER).decode()):
             problems.append(Problem(None, marker, BROKEN_SEAL))
-    except (OSError, ValueError, AttributeError, RecursionError, DatabaseError) as error:
+    except (OSError, ValueError, RecursionError, DatabaseError) as error:
         problems.append(Problem(None, marker, f"cannot be read: {_reason(error)}"))
     try:
         if os.path.lexists(init) and not text_sealed(read_small(root, paths.INIT)):

@@ -273,7 +273,7 @@ def _set_aside(root: Path, folder: Path, files: Iterable[str]) -> None:
     """Set files aside; a models row, which is the first of them, is gone from the disk before the others are."""
     for file in files:
         move(paths.inside(root, file), folder / _REPLACED / file)
-        if file.startswith("models/"):
+        if file == paths.models_path(Path(file).stem):
             sync_folder((root / file).parent)
 
 
@@ -282,7 +282,7 @@ def _put_back(root: Path, folder: Path) -> None:
     aside = folder / _REPLACED
     files = [path.relative_to(aside).as_posix() for path in aside.rglob("*") if not path.is_dir()]
     for file in sorted(files, key=lambda file: paths.relative(file)[0] == "models"):
-        if file.startswith("models/"):
+        if file == paths.models_path(Path(file).stem):
             _sync({(root / other).parent for other in files})
         move(aside / file, paths.inside(root, file))
     _sync({(root / file).parent for file in files})

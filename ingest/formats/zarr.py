@@ -53,7 +53,7 @@ class ZarrFormat:
     """Folders, by ``.zgroup``, ``zarr.json``, or ``_METADATA`` or ``manifest.ocdbt`` of Orbax in them."""
 
     name = "zarr"
-    suffixes = (MANIFEST, "zarr.json", ".zgroup")
+    suffixes = (".ocdbt", ".zgroup")
 
     def matches(self, path: Path, head: bytes) -> bool:
         """Whether a file is the one that describes such a folder."""

@@ -43,7 +43,7 @@ def layers_from_arrays(
         if len(tensor.shape) == 4 and tensor.dtype.startswith(("float", "bfloat")) and objection(tensor, index) is None
     ]
     named = [kernel for kernel in kernels if _TORCH_NAME.search(kernel.name)]
-    if kernels and len(named) == len(kernels):
+    if 2 * len(named) > len(kernels):  # others, such as a mask, are reported by their names
         return layers_from_tensors(tensors, ordered=ordered, layout=declared, assumed=assumed, doubted=True)
     # Kernels first, if their names identify them: a mean image may be among the arrays
     layout = layout_of(kernels, tensors, declared=declared, assumed=assumed)

@@ -279,7 +279,7 @@ def test_a_file_is_read_in_a_child_process(sample, tmp_path, monkeypatch):
     weights = {f"{layer}.weight": sample.layer_weights("custom/face", layer) for layer in (0, 1)}
     save_file(weights, tmp_path / "mine.safetensors")
 
-    def refuse(path):
+    def refuse(path, **options):
         raise AssertionError(f"{path}: read in this process")
 
     expected = cnnfilterdb.inspect(weights).compare(sample).models

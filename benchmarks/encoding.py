@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from cnnfilterdb.schema import filter_schema, weight_columns
+from cnnfilterdb.core.schema import filter_schema, weight_columns
 
 KERNEL = "3x3"
 WEIGHTS = weight_columns(KERNEL)

@@ -25,9 +25,9 @@ WORDS = {
 def build(path: Path, models: int = MODELS, layers: int = LAYERS) -> None:
     """Make a database of synthetic models; the kernels of each domain are mixed differently."""
     import cnnfilterdb
+    from cnnfilterdb.core.schema import ModelFacts
     from cnnfilterdb.ingest.network.layers import ConvLayer, Weights
     from cnnfilterdb.ingest.pipeline import take_in
-    from cnnfilterdb.schema import ModelFacts
     from cnnfilterdb.store.index import Projection
 
     db = cnnfilterdb.create(path)

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors.numpy import load_file, save_file
 
-from cnnfilterdb.schema import weight_columns
+from cnnfilterdb.core.schema import weight_columns
 from cnnfilterdb.store.writer import filter_settings, row_group_rows
 
 CHANNELS = (512, 512)

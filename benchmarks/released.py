@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 
 import cnnfilterdb
 import cnnfilterdb.ingest.papers_dataset
-from cnnfilterdb.schema import weight_columns
+from cnnfilterdb.core.schema import weight_columns
 from cnnfilterdb.stats import layer_statistics
 from cnnfilterdb.store.writer import filter_settings
 

@@ -23,9 +23,9 @@ import pandas as pd
 import pyarrow as pa
 
 import cnnfilterdb
-from cnnfilterdb import paths
 from cnnfilterdb.analysis.bases import FittedBasis, basis_table, histogram_table, ranges
-from cnnfilterdb.schema import LAYERS, MODELS, filter_schema
+from cnnfilterdb.core import paths
+from cnnfilterdb.core.schema import LAYERS, MODELS, filter_schema
 from cnnfilterdb.stats import BINS, Basis, Histogram, Moments
 from cnnfilterdb.store.folder import Store
 from cnnfilterdb.store.seals import write_sealed

@@ -25,9 +25,9 @@ LAYER = (200, 100)  # channels of a synthetic layer: 20,000 filters
 def build(path: Path, filters: int) -> None:
     """Make a database of synthetic layers, forty to a model, ten domains; each domain mixes kernels differently."""
     import cnnfilterdb
+    from cnnfilterdb.core.schema import ModelFacts
     from cnnfilterdb.ingest.network.layers import ConvLayer, Weights
     from cnnfilterdb.ingest.pipeline import take_in
-    from cnnfilterdb.schema import ModelFacts
     from cnnfilterdb.store.index import Projection
 
     layers = filters // (LAYER[0] * LAYER[1])

@@ -20,7 +20,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from cnnfilterdb.catalog.names import match, near
-from cnnfilterdb.errors import SelectionError, UnknownModelError
+from cnnfilterdb.core.errors import SelectionError, UnknownModelError
 
 if TYPE_CHECKING:
     from cnnfilterdb.catalog.entries import Catalog, CatalogModel, Collection, Dataset, License, Term
@@ -140,7 +140,7 @@ def check_facts(facts: Mapping[str, Any], *, new_words: bool = False) -> None:
     >>> check_facts({"domain": "natural", "task": None, "license": "MIT"})
     >>> check_facts({"domain": "naturel"})  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    cnnfilterdb.errors.SelectionError: unknown domain 'naturel'; did you mean 'natural'? ...
+    cnnfilterdb.SelectionError: unknown domain 'naturel'; did you mean 'natural'? ...
     """
     from cnnfilterdb.catalog.words import CHECKED, check_words
 

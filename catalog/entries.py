@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cnnfilterdb.schema import ModelFacts
+    from cnnfilterdb.core.schema import ModelFacts
 
 __all__ = [
     "CONDITIONS",

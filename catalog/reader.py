@@ -34,8 +34,8 @@ from cnnfilterdb.catalog.entries import (
     license_parts,
 )
 from cnnfilterdb.catalog.names import match
-from cnnfilterdb.errors import CatalogError, UnknownModelError
-from cnnfilterdb.schema import is_sha256
+from cnnfilterdb.core.errors import CatalogError, UnknownModelError
+from cnnfilterdb.core.schema import is_sha256
 
 __all__ = ["METADATA", "catalog_problems", "read_catalog"]
 
@@ -285,7 +285,7 @@ class _Reader:
 
     def _models(self, source: str, optional: Names[str]) -> Iterator[CatalogModel]:
         # Not at the top: it imports pyarrow, which the vocabularies do not need.
-        from cnnfilterdb.schema import ModelFacts
+        from cnnfilterdb.core.schema import ModelFacts
 
         for row in self._rows(f"{source}.csv", METADATA, more=True):
             row.filled("format", "status", "license")

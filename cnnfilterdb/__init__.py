@@ -14,7 +14,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from cnnfilterdb.errors import (
+from cnnfilterdb.core.errors import (
     BadWeightsError,
     CatalogError,
     CnnFilterDbError,
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from cnnfilterdb.analysis.bases import FittedBasis
     from cnnfilterdb.analysis.groups import Groups
     from cnnfilterdb.analysis.queries import QueryResult
+    from cnnfilterdb.core.reports import Exported, Failure, IngestReport, Observer, Problem, TransferReport
+    from cnnfilterdb.core.schema import ModelFacts
     from cnnfilterdb.database import FilterDB, create, open, pull
     from cnnfilterdb.examples import example, reference
     from cnnfilterdb.exchange.basis_files import load_basis, save_basis
@@ -49,8 +51,6 @@ if TYPE_CHECKING:
     from cnnfilterdb.publish.hub import Published, Released, releases
     from cnnfilterdb.reader import Reader
     from cnnfilterdb.release.manifest import LeftOut, Manifest, ReleaseFile
-    from cnnfilterdb.reports import Exported, Failure, IngestReport, Observer, Problem, TransferReport
-    from cnnfilterdb.schema import ModelFacts
     from cnnfilterdb.stats import Basis, Moments
     from cnnfilterdb.study.document import Study
 
@@ -114,26 +114,26 @@ __all__ = [
 _lazy = {
     "Basis": "cnnfilterdb.stats",
     "Comparison": "cnnfilterdb.ingest.inspection",
-    "Exported": "cnnfilterdb.reports",
-    "Failure": "cnnfilterdb.reports",
+    "Exported": "cnnfilterdb.core.reports",
+    "Failure": "cnnfilterdb.core.reports",
     "FilterDB": "cnnfilterdb.database",
     "FittedBasis": "cnnfilterdb.analysis.bases",
     "Groups": "cnnfilterdb.analysis.groups",
-    "IngestReport": "cnnfilterdb.reports",
+    "IngestReport": "cnnfilterdb.core.reports",
     "Inspection": "cnnfilterdb.ingest.inspection",
     "LeftOut": "cnnfilterdb.release.manifest",
     "Manifest": "cnnfilterdb.release.manifest",
-    "ModelFacts": "cnnfilterdb.schema",
+    "ModelFacts": "cnnfilterdb.core.schema",
     "Moments": "cnnfilterdb.stats",
-    "Observer": "cnnfilterdb.reports",
-    "Problem": "cnnfilterdb.reports",
+    "Observer": "cnnfilterdb.core.reports",
+    "Problem": "cnnfilterdb.core.reports",
     "Published": "cnnfilterdb.publish.hub",
     "QueryResult": "cnnfilterdb.analysis.queries",
     "Reader": "cnnfilterdb.reader",
     "ReleaseFile": "cnnfilterdb.release.manifest",
     "Released": "cnnfilterdb.publish.hub",
     "Study": "cnnfilterdb.study.document",
-    "TransferReport": "cnnfilterdb.reports",
+    "TransferReport": "cnnfilterdb.core.reports",
     "create": "cnnfilterdb.database",
     "example": "cnnfilterdb.examples",
     "inspect": "cnnfilterdb.ingest.inspection",
@@ -150,7 +150,7 @@ def __getattr__(name: str) -> Any:
     if name in _lazy:
         return getattr(import_module(_lazy[name]), name)
     if name == "__version__":
-        from cnnfilterdb.version import package_version
+        from cnnfilterdb.core.version import package_version
 
         return package_version()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

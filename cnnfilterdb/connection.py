@@ -12,10 +12,11 @@ from weakref import WeakSet
 
 import duckdb
 
-from cnnfilterdb import paths, sql
+from cnnfilterdb import sql
 from cnnfilterdb.analysis.queries import translated, unreachable
-from cnnfilterdb.errors import CorruptError, DatabaseError
-from cnnfilterdb.reports import Problem, Progress, printable
+from cnnfilterdb.core import paths
+from cnnfilterdb.core.errors import CorruptError, DatabaseError
+from cnnfilterdb.core.reports import Problem, Progress, printable
 from cnnfilterdb.scan.scan import FilterFiles
 from cnnfilterdb.scan.steady import Snapshot
 

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, cast, overload
 
 import duckdb
 
-from cnnfilterdb import catalog, paths
+from cnnfilterdb import catalog
 from cnnfilterdb.analysis.bases import FittedBasis
 from cnnfilterdb.analysis.options import names_given, names_of
-from cnnfilterdb.errors import DamagedIndexError, DatabaseError, LockedError, NotADatabaseError, SelectionError
+from cnnfilterdb.core import paths
+from cnnfilterdb.core.errors import DamagedIndexError, DatabaseError, LockedError, NotADatabaseError, SelectionError
+from cnnfilterdb.core.reports import IngestReport, Observer, Problem, Progress, TransferReport
+from cnnfilterdb.core.schema import AnnotatedFacts, GivenFacts, ModelFacts, check_fact_types
 from cnnfilterdb.reader import Reader
 from cnnfilterdb.release.address import REFERENCE, folder_to_write, hub_address, is_release, reference_folder
-from cnnfilterdb.reports import IngestReport, Observer, Problem, Progress, TransferReport
-from cnnfilterdb.schema import AnnotatedFacts, GivenFacts, ModelFacts, check_fact_types
 from cnnfilterdb.store import annotations as notes
 from cnnfilterdb.store.folder import Store
 from cnnfilterdb.store.index import Index, Projection
@@ -547,7 +548,7 @@ def open(
     >>> cnnfilterdb.open("nowhere")
     Traceback (most recent call last):
         ...
-    cnnfilterdb.errors.NotADatabaseError: ...nowhere: does not exist; ...
+    cnnfilterdb.NotADatabaseError: ...nowhere: does not exist; ...
     """
     remote = "://" in str(path)
     if storage_options and not remote:

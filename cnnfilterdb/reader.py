@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 from cnnfilterdb.analysis.options import ShiftOptions, check_options
-from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.core.errors import SelectionError
+from cnnfilterdb.core.reports import Exported, Progress
 from cnnfilterdb.questions.lineage import Lineage
-from cnnfilterdb.reports import Exported, Progress
 
 if TYPE_CHECKING:
     from cnnfilterdb.plots.figures import Figures

@@ -29,11 +29,11 @@ import numpy as np
 import numpy.typing as npt
 
 from cnnfilterdb import catalog
-from cnnfilterdb.errors import CnnFilterDbError, UnknownModelError, WeightFileError
+from cnnfilterdb.core.errors import CnnFilterDbError, UnknownModelError, WeightFileError
+from cnnfilterdb.core.schema import ModelFacts
 from cnnfilterdb.ingest import formats
 from cnnfilterdb.ingest.network.layers import Weights
 from cnnfilterdb.ingest.sources import Source, as_source
-from cnnfilterdb.schema import ModelFacts
 
 __all__ = ["FormatTests", "SourceTests", "hostile_files", "no_network"]
 

@@ -13,10 +13,11 @@ import click
 import pyarrow as pa
 
 import cnnfilterdb
-from cnnfilterdb import catalog, schema, sql
+from cnnfilterdb import catalog, sql
 from cnnfilterdb.catalog.words import VOCABULARIES
 from cnnfilterdb.cli import cli
 from cnnfilterdb.cli.tables import columns_of, table_text
+from cnnfilterdb.core import schema
 from cnnfilterdb.sql.documentation import Documentation, column_meaning, documentation
 
 #: Sections of the SQL reference, and the file of which each contains the definitions.

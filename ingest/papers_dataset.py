@@ -38,15 +38,15 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from cnnfilterdb.errors import CatalogError, MissingExtraError, UnsafeFileError, WeightFileError
+from cnnfilterdb.core.errors import CatalogError, MissingExtraError, UnsafeFileError, WeightFileError
+from cnnfilterdb.core.reports import IngestReport, Observer
+from cnnfilterdb.core.schema import ModelFacts
+from cnnfilterdb.core.workers import ahead, threads
 from cnnfilterdb.ingest import formats
 from cnnfilterdb.ingest.formats import frame, hdf5, limits
 from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Weights
 from cnnfilterdb.ingest.pipeline import IngestRun, Projector, StoppedError, attach_report, take_in
-from cnnfilterdb.reports import IngestReport, Observer
-from cnnfilterdb.schema import ModelFacts
 from cnnfilterdb.store.folder import Store
-from cnnfilterdb.workers import ahead, threads
 
 __all__ = ["Edition", "Override", "ReleasedDataset", "import_models", "overrides"]
 

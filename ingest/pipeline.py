@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cnnfilterdb import catalog
-from cnnfilterdb.errors import (
+from cnnfilterdb.core.errors import (
     BadWeightsError,
     CnnFilterDbError,
     IngestError,
@@ -25,6 +25,9 @@ from cnnfilterdb.errors import (
     NoConvolutionError,
     WeightFileError,
 )
+from cnnfilterdb.core.reports import Failure, IngestReport, Observer
+from cnnfilterdb.core.schema import ModelFacts
+from cnnfilterdb.core.workers import ahead
 from cnnfilterdb.ingest import formats, isolation
 from cnnfilterdb.ingest.measurement import measure
 from cnnfilterdb.ingest.network import memory
@@ -32,13 +35,10 @@ from cnnfilterdb.ingest.network.families import recognised
 from cnnfilterdb.ingest.network.folding import SUFFIX, folded
 from cnnfilterdb.ingest.network.layers import ConvLayer, Weights
 from cnnfilterdb.ingest.sources import as_source, get
-from cnnfilterdb.reports import Failure, IngestReport, Observer
-from cnnfilterdb.schema import ModelFacts
 from cnnfilterdb.stats import LayerStatistics, looks_untrained
 from cnnfilterdb.store.durable import unwritable
 from cnnfilterdb.store.folder import Store
 from cnnfilterdb.store.writer import Writer
-from cnnfilterdb.workers import ahead
 
 __all__ = [
     "Forecast",

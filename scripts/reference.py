@@ -23,14 +23,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 import cnnfilterdb
-from cnnfilterdb import catalog, paths
+from cnnfilterdb import catalog
 from cnnfilterdb.analysis.bases import basis_table
 from cnnfilterdb.cli.progress import progress_bars, progress_observer
+from cnnfilterdb.core import paths
+from cnnfilterdb.core.schema import HISTOGRAMS, release_schema
 from cnnfilterdb.publish.card import models_page
 from cnnfilterdb.publish.licenses import decide
 from cnnfilterdb.publish.shards import plain
 from cnnfilterdb.release.manifest import LeftOut, Manifest, ReleaseFile, shard_path
-from cnnfilterdb.schema import HISTOGRAMS, release_schema
 from cnnfilterdb.stats import RECIPES
 from cnnfilterdb.store.durable import sha256
 

@@ -14,34 +14,28 @@ ROOT = Path(__file__).parents[1]
 
 #: What each room may import besides itself; a room is a folder, or a module that stands alone. Anything else is
 #: refused: adding an arrow is a decision.
-GROUND = {"errors", "schema", "paths", "reports", "version", "workers"}
-CORE = GROUND | {"scan", "sql", "stats"}
+CORE = {"core", "scan", "sql", "stats"}
 ALLOWED: dict[str, set[str]] = {
-    "errors": set(),
-    "version": set(),
-    "workers": set(),
-    "paths": {"errors"},
-    "reports": {"errors"},
-    "schema": {"errors"},
-    "stats": {"errors", "schema", "workers"},
-    "scan": GROUND | {"stats"},
-    "sql": GROUND | {"stats"},
+    "core": set(),
+    "stats": {"core"},
+    "scan": {"core", "stats"},
+    "sql": {"core", "stats"},
     "analysis": CORE,
     "store": CORE | {"analysis"},
     "release": CORE | {"analysis"},
     "connection": CORE | {"analysis"},
     "questions": CORE | {"analysis", "connection"},
     "plots": CORE | {"analysis", "questions", "store"},
-    "catalog": {"errors", "schema"},
+    "catalog": {"core"},
     "ingest": CORE | {"catalog", "store"},
-    "testing": GROUND | {"catalog", "ingest"},
+    "testing": {"core", "catalog", "ingest"},
     "exchange": CORE | {"analysis", "questions", "release", "store"},
     "publish": CORE | {"analysis", "catalog", "release", "store"},
     "study": CORE | {"analysis", "catalog", "plots", "publish", "questions"},
     "reader": CORE | {"analysis", "exchange", "plots", "questions", "study"},
     "database": CORE | {"analysis", "catalog", "exchange", "ingest", "publish", "reader", "release", "store"},
     "explore": CORE | {"analysis", "connection", "exchange", "plots", "questions", "reader"},
-    "examples": {"database", "errors", "reader"},
+    "examples": {"database", "core", "reader"},
     "": CORE | {"analysis", "database", "examples", "exchange", "ingest", "publish", "reader", "release", "store"},
     "cli": CORE
     | {"", "analysis", "catalog", "database", "exchange", "explore", "ingest", "publish", "reader", "release", "store"},
@@ -180,7 +174,7 @@ def test_only_paths_spells_the_names_of_files():
         r"(^|/)(models|layers|filters|index|bases|histograms|filters_[^/]+)/(?![^/]*[ ,;])"
         r"|(basis|_empty)\.parquet|(^|/)(annotations\.csv|init\.sql|commit\.json|cnnfilterdb\.json)$|^\.(locks|staging)"
     )
-    allowed = {"cnnfilterdb.paths", "cnnfilterdb.publish.hub", "cnnfilterdb.store.seals"}
+    allowed = {"cnnfilterdb.core.paths", "cnnfilterdb.publish.hub", "cnnfilterdb.store.seals"}
     found = []
     for name, path in sources():
         if not name.startswith("cnnfilterdb") or name in allowed or name.startswith("cnnfilterdb.ingest"):

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 
 from cnnfilterdb.analysis.queries import condition, run
+from cnnfilterdb.core.schema import filter_schema, kernel_shape, weight_columns
 from cnnfilterdb.scan.scan import FilterFiles, Run, scan
-from cnnfilterdb.schema import filter_schema, kernel_shape, weight_columns
 from cnnfilterdb.sql import literal
 from cnnfilterdb.stats import DESCRIPTORS, DescriptorSums, descriptors
 

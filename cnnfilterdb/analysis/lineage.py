@@ -15,9 +15,9 @@ import pandas as pd
 import pyarrow as pa
 
 from cnnfilterdb import stats
+from cnnfilterdb.core.schema import kernel_shape, weight_columns
 from cnnfilterdb.scan.ordered import filters_of
 from cnnfilterdb.scan.scan import FilterFiles
-from cnnfilterdb.schema import kernel_shape, weight_columns
 from cnnfilterdb.stats import Basis, Histogram, WeightDifference, weight_difference
 
 __all__ = ["RELATED", "diff_frame", "paired_layers", "relation"]

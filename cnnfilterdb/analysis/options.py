@@ -8,7 +8,7 @@ from typing import Any, Literal, TypedDict
 
 import numpy as np
 
-from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.core.errors import SelectionError
 from cnnfilterdb.stats import Basis
 
 __all__ = [
@@ -65,7 +65,7 @@ def check_options(question: str, given: Mapping[str, Any], known: type) -> None:
 
     >>> check_options("kl_shift", {"balanse": "models"}, GroupOptions)
     Traceback (most recent call last):
-    cnnfilterdb.errors.SelectionError: kl_shift: unknown option 'balanse'; did you mean 'balance'?
+    cnnfilterdb.SelectionError: kl_shift: unknown option 'balanse'; did you mean 'balance'?
     """
     names = list(known.__annotations__)
     for name in given:

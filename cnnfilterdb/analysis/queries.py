@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import duckdb
 import pyarrow as pa
 
-from cnnfilterdb import paths
-from cnnfilterdb.errors import (
+from cnnfilterdb.core import paths
+from cnnfilterdb.core.errors import (
     CnnFilterDbError,
     DamagedIndexError,
     DatabaseError,
@@ -19,7 +19,7 @@ from cnnfilterdb.errors import (
     RemoteError,
     SelectionError,
 )
-from cnnfilterdb.reports import printable
+from cnnfilterdb.core.reports import printable
 from cnnfilterdb.scan.steady import Snapshot, steady, watched
 from cnnfilterdb.sql import expression
 
@@ -134,7 +134,7 @@ class QueryResult:
     """The rows of a query, read on demand.
 
     It is used like a DuckDB relation and has all of its methods (``filter``, ``aggregate``, ``limit``, ...), but an
-    error that occurs while rows are read is a :class:`~cnnfilterdb.errors.QueryError`.
+    error that occurs while rows are read is a :class:`~cnnfilterdb.QueryError`.
 
     Args:
         relation: The relation.

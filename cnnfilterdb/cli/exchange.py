@@ -21,11 +21,11 @@ from cnnfilterdb.cli.options import (
 )
 from cnnfilterdb.cli.output import Output, emit, say, warn
 from cnnfilterdb.cli.progress import progress_bars
-from cnnfilterdb.errors import DatabaseError
+from cnnfilterdb.core.errors import DatabaseError
 
 if TYPE_CHECKING:
+    from cnnfilterdb.core.reports import TransferReport
     from cnnfilterdb.release.manifest import LeftOut, Manifest
-    from cnnfilterdb.reports import TransferReport
 
 __all__ = ["export", "merge", "publish", "pull", "releases"]
 

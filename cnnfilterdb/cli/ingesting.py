@@ -15,13 +15,13 @@ import click
 from cnnfilterdb.cli.options import db_option, fact_options, network_options, open_database, quiet_option
 from cnnfilterdb.cli.output import print_shift, print_summary, remark, say, warn
 from cnnfilterdb.cli.progress import progress_bars, progress_observer, status
-from cnnfilterdb.errors import WeightFileError
-from cnnfilterdb.paths import MARKER
+from cnnfilterdb.core.errors import WeightFileError
+from cnnfilterdb.core.paths import MARKER
 
 if TYPE_CHECKING:
+    from cnnfilterdb.core.reports import IngestReport
     from cnnfilterdb.database import FilterDB
     from cnnfilterdb.ingest.pipeline import Forecast
-    from cnnfilterdb.reports import IngestReport
 
 __all__ = ["add", "demo", "import_", "ingest"]
 
@@ -255,7 +255,7 @@ def _downloads(*, keep: bool) -> Iterator[None]:
 
 def _ingest_all(db: FilterDB, wanted: dict[str, list[str]], *, quiet: bool, **options: Any) -> IngestReport:
     """Import models of several sources; a full disk ends the run."""
-    from cnnfilterdb.reports import IngestReport
+    from cnnfilterdb.core.reports import IngestReport
 
     outcome = IngestReport()
     for source, models in wanted.items():

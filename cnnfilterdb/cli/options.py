@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from cnnfilterdb.cli.output import FORMATS, QUIET, Output
-from cnnfilterdb.errors import NotADatabaseError
+from cnnfilterdb.core.errors import NotADatabaseError
 
 if TYPE_CHECKING:
     from cnnfilterdb.database import FilterDB
@@ -46,7 +46,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 DEFAULT_DB = "filters.db"
 
-#: ANNOTATED of cnnfilterdb.schema, which imports pyarrow: `--help` should not wait for it.
+#: ANNOTATED of cnnfilterdb.core.schema, which imports pyarrow: `--help` should not wait for it.
 FACTS = (
     "architecture",
     "family",

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cnnfilterdb.cli.tables import columns_of, number_column, table_text
-from cnnfilterdb.reports import escaped
+from cnnfilterdb.core.reports import escaped
 from cnnfilterdb.store.durable import replacing
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-    from cnnfilterdb.reports import IngestReport
+    from cnnfilterdb.core.reports import IngestReport
 
 __all__ = [
     "FORMATS",

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cnnfilterdb.reports import Observer
+    from cnnfilterdb.core.reports import Observer
 
 __all__ = ["index_progress", "progress_bars", "progress_observer", "status"]
 
@@ -72,7 +72,7 @@ def status(what: str, quiet: bool) -> Iterator[None]:
 @contextlib.contextmanager
 def progress_observer(quiet: bool) -> Iterator[Observer]:
     """A bar of models for an ingest, with the current download."""
-    from cnnfilterdb.reports import Observer
+    from cnnfilterdb.core.reports import Observer
 
     with _bars(quiet) as bars:
         task = bars.add_task("models", total=None, note="")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from cnnfilterdb.reports import escaped
+from cnnfilterdb.core.reports import escaped
 
 if TYPE_CHECKING:
     import pyarrow as pa

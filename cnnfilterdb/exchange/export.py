@@ -35,15 +35,15 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
-from cnnfilterdb.errors import CorruptError, DatabaseError, MissingExtraError, SelectionError
+from cnnfilterdb.core.errors import CorruptError, DatabaseError, MissingExtraError, SelectionError
+from cnnfilterdb.core.reports import Exported, Progress
+from cnnfilterdb.core.schema import LAYERS, MODELS, filter_schema, kernel_shape, weight_columns
+from cnnfilterdb.core.version import package_version
 from cnnfilterdb.exchange.papers_hdf5 import frame_image, released_frame
-from cnnfilterdb.reports import Exported, Progress
 from cnnfilterdb.scan.ordered import filters_of
-from cnnfilterdb.schema import LAYERS, MODELS, filter_schema, kernel_shape, weight_columns
 from cnnfilterdb.sql import literal
 from cnnfilterdb.store.durable import replacing
 from cnnfilterdb.store.writer import filter_settings, row_group_rows
-from cnnfilterdb.version import package_version
 
 if TYPE_CHECKING:
     from cnnfilterdb.questions.tables import Tables

@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cnnfilterdb.schema import PAPERS_LAYER
+from cnnfilterdb.core.schema import PAPERS_LAYER
 from cnnfilterdb.sql import literal
 
 __all__ = ["frame_image", "released_frame"]

@@ -8,7 +8,7 @@ import duckdb
 import pyarrow as pa
 
 from cnnfilterdb.analysis.queries import one_line, translated
-from cnnfilterdb.errors import QueryError
+from cnnfilterdb.core.errors import QueryError
 from cnnfilterdb.explore.watched import WatchedReader
 from cnnfilterdb.sql import needs_index
 
@@ -45,10 +45,10 @@ def reading_statement(query: str) -> str:
     'FROM models;'
     >>> reading_statement("COPY models TO 'x.csv'")
     Traceback (most recent call last):
-    cnnfilterdb.errors.QueryError: COPY: only SELECT, DESCRIBE and SUMMARIZE can be run here
+    cnnfilterdb.QueryError: COPY: only SELECT, DESCRIBE and SUMMARIZE can be run here
     >>> reading_statement("SELECT 1; SELECT 2")
     Traceback (most recent call last):
-    cnnfilterdb.errors.QueryError: 2 statements given; give one
+    cnnfilterdb.QueryError: 2 statements given; give one
     """
     try:
         statements = duckdb.extract_statements(query)

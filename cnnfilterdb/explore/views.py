@@ -19,17 +19,18 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
-from cnnfilterdb import schema, stats
 from cnnfilterdb import sql as sqltext
+from cnnfilterdb import stats
 from cnnfilterdb.analysis import shifts
 from cnnfilterdb.analysis.groups import BALANCES, Groups
-from cnnfilterdb.errors import CnnFilterDbError, SelectionError, unknown_model
+from cnnfilterdb.core import schema
+from cnnfilterdb.core.errors import CnnFilterDbError, SelectionError, unknown_model
+from cnnfilterdb.core.version import package_version
 from cnnfilterdb.exchange.rows import encoded, plain_rows
 from cnnfilterdb.explore.equivalents import DEFAULTS, call, command, python
 from cnnfilterdb.explore.selection import COLUMNS, Models, Selection
 from cnnfilterdb.explore.statements import answer
 from cnnfilterdb.explore.watched import WatchedReader
-from cnnfilterdb.version import package_version
 
 __all__ = ["MEDIA_TYPES", "Explorer"]
 

@@ -16,10 +16,10 @@ from cnnfilterdb.analysis.bases import FittedBasis
 from cnnfilterdb.analysis.groups import Grouping, Groups, Histograms
 from cnnfilterdb.analysis.options import BasisChoice
 from cnnfilterdb.connection import Connection
+from cnnfilterdb.core.schema import PAPERS_LAYER, kernel_shape
 from cnnfilterdb.explore.jobs import current
 from cnnfilterdb.questions.tables import undisturbed
 from cnnfilterdb.reader import Reader
-from cnnfilterdb.schema import PAPERS_LAYER, kernel_shape
 from cnnfilterdb.sql import literal
 
 __all__ = ["WatchedReader"]

@@ -13,7 +13,8 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure as MatplotlibFigure
 
-from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.core.errors import SelectionError
+from cnnfilterdb.core.schema import kernel_shape
 from cnnfilterdb.plots.style import (
     BODY,
     DIVERGING,
@@ -35,7 +36,6 @@ from cnnfilterdb.plots.style import (
     row_labels,
     text_width,
 )
-from cnnfilterdb.schema import kernel_shape
 
 __all__ = ["BasisLike", "eigenfilters", "filter_grid"]
 

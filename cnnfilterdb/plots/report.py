@@ -23,7 +23,8 @@ from markupsafe import Markup
 from matplotlib.figure import Figure as MatplotlibFigure
 from PIL import Image
 
-from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.core.errors import SelectionError
+from cnnfilterdb.core.schema import kernel_shape
 from cnnfilterdb.plots.heatmap import METRIC_LABELS, ordered_groups
 from cnnfilterdb.plots.kernels import eigenfilters
 from cnnfilterdb.plots.quality import quality
@@ -31,7 +32,6 @@ from cnnfilterdb.plots.report_data import GroupingData, Method, ReportData
 from cnnfilterdb.plots.report_map import HeatMap, heat_map
 from cnnfilterdb.plots.ridge import ridge
 from cnnfilterdb.plots.style import is_unknown, label_text, to_png
-from cnnfilterdb.schema import kernel_shape
 
 __all__ = ["report"]
 

@@ -11,7 +11,8 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 
-from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.core.errors import SelectionError
+from cnnfilterdb.core.schema import kernel_shape
 from cnnfilterdb.plots.style import (
     BODY,
     MUTED,
@@ -26,7 +27,6 @@ from cnnfilterdb.plots.style import (
     image_rows_page,
     row_labels,
 )
-from cnnfilterdb.schema import kernel_shape
 
 __all__ = ["variance"]
 

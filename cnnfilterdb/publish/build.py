@@ -11,20 +11,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cnnfilterdb import paths, sql
+from cnnfilterdb import sql
 from cnnfilterdb.analysis.bases import FittedBasis, basis_table
-from cnnfilterdb.errors import CnnFilterDbError, PublishError
+from cnnfilterdb.core import paths
+from cnnfilterdb.core.errors import CnnFilterDbError, PublishError
+from cnnfilterdb.core.reports import Progress
+from cnnfilterdb.core.schema import HISTOGRAMS
+from cnnfilterdb.core.version import package_version
 from cnnfilterdb.publish import card
 from cnnfilterdb.publish.licenses import decide
 from cnnfilterdb.publish.shards import SIZES, write_filter_shards, write_shards
 from cnnfilterdb.release.manifest import LeftOut, Manifest
-from cnnfilterdb.reports import Progress
-from cnnfilterdb.schema import HISTOGRAMS
 from cnnfilterdb.stats import RECIPES
 from cnnfilterdb.store.durable import make_folder, sha256, sync, sync_folder, writing
 from cnnfilterdb.store.folder import Store
 from cnnfilterdb.store.index import Index
-from cnnfilterdb.version import package_version
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

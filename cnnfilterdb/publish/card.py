@@ -16,12 +16,12 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from cnnfilterdb import paths
 from cnnfilterdb.catalog.entries import CONDITIONS
+from cnnfilterdb.core import paths
+from cnnfilterdb.core.schema import describe, filter_schema, kernel_order, release_schema
 from cnnfilterdb.publish.licenses import UNKNOWN, Verdict, card_licenses, known, terms
 from cnnfilterdb.publish.markdown import code, line, link, table, text
 from cnnfilterdb.release.manifest import Manifest
-from cnnfilterdb.schema import describe, filter_schema, kernel_order, release_schema
 
 __all__ = ["citation", "features", "models_page", "readme", "size_category"]
 

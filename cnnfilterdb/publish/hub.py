@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cnnfilterdb.errors import DatabaseError, PublishError
-from cnnfilterdb.paths import MARKER
+from cnnfilterdb.core.errors import DatabaseError, PublishError
+from cnnfilterdb.core.paths import MARKER
+from cnnfilterdb.core.reports import Progress
 from cnnfilterdb.publish.repository import DatasetRepository, Refused, StoredFile, without_bars
 from cnnfilterdb.release.manifest import Manifest, version_of
-from cnnfilterdb.reports import Progress
 from cnnfilterdb.store.durable import sha256
 
 __all__ = ["Published", "Released", "next_version", "releases", "upload"]

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from cnnfilterdb.reports import printable
+from cnnfilterdb.core.reports import printable
 
 __all__ = ["code", "line", "link", "table", "text"]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from cnnfilterdb.errors import CorruptError, PublishError
+from cnnfilterdb.core.errors import CorruptError, PublishError
+from cnnfilterdb.core.reports import Progress
 from cnnfilterdb.publish.build import Draw, Query, build
 from cnnfilterdb.publish.hub import Published, next_version, upload
 from cnnfilterdb.release.manifest import Manifest, version_of
-from cnnfilterdb.reports import Progress
 from cnnfilterdb.store.index import Index
 
 __all__ = ["publish"]

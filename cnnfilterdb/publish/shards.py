@@ -18,10 +18,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cnnfilterdb import paths
+from cnnfilterdb.core import paths
+from cnnfilterdb.core.reports import Progress
+from cnnfilterdb.core.schema import release_schema, weight_columns
 from cnnfilterdb.release.manifest import ReleaseFile
-from cnnfilterdb.reports import Progress
-from cnnfilterdb.schema import release_schema, weight_columns
 from cnnfilterdb.store.durable import sha256, writing
 from cnnfilterdb.store.folder import Store
 from cnnfilterdb.store.writer import HISTOGRAM_ENCODING, filter_settings

@@ -26,9 +26,9 @@ from cnnfilterdb.analysis.options import (
     check_options,
 )
 from cnnfilterdb.analysis.queries import condition
-from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.core.errors import SelectionError
+from cnnfilterdb.core.schema import kernel_shape
 from cnnfilterdb.questions.tables import Tables, undisturbed
-from cnnfilterdb.schema import kernel_shape
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -13,13 +13,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cnnfilterdb import paths, stats
 from cnnfilterdb import sql as sqltext
+from cnnfilterdb import stats
 from cnnfilterdb.analysis.bases import Bases
 from cnnfilterdb.analysis.options import at_least_one
 from cnnfilterdb.analysis.queries import QueryResult, condition, only_reads, run, translated
 from cnnfilterdb.connection import Connection, PublishedStorage, Storage
-from cnnfilterdb.errors import (
+from cnnfilterdb.core import paths
+from cnnfilterdb.core.errors import (
     CnnFilterDbError,
     CorruptError,
     DamagedIndexError,
@@ -28,11 +29,11 @@ from cnnfilterdb.errors import (
     SelectionError,
     unknown_model,
 )
-from cnnfilterdb.reports import Problem, Progress, html_table
+from cnnfilterdb.core.reports import Problem, Progress, html_table
+from cnnfilterdb.core.schema import filter_schema, kernel_name, kernel_shape, weight_columns
 from cnnfilterdb.scan import nearest
 from cnnfilterdb.scan.ordered import filters_of
 from cnnfilterdb.scan.steady import steady, watched
-from cnnfilterdb.schema import filter_schema, kernel_name, kernel_shape, weight_columns
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -103,7 +104,7 @@ class Tables:
         >>> db.close()
         >>> db.models()
         Traceback (most recent call last):
-        cnnfilterdb.errors.DatabaseError: ...: closed; open it again with cnnfilterdb.open
+        cnnfilterdb.DatabaseError: ...: closed; open it again with cnnfilterdb.open
         """
         self._views.close()
 

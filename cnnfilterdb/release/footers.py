@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cnnfilterdb.errors import CnnFilterDbError, CorruptError
+from cnnfilterdb.core.errors import CnnFilterDbError, CorruptError
+from cnnfilterdb.core.schema import release_schema
 from cnnfilterdb.release.manifest import ReleaseFile
-from cnnfilterdb.schema import release_schema
 
 __all__ = ["check_footer", "open_shard", "open_table", "unpacked_limit"]
 

@@ -23,10 +23,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from cnnfilterdb import paths
-from cnnfilterdb.errors import DatabaseError
-from cnnfilterdb.reports import printable
-from cnnfilterdb.schema import FORMAT_VERSION, is_sha256, marker_text, storable
+from cnnfilterdb.core import paths
+from cnnfilterdb.core.errors import DatabaseError
+from cnnfilterdb.core.reports import printable
+from cnnfilterdb.core.schema import FORMAT_VERSION, is_sha256, marker_text, storable
 
 __all__ = [
     "MANIFEST_BYTES",

@@ -23,9 +23,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
-from cnnfilterdb import paths, sql
+from cnnfilterdb import sql
 from cnnfilterdb.analysis.bases import Bases, FittedBasis
-from cnnfilterdb.errors import (
+from cnnfilterdb.core import paths
+from cnnfilterdb.core.errors import (
     CnnFilterDbError,
     CorruptError,
     DatabaseError,
@@ -36,17 +37,17 @@ from cnnfilterdb.errors import (
     SelectionError,
     unknown_model,
 )
-from cnnfilterdb.paths import MARKER
+from cnnfilterdb.core.paths import MARKER
+from cnnfilterdb.core.reports import Problem, Progress
+from cnnfilterdb.core.schema import kernel_order, marker_sealed
 from cnnfilterdb.release.address import reference_folder
 from cnnfilterdb.release.cached_filesystem import CachedFileSystem
 from cnnfilterdb.release.footers import open_shard
 from cnnfilterdb.release.manifest import MANIFEST_BYTES, TABLES, Manifest, ReleaseFile, version_of
 from cnnfilterdb.release.remote import RangeFile, RequestBudget, counting_options, reaching, read_range
 from cnnfilterdb.release.tables import SmallTables
-from cnnfilterdb.reports import Problem, Progress
 from cnnfilterdb.scan.scan import constant
 from cnnfilterdb.scan.steady import Snapshot
-from cnnfilterdb.schema import kernel_order, marker_sealed
 
 if TYPE_CHECKING:
     import duckdb

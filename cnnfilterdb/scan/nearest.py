@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cnnfilterdb.core.schema import weight_columns
 from cnnfilterdb.scan.scan import FilterFile, FilterFiles, Run, open_parquet, scan
-from cnnfilterdb.schema import weight_columns
 from cnnfilterdb.stats import Nearest, Pattern
 
 __all__ = ["nearest_filters"]

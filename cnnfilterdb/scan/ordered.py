@@ -16,8 +16,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cnnfilterdb import paths
-from cnnfilterdb.errors import CorruptError
+from cnnfilterdb.core import paths
+from cnnfilterdb.core.errors import CorruptError
+from cnnfilterdb.core.schema import filter_schema, weight_columns
+from cnnfilterdb.core.workers import ahead, threads
 from cnnfilterdb.scan.scan import (
     FilterFile,
     FilterFiles,
@@ -28,8 +30,6 @@ from cnnfilterdb.scan.scan import (
     first_line,
     open_parquet,
 )
-from cnnfilterdb.schema import filter_schema, weight_columns
-from cnnfilterdb.workers import ahead, threads
 
 __all__ = ["RowCursor", "filters_of"]
 

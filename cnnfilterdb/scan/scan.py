@@ -18,10 +18,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cnnfilterdb.errors import CnnFilterDbError, CorruptError, RemoteError
-from cnnfilterdb.reports import printable
-from cnnfilterdb.schema import filter_schema, weight_columns
-from cnnfilterdb.workers import ahead, threads
+from cnnfilterdb.core.errors import CnnFilterDbError, CorruptError, RemoteError
+from cnnfilterdb.core.reports import printable
+from cnnfilterdb.core.schema import filter_schema, weight_columns
+from cnnfilterdb.core.workers import ahead, threads
 
 __all__ = [
     "FilterFile",

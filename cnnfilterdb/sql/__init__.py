@@ -6,8 +6,8 @@ them into ``init.sql``, which any DuckDB client can run::
     duckdb -init mydb/init.sql -c "FROM kl_shift(domain)"
 
 The templates are the ``.sql`` files of this package. What they are filled with is the location, as a quoted literal,
-and kernel sizes, which :mod:`cnnfilterdb.schema` has checked: no other text of a database gets into SQL. Bases are read
-from the table of bases when a query runs.
+and kernel sizes, which :mod:`cnnfilterdb.core.schema` has checked: no other text of a database gets into SQL. Bases
+are read from the table of bases when a query runs.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from functools import cache, cached_property
 from importlib.resources import files
 from string import Template
 
-from cnnfilterdb import paths
-from cnnfilterdb.schema import ANNOTATED, PAPERS_LAYER, indexable, weight_columns
+from cnnfilterdb.core import paths
+from cnnfilterdb.core.schema import ANNOTATED, PAPERS_LAYER, indexable, weight_columns
 from cnnfilterdb.sql.documentation import comments
 from cnnfilterdb.sql.expressions import check_confined, expression
 

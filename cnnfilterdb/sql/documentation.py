@@ -1,8 +1,8 @@
 """What each view and macro is for, from the comments in the ``.sql`` files: for ``COMMENT ON`` and for the manual.
 
 The comment before a statement describes it; the lines ``Source:`` and ``Example:`` in it give the source of its formula
-and a query to try. Columns of the tables are described in :mod:`cnnfilterdb.schema`, all others, and the arguments, in
-``words.toml``.
+and a query to try. Columns of the tables are described in :mod:`cnnfilterdb.core.schema`, all others, and the
+arguments, in ``words.toml``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from importlib.resources import files
 
 import pyarrow as pa
 
-from cnnfilterdb.schema import BASES, HISTOGRAMS, LAYERS, MODELS, UNITS, describe, filter_schema
+from cnnfilterdb.core.schema import BASES, HISTOGRAMS, LAYERS, MODELS, UNITS, describe, filter_schema
 
 __all__ = ["Documentation", "column_meaning", "comments", "documentation"]
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import duckdb
 
-from cnnfilterdb.errors import QueryError, SelectionError
+from cnnfilterdb.core.errors import QueryError, SelectionError
 
 __all__ = ["check_confined", "expression", "is_constant"]
 
@@ -47,10 +47,10 @@ def expression(text: str, argument: str = "expression") -> str:
     '(domain || task)'
     >>> expression("domain =", "where")
     Traceback (most recent call last):
-    cnnfilterdb.errors.SelectionError: where: 'domain =' is not a SQL expression: syntax error at or near "="
+    cnnfilterdb.SelectionError: where: 'domain =' is not a SQL expression: syntax error at or near "="
     >>> expression("domain, task", "by")
     Traceback (most recent call last):
-    cnnfilterdb.errors.SelectionError: by: 'domain, task' is 2 expressions; join them into one: domain || ' ' || task
+    cnnfilterdb.SelectionError: by: 'domain, task' is 2 expressions; join them into one: domain || ' ' || task
     """
     if not isinstance(text, str):
         raise SelectionError(f"{argument}: {text!r} given; expected a SQL expression as text, such as 'domain'")
@@ -103,7 +103,7 @@ def check_confined(query: str) -> None:
     >>> check_confined("SELECT 'copy' FROM models")
     >>> check_confined("COPY models TO 'models.csv'")
     Traceback (most recent call last):
-    cnnfilterdb.errors.QueryError: COPY: the database is open for reading only; open it without read_only=True
+    cnnfilterdb.QueryError: COPY: the database is open for reading only; open it without read_only=True
     """
     for kind, token in _tokens(query):
         if kind in _NAMES and token.lower() in _WRITING:

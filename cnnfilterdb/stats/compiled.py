@@ -20,7 +20,7 @@ from llvmlite import ir  # type: ignore[import-untyped]
 from numba import carray, njit, types
 from numba.extending import intrinsic
 
-from cnnfilterdb.workers import threads
+from cnnfilterdb.core.workers import threads
 
 __all__ = [
     "Columns",

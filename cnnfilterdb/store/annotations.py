@@ -23,10 +23,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Protocol
 
-from cnnfilterdb import paths
-from cnnfilterdb.errors import CorruptError, DatabaseError, SelectionError, UnknownModelError
-from cnnfilterdb.reports import Problem
-from cnnfilterdb.schema import ANNOTATED
+from cnnfilterdb.core import paths
+from cnnfilterdb.core.errors import CorruptError, DatabaseError, SelectionError, UnknownModelError
+from cnnfilterdb.core.reports import Problem
+from cnnfilterdb.core.schema import ANNOTATED
 from cnnfilterdb.store.durable import sha256, write_text
 from cnnfilterdb.store.regular import read_small
 
@@ -75,7 +75,7 @@ def check_fact_names(names: Iterable[str], known: Sequence[str] = ANNOTATED, *, 
     >>> check_fact_names(["domain"])
     >>> check_fact_names(["overwite"], options=["overwrite"])
     Traceback (most recent call last):
-    cnnfilterdb.errors.SelectionError: unknown fact 'overwite'; did you mean overwrite?
+    cnnfilterdb.SelectionError: unknown fact 'overwite'; did you mean overwrite?
     """
     for name in names:
         if name not in known:

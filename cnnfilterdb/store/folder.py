@@ -28,8 +28,8 @@ from pathlib import Path
 import pyarrow as pa
 from filelock import FileLock, Timeout
 
-from cnnfilterdb import paths
-from cnnfilterdb.errors import (
+from cnnfilterdb.core import paths
+from cnnfilterdb.core.errors import (
     CorruptError,
     DatabaseError,
     LockedError,
@@ -38,8 +38,8 @@ from cnnfilterdb.errors import (
     UnsafePathError,
     unknown_model,
 )
-from cnnfilterdb.reports import Problem, Progress
-from cnnfilterdb.schema import (
+from cnnfilterdb.core.reports import Problem, Progress
+from cnnfilterdb.core.schema import (
     BASES,
     FORMAT_VERSION,
     HISTOGRAMS,
@@ -53,6 +53,7 @@ from cnnfilterdb.schema import (
     marker_text,
     storable,
 )
+from cnnfilterdb.core.version import package_version
 from cnnfilterdb.store import annotations as notes
 from cnnfilterdb.store.commits import (
     Commit,
@@ -72,7 +73,6 @@ from cnnfilterdb.store.rows import damaged_file, read_rows
 from cnnfilterdb.store.seals import seal_text, write_sealed
 from cnnfilterdb.store.verify import verify_folder, verify_models
 from cnnfilterdb.store.writer import Writer
-from cnnfilterdb.version import package_version
 
 __all__ = ["LOCK_SECONDS", "Problem", "Store", "Writer", "unknown_model"]
 
@@ -229,7 +229,7 @@ class Store:
         """Do nothing: DuckDB can read folders."""
 
     def slug(self, model_id: str) -> str:
-        """Name of the files of a model; see :func:`cnnfilterdb.paths.slug`."""
+        """Name of the files of a model; see :func:`cnnfilterdb.core.paths.slug`."""
         return paths.slug(model_id)
 
     def has(self, model_id: str) -> bool:
@@ -389,7 +389,7 @@ class Store:
             overwrite: Replace the model of that key.
 
         Raises:
-            SelectionError: Not the key of a model (:func:`cnnfilterdb.schema.is_model_id`).
+            SelectionError: Not the key of a model (:func:`cnnfilterdb.core.schema.is_model_id`).
             DatabaseError: The model already exists, or the disk is full.
             LockedError: Another process writes the same model.
         """

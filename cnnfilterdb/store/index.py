@@ -38,7 +38,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cnnfilterdb import paths
 from cnnfilterdb.analysis.bases import (
     Bases,
     FittedBasis,
@@ -49,11 +48,12 @@ from cnnfilterdb.analysis.bases import (
     moments_of,
     ranges,
 )
-from cnnfilterdb.errors import CnnFilterDbError, CorruptError, LockedError
-from cnnfilterdb.reports import Progress
+from cnnfilterdb.core import paths
+from cnnfilterdb.core.errors import CnnFilterDbError, CorruptError, LockedError
+from cnnfilterdb.core.reports import Progress
+from cnnfilterdb.core.schema import BASES, HISTOGRAMS, indexable, papers_layers
 from cnnfilterdb.scan.scan import Run, scan
 from cnnfilterdb.scan.steady import steady
-from cnnfilterdb.schema import BASES, HISTOGRAMS, indexable, papers_layers
 from cnnfilterdb.stats import RECIPES, Basis, Histogram, histograms
 from cnnfilterdb.store.durable import make_folder, move, sync_folder, whole, writing
 from cnnfilterdb.store.folder import Store

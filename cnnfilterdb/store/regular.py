@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from cnnfilterdb import paths
-from cnnfilterdb.errors import CorruptError
+from cnnfilterdb.core import paths
+from cnnfilterdb.core.errors import CorruptError
 
 __all__ = ["check_size", "read_small", "require_regular"]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from cnnfilterdb import paths
-from cnnfilterdb.errors import CorruptError, LockedError
-from cnnfilterdb.reports import Problem, Progress
+from cnnfilterdb.core import paths
+from cnnfilterdb.core.errors import CorruptError, LockedError
+from cnnfilterdb.core.reports import Problem, Progress
 from cnnfilterdb.store import annotations as notes
 from cnnfilterdb.store.folder import Store
 from cnnfilterdb.store.index import Index

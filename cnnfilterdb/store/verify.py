@@ -22,11 +22,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cnnfilterdb import paths
-from cnnfilterdb.errors import CorruptError, DatabaseError, UnsafePathError
-from cnnfilterdb.reports import Problem, Progress
-from cnnfilterdb.scan.ordered import RowCursor
-from cnnfilterdb.schema import (
+from cnnfilterdb.core import paths
+from cnnfilterdb.core.errors import CorruptError, DatabaseError, UnsafePathError
+from cnnfilterdb.core.reports import Problem, Progress
+from cnnfilterdb.core.schema import (
     BASES,
     HISTOGRAMS,
     LAYERS,
@@ -36,11 +35,12 @@ from cnnfilterdb.schema import (
     marker_sealed,
     weight_columns,
 )
+from cnnfilterdb.core.workers import threads
+from cnnfilterdb.scan.ordered import RowCursor
 from cnnfilterdb.stats import Moments
 from cnnfilterdb.store.durable import sha256
 from cnnfilterdb.store.regular import check_size, read_small, require_regular
 from cnnfilterdb.store.seals import sealed, text_sealed
-from cnnfilterdb.workers import threads
 
 __all__ = ["BROKEN_SEAL", "TOLERANCE", "verify_folder", "verify_models"]
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from cnnfilterdb.errors import DownloadError
+from cnnfilterdb.core.errors import DownloadError
 
 __all__ = ["GRACE", "LARGEST", "SLOWEST", "Budget", "supervised", "within"]
 
@@ -39,7 +39,7 @@ class Budget:
     >>> budget.charge(10)
     >>> budget.charge(1)
     Traceback (most recent call last):
-    cnnfilterdb.errors.DownloadError: net.pt: the server sends more than 10 bytes; refused
+    cnnfilterdb.DownloadError: net.pt: the server sends more than 10 bytes; refused
     """
 
     def __init__(self, what: str, *, limit: int = LARGEST, grace: float = GRACE) -> None:

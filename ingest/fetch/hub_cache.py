@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cnnfilterdb.core.schema import ModelFacts, is_sha256
 from cnnfilterdb.ingest.fetch.cache import sha256_of, writing_cache
 from cnnfilterdb.ingest.fetch.partial_safetensors import partial_origin
-from cnnfilterdb.schema import ModelFacts, is_sha256
 
 __all__ = ["HubCache", "RepositoryFile", "RepositoryFiles", "snapshot_of", "stated_sha256"]
 

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from cnnfilterdb.errors import DownloadError, HashMismatchError
+from cnnfilterdb.core.errors import DownloadError, HashMismatchError
+from cnnfilterdb.core.schema import is_sha256
 from cnnfilterdb.ingest.fetch.budget import GRACE, Budget, supervised
 from cnnfilterdb.ingest.fetch.cache import ByteProgress, Cache, sha256_of, writing_cache
 from cnnfilterdb.ingest.fetch.hub_cache import (
@@ -30,7 +31,6 @@ from cnnfilterdb.ingest.fetch.hub_cache import (
     stated_sha256,
 )
 from cnnfilterdb.ingest.fetch.partial_safetensors import gather
-from cnnfilterdb.schema import is_sha256
 
 __all__ = ["HuggingFace"]
 

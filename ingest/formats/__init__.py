@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from cnnfilterdb.catalog.entries import FORMATS
-from cnnfilterdb.errors import CnnFilterDbError, WeightFileError
+from cnnfilterdb.core.errors import CnnFilterDbError, WeightFileError
+from cnnfilterdb.core.reports import escaped
 from cnnfilterdb.ingest.formats import limits
 from cnnfilterdb.ingest.formats.companions import leads_out
 from cnnfilterdb.ingest.formats.recognised import described_file, described_folder, described_text
 from cnnfilterdb.ingest.network import choices
 from cnnfilterdb.ingest.network.adapters import scaling_beside
 from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Weights
-from cnnfilterdb.reports import escaped
 
 __all__ = ["Format", "is_weight_file", "main_file", "read", "register", "registered"]
 

@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
-from cnnfilterdb.errors import WeightFileError
+from cnnfilterdb.core.errors import WeightFileError
 
 __all__ = ["Limits", "active", "current", "reading"]
 
@@ -55,7 +55,7 @@ class Limits:
     True
     >>> limits.allocate(1 << 40)
     Traceback (most recent call last):
-    cnnfilterdb.errors.WeightFileError: net.npz: reading it takes more than 267,108,864 bytes of memory, the limit for \
+    cnnfilterdb.WeightFileError: net.npz: reading it takes more than 267,108,864 bytes of memory, the limit for \
 a file of its size; refused as a decompression bomb or a damaged file
     """
 

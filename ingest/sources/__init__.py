@@ -14,10 +14,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from cnnfilterdb.errors import IngestError, SelectionError, UnknownModelError
+from cnnfilterdb.core.errors import IngestError, SelectionError, UnknownModelError
+from cnnfilterdb.core.schema import ModelFacts
 from cnnfilterdb.ingest.fetch.cache import ByteProgress
 from cnnfilterdb.ingest.network.layers import Weights
-from cnnfilterdb.schema import ModelFacts
 
 __all__ = ["Source", "as_source", "available", "get", "register", "registered"]
 

@@ -16,12 +16,12 @@ from functools import cache
 from pathlib import Path, PurePath
 from types import MappingProxyType
 
-from cnnfilterdb.errors import DownloadError, UnknownModelError
+from cnnfilterdb.core.errors import DownloadError, UnknownModelError
+from cnnfilterdb.core.schema import ModelFacts
 from cnnfilterdb.ingest import formats
 from cnnfilterdb.ingest.fetch.cache import ByteProgress, sha256_of
 from cnnfilterdb.ingest.formats.companions import leads_out
 from cnnfilterdb.ingest.sources import Source, register
-from cnnfilterdb.schema import ModelFacts
 
 __all__ = ["FilesSource", "suffixes"]
 

@@ -15,14 +15,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cnnfilterdb.errors import DownloadError, UnknownModelError, WeightFileError
+from cnnfilterdb.core.errors import DownloadError, UnknownModelError, WeightFileError
+from cnnfilterdb.core.schema import ModelFacts
 from cnnfilterdb.ingest.fetch.cache import ByteProgress, Cache, sha256_of
 from cnnfilterdb.ingest.fetch.hub_cache import HubCache, RepositoryFile, RepositoryFiles
 from cnnfilterdb.ingest.fetch.hugging_face import HuggingFace
 from cnnfilterdb.ingest.fetch.partial_safetensors import partial_origin
 from cnnfilterdb.ingest.network.layers import Weights
 from cnnfilterdb.ingest.sources import Source, register
-from cnnfilterdb.schema import ModelFacts
 
 __all__ = ["HubReference", "HubSource", "card_facts"]
 

@@ -20,14 +20,14 @@ from types import MappingProxyType
 from typing import IO, TYPE_CHECKING
 from urllib.parse import quote
 
-from cnnfilterdb.errors import CatalogError, DownloadError, HashMismatchError, IngestError
+from cnnfilterdb.core.errors import CatalogError, DownloadError, HashMismatchError, IngestError
+from cnnfilterdb.core.schema import ModelFacts
 from cnnfilterdb.ingest.fetch import archive
 from cnnfilterdb.ingest.fetch.cache import ByteProgress, Cache, sha256_of
 from cnnfilterdb.ingest.fetch.download import NoRangesError, RemoteFile, download
 from cnnfilterdb.ingest.fetch.packages import Offer, PackageIndex
 from cnnfilterdb.ingest.sources import register
 from cnnfilterdb.ingest.sources.catalog_source import CatalogSource
-from cnnfilterdb.schema import ModelFacts
 
 if TYPE_CHECKING:
     from cnnfilterdb.catalog import CatalogModel

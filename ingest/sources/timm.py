@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from cnnfilterdb.errors import DownloadError, IngestError
+from cnnfilterdb.core.errors import DownloadError, IngestError
+from cnnfilterdb.core.schema import ModelFacts
 from cnnfilterdb.ingest.fetch.cache import ByteProgress, Cache, sha256_of
 from cnnfilterdb.ingest.fetch.download import Session
 from cnnfilterdb.ingest.fetch.hub_cache import HubCache, RepositoryFile
@@ -34,7 +35,6 @@ from cnnfilterdb.ingest.network.layers import Weights
 from cnnfilterdb.ingest.sources import register
 from cnnfilterdb.ingest.sources.catalog_source import CatalogSource
 from cnnfilterdb.ingest.sources.web import WebSource
-from cnnfilterdb.schema import ModelFacts
 
 if TYPE_CHECKING:
     from cnnfilterdb.catalog import CatalogModel

@@ -23,7 +23,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from cnnfilterdb.errors import CatalogError, DownloadError, HashMismatchError, IngestError
+from cnnfilterdb.core.errors import CatalogError, DownloadError, HashMismatchError, IngestError
+from cnnfilterdb.core.schema import ModelFacts
 from cnnfilterdb.ingest import formats
 from cnnfilterdb.ingest.fetch import pip_settings
 from cnnfilterdb.ingest.fetch.cache import ByteProgress, Cache, Trust, sha256_of
@@ -32,7 +33,6 @@ from cnnfilterdb.ingest.network.extract import conv_depths
 from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Weights
 from cnnfilterdb.ingest.sources import register
 from cnnfilterdb.ingest.sources.catalog_source import CatalogSource
-from cnnfilterdb.schema import ModelFacts
 
 if TYPE_CHECKING:
     from cnnfilterdb.catalog import CatalogModel

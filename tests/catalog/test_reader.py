@@ -5,7 +5,7 @@ import re
 import pytest
 
 from cnnfilterdb.catalog.reader import catalog_problems, read_catalog
-from cnnfilterdb.errors import CatalogError
+from cnnfilterdb.core.errors import CatalogError
 
 
 def test_a_valid_catalog(folder):

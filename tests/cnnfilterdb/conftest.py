@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from cnnfilterdb.paths import basis_path
-from cnnfilterdb.schema import BASES, HISTOGRAMS
+from cnnfilterdb.core.paths import basis_path
+from cnnfilterdb.core.schema import BASES, HISTOGRAMS
 from cnnfilterdb.stats import Moments
 from cnnfilterdb.store.folder import Store
 from cnnfilterdb.store.seals import write_sealed

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 import cnnfilterdb
-from cnnfilterdb import schema
-from cnnfilterdb.errors import NotADatabaseError, SelectionError, UnknownModelError
+from cnnfilterdb.core import schema
+from cnnfilterdb.core.errors import NotADatabaseError, SelectionError, UnknownModelError
 
 
 def by_domain(db, kernel="3x3"):

@@ -19,7 +19,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from cnnfilterdb.schema import ModelFacts
+from cnnfilterdb.core.schema import ModelFacts
 
 
 @dataclass

@@ -18,15 +18,15 @@ import pytest
 
 import cnnfilterdb
 from cnnfilterdb.cli import main
-from cnnfilterdb.errors import (
+from cnnfilterdb.core.errors import (
     BadWeightsError,
     CnnFilterDbError,
     MissingExtraError,
     UnsafeFileError,
     WeightFileError,
 )
+from cnnfilterdb.core.reports import Observer
 from cnnfilterdb.ingest.papers_dataset import ReleasedDataset, overrides
-from cnnfilterdb.reports import Observer
 
 pytest.importorskip("tables")
 
@@ -282,7 +282,7 @@ def test_a_second_run_finishes_what_a_killed_one_began(path, source, tmp_path):
     killed = """
 import os, signal, sys
 import cnnfilterdb
-from cnnfilterdb.reports import Observer
+from cnnfilterdb.core.reports import Observer
 
 class Killer(Observer):
     def finished(self, model_id, outcome):

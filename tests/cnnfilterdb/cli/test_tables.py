@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from cnnfilterdb.cli import output
 from cnnfilterdb.cli.output import Output, emit
 from cnnfilterdb.cli.tables import Column, columns_of, number_column, table_text
-from cnnfilterdb.reports import escaped
+from cnnfilterdb.core.reports import escaped
 
 
 @settings(deadline=None, max_examples=50)

@@ -326,7 +326,7 @@ def test_downloads_are_kept_unless_asked_otherwise(run, tmp_path, monkeypatch, o
     import os
 
     from cnnfilterdb.cli import ingesting
-    from cnnfilterdb.reports import IngestReport
+    from cnnfilterdb.core.reports import IngestReport
 
     cache, used = tmp_path / "cache", []
     monkeypatch.setenv("CNNFILTERDB_CACHE", str(cache))

@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from cnnfilterdb.paths import shard_path
+from cnnfilterdb.core.paths import shard_path
+from cnnfilterdb.core.schema import MODELS, describe, release_schema
 from cnnfilterdb.publish.card import citation, features, models_page, readme, size_category
 from cnnfilterdb.publish.markdown import code, line, link, table, text
 from cnnfilterdb.release.manifest import LeftOut, Manifest, ReleaseFile
-from cnnfilterdb.schema import MODELS, describe, release_schema
 
 REPO = "owner/my-kernels"
 TABLES = ["models", "layers", "filters_3x3", "filters_5x5", "filters_1x7", "histograms", "bases"]

@@ -2,11 +2,11 @@ import json
 
 import pytest
 
-from cnnfilterdb.errors import PublishError
-from cnnfilterdb.paths import MARKER
+from cnnfilterdb.core.errors import PublishError
+from cnnfilterdb.core.paths import MARKER
+from cnnfilterdb.core.schema import FORMAT_VERSION
 from cnnfilterdb.publish import hub as publishing
 from cnnfilterdb.publish.hub import Released
-from cnnfilterdb.schema import FORMAT_VERSION
 
 TOKEN = "hf_secretsecret"
 REPO = "owner/kernels"

@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import cnnfilterdb
-from cnnfilterdb.paths import UNFINISHED
+from cnnfilterdb.core.paths import UNFINISHED
+from cnnfilterdb.core.schema import BASES, HISTOGRAMS, LAYERS, MODELS, describe, filter_schema, release_schema
 from cnnfilterdb.publish.shards import plan, write_filter_shards, write_shards
 from cnnfilterdb.release.manifest import Manifest
 from cnnfilterdb.release.release import model_of
-from cnnfilterdb.schema import BASES, HISTOGRAMS, LAYERS, MODELS, describe, filter_schema, release_schema
 from cnnfilterdb.store.folder import Store
 
 SMALL = (20_000, 60_000)

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cnnfilterdb.errors import CorruptError
+from cnnfilterdb.core.errors import CorruptError
+from cnnfilterdb.core.schema import filter_schema, weight_columns
+from cnnfilterdb.core.workers import threads
 from cnnfilterdb.scan import scan as scan_module
 from cnnfilterdb.scan.scan import joined, scan
-from cnnfilterdb.schema import filter_schema, weight_columns
-from cnnfilterdb.workers import threads
 
 
 def write(path, layers, group_rows, kernel="3x3", model_id="custom/m", seed=0, **options):

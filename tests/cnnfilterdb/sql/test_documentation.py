@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 import cnnfilterdb
-from cnnfilterdb import schema
+from cnnfilterdb.core import schema
 from cnnfilterdb.sql import definitions
 from cnnfilterdb.sql.documentation import _words, column_meaning, documentation
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import cnnfilterdb
-from cnnfilterdb import paths
 from cnnfilterdb.cli import cli
-from cnnfilterdb.errors import CorruptError, SelectionError, UnknownModelError
+from cnnfilterdb.core import paths
+from cnnfilterdb.core.errors import CorruptError, SelectionError, UnknownModelError
 
 
 def layer(seed):

@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cnnfilterdb.errors import (
+from cnnfilterdb.core.errors import (
     BadWeightsError,
     CorruptError,
     DatabaseError,
@@ -29,8 +29,8 @@ from cnnfilterdb.errors import (
     SelectionError,
     UnknownModelError,
 )
-from cnnfilterdb.paths import slug
-from cnnfilterdb.schema import FORMAT_VERSION, LAYERS, MODELS, weight_columns
+from cnnfilterdb.core.paths import slug
+from cnnfilterdb.core.schema import FORMAT_VERSION, LAYERS, MODELS, weight_columns
 from cnnfilterdb.store import annotations as notes
 from cnnfilterdb.store import folder as store_module
 from cnnfilterdb.store import writer as writer_module
@@ -507,7 +507,7 @@ def test_a_real_limit_on_the_size_of_files(store):
     script = """
         import resource, signal, sys
         import numpy as np
-        from cnnfilterdb.errors import DatabaseError
+        from cnnfilterdb.core.errors import DatabaseError
         from cnnfilterdb.store.folder import Store
 
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import cnnfilterdb
-from cnnfilterdb import paths
-from cnnfilterdb.errors import CorruptError, DatabaseError, SelectionError
+from cnnfilterdb.core import paths
+from cnnfilterdb.core.errors import CorruptError, DatabaseError, SelectionError
 from cnnfilterdb.scan import steady as steady_module
 from cnnfilterdb.scan.steady import steady
 from cnnfilterdb.store.folder import LOCK_SECONDS

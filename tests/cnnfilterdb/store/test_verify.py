@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cnnfilterdb.errors import UnknownModelError
-from cnnfilterdb.paths import (
+from cnnfilterdb.core.errors import UnknownModelError
+from cnnfilterdb.core.paths import (
     basis_path,
     empty_filters_path,
     filters_path,
@@ -19,8 +19,8 @@ from cnnfilterdb.paths import (
     models_path,
     slug,
 )
-from cnnfilterdb.reports import Problem
-from cnnfilterdb.schema import filter_schema
+from cnnfilterdb.core.reports import Problem
+from cnnfilterdb.core.schema import filter_schema
 from cnnfilterdb.store.durable import sha256
 from cnnfilterdb.store.folder import Store
 from cnnfilterdb.store.writer import filter_settings

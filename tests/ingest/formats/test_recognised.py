@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from cnnfilterdb.catalog.entries import FORMATS
-from cnnfilterdb.errors import WeightFileError
+from cnnfilterdb.core.errors import WeightFileError
+from cnnfilterdb.core.reports import escaped
 from cnnfilterdb.ingest import formats
-from cnnfilterdb.reports import escaped
 
 FILES = {
     "pytorch_model.bin": (b"Entry not found", "a text of 15 characters \\('Entry not found'\\)"),

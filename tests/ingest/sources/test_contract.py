@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from cnnfilterdb.errors import DownloadError, IngestError, SelectionError, UnknownModelError
+from cnnfilterdb.core.errors import DownloadError, IngestError, SelectionError, UnknownModelError
+from cnnfilterdb.core.schema import ModelFacts
 from cnnfilterdb.ingest import sources
 from cnnfilterdb.ingest.fetch.cache import Cache
 from cnnfilterdb.ingest.sources import Source, as_source, available, get, registered
@@ -16,7 +17,6 @@ from cnnfilterdb.ingest.sources.hub import HubSource
 from cnnfilterdb.ingest.sources.pypi import PypiSource
 from cnnfilterdb.ingest.sources.timm import TimmSource
 from cnnfilterdb.ingest.sources.web import CustomSource, LungmaskSource, TorchVisionSource, TorchXRayVisionSource
-from cnnfilterdb.schema import ModelFacts
 from cnnfilterdb.testing import SourceTests
 
 

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from cnnfilterdb import catalog
-from cnnfilterdb.errors import (
+from cnnfilterdb.core.errors import (
     CatalogError,
     DownloadError,
     HashMismatchError,
@@ -31,13 +31,13 @@ from cnnfilterdb.errors import (
     UnknownModelError,
     WeightFileError,
 )
+from cnnfilterdb.core.schema import ModelFacts
 from cnnfilterdb.ingest import formats, sources
 from cnnfilterdb.ingest.fetch.cache import Cache
 from cnnfilterdb.ingest.fetch.download import Session
 from cnnfilterdb.ingest.fetch.pip_settings import Settings
 from cnnfilterdb.ingest.network.memory import weights_from_module, weights_from_state_dict
 from cnnfilterdb.ingest.sources import web
-from cnnfilterdb.schema import ModelFacts
 
 SOURCES = ("torchxrayvision", "lungmask", "torchvision", "custom")
 URL = "https://github.com/some/where/releases/download/v1/net.pt"

@@ -30,7 +30,7 @@ import stat
 from pathlib import Path
 from urllib.parse import quote
 
-from cnnfilterdb.errors import UnsafePathError
+from cnnfilterdb.core.errors import UnsafePathError
 
 __all__ = [
     "ANNOTATIONS",
@@ -294,7 +294,7 @@ def relative(path: str) -> tuple[str, ...]:
     >>> relative("../victim")
     Traceback (most recent call last):
     ...
-    cnnfilterdb.errors.UnsafePathError: '../victim': not a relative path inside a folder: it has a part '..'
+    cnnfilterdb.UnsafePathError: '../victim': not a relative path inside a folder: it has a part '..'
     """
     parts = tuple(path.split("/")) if isinstance(path, str) else ()
     found = "it is empty" if not parts or path == "" else None

@@ -147,6 +147,12 @@ class MissingExtraError(CnnFilterDbError, ImportError):
     """An optional dependency is not installed; the message contains the command that installs it."""
 
 
+# Users import the errors from the package, so this is where tracebacks say they are from.
+for _error in (value for value in list(globals().values()) if isinstance(value, type)):
+    if issubclass(_error, CnnFilterDbError):
+        _error.__module__ = "cnnfilterdb"
+
+
 def unknown_model(model_id: str, there: Sequence[str], where: Path | str) -> UnknownModelError:
     """The error for a key that no model has, with the nearest existing keys."""
     near = get_close_matches(model_id, there, 3)

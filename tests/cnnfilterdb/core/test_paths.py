@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cnnfilterdb import paths
-from cnnfilterdb.errors import DatabaseError, UnsafePathError
+from cnnfilterdb.core import paths
+from cnnfilterdb.core.errors import DatabaseError, UnsafePathError
 
 HOSTILE = [
     "",

@@ -1,0 +1,1 @@
+"""What do all rooms share? The tables and their columns, file names, errors, reports, and threads."""

@@ -26,7 +26,7 @@ Code = TypeVar("Code")
 def by_code(names: Mapping[Code, str]) -> dict[Code, np.dtype[Any]]:
     """The table of a format: what it calls an element type -> the type.
 
-    >>> by_code({"F32": "float32"})
-    {'F32': dtype('float32')}
+    >>> {code: dtype.str for code, dtype in by_code({"F32": "float32"}).items()}
+    {'F32': '<f4'}
     """
     return {code: NAMED[name] for code, name in names.items()}

@@ -105,7 +105,8 @@ def described_text(path: Path, head: bytes) -> str | None:
         head: Its first bytes, up to 4 KiB.
 
     >>> described_text(Path("model.bin"), b"Entry not found")
-    "a text of 15 characters ('Entry not found'), not weights; the download failed or the address is wrong"
+    "a text of 15 characters ('Entry not found'), not weights; pass the weight file itself; where it was downloaded, \
+the download failed or the address is wrong"
     """
     text = _text(head)
     if text is None:

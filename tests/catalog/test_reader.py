@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from cnnfilterdb.catalog.entries import FORMATS
 from cnnfilterdb.catalog.reader import catalog_problems, read_catalog
 from cnnfilterdb.core.errors import CatalogError
 
@@ -51,7 +52,7 @@ BREAKS = {
         "line 3 (chess/two): license 'GPLv3' is not in licenses.csv"),
     "no licence": ("here.csv", "MIT AND GPL-3.0-only", "", "line 3 (chess/two): license is empty; fill it in"),
     "unknown format": ("here.csv", ",onnx,", ",onxx,",
-        "format 'onxx' is not in torch, torchscript, safetensors, onnx, keras, npz, tensorflow, tflite, tfjs"),
+        f"line 2 (chess/one): format 'onxx' is not in {', '.join(FORMATS)}; did you mean 'onnx'?"),
     "unknown status": ("here.csv", "weakly trained", "hardly trained",
         "(lung/three): status 'hardly trained' is not in"),
     "short hash": ("here.csv", "0a" * 32, "0a" * 31,

@@ -113,9 +113,9 @@ def test_a_misbehaving_reader_fails_one_file(net, monkeypatch, kind):
     start = isolation._START.replace(
         "serve()",
         "from cnnfilterdb.ingest import formats; whole = formats.read\n"
-        "def read(path):\n"
+        "def read(path, **asked):\n"
         f"    if path.name.startswith('bad'): exec({MISBEHAVING[kind]!r}, {{}})\n"
-        "    return whole(path)\n"
+        "    return whole(path, **asked)\n"
         "formats.read = read; serve()",
     )
     monkeypatch.setattr(isolation, "_START", start)

@@ -263,8 +263,8 @@ def _open_single(archive: TorchArchive, name: str, depth: int) -> _Checkpoint:
         )
     if len(members) != 1:
         raise WeightFileError(
-            f"{name}: a zip archive of {len(members)} members without data.pkl, not a PyTorch file; "
-            f"unpack it and pass the weight file in it{_named_members(members)}"
+            f"{name}: a zip archive of {len(archive.infos)} members without data.pkl, not a PyTorch file; "
+            f"unpack it and pass the weight file in it{_named_members(members or archive.infos)}"
         )
     inner = archive.member(members[0])
     if not _is_readable(inner.part(0, min(512, inner.size)).read()):

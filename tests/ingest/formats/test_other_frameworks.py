@@ -429,10 +429,7 @@ def test_ncnn_whose_files_do_not_belong_together(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "what"),
     [
-        ("net.ort", bytes(4) + b"ORTM" + bytes(64), "an ONNX Runtime model"),
         ("net.engine", b"ftrt" + bytes(64), "a TensorRT engine"),
-        ("net.pdiparams", bytes(64), "paddle2onnx"),
-        ("zarr.json", b'{"zarr_format": 3, "node_type": "group"}', "Zarr or Orbax"),
         ("Manifest.json", b'{"fileFormatVersion": "1.0.0", "itemInfoEntries": {}}', "Core ML package"),
     ],
 )
@@ -441,6 +438,21 @@ def test_formats_that_are_recognised_are_named(tmp_path, name, content, what):
     with pytest.raises(WeightFileError, match=what) as error:
         formats.read(tmp_path / name)
     assert "recognised but not read" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "what"),
+    [
+        ("net.ort", bytes(4) + b"ORTM" + bytes(64), r"a damaged ONNX file \(without a graph\)"),
+        ("net.pdiparams", bytes(64), r"a PaddlePaddle inference model without net\.pdmodel; put it beside"),
+        ("zarr.json", b'{"zarr_format": 3, "node_type": "group"}', "a Zarr folder without arrays"),
+    ],
+)
+def test_formats_that_are_read_say_what_is_missing(tmp_path, name, content, what):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(WeightFileError, match=what) as error:
+        formats.read(tmp_path / name)
+    assert "recognised but not read" not in str(error.value)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

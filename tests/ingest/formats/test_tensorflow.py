@@ -121,7 +121,7 @@ def test_checkpoint_whose_data_are_cut_off(copied):
 
 
 def test_folder_that_is_no_model(tmp_path):
-    with pytest.raises(WeightFileError, match=r"a folder without saved_model.pb"):
+    with pytest.raises(WeightFileError, match="a folder of no weight file; expected one model, such as a SavedModel"):
         formats.read(tmp_path)
 
 

@@ -365,9 +365,12 @@ def test_expanded_tensors_fail_when_they_are_read(tmp_path, layout):
     # four bytes that stand for terabytes
     state = {"a.weight": torch.zeros(1).expand(1 << 20, 1 << 20, 3, 3), "b.weight": torch.ones(8, 8, 3, 3)}
     weights = read(save(state, tmp_path / "net.pt", layout))
-    with pytest.raises(WeightFileError, match=r"a\.weight: .*elements in a storage of 4 bytes"):
+    with pytest.raises(WeightFileError, match=r"reading it takes more than 1,073,741,824 bytes of memory"):
         weights.layers[0].read()
     weights.layers[1].read()
+    # with the limits of a file of its size, before any layer is read
+    with pytest.raises(WeightFileError, match=r"net\.pt: reading it takes more than [\d,]+ bytes of memory"):
+        formats.read(tmp_path / "net.pt")
 
 
 def test_sparse_and_empty_tensors_do_no_harm(tmp_path, layout):
@@ -487,7 +490,7 @@ def test_archives_that_are_not_checkpoints(tmp_path):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a.txt", "a")
         archive.writestr("b.txt", "b")
-    with pytest.raises(WeightFileError, match=r"a zip archive of 2 members without data\.pkl, not a PyTorch file"):
+    with pytest.raises(WeightFileError, match=r"a zip archive of 2 members without data\.pkl, .*\(a\.txt, b\.txt\)"):
         read(path)
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
         archive.add(path, "1")

@@ -31,7 +31,7 @@ from cnnfilterdb.core.schema import HISTOGRAMS, release_schema
 from cnnfilterdb.publish.card import models_page
 from cnnfilterdb.publish.licenses import decide
 from cnnfilterdb.publish.shards import plain
-from cnnfilterdb.release.manifest import LeftOut, Manifest, ReleaseFile, shard_path
+from cnnfilterdb.release.manifest import LeftOut, Manifest, ReleaseFile
 from cnnfilterdb.stats import RECIPES
 from cnnfilterdb.store.durable import sha256
 
@@ -108,7 +108,7 @@ def _write(folder: Path, table: str, parts: Sequence[pa.Table]) -> ReleaseFile:
     """Write a table, each part as a row group, because a query reads one recipe."""
     # Without the descriptions of the columns, whose words may change while the content does not.
     schema = pa.schema([field.remove_metadata() for field in release_schema(table)])
-    path = folder / shard_path(table, 0)
+    path = folder / paths.shard_path(table, 0)
     path.parent.mkdir(parents=True, exist_ok=True)
     with pq.ParquetWriter(path, schema, **_SETTINGS, **_encodings(schema)) as writer:
         for part in parts:

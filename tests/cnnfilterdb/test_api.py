@@ -76,7 +76,6 @@ def test_everything_but_the_subject_is_a_keyword(db):
         lambda: db.filters("true"),
         lambda: db.kl_shift("domain", "true"),
         lambda: db.nearest(EDGE, 3),
-        lambda: db.verify(print),
         lambda: db.plot.filters("custom/scans", 1),
     ):
         with pytest.raises(TypeError, match="positional"):

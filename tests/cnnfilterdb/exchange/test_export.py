@@ -487,14 +487,19 @@ def test_filters_that_are_not_those_of_the_layers_table(mixed_path, tmp_path):
         (file,) = [path / entry["path"] for entry in row[0] if entry["path"].startswith("filters")]
         table = pq.read_table(file)
         count = len(table)
+
+        def with_column(name, values):
+            place = table.schema.get_field_index(name)
+            return table.set_column(place, table.schema.field(place), pa.array(values, table.schema.types[place]))
+
         for damaged, found in (
             (table.slice(1), count - 1),
             (table.slice(0, count - 1), count - 1),
             (pa.concat_tables([table, table.slice(1)]), 2 * count - 1),
             (table.slice(0, 0), 0),
-            (table.set_column(2, "out_channel", pa.array(np.zeros(count, np.int32))), count),
-            (table.set_column(1, "layer", pa.array(np.ones(count, np.int32))), count),
-            (table.set_column(0, "model_id", pa.repeat("custom/other", count)), count),
+            (with_column("out_channel", np.zeros(count, np.int32)), count),
+            (with_column("layer", np.ones(count, np.int32)), count),
+            (with_column("model_id", ["custom/other"] * count), count),
         ):
             pq.write_table(damaged, file)
             for where in (None, "model_id <= 'custom/photo-b'"):  # there are others after it, or none

@@ -485,6 +485,9 @@ MEMORY = """
 
     store = Store.open(sys.argv[1])
     weight = np.random.default_rng(0).normal(size=(512, 512, 3, 3)).astype(np.float32)  # 9.4 MB
+    with store.writer("custom/small") as writer:  # imports what is imported when it is used
+        writer.add_layer({"layer_name": "a", "dtype": "float32"}, weight[:2, :2])
+        writer.commit({})
     tracemalloc.start()
     with store.writer("custom/large") as writer:
         for number in range(int(sys.argv[2])):
@@ -496,8 +499,7 @@ MEMORY = """
 
 def test_memory_of_a_writer_does_not_grow_with_the_model(store):
     arrays, buffers = map(int, run_script(MEMORY, store.path, 20).stdout.split())
-    (file,) = store.filter_files("3x3")
-    assert file.stat().st_size > 150e6
+    assert max(file.stat().st_size for file in store.filter_files("3x3")) > 150e6
     assert 1e6 < arrays < 20e6
     assert 1e6 < buffers < 50e6
 

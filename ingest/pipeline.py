@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, astuple, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -344,13 +345,18 @@ def reader_of_files(*, isolated: bool = True) -> Iterator[Callable[..., Weights]
 
     Args:
         isolated: Read them in a child process, because anybody may have made them, unless that is switched off
-            (:mod:`cnnfilterdb.ingest.isolation`).
+            (:mod:`cnnfilterdb.ingest.isolation`). Files of a format that code outside this package registered are read
+            in this process, because a child does not know it.
     """
     reading = isolation.IsolatedReader() if isolated and isolation.enabled() else nullcontext()
     with reading as reader:
         if reader is not None:
             reader.start()
-        yield formats.read if reader is None else reader.read
+        yield formats.read if reader is None else partial(_read_isolated, reader)
+
+
+def _read_isolated(reader: isolation.IsolatedReader, path: Path, **asked: Any) -> Weights:
+    return formats.read(path, **asked) if formats.known_here_only(path) else reader.read(path, **asked)
 
 
 @contextmanager

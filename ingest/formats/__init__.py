@@ -23,7 +23,7 @@ from cnnfilterdb.ingest.network import choices
 from cnnfilterdb.ingest.network.adapters import scaling_beside
 from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Weights
 
-__all__ = ["Format", "is_weight_file", "main_file", "read", "register", "registered"]
+__all__ = ["Format", "is_weight_file", "known_here_only", "main_file", "read", "register", "registered"]
 
 
 class Format(Protocol):
@@ -93,6 +93,29 @@ def is_weight_file(path: Path) -> bool:
     return any(fmt.matches(path, head) for fmt in registered().values())
 
 
+def known_here_only(path: Path) -> bool:
+    """Whether the format of a file was registered by code outside this package, which no child process has run.
+
+    Raises:
+        WeightFileError: A folder that is not a model that is read.
+    """
+    others = [fmt for fmt in _formats.values() if not type(fmt).__module__.startswith(f"{__name__}.")]
+    if not others:
+        return False
+    path = main_file(path)
+    try:
+        with path.open("rb") as file:
+            head = file.read(4096)
+    except OSError:
+        return False
+    found = _format_of(path, head)
+    return any(fmt is found for fmt in others)
+
+
+def _format_of(path: Path, head: bytes) -> Format | None:
+    return next((fmt for fmt in registered().values() if fmt.matches(path, head)), None)
+
+
 def main_file(path: Path) -> Path:
     """The file that a model is read from: the path itself, or the main file of a folder that is one model.
 
@@ -149,10 +172,9 @@ def _read(path: Path) -> Weights:
     reject(path, head)
     if (what := described_file(path, head)) is not None:
         raise WeightFileError(f"{path}: {what}")
-    for fmt in registered().values():
-        if fmt.matches(path, head):
-            with limits.reading(str(path), path.stat().st_size) as used:
-                return _limited(_printable(path, fmt), used)
+    if (fmt := _format_of(path, head)) is not None:
+        with limits.reading(str(path), path.stat().st_size) as used:
+            return _limited(_printable(path, fmt), used)
     what = described_text(path, head) or f"not a known weight format (begins with {head[:8].hex(' ')})"
     raise WeightFileError(f"{path}: {what}; readable formats: {', '.join(registered())}")
 

@@ -11,6 +11,8 @@ from cnnfilterdb.core.errors import UnsafeFileError, WeightFileError
 from cnnfilterdb.ingest import formats, isolation
 from cnnfilterdb.ingest.isolation import IsolatedReader
 from cnnfilterdb.ingest.network.folding import folded
+from cnnfilterdb.ingest.network.layers import ConvLayer, Weights
+from cnnfilterdb.ingest.pipeline import reader_of_files
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +96,35 @@ def test_layers_of_a_file_that_was_left(reader, net):
     reader.read(net)
     with pytest.raises(Exception, match="no longer open"):
         layer.read()
+
+
+def test_a_format_that_only_this_process_knows_is_read_in_it(net, monkeypatch):
+    formats.registered()
+    monkeypatch.setattr(formats, "_formats", dict(formats._formats))
+
+    @formats.register
+    class Raw:
+        name = "raw"
+        suffixes = (".raw",)
+
+        def matches(self, path, head):
+            return head.startswith(b"RAWKERN") or path.suffix == ".safetensors"
+
+        def read(self, path):
+            weight = np.ones((8, 8, 3, 3), np.float32)
+            return Weights("raw", "pytorch", (ConvLayer("conv", weight.shape, read=lambda: weight),), weight.size)
+
+    raw = net.with_name("a.raw")
+    raw.write_bytes(b"RAWKERN")
+    with reader_of_files() as read:
+        assert [layer.read().shape for layer in read(raw).layers] == [(8, 8, 3, 3)]
+        # All others are still read in the child, also those that it would take from a format of the package
+        monkeypatch.setattr(formats, "read", None)
+        found = read(net)
+        assert found.format == "safetensors"
+        assert found.layers[0].read().shape == (8, 4, 3, 3)
+        with pytest.raises(WeightFileError, match="cannot be opened"):
+            read(net.with_name("gone.pt"))
 
 
 # Readers that do what limits are for: the child runs them in the place of formats.read.

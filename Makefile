@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo.db
 
-# make hostile       opens every hostile folder of the corpus; `make test` takes every third
+# make hostile       opens every hostile folder and release of the corpus; `make test` takes some of them
 # make crash N=500   kills and interrupts commands N times, loses power N times, and checks what is left after each
 # make fuzz N=100    reads N randomly damaged files of each kind besides the hostile ones of the test suite
 
@@ -68,7 +68,7 @@ fuzz: $(VENV)/installed-dev
 	$(BIN)/python -P tests/ingest/formats/hostile_files.py .fuzz $(N)
 
 hostile: $(VENV)/installed-dev
-	HOSTILE=all $(BIN)/pytest tests/cnnfilterdb/store/test_hostile_folders.py
+	HOSTILE=all $(BIN)/pytest tests/cnnfilterdb/store/test_hostile_folders.py tests/cnnfilterdb/release/test_hostile.py
 
 clean:
 	rm -rf $(VENV) .types .fuzz build dist docs/_build *.egg-info $(DEMO)

@@ -15,7 +15,7 @@ import duckdb
 from cnnfilterdb import sql
 from cnnfilterdb.analysis.queries import translated, unreachable
 from cnnfilterdb.core import paths
-from cnnfilterdb.core.errors import CorruptError, DatabaseError
+from cnnfilterdb.core.errors import CorruptError, DamagedIndexError, DatabaseError
 from cnnfilterdb.core.reports import Problem, Progress, printable
 from cnnfilterdb.scan.scan import FilterFiles
 from cnnfilterdb.scan.steady import Snapshot
@@ -170,10 +170,12 @@ class Connection:
             cursor = self._cursor(self._root)
             named = sql.identifiers_in(query)
             needed = sql.needed(query, known)
+            listed = bool(named & sql.LISTING) and not sql.needs_index(query)
+            without_index = False
             if not self._storage.published:
-                self._check_rows(cursor, {one.name for one in needed})
+                without_index = not self._check_rows(cursor, {one.name for one in needed}, listed=listed)
             for one in needed:
-                if self._created.get(one.name) == one.text:
+                if self._created.get(one.name) == one.text or (without_index and sql.needs_index(one.text)):
                     continue
                 try:
                     cursor.execute(one.text)
@@ -193,10 +195,18 @@ class Connection:
                 self._created = {}
             return cursor
 
-    def _check_rows(self, cursor: duckdb.DuckDBPyConnection, needed: set[str]) -> None:
+    def _check_rows(self, cursor: duckdb.DuckDBPyConnection, needed: set[str], *, listed: bool) -> bool:
         """Refuse small tables of more rows than they can have, before DuckDB reads them; once for each table.
 
         Some kilobytes can claim millions of rows.
+
+        Args:
+            cursor: It reads the footers.
+            needed: Names of the views and macros that are used.
+            listed: The query lists all views, and names none that reads the index.
+
+        Returns:
+            False if the index is damaged and the query lists only: its views are left out.
         """
         for pattern, most, names in _MOST_ROWS:
             if pattern in self._counted or not names & needed:
@@ -207,10 +217,14 @@ class Connection:
                     f"SELECT file_name, num_rows FROM parquet_file_metadata({place}) WHERE num_rows > {most} LIMIT 1"
                 ).fetchall()
             except duckdb.Error as error:
-                raise self._unreadable(error) from None
+                unreadable = self._unreadable(error)
+                if listed and isinstance(unreadable, DamagedIndexError):
+                    return False  # the index is the last of them
+                raise unreadable from None
             for path, rows in found:
                 raise CorruptError(f"{path}: {rows:,} rows, expected at most {most:,}; remove the model")
             self._counted.add(pattern)
+        return True
 
     def _unreadable(self, error: duckdb.Error) -> Exception:
         """The error of a view that cannot be created."""

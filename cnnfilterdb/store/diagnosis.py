@@ -37,7 +37,7 @@ def first_damage(store: DatabaseFolder) -> str | None:
             require_regular(store.path, path)
             with pq.ParquetFile(path) as file:
                 if not file.schema_arrow.equals(schema):
-                    return f"{path}: its columns are not those of the schema; `cnnfilterdb verify` lists all problems"
+                    return f"{path}: its columns are not those of the schema; {_remedy(store.path, path)}"
                 if schema in _SMALL:
                     check_size(file, path)
         except FileNotFoundError:
@@ -46,8 +46,14 @@ def first_damage(store: DatabaseFolder) -> str | None:
             return printable(error)
         except (OSError, ValueError, pa.ArrowException) as error:
             reason = printable(str(error).partition("\n")[0])
-            return f"{path}: cannot be read ({reason:.200}); `cnnfilterdb verify` lists all problems"
+            return f"{path}: cannot be read ({reason:.200}); {_remedy(store.path, path)}"
     return None
+
+
+def _remedy(root: Path, path: Path) -> str:
+    if path.relative_to(root).parts[0] == paths.INDEX:
+        return "`cnnfilterdb index` rebuilds it"
+    return "`cnnfilterdb verify` lists all problems"
 
 
 def _files(root: Path) -> Iterator[tuple[Path, pa.Schema]]:

@@ -111,9 +111,11 @@ class Index(Bases):
         """The sound bases, and what is wrong with others: their folder -> what was found."""
         found: list[FittedBasis] = []
         wrong: dict[str, str] = {}
-        for folder in sorted(self.store.path.glob(paths.basis_folder("[!.]*"))):
+        for folder in sorted(self.store.path.glob(paths.basis_folder("*"))):
             if folder.name == paths.EMPTY:
                 continue
+            if folder.name.startswith(".") and not (folder / paths.BASIS).exists():
+                continue  # hidden, and nothing that SQL reads
             fitted, reason = _read_basis(*self._state(paths.basis_path(folder.name)))
             if fitted is not None:
                 found.append(fitted)
@@ -468,6 +470,8 @@ def _wrong_histograms(
         return _reason(error)
     if set(table["model_id"].to_pylist()) - {model_id} or set(table["basis_id"].to_pylist()) - {basis_id}:
         return "contains histograms of another model or basis"
+    if set(table["recipe"].to_pylist()) != set(RECIPES):
+        return f"not the recipes {', '.join(RECIPES)}"
     for layer, digest in zip(table["layer"].to_pylist(), table["tensor_sha256"].to_pylist(), strict=True):
         if hashes.get((model_id, layer)) != digest:
             return f"layer {layer}: computed from other weights than {model_id} has now"

@@ -10,6 +10,7 @@ from cnnfilterdb.core.reports import Problem, Progress
 from cnnfilterdb.store import annotations as notes
 from cnnfilterdb.store.folder import Store
 from cnnfilterdb.store.index import Index
+from cnnfilterdb.store.verify import FOREIGN
 
 __all__ = ["repair"]
 
@@ -29,7 +30,8 @@ def repair(store: Store, index: Index, progress: Progress | None = None) -> list
         progress: Called with what is being done, how much is done and how much there is.
 
     Returns:
-        What could not be repaired: the models that must be imported again, with the reason and where their files are.
+        What could not be repaired: the models that must be imported again, with the reason and where their files are,
+        and files that are not of the database, though SQL reads them.
     """
     store.recover()
     store.quarantine_strays()
@@ -37,6 +39,8 @@ def repair(store: Store, index: Index, progress: Progress | None = None) -> list
     left: list[Problem] = []
     slugs: dict[str, Problem] = {}
     for problem in store.verify(progress=progress):
+        if problem.message == FOREIGN:  # of the user, perhaps
+            left.append(problem)
         parts = problem.path.relative_to(store.path).parts
         if parts[0] in _ROWS and paths.is_slug(problem.path.stem):
             slugs.setdefault(problem.path.stem, problem)

@@ -22,6 +22,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cnnfilterdb.analysis.bases import fitted_basis
 from cnnfilterdb.core import paths
 from cnnfilterdb.core.errors import CorruptError, DatabaseError, UnsafePathError
 from cnnfilterdb.core.reports import Problem, Progress
@@ -37,15 +38,18 @@ from cnnfilterdb.core.schema import (
 )
 from cnnfilterdb.core.workers import threads
 from cnnfilterdb.scan.ordered import RowCursor
-from cnnfilterdb.stats import Moments
+from cnnfilterdb.stats import RECIPES, Moments
 from cnnfilterdb.store.durable import sha256
 from cnnfilterdb.store.regular import check_size, read_small, require_regular
 from cnnfilterdb.store.seals import sealed, text_sealed
 
-__all__ = ["BROKEN_SEAL", "TOLERANCE", "verify_folder", "verify_models"]
+__all__ = ["BROKEN_SEAL", "FOREIGN", "TOLERANCE", "verify_folder", "verify_models"]
 
 #: Message for a file whose content is not what was written.
 BROKEN_SEAL = "its checksum is missing or wrong; `cnnfilterdb verify --repair` rebuilds what can be rebuilt"
+
+#: Message for a file beside those of models that the views read, too.
+FOREIGN = "is no file of the database, but SQL reads it; move it elsewhere"
 
 #: How far stored moments may be from recomputed ones, as a share of their largest value. They are sums in double
 #: precision, and a different order of addition changes only their last digits.
@@ -82,13 +86,16 @@ def verify_folder(root: Path) -> list[Problem]:
     for path in sorted({*root.glob(paths.bases_pattern()), *_empty_files(root)}):
         try:
             require_regular(root, path)
-            message = None if sealed(path) else BROKEN_SEAL
+            message = BROKEN_SEAL if not sealed(path) else _wrong_basis(path)
         except UnsafePathError as error:
             message = str(error).removeprefix(f"{path}: ")
         except OSError as error:
             message = f"cannot be read: {error.strerror or error}"
         if message:
             problems.append(Problem(None, path, message))
+    for path in sorted({*root.glob(paths.models_pattern()), *root.glob(paths.layers_pattern())}):
+        if path.stem != paths.EMPTY and not paths.is_slug(path.stem):
+            problems.append(Problem(None, path, FOREIGN))
     marker, init = root / paths.MARKER, root / paths.INIT
     try:
         if not marker_sealed(read_small(root, paths.MARKER).decode()):
@@ -101,6 +108,20 @@ def verify_folder(root: Path) -> list[Problem]:
     except (OSError, DatabaseError) as error:
         problems.append(Problem(None, init, f"cannot be read: {_reason(error)}"))
     return problems
+
+
+def _wrong_basis(path: Path) -> str | None:
+    """What is wrong with the content of a basis."""
+    if path.name != paths.BASIS or path.parent.name == paths.EMPTY:
+        return None
+    try:
+        rows = _read(path, BASES).to_pylist()
+        if len(rows) != 1:
+            return f"{len(rows)} rows, expected 1"
+        basis_id = fitted_basis(rows[0]).basis_id
+    except (_Damaged, CorruptError) as error:
+        return str(error)
+    return None if basis_id == path.parent.name else f"contains the basis {basis_id}"
 
 
 def _empty_files(root: Path) -> set[Path]:
@@ -327,8 +348,8 @@ class _Check:
         except UnsafePathError as error:  # reported with the files of the folder
             raise _Damaged("its basis cannot be read") from error
         basis = _read(self._root / paths.basis_path(basis_id), BASES).to_pylist()
-        if len(basis) != 1:
-            raise _Damaged(f"{len(basis)} rows in {paths.basis_path(basis_id)}, expected 1")
+        if wrong := _wrong_basis(self._root / paths.basis_path(basis_id)):
+            raise _Damaged(f"its basis cannot be used: {wrong}")
         self._sealed(path)
         table = _read(self._root / path, HISTOGRAMS)
         if set(table["model_id"].to_pylist()) - {self.model_id} or set(table["basis_id"].to_pylist()) - {basis_id}:
@@ -341,7 +362,7 @@ class _Check:
             if hashes.get(layer) != digest:
                 self._problem(path, f"layer {layer}: computed from other weights than the model has now")
                 break
-        for recipe in sorted(set(table["recipe"].to_pylist())):
+        for recipe in sorted({*RECIPES, *table["recipe"].to_pylist()}):
             if sorted(table.filter(pc.equal(table["recipe"], recipe))["layer"].to_pylist()) != sorted(filters):
                 self._problem(path, f"the layers of recipe {recipe} are not the {kernel} layers of the model")
         size = len(weight_columns(kernel))

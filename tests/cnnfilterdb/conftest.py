@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from cnnfilterdb.analysis.bases import FittedBasis, basis_table
 from cnnfilterdb.core.paths import basis_path
-from cnnfilterdb.core.schema import BASES, HISTOGRAMS
-from cnnfilterdb.stats import Moments
+from cnnfilterdb.core.schema import HISTOGRAMS
+from cnnfilterdb.stats import RECIPES, Basis, Moments
 from cnnfilterdb.store.folder import Store
 from cnnfilterdb.store.seals import write_sealed
 
@@ -31,7 +34,7 @@ def histogram_rows(model_id: str, filters: dict[int, int], hashes: dict[int, str
             "model_id": model_id,
             "layer": layer,
             "tensor_sha256": hashes[layer],
-            "recipe": "cvpr2022",
+            "recipe": recipe,
             "low": -1.0,
             "high": 1.0,
             "filters": count,
@@ -40,6 +43,7 @@ def histogram_rows(model_id: str, filters: dict[int, int], hashes: dict[int, str
             "above": [2] * 9,
         }
         for layer, count in filters.items()
+        for recipe in RECIPES
     ]
     return pa.Table.from_pylist(rows, HISTOGRAMS)
 
@@ -48,8 +52,10 @@ def histogram_rows(model_id: str, filters: dict[int, int], hashes: dict[int, str
 def store(tmp_path: Path) -> Store:
     """An empty database with a basis for 3x3 kernels."""
     store = Store.create(tmp_path / "db")
-    basis = {"basis_id": BASIS, "kernel": "3x3", "bins": BINS, "sequence": 1}
-    write_sealed(pa.Table.from_pylist([basis], BASES), store.path / basis_path(BASIS))
+    filters = np.random.default_rng(0).normal(size=(50, 9)).astype(np.float32)
+    basis = replace(Basis.fit(Moments.of(filters), "3x3"), bins=BINS, low=-1.0, high=1.0)
+    fitted = FittedBasis(BASIS, basis, datetime.now(UTC), (), 1, 1)
+    write_sealed(basis_table(fitted), store.path / basis_path(BASIS))
     return store
 
 

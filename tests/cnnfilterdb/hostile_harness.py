@@ -49,8 +49,8 @@ def tree(folder: Path) -> dict[str, str]:
     return found
 
 
-def in_child(place: Path, attempt: Callable[[], dict[str, str]]) -> dict[str, Any]:
-    """Run something in a forked process whose working directory is a folder.
+def in_child(place: Path, attempt: Callable[[], dict[str, Any]], cases: int = 1) -> dict[str, Any]:
+    """Run something in a forked process whose working directory is a folder; it may take the time of some cases.
 
     Returns:
         What it returned, or ``died`` with the status of the process; the files below the folder that are new and that
@@ -61,8 +61,8 @@ def in_child(place: Path, attempt: Callable[[], dict[str, str]]) -> dict[str, An
     child = os.fork()
     if not child:
         os.close(reading)
-        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 1))
-        signal.alarm(_WAITING)
+        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS * cases, SECONDS * cases + 1))
+        signal.alarm(_WAITING * cases)
         os.chdir(place)
         with os.fdopen(writing, "w") as pipe:
             json.dump(attempt(), pipe)
@@ -89,12 +89,15 @@ def copied(sound: Path, work: Path, name: str, as_name: str) -> Path:
     return place / as_name
 
 
-def print_outcomes(run: Callable[[str], dict[str, Any]], names: Iterable[str]) -> None:
-    """Print a line of JSON for each case."""
-    # Imported before the forks, which then start in no time. Nothing has started a thread yet.
+def import_all() -> None:
+    """Import what the cases need, before the forks, which then start in no time."""
     for module in _IMPORTED:
         import_module(module)
 
+
+def print_outcomes(run: Callable[[str], dict[str, Any]], names: Iterable[str]) -> None:
+    """Print a line of JSON for each case."""
+    import_all()  # nothing has started a thread yet
     for name in names:
         began = time.monotonic()
         outcome = {"name": name, **run(name)}

@@ -2,7 +2,10 @@
 
 Run as a script it prints a line of JSON for each case::
 
-    python hostile.py DATABASE WORK [NAME ...]
+    python hostile.py DATABASE WORK BATCH [NAME ...]
+
+BATCH is how many cases share a child process, one after the other, each in a folder of its own; most of the time of a
+case is the start of DuckDB. Each case of a batch that dies is tried again in a process of its own.
 
 Most cases are the product of faults and places. Files whose content is changed are sealed again, so that only checks of
 the content can find what is wrong.
@@ -14,6 +17,7 @@ import json
 import os
 import shutil
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from hostile_harness import copied, in_child, print_outcomes
+from hostile_harness import copied, import_all, in_child
 
 Change = Callable[[Path], None]
 ANNOTATIONS = b"model_id,column,value\ncustom/face,license,CC0-1.0\n"
@@ -368,7 +372,6 @@ for _name in ("3x3-a; COPY (SELECT 1) TO 'evil.csv'", "3x3-$path", "notes", "3x3
     case(
         f"folder: index/{_name!r}",
         lambda folder, name=_name: shutil.copytree(first(folder, "index/3x3-*"), folder / "index" / name) and None,
-        sound=True,
     )
 for _name in ("custom\x1b]0;evil\x07.parquet", "' OR 1.parquet", "notes.parquet", "*.parquet"):
     case(
@@ -424,24 +427,52 @@ def attempt(folder: Path) -> dict[str, Any]:
     return said
 
 
-def run(database: Path, work: Path, name: str) -> dict[str, Any]:
-    """One case in a process of its own."""
-    folder = copied(database, work, name, "hostile.db")
+def run(database: Path, work: Path, names: list[str]) -> list[dict[str, Any]]:
+    """Some cases, in one process."""
+    work = work / sha256(names[0].encode()).hexdigest()[:12]
+    folders = {name: copied(database, work, name, "hostile.db") for name in names}
 
     def change() -> dict[str, str]:
-        (folder / "annotations.csv").write_bytes(ANNOTATIONS)
-        (folder / "annotations.csv.sha256").write_text(f"{sha256(ANNOTATIONS).hexdigest()}  annotations.csv\n")
-        CASES[name].change(folder)
+        for name, folder in folders.items():
+            os.chdir(folder.parent)
+            (folder / "annotations.csv").write_bytes(ANNOTATIONS)
+            (folder / "annotations.csv.sha256").write_text(f"{sha256(ANNOTATIONS).hexdigest()}  annotations.csv\n")
+            CASES[name].change(folder)
         return {}
 
-    assert "died" not in in_child(folder.parent, change)  # in a process of its own, whose memory does not count
-    outcome = in_child(folder.parent, lambda: attempt(folder))
-    shutil.rmtree(folder.parent)
-    return outcome | {
-        key: [path for path in outcome[key] if path.partition("/")[0] != "hostile.db"] for key in ("new", "changed")
-    }
+    def ask() -> dict[str, Any]:
+        found = {}
+        for name, folder in folders.items():
+            os.chdir(folder.parent)
+            began = time.process_time()
+            found[name] = attempt(folder) | {"seconds": round(time.process_time() - began, 2)}
+        return found
+
+    # In a process of its own, whose memory does not count.
+    assert "died" not in in_child(work, change, len(names))
+    outcome = in_child(work, ask, len(names))
+    shutil.rmtree(work)
+    if "died" in outcome and len(names) > 1:
+        return [one for name in names for one in run(database, work.parent, [name])]
+    of_batch = {"megabytes": outcome["megabytes"]}
+    if "died" in outcome:
+        of_batch |= {"died": outcome["died"], "seconds": outcome["seconds"]}
+    places = {f"{folder.parent.name}/": name for name, folder in folders.items()}
+    found = {name: {"name": name, **outcome.get(name, {}), **of_batch, "new": [], "changed": []} for name in names}
+    for key in ("new", "changed"):
+        for path in outcome[key]:
+            place = path[: path.find("/") + 1]
+            if not path.startswith(f"{place}hostile.db"):
+                # One outside all of them is the doing of any.
+                for name in [places[place]] if place in places else names:
+                    found[name][key].append(path)
+    return list(found.values())
 
 
 if __name__ == "__main__":
-    DATABASE, WORK = Path(sys.argv[1]), Path(sys.argv[2])
-    print_outcomes(lambda name: run(DATABASE, WORK, name), sys.argv[3:] or CASES)
+    DATABASE, WORK, BATCH = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+    import_all()  # nothing has started a thread yet
+    NAMES = sys.argv[4:] or list(CASES)
+    for START in range(0, len(NAMES), BATCH):
+        for OUTCOME in run(DATABASE, WORK, NAMES[START : START + BATCH]):
+            print(json.dumps(OUTCOME), flush=True)

@@ -13,7 +13,7 @@ from sklearn.decomposition import PCA
 
 import cnnfilterdb
 from cnnfilterdb.analysis.bases import moments_of
-from cnnfilterdb.core.errors import SelectionError
+from cnnfilterdb.core.errors import CnnFilterDbError, SelectionError
 from cnnfilterdb.core.schema import papers_layers
 from cnnfilterdb.stats import Basis, sparse_kernels
 from cnnfilterdb.store import annotations as notes
@@ -398,13 +398,17 @@ def test_repair_rebuilds_what_is_derived_and_names_what_is_lost(copy):
     (copy / "layers" / "notes.parquet").write_bytes(b"mine")
     (copy / "annotations.csv").write_text("model_id,column,value\ncustom/ct-a,domain,medical ct\n\n"[:-1])
     with cnnfilterdb.open(copy) as db:
-        (left,) = db.repair()
+        foreign, left = sorted(db.repair(), key=lambda problem: problem.model_id or "")
         assert left.model_id == "custom/face"
         assert "import custom/face again" in left.message
-        assert db.verify() == []
-        assert len(db.models()) == 4
-        assert db.repair() == []
-        assert (copy / "layers" / "notes.parquet").read_bytes() == b"mine"
+        # It is left where it is, and named: SQL reads every Parquet file there.
+        assert foreign.path == copy / "layers" / "notes.parquet"
+        assert db.verify() == db.repair() == [foreign]
+        with pytest.raises(CnnFilterDbError, match=r"notes\.parquet"):
+            db.layers()
+        assert foreign.path.read_bytes() == b"mine"
         assert list((copy / ".quarantine").rglob("custom-face-*"))
-        (copy / "layers" / "notes.parquet").unlink()
+        foreign.path.unlink()
+        assert db.verify() == db.repair() == []
+        assert len(db.models()) == 4
         assert db.kl_shift("domain").shape == (2, 2)

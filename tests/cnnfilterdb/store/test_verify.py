@@ -143,7 +143,7 @@ def test_a_changed_weight_is_found_though_all_hashes_of_files_agree(full, value)
         (HISTOGRAMS, "counts", 1, lambda counts: [counts[0] + 1, *counts[1:]], "do not add up"),
         (HISTOGRAMS, "above", 1, [3] * 9, "do not add up"),
         (HISTOGRAMS, "below", 1, [0] * 8, "not 4 counts for each of 9 components"),
-        (HISTOGRAMS, "layer", 1, 0, "are not the 3x3 layers of the model"),
+        (HISTOGRAMS, "layer", 2, 0, "are not the 3x3 layers of the model"),
         (HISTOGRAMS, "model_id", 1, B, "histograms of another model"),
     ],
 )

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from cnnfilterdb import catalog, plots, stats
+from cnnfilterdb.core.errors import SelectionError
 from cnnfilterdb.sql import literal
 from cnnfilterdb.study.document import Block, Picture, Rows, Section, number, probability
 from cnnfilterdb.study.outliers import Outliers
@@ -327,7 +328,10 @@ def _second_figure(db: Conclusions, here: Present) -> list[Block]:
             f"In place of the paper's figure 2: the medical layer with the largest share of kernels of one magnitude "
             f"({100 * share:.1f} %), layer {layer} of {model_id}."
         )
-    weights = db.layer_weights(str(model_id), int(layer)).reshape(-1, 3, 3)[: known["kernels"]]
+    try:
+        weights = db.layer_weights(str(model_id), int(layer)).reshape(-1, 3, 3)[: known["kernels"]]
+    except SelectionError as error:  # a database of statistics has no kernels to draw
+        return [f"{caption} It cannot be drawn: {error}."]
     figure = plots.filter_grid(weights, columns=5, scale="layer", title=str(model_id), subtitle=f"layer {layer}")
     return [Picture("figure_2", figure, "Kernels of one layer.", caption)]
 

@@ -10,7 +10,7 @@ import pytest
 import cnnfilterdb
 from cnnfilterdb import catalog
 from cnnfilterdb.core.errors import SelectionError
-from cnnfilterdb.study.paper import present
+from cnnfilterdb.study.paper import _second_figure, present
 from cnnfilterdb.study.question import ALIKE, DIFFERS, OPEN, main_question
 from cnnfilterdb.study.sample import read_sample
 
@@ -189,6 +189,12 @@ def test_every_number_of_the_json_is_finite(alike):
     assert rows["basis fitted on medical models only"]["p"] is not None
     assert rows["5x5 kernels"]["p"] is None
     assert rows["as above"]["Medical"] == 18
+
+
+def test_kernels_that_a_database_of_statistics_lacks_are_not_drawn():
+    with cnnfilterdb.reference() as db:
+        (text,) = _second_figure(db, present(db))
+    assert "It cannot be drawn: the reference corpus has the statistics of 3x3 filters" in text
 
 
 def test_what_cannot_be_asked(alike, tmp_path):

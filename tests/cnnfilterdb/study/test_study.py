@@ -193,7 +193,7 @@ def test_every_number_of_the_json_is_finite(alike):
 
 def test_kernels_that_a_database_of_statistics_lacks_are_not_drawn():
     with cnnfilterdb.reference() as db:
-        (text,) = _second_figure(db, present(db))
+        (text,) = _second_figure(db, present(db.storage.model_ids()))
     assert "It cannot be drawn: the reference corpus has the statistics of 3x3 filters" in text
 
 

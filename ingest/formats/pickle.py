@@ -331,8 +331,7 @@ def load(
 
 def _key(value: Any) -> Any:
     # Hashing a tuple hashes what it holds, to any depth: a nested one would overflow the stack. Large integers and
-    # tuples of integers can be made to have one hash, with which a dict takes quadratic time.
-    # The hash of an object is that of its identity
+    # tuples of integers can be made to have one hash, with which a dict takes quadratic time. Objects hash by identity.
     if isinstance(value, str | float | bytes | None | Global | Object) or (
         isinstance(value, int) and abs(value) < 1 << 60
     ):

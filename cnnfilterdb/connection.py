@@ -15,8 +15,8 @@ import duckdb
 from cnnfilterdb import sql
 from cnnfilterdb.analysis.queries import translated, unreachable
 from cnnfilterdb.core import paths
-from cnnfilterdb.core.errors import CorruptError, DamagedIndexError, DatabaseError
 from cnnfilterdb.core.reports import Problem, Progress, printable
+from cnnfilterdb.errors import CorruptError, DamagedIndexError, DatabaseError
 from cnnfilterdb.scan.scan import FilterFiles
 from cnnfilterdb.scan.steady import Snapshot
 

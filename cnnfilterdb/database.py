@@ -15,9 +15,9 @@ from cnnfilterdb import catalog
 from cnnfilterdb.analysis.bases import FittedBasis
 from cnnfilterdb.analysis.options import names_given, names_of
 from cnnfilterdb.core import paths
-from cnnfilterdb.core.errors import DamagedIndexError, DatabaseError, LockedError, NotADatabaseError, SelectionError
 from cnnfilterdb.core.reports import IngestReport, Observer, Problem, Progress, TransferReport
 from cnnfilterdb.core.schema import AnnotatedFacts, GivenFacts, ModelFacts, check_fact_types
+from cnnfilterdb.errors import DamagedIndexError, DatabaseError, LockedError, NotADatabaseError, SelectionError
 from cnnfilterdb.reader import Reader
 from cnnfilterdb.release.address import REFERENCE, folder_to_write, hub_address, is_release, reference_folder
 from cnnfilterdb.store import annotations as notes

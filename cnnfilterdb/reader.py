@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 from cnnfilterdb.analysis.options import ShiftOptions, check_options
-from cnnfilterdb.core.errors import SelectionError
 from cnnfilterdb.core.reports import Exported, Progress
+from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.questions.lineage import Lineage
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from cnnfilterdb import stats
-from cnnfilterdb.core.errors import BadWeightsError, SelectionError, WeightFileError
 from cnnfilterdb.core.reports import Progress, printable
 from cnnfilterdb.core.schema import LAYERS, papers_layers
+from cnnfilterdb.errors import BadWeightsError, SelectionError, WeightFileError
 from cnnfilterdb.ingest.measurement import measure
 from cnnfilterdb.ingest.network.families import recognised
 from cnnfilterdb.ingest.network.folding import folded

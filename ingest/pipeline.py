@@ -18,7 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from cnnfilterdb import catalog
-from cnnfilterdb.core.errors import (
+from cnnfilterdb.core.reports import Failure, IngestReport, Observer
+from cnnfilterdb.core.schema import ModelFacts
+from cnnfilterdb.core.workers import ahead
+from cnnfilterdb.errors import (
     BadWeightsError,
     CnnFilterDbError,
     IngestError,
@@ -26,9 +29,6 @@ from cnnfilterdb.core.errors import (
     NoConvolutionError,
     WeightFileError,
 )
-from cnnfilterdb.core.reports import Failure, IngestReport, Observer
-from cnnfilterdb.core.schema import ModelFacts
-from cnnfilterdb.core.workers import ahead
 from cnnfilterdb.ingest import formats, isolation
 from cnnfilterdb.ingest.measurement import measure
 from cnnfilterdb.ingest.network import memory

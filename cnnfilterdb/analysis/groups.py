@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from cnnfilterdb.analysis.bases import FittedBasis, coefficient_range, ranges
 from cnnfilterdb.analysis.queries import condition, run
-from cnnfilterdb.core.errors import SelectionError
+from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.scan.scan import FilterFiles, Run, joined, scan
 from cnnfilterdb.sql import expression, literal
 from cnnfilterdb.stats import RECIPES, Basis, Histogram, balance_weights

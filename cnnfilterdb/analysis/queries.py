@@ -11,7 +11,8 @@ import duckdb
 import pyarrow as pa
 
 from cnnfilterdb.core import paths
-from cnnfilterdb.core.errors import (
+from cnnfilterdb.core.reports import printable
+from cnnfilterdb.errors import (
     CnnFilterDbError,
     DamagedIndexError,
     DatabaseError,
@@ -19,7 +20,6 @@ from cnnfilterdb.core.errors import (
     RemoteError,
     SelectionError,
 )
-from cnnfilterdb.core.reports import printable
 from cnnfilterdb.scan.steady import Snapshot, steady, watched
 from cnnfilterdb.sql import expression
 

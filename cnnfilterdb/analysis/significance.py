@@ -19,7 +19,7 @@ from cnnfilterdb.analysis.groups import Grouping, Groups
 from cnnfilterdb.analysis.options import ComponentWeights
 from cnnfilterdb.analysis.queries import condition, run
 from cnnfilterdb.analysis.shifts import component_weights
-from cnnfilterdb.core.errors import SelectionError
+from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.sql import expression, literal
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ import pyarrow as pa
 from cnnfilterdb import stats
 from cnnfilterdb.analysis.bases import moments_of
 from cnnfilterdb.analysis.queries import condition, run
-from cnnfilterdb.core.errors import SelectionError
 from cnnfilterdb.core.schema import kernel_shape, weight_columns
+from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.scan.ordered import filters_of
 from cnnfilterdb.scan.scan import FilterFiles
 from cnnfilterdb.sql import literal

@@ -24,8 +24,8 @@ from cnnfilterdb.cli import (
 from cnnfilterdb.cli.options import quiet_everywhere
 from cnnfilterdb.cli.output import warn
 from cnnfilterdb.cli.signals import Interrupted, ending_soon
-from cnnfilterdb.core.errors import CnnFilterDbError, QueryError, SelectionError
 from cnnfilterdb.core.reports import escaped
+from cnnfilterdb.errors import CnnFilterDbError, QueryError, SelectionError
 
 __all__ = ["cli", "main"]
 

@@ -21,7 +21,7 @@ from cnnfilterdb.cli.options import (
 )
 from cnnfilterdb.cli.output import Output, emit, say, warn
 from cnnfilterdb.cli.progress import progress_bars
-from cnnfilterdb.core.errors import DatabaseError
+from cnnfilterdb.errors import DatabaseError
 
 if TYPE_CHECKING:
     from cnnfilterdb.core.reports import TransferReport

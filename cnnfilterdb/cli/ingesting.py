@@ -15,8 +15,8 @@ import click
 from cnnfilterdb.cli.options import db_option, fact_options, network_options, open_database, quiet_option
 from cnnfilterdb.cli.output import print_shift, print_summary, remark, say, warn
 from cnnfilterdb.cli.progress import progress_bars, progress_observer, status
-from cnnfilterdb.core.errors import WeightFileError
 from cnnfilterdb.core.paths import MARKER
+from cnnfilterdb.errors import WeightFileError
 
 if TYPE_CHECKING:
     from cnnfilterdb.core.reports import IngestReport

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from cnnfilterdb.cli.output import FORMATS, QUIET, Output
-from cnnfilterdb.core.errors import NotADatabaseError
+from cnnfilterdb.errors import NotADatabaseError
 
 if TYPE_CHECKING:
     from cnnfilterdb.database import FilterDB

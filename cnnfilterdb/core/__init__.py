@@ -1,1 +1,1 @@
-"""What do all rooms share? The tables and their columns, file names, errors, reports, and threads."""
+"""What do all rooms share? The tables and their columns, file names, reports, and threads."""

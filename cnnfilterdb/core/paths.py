@@ -30,7 +30,7 @@ import stat
 from pathlib import Path
 from urllib.parse import quote
 
-from cnnfilterdb.core.errors import UnsafePathError
+from cnnfilterdb.errors import UnsafePathError
 
 __all__ = [
     "ANNOTATIONS",

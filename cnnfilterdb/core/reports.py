@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from cnnfilterdb.core.errors import CnnFilterDbError
+from cnnfilterdb.errors import CnnFilterDbError
 
 __all__ = [
     "Exported",

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from cnnfilterdb.core.errors import DatabaseError
 from cnnfilterdb.core.schema import kernel_shape
+from cnnfilterdb.errors import DatabaseError
 from cnnfilterdb.stats import Basis
 from cnnfilterdb.store.durable import replacing
 

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cnnfilterdb.core.errors import CnnFilterDbError, CorruptError, DatabaseError
 from cnnfilterdb.core.reports import Progress, TransferReport, printable
 from cnnfilterdb.core.workers import ahead
+from cnnfilterdb.errors import CnnFilterDbError, CorruptError, DatabaseError
 from cnnfilterdb.exchange.origins import IDENTITY, DatabaseOrigin, FolderOrigin, ReleaseOrigin, signatures
 from cnnfilterdb.release.release import Release
 from cnnfilterdb.scan.ordered import RowCursor

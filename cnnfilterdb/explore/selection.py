@@ -12,7 +12,7 @@ import duckdb
 import pyarrow as pa
 
 from cnnfilterdb.analysis.queries import run
-from cnnfilterdb.core.errors import SelectionError
+from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.explore.watched import WatchedReader
 from cnnfilterdb.sql import expression, identifier, literal
 

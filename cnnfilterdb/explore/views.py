@@ -24,8 +24,8 @@ from cnnfilterdb import stats
 from cnnfilterdb.analysis import shifts
 from cnnfilterdb.analysis.groups import BALANCES, Groups
 from cnnfilterdb.core import schema
-from cnnfilterdb.core.errors import CnnFilterDbError, SelectionError, unknown_model
 from cnnfilterdb.core.version import package_version
+from cnnfilterdb.errors import CnnFilterDbError, SelectionError, unknown_model
 from cnnfilterdb.exchange.rows import encoded, plain_rows
 from cnnfilterdb.explore.equivalents import DEFAULTS, call, command, python
 from cnnfilterdb.explore.selection import COLUMNS, Models, Selection

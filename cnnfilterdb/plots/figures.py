@@ -21,8 +21,8 @@ from cnnfilterdb.analysis.bases import moments_of
 from cnnfilterdb.analysis.groups import Grouping
 from cnnfilterdb.analysis.options import GroupOptions, ShiftOptions
 from cnnfilterdb.analysis.queries import condition, expression, run
-from cnnfilterdb.core.errors import CnnFilterDbError, SelectionError, unknown_model
 from cnnfilterdb.core.schema import kernel_shape
+from cnnfilterdb.errors import CnnFilterDbError, SelectionError, unknown_model
 from cnnfilterdb.sql import literal
 from cnnfilterdb.stats import RECIPES, Basis, variance_map
 from cnnfilterdb.store.durable import write_text

@@ -13,8 +13,8 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure as MatplotlibFigure
 
-from cnnfilterdb.core.errors import SelectionError
 from cnnfilterdb.core.schema import kernel_shape
+from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.plots.style import (
     BODY,
     DIVERGING,

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as MatplotlibFigure
 
-from cnnfilterdb.core.errors import SelectionError
+from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.plots.style import (
     BODY,
     INK,

@@ -8,7 +8,7 @@ import matplotlib
 import numpy.typing as npt
 from matplotlib.colors import LogNorm
 
-from cnnfilterdb.core.errors import SelectionError
+from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.plots.style import (
     BODY,
     INK,

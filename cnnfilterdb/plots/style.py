@@ -22,7 +22,7 @@ from matplotlib.figure import Figure as MatplotlibFigure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 
-from cnnfilterdb.core.errors import SelectionError
+from cnnfilterdb.errors import SelectionError
 
 __all__ = [
     "BODY",

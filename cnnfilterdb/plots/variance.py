@@ -11,8 +11,8 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 
-from cnnfilterdb.core.errors import SelectionError
 from cnnfilterdb.core.schema import kernel_shape
+from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.plots.style import (
     BODY,
     MUTED,

@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 from cnnfilterdb import sql
 from cnnfilterdb.analysis.bases import FittedBasis, basis_table
 from cnnfilterdb.core import paths
-from cnnfilterdb.core.errors import CnnFilterDbError, PublishError
 from cnnfilterdb.core.reports import Progress
 from cnnfilterdb.core.schema import HISTOGRAMS
 from cnnfilterdb.core.version import package_version
+from cnnfilterdb.errors import CnnFilterDbError, PublishError
 from cnnfilterdb.publish import card
 from cnnfilterdb.publish.licenses import decide
 from cnnfilterdb.publish.shards import SIZES, write_filter_shards, write_shards

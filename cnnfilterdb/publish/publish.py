@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from cnnfilterdb.core.errors import CorruptError, PublishError
 from cnnfilterdb.core.reports import Progress
+from cnnfilterdb.errors import CorruptError, PublishError
 from cnnfilterdb.publish.build import Draw, Query, build
 from cnnfilterdb.publish.hub import Published, next_version, upload
 from cnnfilterdb.release.manifest import Manifest, version_of

@@ -6,7 +6,7 @@ import pandas as pd
 
 from cnnfilterdb.analysis import lineage
 from cnnfilterdb.analysis.queries import run
-from cnnfilterdb.core.errors import SelectionError, unknown_model
+from cnnfilterdb.errors import SelectionError, unknown_model
 from cnnfilterdb.questions.structure import Structure
 from cnnfilterdb.questions.tables import undisturbed
 from cnnfilterdb.sql import literal

@@ -26,8 +26,8 @@ from cnnfilterdb.analysis.options import (
     check_options,
 )
 from cnnfilterdb.analysis.queries import condition
-from cnnfilterdb.core.errors import SelectionError
 from cnnfilterdb.core.schema import kernel_shape
+from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.questions.tables import Tables, undisturbed
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from cnnfilterdb.analysis import structure
 from cnnfilterdb.analysis.groups import Grouping
 from cnnfilterdb.analysis.options import at_least_one
 from cnnfilterdb.analysis.queries import condition
-from cnnfilterdb.core.errors import SelectionError
 from cnnfilterdb.core.schema import kernel_shape
+from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.questions.conclusions import Conclusions
 from cnnfilterdb.questions.tables import undisturbed
 

@@ -20,7 +20,9 @@ from cnnfilterdb.analysis.options import at_least_one
 from cnnfilterdb.analysis.queries import QueryResult, condition, only_reads, run, translated
 from cnnfilterdb.connection import Connection, PublishedStorage, Storage
 from cnnfilterdb.core import paths
-from cnnfilterdb.core.errors import (
+from cnnfilterdb.core.reports import Problem, Progress, html_table
+from cnnfilterdb.core.schema import filter_schema, kernel_name, kernel_shape, weight_columns
+from cnnfilterdb.errors import (
     CnnFilterDbError,
     CorruptError,
     DamagedIndexError,
@@ -29,8 +31,6 @@ from cnnfilterdb.core.errors import (
     SelectionError,
     unknown_model,
 )
-from cnnfilterdb.core.reports import Problem, Progress, html_table
-from cnnfilterdb.core.schema import filter_schema, kernel_name, kernel_shape, weight_columns
 from cnnfilterdb.scan import nearest
 from cnnfilterdb.scan.ordered import filters_of
 from cnnfilterdb.scan.steady import steady, watched

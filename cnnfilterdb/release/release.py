@@ -26,7 +26,10 @@ from fsspec.implementations.local import LocalFileSystem
 from cnnfilterdb import sql
 from cnnfilterdb.analysis.bases import Bases, FittedBasis
 from cnnfilterdb.core import paths
-from cnnfilterdb.core.errors import (
+from cnnfilterdb.core.paths import MARKER
+from cnnfilterdb.core.reports import Problem, Progress
+from cnnfilterdb.core.schema import kernel_order, marker_sealed
+from cnnfilterdb.errors import (
     CnnFilterDbError,
     CorruptError,
     DatabaseError,
@@ -37,9 +40,6 @@ from cnnfilterdb.core.errors import (
     SelectionError,
     unknown_model,
 )
-from cnnfilterdb.core.paths import MARKER
-from cnnfilterdb.core.reports import Problem, Progress
-from cnnfilterdb.core.schema import kernel_order, marker_sealed
 from cnnfilterdb.release.address import reference_folder
 from cnnfilterdb.release.cached_filesystem import CachedFileSystem
 from cnnfilterdb.release.footers import open_shard

@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cnnfilterdb.core import paths
-from cnnfilterdb.core.errors import CorruptError
 from cnnfilterdb.core.schema import filter_schema, weight_columns
 from cnnfilterdb.core.workers import ahead, threads
+from cnnfilterdb.errors import CorruptError
 from cnnfilterdb.scan.scan import (
     FilterFile,
     FilterFiles,

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import duckdb
 
-from cnnfilterdb.core.errors import QueryError, SelectionError
+from cnnfilterdb.errors import QueryError, SelectionError
 
 __all__ = ["check_confined", "expression", "is_constant"]
 

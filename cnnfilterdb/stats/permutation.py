@@ -14,7 +14,7 @@ from math import comb
 import numpy as np
 import numpy.typing as npt
 
-from cnnfilterdb.core.errors import SelectionError
+from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.stats.divergence import kl_shift, paired_shift
 
 __all__ = ["OverallTest", "ShiftTest", "adjusted_bh", "adjusted_holm", "orders_within", "overall_test", "shift_test"]

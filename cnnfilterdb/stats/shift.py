@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from cnnfilterdb.core.errors import SelectionError
+from cnnfilterdb.errors import SelectionError
 
 __all__ = ["EMPTY_BIN", "RECIPES", "Recipe", "balance_weights", "probabilities", "shares"]
 

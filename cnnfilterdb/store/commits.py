@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from cnnfilterdb.core import paths
-from cnnfilterdb.core.errors import CorruptError, UnsafePathError
 from cnnfilterdb.core.schema import is_model_id, storable
+from cnnfilterdb.errors import CorruptError, UnsafePathError
 from cnnfilterdb.store.durable import move, sha256, sync_folder, whole
 
 __all__ = ["Commit", "Removal", "decided", "discard", "discard_removed", "files_of", "finish", "undo", "unfinished"]

@@ -29,15 +29,6 @@ import pyarrow as pa
 from filelock import FileLock, Timeout
 
 from cnnfilterdb.core import paths
-from cnnfilterdb.core.errors import (
-    CorruptError,
-    DatabaseError,
-    LockedError,
-    NotADatabaseError,
-    SelectionError,
-    UnsafePathError,
-    unknown_model,
-)
 from cnnfilterdb.core.reports import Problem, Progress
 from cnnfilterdb.core.schema import (
     BASES,
@@ -54,6 +45,15 @@ from cnnfilterdb.core.schema import (
     storable,
 )
 from cnnfilterdb.core.version import package_version
+from cnnfilterdb.errors import (
+    CorruptError,
+    DatabaseError,
+    LockedError,
+    NotADatabaseError,
+    SelectionError,
+    UnsafePathError,
+    unknown_model,
+)
 from cnnfilterdb.store import annotations as notes
 from cnnfilterdb.store.commits import (
     Commit,

@@ -49,9 +49,9 @@ from cnnfilterdb.analysis.bases import (
     ranges,
 )
 from cnnfilterdb.core import paths
-from cnnfilterdb.core.errors import CnnFilterDbError, CorruptError, LockedError
 from cnnfilterdb.core.reports import Progress
 from cnnfilterdb.core.schema import BASES, HISTOGRAMS, indexable, papers_layers
+from cnnfilterdb.errors import CnnFilterDbError, CorruptError, LockedError
 from cnnfilterdb.scan.scan import Run, scan
 from cnnfilterdb.scan.steady import steady
 from cnnfilterdb.stats import RECIPES, Basis, Histogram, histograms

@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from cnnfilterdb.core import paths
-from cnnfilterdb.core.errors import CorruptError
+from cnnfilterdb.errors import CorruptError
 
 __all__ = ["check_size", "read_small", "require_regular"]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cnnfilterdb.core.errors import CorruptError
 from cnnfilterdb.core.reports import printable
+from cnnfilterdb.errors import CorruptError
 from cnnfilterdb.store.regular import check_size, require_regular
 
 __all__ = ["damaged_file", "read_rows"]

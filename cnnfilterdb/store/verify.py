@@ -24,7 +24,6 @@ import pyarrow.parquet as pq
 
 from cnnfilterdb.analysis.bases import fitted_basis
 from cnnfilterdb.core import paths
-from cnnfilterdb.core.errors import CorruptError, DatabaseError, UnsafePathError
 from cnnfilterdb.core.reports import Problem, Progress
 from cnnfilterdb.core.schema import (
     BASES,
@@ -37,6 +36,7 @@ from cnnfilterdb.core.schema import (
     weight_columns,
 )
 from cnnfilterdb.core.workers import threads
+from cnnfilterdb.errors import CorruptError, DatabaseError, UnsafePathError
 from cnnfilterdb.scan.ordered import RowCursor
 from cnnfilterdb.stats import RECIPES, Moments
 from cnnfilterdb.store.durable import sha256

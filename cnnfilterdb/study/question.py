@@ -11,7 +11,7 @@ import pandas as pd
 
 from cnnfilterdb import stats
 from cnnfilterdb.analysis.options import GroupOptions
-from cnnfilterdb.core.errors import SelectionError
+from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.study import drawing
 from cnnfilterdb.study.document import Picture, Rows
 from cnnfilterdb.study.sample import Contrast, Sample, read_sample

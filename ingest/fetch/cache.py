@@ -33,7 +33,7 @@ from typing import IO, Protocol, TypeVar
 import platformdirs
 from filelock import FileLock
 
-from cnnfilterdb.core.errors import DownloadError, HashMismatchError
+from cnnfilterdb.errors import DownloadError, HashMismatchError
 from cnnfilterdb.store.durable import sha256 as sha256_of
 
 __all__ = ["ByteProgress", "Cache", "CacheEntry", "Readable", "Trust", "default_folder", "sha256_of", "writing_cache"]

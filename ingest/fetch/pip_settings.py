@@ -21,7 +21,7 @@ from pathlib import Path
 
 import platformdirs
 
-from cnnfilterdb.core.errors import DownloadError
+from cnnfilterdb.errors import DownloadError
 
 __all__ = ["Settings", "read_settings"]
 

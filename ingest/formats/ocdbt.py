@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from cnnfilterdb.core.errors import WeightFileError
+from cnnfilterdb.errors import WeightFileError
 from cnnfilterdb.ingest.formats import limits
 from cnnfilterdb.ingest.formats.blob import Blob
 from cnnfilterdb.ingest.formats.companions import companion

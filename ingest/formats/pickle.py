@@ -24,7 +24,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from cnnfilterdb.core.errors import UnsafeFileError, WeightFileError
+from cnnfilterdb.errors import UnsafeFileError, WeightFileError
 from cnnfilterdb.ingest.formats import limits
 from cnnfilterdb.ingest.formats.damage import undamaged
 from cnnfilterdb.ingest.network.objects import Global, Object

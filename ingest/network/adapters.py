@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from cnnfilterdb.core.errors import WeightFileError
+from cnnfilterdb.errors import WeightFileError
 from cnnfilterdb.ingest.network.layers import Tensor
 
 __all__ = ["merged", "scaling_beside"]

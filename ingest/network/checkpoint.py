@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from cnnfilterdb.core.errors import WeightFileError
+from cnnfilterdb.errors import WeightFileError
 from cnnfilterdb.ingest.network import choices
 from cnnfilterdb.ingest.network.copies import WRAPPERS, second_copies, suspects, underscored_copies
 from cnnfilterdb.ingest.network.layers import Skipped

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import cnnfilterdb
-from cnnfilterdb.core.errors import (
+from cnnfilterdb.errors import (
     CnnFilterDbError,
     NotADatabaseError,
     QueryError,

@@ -7,7 +7,8 @@ import sys
 import pytest
 
 import cnnfilterdb
-from cnnfilterdb.core import errors, reports
+from cnnfilterdb import errors
+from cnnfilterdb.core import reports
 
 
 def test_the_list_of_names_is_sorted_and_every_name_is_there():

@@ -24,8 +24,8 @@ import numpy as np
 from safetensors.numpy import save_file
 
 import cnnfilterdb
-from cnnfilterdb.core.errors import UnknownModelError
 from cnnfilterdb.database import FilterDB
+from cnnfilterdb.errors import UnknownModelError
 from cnnfilterdb.store.durable import sha256
 
 

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cnnfilterdb.cli.output import FORMATS, Output, emit, encoded
-from cnnfilterdb.core.errors import DatabaseError
+from cnnfilterdb.errors import DatabaseError
 
 TABLE = pa.table(
     {

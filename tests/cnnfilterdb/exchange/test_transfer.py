@@ -15,8 +15,8 @@ import pandas as pd
 import pytest
 
 import cnnfilterdb
-from cnnfilterdb.core.errors import CorruptError, DatabaseError, NotADatabaseError, RemoteError, SelectionError
 from cnnfilterdb.database import pull
+from cnnfilterdb.errors import CorruptError, DatabaseError, NotADatabaseError, RemoteError, SelectionError
 from cnnfilterdb.store import durable
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cnnfilterdb.core.errors import SelectionError
+from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.plots import depth_deciles, quality
 
 

@@ -15,7 +15,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.spec import AbstractBufferedFile
 
 import cnnfilterdb
-from cnnfilterdb.core.errors import (
+from cnnfilterdb.core.paths import MARKER
+from cnnfilterdb.errors import (
     CnnFilterDbError,
     DatabaseError,
     MissingExtraError,
@@ -23,7 +24,6 @@ from cnnfilterdb.core.errors import (
     RemoteError,
     UnknownModelError,
 )
-from cnnfilterdb.core.paths import MARKER
 from cnnfilterdb.release.address import is_release
 from cnnfilterdb.release.cached_filesystem import BLOCK
 from cnnfilterdb.release.manifest import Manifest

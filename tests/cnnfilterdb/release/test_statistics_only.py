@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import cnnfilterdb
-from cnnfilterdb.core.errors import CorruptError, QueryError, SelectionError
+from cnnfilterdb.errors import CorruptError, QueryError, SelectionError
 from cnnfilterdb.release.manifest import Manifest
 from cnnfilterdb.store.durable import sha256
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cnnfilterdb.core.errors import CorruptError
 from cnnfilterdb.core.schema import filter_schema, weight_columns
 from cnnfilterdb.core.workers import threads
+from cnnfilterdb.errors import CorruptError
 from cnnfilterdb.scan import scan as scan_module
 from cnnfilterdb.scan.scan import joined, scan
 

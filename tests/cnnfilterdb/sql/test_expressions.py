@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cnnfilterdb.core.errors import QueryError, SelectionError
+from cnnfilterdb.errors import QueryError, SelectionError
 from cnnfilterdb.sql import expression, literal
 from cnnfilterdb.sql.expressions import check_confined
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import cnnfilterdb
-from cnnfilterdb.core.errors import QueryError, SelectionError
+from cnnfilterdb.errors import QueryError, SelectionError
 from cnnfilterdb.sql import NEEDS_INDEX, identifier, literal
 from cnnfilterdb.stats import METRICS
 

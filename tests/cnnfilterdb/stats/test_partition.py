@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import pdist, squareform
 from scipy.stats import f_oneway
 
-from cnnfilterdb.core.errors import SelectionError
+from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.stats import dispersion, embedding, gower, neighbour_purity, partition
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import false_discovery_control
 
-from cnnfilterdb.core.errors import SelectionError
+from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.stats import METRICS, adjusted_bh, adjusted_holm, kl_shift, overall_test, paired_shift, shift_test
 
 WEIGHTS = np.array([0.7, 0.3])

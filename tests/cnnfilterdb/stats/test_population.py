@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cnnfilterdb.core.errors import SelectionError
+from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.stats import METRICS, PopulationShift, paired_shift, population_shift
 
 WEIGHTS = np.array([0.7, 0.3])

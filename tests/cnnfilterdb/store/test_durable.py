@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cnnfilterdb.core.errors import DatabaseError
+from cnnfilterdb.errors import DatabaseError
 from cnnfilterdb.store.durable import replacing, write_text, writing
 from cnnfilterdb.store.seals import sealed, write_sealed
 

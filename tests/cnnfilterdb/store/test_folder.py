@@ -20,7 +20,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cnnfilterdb.core.errors import (
+from cnnfilterdb.core.paths import slug
+from cnnfilterdb.core.schema import FORMAT_VERSION, LAYERS, MODELS, weight_columns
+from cnnfilterdb.errors import (
     BadWeightsError,
     CorruptError,
     DatabaseError,
@@ -29,8 +31,6 @@ from cnnfilterdb.core.errors import (
     SelectionError,
     UnknownModelError,
 )
-from cnnfilterdb.core.paths import slug
-from cnnfilterdb.core.schema import FORMAT_VERSION, LAYERS, MODELS, weight_columns
 from cnnfilterdb.store import annotations as notes
 from cnnfilterdb.store import folder as store_module
 from cnnfilterdb.store import writer as writer_module
@@ -509,7 +509,7 @@ def test_a_real_limit_on_the_size_of_files(store):
     script = """
         import resource, signal, sys
         import numpy as np
-        from cnnfilterdb.core.errors import DatabaseError
+        from cnnfilterdb.errors import DatabaseError
         from cnnfilterdb.store.folder import Store
 
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -13,7 +13,7 @@ import pytest
 
 import cnnfilterdb
 from cnnfilterdb.core import paths
-from cnnfilterdb.core.errors import CorruptError, DatabaseError, SelectionError
+from cnnfilterdb.errors import CorruptError, DatabaseError, SelectionError
 from cnnfilterdb.scan import steady as steady_module
 from cnnfilterdb.scan.steady import steady
 from cnnfilterdb.store.folder import LOCK_SECONDS

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cnnfilterdb.core.errors import DownloadError, HashMismatchError
+from cnnfilterdb.errors import DownloadError, HashMismatchError
 from cnnfilterdb.ingest.fetch.cache import Cache, Trust, default_folder, sha256_of, writing_cache
 
 DATA = b"weights" * 1000

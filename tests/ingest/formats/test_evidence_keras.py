@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
-from cnnfilterdb.core.errors import WeightFileError
+from cnnfilterdb.errors import WeightFileError
 from cnnfilterdb.ingest import formats
 
 rng = np.random.default_rng(0)

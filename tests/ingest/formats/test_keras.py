@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cnnfilterdb.core.errors import WeightFileError
+from cnnfilterdb.errors import WeightFileError
 from cnnfilterdb.ingest import formats
 
 QUICK = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from cnnfilterdb.core.errors import CnnFilterDbError, UnsafeFileError, WeightFileError
+from cnnfilterdb.errors import CnnFilterDbError, UnsafeFileError, WeightFileError
 from cnnfilterdb.ingest import formats
 from cnnfilterdb.ingest.formats.torch.checkpoint import TorchFormat
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 import cnnfilterdb
-from cnnfilterdb.core.errors import UnsafeFileError, WeightFileError
+from cnnfilterdb.errors import UnsafeFileError, WeightFileError
 from cnnfilterdb.ingest import formats
 from cnnfilterdb.ingest.network.memory import weights_from_state_dict
 

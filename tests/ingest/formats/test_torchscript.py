@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from cnnfilterdb.core.errors import CnnFilterDbError
+from cnnfilterdb.errors import CnnFilterDbError
 from cnnfilterdb.ingest.formats.torch.checkpoint import TorchFormat
 from cnnfilterdb.ingest.network.memory import weights_from_module
 

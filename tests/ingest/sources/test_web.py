@@ -23,7 +23,8 @@ import torch
 from torch import nn
 
 from cnnfilterdb import catalog
-from cnnfilterdb.core.errors import (
+from cnnfilterdb.core.schema import ModelFacts
+from cnnfilterdb.errors import (
     CatalogError,
     DownloadError,
     HashMismatchError,
@@ -31,7 +32,6 @@ from cnnfilterdb.core.errors import (
     UnknownModelError,
     WeightFileError,
 )
-from cnnfilterdb.core.schema import ModelFacts
 from cnnfilterdb.ingest import formats, sources
 from cnnfilterdb.ingest.fetch.cache import Cache
 from cnnfilterdb.ingest.fetch.download import Session

@@ -12,7 +12,6 @@ write is written), each in turn, or after a random time. Then
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import signal
@@ -25,6 +24,7 @@ from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
+import rounds
 import shim
 
 
@@ -36,7 +36,7 @@ def run(
     Args:
         rounds: Number of kills.
         seed: Of the choice of moments.
-        seconds: Stop after this time.
+        seconds: Stop after this time, which begins when the worlds are made; one round is always tried.
         verbs: Names of verbs; all by default.
         keep: Go on after a failure, and print it with this prefix.
 
@@ -45,10 +45,11 @@ def run(
     """
     from world import VERBS, Worlds, forked
 
-    chooser, tried, end = random.Random(seed), Counter[str](), time.monotonic() + (seconds or 1e9)
+    chooser, tried = random.Random(seed), Counter[str]()
     chosen = list(verbs or VERBS)
     with tempfile.TemporaryDirectory() as folder:
         worlds = Worlds(Path(folder))
+        end = time.monotonic() + (seconds or 1e9)
         points: dict[str, list[int]] = {}
         durations: dict[str, float] = {}
 
@@ -95,20 +96,6 @@ def run(
     return tried
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Kill writing verbs and check what is left.")
-    parser.add_argument("rounds", type=int, nargs="?", default=100)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seconds", type=float)
-    parser.add_argument("--verbs", default="", help="Names, with commas between them.")
-    given = parser.parse_args()
-    shim.loaded()
-    verbs = [name for name in given.verbs.split(",") if name]
-    tried = run(given.rounds, seed=given.seed, seconds=given.seconds, verbs=verbs, keep="FAILED: ")
-    for what, number in sorted(tried.items()):
-        sys.stdout.write(f"{number:6} {what}\n")
-    sys.exit(any("FAILED" in what for what in tried))
-
-
 if __name__ == "__main__":
-    main()
+    shim.loaded()
+    rounds.main("Kill writing verbs and check what is left.", run, keep="FAILED: ")

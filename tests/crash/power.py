@@ -13,7 +13,6 @@ The checks are those after a kill; and once the verb has returned, its result mu
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import shutil
@@ -28,6 +27,7 @@ from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
+import rounds
 import shim
 
 
@@ -218,16 +218,17 @@ def run(
     Args:
         states: Number of states.
         seed: Of their choice.
-        seconds: Stop after this time.
+        seconds: Stop after this time, which begins when the worlds are made; one round is always tried.
         verbs: Names of verbs; all by default.
         keep_going: Print failures and go on.
     """
     from world import VERBS, Worlds, forked
 
-    chooser, tried, end = random.Random(seed), Counter[str](), time.monotonic() + (seconds or 1e9)
+    chooser, tried = random.Random(seed), Counter[str]()
     chosen = list(verbs or VERBS)
     with tempfile.TemporaryDirectory() as folder:
         worlds = Worlds(Path(folder))
+        end = time.monotonic() + (seconds or 1e9)
         logs: dict[str, list[Call]] = {}
 
         def record(verb: str, world: Path) -> None:
@@ -270,20 +271,6 @@ def run(
     return tried
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Lose power while verbs write and check what is left.")
-    parser.add_argument("states", type=int, nargs="?", default=100)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seconds", type=float)
-    parser.add_argument("--verbs", default="", help="Names, with commas between them.")
-    given = parser.parse_args()
-    shim.loaded()
-    verbs = [name for name in given.verbs.split(",") if name]
-    tried = run(given.states, seed=given.seed, seconds=given.seconds, verbs=verbs, keep_going=True)
-    for what, number in sorted(tried.items()):
-        sys.stdout.write(f"{number:6} {what}\n")
-    sys.exit(any("FAILED" in what for what in tried))
-
-
 if __name__ == "__main__":
-    main()
+    shim.loaded()
+    rounds.main("Lose power while verbs write and check what is left.", run, keep_going=True)

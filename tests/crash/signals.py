@@ -7,7 +7,6 @@ repeated, and leaves what an undisturbed one leaves.
 
 from __future__ import annotations
 
-import argparse
 import random
 import shutil
 import signal
@@ -20,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
+import rounds
 
 #: Command lines in a world (see world.py); {shared} is the folder with what they read.
 LINES = {
@@ -63,13 +63,13 @@ def run(
     Args:
         rounds: Number of signals.
         seed: Of the choice of moments.
-        seconds: Stop after this time.
+        seconds: Stop after this time, which begins when the worlds are made; one round is always tried.
         verbs: Names of command lines; all by default.
         keep_going: Print failures and go on.
     """
     from world import forked, listing, make
 
-    chooser, tried, end = random.Random(seed), Counter[str](), time.monotonic() + (seconds or 1e9)
+    chooser, tried = random.Random(seed), Counter[str]()
     chosen = list(verbs or LINES)
     durations: dict[str, float] = {}
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background, and so in children
@@ -77,6 +77,7 @@ def run(
         root = Path(folder)
         assert forked(lambda: make(root)) == 0
         line = {verb: command(verb, root / "shared") for verb in chosen}
+        end = time.monotonic() + (seconds or 1e9)
         for number in range(rounds):
             if time.monotonic() > end:
                 break
@@ -130,19 +131,5 @@ def run(
     return tried
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Interrupt commands and check what is left.")
-    parser.add_argument("rounds", type=int, nargs="?", default=100)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seconds", type=float)
-    parser.add_argument("--verbs", default="", help="Names, with commas between them.")
-    given = parser.parse_args()
-    verbs = [name for name in given.verbs.split(",") if name]
-    tried = run(given.rounds, seed=given.seed, seconds=given.seconds, verbs=verbs, keep_going=True)
-    for what, number in sorted(tried.items()):
-        sys.stdout.write(f"{number:6} {what}\n")
-    sys.exit(any("FAILED" in what for what in tried))
-
-
 if __name__ == "__main__":
-    main()
+    rounds.main("Interrupt commands and check what is left.", run, keep_going=True)

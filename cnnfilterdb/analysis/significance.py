@@ -31,6 +31,7 @@ __all__ = [
     "dispersion_frame",
     "embedding_frame",
     "labelled",
+    "model_shifts",
     "partition_frame",
     "purity_frame",
     "test_frame",

@@ -56,7 +56,7 @@ def test(
 
     Sampling makes shifts larger: `unbiased` is the shift without this part, `low` and `high` bound the shift of the
     populations that the models come from. `finding` says whether groups differ, do not differ by the tolerance, or
-    cannot be told apart with these models.
+    cannot be distinguished with these models.
 
     \b
       cnnfilterdb test "domain LIKE 'medical%' AS medical"

@@ -248,12 +248,12 @@ class Explorer:
         facts, _ = self._models.rows(Selection(), limit=1_000_000)
         columns = [colour] if colour in facts.column_names else []
         extra = self._db._table(f"SELECT model_id, {colour} FROM models") if not columns else facts
-        told = dict(zip(extra["model_id"].to_pylist(), extra[colour].to_pylist(), strict=True))
+        colours = dict(zip(extra["model_id"].to_pylist(), extra[colour].to_pylist(), strict=True))
         return {
             "models": frame.index.tolist(),
             "x": frame["x0"].tolist(),
             "y": frame["x1"].tolist(),
-            "colour": [_simple(told.get(key)) for key in frame.index],
+            "colour": [_simple(colours.get(key)) for key in frame.index],
             "explained": frame.attrs["explained"],
             "negative": float(frame.attrs["negative"]),
             "sql": f"SELECT group_a, group_b, {'shift' if metric == 'kl' else metric} "

@@ -21,6 +21,7 @@ from cnnfilterdb.analysis.bases import moments_of
 from cnnfilterdb.analysis.groups import Grouping
 from cnnfilterdb.analysis.options import GroupOptions, ShiftOptions
 from cnnfilterdb.analysis.queries import condition, expression, run
+from cnnfilterdb.analysis.significance import model_shifts
 from cnnfilterdb.core.schema import kernel_shape
 from cnnfilterdb.errors import CnnFilterDbError, SelectionError, unknown_model
 from cnnfilterdb.sql import literal
@@ -296,22 +297,15 @@ class Figures:
             by: Expression with one value per model.
             metric: A symmetric metric of :meth:`Reader.kl_shift`.
             title: Title of the figure.
-            **options: Those of :meth:`Reader.kl_shift`; ``balance`` is ``models`` by default.
+            **options: Those of :meth:`Reader.groups`; ``balance`` is ``models`` by default.
 
         >>> figure = db.plot.spread("domain")
         >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
         ['natural', 'medical ct']
         """
-        options = {"balance": "models", **options}
-        matrix = self._db.kl_shift("model_id", metric=metric, **options)
-        models = list(matrix.index)
-        found = _frame(
-            self._db, f"SELECT DISTINCT model_id, {expression(by, 'by')} AS label FROM facts WHERE stored ORDER BY ALL"
-        )
-        labels = dict(zip(found["model_id"], found["label"], strict=True))
-        return plots.spread(
-            matrix, [labels.get(model) for model in models], label=plots.METRIC_LABELS[metric], title=title
-        )
+        data = self._db._labelled("spread", (by,), options, metric, None, by)
+        shifts = model_shifts(data, None, metric)
+        return plots.spread(shifts, data.labels[by], label=plots.METRIC_LABELS[metric], title=title)
 
     def phenotypes(
         self,

@@ -473,7 +473,7 @@ class Statistics(Tables):
     def _covered(self, frame: pd.DataFrame, by: str, options: GroupOptions) -> pd.DataFrame:
         """Store in ``.attrs["coverage"]`` of a result what it counted and left out."""
         kernel, basis = options.get("kernel", "3x3"), options.get("basis")
-        # The question itself has brought the index up to date.
+        # The question itself has updated the index.
         fitted = self._stored(basis, kernel) if not isinstance(basis, stats.Basis) and basis != "selection" else None
         question = Grouping(by, options.get("where"), kernel, all_layers=options.get("all_layers", False))
         frame.attrs["coverage"] = coverage(

@@ -416,7 +416,7 @@ def _explained_section(
             blocks.append(with_dataset.table())
             blocks.append(
                 f"The data set is recorded for {with_dataset.units} of {len(units)} units only, and most data sets "
-                "occur once, so that data set and domain can hardly be told apart."
+                "occur once, so that data set and domain can hardly be distinguished."
             )
         else:
             blocks.append("Data set: too few units with a recorded data set; cannot be decided with these models.")

@@ -173,7 +173,7 @@ class Sample:
 
 
 def origin_of(source: str, name: str) -> str:
-    """Where a model comes from: its package or repository, or the model itself where its name tells of none.
+    """Where a model comes from: its package or repository, or the model itself where its name has neither.
 
     >>> origin_of("pypi", "deepcr/mask-decam"), origin_of("timm", "resnet18.a1_in1k")
     ('pypi/deepcr', 'timm/resnet18.a1_in1k')

@@ -334,8 +334,8 @@ def _favoured(
     best = [one for one in candidates if chained[one] == max(chained[other] for other in candidates)]
     odd = [one for one in best if all(height % 2 for height, _ in sizes[one])]
     own = any(tensor.name.endswith("num_batches_tracked") for tensor in tensors)
-    told = "HWIO" not in best or own or odd == [pytorch]
-    named = pytorch if told else assumed
+    decided = "HWIO" not in best or own or odd == [pytorch]
+    named = pytorch if decided else assumed
     chosen = best[0] if len(best) == 1 else named if named in best else None
     # 1x1 kernels under one layout are larger ones under another, which no square supports: either may be right
     flat = [one for one in possible if all(size == (1, 1) for size in sizes[one])]

@@ -323,7 +323,13 @@ def _directives(entries: Sequence[tuple[str, str]]) -> str:
         lines.append(f".. {directive}:: {name}")
         if directive == "autoclass":
             lines.append("   :members:")
-            lines.append("   :inherited-members:" if name.endswith("Reader") else "   :show-inheritance:")
+            if name.endswith("Reader"):
+                lines.append("   :inherited-members:")
+            elif name.endswith("FilterDB"):
+                read = " ".join(cls.__name__ for cls in cnnfilterdb.Reader.__mro__[:-1])  # described with Reader
+                lines += ["   :show-inheritance:", f"   :inherited-members: {read}"]
+            else:
+                lines.append("   :show-inheritance:")
         lines.append("")
     return "```{eval-rst}\n" + "\n".join(lines) + "\n```\n\n"
 

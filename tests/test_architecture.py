@@ -35,7 +35,9 @@ ALLOWED: dict[str, set[str]] = {
     "publish": CORE | {"analysis", "catalog", "release", "store"},
     "study": CORE | {"analysis", "catalog", "plots", "publish", "questions"},
     "reader": CORE | {"analysis", "exchange", "plots", "questions", "study"},
-    "database": CORE | {"analysis", "catalog", "exchange", "ingest", "publish", "reader", "release", "store"},
+    "imports": CORE | {"analysis", "catalog", "ingest", "reader", "store"},
+    "database": CORE
+    | {"analysis", "catalog", "exchange", "imports", "ingest", "publish", "reader", "release", "store"},
     "explore": CORE | {"analysis", "connection", "exchange", "plots", "questions", "reader"},
     "examples": GROUND | {"database", "reader"},
     "": CORE | {"analysis", "database", "examples", "exchange", "ingest", "publish", "reader", "release", "store"},

@@ -26,6 +26,7 @@ MODULES = sorted(
 #: Modules whose examples use ``db``, which is the example database.
 ABOUT_A_DATABASE = {
     "cnnfilterdb.database",
+    "cnnfilterdb.imports",
     "cnnfilterdb.plots.figures",
     "cnnfilterdb.reader",
     "cnnfilterdb.questions.conclusions",

@@ -10,42 +10,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks._synthetic import build, measured, peak_gb, uniform
+
 LAYER = (200, 100)  # channels of a synthetic layer: 20,000 filters
-
-
-def build(path: Path, filters: int) -> None:
-    """Make a database of synthetic layers, forty to a model, ten domains; each domain mixes kernels differently."""
-    import cnnfilterdb
-    from cnnfilterdb.core.schema import ModelFacts
-    from cnnfilterdb.ingest.network.layers import ConvLayer, Weights
-    from cnnfilterdb.ingest.pipeline import take_in
-    from cnnfilterdb.store.index import Projection
-
-    layers = filters // (LAYER[0] * LAYER[1])
-    db = cnnfilterdb.open(path)
-    for model in range(-(-layers // 40)):
-        rng = np.random.default_rng(model)
-        mixing = np.eye(9) + 0.3 * np.random.default_rng(model % 10).normal(size=(9, 9))
-
-        def read(rng: np.random.Generator = rng, mixing: np.ndarray = mixing) -> np.ndarray:
-            weight = rng.standard_normal((LAYER[0] * LAYER[1], 9), np.float32) @ mixing.astype(np.float32)
-            return weight.reshape(*LAYER, 3, 3)
-
-        count = min(40, layers - 40 * model)
-        weights = Weights(
-            "synthetic", None, tuple(ConvLayer(f"l{i}", (*LAYER, 3, 3), read, "float32") for i in range(count))
-        )
-        facts = ModelFacts(domain=f"domain {model % 10}", license="CC0-1.0")
-        take_in(db._store, weights, source="synthetic", name=f"m{model}", facts=facts, projector=Projection(db._index))
 
 
 def notebook(path: Path, filters: int) -> dict[str, float]:
@@ -103,7 +76,7 @@ def ours(path: Path, filters: int) -> dict[str, float]:
     start = time.perf_counter()
     fresh = db.kl_shift("domain", basis="selection")
     times["basis and histograms"] = time.perf_counter() - start
-    memory = _peak()
+    memory = peak_gb()
     db.index()
     start = time.perf_counter()
     stored = db.kl_shift("domain")
@@ -127,26 +100,8 @@ def read_only(path: Path, filters: int) -> dict[str, float]:
     return {"read": time.perf_counter() - start}
 
 
-def _peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-
-
 def _measure(side: str, path: Path, filters: int) -> dict[str, float]:
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.statistics",
-        "--side",
-        side,
-        "--filters",
-        str(filters),
-        "--folder",
-        str(path),
-    ]
-    found = [
-        json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
-        for _ in range(3)
-    ]
+    found = [measured("statistics", "--side", side, "--filters", filters, "--folder", path) for _ in range(3)]
     return {key: sorted(run[key] for run in found)[1] for key in found[0]}
 
 
@@ -159,14 +114,14 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.side:
         found = globals()[arguments.side](arguments.folder, arguments.filters)
-        print(json.dumps({"peak_gb": _peak()} | found))
+        print(json.dumps({"peak_gb": peak_gb()} | found))
         return
     with tempfile.TemporaryDirectory() as scratch:
         folder = arguments.folder or Path(scratch)
         small, large = folder / "small.db", folder / "large.db"
         for path, filters in ((small, arguments.filters), (large, 4 * arguments.filters)):
             if not path.exists():
-                build(path, filters)
+                build(path, uniform(filters, LAYER, domains=10))
         theirs = _measure("notebook", small, arguments.filters)
         mine = _measure("ours", small, arguments.filters)
         reading = _measure("read_only", small, arguments.filters)

@@ -1,0 +1,202 @@
+"""All work on a database of the size of the papers' dataset, or a fraction of it, beside reading its nine columns.
+
+At fraction 1 it has 647 models, 21,436 layers and 1.46 billion kernels (about 53 GB), imported through the package's
+own code; a smaller one has a share of these models. Each kind of work runs in a process of its own, which reports its
+seconds, those of its processors and its peak memory. Reading the nine columns with pyarrow, and writing the same
+columns with pyarrow, are measured in the same run: compare rates with these, not with another machine's.
+
+    python -m benchmarks.full_scale --fraction 0.01 [--folder DIR] [--keep] [--without publish]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks._synthetic import DOMAINS, SyntheticModel, build, kernels, measured, peak_gb
+
+MODELS, LAYERS, KERNELS = 647, 21_436, 1_464_797_156
+#: Kernels of a sample that pyarrow writes for comparison; its rate does not depend on the rest.
+SAMPLE = 8_000_000
+QUERY = [[1, 0, -1], [2, 0, -2], [1, 0, -1]]
+
+
+def corpus(fraction: float) -> list[SyntheticModel]:
+    """The models: their layers have a few hundred to a few million kernels, and add up to those of the dataset."""
+    rng = np.random.default_rng(0)
+    sizes = np.minimum(rng.lognormal(9.5, 1.8, LAYERS), 6e6) + 64
+    sizes *= KERNELS / sizes.sum()
+    outputs = np.maximum(np.sqrt(sizes).astype(int), 1)
+    channels = list(zip(outputs.tolist(), np.rint(sizes / outputs).astype(int).tolist(), strict=True))
+    domains = np.repeat(list(DOMAINS), list(DOMAINS.values()))
+    order = rng.permutation(MODELS)
+    count = max(1, round(MODELS * fraction))
+    return [
+        SyntheticModel(f"m{number}", str(domains[number]), tuple(channels[number::MODELS]))
+        for number in order[:count].tolist()
+    ]
+
+
+def _timed(action: Callable[[], Any]) -> dict[str, float]:
+    start, spent = time.perf_counter(), time.process_time()
+    action()
+    return {"seconds": time.perf_counter() - start, "cpu": time.process_time() - spent}
+
+
+def ingest(path: Path, fraction: float) -> dict[str, float]:
+    """Import all models."""
+    spent = time.process_time()
+    return {"seconds": build(path, corpus(fraction)), "cpu": time.process_time() - spent}
+
+
+def writing(path: Path, fraction: float) -> dict[str, float]:
+    """Seconds per kernel of writing the same columns with pyarrow, encoded alike, from memory, times all kernels."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from cnnfilterdb.core.schema import weight_columns
+    from cnnfilterdb.store.writer import filter_settings, row_group_rows
+
+    model = SyntheticModel("sample", "natural", ((512, 512),) * (SAMPLE // 512**2))
+    parts: dict[str, list[Any]] = {name: [] for name in ("layer", "out_channel", "in_channel", *weight_columns("3x3"))}
+    for layer, (outputs, inputs) in enumerate(model.layers):
+        first, second = np.divmod(np.arange(outputs * inputs, dtype=np.int32), np.int32(inputs))
+        columns = [np.full(outputs * inputs, layer, np.int32), first, second]
+        columns += list(kernels(model, layer).reshape(-1, 9).T)
+        for part, column in zip(parts.values(), columns, strict=True):
+            part.append(column)
+    table = pa.table({name: np.concatenate(part) for name, part in parts.items()})
+    target = path.parent / "sample.parquet"
+    found = _timed(
+        lambda: pq.write_table(table, target, row_group_size=row_group_rows("3x3"), **filter_settings("3x3"))
+    )
+    target.unlink()
+    share = sum(model.filters for model in corpus(fraction)) / model.filters
+    return {name: value * share for name, value in found.items()}
+
+
+def reading(path: Path, fraction: float) -> dict[str, float]:
+    """Read the nine columns with pyarrow, in its threads, and keep nothing."""
+    import pyarrow.dataset as ds
+
+    def read() -> None:
+        files = ds.dataset(path / "filters" / "kernel=3x3", format="parquet")
+        for _ in files.scanner(columns=[f"w{i}" for i in range(9)]).to_batches():
+            pass
+
+    return _timed(read)
+
+
+def _on_database(action: Callable[[Any], Any]) -> Callable[[Path, float], dict[str, float]]:
+    def side(path: Path, fraction: float) -> dict[str, float]:
+        import cnnfilterdb
+
+        with cnnfilterdb.example() as small:
+            small.kl_shift("domain", basis="selection")  # loads the compiled loops
+        with cnnfilterdb.open(path) as db:
+            return _timed(lambda: action(db))
+
+    return side
+
+
+def _again(action: Callable[[Any], Any]) -> Callable[[Path, float], dict[str, float]]:
+    """Of a database that has answered the question before."""
+
+    def side(path: Path, fraction: float) -> dict[str, float]:
+        import cnnfilterdb
+
+        with cnnfilterdb.open(path) as db:
+            action(db)
+            return _timed(lambda: action(db))
+
+    return side
+
+
+def _publish(db: Any) -> None:
+    target = db.path.parent / "release"
+    db.publish("benchmarks/full-scale", folder=target)
+    shutil.rmtree(target)
+
+
+def _one_model(db: Any) -> None:
+    name = db.models()["model_id"].iloc[0]
+    assert len(db.filters(where=f"model_id = '{name}'", kernel="3x3"))
+
+
+#: In this order: each kind of work, and whether its rate is one of kernels.
+WORK: dict[str, tuple[Callable[[Path, float], dict[str, float]], bool]] = {
+    "ingest": (ingest, True),
+    "writing": (writing, True),
+    "reading": (reading, True),
+    "index": (_on_database(lambda db: db.index()), True),
+    "fresh": (_on_database(lambda db: db.kl_shift("domain", basis="selection")), True),
+    "nearest": (_on_database(lambda db: db.nearest(QUERY)), True),
+    "verify": (_on_database(lambda db: db.verify()), True),
+    "publish": (_on_database(_publish), True),
+    "model": (_on_database(_one_model), False),
+    "first": (_on_database(lambda db: db.kl_shift("domain")), False),
+    "stored": (_again(lambda db: db.kl_shift("domain")), False),
+    "models": (_again(lambda db: db.kl_shift("model_id")), False),
+    "quality": (_again(lambda db: db.quality("domain")), False),
+}
+LABELS = {
+    "ingest": "import, without generating the kernels",
+    "writing": "pyarrow writes the same columns, from memory",
+    "reading": "pyarrow reads the nine columns",
+    "index": "`index`: basis and histograms, two scans",
+    "fresh": "fresh basis, histograms and shift",
+    "nearest": "`nearest` to one kernel",
+    "verify": "`verify`: every byte and hash",
+    "publish": "`publish --dry-run`",
+    "model": "all kernels of one model",
+    "first": "stored shift by domain, first question after `open`",
+    "stored": "stored shift by domain, once open",
+    "models": "stored shift between all models, once open",
+    "quality": "`quality` by domain, once open",
+}
+
+
+def main() -> None:
+    """Build the database, do each kind of work, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--fraction", type=float, default=0.01, help="share of the models (default: %(default)s)")
+    parser.add_argument("--folder", type=Path, help="where the database is built; a temporary folder by default")
+    parser.add_argument("--keep", action="store_true", help="keep the database in --folder, or use the one there")
+    parser.add_argument("--without", action="append", default=[], choices=list(WORK), help="leave this work out")
+    parser.add_argument("--work", choices=list(WORK), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.work:
+        found = WORK[arguments.work][0](arguments.folder / "made.db", arguments.fraction)
+        print(json.dumps({"peak_gb": peak_gb(), **found}))
+        return
+    models = corpus(arguments.fraction)
+    total = sum(model.filters for model in models)
+    with tempfile.TemporaryDirectory(dir=arguments.folder, prefix="full-scale-") as scratch:
+        folder = arguments.folder if arguments.keep else Path(scratch)
+        path = folder / "made.db"
+        rows: dict[str, dict[str, float]] = {}
+        for work in WORK:
+            if work in arguments.without or (work == "ingest" and path.exists()):
+                continue
+            rows[work] = measured("full_scale", "--work", work, "--folder", folder, "--fraction", arguments.fraction)
+        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    layers = sum(len(model.layers) for model in models)
+    print(f"{len(models):,} models, {layers:,} layers, {total:,} kernels, {size / 1e9:.2f} GB on disk\n")
+    print("| work | s | processor s | million kernels / s | of the rate of reading | peak memory, GB |")
+    print("|---|--:|--:|--:|--:|--:|")
+    for work, row in rows.items():
+        rate = f"{total / row['seconds'] / 1e6:.2f}" if WORK[work][1] else ""
+        share = f"{rows['reading']['seconds'] / row['seconds']:.0%}" if rate and "reading" in rows else ""
+        print(f"| {LABELS[work]} | {row['seconds']:.2f} | {row['cpu']:.2f} | {rate} | {share} | {row['peak_gb']:.2f} |")
+
+
+if __name__ == "__main__":
+    main()

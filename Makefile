@@ -44,7 +44,7 @@ test: $(VENV)/installed-dev
 check: $(VENV)/installed-dev .types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	MYPYPATH=.types $(BIN)/mypy -p cnnfilterdb
+	MYPYPATH=.types $(BIN)/mypy -p cnnfilterdb -p benchmarks
 
 # Needs no network; every warning is an error. The suite builds it, too.
 docs: $(VENV)/installed-dev

@@ -1,7 +1,8 @@
 """Databases of synthetic kernels, written through the package's own import, and what a process used.
 
-The kernels of a model are normal numbers, mixed by a matrix of its domain, so that domains differ and nothing compresses
-better than the weights of a network. A layer is generated when it is written: memory does not grow with the model.
+The kernels of a model are normal numbers, mixed by a matrix of its domain, so that domains differ and nothing
+compresses better than the weights of a network. A layer is generated when it is written: memory does not grow with the
+model.
 """
 
 from __future__ import annotations

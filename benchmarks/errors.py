@@ -38,7 +38,9 @@ def made(models: int = 400, components: int = 9, bins: int = 70) -> tuple[Array,
     location = location + 0.1 * rng.normal(size=location.shape)
     z = (place - location) / np.exp(spread + 0.1 * rng.normal(size=spread.shape))
     counts = np.exp(-0.5 * np.abs(z) ** (1.8 * np.exp(tail)))
-    return counts / counts.sum(axis=-1, keepdims=True), 0.6 ** np.arange(components) * 0.4
+    probabilities: Array = counts / counts.sum(axis=-1, keepdims=True)
+    weights: Array = 0.6 ** np.arange(components, dtype=np.float64) * 0.4
+    return probabilities, weights
 
 
 def stored(path: Path) -> tuple[Array, Array]:

@@ -6,6 +6,7 @@ import resource
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 MODELS = 600
 LAYERS = 35  # per model
 LARGE = 512  # channels of the one large layer
-WORDS = {
+WORDS: dict[str, list[Any]] = {
     "domain": ["natural", "medical ct", "medical mri", "faces", "thermal", "satellite", "art", "depth", "fractals"],
     "task": ["Classification", "Segmentation", "Denoising", "Object Detection"],
     "family": ["ResNet", "U-Net", "VGG", "MobileNet", "DenseNet", "DnCNN"],
@@ -43,7 +44,7 @@ def build(path: Path, models: int = MODELS, layers: int = LAYERS) -> None:
             return weight.reshape(*shape, 3, 3) * np.float32(rng.uniform(0.01, 1))
 
         made = tuple(
-            ConvLayer(f"block{i}.conv", (*shape, 3, 3), lambda shape=shape: read(shape), "float32")
+            ConvLayer(f"block{i}.conv", (*shape, 3, 3), partial(read, shape), "float32")
             for i, shape in enumerate(shapes)
         )
         take_in(

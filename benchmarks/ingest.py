@@ -12,11 +12,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
-import subprocess
-import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors.numpy import load_file, save_file
 
+from benchmarks._synthetic import measured, peak_gb
 from cnnfilterdb.core.schema import weight_columns
 from cnnfilterdb.store.writer import filter_settings, row_group_rows
 
@@ -80,7 +79,7 @@ def write(path: Path, *, own: bool) -> float:
         return time.perf_counter() - start
 
 
-SIDES = {
+SIDES: dict[str, Callable[[Path], float]] = {
     "ingest": ingest,
     "encoded": lambda path: write(path, own=False),
     "own": lambda path: write(path, own=True),
@@ -104,17 +103,14 @@ def main() -> None:
         path = (arguments.folder or Path(scratch)) / "checkpoint.safetensors"
         if arguments.side:
             seconds = SIDES[arguments.side](path)
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-            print(json.dumps({"seconds": seconds, "peak_gb": peak}))
+            print(json.dumps({"seconds": seconds, "peak_gb": peak_gb()}))
             return
         if not path.exists():
             build(path, arguments.kernels)
         found: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
         for _ in range(arguments.repeat):
             for side in SIDES:
-                command = [sys.executable, "-m", "benchmarks.ingest", "--side", side, "--folder", str(path.parent)]
-                output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-                found[side].append(json.loads(output.splitlines()[-1]))
+                found[side].append(measured("ingest", "--side", side, "--folder", path.parent))
         kernels = -(-arguments.kernels // (CHANNELS[0] * CHANNELS[1])) * CHANNELS[0] * CHANNELS[1]
     best = {side: min(run["seconds"] for run in runs) for side, runs in found.items()}
     tensor = 36 * CHANNELS[0] * CHANNELS[1] / 1e6

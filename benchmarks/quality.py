@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -85,11 +86,11 @@ def ours(layers: list[np.ndarray], repeat: int) -> dict[str, object]:
     return {"seconds": seconds, "values": values, "described": described}
 
 
-def _run(side: str, model: str, made: bool, repeat: int) -> dict[str, object]:
+def _run(side: str, model: str, made: bool, repeat: int) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.quality", "--side", side, "--model", model, "--repeat", str(repeat)]
     command += ["--made"] if made else []
     done = subprocess.run(command, check=True, capture_output=True, text=True)
-    found: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
@@ -114,7 +115,7 @@ def main() -> None:
     for model in models:
         layers = weights(model, made)
         filters = sum(layer.size // 9 for layer in layers)
-        sides: dict[str, list[dict]] = {"torchconvquality": [], "ours": []}
+        sides: dict[str, list[dict[str, Any]]] = {"torchconvquality": [], "ours": []}
         for _ in range(arguments.processes):
             for side, runs in sides.items():
                 runs.append(_run(side, model, made, arguments.repeat))

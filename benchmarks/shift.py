@@ -40,7 +40,7 @@ DOMAINS = {
 BASIS = "3x3-made"
 
 #: Name, metric, expression and options of each question.
-QUESTIONS: list[tuple[str, str, str, dict[str, str]]] = [
+QUESTIONS: list[tuple[str, str, str, dict[str, Any]]] = [
     ("domains", "kl", "domain", {}),
     ("domains, models balanced", "kl", "domain", {"balance": "models"}),
     ("domains, recipe medneurips2022", "kl", "domain", {"recipe": "medneurips2022"}),

@@ -66,7 +66,7 @@ def ours(path: Path, filters: int) -> dict[str, float]:
     """The same with the package; compiled functions are loaded first, as in any second run."""
     import cnnfilterdb
 
-    db = cnnfilterdb.open(path)
+    db = cnnfilterdb.open(path, read_only=False)
     few = "name = 'm0' AND layer = 0"
     db.kl_shift("domain", where=few, basis="selection")
     times = {}

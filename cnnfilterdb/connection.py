@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import ctypes
 import os
-import re
 import threading
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Mapping
+from typing import Any
 from weakref import WeakSet
 
 import duckdb
 
 from cnnfilterdb import sql
 from cnnfilterdb.analysis.queries import translated, unreachable
+from cnnfilterdb.analysis.storage import Storage
 from cnnfilterdb.core import paths
-from cnnfilterdb.core.reports import Problem, Progress, printable
+from cnnfilterdb.core.reports import printable
 from cnnfilterdb.errors import CorruptError, DamagedIndexError, DatabaseError
-from cnnfilterdb.scan.scan import FilterFiles
-from cnnfilterdb.scan.steady import Snapshot
 
-__all__ = ["Connection", "PublishedStorage", "Storage"]
+__all__ = ["Connection"]
 
 #: Statements that may replace or drop one of our views; the views are created again after such a statement.
 _CHANGING = frozenset({"alter", "create", "detach", "drop", "use"})
@@ -30,56 +28,8 @@ _CHANGING = frozenset({"alter", "create", "detach", "drop", "use"})
 _MOST_ROWS: tuple[tuple[str, int, frozenset[str]], ...] = (
     (paths.models_pattern(), 1, frozenset({"models_stored"})),
     (paths.layers_pattern(), 20_000, frozenset({"layers", "facts"})),
-    (paths.histograms_pattern("*"), 40_000, frozenset({"histogram_files"})),
+    (paths.histograms_pattern("*"), 40_000, frozenset({"histogram_files", "histograms"})),
 )
-
-
-class Storage(FilterFiles, Protocol):
-    """Where a database is: a folder (:class:`~cnnfilterdb.store.folder.Store`) or a release."""
-
-    @property
-    def location(self) -> str:
-        """Its path or address, as DuckDB and users write it."""
-
-    @property
-    def published(self) -> bool:
-        """Whether its tables are in the shards of a release."""
-
-    @property
-    def annotated(self) -> bool:
-        """Whether it has annotations."""
-
-    def snapshot(self) -> Snapshot:
-        """Its state; a query compares it to detect that files were replaced while it ran."""
-
-    def damage(self) -> str | None:
-        """A file that cannot be read and what is wrong with it, asked after a query failed."""
-
-    def model_ids(self) -> list[str]:
-        """Keys of its models, sorted."""
-
-    def kernels(self) -> list[str]:
-        """Kernel sizes of its filters."""
-
-    def attach(self, connection: duckdb.DuckDBPyConnection) -> None:
-        """Enable a connection to reach it."""
-
-    def verify(self, *, progress: Progress | None = None) -> list[Problem]:
-        """Check every count and every hash."""
-
-
-@runtime_checkable
-class PublishedStorage(Storage, Protocol):
-    """A release, whose tables are checked before they are read."""
-
-    def shards(self) -> Mapping[str, Sequence[str]]:
-        """Paths of the files of each table, relative to the release."""
-
-    def check(self, query: str) -> None:
-        """Check the tables that a query may read."""
-
-    def require_filters(self) -> None:
-        """Make sure that it has the filters, not only their statistics."""
 
 
 class Connection:
@@ -155,33 +105,23 @@ class Connection:
                 raise DatabaseError(f"{self._storage.location}: closed; open it again with cnnfilterdb.open")
             if self.confined:
                 sql.check_confined(query)
-            shards = None
-            if isinstance(self._storage, PublishedStorage):
-                self._storage.check(query)
-                shards = self._storage.shards()
-            known = sql.definitions(
-                self._storage.kernels(),
-                annotated=self._storage.annotated,
-                published=self._storage.published,
-                shards=shards,
-            )
+            self._storage.check(query)
+            known = self._storage.definitions()
             if self._root is None:
                 self._root = self._open()
             cursor = self._cursor(self._root)
             named = sql.identifiers_in(query)
             needed = sql.needed(query, known)
             listed = bool(named & sql.LISTING) and not sql.needs_index(query)
-            without_index = False
-            if not self._storage.published:
-                without_index = not self._check_rows(cursor, {one.name for one in needed}, listed=listed)
+            without_index = not self._check_rows(cursor, {one.name for one in needed}, listed=listed)
             for one in needed:
-                if self._created.get(one.name) == one.text or (without_index and sql.needs_index(one.text)):
+                if self._created.get(one.name) == one.text or (without_index and one.needs_index):
                     continue
                 try:
                     cursor.execute(one.text)
                 except duckdb.Error as error:
                     # A list of all views does without those of a damaged index.
-                    if one.name.lower() in named or not named & sql.LISTING or not sql.needs_index(one.text):
+                    if one.name.lower() in named or not named & sql.LISTING or not one.needs_index:
                         raise self._unreadable(error) from None
                 else:
                     self._created[one.name] = one.text
@@ -211,11 +151,13 @@ class Connection:
         for pattern, most, names in _MOST_ROWS:
             if pattern in self._counted or not names & needed:
                 continue
-            place = sql.literal(re.sub(r"([*?\[{])", r"[\1]", self._storage.location) + f"/{pattern}")
+            found = []
             try:
-                found = cursor.execute(
-                    f"SELECT file_name, num_rows FROM parquet_file_metadata({place}) WHERE num_rows > {most} LIMIT 1"
-                ).fetchall()
+                for folder in self._storage.folders():
+                    place = sql.literal(f"{sql.without_wildcards(folder)}/{pattern}")
+                    found += cursor.execute(
+                        f"SELECT file_name, num_rows FROM parquet_file_metadata({place}) WHERE num_rows > {most} LIMIT 1"
+                    ).fetchall()
             except duckdb.Error as error:
                 unreadable = self._unreadable(error)
                 if listed and isinstance(unreadable, DamagedIndexError):
@@ -252,10 +194,10 @@ class Connection:
         root.execute("SET GLOBAL parquet_metadata_cache = true")
         self._storage.attach(root)
         if self.confined:
-            place = self._storage.location
             # The views put wildcards in brackets; a path is compared as it is written.
+            places = self._storage.places()
             root.execute(
-                "SET allowed_directories = $allowed", {"allowed": [place, re.sub(r"([*?\[{])", r"[\1]", place)]}
+                "SET allowed_directories = $allowed", {"allowed": [*places, *map(sql.without_wildcards, places)]}
             )
             root.execute("SET enable_external_access = false")
             root.execute("SET lock_configuration = true")

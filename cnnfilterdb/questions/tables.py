@@ -18,7 +18,8 @@ from cnnfilterdb import stats
 from cnnfilterdb.analysis.bases import Bases
 from cnnfilterdb.analysis.options import at_least_one
 from cnnfilterdb.analysis.queries import QueryResult, condition, only_reads, run, translated
-from cnnfilterdb.connection import Connection, PublishedStorage, Storage
+from cnnfilterdb.analysis.storage import Storage
+from cnnfilterdb.connection import Connection
 from cnnfilterdb.core import paths
 from cnnfilterdb.core.reports import Problem, Progress, html_table
 from cnnfilterdb.core.schema import filter_schema, kernel_name, kernel_shape, weight_columns
@@ -443,7 +444,7 @@ class Tables:
 
     def _explained(self, error: CnnFilterDbError) -> CnnFilterDbError:
         """The error to raise for one that names no file: that of the damaged file, or one that names the database."""
-        if self.location in str(error):
+        if any(place in str(error) for place in (self.location, *self.storage.places())):
             return error
         if found := self.storage.damage():
             return CorruptError(found)
@@ -463,8 +464,7 @@ class Tables:
 
     def _require_filters(self) -> None:
         """Refuse what needs the filters themselves in a release that has their statistics only."""
-        if isinstance(self.storage, PublishedStorage):
-            self.storage.require_filters()
+        self.storage.require_filters()
 
     def _require_moments(self, layers: pa.Table) -> None:
         """Refuse layers whose moments are not in a release that has the statistics of other kernel sizes only."""

@@ -25,6 +25,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from cnnfilterdb import sql
 from cnnfilterdb.analysis.bases import Bases, FittedBasis
+from cnnfilterdb.analysis.storage import Storage
 from cnnfilterdb.core import paths
 from cnnfilterdb.core.paths import MARKER
 from cnnfilterdb.core.reports import Problem, Progress
@@ -113,7 +114,7 @@ def model_of(metadata: pq.FileMetaData, group: int, where: str) -> str:
     return model_id
 
 
-class Release:
+class Release(Storage):
     """A release. Made by :meth:`open`.
 
     Attributes:
@@ -124,7 +125,6 @@ class Release:
     """
 
     published = True
-    annotated = False
 
     def __init__(self, location: str, filesystem: fsspec.AbstractFileSystem, root: str, manifest: Manifest) -> None:
         self.location = location
@@ -192,6 +192,10 @@ class Release:
         """Paths of the files of each table, relative to the release."""
         return {table: [file.path for file in self.manifest.of(table)] for table in self.manifest.tables()}
 
+    def definitions(self) -> dict[str, sql.Definition]:
+        """Its views and macros."""
+        return sql.definitions(self.kernels(), published=True, shards=self.shards())
+
     def models(self) -> pa.Table:
         """The models table, checked."""
         return self._tables.models()
@@ -199,9 +203,6 @@ class Release:
     def layers(self) -> pa.Table:
         """The layers table, checked."""
         return self._tables.layers()
-
-    def damage(self) -> str | None:
-        """None: what a release contains is checked before it is read."""
 
     def snapshot(self) -> Snapshot:
         """Constant: a release is never rewritten."""

@@ -28,7 +28,10 @@ __all__ = [
     "COMMENTED",
     "LISTING",
     "NEEDS_INDEX",
+    "RELEASED_MODELS",
     "Definition",
+    "Relations",
+    "assembled",
     "check_confined",
     "definitions",
     "expression",
@@ -37,7 +40,10 @@ __all__ = [
     "literal",
     "needed",
     "needs_index",
+    "parquet_rows",
+    "read_annotations",
     "render",
+    "without_wildcards",
 ]
 
 #: Names that are answered from the index, besides the views of coefficients.
@@ -89,7 +95,11 @@ def needs_index(query: str) -> bool:
     >>> needs_index("FROM KL_SHIFT(domain)"), needs_index("FROM coefficients_5x5"), needs_index("FROM models")
     (True, True, False)
     """
-    return any(word in NEEDS_INDEX or word.startswith("coefficients_") for word in identifiers_in(query))
+    return _of_index(identifiers_in(query))
+
+
+def _of_index(words: Iterable[str]) -> bool:
+    return any(word in NEEDS_INDEX or word.startswith("coefficients_") for word in words)
 
 
 def literal(text: str) -> str:
@@ -129,6 +139,11 @@ class Definition:
         """The words in its statement."""
         return identifiers_in(_NO_NAMES.sub("", self.text))
 
+    @property
+    def needs_index(self) -> bool:
+        """Whether it reads the index."""
+        return _of_index(self.words)
+
     @cached_property
     def comments(self) -> str:
         """The ``COMMENT ON`` statements for it and its columns."""
@@ -158,14 +173,11 @@ def _split(text: str, kernel: str | None = None) -> tuple[Definition, ...]:
 
 
 @cache
-def _kernel_block(kernel: str, published: bool) -> str:
+def _kernel_block(kernel: str, filters: str, key: str) -> str:
     columns = weight_columns(kernel)
     size = len(columns)
     text = _template("kernel.sql").substitute(
-        kernel=kernel,
-        filters="/" + (paths.shards_pattern(f"filters_{kernel}") if published else paths.filters_pattern(kernel)),
-        columns=", ".join(columns),
-        size=size,
+        kernel=kernel, filters=filters, key=key, columns=", ".join(columns), size=size
     )
     text += _template("nearest.sql").substitute(kernel=kernel, size=size)
     if not indexable(kernel):
@@ -183,47 +195,68 @@ def _kernel_block(kernel: str, published: bool) -> str:
     )
 
 
-def _annotations(annotated: bool) -> dict[str, str]:
-    """The views of the annotations, which have no file before there is one, and of the models that they change."""
-    if not annotated:
+def annotated_models(annotations: str | None) -> dict[str, str]:
+    """The views of the annotations and of the models that they change.
+
+    Args:
+        annotations: The query that reads the annotations; None where there are none, and so no file of them.
+    """
+    if annotations is None:
         none = 'SELECT NULL::VARCHAR AS model_id, NULL::VARCHAR AS "column", NULL::VARCHAR AS value WHERE false'
         return {"annotations": none, "models": "FROM models_stored"}
-    text = ", ".join(f"'{column}': 'VARCHAR'" for column in ("model_id", "column", "value"))
     replaced = ",\n    ".join(
         f"CASE WHEN coalesce(map_contains(a.facts, '{column}'), false) "
         f"THEN a.facts['{column}'] ELSE m.{column} END AS {column}"
         for column in ANNOTATED
     )
-    return {
-        "annotations": f"FROM read_csv(database_files('/{paths.ANNOTATIONS}'), columns = {{{text}}}, header = true, "
-        "auto_detect = false, delim = ',', quote = '\"', escape = '\"')",
-        "models": _template("annotated.sql").substitute(replaced=replaced).rstrip(),
-    }
+    models = _template("annotated.sql").substitute(replaced=replaced).rstrip()
+    return {"annotations": annotations, "models": models}
 
 
-# Where the tables are in a folder and in a release, which has lists in place of maps.
+def read_annotations(file: str) -> str:
+    """The query that reads a file of annotations, given as SQL."""
+    text = ", ".join(f"'{column}': 'VARCHAR'" for column in ("model_id", "column", "value"))
+    return (
+        f"FROM read_csv({file}, columns = {{{text}}}, header = true, "
+        "auto_detect = false, delim = ',', quote = '\"', escape = '\"')"
+    )
+
+
+#: The columns of a models table of a release as those of a folder, which has maps in place of lists.
+RELEASED_MODELS = (
+    "* REPLACE (map_from_entries(metrics) AS metrics, map_from_entries(original) AS original), NULL::VARCHAR[] AS files"
+)
+
 _FOLDER = {
     "models_columns": "*",
     "models_files": f"/{paths.models_pattern()}",
     "layers_files": f"/{paths.layers_pattern()}",
     # The file without rows comes first, so that its columns are those that every other file must have.
     "bases": f"[database_files('/{paths.basis_path(paths.EMPTY)}'), database_files('/{paths.bases_pattern()}')]",
-    "histograms": f"[database_files('/{paths.histograms_path(paths.EMPTY, paths.EMPTY)}'), "
+    "histogram_files": f"[database_files('/{paths.histograms_path(paths.EMPTY, paths.EMPTY)}'), "
     # DuckDB refuses a pattern without matches, so each matches the folder of the file without rows, too.
     f"database_files(replace('/{paths.histograms_pattern('@')}', '@', CASE WHEN kernel IS NULL THEN '*' "
     f"ELSE '[{paths.EMPTY[0]}' || regexp_extract(kernel, '^[0-9]') || ']*' END))]",
 }
 _RELEASE = {
-    "models_columns": "* REPLACE (map_from_entries(metrics) AS metrics, map_from_entries(original) AS original), "
-    "NULL::VARCHAR[] AS files",
+    "models_columns": RELEASED_MODELS,
     "models_files": f"/{paths.shards_pattern('models')}",
     "layers_files": f"/{paths.shards_pattern('layers')}",
     "bases": f"database_files('/{paths.shards_pattern('bases')}')",
-    "histograms": f"database_files('/{paths.shards_pattern('histograms')}')",
+    "histogram_files": f"database_files('/{paths.shards_pattern('histograms')}')",
 }
 
 
-# Wildcards in the path of the folder are put in brackets, which makes them letters.
+def without_wildcards(path: str) -> str:
+    """A path as DuckDB reads it: wildcards in it are put in brackets, which makes them letters.
+
+    >>> without_wildcards("/data/[old] what?")
+    '/data/[[]old] what[?]'
+    """
+    return re.sub(r"([*?\[{])", r"[\1]", path)
+
+
+# The same in SQL.
 _FOLDER_PATH = r"regexp_replace(getvariable('cnnfilterdb_path'), '([*?\[{])', '[\1]', 'g')"
 
 
@@ -261,16 +294,82 @@ def definitions(
     """
     sizes = list(kernels) if published else list(dict.fromkeys(["3x3", *kernels]))
     places = _RELEASE if published else _FOLDER
-    views = _template("views.sql").substitute(
-        papers_layer=PAPERS_LAYER, database_files=_database_files(shards), **places, **_annotations(annotated)
+    found = _split(
+        _template("database_files.sql").substitute(
+            database_files=_database_files(shards), histogram_files=places["histogram_files"]
+        )
     )
-    texts = [views]
-    texts += [
-        _template(name).template
-        for name in ("macros.sql", "quality.sql", "descriptors.sql", "structure.sql", "search.sql")
-    ]
+
+    def rows(pattern: str) -> str:
+        return parquet_rows(f"database_files('{pattern}')")
+
+    relations = Relations(
+        models_stored=f"SELECT {places['models_columns']} FROM {rows(places['models_files'])}",
+        annotations=read_annotations(f"database_files('/{paths.ANNOTATIONS}')") if annotated else None,
+        layers=rows(places["layers_files"]),
+        bases=parquet_rows(places["bases"]),
+        all_histograms=parquet_rows("histogram_files()"),
+        histograms=parquet_rows("histogram_files(kernel)"),
+        filters={
+            kernel: rows(
+                "/" + (paths.shards_pattern(f"filters_{kernel}") if published else paths.filters_pattern(kernel))
+            )
+            for kernel in sizes
+        },
+    )
+    return {one.name: one for one in found} | assembled(relations)
+
+
+def parquet_rows(files: str) -> str:
+    """The relation of some Parquet files, given as SQL."""
+    return f"read_parquet({files}, hive_partitioning = false)"
+
+
+@dataclass(frozen=True)
+class Relations:
+    """Where the tables of a database are, as SQL: what the templates are filled with.
+
+    Attributes:
+        models_stored: The query for the models table.
+        annotations: The query for the annotations; None if there are none.
+        layers: The relation of the layers, which may be of models that do not exist any more.
+        bases: The relation of the bases.
+        all_histograms: The relation of the histograms.
+        histograms: The same, where the macro argument ``kernel`` may narrow it.
+        filters: The relation of the filters of each kernel size.
+        key: The columns that say which model a row of these relations belongs to.
+    """
+
+    models_stored: str
+    annotations: str | None
+    layers: str
+    bases: str
+    all_histograms: str
+    histograms: str
+    filters: Mapping[str, str]
+    key: tuple[str, ...] = ("model_id",)
+
+
+def assembled(relations: Relations) -> dict[str, Definition]:
+    """The views and macros over some relations by name, in an order in which they can be created."""
+    key = ", ".join(relations.key)
+    more = ", ".join(relations.key[1:])
+    views = _template("views.sql").substitute(
+        papers_layer=PAPERS_LAYER,
+        models_stored=relations.models_stored,
+        layers=relations.layers,
+        bases=relations.bases,
+        all_histograms=relations.all_histograms,
+        key=key,
+        own=f"* EXCLUDE ({more})" if more else "*",
+        **annotated_models(relations.annotations),
+    )
+    macros = _template("macros.sql").substitute(histograms=relations.histograms)
+    texts = [views, macros]
+    texts += [_template(name).template for name in ("quality.sql", "descriptors.sql", "structure.sql", "search.sql")]
     found = [one for text in texts for one in _split(text)]
-    found += [one for kernel in sizes for one in _split(_kernel_block(kernel, published), kernel)]
+    for kernel, filters in relations.filters.items():
+        found += _split(_kernel_block(kernel, filters, key), kernel)
     return {one.name: one for one in found}
 
 

@@ -5,5 +5,5 @@
 CREATE OR REPLACE VIEW filters_$kernel AS
 SELECT model_id, layer, out_channel, in_channel, $columns,
        CAST([$columns] AS FLOAT[$size]) AS w
-FROM read_parquet(database_files('$filters'), hive_partitioning = false)
-SEMI JOIN models USING (model_id);
+FROM $filters
+SEMI JOIN models USING ($key);

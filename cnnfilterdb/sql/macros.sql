@@ -91,7 +91,7 @@ WITH chosen AS (
     -- Histograms of removed models, or of weights that a layer no longer has, match nothing, so they need not be
     -- filtered out as the view `histograms` does.
     FROM weighted AS w LEFT JOIN (
-        SELECT * FROM read_parquet(histogram_files(kernel), hive_partitioning = false) AS inner_h
+        SELECT * FROM $histograms AS inner_h
         WHERE inner_h.basis_id = (SELECT basis_id FROM chosen)
           AND inner_h.recipe = CASE WHEN recipe IN ('cvpr2022', 'medneurips2022') THEN recipe
                                     ELSE error('recipe: ''' || recipe || ''' is not one of cvpr2022, medneurips2022') END

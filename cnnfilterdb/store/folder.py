@@ -28,6 +28,8 @@ from pathlib import Path
 import pyarrow as pa
 from filelock import FileLock, Timeout
 
+from cnnfilterdb import sql
+from cnnfilterdb.analysis.storage import Storage
 from cnnfilterdb.core import paths
 from cnnfilterdb.core.reports import Problem, Progress
 from cnnfilterdb.core.schema import (
@@ -83,15 +85,17 @@ LOCK_SECONDS = 5.0
 _REMOVAL = "removal"
 
 
-class Store:
+class Store(Storage):
     """A database folder. Made by :meth:`create` or :meth:`open`.
 
     Attributes:
         path: The folder.
+        location: The same as text, with links resolved.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = paths.root(path)
+        self.location = str(self.path.resolve())
         self._recovered = False
 
     def __repr__(self) -> str:
@@ -209,24 +213,19 @@ class Store:
     # ------------------------------------------------------------------------------------------------ read
 
     @property
-    def location(self) -> str:
-        """The folder, as an absolute path."""
-        return str(self.path.resolve())
-
-    @property
-    def published(self) -> bool:
-        """False: each model has its own files, unlike in a release."""
-        return False
-
-    @property
     def annotated(self) -> bool:
         """Whether a file of annotations exists."""
         return (self.path / paths.ANNOTATIONS).exists()
 
     damage = first_damage
 
-    def attach(self, connection: object) -> None:
-        """Do nothing: DuckDB can read folders."""
+    def folders(self) -> list[str]:
+        """The folder."""
+        return [self.location]
+
+    def definitions(self) -> dict[str, sql.Definition]:
+        """Its views and macros."""
+        return sql.definitions(self.kernels(), annotated=self.annotated)
 
     def slug(self, model_id: str) -> str:
         """Name of the files of a model; see :func:`cnnfilterdb.core.paths.slug`."""

@@ -1,0 +1,79 @@
+"""Where a database is: what a folder, a release and several parts have in common for those who read them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from cnnfilterdb.core.reports import Problem, Progress
+from cnnfilterdb.scan.scan import FilterFile
+from cnnfilterdb.scan.steady import Snapshot
+from cnnfilterdb.sql import Definition
+
+if TYPE_CHECKING:
+    import duckdb
+
+__all__ = ["Storage"]
+
+
+class Storage(ABC):
+    """Where a database is: a folder (:class:`~cnnfilterdb.store.folder.Store`), a release, or parts that are either.
+
+    Attributes:
+        location: Its path or address, as DuckDB and users write it.
+        published: Whether it never changes, as a release.
+    """
+
+    location: str
+    published: bool = False
+
+    @property
+    def annotated(self) -> bool:
+        """Whether it has annotations."""
+        return False
+
+    @abstractmethod
+    def definitions(self) -> dict[str, Definition]:
+        """Its views and macros by name, in an order in which they can be created."""
+
+    @abstractmethod
+    def snapshot(self) -> Snapshot:
+        """Its state; a query compares it to detect that files were replaced while it ran."""
+
+    @abstractmethod
+    def model_ids(self) -> list[str]:
+        """Keys of its models, sorted."""
+
+    @abstractmethod
+    def kernels(self) -> list[str]:
+        """Kernel sizes of its filters, sorted by number of weights, then by name."""
+
+    @abstractmethod
+    def filter_files(self, kernel: str, model_ids: Iterable[str] | None = None) -> Sequence[FilterFile]:
+        """The Parquet files of a kernel size that may contain some models; by default of all."""
+
+    @abstractmethod
+    def verify(self, *, progress: Progress | None = None) -> list[Problem]:
+        """Check every count and every hash."""
+
+    def places(self) -> list[str]:
+        """The folders and addresses that its views read."""
+        return [self.location]
+
+    def folders(self) -> list[str]:
+        """Those of them that are database folders, in which each file is of one model."""
+        return []
+
+    def attach(self, connection: duckdb.DuckDBPyConnection) -> None:
+        """Enable a connection to reach it; DuckDB itself can read folders."""
+
+    def check(self, query: str) -> None:
+        """Check the tables that a query may read, before DuckDB reads them."""
+
+    def require_filters(self) -> None:
+        """Make sure that it has filters, not only their statistics."""
+
+    def damage(self) -> str | None:
+        """A file that cannot be read and what is wrong with it, asked after a query failed."""
+        return None

@@ -156,7 +156,8 @@ class Connection:
                 for folder in self._storage.folders():
                     place = sql.literal(f"{sql.without_wildcards(folder)}/{pattern}")
                     found += cursor.execute(
-                        f"SELECT file_name, num_rows FROM parquet_file_metadata({place}) WHERE num_rows > {most} LIMIT 1"
+                        f"SELECT file_name, num_rows FROM parquet_file_metadata({place}) "
+                        f"WHERE num_rows > {most} LIMIT 1"
                     ).fetchall()
             except duckdb.Error as error:
                 unreadable = self._unreadable(error)

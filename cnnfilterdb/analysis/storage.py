@@ -65,13 +65,13 @@ class Storage(ABC):
         """Those of them that are database folders, in which each file is of one model."""
         return []
 
-    def attach(self, connection: duckdb.DuckDBPyConnection) -> None:
+    def attach(self, connection: duckdb.DuckDBPyConnection) -> None:  # noqa: B027 (most storages need nothing)
         """Enable a connection to reach it; DuckDB itself can read folders."""
 
-    def check(self, query: str) -> None:
+    def check(self, query: str) -> None:  # noqa: B027 (most storages need nothing)
         """Check the tables that a query may read, before DuckDB reads them."""
 
-    def require_filters(self) -> None:
+    def require_filters(self) -> None:  # noqa: B027 (most storages need nothing)
         """Make sure that it has filters, not only their statistics."""
 
     def damage(self) -> str | None:

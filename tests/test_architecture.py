@@ -172,6 +172,19 @@ def test_a_question_to_the_index_loads_no_heavy_library(sample_path):
     assert (done.stdout.strip(), done.stderr) == ("", "")
 
 
+def test_verbs_that_print_rows_load_no_data_frames(sample_path):
+    code = (
+        "import sys\n"
+        "from cnnfilterdb.cli import cli\n"
+        "for verb in (['models'], ['sql', 'SELECT model_id, domain FROM models'], ['sql', 'FROM kl_shift(domain)']):\n"
+        f"    cli.main([*verb, '--db', {str(sample_path)!r}], standalone_mode=False)\n"
+        "print(*sorted({'pandas', 'pyarrow.compute', 'pyarrow.dataset'} & set(sys.modules)), file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.strip()) == (0, "")
+    assert "group_a" in done.stdout
+
+
 def test_only_paths_spells_the_names_of_files():
     # Names of columns, tables and folders of other things are texts too: only whole paths and file names are found.
     spelt = re.compile(

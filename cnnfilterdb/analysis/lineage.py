@@ -7,11 +7,10 @@ were trained apart do not. A network whose channels are permuted computes the sa
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import pyarrow as pa
 
 from cnnfilterdb import stats
@@ -19,6 +18,9 @@ from cnnfilterdb.core.schema import kernel_shape, weight_columns
 from cnnfilterdb.scan.ordered import filters_of
 from cnnfilterdb.scan.scan import FilterFiles
 from cnnfilterdb.stats import Basis, Histogram, WeightDifference, weight_difference
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["RELATED", "diff_frame", "paired_layers", "relation"]
 
@@ -115,6 +117,8 @@ def diff_frame(
         bases: A basis with a range for each kernel size whose coefficients are compared.
         component_weights: The weights of its components.
     """
+    import pandas as pd
+
     rows_a, rows_b = first.to_pylist(), second.to_pylist()
     pairs = paired_layers(rows_a, rows_b)
     weights = [dict(_weights(storage, rows)) for rows in (rows_a, rows_b)]

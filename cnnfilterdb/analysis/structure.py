@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, fields
+from typing import TYPE_CHECKING
 
 import duckdb
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import pyarrow as pa
 
 from cnnfilterdb import stats
@@ -19,6 +19,9 @@ from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.scan.ordered import filters_of
 from cnnfilterdb.scan.scan import FilterFiles
 from cnnfilterdb.sql import literal
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["first_layers", "overlap", "spectra"]
 
@@ -32,6 +35,8 @@ def overlap(rows: pa.Table, by: str, kernel: str, dimensions: int) -> pd.DataFra
         kernel: Kernel size.
         dimensions: Number of components.
     """
+    import pandas as pd
+
     coded = rows["group"].combine_chunks().dictionary_encode()
     numbers = coded.indices.to_numpy()
     edges = np.flatnonzero(np.diff(numbers, prepend=-1))
@@ -53,6 +58,8 @@ def overlap(rows: pa.Table, by: str, kernel: str, dimensions: int) -> pd.DataFra
 
 def spectra(store: FilterFiles, connection: duckdb.DuckDBPyConnection, where: str | None, kernel: str) -> pd.DataFrame:
     """The frame of :meth:`Reader.spectra`: one row per layer, by one pass over the filters with a layer in memory."""
+    import pandas as pd
+
     kernel_shape(kernel)
     chosen = run(
         connection,
@@ -72,6 +79,8 @@ def first_layers(
     store: FilterFiles, connection: duckdb.DuckDBPyConnection, where: str | None, kernel: str
 ) -> pd.DataFrame:
     """The frame of :meth:`Reader.first_layer_profile`."""
+    import pandas as pd
+
     height, width = kernel_shape(kernel)
     chosen = run(
         connection,

@@ -45,11 +45,9 @@ def models(available: bool, source: str | None, licenses: bool, where: str | Non
             "untrained",
         ]
         table = table.select([column for column in columns if column in table.column_names])
-        # NULL stays NULL in every other format.
-        table = table.set_column(table.column_names.index("license"), "license", table["license"].fill_null("unknown"))
         if "untrained" in table.column_names and not any(table["untrained"].to_pylist()):
-            table = table.drop_columns("untrained")
-    emit(table, rows)
+            table = table.select(table.column_names[:-1])
+    emit(table, rows, missing={"license": "unknown"})
 
 
 @click.command(short_help="List convolution layers with their statistics.")

@@ -93,12 +93,13 @@ class Output:
         return self.chosen() == "table" and self.output is None
 
 
-def emit(rows: pd.DataFrame | pa.Table, how: Output) -> None:
+def emit(rows: pd.DataFrame | pa.Table, how: Output, *, missing: Mapping[str, str] | None = None) -> None:
     """Print rows, or write them to a file.
 
     Args:
         rows: A table; the index of a frame is not written.
         how: Format and place.
+        missing: What a table shows for NULL, by column; in every other format NULL stays NULL.
     """
     import pyarrow as pa
 
@@ -106,7 +107,7 @@ def emit(rows: pd.DataFrame | pa.Table, how: Output) -> None:
     table = table.replace_schema_metadata(None)
     style = how.chosen()
     if style == "table" and how.output is None:
-        _print_table(table, how.limit)
+        _print_table(table, how.limit, missing or {})
         return
     if how.output is None and on_terminal() and style in ("parquet", "arrow"):
         raise click.UsageError(f"{style} is binary: add -o FILE or redirect standard output")
@@ -129,14 +130,14 @@ def encoded(table: pa.Table, style: str) -> str | bytes:
     return rows.encoded(table, style)
 
 
-def _print_table(table: pa.Table, limit: int | None) -> None:
+def _print_table(table: pa.Table, limit: int | None, missing: Mapping[str, str]) -> None:
     terminal = on_terminal()
     if not table.num_columns:
         return
     shown = (_ROWS if terminal else 0) if limit is None else limit
     part = table.slice(0, shown) if shown else table
     width = shutil.get_terminal_size().columns if terminal else None
-    text, change = table_text(columns_of(part, short=terminal), width)
+    text, change = table_text(columns_of(part, short=terminal, missing=missing), width)
     click.echo(text, nl=False)
     rest = table.num_rows - part.num_rows
     remarks = [f"{rest:,} more rows; --rows 0 prints all"] if rest else []

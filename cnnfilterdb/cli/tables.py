@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -43,12 +43,13 @@ class Column:
         return max([_width(self.title), *map(_width, self.cells)])
 
 
-def columns_of(table: pa.Table, *, short: bool) -> list[Column]:
+def columns_of(table: pa.Table, *, short: bool, missing: Mapping[str, str] | None = None) -> list[Column]:
     """The columns of a table as text.
 
     Args:
         table: Any table.
         short: Show only the first values of lists, followed by the number of values.
+        missing: Texts for NULL, by column.
     """
     from pyarrow import types
 
@@ -62,7 +63,9 @@ def columns_of(table: pa.Table, *, short: bool) -> list[Column]:
             texts = ["" if value is None else f"{value:,}" for value in values]
             columns.append(Column(escaped(name), texts, right=True))
         else:
-            columns.append(Column(escaped(name), [_cell(value, short) for value in values]))
+            absent = (missing or {}).get(name, "")
+            cells = [absent if value is None else _cell(value, short) for value in values]
+            columns.append(Column(escaped(name), cells))
     return columns
 
 

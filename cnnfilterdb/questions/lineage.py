@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from cnnfilterdb.analysis import lineage
 from cnnfilterdb.analysis.queries import run
@@ -10,6 +10,9 @@ from cnnfilterdb.errors import SelectionError, unknown_model
 from cnnfilterdb.questions.structure import Structure
 from cnnfilterdb.questions.tables import undisturbed
 from cnnfilterdb.sql import literal
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["Lineage"]
 

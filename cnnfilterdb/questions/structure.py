@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-import pandas as pd
 
 from cnnfilterdb import sql as sqltext
 from cnnfilterdb import stats
@@ -16,6 +17,9 @@ from cnnfilterdb.core.schema import kernel_shape
 from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.questions.conclusions import Conclusions
 from cnnfilterdb.questions.tables import undisturbed
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["Structure"]
 

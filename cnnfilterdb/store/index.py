@@ -148,11 +148,11 @@ class Index(Bases):
 
     def unindexed(self) -> list[str]:
         """Kernel sizes that could have a basis but have none."""
-        import pyarrow.compute as pc
-
         current = self.current()
         wanted = [kernel for kernel in self.store.kernels() if kernel not in current and indexable(kernel)]
         if wanted and (state := self.store.snapshot()) != self._unfit.get("state"):
+            import pyarrow.compute as pc
+
             # For example sizes that only transposed layers have, on which nothing is fitted; checked once per state.
             layers = papers_layers(
                 self.store.layers(columns=("model_id", "kernel", "kind", "dead", "stored", "filters"))
@@ -429,11 +429,11 @@ def _read_basis(root: Path, path: str, changed: int, inode: int) -> tuple[Fitted
 
 
 def _only_row(table: pa.Table) -> dict[str, Any]:
-    """The row of a table of one row; for times, pyarrow would import pandas, which takes longer than the rest."""
+    """The row of a table of one row; for times, and to cast, pyarrow imports modules that take longer."""
     times = [field.name for field in table.schema if pa.types.is_timestamp(field.type)]
     row: dict[str, Any] = table.drop_columns(times).to_pylist()[0]
     for name in times:
-        microseconds = table[name].cast(pa.int64())[0].as_py()
+        microseconds = table[name].chunk(0).view(pa.int64())[0].as_py()
         row[name] = None if microseconds is None else _EPOCH + timedelta(microseconds=microseconds)
     return row
 
@@ -455,7 +455,7 @@ def _read_sealed(root: Path, path: str, schema: pa.Schema) -> pa.Table:
         raise CorruptError("its checksum is missing or wrong")
     opened = pq.ParquetFile(file)
     check_size(opened, file)
-    table = opened.read()
+    table = opened.read(use_threads=False)
     if not table.schema.equals(schema):
         raise CorruptError("its columns are those of another version")
     return table

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from cnnfilterdb import stats
-from cnnfilterdb.core.reports import Progress, printable
+from cnnfilterdb.core.reports import Progress, counted, printable
 from cnnfilterdb.core.schema import LAYERS, papers_layers
 from cnnfilterdb.errors import BadWeightsError, SelectionError, WeightFileError
 from cnnfilterdb.ingest.measurement import measure
@@ -153,11 +153,11 @@ class Inspection:
     def coverage(self) -> tuple[str, ...]:
         """How much was read, and what was excluded for which reason, one line each."""
         stored = self.layers[self.layers["stored"]]
-        text = f"read {len(self.layers):,} convolution layers"
+        text = f"read {counted(len(self.layers), 'convolution layer')}"
         if others := len(self.layers) - len(stored):
             what = "1x1" if others == (self.layers["kernel"] == "1x1").sum() else "1x1, empty or too large to be stored"
             text += f", {others:,} of them {what}"
-        text += f"; {int(stored['filters'].sum()):,} spatial kernels"
+        text += f"; {counted(stored['filters'].sum(), 'spatial kernel')}"
         held = int((self.layers["filters"] * self.layers["kernel_h"] * self.layers["kernel_w"]).sum())
         if self.parameters and held <= self.parameters:
             text += f"; {held:,} of {self.parameters:,} parameters are in these layers ({held / self.parameters:.1%})"

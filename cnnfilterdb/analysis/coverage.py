@@ -10,6 +10,7 @@ import duckdb
 
 from cnnfilterdb.analysis.groups import Grouping
 from cnnfilterdb.analysis.queries import condition, expression, run
+from cnnfilterdb.core.reports import counted
 from cnnfilterdb.sql import literal
 from cnnfilterdb.sql.expressions import is_constant
 
@@ -61,8 +62,8 @@ class Coverage:
             f"{self.used_filters:,} of {self.filters:,} filters"
         )
         reasons = [
-            f"{count:,} {noun if count != 1 else noun[:-1]} {reason}"
-            for noun, found in (("models", self.models_without), ("layers", self.layers_without))
+            f"{counted(count, noun)} {reason}"
+            for noun, found in (("model", self.models_without), ("layer", self.layers_without))
             for reason, count in found.items()
         ]
         return used + (f"; not used: {', '.join(reasons)}" if reasons else "")

@@ -30,7 +30,59 @@ from cnnfilterdb.errors import CnnFilterDbError, QueryError, SelectionError
 __all__ = ["cli", "main"]
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+#: The verbs by theme, as the help lists them. Their modules never have the name of a verb, so ``cnnfilterdb.cli.x`` is
+#: a module.
+_THEMES: dict[str, tuple[click.Command, ...]] = {
+    "Import models": (
+        ingesting.demo,
+        ingesting.ingest,
+        ingesting.add,
+        ingesting.import_,
+        exchange.pull,
+        exchange.merge,
+    ),
+    "Look up": (
+        listings.models,
+        listings.layers,
+        listings.sql,
+        listings.nearest,
+        listings.shared,
+        listings.vocabulary,
+        inspecting.inspect,
+    ),
+    "Compare": (
+        comparison.shift,
+        conclusions.test,
+        conclusions.explain,
+        comparison.quality,
+        comparison.structure,
+        comparison.diff,
+        comparison.basis,
+    ),
+    "Show": (exploring.explore, figures.plot, figures.report, conclusions.study),
+    "Share": (exchange.publish, exchange.releases, exchange.export),
+    "Maintain": (
+        maintenance.index,
+        maintenance.annotate,
+        maintenance.remove,
+        maintenance.verify,
+        maintenance.cache,
+    ),
+}
+
+
+class _Themed(click.Group):
+    """A group whose help lists its verbs under the headings of their themes."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        longest = max(map(len, self.commands))
+        width = formatter.width - 6 - longest
+        for theme, verbs in _THEMES.items():
+            with formatter.section(theme):
+                formatter.write_dl([(f"{verb.name:<{longest}}", verb.get_short_help_str(width)) for verb in verbs])
+
+
+@click.group(cls=_Themed, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="cnnfilterdb")
 def cli() -> None:
     """A database of the kernels of trained convolutional networks.
@@ -41,42 +93,9 @@ def cli() -> None:
 
 _INTERRUPTED = "Interrupted. Finished models were kept; repeat the command to resume."
 
-# The verbs are grouped by theme in modules that never have the name of a verb, so `cnnfilterdb.cli.x` is a module.
-for _verb in (
-    ingesting.demo,
-    ingesting.ingest,
-    ingesting.add,
-    inspecting.inspect,
-    maintenance.annotate,
-    ingesting.import_,
-    maintenance.index,
-    listings.models,
-    listings.layers,
-    listings.sql,
-    comparison.shift,
-    comparison.basis,
-    comparison.quality,
-    comparison.structure,
-    conclusions.test,
-    conclusions.explain,
-    conclusions.study,
-    listings.nearest,
-    listings.shared,
-    comparison.diff,
-    listings.vocabulary,
-    figures.plot,
-    figures.report,
-    exploring.explore,
-    exchange.publish,
-    exchange.pull,
-    exchange.releases,
-    exchange.merge,
-    exchange.export,
-    maintenance.cache,
-    maintenance.verify,
-    maintenance.remove,
-):
-    cli.add_command(quiet_everywhere(_verb))
+for _verbs in _THEMES.values():
+    for _verb in _verbs:
+        cli.add_command(quiet_everywhere(_verb))
 
 
 def main() -> None:

@@ -120,7 +120,7 @@ def diff(model_a: str, model_b: str, rows: Output, path: Path) -> None:
                        + (", ..." if len(names) > 5 else ""))  # fmt: skip
 
 
-@click.command(short_help="Quality of the layers of each group.")
+@click.command(short_help="Show the quality of layers, by group.")
 @click.argument("by")
 @where_option
 @kernel_option
@@ -152,7 +152,7 @@ def quality(
         print_basis(attrs)
 
 
-@click.command(short_help="Symmetry, position and subspaces of the kernels of each group.")
+@click.command(short_help="Show symmetry and position of kernels, by group.")
 @click.argument("by")
 @click.option("--positions", is_flag=True, help="How the energy of kernels is distributed over positions.")
 @click.option("--correlation", is_flag=True, help="Correlation of weights by their distance.")

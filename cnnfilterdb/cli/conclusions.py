@@ -78,7 +78,7 @@ def test(
         _print_how(frame.attrs)
 
 
-@click.command(short_help="Show how much factors explain of the differences.")
+@click.command(short_help="Show which factors explain the differences.")
 @click.argument("factors", nargs=-1, required=True)
 @click.option("--marginal", is_flag=True, help="Each factor after all others, instead of after those before it.")
 @_within_option
@@ -113,7 +113,7 @@ def explain(
 _STUDY_FORMATS = {".html": "html", ".htm": "html", ".md": "md", ".json": "json"}
 
 
-@click.command(short_help="Write a study: what do these models say about a question of the papers?")
+@click.command(short_help="Answer a question of the papers in a report.")
 @click.argument("name", type=click.Choice(["medical"]))
 @click.option(
     "--output",

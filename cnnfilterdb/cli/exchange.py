@@ -21,6 +21,7 @@ from cnnfilterdb.cli.options import (
 )
 from cnnfilterdb.cli.output import Output, emit, say, warn
 from cnnfilterdb.cli.progress import progress_bars
+from cnnfilterdb.core.reports import counted
 from cnnfilterdb.errors import DatabaseError
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def publish(
         _print_files(manifest)
         _print_left_out(manifest.left_out)
     if isinstance(done, Manifest):
-        say(f"{folder}: release {manifest.version} of {manifest.models:,} models; nothing was uploaded")
+        say(f"{folder}: release {manifest.version} of {counted(manifest.models, 'model')}; nothing was uploaded")
         return
     say(
         f"published {done.tag}: {done.url} ({done.new_files} new files, at most {done.uploaded_bytes / 1e6:,.1f} MB "
@@ -87,13 +88,14 @@ def _print_files(manifest: Manifest) -> None:
     for table in manifest.tables():
         files = manifest.of(table)
         size = sum(file.bytes for file in files)
-        click.echo(f"{table:<16} {sum(file.rows for file in files):>14,} rows {len(files):>5} files {size:>16,} bytes")
+        rows = sum(file.rows for file in files)
+        click.echo(f"{table:<16} {rows:>14,} rows {counted(len(files), 'file'):>11} {size:>16,} bytes")
 
 
 def _print_left_out(left_out: tuple[LeftOut, ...]) -> None:
     if not left_out:
         return
-    click.echo(f"\n{len(left_out)} models are left out:")
+    click.echo(f"\nleft out: {counted(len(left_out), 'model')}")
     reasons = Counter((left.license or "no licence", left.reason) for left in left_out)
     for (license_, reason), count in reasons.most_common():
         say(f"  {count:>5}  {license_}: {reason}")
@@ -179,7 +181,7 @@ def export(
     where = models_condition(db, models, where)
     with progress_bars(quiet) as progress:
         done = db.export(file, to=format_, where=where, kernel=kernel, progress=progress)
-    say(f"{done.path}: {done.filters:,} filters of {done.models:,} models, {done.bytes:,} bytes")
+    say(f"{done.path}: {counted(done.filters, 'filter')} of {counted(done.models, 'model')}, {done.bytes:,} bytes")
 
 
 def _models(progress: Callable[[str, int, int], None]) -> Callable[[str, int, int], None]:
@@ -200,4 +202,6 @@ def _summary(outcome: TransferReport, quiet: bool) -> None:
     if outcome.stopped:
         raise DatabaseError(f"stopped: {outcome.stopped}")
     if outcome.failed:
-        raise DatabaseError(f"{len(outcome.failed)} models could not be imported; repeat the command to try them again")
+        raise DatabaseError(
+            f"{counted(len(outcome.failed), 'model')} could not be imported; repeat the command to try again"
+        )

@@ -12,17 +12,17 @@ from cnnfilterdb.cli.output import say
 __all__ = ["explore"]
 
 
-@click.command(short_help="Look at the database in the browser.")
+@click.command(short_help="Explore the database in the browser.")
 @click.option("--port", type=click.IntRange(1, 65535), help="Port; by default 8737, or a free one if it is in use.")
 @click.option("--host", default="127.0.0.1", show_default=True, metavar="ADDRESS",
-              help="Address to listen on. Any but loopback lets other machines in, over unencrypted HTTP.")  # fmt: skip
+              help="Address to listen on. Others than loopback let other machines connect, by plain HTTP.")  # fmt: skip
 @click.option("--no-browser", is_flag=True, help="Print the URL, and do not open the browser.")
 @click.option("--seconds", type=click.FloatRange(min=1), default=60, show_default=True,
-              help="Time limit of a question.")  # fmt: skip
+              help="Time limit of a query, in seconds.")  # fmt: skip
 @click.option("--memory", default="512MB", show_default=True, metavar="SIZE", help="Memory limit of DuckDB.")
 @db_option
 def explore(path: Path | str, port: int | None, host: str, no_browser: bool, seconds: float, memory: str) -> None:
-    """Look at the database in the browser: models, groups, a map, layers, kernels, SQL.
+    """Explore the database in the browser: models, groups, a map, layers, kernels, SQL.
 
     The printed URL contains a token, without which nothing is answered. Nothing is written to the database.
     """

@@ -16,6 +16,7 @@ from cnnfilterdb.cli.options import db_option, fact_options, network_options, op
 from cnnfilterdb.cli.output import print_shift, print_summary, remark, say, warn
 from cnnfilterdb.cli.progress import progress_bars, progress_observer, status
 from cnnfilterdb.core.paths import MARKER
+from cnnfilterdb.core.reports import counted
 from cnnfilterdb.errors import WeightFileError
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def add(
 ) -> None:  # fmt: skip
     """Add a weight FILE of your own, and list what was left out of it.
 
-    The options in capitals TEXT are facts about it.
+    Options that take TEXT record facts about the model.
     """
     from cnnfilterdb import catalog
 
@@ -172,7 +173,7 @@ def _coverage(db: FilterDB, model_ids: list[str]) -> str:
         "WHERE list_contains($1, model_id)",
         [model_ids],
     ).fetchall()[0]
-    text = f"{layers:,} convolution layers, {filters:,} filters"
+    text = f"{counted(layers, 'convolution layer')}, {counted(filters, 'filter')}"
     return f"{text}; {weights:,} of {parameters:,} parameters" if known else text
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["inspect"]
 
 
-@click.command(short_help="Look at a weight file, without a database.")
+@click.command(short_help="Describe a weight file and its layers.")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--fold-bn", is_flag=True, help="Fold batch normalisations into the kernels first.")
 @network_options

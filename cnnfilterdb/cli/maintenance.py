@@ -18,6 +18,7 @@ from cnnfilterdb.cli.options import (
 )
 from cnnfilterdb.cli.output import Output, emit, remark, say
 from cnnfilterdb.cli.progress import progress_bars
+from cnnfilterdb.core.reports import counted
 from cnnfilterdb.errors import CorruptError
 
 __all__ = ["annotate", "cache", "index", "remove", "verify"]
@@ -48,7 +49,7 @@ def annotate(
     known = {key: value for key, value in facts.items() if value is not None}
     db = open_database(path)
     annotated = db.annotate(*models, where=where, file=file, reset=reset, new_words=new_word, **known)
-    say(f"annotated {len(annotated)} models")
+    say(f"annotated {counted(len(annotated), 'model')}")
 
 
 @click.command(short_help="Update bases and histograms.")
@@ -63,8 +64,8 @@ def index(refit: bool, prune: bool, path: Path, quiet: bool) -> None:
         db.index(refit=refit, prune=prune, progress=progress)
     for fitted in db.bases():
         ratios = " ".join(f"{ratio:.3f}" for ratio in fitted.basis.explained_variance_ratio[:9])
-        say(f"{fitted.basis_id}: {len(fitted.models)} models, {fitted.layers:,} layers, "
-                   f"{fitted.basis.filters:,} filters; explained variance ratio {ratios}")  # fmt: skip
+        say(f"{fitted.basis_id}: {counted(len(fitted.models), 'model')}, {counted(fitted.layers, 'layer')}, "
+                   f"{counted(fitted.basis.filters, 'filter')}; explained variance ratio {ratios}")  # fmt: skip
 
 
 @click.command(short_help="Check all counts and hashes.")
@@ -97,7 +98,7 @@ def verify(models: tuple[str, ...], repair: bool, path: Path, quiet: bool) -> No
         remedy = "ingest the models named above again" if repair else "`cnnfilterdb verify --repair` sets them aside"
         raise CorruptError(f"{len(problems)} problems in {path}; {remedy}")
     count = len(matching(models, db.storage.model_ids())) if models else len(db.storage.model_ids())
-    say(f"{path}: {count} models, all counts and hashes are correct")
+    say(f"{path}: {counted(count, 'model')}, all counts and hashes are correct")
 
 
 @click.command(short_help="Remove models.")
@@ -114,7 +115,7 @@ def remove(models: tuple[str, ...], path: Path) -> None:
     db = open_database(path)
     chosen = matching(models, db.storage.model_ids())
     db.remove(*chosen)
-    say(f"removed {len(chosen)} models; {len(db.storage.model_ids())} models are left")
+    say(f"removed {counted(len(chosen), 'model')}; {len(db.storage.model_ids()):,} left")
 
 
 @click.command(short_help="List or clear the cache of downloads.")
@@ -149,4 +150,7 @@ def cache(action: str, rows: Output) -> None:
     emit(table, rows)
     if rows.for_people():
         total = sum(entry.bytes for entry in entries)
-        remark(f"{files.folder}: {len(entries):,} files, {total / 1e6:,.1f} MB; `cnnfilterdb cache clear` deletes them")
+        remark(
+            f"{files.folder}: {counted(len(entries), 'file')}, {total / 1e6:,.1f} MB; "
+            "`cnnfilterdb cache clear` deletes them"
+        )

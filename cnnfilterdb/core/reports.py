@@ -18,6 +18,7 @@ __all__ = [
     "Problem",
     "Progress",
     "TransferReport",
+    "counted",
     "escaped",
     "html_table",
     "printable",
@@ -189,6 +190,15 @@ def html_table(caption: str, rows: Sequence[Mapping[str, Any]]) -> str:
         + "".join(line("td", list(row.values())) for row in rows)
         + "</table>"
     )
+
+
+def counted(count: float, noun: str) -> str:
+    """A number with its noun, in the plural unless it is 1.
+
+    >>> counted(1, "model"), counted(1752, "filter")
+    ('1 model', '1,752 filters')
+    """
+    return f"{int(count):,} {noun}{'s' * (count != 1)}"
 
 
 def printable(text: object) -> str:

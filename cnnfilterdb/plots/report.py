@@ -23,6 +23,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure as MatplotlibFigure
 from PIL import Image
 
+from cnnfilterdb.core.reports import counted
 from cnnfilterdb.core.schema import kernel_shape
 from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.plots.heatmap import METRIC_LABELS, ordered_groups
@@ -231,10 +232,6 @@ def _grouping(data: ReportData, grouping: GroupingData) -> dict[str, Any] | None
 # ------------------------------------------------------------------------------------------------------------ tables
 
 
-def _plural(count: float, noun: str) -> str:
-    return f"{int(count):,} {noun}" if count == 1 else f"{int(count):,} {noun}s"
-
-
 def _cell(value: object, *, flags: tuple[_Link, ...] = (), href: str | None = None) -> _Cell:
     if is_unknown(value):
         return _Cell("–", None, href, flags)
@@ -426,7 +423,7 @@ def _map(data: ReportData, grouping: GroupingData, groups: pd.DataFrame | None) 
     apart = [key for key in drawn if key in small]
     if apart:
         caption.append(
-            f"{_plural(len(apart), 'group')} of fewer than {_FEWEST_PER_BIN * bins:,} filters, too few for reliable "
+            f"{counted(len(apart), 'group')} of fewer than {_FEWEST_PER_BIN * bins:,} filters, too few for reliable "
             "histograms, are set apart and do not influence the colours."
         )
     if len(order) > len(drawn):
@@ -549,13 +546,13 @@ def _method(data: ReportData, method: Method | None) -> dict[str, Any] | None:
     outside = f"{method.outside:,} of {values:,} coefficient values"
     if values:
         outside += f" ({100 * method.outside / values:.3g} %)"
-    fitted = [_plural(method.basis_models, "model")] if method.basis_models else []
-    fitted.append(_plural(method.basis_filters, "filter"))
+    fitted = [counted(method.basis_models, "model")] if method.basis_models else []
+    fitted.append(counted(method.basis_filters, "filter"))
     facts = [
         ("Recipe", method.recipe),
         ("Basis", method.basis_id or "fitted for this report"),
         ("Fitted on", ", ".join(fitted)),
-        ("Counted", _plural(method.filters, "filter")),
+        ("Counted", counted(method.filters, "filter")),
         ("Outside of the range", outside),
     ]
     if method.versions:
@@ -585,7 +582,7 @@ def _licence_note(models: pd.DataFrame) -> str:
     unknown = int(models["license"].isna().sum()) if "license" in models.columns else len(models)
     note = "The weights belong to their authors; the table of models states the licence of each. "
     if unknown:
-        note += f"For {_plural(unknown, 'model')} no licence is recorded: ask the authors before sharing the weights. "
+        note += f"For {counted(unknown, 'model')} no licence is recorded: ask the authors before sharing the weights. "
     return f"{note}If you use a model, cite its own paper too."
 
 

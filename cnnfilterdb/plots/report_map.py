@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.colors import Normalize, to_hex
 
+from cnnfilterdb.core.reports import counted
 from cnnfilterdb.plots.heatmap import brightest
 from cnnfilterdb.plots.style import RULE, SEQUENTIAL, compact, contrast, distinct_labels, label_text, text_width
 
@@ -151,7 +152,7 @@ def heat_map(shift: pd.DataFrame, *, apart: int, sizes: pd.DataFrame | None, lab
 
 
 def _note(row: Mapping[Any, Any]) -> str:
-    return f" ({int(row['models']):,} {'model' if row['models'] == 1 else 'models'}, {compact(row['filters'])} filters)"
+    return f" ({counted(row['models'], 'model')}, {compact(row['filters'])} filters)"
 
 
 def _tick(position: int, top: float, beyond: bool) -> str:

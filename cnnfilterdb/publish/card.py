@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from cnnfilterdb.catalog.entries import CONDITIONS
 from cnnfilterdb.core import paths
+from cnnfilterdb.core.reports import counted
 from cnnfilterdb.core.schema import describe, filter_schema, kernel_order, release_schema
 from cnnfilterdb.publish.licenses import UNKNOWN, Verdict, card_licenses, known, terms
 from cnnfilterdb.publish.markdown import code, line, link, table, text
@@ -224,7 +225,7 @@ def readme(
         conditions=_conditions(models),
         license_notes=_notes(models),
         left_out=_left_out(manifest),
-        untrained=f" Flagged as resembling random initialisation (`untrained`): {_number(untrained)}."
+        untrained=f" Flagged as resembling random initialisation (`untrained`): {counted(untrained, 'model')}."
         if untrained
         else "",
         bibtex=_bibtex(repo, manifest, models),
@@ -336,7 +337,11 @@ def _bases(bases: Sequence[Mapping[str, Any]], models: pd.DataFrame) -> str:
         return "This release has no basis."
     fitted = {model_id for basis in bases for model_id in basis["models"] or []}
     absent = len(fitted.difference(models["model_id"]))
-    note = f"\n\nThe bases were also fitted on {_number(absent)} that this release does not contain." if absent else ""
+    note = (
+        f"\n\nThe bases were also fitted on {counted(absent, 'model')} that this release does not contain."
+        if absent
+        else ""
+    )
     rows = [
         [
             code(basis["basis_id"]),
@@ -414,7 +419,7 @@ def _notes(models: pd.DataFrame) -> str:
     def those(condition: str) -> str:
         names = [name for name, verdict in verdicts.items() if name and condition in verdict.conditions]
         count = sum(name in names for name in stated)
-        return f"{_number(count)} under {'; '.join(_license(name) for name in names)}" if names else ""
+        return f"{counted(count, 'model')} under {'; '.join(_license(name) for name in names)}" if names else ""
 
     notes = []
     if alike := those("share-alike"):
@@ -431,13 +436,9 @@ def _notes(models: pd.DataFrame) -> str:
         count = sum(name in exceptions for name in stated)
         notes.append(
             "**Exceptions.** Included by the publisher of this data set although the licence is not known to permit "
-            f"redistribution: {_number(count)} under {'; '.join(_license(name) for name in exceptions)}."
+            f"redistribution: {counted(count, 'model')} under {'; '.join(_license(name) for name in exceptions)}."
         )
     return "\n\n".join(notes)
-
-
-def _number(count: int) -> str:
-    return f"{count:,} model{'s' * (count != 1)}"
 
 
 def _left_out(manifest: Manifest) -> str:
@@ -452,8 +453,8 @@ def _left_out(manifest: Manifest) -> str:
         for (stated, reason), count in sorted(reasons.items(), key=lambda item: -item[1])
     ]
     return (
-        f"{_number(len(manifest.left_out))} of the database may not be redistributed, or it is not known whether they "
-        f"may; [MODELS.md](MODELS.md#left-out) lists them.\n\n{table(['licence', '>models', 'reason'], rows)}"
+        f"{counted(len(manifest.left_out), 'model')} of the database may not be redistributed, or it is not known whether "
+        f"they may; [MODELS.md](MODELS.md#left-out) lists them.\n\n{table(['licence', '>models', 'reason'], rows)}"
     )
 
 
@@ -485,8 +486,8 @@ def models_page(repo: str, manifest: Manifest, models: pd.DataFrame) -> str:
     ]
     parts = [
         f"# Models of {repo} {manifest.tag}",
-        f"{_number(len(models))}. Each keeps its own licence. Licences link to their text, sources to the origin of "
-        "the weights; the column `models.url` has the full address.",
+        f"{counted(len(models), 'model')}. Each keeps its own licence. Licences link to their text, sources to the origin "
+        "of the weights; the column `models.url` has the full address.",
         "What the licences require:",
         _conditions(models),
         _notes(models),
@@ -551,8 +552,8 @@ def citation(repo: str, manifest: Manifest, models: pd.DataFrame) -> str:
         "message": "Cite this data set, the papers of its method, and the papers of the models that you use.",
         "type": "dataset",
         "title": _title(repo),
-        "abstract": f"{manifest.filters:,} convolution kernels of {_number(len(models))}, with metadata, statistics of "
-        "each layer, SVD bases and histograms.",
+        "abstract": f"{manifest.filters:,} convolution kernels of {counted(len(models), 'model')}, with metadata, statistics "
+        "of each layer, SVD bases and histograms.",
         "authors": [{"name": owner or name}],
         "version": manifest.version,
         "url": _address(repo, manifest),

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from cnnfilterdb import stats
-from cnnfilterdb.core.reports import Progress
+from cnnfilterdb.core.reports import Progress, counted
 from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.study import drawing
 from cnnfilterdb.study.document import Block, Claim, Picture, Rows, Section, Study, number, probability
@@ -159,10 +159,6 @@ _DECISIONS = (
 )
 
 
-def _plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
-
-
 def _interval(one: Contrast) -> str:
     return "" if one.high is None else f"{number(one.low)} to {number(one.high)} nats"
 
@@ -172,7 +168,7 @@ def _effect(one: Contrast) -> str:
 
 
 def _test(one: Contrast) -> str:
-    return f"Permutation test, {one.units} medical against {_plural(one.others, 'other unit')}."
+    return f"Permutation test, {one.units} medical against {counted(one.others, 'other unit')}."
 
 
 def _answer(answered: Answered, factors: Factors | None, outliers: Outliers | None) -> list[str]:
@@ -193,7 +189,7 @@ def _answer(answered: Answered, factors: Factors | None, outliers: Outliers | No
     else:
         first = "The models of this database cannot decide whether medical imaging learns different filters."
     numbers = (
-        f"{_plural(whole.units, 'independent medical unit')} (the models of one package or repository and family "
+        f"{counted(whole.units, 'independent medical unit')} (the models of one package or repository and family "
         f"count "
         f"as one) differ from {whole.others:,} others by {number(whole.shift)} nats; random sets of these sizes "
         f"differ "
@@ -296,7 +292,7 @@ def _claims(
             Claim(
                 "The model nearest to a medical model is medical, more often than by chance",
                 "yes" if found.p <= 0.05 else OPEN if found.models < 10 else "not shown",
-                f"Permutation test, {_plural(found.models, 'medical unit')}, neighbours of other origins.",
+                f"Permutation test, {counted(found.models, 'medical unit')}, neighbours of other origins.",
                 f"{100 * found.share:.0f} %, by chance {100 * found.null_mean:.0f} %",
                 f"by chance below {100 * found.null_high:.0f} % in 95 of 100 cases",
                 found.p,

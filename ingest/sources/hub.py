@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cnnfilterdb.core.reports import counted
 from cnnfilterdb.core.schema import ModelFacts
 from cnnfilterdb.errors import DownloadError, UnknownModelError, WeightFileError
 from cnnfilterdb.ingest.fetch.cache import ByteProgress, Cache, sha256_of
@@ -294,7 +295,8 @@ def _weight_file(name: str, files: Sequence[str]) -> str:
     found = _candidates(files)
     if not found:
         raise DownloadError(
-            f"hub/{name}: no weight file among its {len(files)} files; name another by {name.partition(':')[0]}:FILE"
+            f"hub/{name}: no weight file among its {counted(len(files), 'file')}; "
+            f"name another by {name.partition(':')[0]}:FILE"
         )
     if len(found) > 1:
         shown = ", ".join(found[:8]) + (", ..." if len(found) > 8 else "")

@@ -272,8 +272,8 @@ def run(hub, tmp_path, monkeypatch):
 
 def test_the_verbs(hub, db, run, tmp_path, shift):
     output = run("publish", REPO, "--db", db.path, "--dry-run", tmp_path / "release")
-    assert f"{'filters_3x3':<16} {3190:>14,} rows     1 files" in output
-    assert "1 models are left out:\n      1  no licence: " in output
+    assert f"{'filters_3x3':<16} {3190:>14,} rows      1 file" in output
+    assert "left out: 1 model\n      1  no licence: " in output
     assert output.endswith(f"{tmp_path / 'release'}: release 1.0.0 of 5 models; nothing was uploaded\n")
     assert not hub.asked("")
     assert f"published v1.0.0: {hub.url}/datasets/{REPO}/tree/v1.0.0" in run("publish", REPO, "--db", db.path)
@@ -286,6 +286,6 @@ def test_the_verbs(hub, db, run, tmp_path, shift):
     output = run("merge", tmp_path / "release", "--db", tmp_path / "pulled")
     assert output == "3 done, 2 skipped, 0 duplicates, 0 conflicts, 0 failed\n"
     assert "all counts and hashes are correct" in run("verify", "--db", tmp_path / "pulled")
-    assert "256 filters of 1 models" in run("export", "x.npz", "--kernel", "5x5", "--db", f"{ADDRESS}@v1.0.0")
+    assert "256 filters of 1 model" in run("export", "x.npz", "--kernel", "5x5", "--db", f"{ADDRESS}@v1.0.0")
     output = run("index", "--db", f"{ADDRESS}@v1.0.0", status=1)
     assert output == (f"error: {ADDRESS}@v1.0.0: a release, which can only be read; pull copies it into a folder\n")

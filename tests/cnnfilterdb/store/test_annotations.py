@@ -206,8 +206,8 @@ def test_command_line(db, tmp_path, monkeypatch, capsys):
         return capsys.readouterr().out
 
     monkeypatch.setenv("CNNFILTERDB", str(db.path))
-    assert run("annotate", "custom/m0", "--domain", "art", "--task", "") == "annotated 1 models\n"
-    assert run("annotate", "--where", "domain = 'thermal'", "--license", "CC0-1.0") == "annotated 1 models\n"
+    assert run("annotate", "custom/m0", "--domain", "art", "--task", "") == "annotated 1 model\n"
+    assert run("annotate", "--where", "domain = 'thermal'", "--license", "CC0-1.0") == "annotated 1 model\n"
     assert domains(db)[0] == "art"
     licences = run("models", "--license", "--format", "csv").splitlines()
     assert licences[0] == "model_id,license,paper,url"

@@ -126,7 +126,7 @@ def test_files_of_every_kind_and_the_choice_between_them(hub, source):
     with pytest.raises(DownloadError, match=r"has no c.safetensors at revision main; it has a.safetensors"):
         hub_source.resolve("owner/two:c.safetensors")
     hub.push("owner/none", {"README.md": CARD})
-    with pytest.raises(DownloadError, match="no weight file among its 1 files"):
+    with pytest.raises(DownloadError, match="no weight file among its 1 file"):
         hub_source.resolve("owner/none")
 
 

@@ -198,7 +198,7 @@ def counted(count: float, noun: str) -> str:
     >>> counted(1, "model"), counted(1752, "filter")
     ('1 model', '1,752 filters')
     """
-    return f"{int(count):,} {noun}{'s' * (count != 1)}"
+    return f"{int(count):,} {noun}{'' if count == 1 else 's'}"
 
 
 def printable(text: object) -> str:

@@ -453,8 +453,9 @@ def _left_out(manifest: Manifest) -> str:
         for (stated, reason), count in sorted(reasons.items(), key=lambda item: -item[1])
     ]
     return (
-        f"{counted(len(manifest.left_out), 'model')} of the database may not be redistributed, or it is not known whether "
-        f"they may; [MODELS.md](MODELS.md#left-out) lists them.\n\n{table(['licence', '>models', 'reason'], rows)}"
+        f"{counted(len(manifest.left_out), 'model')} of the database may not be redistributed, or it is not known "
+        f"whether they may; [MODELS.md](MODELS.md#left-out) lists them.\n\n"
+        f"{table(['licence', '>models', 'reason'], rows)}"
     )
 
 
@@ -486,8 +487,8 @@ def models_page(repo: str, manifest: Manifest, models: pd.DataFrame) -> str:
     ]
     parts = [
         f"# Models of {repo} {manifest.tag}",
-        f"{counted(len(models), 'model')}. Each keeps its own licence. Licences link to their text, sources to the origin "
-        "of the weights; the column `models.url` has the full address.",
+        f"{counted(len(models), 'model')}. Each keeps its own licence. Licences link to their text, sources to the "
+        "origin of the weights; the column `models.url` has the full address.",
         "What the licences require:",
         _conditions(models),
         _notes(models),
@@ -552,8 +553,8 @@ def citation(repo: str, manifest: Manifest, models: pd.DataFrame) -> str:
         "message": "Cite this data set, the papers of its method, and the papers of the models that you use.",
         "type": "dataset",
         "title": _title(repo),
-        "abstract": f"{manifest.filters:,} convolution kernels of {counted(len(models), 'model')}, with metadata, statistics "
-        "of each layer, SVD bases and histograms.",
+        "abstract": f"{manifest.filters:,} convolution kernels of {counted(len(models), 'model')}, with metadata, "
+        "statistics of each layer, SVD bases and histograms.",
         "authors": [{"name": owner or name}],
         "version": manifest.version,
         "url": _address(repo, manifest),

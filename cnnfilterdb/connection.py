@@ -6,16 +6,20 @@ import ctypes
 import os
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
 import duckdb
+import pyarrow as pa
 
 from cnnfilterdb import sql
 from cnnfilterdb.analysis.queries import translated, unreachable
 from cnnfilterdb.analysis.storage import Storage
 from cnnfilterdb.core import paths
+from cnnfilterdb.core.footers import stated_rows
 from cnnfilterdb.core.reports import printable
+from cnnfilterdb.core.schema import HISTOGRAMS, LAYERS, MODELS
 from cnnfilterdb.errors import CorruptError, DamagedIndexError, DatabaseError
 
 __all__ = ["Connection"]
@@ -25,10 +29,10 @@ _CHANGING = frozenset({"alter", "create", "detach", "drop", "use"})
 
 
 #: Small tables of a folder, the most rows that a file of each can have, and the definitions that read it.
-_MOST_ROWS: tuple[tuple[str, int, frozenset[str]], ...] = (
-    (paths.models_pattern(), 1, frozenset({"models_stored"})),
-    (paths.layers_pattern(), 20_000, frozenset({"layers", "facts"})),
-    (paths.histograms_pattern("*"), 40_000, frozenset({"histogram_files", "histograms"})),
+_MOST_ROWS: tuple[tuple[str, pa.Schema, int, frozenset[str]], ...] = (
+    (paths.models_pattern(), MODELS, 1, frozenset({"models_stored"})),
+    (paths.layers_pattern(), LAYERS, 20_000, frozenset({"layers", "facts"})),
+    (paths.histograms_pattern("*"), HISTOGRAMS, 40_000, frozenset({"histogram_files", "histograms"})),
 )
 
 
@@ -141,19 +145,22 @@ class Connection:
         Some kilobytes can claim millions of rows.
 
         Args:
-            cursor: It reads the footers.
+            cursor: It reads the footers of files that are not as expected.
             needed: Names of the views and macros that are used.
             listed: The query lists all views, and names none that reads the index.
 
         Returns:
             False if the index is damaged and the query lists only: its views are left out.
         """
-        for pattern, most, names in _MOST_ROWS:
+        for pattern, schema, most, names in _MOST_ROWS:
             if pattern in self._counted or not names & needed:
                 continue
             found = []
             try:
                 for folder in self._storage.folders():
+                    stated = (stated_rows(file, schema) for file in Path(folder).glob(pattern))
+                    if all(rows is not None and rows <= most for rows in stated):
+                        continue
                     place = sql.literal(f"{sql.without_wildcards(folder)}/{pattern}")
                     found += cursor.execute(
                         f"SELECT file_name, num_rows FROM parquet_file_metadata({place}) "

@@ -37,6 +37,7 @@ FORMATS = MappingProxyType(
         "keras": "keras.model",
         "safetensors": "safetensors",
         "tflite": "tflite",
+        "executorch": "executorch",
         "npz": "npz",
         "tfjs": "tfjs",
         "openvino": "openvino",

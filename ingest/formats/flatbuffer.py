@@ -79,6 +79,10 @@ class Table:
         target = self._target(field)
         return np.empty(0, dtype) if target is None else _vector(self._data, target, np.dtype(dtype))
 
+    def data(self, field: int) -> memoryview:
+        """A list of bytes, without a copy."""
+        return self.array(field, "u1").data
+
     def integers(self, field: int, dtype: str = "<i4") -> list[int]:
         """A list of integers."""
         values = self.array(field, dtype)

@@ -11,38 +11,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow as pa
-
 from cnnfilterdb.errors import WeightFileError
 from cnnfilterdb.ingest.formats import limits
 from cnnfilterdb.ingest.formats.blob import Blob
+from cnnfilterdb.ingest.formats.codecs import unzstandard
 from cnnfilterdb.ingest.formats.companions import companion
 from cnnfilterdb.ingest.formats.protobuf import varint
 
-__all__ = ["MANIFEST", "stored_values", "unzstandard"]
+__all__ = ["MANIFEST", "stored_values"]
 
 MANIFEST = "manifest.ocdbt"
 
 _MANIFEST, _NODE = 0x0CDB3A2A, 0x0CDB20DE
 _HEADER, _CHECKSUM = 12, 4
-_PIECE = 1 << 20
-
-
-def unzstandard(data: bytes) -> bytes:
-    """The content of a stream of Zstandard, within the limits of the file.
-
-    Raises:
-        ValueError: It is damaged.
-    """
-    found = bytearray()
-    try:
-        with pa.CompressedInputStream(pa.BufferReader(data), "zstd") as stream:
-            while piece := stream.read(_PIECE):
-                limits.current().allocate(len(piece))
-                found += piece
-    except OSError as error:
-        raise ValueError(f"a damaged Zstandard stream ({error})") from error
-    return bytes(found)
 
 
 def stored_values(manifest: Path) -> dict[str, Blob]:

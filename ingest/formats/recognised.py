@@ -55,9 +55,7 @@ _KNOWN = (
     _Known("a GGML file of llama.cpp or whisper.cpp", _ORIGINAL, magic=(b"ggml", b"lmgg")),
     _Known("a TensorRT engine, compiled for one kind of GPU", _ORIGINAL, magic=(b"ftrt",), suffixes=(".engine",)),
     _Known("an RKNN model of Rockchip", _ORIGINAL, magic=(b"RKNN",)),
-    _Known(
-        "an ExecuTorch program", "pass the PyTorch checkpoint, or the .pt2 file of torch.export", identifier=rb"ET\d\d"
-    ),
+    _Known("a bundled program of ExecuTorch, made for tests", "pass the .pte file in it", identifier=rb"BP\d\d"),
     _Known("an MNN model", _ORIGINAL, suffixes=(".mnn",)),
     _Known("the binary form of an ncnn network", "pass the .param that is text", magic=(b"\xdd\x85\x76\0",)),
     _Known("a PaddlePaddle program", "convert it with paddle2onnx, or pass the .pdparams file", json=b'"magic":"pir"'),

@@ -1,8 +1,8 @@
 """Zarr folders of versions 2 and 3, and the checkpoints of Orbax, which are Zarr arrays in files or in OCDBT.
 
 An array is a description (``.zarray`` or ``zarr.json``) and chunks, each compressed alone; chunks that are equal to the
-fill value may be missing. Specifications: https://zarr-specs.readthedocs.io. Chunks that are plain or compressed by
-Zstandard, gzip or zlib are read; arrays with other codecs, such as Blosc, are reported.
+fill value may be missing. Specifications: https://zarr-specs.readthedocs.io. Arrays with a codec that
+:mod:`~cnnfilterdb.ingest.formats.codecs` does not know are reported.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,10 +22,11 @@ import numpy.typing as npt
 from cnnfilterdb.errors import WeightFileError
 from cnnfilterdb.ingest.formats import limits, register
 from cnnfilterdb.ingest.formats.blob import Blob
+from cnnfilterdb.ingest.formats.codecs import Decoder, decoder
 from cnnfilterdb.ingest.formats.companions import companion
 from cnnfilterdb.ingest.formats.damage import undamaged
 from cnnfilterdb.ingest.formats.dtypes import NAMED
-from cnnfilterdb.ingest.formats.ocdbt import MANIFEST, stored_values, unzstandard
+from cnnfilterdb.ingest.formats.ocdbt import MANIFEST, stored_values
 from cnnfilterdb.ingest.network.arrays import layers_from_arrays
 from cnnfilterdb.ingest.network.composition import parameters as count_parameters
 from cnnfilterdb.ingest.network.judge import natural
@@ -44,8 +44,6 @@ _ABSENT = (1 << 64) - 1
 _TRAINING = ("opt_state", "optimizer", "step", "rng")
 # Parts of a training state that hold the network
 _COLLECTIONS = ("params", "model", "state", "default")
-
-_Decoder = Callable[[bytes], bytes]
 
 
 @register
@@ -155,6 +153,7 @@ class _Array:
         decoders: Undo what was done to a chunk, in this order.
         values: The values of the store, by key.
         inner: Shape of the chunks that a chunk consists of, if it is a shard.
+        turn: Order of the axes in a chunk; empty where it is that of the array.
     """
 
     key: str
@@ -164,9 +163,10 @@ class _Array:
     fill: float
     order: str
     named: Callable[[Sequence[int]], str]
-    decoders: tuple[_Decoder, ...]
+    decoders: tuple[Decoder, ...]
     values: Mapping[str, Blob]
     inner: tuple[int, ...] = ()
+    turn: tuple[int, ...] = ()
 
     def tensor(self, path: Path, name: str) -> Tensor:
         def read() -> npt.NDArray[np.generic]:
@@ -195,10 +195,13 @@ class _Array:
 
     def decoded(self, data: bytes, shape: tuple[int, ...]) -> npt.NDArray[Any]:
         """The numbers of one chunk."""
-        for decoder in self.decoders:
-            data = decoder(data)
+        for undo in self.decoders:
+            data = undo(data)
         if len(data) != math.prod(shape) * self.dtype.itemsize:
             raise ValueError(f"a chunk of {len(data):,} bytes; expected {shape} of {self.dtype}")
+        if self.turn:
+            stored = np.frombuffer(data, self.dtype).reshape([shape[axis] for axis in self.turn])
+            return stored.transpose(np.argsort(self.turn))
         return np.frombuffer(data, self.dtype).reshape(shape, order="F" if self.order == "F" else "C")
 
     def shard(self, data: bytes) -> npt.NDArray[Any]:
@@ -231,7 +234,10 @@ def _array(key: str, given: Mapping[str, Any], values: Mapping[str, Blob]) -> _A
             plain = [one["name"] for one in shard["index_codecs"]] == ["bytes", "crc32c"]
             if not plain or shard.get("index_location", "end") != "end":
                 return "shards whose index is not at their end"
-        decoders, dtype = _decoders_3(codecs), _dtype(given["data_type"])
+        # From array to array, from array to bytes, from bytes to bytes
+        turns = [codec["configuration"]["order"] for codec in codecs if codec["name"] == "transpose"]
+        decoders = _decoders([codec for codec in codecs if codec["name"] not in ("bytes", "transpose")])
+        dtype = _dtype(given["data_type"])
         encoding = given.get("chunk_key_encoding", {})
         separator = encoding.get("configuration", {}).get("separator", "/")
         named = partial(_named_3, separator, encoding.get("name") == "v2")
@@ -241,15 +247,14 @@ def _array(key: str, given: Mapping[str, Any], values: Mapping[str, Blob]) -> _A
     else:
         chunk, order = given["chunks"], given.get("order", "C")
         dtype = _dtype(given["dtype"])
-        codec = given.get("compressor")
-        decoders = () if codec is None else _decoder(codec.get("id"))
-        decoders = None if given.get("filters") else decoders
+        compressor, turns = given.get("compressor"), []
+        decoders = _decoders([*(given.get("filters") or ()), *(() if compressor is None else (compressor,))])
         named = partial(_named_2, given.get("dimension_separator", "."))
     shape = tuple(given["shape"])
     if dtype is None:
         return f"elements of type {str(given.get('data_type', given.get('dtype')))[:40]}, which are not read"
-    if decoders is None:
-        return "chunks with a codec that is not read, such as Blosc; save it with Zstandard or gzip"
+    if isinstance(decoders, str):
+        return f"chunks with {decoders}"
     sizes = (*shape, *chunk, *inner)
     if len(shape) != len(chunk) or len(shape) > _MAX_DIMENSIONS or any(type(n) is not int or n < 0 for n in sizes):
         raise ValueError(f"{key[:100]}: an array of an impossible shape")
@@ -257,9 +262,11 @@ def _array(key: str, given: Mapping[str, Any], values: Mapping[str, Blob]) -> _A
         raise ValueError(f"{key[:100]}: shards that do not consist of whole chunks")
     if 0 in chunk or math.prod(chunk) > 1 << 40:
         raise ValueError(f"{key[:100]}: chunks of an impossible shape")
+    if len(turns) > 1 or any(sorted(turn) != list(range(len(shape))) for turn in turns):
+        return "chunks with axes in an order that is not read"
     fill = given.get("fill_value")
     fill = float(fill) if isinstance(fill, int | float) else 0.0
-    return _Array(key, shape, tuple(chunk), dtype, fill, order, named, decoders, values, inner)
+    return _Array(key, shape, tuple(chunk), dtype, fill, order, named, decoders, values, inner, tuple(*turns))
 
 
 def _dtype(name: Any) -> np.dtype[Any] | None:
@@ -274,39 +281,15 @@ def _dtype(name: Any) -> np.dtype[Any] | None:
     return dtype if dtype.kind in "fiub" else None
 
 
-def _decoder(name: Any) -> tuple[_Decoder, ...] | None:
-    known: dict[str, _Decoder] = {
-        "zstd": unzstandard,
-        "gzip": _inflated,
-        "zlib": _inflated,
-        "crc32c": lambda data: data[:-4],
-    }
-    return (known[name],) if name in known else None
-
-
-def _decoders_3(codecs: Sequence[Mapping[str, Any]]) -> tuple[_Decoder, ...] | None:
-    """What undoes the codecs of a chunk, the last one first; None if one is not known."""
-    found: tuple[_Decoder, ...] = ()
+def _decoders(codecs: Sequence[Mapping[str, Any]]) -> tuple[Decoder, ...] | str:
+    """What undoes the codecs of a chunk, the last one first; or what is not read."""
+    found: tuple[Decoder, ...] = ()
     for codec in reversed(codecs):
-        if codec["name"] != "bytes":
-            one = _decoder(codec["name"])
-            if one is None:
-                return None
-            found += one
+        one = decoder(codec)
+        if isinstance(one, str):
+            return one
+        found += (one,)
     return found
-
-
-def _inflated(data: bytes) -> bytes:
-    found, engine = bytearray(), zlib.decompressobj(47)
-    try:
-        while data and not engine.eof:
-            piece = engine.decompress(data, 1 << 20)
-            limits.current().allocate(len(piece))
-            found += piece
-            data = engine.unconsumed_tail
-    except zlib.error as error:
-        raise ValueError(f"a damaged chunk ({error})") from error
-    return bytes(found)
 
 
 def _named_2(separator: str, place: Sequence[int]) -> str:

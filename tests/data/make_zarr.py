@@ -48,6 +48,28 @@ with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(OUT, "w", zipfile.
                 else:
                     compressors = zarr.codecs.GzipCodec() if codec == "gzip" else zarr.codecs.ZstdCodec()
                 group.create_array(f"{name}/{part}", data=array, chunks=chunks, compressors=compressors)
+    # Each codec that is read, one for each part of a layer
+    codecs = {
+        "blosc": numcodecs.Blosc("lz4", shuffle=numcodecs.Blosc.BITSHUFFLE),
+        "blosc_zstd": numcodecs.Blosc("zstd"),
+        "lz4": numcodecs.LZ4(),
+        "zlib": numcodecs.Zlib(),
+        "bz2": numcodecs.BZ2(),
+        "lzma": numcodecs.LZMA(),
+    }
+    for name, codec in codecs.items():
+        group = zarr.open_group(f"{folder}/codecs/{name}", mode="w", zarr_format=2)
+        for layer, parts in layers.items():
+            filters = [numcodecs.Shuffle(4)] if name == "zlib" else None
+            for part, array in parts.items():
+                options = {"compressors": codec, "filters": filters, "chunks": array.shape}
+                group.create_array(f"{layer}/{part}", data=array, **options)
+    group = zarr.open_group(f"{folder}/codecs/blosc_3", mode="w", zarr_format=3)
+    for layer, parts in layers.items():
+        for part, array in parts.items():
+            turn = [zarr.codecs.TransposeCodec(order=(3, 0, 2, 1))] if array.ndim == 4 else "auto"
+            options = {"compressors": zarr.codecs.BloscCodec(), "filters": turn, "chunks": array.shape}
+            group.create_array(f"{layer}/{part}", data=array, **options)
     np.savez(f"{folder}/net.npz", **{name: layer["kernel"].transpose(3, 2, 0, 1) for name, layer in layers.items()})
     for file in sorted(Path(folder).rglob("*")):
         if file.is_file():

@@ -98,6 +98,8 @@ def intact(folder: Path) -> Iterator[tuple[str, Path, Path]]:
     (folder / "others").mkdir()
     for model, damaged in _module("test_other_frameworks").intact(folder / "others"):
         yield damaged.parent.name, model, damaged
+    for number, (model, damaged) in enumerate(_module("test_inference_engines").intact(folder / "engines")):
+        yield f"{model.name} {number}: {damaged.name}", model, damaged
 
 
 def copied(model: Path, damaged: Path, target: Path, content: bytes) -> Path:
@@ -440,6 +442,47 @@ def _(home: Path, canary: Path) -> Path:
     (home / "a.xml").write_text('<?xml version="1.0"?><net version="11">' + "<layers>" * 200_000)
     (home / "a.bin").write_bytes(bytes(432))
     return home / "a.xml"
+
+
+@special("executorch: segments without end")
+def _(home: Path, canary: Path) -> Path:
+    segments = struct.pack("<QQ", 1 << 63, 1 << 63)
+    (home / "a.pte").write_bytes(struct.pack("<I4s4sI", 60, b"ET12", b"eh00", 32) + segments * 3 + bytes(400))
+    return home / "a.pte"
+
+
+@special("executorch: a delegate that is no graph")
+def _(home: Path, canary: Path) -> Path:
+    with zipfile.ZipFile(_HERE.parents[1] / "data" / "executorch.zip") as archive:
+        whole = archive.read("xnnpack.pte")
+    (home / "a.pte").write_bytes(whole.replace(b"XH00", b"XH01").replace(b"XN01", b"XM01"))
+    return home / "a.pte"
+
+
+@special("executorch: weights behind a link")
+def _(home: Path, canary: Path) -> Path:
+    with zipfile.ZipFile(_HERE.parents[1] / "data" / "executorch.zip") as archive:
+        (home / "a.pte").write_bytes(archive.read("apart/net.pte"))
+        (canary / "a.ptd").write_bytes(archive.read("apart/_default_external_constant.ptd"))
+    (home / "a.ptd").symlink_to(canary / "a.ptd")
+    return home / "a.pte"
+
+
+@special("zarr: a bomb of each codec")
+def _(home: Path, canary: Path) -> Path:
+    import bz2
+    import zlib
+
+    (home / ".zgroup").write_text('{"zarr_format": 2}')
+    content = bytes(256 << 20)
+    packed = {"bz2": bz2.compress(content), "zlib": zlib.compress(content), "lz4": b"\xff\xff\xff\x7f" + bytes(400)}
+    packed["blosc"] = struct.pack("<4B3I", 2, 1, 33, 4, 0x7FFFFFFF, 1 << 20, 416) + bytes(400)
+    for name, data in packed.items():
+        (home / name).mkdir()
+        described = {"zarr_format": 2, "shape": [4, 3, 3, 3], "chunks": [4, 3, 3, 3], "dtype": "<f4", "order": "C"}
+        (home / name / ".zarray").write_text(json.dumps(described | {"compressor": {"id": name}, "fill_value": 0}))
+        (home / name / "0.0.0.0").write_bytes(data)
+    return home / ".zgroup"
 
 
 @special("gguf: counts")

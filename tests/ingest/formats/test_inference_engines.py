@@ -1,6 +1,7 @@
-"""Files of Core ML, ONNX Runtime, PaddlePaddle, Orbax, Zarr and torch.distributed, written by their own programs.
+"""Files of Core ML, ONNX Runtime, PaddlePaddle, ExecuTorch, Orbax, Zarr and torch.distributed, by their own programs.
 
-tests/data/make_coreml_program.py, make_onnxruntime.py, make_paddle.py and make_zarr.py wrote all but the last.
+tests/data/make_coreml_program.py, make_onnxruntime.py, make_paddle.py, make_executorch.py and make_zarr.py wrote all
+but the last.
 """
 
 from __future__ import annotations
@@ -130,6 +131,71 @@ def test_files_of_paddle_that_do_not_belong_together(tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# ExecuTorch
+
+LAYERS = {
+    "stem": ("conv", 3, 1, (2, 2), (1, 1), 0),
+    "dw": ("depthwise", 8, 8, (1, 1), (1, 2), 1),
+    "grouped": ("grouped", 16, 2, (1, 1), (1, 1), 2),
+    "side": ("conv", 16, 1, (1, 1), (1, 1), 2),
+    "up": ("transposed", 24, 2, (2, 2), (1, 1), 3),
+    "head": ("conv", 6, 1, (1, 1), (1, 1), 4),
+}
+
+
+def of_executorch(truth, variant):
+    """The weights that a program should hold, with outputs first: those of the network, of the fusion of its
+    normalisation, and of its quantiser."""
+    found = {}
+    for name in LAYERS:
+        weight = truth["fused" if name == "stem" and "xnnpack" in variant else f"{name}.weight"]
+        quantised = f"int8/{'x'.join(map(str, weight.shape))}"
+        found[name] = truth[quantised] if "int8" in variant and quantised in truth else weight
+    first, second = found["up"][:12], found["up"][12:]
+    return found | {"up": np.concatenate([first.swapaxes(0, 1), second.swapaxes(0, 1)])}
+
+
+@pytest.mark.parametrize("variant", ["portable", "segments", "int8", "xnnpack", "xnnpack_int8", "apart/net", "methods"])
+def test_executorch(tmp_path, variant):
+    truth = unzipped("executorch.zip", tmp_path)
+    expected = of_executorch(truth, variant)
+    weights = formats.read(tmp_path / f"{variant}.pte")
+    assert (weights.format, weights.framework, weights.skipped) == ("executorch", "pytorch", ())
+    found = {layer.shape: layer for layer in weights.layers}
+    assert len(weights.layers) == len(LAYERS)
+    for name, (kind, inputs, groups, stride, dilation, depth) in LAYERS.items():
+        layer = found[expected[name].shape]
+        assert np.array_equal(layer.read(), expected[name]), name
+        assert (layer.kind, layer.in_channels, layer.groups) == (kind, inputs, groups)
+        assert (layer.stride, layer.dilation, layer.conv_depth) == (stride, dilation, depth)
+        assert not variant.startswith("apart") or layer.name == name
+    if variant == "portable":
+        scale = truth["norm.weight"] / np.sqrt(truth["norm.running_var"] + np.float32(1e-5))
+        assert np.allclose(found[expected["stem"].shape].batch_norm(), scale)
+        assert found[expected["head"].shape].batch_norm is None
+
+
+def test_weights_of_executorch_in_a_file_of_their_own(tmp_path):
+    truth = unzipped("executorch.zip", tmp_path)
+    (alone,) = (tmp_path / "apart").glob("*.ptd")
+    for layer in formats.read(alone).layers:
+        assert np.array_equal(layer.read(), of_executorch(truth, "portable")[layer.name])
+    alone.unlink()
+    with pytest.raises(WeightFileError, match=r"'stem\.weight' is in another file, which is missing; put the \.ptd"):
+        formats.read(tmp_path / "apart" / "net.pte")
+
+
+def test_a_part_for_another_delegate_is_reported(tmp_path):
+    unzipped("executorch.zip", tmp_path)
+    path = tmp_path / "xnnpack.pte"
+    path.write_bytes(path.read_bytes().replace(b"XnnpackBackend", b"XVulkanBackend"))
+    weights = formats.read(path)
+    assert weights.layers == ()
+    assert [entry.name for entry in weights.skipped] == ["forward: delegate 0", "forward: delegate 1"]
+    assert "compiled for XVulkanBackend, whose weights are not read" in weights.skipped[0].reason
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # torch.distributed
 
 
@@ -201,25 +267,6 @@ def test_a_tensor_in_parts_is_joined(tmp_path):
         formats.read(tmp_path / "b")
 
 
-def test_damaged_files_are_read_or_refused(tmp_path, checkpoint, survives_damage):
-    unzipped("onnxruntime.zip", tmp_path)
-    unzipped("paddle.zip", tmp_path)
-    unzipped("coreml_program.zip", tmp_path)
-    shutil.copytree(checkpoint[0], tmp_path / "distributed")
-    program = tmp_path / "q8.mlpackage" / "Data" / "com.apple.CoreML"
-    model, metadata = program / "model.mlmodel", tmp_path / "distributed" / ".metadata"
-    pairs = [
-        (tmp_path / "net.ort", tmp_path / "net.ort"),
-        (tmp_path / "net.pdmodel", tmp_path / "net.pdmodel"),
-        (tmp_path / "net.pdmodel", tmp_path / "net.pdiparams"),
-        (model, model),
-        (model, program / "weights" / "weight.bin"),
-        (metadata, metadata),
-        (metadata, tmp_path / "distributed" / "__0_0.distcp"),
-    ]
-    survives_damage(pairs, 40)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Zarr and Orbax
 
@@ -251,12 +298,41 @@ def test_chunks_that_are_missing_have_the_fill_value(folders):
     assert np.array_equal(first.read(), expected)
 
 
-def test_arrays_with_other_codecs_are_reported(folders):
+@pytest.mark.parametrize("codec", ["blosc", "blosc_zstd", "blosc_3", "lz4", "zlib", "bz2", "lzma"])
+def test_codecs(folders, codec):
+    folder, truth = folders
+    weights = formats.read(folder / "codecs" / codec)
+    assert weights.skipped == ()
+    assert {layer.name for layer in weights.layers} == set(truth)
+    for layer in weights.layers:
+        assert np.array_equal(layer.read(), truth[layer.name])
+
+
+def test_codecs_that_are_not_read_are_reported(folders, monkeypatch):
     folder, _ = folders
     path = folder / "zarr2" / "Conv_1" / "kernel" / ".zarray"
-    path.write_text(path.read_text().replace('"gzip"', '"blosc"'))
-    weights = formats.read(folder / "zarr2")
-    assert [(entry.name, "Blosc" in entry.reason) for entry in weights.skipped] == [("Conv_1/kernel", True)]
+    path.write_text(path.read_text().replace('"gzip"', '"zfpy"'))
+    (entry,) = formats.read(folder / "zarr2").skipped
+    assert (entry.name, entry.reason) == (
+        "Conv_1/kernel", "chunks with the codec zfpy, which is not read; save it with Zstandard or gzip"
+    )  # fmt: skip
+    monkeypatch.setattr("cnnfilterdb.ingest.formats.codecs.find_spec", lambda name: None)
+    weights = formats.read(folder / "codecs" / "blosc")
+    assert {entry.reason for entry in weights.skipped} == {
+        "chunks with the codec Blosc, which needs numcodecs: pip install 'cnnfilterdb[zarr]'"
+    }
+
+
+@pytest.mark.parametrize("codec", ["blosc", "lz4"])
+def test_a_chunk_that_states_an_enormous_length_is_refused(folders, codec):
+    folder, _ = folders
+    path = folder / "codecs" / codec / "Conv_0" / "kernel" / "0.0.0.0"
+    place = 4 if codec == "blosc" else 0
+    data = path.read_bytes()
+    path.write_bytes(data[:place] + b"\xff\xff\xff\x7f" + data[place + 4 :])
+    layer = formats.read(folder / "codecs" / codec).layers[0]
+    with pytest.raises(WeightFileError, match=r"more than .* bytes of memory"):
+        layer.read()
 
 
 def test_a_checkpoint_of_orbax_without_its_files(folders):
@@ -267,11 +343,43 @@ def test_a_checkpoint_of_orbax_without_its_files(folders):
         formats.read(folder / "ocdbt")
 
 
-def test_damaged_folders_are_read_or_refused(folders, survives_damage):
-    folder, _ = folders
-    pairs = []
+# ---------------------------------------------------------------------------------------------------------------------
+# Damage
+
+
+def intact(folder):
+    """Pairs (model, the one of its files to damage), each in a folder of its own."""
+
+    def inside(name, archive):
+        unzipped(archive, folder / name)
+        return folder / name
+
+    home = inside("ort", "onnxruntime.zip")
+    yield home / "net.ort", home / "net.ort"
+    for damaged in ("net.pdmodel", "net.pdiparams"):
+        home = inside(damaged, "paddle.zip")
+        yield home / "net.pdmodel", home / damaged
+    home = inside("coreml", "coreml_program.zip") / "q8.mlpackage" / "Data" / "com.apple.CoreML"
+    for damaged in ("model.mlmodel", "weights/weight.bin"):
+        yield home / "model.mlmodel", home / damaged
+    home = inside("executorch", "executorch.zip")
+    for name in ("portable.pte", "segments.pte", "int8.pte", "xnnpack.pte", "xnnpack_int8.pte"):
+        yield home / name, home / name
+    for damaged in ("net.pte", "_default_external_constant.ptd"):
+        yield home / "apart" / "net.pte", home / "apart" / damaged
+    home = inside("zarr", "zarr.zip")
     mains = {"ocdbt": "manifest.ocdbt", "files": "_METADATA", "files3": "_METADATA", "zarr3": "zarr.json"}
     for name, main in mains.items():
-        inside = [file for file in sorted((folder / name).rglob("*")) if file.is_file() and file.stat().st_size > 100]
-        pairs += [(folder / name / main, file) for file in inside if "kernel" in str(file) or name == "ocdbt"]
-    survives_damage(pairs[:16], 20)
+        files = [file for file in sorted((home / name).rglob("*")) if file.is_file() and file.stat().st_size > 100]
+        for file in [one for one in files if "kernel" in str(one) or name == "ocdbt"][:4]:
+            yield home / name / main, file
+    for codec in ("blosc", "lz4", "bz2"):
+        group = home / "codecs" / codec
+        yield group / ".zgroup", group / "Conv_0" / "kernel" / "0.0.0.0"
+
+
+def test_damaged_files_are_read_or_refused(tmp_path, checkpoint, survives_damage):
+    shutil.copytree(checkpoint[0], tmp_path / "distributed")
+    metadata = tmp_path / "distributed" / ".metadata"
+    pairs = [(metadata, metadata), (metadata, tmp_path / "distributed" / "__0_0.distcp"), *intact(tmp_path)]
+    survives_damage(pairs, 30)

@@ -24,7 +24,7 @@ FILES = {
     "d.engine": (b"ftrt" + bytes(30), "TensorRT"),
     "e.prototxt": (b'name: "net"\nlayer { }', "pass its .caffemodel"),
     "h.distcp": (b"PK\x03\x04" + bytes(30), "pass its folder"),
-    "f.pte": (b"\x00\x01\x00\x00ET12" + bytes(30), "ExecuTorch"),
+    "f.bpte": (b"\x00\x01\x00\x00BP08" + bytes(30), "ExecuTorch"),
     "p.mat": (b"MATLAB 7.3 MAT-file, Platform" + bytes(500), "MATLAB"),
     "q.json": (b'{"architectures": ["ResNet"]}', "a JSON document of 29 characters"),
     "r.bin": (bytes(5000), "only zeros, not weights; the download is incomplete"),

@@ -99,7 +99,7 @@ def intact(folder: Path) -> Iterator[tuple[str, Path, Path]]:
     for model, damaged in _module("test_other_frameworks").intact(folder / "others"):
         yield damaged.parent.name, model, damaged
     for number, (model, damaged) in enumerate(_module("test_inference_engines").intact(folder / "engines")):
-        yield f"{model.name} {number}: {damaged.name}", model, damaged
+        yield f"{model.name} {number} {damaged.suffix}", model, damaged
 
 
 def copied(model: Path, damaged: Path, target: Path, content: bytes) -> Path:
@@ -478,10 +478,11 @@ def _(home: Path, canary: Path) -> Path:
     packed = {"bz2": bz2.compress(content), "zlib": zlib.compress(content), "lz4": b"\xff\xff\xff\x7f" + bytes(400)}
     packed["blosc"] = struct.pack("<4B3I", 2, 1, 33, 4, 0x7FFFFFFF, 1 << 20, 416) + bytes(400)
     for name, data in packed.items():
-        (home / name).mkdir()
+        place = home / name / "kernel"
+        place.mkdir(parents=True)
         described = {"zarr_format": 2, "shape": [4, 3, 3, 3], "chunks": [4, 3, 3, 3], "dtype": "<f4", "order": "C"}
-        (home / name / ".zarray").write_text(json.dumps(described | {"compressor": {"id": name}, "fill_value": 0}))
-        (home / name / "0.0.0.0").write_bytes(data)
+        (place / ".zarray").write_text(json.dumps(described | {"compressor": {"id": name}, "fill_value": 0}))
+        (place / "0.0.0.0").write_bytes(data)
     return home / ".zgroup"
 
 

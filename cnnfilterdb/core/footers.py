@@ -12,7 +12,9 @@ import pyarrow.parquet as pq
 __all__ = ["stated_rows"]
 
 _MAGIC = b"PAR1"
-_TAIL = 64 << 10  # bytes at the end of a file that are read at once; a footer is smaller unless there are many row groups
+_TAIL = (
+    64 << 10
+)  # bytes at the end of a file that are read at once; a footer is smaller unless there are many row groups
 _VARINT = 10  # bytes of a number at most
 
 

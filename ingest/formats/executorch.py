@@ -26,7 +26,7 @@ from cnnfilterdb.ingest.formats.dtypes import by_code
 from cnnfilterdb.ingest.formats.explicit import explicit_layer, placed
 from cnnfilterdb.ingest.formats.flatbuffer import Table
 from cnnfilterdb.ingest.formats.protobuf import mapped
-from cnnfilterdb.ingest.formats.xnnpack import Found, Graph, address, dequantised
+from cnnfilterdb.ingest.formats.xnnpack import Found, XnnpackGraph, address, dequantised
 from cnnfilterdb.ingest.network.axes import unique_names
 from cnnfilterdb.ingest.network.extract import layers_from_tensors
 from cnnfilterdb.ingest.network.folding import BatchNorm, paired
@@ -274,7 +274,7 @@ class _Plan:
         self.operators = [one.text(0) for one in table.tables(_OPERATORS)]
         self.delegates = table.tables(_DELEGATES)
         self.chains = table.tables(_CHAINS)
-        self.graphs: list[Graph] = []
+        self.graphs: list[XnnpackGraph] = []
         self._constants: dict[int, _Constant] = {}
         self._used: set[int] = set()
 
@@ -471,7 +471,7 @@ class _Plan:
             )
             return [Skipped(f"{self.name}: delegate {number}", reason)]
         blob = self.program.delegated(delegate.table(1))
-        graph = Graph(self.program.path, blob, self.program.by_name)
+        graph = XnnpackGraph(self.program.path, blob, self.program.by_name)
         self.graphs.append(graph)
         found, outputs = graph.layers([depths.get(one) for one in tensors])
         depths |= {one: at for one, at in zip(tensors[graph.inputs :], outputs, strict=False) if at is not None}

@@ -24,7 +24,7 @@ from cnnfilterdb.ingest.formats.flatbuffer import Table
 from cnnfilterdb.ingest.network.axes import turned
 from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Tensor
 
-__all__ = ["Found", "Graph", "address", "dequantised"]
+__all__ = ["Found", "XnnpackGraph", "address", "dequantised"]
 
 _WHAT = "ExecuTorch program"
 _BYTES_PER_VALUE = 1024  # of memory
@@ -103,7 +103,7 @@ class Found:
     place: int
 
 
-class Graph:
+class XnnpackGraph:
     """A graph of XNNPACK.
 
     Attributes:

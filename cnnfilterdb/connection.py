@@ -18,6 +18,7 @@ from cnnfilterdb.analysis.queries import translated, unreachable
 from cnnfilterdb.analysis.storage import Storage
 from cnnfilterdb.core import paths
 from cnnfilterdb.core.footers import stated_rows
+from cnnfilterdb.core.listing import entries
 from cnnfilterdb.core.reports import printable
 from cnnfilterdb.core.schema import HISTOGRAMS, LAYERS, MODELS
 from cnnfilterdb.errors import CorruptError, DamagedIndexError, DatabaseError
@@ -158,7 +159,7 @@ class Connection:
             found = []
             try:
                 for folder in self._storage.folders():
-                    stated = (stated_rows(file, schema) for file in Path(folder).glob(pattern))
+                    stated = (stated_rows(entry.path, schema) for _, entry, _ in entries(Path(folder), pattern))
                     if all(rows is not None and rows <= most for rows in stated):
                         continue
                     place = sql.literal(f"{sql.without_wildcards(folder)}/{pattern}")

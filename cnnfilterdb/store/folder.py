@@ -31,6 +31,7 @@ from filelock import FileLock, Timeout
 from cnnfilterdb import sql
 from cnnfilterdb.analysis.storage import Storage
 from cnnfilterdb.core import paths
+from cnnfilterdb.core.listing import entries
 from cnnfilterdb.core.reports import Problem, Progress
 from cnnfilterdb.core.schema import (
     BASES,
@@ -70,7 +71,7 @@ from cnnfilterdb.store.commits import (
 )
 from cnnfilterdb.store.diagnosis import first_damage
 from cnnfilterdb.store.durable import make_folder, move, sha256, sync_folder, write_text, writing
-from cnnfilterdb.store.regular import read_small, require_regular
+from cnnfilterdb.store.regular import read_small, regular_files
 from cnnfilterdb.store.rows import damaged_file, read_rows
 from cnnfilterdb.store.seals import seal_text, write_sealed
 from cnnfilterdb.store.verify import verify_folder, verify_models
@@ -277,9 +278,10 @@ class Store(Storage):
     def filter_slugs(self) -> dict[str, set[str]]:
         """The slugs of the committed models that have filters, by kernel size."""
         committed, found = self._committed(), dict[str, set[str]]()
-        for path in self.path.glob(paths.filters_pattern()):
-            if path.stem in committed and storable(kernel := path.parts[-3].partition("=")[2]):
-                found.setdefault(kernel, set()).add(path.stem)
+        for path, _, _ in entries(self.path, paths.filters_pattern()):
+            _, kernel, _, name = path.split("/")
+            if (slug := name.removesuffix(".parquet")) in committed and storable(kernel := kernel.partition("=")[2]):
+                found.setdefault(kernel, set()).add(slug)
         return found
 
     def filter_files(self, kernel: str, model_ids: Iterable[str] | None = None) -> list[Path]:
@@ -341,18 +343,17 @@ class Store(Storage):
             UnsafePathError: A file that a query would read is a named pipe, a device, or a link that leaves the
                 folder.
         """
-        found, seen = dict[str, object](), set[Path]()
+        found = dict[str, object]()
         patterns = (paths.models_pattern(), paths.bases_pattern())
         for pattern in (*patterns, *paths.detail_patterns()):
-            for path in self.path.glob(pattern):
-                with suppress(FileNotFoundError):
-                    status = require_regular(self.path, path, seen)
-                    if pattern in patterns:
-                        found[str(path)] = (status.st_ino, status.st_mtime_ns, status.st_size)
+            for path, status in regular_files(self.path, pattern):
+                if pattern in patterns:
+                    found[f"{self.path}/{path}"] = (status.st_ino, status.st_mtime_ns, status.st_size)
         return found
 
     def _committed(self) -> set[str]:
-        return {path.stem for path in self.path.glob(paths.models_pattern()) if paths.is_slug(path.stem)}
+        names = (entry.name.removesuffix(".parquet") for _, entry, _ in entries(self.path, paths.models_pattern()))
+        return set(filter(paths.is_slug, names))
 
     def _chosen(self, model_ids: Iterable[str] | None) -> set[str]:
         if model_ids is None:

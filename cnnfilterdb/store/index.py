@@ -49,6 +49,7 @@ from cnnfilterdb.analysis.bases import (
     ranges,
 )
 from cnnfilterdb.core import paths
+from cnnfilterdb.core.listing import entries
 from cnnfilterdb.core.reports import Progress
 from cnnfilterdb.core.schema import BASES, HISTOGRAMS, indexable, papers_layers
 from cnnfilterdb.errors import CnnFilterDbError, CorruptError, LockedError
@@ -140,7 +141,8 @@ class Index(Bases):
         gaps: dict[str, set[str]] = {}
         stored = self.store.filter_slugs()
         for fitted in self.bases():
-            present = {path.stem for path in self.store.path.glob(paths.histograms_pattern(fitted.basis_id))}
+            there = entries(self.store.path, paths.histograms_pattern(fitted.basis_id))
+            present = {entry.name.removesuffix(".parquet") for _, entry, _ in there}
             if absent := stored.get(fitted.basis.kernel, set()) - present:
                 gaps[fitted.basis_id] = absent
         names = {self.store.slug(model_id): model_id for model_id in self.store.model_ids()} if gaps else {}

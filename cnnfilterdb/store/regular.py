@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
 from cnnfilterdb.core import paths
+from cnnfilterdb.core.listing import entries
 from cnnfilterdb.errors import CorruptError
 
-__all__ = ["check_size", "read_small", "require_regular"]
+__all__ = ["check_size", "read_small", "regular_files", "require_regular"]
 
 #: Largest marker, ``init.sql`` or file of annotations that is read, in bytes.
 _MOST = 64 << 20
@@ -50,6 +53,29 @@ def require_regular(root: Path, path: Path, seen: set[Path] | None = None) -> os
     if not stat.S_ISREG(status.st_mode):
         paths.regular(root, path.relative_to(root).as_posix())
     return status
+
+
+def regular_files(root: Path, pattern: str) -> Iterator[tuple[str, os.stat_result]]:
+    """The files of a database that match a pattern, each of which may be read.
+
+    Args:
+        root: The folder of the database.
+        pattern: See :func:`cnnfilterdb.core.listing.entries`.
+
+    Yields:
+        The path relative to the folder, and the status as in :func:`require_regular`.
+
+    Raises:
+        UnsafePathError: One of them is not a regular file, or is reached by a link that leaves the folder.
+    """
+    for path, entry, linked in entries(root, pattern):
+        with suppress(FileNotFoundError):
+            if linked:
+                paths.inside(root, path)
+            status = entry.stat(follow_symlinks=False)
+            if not stat.S_ISREG(status.st_mode):
+                paths.regular(root, path)
+            yield path, status
 
 
 def read_small(root: Path, name: str) -> bytes:

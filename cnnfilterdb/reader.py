@@ -79,7 +79,7 @@ class Reader(Lineage):
         >>> db.report("report.html", by="name").stat().st_size > 100_000
         True
         """
-        from cnnfilterdb.plots.figures import write_report
+        from cnnfilterdb.plots.reporting import write_report
 
         check_options("report", options, ShiftOptions)
         return write_report(self, Path(path), by, title, command, options)

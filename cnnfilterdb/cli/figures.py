@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 from click.core import ParameterSource
@@ -25,16 +25,17 @@ from cnnfilterdb.store.durable import replacing
 
 __all__ = ["plot", "report"]
 
-#: The options that each kind of plot has besides --by, --where, --kernel, --title, --dpi and --output.
+#: The options that each kind of plot has besides --by, --where, --kernel, --title, --style, --dpi and --output.
 _USED = {
     "shift": {"metric", "recipe", "balance", "basis", "bins", "limits", "min_models", "min_filters", "all_layers"},
     "ridge": {"recipe", "balance", "basis", "bins", "limits", "min_models", "min_filters", "all_layers"},
-    "eigenfilters": {"all_layers"},
-    "quality": {"all_layers"},
-    "variance": {"all_layers"},
+    "eigenfilters": {"min_models", "min_filters", "all_layers"},
+    "quality": {"min_models", "min_filters", "all_layers"},
+    "variance": {"min_models", "min_filters", "all_layers"},
+    "means": {"min_models", "min_filters", "all_layers"},
     "map": {"metric", "recipe", "balance", "basis", "bins", "limits", "min_models", "min_filters", "all_layers"},
     "spread": {"metric", "recipe", "balance", "basis", "bins", "limits", "min_models", "min_filters", "all_layers"},
-    "phenotypes": {"all_layers"},
+    "phenotypes": {"recipe", "min_models", "min_filters", "all_layers"},
     "filters": {"model", "layer"},
 }
 
@@ -50,14 +51,16 @@ _PICTURES = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", 
 @metric_option
 @group_options
 @click.option("--title", help="Title of the figure.")
+@click.option("--style", type=click.Choice(["screen", "paper"]), default="screen", show_default=True,
+              help="Sizes: for a screen, or the column and text width of a paper.")  # fmt: skip
 @click.option("--output", "-o", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
               help="Picture file, such as .png, .pdf or .svg; by default KIND.png.")  # fmt: skip
 @click.option("--dpi", type=click.IntRange(min=30, max=1200), default=150, show_default=True,
               help="Pixels per inch.")  # fmt: skip
 @db_option
 def plot(
-    kind: str, by: str, model: str | None, layer: int, title: str | None, output: Path | None,
-    dpi: int, path: Path, **options: Any,
+    kind: str, by: str, model: str | None, layer: int, title: str | None, style: Literal["screen", "paper"],
+    output: Path | None, dpi: int, path: Path, **options: Any,
 ) -> None:  # fmt: skip
     """Draw a figure.
 
@@ -68,6 +71,7 @@ def plot(
     eigenfilters  the components of a basis of each group
     quality       sparsity, entropy and orthogonality of the layers
     variance      where in a kernel the weights vary
+    means         the mean kernel of each group
     map           the models as points, near each other where their shift is small
     spread        the shifts within each group, beside those to all other models
     filters       the kernels of a layer (--model, --layer)
@@ -87,7 +91,7 @@ def plot(
     if kind == "filters":
         if model is None:
             raise click.UsageError("plot filters requires --model KEY; `cnnfilterdb models` lists the keys")
-        figure = draw.filters(model, layer=layer, title=title)
+        figure = draw.filters(model, layer=layer, title=title, style=style)
     else:
         metric = options.pop("metric")
         arguments = group_arguments(options)
@@ -98,7 +102,7 @@ def plot(
             chosen["metric"] = metric
         if kind in ("map", "spread") and ctx.get_parameter_source("balance") is ParameterSource.DEFAULT:
             chosen["balance"] = "models"  # models are compared one by one
-        if kind == "variance" and ctx.get_parameter_source("kernel") is ParameterSource.DEFAULT:
+        if kind in ("variance", "means") and ctx.get_parameter_source("kernel") is ParameterSource.DEFAULT:
             chosen["kernel"] = None  # large kernels are of most interest: all sizes, unless one is given
         method: dict[str, Callable[..., Any]] = {
             "shift": draw.kl_shift,
@@ -106,15 +110,16 @@ def plot(
             "eigenfilters": draw.eigenfilters,
             "quality": draw.quality,
             "variance": draw.variance,
+            "means": draw.means,
             "map": draw.map,
             "spread": draw.spread,
             "phenotypes": draw.phenotypes,
         }
-        figure = method[kind](by=by, title=title or (name if name != by else None), **chosen)
+        figure = method[kind](by=by, title=title or (name if name != by else None), style=style, **chosen)
     with replacing(target) as part:
         figure.savefig(part, dpi=dpi, format=target.suffix[1:].lower())
     say(str(target))
-    if kind not in ("filters", "variance"):
+    if kind not in ("filters", "variance", "means"):
         counted = db.quality(
             by, where=arguments["where"], kernel=arguments["kernel"], all_layers=arguments["all_layers"]
         )

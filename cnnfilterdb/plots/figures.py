@@ -1,4 +1,4 @@
-"""Implements ``db.plot`` and ``db.report``: passes the data of a database to the functions that draw.
+"""Implements ``db.plot``: passes the data of a database to the functions that draw.
 
 The drawing functions (:mod:`cnnfilterdb.plots`) know nothing of databases. From a :class:`~cnnfilterdb.reader.Reader`
 this module uses its public methods and one internal, ``_connect()``: the DuckDB connection that has the views.
@@ -6,10 +6,7 @@ this module uses its public methods and one internal, ``_connect()``: the DuckDB
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import UTC, datetime
-from importlib.metadata import version
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import numpy as np
@@ -17,22 +14,23 @@ import pandas as pd
 
 from cnnfilterdb import plots
 from cnnfilterdb.analysis import groups as groupings
-from cnnfilterdb.analysis.bases import moments_of
 from cnnfilterdb.analysis.groups import Grouping
 from cnnfilterdb.analysis.options import GroupOptions, ShiftOptions
-from cnnfilterdb.analysis.queries import condition, expression, run
+from cnnfilterdb.analysis.queries import condition, expression
 from cnnfilterdb.analysis.significance import model_shifts
 from cnnfilterdb.core.schema import kernel_shape
-from cnnfilterdb.errors import CnnFilterDbError, SelectionError, unknown_model
+from cnnfilterdb.errors import SelectionError, unknown_model
+from cnnfilterdb.plots.look import StyleName
+from cnnfilterdb.plots.source import at_least, bases_of, frame_of, layers_of
 from cnnfilterdb.sql import literal
-from cnnfilterdb.stats import RECIPES, Basis, variance_map
-from cnnfilterdb.store.durable import write_text
+from cnnfilterdb.stats import variance_map
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure as MatplotlibFigure
+    from matplotlib.figure import FigureBase
 
     from cnnfilterdb.questions.conclusions import Conclusions
-    from cnnfilterdb.questions.statistics import Statistics
 
 __all__ = ["Figures"]
 
@@ -46,7 +44,9 @@ class Figures:
     Args:
         db: The database.
 
-    ``by``, ``where`` and the other options are those of :meth:`Reader.kl_shift`.
+    ``by``, ``where`` and the other options are those of :meth:`Reader.kl_shift`. With ``ax``, a panel or (part of) a
+    figure, the figure is drawn there, without colour bar, instead of on a page of its own. ``style`` is ``screen``, or
+    ``paper`` for the widths of a paper's columns. Figures of arrays and frames are in :mod:`cnnfilterdb.plots`.
     """
 
     def __init__(self, db: Conclusions) -> None:
@@ -58,6 +58,8 @@ class Figures:
         *,
         order: Literal["mean", "cluster"] | None = "mean",
         title: str | None = None,
+        ax: Axes | FigureBase | None = None,
+        style: StyleName = "screen",
         **options: Unpack[ShiftOptions],
     ) -> MatplotlibFigure:
         """The matrix of shifts as a heat map.
@@ -67,6 +69,8 @@ class Figures:
             order: ``mean`` sorts by ascending column mean (the CVPR paper's Fig. 3), ``cluster`` puts similar groups
                 side by side, None keeps the order.
             title: Title of the figure.
+            ax: Where to draw; by default on a new figure.
+            style: ``screen`` or ``paper``.
             **options: Those of :meth:`Reader.kl_shift`.
 
         >>> figure = db.plot.kl_shift("name")
@@ -76,7 +80,7 @@ class Figures:
         matrix = self._db.kl_shift(by, **options)
         sizes = pd.DataFrame.from_dict(matrix.attrs["groups"], orient="index")
         label = plots.METRIC_LABELS[options.get("metric", "kl")]
-        return plots.heatmap(matrix, order=order, counts=sizes, title=title, label=label)
+        return plots.heatmap(matrix, order=order, counts=sizes, title=title, label=label, ax=ax, style=style)
 
     def ridge(
         self,
@@ -84,6 +88,8 @@ class Figures:
         *,
         xlim: tuple[float, float] | Literal["auto", "full"] = "auto",
         title: str | None = None,
+        ax: Axes | FigureBase | None = None,
+        style: StyleName = "screen",
         **options: Unpack[GroupOptions],
     ) -> MatplotlibFigure:
         """Distributions of the coefficients: one row per group and one column per component (the papers' Fig. 1).
@@ -92,6 +98,8 @@ class Figures:
             by: Grouping expression.
             xlim: Range of the x axis; see :func:`cnnfilterdb.plots.ridge`.
             title: Title of the figure.
+            ax: Where to draw; by default on a new figure.
+            style: ``screen`` or ``paper``.
             **options: Those of :meth:`Reader.groups`.
 
         >>> figure = db.plot.ridge("name", where="domain = 'natural'")
@@ -108,6 +116,8 @@ class Figures:
             explained_variance_ratio=groups.basis.explained_variance_ratio,
             xlim=xlim,
             title=title,
+            ax=ax,
+            style=style,
         )
 
     def eigenfilters(
@@ -117,7 +127,11 @@ class Figures:
         where: str | None = None,
         kernel: str = "3x3",
         all_layers: bool = False,
+        min_models: int = 1,
+        min_filters: int = 1,
         title: str | None = None,
+        ax: Axes | FigureBase | None = None,
+        style: StyleName = "screen",
     ) -> MatplotlibFigure:
         """The components of a basis fitted on each group, with their explained variance ratios.
 
@@ -126,15 +140,22 @@ class Figures:
             where: Condition that narrows the rows.
             kernel: Kernel size.
             all_layers: Include transposed and dead layers.
+            min_models: Leave out groups of fewer models.
+            min_filters: Leave out groups of fewer filters.
             title: Title of the figure.
+            ax: Where to draw; by default on a new figure.
+            style: ``screen`` or ``paper``.
 
         >>> figure = db.plot.eigenfilters(by="domain")
         >>> figure.savefig("eigenfilters.pdf")
         """
         if by is None:
             fitted = self._db.basis(where=where, kernel=kernel)
-            return plots.eigenfilters({where or "all": fitted}, title=title)
-        return plots.eigenfilters(_bases(self._db, by, where, kernel, all_layers), title=title)
+            return plots.eigenfilters({where or "all": fitted}, title=title, ax=ax, style=style)
+        return plots.eigenfilters(
+            bases_of(self._db, by, where, kernel, all_layers, min_models=min_models, min_filters=min_filters),
+            title=title, ax=ax, style=style,
+        )  # fmt: skip
 
     def filters(
         self,
@@ -145,6 +166,8 @@ class Figures:
         scale: Literal["filter", "layer"] = "filter",
         columns: int | None = None,
         title: str | None = None,
+        ax: Axes | FigureBase | None = None,
+        style: StyleName = "screen",
     ) -> MatplotlibFigure:
         """The kernels of one layer.
 
@@ -155,6 +178,8 @@ class Figures:
             scale: Colour range of each ``filter``, or of the whole ``layer`` (the CVPR paper's Fig. 1).
             columns: Kernels per row.
             title: Title of the figure; by default the key of the model.
+            ax: Where to draw; by default on a new figure.
+            style: ``screen`` or ``paper``.
 
         Raises:
             UnknownModelError: No such model.
@@ -189,6 +214,8 @@ class Figures:
             limit=top,
             scale=scale,
             columns=columns,
+            ax=ax,
+            style=style,
         )
 
     def quality(
@@ -198,7 +225,11 @@ class Figures:
         where: str | None = None,
         kernel: str = "3x3",
         all_layers: bool = False,
+        min_models: int = 1,
+        min_filters: int = 1,
         title: str | None = None,
+        ax: Axes | FigureBase | None = None,
+        style: StyleName = "screen",
     ) -> MatplotlibFigure:
         """Sparsity, normalised variance entropy and orthogonality of the layers of each group.
 
@@ -207,12 +238,19 @@ class Figures:
             where: Condition that narrows the rows.
             kernel: Kernel size.
             all_layers: Include transposed and dead layers, as :meth:`Reader.quality` does.
+            min_models: Leave out groups of fewer models.
+            min_filters: Leave out groups of fewer filters.
             title: Title of the figure.
+            ax: Where to draw; by default on a new figure.
+            style: ``screen`` or ``paper``.
 
         >>> figure = db.plot.quality("domain")
         >>> figure.savefig("quality.svg")
         """
-        return plots.quality(_layers(self._db, by, where, kernel, all_layers), by=by, title=title)
+        return plots.quality(
+            layers_of(self._db, by, where, kernel, all_layers, min_models=min_models, min_filters=min_filters),
+            by=by, title=title, ax=ax, style=style,
+        )  # fmt: skip
 
     def variance(
         self,
@@ -221,7 +259,11 @@ class Figures:
         where: str | None = None,
         kernel: str | Sequence[str] | None = None,
         all_layers: bool = False,
+        min_models: int = 1,
+        min_filters: int = 1,
         title: str | None = None,
+        ax: Axes | FigureBase | None = None,
+        style: StyleName = "screen",
     ) -> MatplotlibFigure:
         """Where in a kernel the weights vary, for each group and kernel size (The Power of Linear Combinations).
 
@@ -230,34 +272,87 @@ class Figures:
             where: Condition that narrows the rows.
             kernel: One kernel size or several; by default all that are at least three weights high and wide.
             all_layers: Include transposed and dead layers.
+            min_models: Leave out groups of fewer models.
+            min_filters: Leave out groups of fewer filters.
             title: Title of the figure.
+            ax: Where to draw; by default on a new figure.
+            style: ``screen`` or ``paper``.
 
         >>> figure = db.plot.variance("domain", kernel=["3x3", "5x5"])
         >>> figure.savefig("variance.png")
         """
-        kernels = [kernel] if isinstance(kernel, str) else kernel
-        chosen = (
-            "kernel_h >= 3 AND kernel_w >= 3"
-            if kernels is None
-            else f"kernel IN ({', '.join(literal(size) for size in kernels)})"
-        )
-        papers = "" if all_layers else "AND papers_layer"
-        frame = _frame(
-            self._db,
-            f'SELECT {expression(by, "by")} AS "group", kernel, filters, raw_mean, raw_variance FROM facts '
-            f"WHERE stored AND raw_mean IS NOT NULL AND {chosen} AND {condition(where)} {papers} "
-            'AND "group" IS NOT NULL ORDER BY ALL',
-        )
         maps: dict[Any, dict[str, tuple[Any, int]]] = {}
-        for (label, size), rows in frame.groupby(["group", "kernel"]):
+        for label, size, rows in self._by_size(by, where, kernel, all_layers, min_models, min_filters):
             values = variance_map(
                 rows["filters"].to_numpy(), np.stack(list(rows["raw_mean"])), np.stack(list(rows["raw_variance"]))
             )
             if np.isfinite(values).all():
-                maps.setdefault(label, {})[str(size)] = (values, int(rows["filters"].sum()))
+                maps.setdefault(label, {})[size] = (values, int(rows["filters"].sum()))
         if not maps:
-            raise groupings.empty(Grouping(by, where, ", ".join(kernels) if kernels else "spatial"))
-        return plots.variance(maps, title=title)
+            raise groupings.empty(Grouping(by, where, _sizes_text(kernel)))
+        return plots.variance(maps, title=title, ax=ax, style=style)
+
+    def means(
+        self,
+        by: str = "domain",
+        *,
+        where: str | None = None,
+        kernel: str | Sequence[str] | None = None,
+        all_layers: bool = False,
+        min_models: int = 1,
+        min_filters: int = 1,
+        title: str | None = None,
+        ax: Axes | FigureBase | None = None,
+        style: StyleName = "screen",
+    ) -> MatplotlibFigure:
+        """The mean kernel of each group and kernel size, each kernel divided by its largest weight.
+
+        Args:
+            by: Grouping expression, such as ``"floor(10 * conv_depth_norm) / 10"``.
+            where: Condition that narrows the rows.
+            kernel: One kernel size or several; by default all that are at least three weights high and wide.
+            all_layers: Include transposed and dead layers.
+            min_models: Leave out groups of fewer models.
+            min_filters: Leave out groups of fewer filters.
+            title: Title of the figure.
+            ax: Where to draw; by default on a new figure.
+            style: ``screen`` or ``paper``.
+
+        >>> figure = db.plot.means("domain")
+        >>> figure.savefig("means.png")
+        """
+        maps: dict[Any, dict[str, tuple[Any, int]]] = {}
+        for label, size, rows in self._by_size(by, where, kernel, all_layers, min_models, min_filters):
+            filters = rows["filters"].to_numpy()
+            values = np.average(np.stack(list(rows["scaled_mean"])), axis=0, weights=filters)
+            maps.setdefault(label, {})[size] = (values, int(filters.sum()))
+        return plots.mean_kernels(maps, title=title, ax=ax, style=style)
+
+    def _by_size(
+        self,
+        by: str,
+        where: str | None,
+        kernel: str | Sequence[str] | None,
+        all_layers: bool,
+        min_models: int,
+        min_filters: int,
+    ) -> Iterator[tuple[Any, str, pd.DataFrame]]:
+        """The layers of each group and kernel size, with the sums of their kernels."""
+        chosen = "kernel_h >= 3 AND kernel_w >= 3"
+        if kernel is not None:
+            sizes = [kernel] if isinstance(kernel, str) else kernel
+            chosen = f"kernel IN ({', '.join(literal(size) for size in sizes)})"
+        papers = "" if all_layers else "AND papers_layer"
+        frame = frame_of(
+            self._db,
+            f'SELECT {expression(by, "by")} AS "group", kernel, model_id, filters, raw_mean, raw_variance, scaled_mean '
+            f"FROM facts WHERE stored AND filters > 0 AND raw_mean IS NOT NULL AND {chosen} AND {condition(where)} "
+            f'{papers} AND "group" IS NOT NULL ORDER BY ALL',
+        )
+        if frame.empty:
+            raise groupings.empty(Grouping(by, where, _sizes_text(kernel)))
+        for (label, size), rows in at_least(frame, by, min_models, min_filters).groupby(["group", "kernel"]):
+            yield label, str(size), rows
 
     def map(
         self,
@@ -265,6 +360,8 @@ class Figures:
         *,
         metric: str = "kl",
         title: str | None = None,
+        ax: Axes | FigureBase | None = None,
+        style: StyleName = "screen",
         **options: Unpack[GroupOptions],
     ) -> MatplotlibFigure:
         """The models as points whose distances approach the shifts between them, coloured by group.
@@ -273,6 +370,8 @@ class Figures:
             by: Expression with one value per model.
             metric: A symmetric metric of :meth:`Reader.kl_shift`.
             title: Title of the figure.
+            ax: Where to draw; by default on a new figure.
+            style: ``screen`` or ``paper``.
             **options: Those of :meth:`Reader.embed`.
 
         >>> figure = db.plot.map("domain")
@@ -281,7 +380,9 @@ class Figures:
         """
         placed = self._db.embed(by=by, metric=metric, **options)
         explained = placed.attrs["explained"]
-        return plots.model_map(placed[["x0", "x1"]], placed[by].tolist(), explained=explained, title=title)
+        return plots.model_map(
+            placed[["x0", "x1"]], placed[by].tolist(), explained=explained, title=title, ax=ax, style=style
+        )
 
     def spread(
         self,
@@ -289,6 +390,8 @@ class Figures:
         *,
         metric: str = "kl",
         title: str | None = None,
+        ax: Axes | FigureBase | None = None,
+        style: StyleName = "screen",
         **options: Unpack[GroupOptions],
     ) -> MatplotlibFigure:
         """The shifts between the models of each group, beside those to all other models.
@@ -297,6 +400,8 @@ class Figures:
             by: Expression with one value per model.
             metric: A symmetric metric of :meth:`Reader.kl_shift`.
             title: Title of the figure.
+            ax: Where to draw; by default on a new figure.
+            style: ``screen`` or ``paper``.
             **options: Those of :meth:`Reader.groups`; ``balance`` is ``models`` by default.
 
         >>> figure = db.plot.spread("domain")
@@ -305,7 +410,7 @@ class Figures:
         """
         data = self._db._labelled("spread", (by,), options, metric, None, by)
         shifts = model_shifts(data, None, metric)
-        return plots.spread(shifts, data.labels[by], label=plots.METRIC_LABELS[metric], title=title)
+        return plots.spread(shifts, data.labels[by], label=plots.METRIC_LABELS[metric], title=title, ax=ax, style=style)
 
     def phenotypes(
         self,
@@ -313,9 +418,14 @@ class Figures:
         *,
         components: tuple[int, int] = (0, 1),
         where: str | None = None,
+        recipe: str = "cvpr2022",
         kernel: str = "3x3",
         all_layers: bool = False,
+        min_models: int = 1,
+        min_filters: int = 1,
         title: str | None = None,
+        ax: Axes | FigureBase | None = None,
+        style: StyleName = "screen",
     ) -> MatplotlibFigure:
         """The joint density of two coefficients for each group, on a logarithmic scale.
 
@@ -325,9 +435,14 @@ class Figures:
             by: Grouping expression.
             components: Numbers of the two components.
             where: Condition that narrows the rows.
+            recipe: Range of both coefficients, as in one of the papers.
             kernel: Kernel size.
             all_layers: Include transposed and dead layers.
+            min_models: Leave out groups of fewer models.
+            min_filters: Leave out groups of fewer filters.
             title: Title of the figure.
+            ax: Where to draw; by default on a new figure.
+            style: ``screen`` or ``paper``.
 
         Raises:
             SelectionError: An expression that cannot be answered, no such component, or nothing selected.
@@ -341,11 +456,14 @@ class Figures:
                 raise SelectionError(
                     f"components: {kernel} filters have components 0 to {height * width - 1}, found {component}"
                 )
-        groups = self._db.groups(by, where=where, kernel=kernel, all_layers=all_layers)
+        groups = self._db.groups(
+            by, where=where, recipe=recipe, kernel=kernel, all_layers=all_layers, min_models=min_models,
+            min_filters=min_filters,
+        )  # fmt: skip
         low, high = groups.low, groups.high
         cells = [f"CAST(floor((c{number} - {low!r}) / {(high - low) / _CELLS!r}) AS INTEGER)" for number in components]
         papers = "" if all_layers else "AND papers_layer"
-        rows = _frame(
+        rows = frame_of(
             self._db,
             f'WITH grouped AS (SELECT model_id, layer, {expression(by, "by")} AS "group" FROM facts WHERE stored '
             f"AND kernel = {literal(kernel)} AND {condition(where)} {papers}) "
@@ -356,165 +474,11 @@ class Figures:
         rows = rows[rows["x"].between(0, _CELLS - 1) & rows["y"].between(0, _CELLS - 1) & rows["group"].isin(place)]
         counts = np.zeros((len(groups.labels), _CELLS, _CELLS))
         counts[rows["group"].map(place).to_numpy(dtype=int), rows["x"], rows["y"]] = rows["filters"]
-        return plots.phenotypes(counts, low, high, groups.labels, components=components, title=title)
+        return plots.phenotypes(
+            counts, low, high, groups.labels, components=components, title=title, ax=ax, style=style
+        )
 
 
-def _frame(db: Statistics, query: str) -> pd.DataFrame:
-    frame: pd.DataFrame = run(db._connect(query), query).to_pandas()
-    return frame
-
-
-def _layers(db: Statistics, by: str, where: str | None, kernel: str, all_layers: bool) -> pd.DataFrame:
-    """The measures of the layers of each group, one row per layer; the layers are those of :meth:`Reader.quality`."""
-    papers = "" if all_layers else "AND papers_layer"
-    frame = _frame(
-        db,
-        f'SELECT {expression(by, "by")} AS "group", sparsity, variance_entropy, randomness_threshold, orthogonality '
-        f"FROM facts WHERE stored AND kernel = {literal(kernel)} AND {condition(where)} {papers} "
-        'AND "group" IS NOT NULL',
-    ).rename(columns={"group": by})
-    if frame.empty:
-        raise groupings.empty(Grouping(by, where, kernel))
-    return frame
-
-
-def _bases(db: Statistics, by: str, where: str | None, kernel: str, all_layers: bool) -> dict[Any, Basis]:
-    """A basis fitted on each group of at least two filters."""
-    rows = groupings.selection(db._connect("facts"), Grouping(by, where, kernel, all_layers=all_layers))
-    db._require_moments(rows)
-    labels = np.asarray(rows["group"].to_pylist(), dtype=object)
-    bases = {}
-    for label in sorted(set(labels.tolist())):
-        moments = moments_of(rows.filter(labels == label), kernel)
-        if moments.count > 1:
-            bases[label] = Basis.fit(moments, kernel)
-    return bases
-
-
-#: The groupings between which the reader of a report can switch: name -> expression.
-_GROUPINGS = {
-    "domain": "domain",
-    "task": "task",
-    "family": "family",
-    "depth": "floor(10 * conv_depth_norm) / 10",
-}
-
-
-def write_report(
-    db: Statistics, path: Path, by: str, title: str | None, command: str | None, options: ShiftOptions
-) -> Path:
-    """Write the report page; see :meth:`Reader.report`."""
-    data = report_data(db, by, title, options, command=command, created_at=datetime.now(UTC).replace(microsecond=0))
-    write_text(path, plots.report(data))
-    return path
-
-
-def report_data(
-    db: Statistics,
-    by: str,
-    title: str | None,
-    options: ShiftOptions,
-    *,
-    command: str | None = None,
-    created_at: datetime | None = None,
-) -> plots.ReportData:
-    """Collect the data of a report.
-
-    Args:
-        db: The database.
-        by: Grouping expression of the grouping shown first; domain, task, family and depth follow where they divide
-            the models into at least two groups.
-        title: Heading of the page; None for the name of the database.
-        options: Those of :meth:`Reader.kl_shift`.
-        command: The command that writes the page again.
-        created_at: Time of creation; None leaves it out.
-    """
-    where = options.get("where")
-    sparsity = _frame(
-        db, "SELECT model_id, sum(sparsity * filters) / sum(filters) AS sparsity FROM layers WHERE stored GROUP BY ALL"
-    )
-    groupings = [_grouping_data(db, by, _name(by), options)]
-    for name, expression_ in _GROUPINGS.items():
-        if by not in (name, expression_):
-            try:
-                found = _grouping_data(db, expression_, name, options)
-            except SelectionError:  # no model has such a fact, or the groups are smaller than the options ask for
-                continue
-            if found.shift is not None and len(found.shift) > 1:
-                groupings.append(found)
-    return plots.ReportData(
-        title=title or Path(db.location).name,
-        # Listed by their keys: two sources may have a model of the same name.
-        models=db.models(where=where).drop(columns="name").merge(sparsity, how="left", on="model_id"),
-        groupings=groupings,
-        kernel=options.get("kernel", "3x3"),
-        command=command,
-        created_at=created_at,
-    )
-
-
-def _name(by: str) -> str:
-    """What a report calls a grouping."""
-    return next((name for name, known in _GROUPINGS.items() if by == known), by)
-
-
-def _grouping_data(db: Statistics, by: str, name: str, options: ShiftOptions) -> plots.GroupingData:
-    """What a report shows of one grouping."""
-    where, kernel, all_layers = options.get("where"), options.get("kernel", "3x3"), options.get("all_layers", False)
-    shift = db.kl_shift(by, **options)
-    counted: Any = {name: value for name, value in options.items() if name in GroupOptions.__annotations__}
-    groups = db.groups(by, **counted)
-    fitted = next((basis for basis in db.bases() if basis.basis_id == groups.basis_id), None)
-    compared = set(groups.labels)
-    try:
-        bases = {
-            label: basis for label, basis in _bases(db, by, where, kernel, all_layers).items() if label in compared
-        }
-    except CnnFilterDbError:
-        bases = {}
-    layers = _layers(db, by, where, kernel, all_layers)
-    uniform = RECIPES[groups.grouping.recipe].weights == "uniform"
-    return plots.GroupingData(
-        by=by,
-        name=name,
-        groups=_all_groups(db, by, where).join(groups.sizes()[["models", "layers", "filters"]].add_prefix("used_")),
-        compared=groups.sizes(),
-        shift=shift,
-        coefficients=plots.Coefficients(
-            counts=groups.counts,
-            low=groups.low,
-            high=groups.high,
-            labels=groups.labels,
-            filters=groups.filters,
-            explained_variance_ratio=groups.basis.explained_variance_ratio,
-        ),
-        bases=bases,
-        layers=layers[layers[by].isin(compared)],
-        coverage=shift.attrs["coverage"],
-        method=plots.Method(
-            recipe=groups.grouping.recipe,
-            metric=options.get("metric", "kl"),
-            basis_id=groups.basis_id or "",
-            basis_models=len(fitted.models) if fitted else 0,
-            basis_filters=groups.basis.filters,
-            bins=groups.counts.shape[2],
-            low=groups.low,
-            high=groups.high,
-            weights=f"1/{len(groups.weights)} each" if uniform else "explained variance ratio",
-            filters=int(groups.filters.sum()),
-            outside=int(groups.outside.sum()),
-            balance=groups.grouping.balance,
-            versions={name: version(name) for name in ("cnnfilterdb", "duckdb", "numpy", "pyarrow")},
-        ),
-    )
-
-
-def _all_groups(db: Statistics, by: str, where: str | None) -> pd.DataFrame:
-    """Everything selected, of every kernel size, by group; the last row may be what has no group."""
-    return _frame(
-        db,
-        f'SELECT {expression(by, "by")} AS "group", count(DISTINCT model_id) AS models, count(*) AS layers, '
-        "CAST(coalesce(sum(filters) FILTER (stored), 0) AS BIGINT) AS filters, "
-        "string_agg(DISTINCT coalesce(license, 'unknown'), ', ' ORDER BY coalesce(license, 'unknown')) AS licenses "
-        f'FROM facts WHERE {condition(where)} GROUP BY "group" ORDER BY "group" NULLS LAST',
-    ).set_index("group")
+def _sizes_text(kernel: str | Sequence[str] | None) -> str:
+    """What the kernel sizes of a question are called in an error."""
+    return "spatial" if kernel is None else kernel if isinstance(kernel, str) else ", ".join(kernel)

@@ -12,28 +12,31 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure as MatplotlibFigure
+from matplotlib.figure import FigureBase
 from matplotlib.image import AxesImage
 from scipy.cluster.hierarchy import leaves_list, linkage, optimal_leaf_ordering
 from scipy.spatial.distance import squareform
 
 from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.plots.look import StyleName, look, styled
 from cnnfilterdb.plots.style import (
-    BODY,
     INK,
     RULE,
     SEQUENTIAL,
-    SMALL,
-    TITLE,
     Figure,
     bare,
     colour_bar,
     compact,
     contrast,
     distinct_labels,
+    height_of,
+    named_rows,
+    panel_of,
     place_title,
     root_figure,
     row_label_width,
     row_labels,
+    say_named,
     text_width,
 )
 
@@ -50,6 +53,12 @@ METRIC_LABELS = {
 
 #: With more groups than this the cells show no numbers unless requested.
 _ANNOTATED = 40
+
+#: Points below which numbers are left out of the cells unless requested.
+_LEGIBLE = 3.9
+
+#: Room for the colour bar and its labels, in inches.
+_BAR = 0.85
 
 #: A group is an outlier if its median shift is more than this many times that of most groups.
 _OUTLYING = 4.0
@@ -93,6 +102,7 @@ def ordered_groups(matrix: pd.DataFrame, order: Literal["mean", "cluster"] | Non
     raise SelectionError(f"order: expected 'mean', 'cluster' or None, found {order!r}")
 
 
+@styled
 def heatmap(
     matrix: pd.DataFrame,
     *,
@@ -102,20 +112,23 @@ def heatmap(
     title: str | None = None,
     vmax: float | None = None,
     label: str = "KL shift D (nats)",
-    ax: Axes | None = None,
+    ax: Axes | FigureBase | None = None,
+    style: StyleName = "screen",
 ) -> MatplotlibFigure:
     """Draw a matrix of shifts between groups as a heat map.
 
     Args:
         matrix: Shifts, groups x groups, the same groups in rows and columns. NaN is drawn grey.
         order: How to sort the groups; see :func:`ordered_groups`.
-        counts: Numbers of ``models`` and ``filters`` (either or both columns) by group, printed next to the names.
-        annotate: Whether to print the values in the cells; by default for up to 40 groups.
+        counts: Numbers of ``models`` and ``filters`` (either or both columns) by group, printed next to the names
+            on a ``screen``; on paper they belong into the caption.
+        annotate: Whether to print the values in the cells; by default for up to 40 groups, if they are legible.
         title: Title of the figure.
         vmax: Value of the brightest colour. By default the largest of the matrix, or, if a few groups are far from all
             others, the largest among the remaining groups; larger values then share the brightest colour.
         label: What the values are, printed along the colour bar.
-        ax: Panel to draw on, without colour bar; by default a new figure is created.
+        ax: Panel or part of a figure to draw on, without colour bar; by default a new figure is created.
+        style: ``screen``, or ``paper`` for the width of a column; groups that do not fit in need more.
 
     Returns:
         The figure. Its first image holds the ordered matrix.
@@ -128,29 +141,35 @@ def heatmap(
     groups = len(values)
     keys = [matrix.index[position] for position in positions]
     names = distinct_labels(keys)
-    heading, notes = _notes(counts, keys)
+    heading, notes = _notes(counts, keys) if look().notes else ("", [])
     finite = values[np.isfinite(values)]
     largest = float(finite.max()) if finite.size else 0.0
     top = brightest(values) if vmax is None else float(vmax)
     if not np.isfinite(top) or (vmax is not None and top <= 0):
         raise SelectionError(f"vmax: expected a positive number, found {vmax!r}")
 
-    cell = float(np.clip(5.2 / groups, 0.21, 0.56))
-    size = BODY if cell >= 0.24 else SMALL
+    size = look().body if groups <= (20 if look().notes else 12) else look().small
+    left = 0.06 + row_label_width(names, notes, size, heading)
+    least = 0.21 if look().notes else 0.125  # inches: room for numbers, or for the names alone
+    cell = float(np.clip((look().column - left - _BAR) / groups, least, 0.56))
+    cell = min(cell, look().tallest / groups)
     bar: Axes | None = None
+    step = named_rows(cell * np.sin(np.pi / 4), size)  # of names at an angle of 45 degrees
     if ax is None:
-        figure, ax, bar = _page(cell * groups, names, notes, size, heading, title)
+        figure, ax, bar = _page(cell * groups, left, names, title, with_notes=bool(notes))
+        say_named(figure, step)
     else:
+        ax = panel_of(ax, title)
         figure = root_figure(ax)
-        if title:
-            ax.set_title(title, fontsize=TITLE, color=INK, loc="left", parse_math=False)
+        cell = height_of(ax) / groups
+        step = named_rows(cell * np.sin(np.pi / 4), size)
     # A matrix of zeros (a single group) still needs a range of colours.
     norm = Normalize(0.0, top or 1.0)
     image = _draw_cells(ax, values, norm)
-    row_labels(ax, list(range(groups)), names, notes, size, heading=heading)
+    row_labels(ax, list(range(groups)), names, notes, size, heading=heading, step=step)
     ax.set_xticks(
-        range(groups),
-        labels=names,
+        range(0, groups, step),
+        labels=names[::step],
         rotation=45,
         ha="right",
         rotation_mode="anchor",
@@ -159,23 +178,22 @@ def heatmap(
         parse_math=False,
     )
     ax.tick_params(axis="x", length=0, pad=3)
-    if groups <= _ANNOTATED if annotate is None else annotate:
-        _draw_numbers(ax, values, norm, cell)
+    if annotate is not False and (annotate or groups <= _ANNOTATED):
+        _draw_numbers(ax, values, norm, cell, least=0.0 if annotate else _LEGIBLE)
     if bar is not None:
         colour_bar(bar, image, label=label, extend="max" if largest > top else "neither")
     return figure
 
 
 def _page(
-    side: float, names: Sequence[str], notes: Sequence[str], size: float, heading: str, title: str | None
+    side: float, left: float, names: Sequence[str], title: str | None, *, with_notes: bool
 ) -> tuple[MatplotlibFigure, Axes, Axes]:
     """A new figure with room for the labels: the figure, the panel (``side`` inches) and that of the colour bar."""
-    label_width = max(text_width(name, size) for name in names)
-    left = 0.06 + row_label_width(names, notes, size, heading)
+    label_width = max(text_width(name, look().body) for name in names)
     bottom = 0.16 + (label_width + 0.1) * np.sin(np.pi / 4)
-    upper = 0.08 + (0.24 if title else 0.0) + (0.14 if notes else 0.0)
+    upper = 0.08 + (0.24 if title else 0.0) + (0.14 if with_notes else 0.0)
     bar = max(side, 1.3)
-    figure = Figure(left + side + 0.85, upper + bar + bottom)
+    figure = Figure(left + side + _BAR, upper + bar + bottom)
     place_title(figure, title)
     return figure, figure.panel(left, upper, side, side), figure.panel(left + side + 0.14, upper, 0.12, bar)
 
@@ -212,12 +230,15 @@ def _draw_cells(ax: Axes, values: npt.NDArray[np.float64], norm: Normalize) -> A
     return image
 
 
-def _draw_numbers(ax: Axes, values: npt.NDArray[np.float64], norm: Normalize, cell: float) -> None:
-    """Print the values in cells of the given size in inches, all in the largest font that fits."""
-    texts = [[_number(value, short=cell <= 0.34) for value in row] for row in values]
+def _draw_numbers(ax: Axes, values: npt.NDArray[np.float64], norm: Normalize, cell: float, *, least: float) -> None:
+    """Print the values in cells of the given size in inches, all in the largest font that fits, if that is legible."""
+    short = cell <= 0.34 or look().short_numbers
+    texts = [[_number(value, short=short) for value in row] for row in values]
     colours = matplotlib.colormaps[SEQUENTIAL]
     room = 0.78 * cell / max(max(text_width(text, 1.0) for row in texts for text in row), 1e-9)
-    size = min(room, 7.0)
+    size = min(room, look().small + 0.5)
+    if size < least:
+        return
     for row, column in np.ndindex(*values.shape):
         value = float(values[row, column])
         ax.text(

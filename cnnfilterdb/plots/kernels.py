@@ -12,17 +12,15 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure as MatplotlibFigure
+from matplotlib.figure import FigureBase
 
 from cnnfilterdb.core.schema import kernel_shape
 from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.plots.look import StyleName, look, styled
 from cnnfilterdb.plots.style import (
-    BODY,
     DIVERGING,
-    INK,
     MUTED,
     RULE,
-    SMALL,
-    TITLE,
     Figure,
     bare,
     colour_bar,
@@ -30,6 +28,7 @@ from cnnfilterdb.plots.style import (
     distinct_labels,
     finite_array,
     image_rows_page,
+    panel_of,
     place_title,
     root_figure,
     row_label_width,
@@ -62,6 +61,7 @@ class BasisLike(Protocol):
         """Kernel size, such as 3x3."""
 
 
+@styled
 def filter_grid(
     filters: npt.ArrayLike,
     *,
@@ -71,7 +71,8 @@ def filter_grid(
     subtitle: str | None = None,
     channels: Sequence[tuple[int, int]] | None = None,
     limit: int = 256,
-    ax: Axes | None = None,
+    ax: Axes | FigureBase | None = None,
+    style: StyleName = "screen",
 ) -> MatplotlibFigure:
     """Draw kernels as small images, blue for negative weights and red for positive ones, white for zero.
 
@@ -85,7 +86,8 @@ def filter_grid(
         channels: Output and input channel of each kernel, used to label rows and columns.
         limit: Largest number of kernels to draw, starting with the first; a line below the figure says how many were
             omitted.
-        ax: Panel to draw on, without labels and colour bar; by default a new figure is created.
+        ax: Panel or part of a figure to draw on, without labels and colour bar; by default a new figure is created.
+        style: ``screen``, or ``paper`` for the width of a column.
 
     Returns:
         The figure, with one image per kernel.
@@ -116,15 +118,15 @@ def filter_grid(
     bar: Axes | None = None
     if ax is None:
         labels, headings = _channel_labels(channels, rows, columns, drawn)
-        unit = float(np.clip(min(5.0 / wide, 7.0 / high), 0.12, 0.15 * kernel_w))
+        room = min(5.0, look().column - 1.0)
+        unit = float(np.clip(min(room / wide, 7.0 / high), 0.12, 0.15 * kernel_w))
         figure, ax, bar = _grid_page(unit * wide, unit * high, labels, headings, (title, subtitle), note)
     else:
         labels, headings = [], []
+        ax = panel_of(ax, title)
         figure = root_figure(ax)
-        if title:
-            ax.set_title(title, fontsize=TITLE, color=INK, loc="left", parse_math=False)
         if note:
-            ax.set_xlabel(note, fontsize=SMALL, color=MUTED, loc="left")
+            ax.set_xlabel(note, fontsize=look().small, color=MUTED, loc="left")
     bare(ax)
     for index, kernel in enumerate(array):
         bound = peak if scale == "layer" else float(np.abs(kernel).max())
@@ -197,13 +199,17 @@ def _grid_page(
     left = 0.06 + (row_label_width(labels, [], _TINY) if labels else 0.0)
     upper = 0.06 + (0.26 if titles[0] else 0.0) + (0.15 if titles[1] else 0.0) + (0.16 if headings else 0.0)
     bottom = 0.06 + (0.18 if note else 0.0)
-    wanted = max(text_width(titles[0] or "", TITLE), text_width(titles[1] or "", SMALL), left + text_width(note, SMALL))
+    wanted = max(
+        text_width(titles[0] or "", look().title),
+        text_width(titles[1] or "", look().small),
+        left + text_width(note, look().small),
+    )
     bar = float(np.clip(height, 0.55, 1.4))
     figure = Figure(max(left + width + 0.62, min(wanted + 0.12, 5.12)), upper + max(height, bar + 0.06) + bottom)
     place_title(figure, *titles)
     if note:
         page_width, page_height = figure.get_size_inches()
-        figure.text(left / page_width, 0.05 / page_height, note, va="bottom", fontsize=SMALL, color=MUTED)
+        figure.text(left / page_width, 0.05 / page_height, note, va="bottom", fontsize=look().small, color=MUTED)
     return figure, figure.panel(left, upper, width, height), figure.panel(left + width + 0.14, upper + 0.03, 0.09, bar)
 
 
@@ -215,13 +221,16 @@ def _grid_bar(bar: Axes, panel: Axes, peak: float | None) -> None:
     bar.set_yticks([-bound, 0.0, bound], labels=names)
 
 
+@styled
 def eigenfilters(
     bases: Mapping[Any, BasisLike],
     *,
     components: int | None = None,
     vmax: float = 1.0,
     title: str | None = None,
-) -> Figure:
+    ax: Axes | FigureBase | None = None,
+    style: StyleName = "screen",
+) -> MatplotlibFigure:
     """Draw the components of bases as images: a row per basis, a column per component, as the papers do.
 
     The sign of a component has no meaning: a picture and its negative are the same component. Below each is its share
@@ -232,6 +241,8 @@ def eigenfilters(
         components: How many of the first components to draw; by default up to nine.
         vmax: Weight of the darkest red; minus that is the darkest blue. Components have unit length.
         title: Title of the figure.
+        ax: Panel or part of a figure to draw on, without colour bar; by default a new figure is created.
+        style: ``screen``, or ``paper`` for the width of a column.
 
     Returns:
         The figure, with one image per component, row by row.
@@ -255,12 +266,13 @@ def eigenfilters(
     names = distinct_labels(bases)
     ratio = kernel_h / kernel_w
     # Lengths in kernel widths: the gap between two columns, and between two rows, where the share is printed.
-    unit = float(np.clip(6.0 / len(bases), 0.26, 0.46))
+    room = look().column - 0.68 - row_label_width(names, [], look().body)
+    unit = float(np.clip(min(6.0 / len(bases), room / (1.16 * shown)), 0.04 * look().small, 0.46))
     across, down = 0.16, 0.20 / unit
     wide = shown * (1 + across) - across
     high = len(bases) * (ratio + down)
     bar_height = min(unit * ratio if len(bases) == 1 else unit * high, 1.4)
-    figure, axes, bar = image_rows_page(names, unit * wide, unit * high, bar=bar_height, title=title)
+    figure, axes, bar = image_rows_page(names, unit * wide, unit * high, bar=bar_height, title=title, ax=ax)
     for row, basis in enumerate(bases.values()):
         top = row * (ratio + down)
         for column in range(min(shown, len(basis.components))):
@@ -273,19 +285,20 @@ def eigenfilters(
                 f"{float(basis.explained_variance_ratio[column]):.2f}",
                 ha="center",
                 va="top",
-                fontsize=SMALL,
+                fontsize=look().small,
                 color=MUTED,
             )
     axes.set_xlim(-0.02, wide + 0.02)
     axes.set_ylim(high, -0.02)
-    row_labels(axes, [row * (ratio + down) + 0.5 * ratio for row in range(len(bases))], names, [], BODY)
+    row_labels(axes, [row * (ratio + down) + 0.5 * ratio for row in range(len(bases))], names, [], look().body)
     column_labels(
         axes,
         [column * (1 + across) + 0.5 for column in range(shown)],
         [f"$c_{{{column}}}$" for column in range(shown)],
-        TITLE,
+        look().title,
     )
-    colour_bar(bar, axes.images[0], ticks=[-vmax, 0.0, vmax])
+    if bar is not None:
+        colour_bar(bar, axes.images[0], ticks=[-vmax, 0.0, vmax])
     return figure
 
 

@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as MatplotlibFigure
+from matplotlib.figure import FigureBase
 
 from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.plots.look import StyleName, look, styled
 from cnnfilterdb.plots.style import (
-    BODY,
     INK,
     RULE,
-    SMALL,
-    TEXT_WIDTH,
     Figure,
     bare,
     distinct_labels,
+    draw_boxes,
     finite_array,
+    height_of,
     is_unknown,
+    named_rows,
+    panel_of,
     place_title,
     root_figure,
     row_label_width,
     row_labels,
+    say_named,
     text_width,
 )
 
@@ -40,13 +45,15 @@ _WITHIN = "#0072B2"
 _BETWEEN = "#D55E00"
 
 
+@styled
 def model_map(
     coordinates: npt.ArrayLike,
     labels: Sequence[object],
     *,
     explained: Sequence[float] | None = None,
     title: str | None = None,
-    ax: Axes | None = None,
+    ax: Axes | FigureBase | None = None,
+    style: StyleName = "screen",
 ) -> MatplotlibFigure:
     """Draw models as points of a plane, coloured by group.
 
@@ -57,7 +64,8 @@ def model_map(
         labels: The group of each model; unknown ones are drawn grey.
         explained: Share of the shifts that each axis shows.
         title: Title of the figure.
-        ax: Panel to draw on, with the legend inside; by default a new figure is created.
+        ax: Panel or part of a figure to draw on, with the legend inside; by default a new figure is created.
+        style: ``screen``, or ``paper`` for the width of a column.
 
     Returns:
         The figure.
@@ -78,28 +86,24 @@ def model_map(
     if rest.any():
         others = len(named) - len(shown)
         names.append(f"{f'{others} other groups' if others else 'unknown'} ({int(rest.sum())})")
+    place: dict[str, Any] = {"loc": "best"}
+    figure: MatplotlibFigure
     if ax is None:
-        legend_width = max(text_width(name, SMALL) for name in names) + 0.34
-        side, left, upper = 4.6, 0.46, 0.10 + (0.26 if title else 0.0)
-        figure: MatplotlibFigure = (page := Figure(left + side + 0.14 + legend_width, upper + side + 0.46))
-        ax = page.panel(left, upper, side, side)
-        place_title(page, title)
+        figure, ax, place = _map_page(names, title)
     else:
+        ax = panel_of(ax, title)
         figure = root_figure(ax)
-        if title:
-            ax.set_title(title, fontsize=BODY, color=INK, loc="left", parse_math=False)
-        legend_width = 0.0
     bare(ax, keep=("bottom", "left"))
     ax.grid(color=RULE, linewidth=0.5)
     ax.set_axisbelow(True)
     if rest.any():
         ax.plot(*points[rest].T, "o", color=RULE, markersize=4.5, markeredgewidth=0, label=names[-1], zorder=2)
-    for place, (label, name) in enumerate(zip(shown, names, strict=False)):
+    for number, (label, name) in enumerate(zip(shown, names, strict=False)):
         inside = (groups == label).to_numpy(dtype=bool)
         ax.plot(
             *points[inside].T,
-            _SHAPES[place // len(_COLOURS)],
-            color=_COLOURS[place % len(_COLOURS)],
+            _SHAPES[number // len(_COLOURS)],
+            color=_COLOURS[number % len(_COLOURS)],
             markersize=5.0,
             markeredgecolor="white",
             markeredgewidth=0.4,
@@ -110,15 +114,14 @@ def model_map(
     ax.locator_params(nbins=6)
     for axis, number in ((ax.xaxis, 0), (ax.yaxis, 1)):
         share = f" ({100 * explained[number]:.0f} % of the shifts)" if explained is not None else ""
-        axis.set_label_text(f"coordinate {number + 1}{share}", fontsize=BODY, color=INK)
+        axis.set_label_text(f"coordinate {number + 1}{share}", fontsize=look().body, color=INK)
     handles, texts = ax.get_legend_handles_labels()
     order = [texts.index(name) for name in names]
     ax.legend(
         [handles[position] for position in order],
         [texts[position].replace("$", r"\$") for position in order],
-        loc="upper left",
-        bbox_to_anchor=(1.0, 1.0) if legend_width else None,
-        fontsize=SMALL,
+        **place,
+        fontsize=look().small,
         labelcolor=INK,
         frameon=False,
         handletextpad=0.2,
@@ -127,9 +130,37 @@ def model_map(
     return figure
 
 
+def _map_page(names: Sequence[str], title: str | None) -> tuple[Figure, Axes, dict[str, Any]]:
+    """A new figure for a square panel: the figure, the panel, and the place of its legend, beside it or below it."""
+    left, upper, bottom, line = 0.46, 0.10 + (0.26 if title else 0.0), 0.46, 1.62 * look().small / 72
+    wide = max(text_width(name, look().small) for name in names) + 0.34
+    place: dict[str, Any]
+    if left + 2.5 + wide <= look().column:
+        side = min(4.6, look().column - left - 0.14 - wide)
+        figure = Figure(left + side + 0.14 + wide, upper + max(side, line * len(names)) + bottom)
+        place = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
+    else:
+        side = look().column - left - 0.14
+        columns = max(1, int(look().column // wide))
+        figure = Figure(look().column, upper + side + bottom + line * -(-len(names) // columns) + 0.06)
+        place = {
+            "loc": "lower left", "bbox_to_anchor": (0.0, 0.0), "bbox_transform": figure.transFigure, "ncols": columns,
+            "columnspacing": 0.6,
+        }  # fmt: skip
+    place_title(figure, title)
+    return figure, figure.panel(left, upper, side, side), place
+
+
+@styled
 def spread(
-    matrix: npt.ArrayLike, labels: Sequence[object], *, label: str = "KL shift D (nats)", title: str | None = None
-) -> Figure:
+    matrix: npt.ArrayLike,
+    labels: Sequence[object],
+    *,
+    label: str = "KL shift D (nats)",
+    title: str | None = None,
+    ax: Axes | FigureBase | None = None,
+    style: StyleName = "screen",
+) -> MatplotlibFigure:
     """Draw how the shifts between the models of a group compare with those to all other models.
 
     Two box plots per group: the shifts of pairs within the group, and of pairs with one model in it. A group is
@@ -140,6 +171,8 @@ def spread(
         labels: The group of each model; models of unknown group are left out.
         label: What the values are.
         title: Title of the figure.
+        ax: Panel or part of a figure to draw on; by default a new figure is created.
+        style: ``screen``, or ``paper`` for the width of a column.
 
     Returns:
         The figure: one panel, two boxes per row.
@@ -172,33 +205,35 @@ def spread(
         range(len(keys)), key=lambda i: np.median(inner[i]) / np.median(outer[i]) if inner[i].size else np.inf
     )
     names, notes = distinct_labels([keys[i] for i in order]), [str(int((groups == keys[i]).sum())) for i in order]
-    size = BODY if len(keys) <= 24 else SMALL
-    pitch = float(np.clip(5.4 / len(keys), 0.24, 0.40))
-    left, upper, bottom = 0.06 + row_label_width(names, notes, size, "models"), 0.36 + (0.26 if title else 0.0), 0.46
-    figure = Figure(TEXT_WIDTH, upper + pitch * len(keys) + bottom)
-    place_title(figure, title)
-    axes = figure.panel(left, upper, TEXT_WIDTH - left - 0.16, pitch * len(keys))
+    size = look().body if len(keys) <= 24 else look().small
+    pitch = min(float(np.clip(5.4 / len(keys), 0.24, 0.40)), look().tallest / len(keys))
+    step = named_rows(pitch, size)
+    figure: MatplotlibFigure
+    if ax is None:
+        left, upper, bottom = 0.06 + row_label_width(names, notes, size, "models"), 0.36 + 0.26 * bool(title), 0.46
+        width = max(look().column, left + 1.6)
+        figure = page = Figure(width, upper + pitch * len(keys) + bottom)
+        place_title(figure, title)
+        axes = page.panel(left, upper, width - left - 0.16, pitch * len(keys))
+        say_named(figure, step)
+    else:
+        axes = panel_of(ax, title)
+        figure = root_figure(axes)
+        step = named_rows(height_of(axes) / len(keys), size)
     bare(axes, keep=("bottom",))
     axes.set_xscale("log")
     axes.grid(axis="x", color=RULE, linewidth=0.5)
     axes.set_axisbelow(True)
-    for row, group in enumerate(order):
-        _box(axes, inner[group], row - 0.17, _WITHIN)
-        _box(axes, outer[group], row + 0.17, _BETWEEN)
     axes.set_xlim(0.8 * least, 1.25 * max(float(values.max()), least))
     axes.set_ylim(len(keys) - 0.5, -0.5)
-    row_labels(axes, list(range(len(keys))), names, notes, size, heading="models")
-    axes.set_xlabel(label, fontsize=BODY, color=INK)
-    axes.text(0.0, 1.0, "▬ within the group", color=_WITHIN, fontsize=SMALL, transform=axes.transAxes, va="bottom")
-    axes.text(1.0, 1.0, "▬ to all other models", color=_BETWEEN, fontsize=SMALL, transform=axes.transAxes,
+    rows = np.arange(len(keys))
+    draw_boxes(axes, list(rows - 0.17), [inner[group] for group in order], [_WITHIN] * len(keys))
+    draw_boxes(axes, list(rows + 0.17), [outer[group] for group in order], [_BETWEEN] * len(keys))
+    row_labels(axes, list(rows), names, notes, size, heading="models", step=step)
+    axes.set_xlabel(label, fontsize=look().body, color=INK)
+    axes.text(
+        0.0, 1.0, "▬ within the group", color=_WITHIN, fontsize=look().small, transform=axes.transAxes, va="bottom"
+    )
+    axes.text(1.0, 1.0, "▬ to all other models", color=_BETWEEN, fontsize=look().small, transform=axes.transAxes,
               va="bottom", ha="right")  # fmt: skip
     return figure
-
-
-def _box(axes: Axes, values: npt.NDArray[np.float64], row: float, colour: str) -> None:
-    if not values.size:
-        return
-    low, first, median, third, high = np.quantile(values, (0.05, 0.25, 0.5, 0.75, 0.95))
-    axes.hlines(row, low, high, color=colour, linewidth=0.9, zorder=3)
-    axes.hlines(row, first, third, color=colour, linewidth=4.0, zorder=4)
-    axes.plot(median, row, "o", color="white", markersize=3.4, markeredgecolor=colour, markeredgewidth=0.8, zorder=5)

@@ -5,28 +5,35 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import matplotlib
+import numpy as np
 import numpy.typing as npt
+from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure as MatplotlibFigure
+from matplotlib.figure import FigureBase
 
 from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.plots.look import StyleName, look, styled
 from cnnfilterdb.plots.style import (
-    BODY,
     INK,
     MUTED,
     SEQUENTIAL,
-    SMALL,
     Figure,
     bare,
     compact,
     distinct_labels,
     finite_array,
+    fitted,
+    panel_of,
     place_title,
-    shorten,
+    root_figure,
+    split,
 )
 
 __all__ = ["phenotypes"]
 
 
+@styled
 def phenotypes(
     counts: npt.ArrayLike,
     low: float,
@@ -35,7 +42,9 @@ def phenotypes(
     *,
     components: tuple[int, int] = (0, 1),
     title: str | None = None,
-) -> Figure:
+    ax: Axes | FigureBase | None = None,
+    style: StyleName = "screen",
+) -> MatplotlibFigure:
     """Draw the joint density of two coefficients for each group, in colours on a logarithmic scale.
 
     The CVPR paper names what such scatter plots show: one cloud around the origin ("sun"), several clouds ("spikes"),
@@ -49,6 +58,9 @@ def phenotypes(
         labels: Names of the groups.
         components: Numbers of the two components.
         title: Title of the figure.
+        ax: Panel or part of a figure in which to place the panels, without colour bar; by default a new figure is
+            created.
+        style: ``screen``, or ``paper`` for the width of a paper's text.
 
     Returns:
         The figure: one panel per group.
@@ -69,16 +81,32 @@ def phenotypes(
     norm = LogNorm(least, most if most > least else 2 * least)
 
     names = distinct_labels(labels, 26)
-    columns = min(len(names), 5 if len(names) > 4 else len(names))
+    # About as many columns as rows, once a page's width is full.
+    columns = min(len(names), max(5 if len(names) > 4 else len(names), round(np.sqrt(len(names)))))
     rows = -(-len(names) // columns)
-    side, gap, head = 1.25, 0.14, 0.34
-    left, upper, bottom = 0.46, 0.08 + (0.26 if title else 0.0), 0.40
-    figure = Figure(left + columns * (side + gap) + 1.05, upper + rows * (side + head) + bottom)
-    place_title(figure, title)
+    bar: Axes | None = None
+    figure: MatplotlibFigure
+    if ax is None:
+        left, right, gap, head = 0.46, 0.92, 0.14, 0.34
+        side = float(np.clip((look().page - left - right) / min(columns, 5) - gap, 0.5, 1.25))
+        upper, bottom = 0.08 + (0.26 if title else 0.0), 0.40
+        figure = page = Figure(left + columns * (side + gap) + right, upper + rows * (side + head) + bottom)
+        place_title(figure, title)
+        panels = [
+            page.panel(left + column * (side + gap), upper + head + row * (side + head), side, side)
+            for row in range(rows)
+            for column in range(columns)
+            if row * columns + column < len(names)
+        ]
+        bar = page.panel(left + columns * (side + gap), upper + head, 0.09, side)
+    else:
+        area = panel_of(ax, title)
+        figure, panels = root_figure(area), split(area, columns, rows)
+        for empty in panels[len(names) :]:
+            empty.remove()
     image = None
-    for place, (name, total) in enumerate(zip(names, totals, strict=True)):
-        row, column = divmod(place, columns)
-        axes = figure.panel(left + column * (side + gap), upper + head + row * (side + head), side, side)
+    for place, (axes, name, total) in enumerate(zip(panels, names, totals, strict=False)):
+        column = place % columns
         bare(axes)
         colours = matplotlib.colormaps[SEQUENTIAL]
         axes.set_facecolor(colours(0.0))
@@ -86,20 +114,23 @@ def phenotypes(
             density[place].T, origin="lower", extent=(low, high, low, high), cmap=colours, norm=norm,
             interpolation="nearest", aspect="auto",
         )  # fmt: skip
-        axes.text(0, 1.13, shorten(name, 22), fontsize=SMALL, color=INK, transform=axes.transAxes, va="bottom",
-                  parse_math=False)  # fmt: skip
-        axes.text(0, 1.02, f"{compact(float(total))} filters", fontsize=SMALL - 1, color=MUTED,
+        wide = axes.get_position().width * figure.get_size_inches()[0]
+        line = fitted(name, look().small, 1.1 * wide)
+        axes.text(
+            0, 1.13, line, fontsize=look().small, color=INK, transform=axes.transAxes, va="bottom", parse_math=False
+        )
+        axes.text(0, 1.02, f"{compact(float(total))} filters", fontsize=look().small - 1, color=MUTED,
                   transform=axes.transAxes, va="bottom")  # fmt: skip
         axes.locator_params(nbins=3)
         last = place + columns >= len(names)
         axes.tick_params(labelbottom=last, labelleft=column == 0, length=2)
         if last:
-            axes.set_xlabel(f"$c_{{{components[0]}}}$", fontsize=BODY, color=INK, labelpad=1)
+            axes.set_xlabel(f"$c_{{{components[0]}}}$", fontsize=look().body, color=INK, labelpad=1)
         if column == 0:
-            axes.set_ylabel(f"$c_{{{components[1]}}}$", fontsize=BODY, color=INK, labelpad=1)
+            axes.set_ylabel(f"$c_{{{components[1]}}}$", fontsize=look().body, color=INK, labelpad=1)
     assert image is not None
-    bar = figure.panel(left + columns * (side + gap), upper + head, 0.09, side)
-    figure.colorbar(image, cax=bar).outline.set_visible(False)
-    bar.tick_params(labelsize=SMALL, length=2, labelcolor=INK)
-    bar.set_ylabel("density", fontsize=SMALL, color=INK)
+    if bar is not None:
+        figure.colorbar(image, cax=bar).outline.set_visible(False)
+        bar.tick_params(which="both", labelsize=look().small, length=2, labelcolor=INK)
+        bar.set_ylabel("density", fontsize=look().small, color=INK)
     return figure

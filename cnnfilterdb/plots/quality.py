@@ -8,22 +8,28 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure as MatplotlibFigure
+from matplotlib.figure import FigureBase
 
 from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.plots.look import StyleName, look, styled
 from cnnfilterdb.plots.style import (
-    BODY,
     INK,
     MUTED,
     RULE,
-    SMALL,
-    TEXT_WIDTH,
     Figure,
     bare,
     distinct_labels,
+    draw_boxes,
+    height_of,
+    named_rows,
+    panel_of,
     place_title,
     ramp,
+    root_figure,
     row_label_width,
     row_labels,
+    split,
 )
 
 __all__ = ["depth_deciles", "quality"]
@@ -55,7 +61,15 @@ def depth_deciles(depth: pd.Series[float]) -> pd.Series[str]:
     return tenths
 
 
-def quality(frame: pd.DataFrame, *, by: str = "domain", title: str | None = None) -> Figure:
+@styled
+def quality(
+    frame: pd.DataFrame,
+    *,
+    by: str = "domain",
+    title: str | None = None,
+    ax: Axes | FigureBase | None = None,
+    style: StyleName = "screen",
+) -> MatplotlibFigure:
     """Draw the quality of layers by group: the spread of three measures, a row per group.
 
     The thick bar spans the middle half of the layers, the thin line 5 % to 95 %; the white dot is the median, and each
@@ -68,6 +82,8 @@ def quality(frame: pd.DataFrame, *, by: str = "domain", title: str | None = None
             both ``variance_entropy`` and ``randomness_threshold``.
         by: Column of groups; ``conv_depth_norm`` is cut into tenths.
         title: Title of the figure.
+        ax: Panel or part of a figure in which to place the panels; by default a new figure is created.
+        style: ``screen``, or ``paper`` for the width of a paper's text.
 
     Returns:
         The figure: three panels that share their rows.
@@ -81,59 +97,64 @@ def quality(frame: pd.DataFrame, *, by: str = "domain", title: str | None = None
         raise SelectionError(f"frame: nothing to draw, found no layer with a {by}; widen the selection")
     names = distinct_labels([key for key, _ in groups])
     notes = [f"{len(rows):,}" for _, rows in groups]
-    size = BODY if len(groups) <= 24 else SMALL
-    figure, panels = _page(len(groups), names, notes, size, title)
+    size = look().body if len(groups) <= 24 else look().small
+    pitch = min(float(np.clip(4.6 / len(groups), 0.17, 0.30)), look().tallest / len(groups))
+    step = named_rows(pitch, size)
+    figure: MatplotlibFigure
+    if ax is None:
+        legend = _LEGEND if step == 1 else f"{_LEGEND}; one name in {step} is shown"
+        figure, panels = _page(len(groups) * pitch, names, notes, size, title, legend)
+    else:
+        area = panel_of(ax, title)
+        figure, panels = root_figure(area), split(area, 3, gap=0.14)
+        step = named_rows(height_of(area) / len(groups), size)
     colours = ramp(len(groups))
     for axes, (measure, heading) in zip(panels, _HEADINGS.items(), strict=True):
         bare(axes, keep=("bottom",))
         axes.set_ylim(len(groups) - 0.5, -0.5)
         axes.grid(axis="x", color=RULE, linewidth=0.5)
         axes.set_axisbelow(True)
-        for row, (_, layers) in enumerate(groups):
-            _draw_spread(axes, layers[measure].dropna().to_numpy(dtype=np.float64), row, colours[row])
+        _draw_spreads(axes, [layers[measure].dropna().to_numpy(dtype=np.float64) for _, layers in groups], colours)
         if measure == "normalised_entropy":
             axes.axvline(1.0, color=INK, linewidth=0.7, linestyle=(0, (4, 2)), zorder=1)
         axes.set_xlim(*_limits(measures[measure].to_numpy(dtype=np.float64)))
         axes.locator_params(axis="x", nbins=4)
         axes.tick_params(axis="x", length=2, pad=2)
-        axes.set_title(heading, fontsize=BODY, color=INK, pad=5)
+        axes.set_title(heading, fontsize=look().body, color=INK, pad=5)
         if axes is panels[0]:
-            row_labels(axes, list(range(len(groups))), names, notes, size, heading="layers")
+            row_labels(axes, list(range(len(groups))), names, notes, size, heading="layers", step=step)
         else:
             axes.set_yticks([])
     return figure
 
 
 def _page(
-    groups: int, names: Sequence[str], notes: Sequence[str], size: float, title: str | None
+    rows: float, names: Sequence[str], notes: Sequence[str], size: float, title: str | None, legend: str
 ) -> tuple[Figure, list[Axes]]:
-    """A new figure with a legend line and one panel per measure."""
-    pitch = float(np.clip(4.6 / groups, 0.17, 0.30))
+    """A new figure with a legend line and one panel per measure, so many inches high."""
     left = 0.06 + row_label_width(names, notes, size, "layers")
     # The gap has room for half a tick label on either side.
     upper, bottom, gap = 0.32 + (0.26 if title else 0.0), 0.48, 0.26
-    panel = max((TEXT_WIDTH - left - 0.1) / 3 - gap, 1.1)
-    figure = Figure(left + 3 * (panel + gap), upper + pitch * groups + bottom)
+    panel = max((look().page - left - 0.1) / 3 - gap, 1.1)
+    figure = Figure(left + 3 * (panel + gap), upper + rows + bottom)
     width, height = figure.get_size_inches()
-    figure.text(0.06 / width, 0.06 / height, _LEGEND, fontsize=SMALL - 0.5, color=MUTED, va="bottom")
+    figure.text(0.06 / width, 0.06 / height, legend, fontsize=look().small - 0.5, color=MUTED, va="bottom")
     place_title(figure, title)
-    return figure, [figure.panel(left + i * (panel + gap), upper, panel, pitch * groups) for i in range(3)]
+    return figure, [figure.panel(left + i * (panel + gap), upper, panel, rows) for i in range(3)]
 
 
-def _draw_spread(
-    axes: Axes, values: npt.NDArray[np.float64], row: int, colour: tuple[float, float, float, float]
+def _draw_spreads(
+    axes: Axes, groups: Sequence[npt.NDArray[np.float64]], colours: Sequence[tuple[float, float, float, float]]
 ) -> None:
-    """The layers of one group as dots, and their quantiles over them."""
-    if not values.size:
-        return
-    low, first, median, third, high = np.quantile(values, (0.05, 0.25, 0.5, 0.75, 0.95))
-    # Golden-ratio steps spread the dots evenly, and the same way each time; the more there are, the fainter each is.
-    spread = (np.arange(values.size) * 0.6180339887 % 1.0 - 0.5) * 0.62
-    faint = float(np.clip(9.0 / np.sqrt(values.size), 0.15, 0.45))
-    axes.plot(values, row + spread, ".", color=colour, markersize=3.2, markeredgewidth=0, alpha=faint, zorder=2)
-    axes.hlines(row, low, high, color=colour, linewidth=0.9, zorder=3)
-    axes.hlines(row, first, third, color=colour, linewidth=4.2, zorder=4)
-    axes.plot(median, row, "o", color="white", markersize=3.4, markeredgecolor=colour, markeredgewidth=0.8, zorder=5)
+    """The layers of each group as dots, and their quantiles over them."""
+    for row, values in enumerate(groups):
+        # Golden-ratio steps spread the dots evenly, and the same way each time; many dots are faint.
+        spread = (np.arange(values.size) * 0.6180339887 % 1.0 - 0.5) * 0.62
+        faint = float(np.clip(9.0 / np.sqrt(max(values.size, 1)), 0.15, 0.45))
+        axes.plot(
+            values, row + spread, ".", color=colours[row], markersize=3.2, markeredgewidth=0, alpha=faint, zorder=2
+        )
+    draw_boxes(axes, list(range(len(groups))), groups, colours)
 
 
 def _measures(frame: pd.DataFrame, by: str) -> pd.DataFrame:

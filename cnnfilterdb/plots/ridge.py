@@ -8,26 +8,31 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure as MatplotlibFigure
+from matplotlib.figure import FigureBase
 from scipy.special import ndtr
 
 from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.plots.look import StyleName, look, styled
 from cnnfilterdb.plots.style import (
-    BODY,
     INK,
     MUTED,
     RULE,
-    SMALL,
-    TEXT_WIDTH,
-    TITLE,
     Figure,
     bare,
     compact,
     distinct_labels,
     finite_array,
+    height_of,
+    named_rows,
+    panel_of,
     place_title,
     ramp,
+    root_figure,
     row_label_width,
     row_labels,
+    say_named,
+    split,
 )
 
 __all__ = ["binned_density", "ridge", "silverman_bandwidth"]
@@ -110,6 +115,7 @@ def binned_density(
     return density
 
 
+@styled
 def ridge(
     counts: npt.ArrayLike,
     low: float,
@@ -123,7 +129,9 @@ def ridge(
     xlim: tuple[float, float] | Literal["auto", "full"] = "auto",
     scale: Literal["curve", "column"] = "curve",
     title: str | None = None,
-) -> Figure:
+    ax: Axes | FigureBase | None = None,
+    style: StyleName = "screen",
+) -> MatplotlibFigure:
     """Draw coefficient distributions as ridges: one row per group, one column per component.
 
     The curves are those of :func:`binned_density`. The x axis is the same in all columns.
@@ -142,6 +150,8 @@ def ridge(
         scale: ``curve`` draws every curve to the same height, as the papers do, and compares shapes; ``column``
             draws the curves of a column to the same area.
         title: Title of the figure.
+        ax: Panel or part of a figure in which to place the panels; by default a new figure is created.
+        style: ``screen``, or ``paper`` for the width of a paper's text.
 
     Returns:
         The figure: one Axes per component, from left to right.
@@ -163,9 +173,19 @@ def ridge(
     left_x, right_x = _x_range(array, low, high, xlim)
     x = np.linspace(left_x, right_x, _POINTS)
     ticks = _ticks(left_x, right_x)
-    label_size = BODY if groups <= 24 else SMALL
+    label_size = look().body if groups <= 24 else look().small
     notes = [compact(size) for size in sizes]
-    figure, panels = _page(names, notes, label_size, len(shown), with_ratios=ratios is not None, title=title)
+    pitch = min(float(np.clip(5.6 / groups, 0.19, 0.42)), look().tallest / groups)
+    step = named_rows(pitch, label_size)
+    figure: MatplotlibFigure
+    if ax is None:
+        figure, panels = _page(names, notes, label_size, pitch, len(shown), with_ratios=ratios is not None, title=title)
+        place_title(figure, title)
+        say_named(figure, step)
+    else:
+        area = panel_of(ax, title)
+        figure, panels = root_figure(area), split(area, len(shown))
+        step = named_rows(height_of(area) / groups, label_size)
     baselines = np.arange(groups - 1, -1, -1, dtype=np.float64)
     for position, (axes, component) in enumerate(zip(panels, shown, strict=True)):
         bare(axes)
@@ -178,14 +198,13 @@ def ridge(
         ]
         _draw_curves(axes, x, curves, baselines, scale)
         if position == 0:
-            row_labels(axes, list(baselines + 0.14), names, notes, label_size, heading="filters")
+            row_labels(axes, list(baselines + 0.14), names, notes, label_size, heading="filters", step=step)
         else:
             axes.set_yticks([])
         axes.set_xticks(ticks, labels=[f"{tick:g}".replace("-", "−") for tick in ticks])
         narrow = axes.get_position().width * figure.get_size_inches()[0] <= 0.56
-        axes.tick_params(axis="x", length=2, pad=1.5, labelsize=SMALL - 0.5 if narrow else SMALL)
+        axes.tick_params(axis="x", length=2, pad=1.5, labelsize=look().small - 0.5 if narrow else look().small)
         _write_heading(axes, component, None if ratios is None else float(ratios[component]))
-    place_title(figure, title)
     return figure
 
 
@@ -208,20 +227,26 @@ def _checked(
 
 
 def _page(
-    names: Sequence[str], notes: Sequence[str], size: float, columns: int, *, with_ratios: bool, title: str | None
+    names: Sequence[str],
+    notes: Sequence[str],
+    size: float,
+    pitch: float,
+    columns: int,
+    *,
+    with_ratios: bool,
+    title: str | None,
 ) -> tuple[Figure, list[Axes]]:
     """A new figure with one panel per column; the columns share what the names leave of the width of a page."""
     groups = len(names)
-    pitch = float(np.clip(5.6 / groups, 0.19, 0.42))
     left = 0.06 + row_label_width(names, notes, size, "filters")
-    column = float(np.clip((TEXT_WIDTH - left - 0.08) / columns, 0.50, 1.30))
+    column = float(np.clip((look().page - left - 0.08) / columns, 0.50, 1.30))
     top = 0.24 + (0.15 if with_ratios else 0.0) + (0.26 if title else 0.0)
     bottom = 0.38
     height = (groups - 1 + _REACH + 0.22) * pitch
     figure = Figure(left + column * columns + 0.08, top + height + bottom)
     width, total = figure.get_size_inches()
     centre = (left + 0.5 * column * columns) / width
-    figure.text(centre, 0.07 / total, "coefficient", ha="center", va="bottom", fontsize=BODY, color=INK)
+    figure.text(centre, 0.07 / total, "coefficient", ha="center", va="bottom", fontsize=look().body, color=INK)
     return figure, [figure.panel(left + column * (i + 0.03), top, 0.94 * column, height) for i in range(columns)]
 
 
@@ -245,7 +270,10 @@ def _draw_curves(
 def _write_heading(axes: Axes, component: int, ratio: float | None) -> None:
     """Write the name of a component, and its share of the variance, above its column."""
     share = None if ratio is None else f"{100 * ratio:.1f} %"
-    lines = ((f"$c_{{{component}}}$", 1.5 if share is None else 11.5, TITLE, INK), (share, 1.5, SMALL, MUTED))
+    lines = (
+        (f"$c_{{{component}}}$", 1.5 if share is None else 11.5, look().title, INK),
+        (share, 1.5, look().small, MUTED),
+    )
     for text, offset, size, colour in lines:
         if text:
             axes.annotate(

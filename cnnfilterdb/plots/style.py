@@ -19,13 +19,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure as MatplotlibFigure
+from matplotlib.figure import FigureBase
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 
 from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.plots.look import look
 
 __all__ = [
-    "BODY",
     "CURVES",
     "DIVERGING",
     "INK",
@@ -33,9 +34,6 @@ __all__ = [
     "MUTED",
     "RULE",
     "SEQUENTIAL",
-    "SMALL",
-    "TEXT_WIDTH",
-    "TITLE",
     "Figure",
     "bare",
     "colour_bar",
@@ -43,16 +41,23 @@ __all__ = [
     "compact",
     "contrast",
     "distinct_labels",
+    "draw_boxes",
     "finite_array",
+    "fitted",
+    "height_of",
     "image_rows_page",
     "is_unknown",
     "label_text",
+    "named_rows",
+    "panel_of",
     "place_title",
     "ramp",
     "root_figure",
     "row_label_width",
     "row_labels",
+    "say_named",
     "shorten",
+    "split",
     "text_width",
     "to_png",
 ]
@@ -67,14 +72,6 @@ RULE = "#d5d8dd"
 SEQUENTIAL = "inferno"
 DIVERGING = "RdBu_r"
 CURVES = "viridis"
-
-#: Text sizes in points: legible at the width of a paper's page, and in a browser.
-TITLE = 9.0
-BODY = 7.5
-SMALL = 6.5
-
-#: Width of the text block of a two-column paper, in inches.
-TEXT_WIDTH = 7.16
 
 #: Longest label, in characters; longer ones lose their middle.
 LABEL_WIDTH = 35
@@ -268,14 +265,14 @@ def place_title(figure: MatplotlibFigure, title: str | None, subtitle: str | Non
     """
     width, height = (float(inches) for inches in figure.get_size_inches())
     top = 0.07
-    for text, size, head, colour in ((title, TITLE, None, INK), (subtitle, SMALL, 12, MUTED)):
+    for text, size, head, colour in ((title, look().title, None, INK), (subtitle, look().small, 12, MUTED)):
         if text:
-            line = _fitted(label_text(text), size, 0.99 * width - 0.12, head)
+            line = fitted(label_text(text), size, 0.99 * width - 0.12, head)
             figure.text(0.06 / width, 1 - top / height, line, va="top", fontsize=size, color=colour, parse_math=False)
             top += 0.17
 
 
-def _fitted(text: str, size: float, room: float, head: int | None) -> str:
+def fitted(text: str, size: float, room: float, head: int | None = None) -> str:
     """A line shortened to fit into so many inches."""
     line = text
     while len(line) > 1 and text_width(line, size) > room:
@@ -305,10 +302,10 @@ def colour_bar(
     artist = figure.colorbar(image, cax=bar, ticks=ticks, extend=extend)
     artist.outline.set_visible(False)
     if label:
-        artist.set_label(label, fontsize=BODY, color=INK)
+        artist.set_label(label, fontsize=look().body, color=INK)
     if ticks is None:
         bar.locator_params(axis="y", nbins=5)
-    bar.tick_params(labelsize=SMALL, length=2, color=RULE, labelcolor=INK)
+    bar.tick_params(labelsize=look().small, length=2, color=RULE, labelcolor=INK)
 
 
 def root_figure(axes: Axes) -> MatplotlibFigure:
@@ -316,6 +313,41 @@ def root_figure(axes: Axes) -> MatplotlibFigure:
     figure = axes.get_figure(root=True) if hasattr(axes.figure, "subfigs") else axes.figure
     assert isinstance(figure, MatplotlibFigure)
     return figure
+
+
+def panel_of(ax: Axes | FigureBase, title: str | None) -> Axes:
+    """The panel to draw on, where a user gives one or a whole figure or part of one, with its title."""
+    axes = ax if isinstance(ax, Axes) else ax.add_subplot()
+    if title:
+        axes.set_title(title, fontsize=look().title, color=INK, loc="left", parse_math=False)
+    return axes
+
+
+def height_of(axes: Axes) -> float:
+    """Height of a panel, in inches."""
+    return float(axes.get_position().height * root_figure(axes).get_size_inches()[1])
+
+
+def split(axes: Axes, columns: int, rows: int = 1, *, gap: float = 0.1, down: float = 0.3) -> list[Axes]:
+    """Replace a panel by a grid of panels in its area.
+
+    Args:
+        axes: The panel, which keeps its title only.
+        columns: Panels side by side.
+        rows: Panels one below the other.
+        gap: Room between two columns, in widths of a panel.
+        down: Room between two rows, in heights of a panel.
+
+    Returns:
+        The panels row by row.
+    """
+    axes.set_axis_off()
+    width, height = 1 / (columns + gap * (columns - 1)), 1 / (rows + down * (rows - 1))
+    return [
+        axes.inset_axes((column * width * (1 + gap), 1 - height - row * height * (1 + down), width, height))
+        for row in range(rows)
+        for column in range(columns)
+    ]
 
 
 def bare(axes: Axes, *, keep: Sequence[str] = ()) -> None:
@@ -328,12 +360,41 @@ def bare(axes: Axes, *, keep: Sequence[str] = ()) -> None:
         spine.set_visible(side in keep)
         spine.set_color(RULE)
         spine.set_linewidth(0.6)
-    axes.tick_params(length=0, labelsize=SMALL, labelcolor=INK, color=RULE, width=0.6)
+    axes.tick_params(which="both", length=0, labelsize=look().small, labelcolor=INK, color=RULE, width=0.6)
     axes.grid(False)
 
 
+def named_rows(pitch: float, size: float) -> int:
+    """Of how many rows one is named, so that names do not touch.
+
+    Args:
+        pitch: Distance of two rows, in inches.
+        size: Size of the names, in points.
+
+    >>> named_rows(0.2, 7.5), named_rows(0.04, 6.5)
+    (1, 3)
+    """
+    return max(1, math.ceil(1.15 * size / 72.0 / pitch - 1e-9))
+
+
+def say_named(figure: MatplotlibFigure, step: int) -> str:
+    """Write at the bottom left of a figure that not all of its rows are named; the text, empty if all are."""
+    text = f"one name in {step} is shown" if step > 1 else ""
+    if text:
+        width, height = figure.get_size_inches()
+        figure.text(0.06 / width, 0.06 / height, text, va="bottom", fontsize=look().small, color=MUTED)
+    return text
+
+
 def row_labels(
-    axes: Axes, rows: Sequence[float], labels: Sequence[str], notes: Sequence[str], size: float, *, heading: str = ""
+    axes: Axes,
+    rows: Sequence[float],
+    labels: Sequence[str],
+    notes: Sequence[str],
+    size: float,
+    *,
+    heading: str = "",
+    step: int = 1,
 ) -> None:
     """Write the names of rows at the left of a panel, and a small grey note behind each.
 
@@ -344,7 +405,9 @@ def row_labels(
         notes: One note per row, or none at all.
         size: Font size of the names in points.
         heading: Heading above the notes.
+        step: Name only one row in so many, as :func:`named_rows` gives it.
     """
+    rows, labels, notes = rows[::step], labels[::step], notes[::step]
     notes_width = _notes_width(notes, size, heading)
     small = size - 1.0
     pad = _GAP + (notes_width + _GAP if notes_width else 0.0)
@@ -386,9 +449,9 @@ def row_label_width(labels: Sequence[str], notes: Sequence[str], size: float, he
 
 
 def image_rows_page(
-    names: Sequence[str], width: float, height: float, *, bar: float, title: str | None
-) -> tuple[Figure, Axes, Axes]:
-    """A new page for rows of small images with column labels above them and a colour bar at their right.
+    names: Sequence[str], width: float, height: float, *, bar: float, title: str | None, ax: Axes | FigureBase | None
+) -> tuple[MatplotlibFigure, Axes, Axes | None]:
+    """A page for rows of small images with column labels above them and a colour bar at their right.
 
     Args:
         names: Names of the rows.
@@ -396,11 +459,16 @@ def image_rows_page(
         height: Its height, in inches.
         bar: Height of the colour bar, in inches.
         title: Title of the figure.
+        ax: What to draw on; None for a new page.
 
     Returns:
-        The figure, the panel of the images, and the panel of the colour bar.
+        The figure, the panel of the images, and the panel of the colour bar, which only a new page has.
     """
-    left, upper = 0.06 + row_label_width(names, [], BODY), 0.28 + (0.26 if title else 0.0)
+    if ax is not None:
+        images = panel_of(ax, title)
+        bare(images)
+        return root_figure(images), images, None
+    left, upper = 0.06 + row_label_width(names, [], look().body), 0.28 + (0.26 if title else 0.0)
     figure = Figure(left + width + 0.62, upper + height + 0.08)
     place_title(figure, title)
     images = figure.panel(left, upper, width, height)
@@ -420,6 +488,37 @@ def column_labels(axes: Axes, columns: Sequence[float], labels: Sequence[str], s
     axes.xaxis.tick_top()
     axes.set_xticks(list(columns), labels=list(labels), fontsize=size, color=INK)
     axes.tick_params(axis="x", length=0, pad=2)
+
+
+def draw_boxes(
+    axes: Axes,
+    rows: Sequence[float],
+    groups: Sequence[npt.NDArray[np.float64]],
+    colours: Sequence[str | tuple[float, float, float, float]],
+) -> None:
+    """Draw a box per row: a bar over the middle half, a line from 5 % to 95 %, and a white dot at the median.
+
+    Args:
+        axes: The panel.
+        rows: Vertical positions, in data units.
+        groups: The values of each row; a row without any stays empty.
+        colours: Colour of each row.
+    """
+    there = [place for place, values in enumerate(groups) if values.size]
+    if not there:
+        return
+    at = np.array([rows[place] for place in there])
+    inks = [colours[place] for place in there]
+    low, first, median, third, high = np.array(
+        [np.quantile(groups[place], (0.05, 0.25, 0.5, 0.75, 0.95)) for place in there]
+    ).T
+    # Narrow rows have thin boxes.
+    thick = float(np.clip(40.0 * height_of(axes) / max(abs(np.subtract(*axes.get_ylim())), 1.0), 1.0, 4.2))
+    axes.hlines(at, low, high, color=inks, linewidth=min(0.9, 0.4 * thick), zorder=3)
+    axes.hlines(at, first, third, color=inks, linewidth=thick, zorder=4)
+    axes.scatter(
+        median, at, s=(0.8 * thick) ** 2, facecolors="white", edgecolors=inks, linewidths=0.2 * thick, zorder=5
+    )
 
 
 def _notes_width(notes: Sequence[str], size: float, heading: str) -> float:

@@ -10,13 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter
 
 from cnnfilterdb.plots import Figure
+from cnnfilterdb.plots.look import look
 from cnnfilterdb.plots.style import (
-    BODY,
     INK,
     MUTED,
     RULE,
-    SMALL,
-    TEXT_WIDTH,
     bare,
     distinct_labels,
     row_label_width,
@@ -53,7 +51,7 @@ def against_chance(contrasts: Sequence[Contrast], yardstick: float | None, yards
         axes.plot([max(one.shift, 1e-4)], [row], "o", markersize=4, color=colour)
         axes.annotate(
             f"p {one.p:.3f}", (1.0, row), xycoords=("axes fraction", "data"), xytext=(4, 0),
-            textcoords="offset points", va="center", fontsize=SMALL, color=colour, annotation_clip=False,
+            textcoords="offset points", va="center", fontsize=look().small, color=colour, annotation_clip=False,
         )  # fmt: skip
     axes.set_xscale("log")
     axes.xaxis.set_minor_formatter(NullFormatter())
@@ -64,9 +62,12 @@ def against_chance(contrasts: Sequence[Contrast], yardstick: float | None, yards
         axes.axvline(yardstick, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)))
         axes.annotate(
             yardstick_name, (yardstick, 1.0), xycoords=("data", "axes fraction"), xytext=(0, 3),
-            textcoords="offset points", ha="center", va="bottom", fontsize=SMALL, color=MUTED, annotation_clip=False,
+            textcoords="offset points", ha="center", va="bottom", fontsize=look().small, color=MUTED,
+            annotation_clip=False,
         )  # fmt: skip
-    axes.set_xlabel("shift (nats); grey: from the mean to the 95th percentile by chance", fontsize=BODY, color=INK)
+    axes.set_xlabel(
+        "shift (nats); grey: from the mean to the 95th percentile by chance", fontsize=look().body, color=INK
+    )
     return figure
 
 
@@ -78,9 +79,9 @@ def factor_bars(names: Sequence[str], r2: Sequence[float], omega2: Sequence[floa
     axes.barh(rows, np.clip(omega2, 0, None), height=0.55, color=INK, linewidth=0, label="beyond chance")
     axes.set_xlim(0, max(0.05, *r2) * 1.08)
     axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
-    axes.set_xlabel("share of the differences between models", fontsize=BODY, color=INK)
+    axes.set_xlabel("share of the differences between models", fontsize=look().body, color=INK)
     axes.legend(
-        fontsize=SMALL,
+        fontsize=look().small,
         frameon=False,
         loc="lower right",
         bbox_to_anchor=(1, 1),
@@ -102,8 +103,8 @@ def places(
         shown: Share of the differences along each axis.
         names: Label of each unit, empty for none, (n,).
     """
-    figure = Figure(TEXT_WIDTH, 4.4)
-    axes = figure.panel(0.5, 0.1, TEXT_WIDTH - 0.6, 3.85)
+    figure = Figure(look().page, 4.4)
+    axes = figure.panel(0.5, 0.1, look().page - 0.6, 3.85)
     bare(axes, keep=("left", "bottom"))
     for chosen, colour, label, layer in ((~medical, OTHER, "other", 1), (medical, MEDICAL, "medical", 2)):
         axes.scatter(
@@ -115,13 +116,13 @@ def places(
         if name:
             left = x > middle
             axes.annotate(
-                name, (x, y), xytext=(-5 if left else 5, 0), textcoords="offset points", fontsize=SMALL,
+                name, (x, y), xytext=(-5 if left else 5, 0), textcoords="offset points", fontsize=look().small,
                 color=INK, va="center", ha="right" if left else "left", parse_math=False,
             )  # fmt: skip
     axes.set_aspect("equal", adjustable="datalim")
-    axes.set_xlabel(f"first axis, {100 * shown[0]:.0f} % of the differences", fontsize=BODY, color=INK)
-    axes.set_ylabel(f"second axis, {100 * shown[1]:.0f} %", fontsize=BODY, color=INK)
-    axes.legend(fontsize=SMALL, frameon=False, loc="best", labelcolor=INK)
+    axes.set_xlabel(f"first axis, {100 * shown[0]:.0f} % of the differences", fontsize=look().body, color=INK)
+    axes.set_ylabel(f"second axis, {100 * shown[1]:.0f} %", fontsize=look().body, color=INK)
+    axes.legend(fontsize=look().small, frameon=False, loc="best", labelcolor=INK)
     return figure
 
 
@@ -138,9 +139,9 @@ def ranked(names: Sequence[str], values: Sequence[float], notes: Sequence[str], 
         axes.axvline(place, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
         axes.annotate(
             text, (place, 1.0), xycoords=("data", "axes fraction"), xytext=(0, 3), textcoords="offset points",
-            ha="center", va="bottom", fontsize=SMALL, color=MUTED, annotation_clip=False,
+            ha="center", va="bottom", fontsize=look().small, color=MUTED, annotation_clip=False,
         )  # fmt: skip
-    axes.set_xlabel("median shift to the other models (nats)", fontsize=BODY, color=INK)
+    axes.set_xlabel("median shift to the other models (nats)", fontsize=look().body, color=INK)
     return figure
 
 
@@ -148,12 +149,12 @@ def _rows_page(
     names: Sequence[str], notes: Sequence[str], heading: str, rows: int, *, right: float = 0.15, top: float = 0.3
 ) -> tuple[Figure, Axes]:
     """A page with one row per name; rows run downwards."""
-    left = 0.08 + row_label_width(names, notes, BODY, heading)
+    left = 0.08 + row_label_width(names, notes, look().body, heading)
     height = rows * _ROW
-    figure = Figure(TEXT_WIDTH, top + height + 0.5)
-    axes = figure.panel(left, top, TEXT_WIDTH - left - right, height)
+    figure = Figure(look().page, top + height + 0.5)
+    axes = figure.panel(left, top, look().page - left - right, height)
     bare(axes, keep=("bottom",))
     axes.set_ylim(rows - 0.5, -0.5)
-    row_labels(axes, list(range(rows)), names, notes, BODY, heading=heading)
+    row_labels(axes, list(range(rows)), names, notes, look().body, heading=heading)
     axes.tick_params(axis="x", length=2, color=RULE)
     return figure, axes

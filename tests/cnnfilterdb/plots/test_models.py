@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from matplotlib.collections import PathCollection
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.image import imread
@@ -15,6 +16,13 @@ def shifts(models, groups):
     rng = np.random.default_rng(models)
     places = rng.normal(size=(models, 3)) + 6 * np.array([[group == 0, group == 1, 0] for group in groups])
     return ((places[:, None] - places[None]) ** 2).sum(axis=2)
+
+
+def medians_of(axes):
+    """Where the white dots of a panel of boxes are."""
+    return [
+        tuple(place) for dots in axes.collections if isinstance(dots, PathCollection) for place in dots.get_offsets()
+    ]
 
 
 # ------------------------------------------------------------------------------------------------------------ the map
@@ -81,7 +89,7 @@ def test_boxes_are_the_quantiles_of_the_pairs(assert_legible, groups):
     (axes,) = figure.axes
     names = [label.get_text() for label in axes.get_yticklabels()]
     assert sorted(names) == sorted(set(labels))
-    medians = sorted((line.get_ydata()[0], line.get_xdata()[0]) for line in axes.lines)
+    medians = sorted((row, median) for median, row in medians_of(axes))
     for row, name in enumerate(names):
         inside = np.array(labels) == name
         within = matrix[np.ix_(inside, inside)][np.triu_indices(3, 1)]
@@ -177,7 +185,7 @@ def test_maps_and_spreads_of_a_database_hold_its_shifts(sample):
     row = [label.get_text() for label in axes.get_yticklabels()].index("natural")
     inside = domains == "natural"
     within = matrix.to_numpy()[np.ix_(inside, inside)][np.triu_indices(inside.sum(), 1)]
-    drawn = {round(line.get_ydata()[0], 2): line.get_xdata()[0] for line in axes.lines}
+    drawn = {round(row, 2): median for median, row in medians_of(axes)}
     assert drawn[round(row - 0.17, 2)] == pytest.approx(np.median(within))
 
 

@@ -1,6 +1,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.collections import PathCollection
 
 from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.plots import depth_deciles, quality
@@ -23,7 +24,9 @@ def layers():
 
 
 def medians(axes):
-    return [float(line.get_xdata()[0]) for line in axes.get_lines() if line.get_marker() == "o"]
+    return [
+        float(x) for points in axes.collections if isinstance(points, PathCollection) for x, _ in points.get_offsets()
+    ]
 
 
 def test_medians_are_those_of_the_layers(layers):

@@ -1,0 +1,173 @@
+"""What the kernels of groups have in common: their mean, and where their weights vary."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import matplotlib
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize, PowerNorm
+from matplotlib.figure import Figure as MatplotlibFigure
+from matplotlib.figure import FigureBase
+
+from cnnfilterdb.core.schema import kernel_shape
+from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.plots.look import StyleName, look, styled
+from cnnfilterdb.plots.style import (
+    DIVERGING,
+    MUTED,
+    SEQUENTIAL,
+    colour_bar,
+    column_labels,
+    compact,
+    distinct_labels,
+    finite_array,
+    image_rows_page,
+    row_label_width,
+    row_labels,
+)
+
+__all__ = ["Averages", "mean_kernels", "variance"]
+
+#: For each group, by kernel size: one value per weight, shape (k,), row by row, and the number of kernels.
+Averages = Mapping[Any, Mapping[str, tuple[npt.ArrayLike, int]]]
+
+
+@styled
+def variance(
+    maps: Averages,
+    *,
+    vmax: float | None = None,
+    title: str | None = None,
+    ax: Axes | FigureBase | None = None,
+    style: StyleName = "screen",
+) -> MatplotlibFigure:
+    """Draw the variance of each weight over the kernels of groups: a row per group, a column per kernel size.
+
+    The maps are those of :func:`cnnfilterdb.stats.variance_map`, in which 1 is the variance of all weights of a layer:
+    random kernels give an even 1, learned large ones are bright at the centre (The Power of Linear Combinations, arXiv
+    2301.11360). Under each stands the number of kernels. What a group has no kernels of is left empty.
+
+    Args:
+        maps: For each group, by kernel size, the variances (k,) and the number of kernels.
+        vmax: Variance shown in the brightest colour, for all images; by default the largest of all.
+        title: Title of the figure.
+        ax: Panel or part of a figure to draw on, without colour bar; by default a new figure is created.
+        style: ``screen``, or ``paper`` for the width of a column.
+
+    Returns:
+        The figure, with one image per group and kernel size.
+
+    Raises:
+        SelectionError: Nothing to draw, or variances that do not fit their kernel size.
+    """
+    images = _images(maps, "variances")
+    # Square roots, so that both values near 1 and the peaks of large kernels are visible.
+    norm = PowerNorm(0.5, 0, vmax or max(float(values.max()) for values in images.values()) or 1.0)
+    return _rows(maps, images, norm, SEQUENTIAL, title, ax)
+
+
+@styled
+def mean_kernels(
+    maps: Averages,
+    *,
+    vmax: float | None = None,
+    title: str | None = None,
+    ax: Axes | FigureBase | None = None,
+    style: StyleName = "screen",
+) -> MatplotlibFigure:
+    """Draw the mean kernel of groups: a row per group, a column per kernel size.
+
+    Blue is negative and red positive, over one range for all images. Under each stands the number of kernels. The mean
+    of kernels that have no preferred sign is near zero, which is white; what is left shows blurs and edges that most
+    kernels of a group share, as those of depthwise layers do.
+
+    Args:
+        maps: For each group, by kernel size, the means (k,) and the number of kernels.
+        vmax: Weight of the darkest red; by default the largest absolute mean.
+        title: Title of the figure.
+        ax: Panel or part of a figure to draw on, without colour bar; by default a new figure is created.
+        style: ``screen``, or ``paper`` for the width of a column.
+
+    Returns:
+        The figure, with one image per group and kernel size.
+
+    Raises:
+        SelectionError: Nothing to draw, or means that do not fit their kernel size.
+    """
+    images = _images(maps, "means")
+    bound = vmax or max(float(np.abs(values).max()) for values in images.values()) or 1.0
+    return _rows(maps, images, Normalize(-bound, bound), DIVERGING, title, ax)
+
+
+def _images(maps: Averages, what: str) -> dict[tuple[Any, str], npt.NDArray[np.float64]]:
+    """The values of each group and kernel size."""
+    images = {
+        (label, size): finite_array(values, f"{label}, {size}", 1)
+        for label, group in maps.items()
+        for size, (values, _) in group.items()
+    }
+    if not images:
+        raise SelectionError("maps: nothing to draw, found no kernels; widen the selection")
+    for (label, size), values in images.items():
+        if values.size != np.prod(kernel_shape(size)):
+            raise SelectionError(f"maps: {label} has {values.size} {what} for {size} kernels")
+    return images
+
+
+def _rows(
+    maps: Averages,
+    images: Mapping[tuple[Any, str], npt.NDArray[np.float64]],
+    norm: Normalize,
+    colours: str,
+    title: str | None,
+    ax: Axes | FigureBase | None,
+) -> MatplotlibFigure:
+    """A row of images per group, a column per kernel size."""
+    sizes = sorted({size for _, size in images}, key=lambda size: kernel_shape(size))
+    names = distinct_labels(maps)
+    # Lengths in image widths, which are the same for all sizes: the room between columns, and under a row.
+    room = look().column - 0.68 - row_label_width(names, [], look().body)
+    unit = float(np.clip(min(room / (1.14 * len(sizes)), 7.0 / len(maps)), 0.4, 0.7))
+    across, down = 0.14, 0.20 / unit
+    wide, high = len(sizes) * (1 + across) - across, len(maps) * (1 + down)
+    bar_height = min(unit * high, 1.4)
+    figure, axes, bar = image_rows_page(names, unit * wide, unit * high, bar=bar_height, title=title, ax=ax)
+    for row, (label, group) in enumerate(maps.items()):
+        for column, size in enumerate(sizes):
+            if size not in group:
+                continue
+            place = (column * (1 + across), row * (1 + down))
+            _draw(axes, images[label, size].reshape(kernel_shape(size)), place, norm, colours)
+            axes.text(
+                place[0] + 0.5, place[1] + 1 + 0.03 / unit, compact(group[size][1]), ha="center", va="top",
+                fontsize=look().small, color=MUTED,
+            )  # fmt: skip
+    axes.set_xlim(-0.02, wide + 0.02)
+    axes.set_ylim(high, -0.02)
+    axes.set_aspect("equal")
+    row_labels(axes, [row * (1 + down) + 0.5 for row in range(len(maps))], names, [], look().body)
+    column_labels(axes, [column * (1 + across) + 0.5 for column in range(len(sizes))], sizes, look().body)
+    if bar is not None:
+        colour_bar(bar, axes.images[0])
+    return figure
+
+
+def _draw(
+    axes: Axes, values: npt.NDArray[np.float64], place: tuple[float, float], norm: Normalize, colours: str
+) -> None:
+    """Draw one kernel in the unit square at a place; lines and other long kernels keep their shape in it."""
+    height, width = values.shape
+    scale = 1 / max(height, width)
+    x, y = place[0] + (1 - scale * width) / 2, place[1] + (1 - scale * height) / 2
+    axes.imshow(
+        values,
+        extent=(x, x + scale * width, y + scale * height, y),
+        cmap=matplotlib.colormaps[colours],
+        norm=norm,
+        interpolation="nearest",
+        aspect="auto",
+    )

@@ -1,0 +1,96 @@
+"""What the figures and the report read from a database."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from cnnfilterdb.analysis import groups as groupings
+from cnnfilterdb.analysis.bases import moments_of
+from cnnfilterdb.analysis.groups import Grouping
+from cnnfilterdb.analysis.queries import condition, expression, run
+from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.sql import literal
+from cnnfilterdb.stats import Basis
+
+if TYPE_CHECKING:
+    from cnnfilterdb.questions.statistics import Statistics
+
+__all__ = ["at_least", "bases_of", "frame_of", "layers_of"]
+
+
+def frame_of(db: Statistics, query: str) -> pd.DataFrame:
+    """The rows of a query over the views."""
+    frame: pd.DataFrame = run(db._connect(query), query).to_pandas()
+    return frame
+
+
+def at_least(frame: pd.DataFrame, by: str, min_models: int, min_filters: int) -> pd.DataFrame:
+    """The layers of the groups that have so many models and filters.
+
+    Args:
+        frame: Layers: the columns ``group``, ``model_id`` and ``filters``.
+        by: Grouping expression, for the message.
+        min_models: Least number of models of a group.
+        min_filters: Least number of filters of a group.
+
+    Raises:
+        SelectionError: No group has.
+    """
+    sizes = frame.groupby("group").agg(models=("model_id", "nunique"), filters=("filters", "sum"))
+    kept = sizes.index[(sizes["models"] >= min_models) & (sizes["filters"] >= min_filters)]
+    if not len(kept):
+        raise SelectionError(
+            f"no group by {by} has {min_models:,} models and {min_filters:,} filters; "
+            f"the largest has {sizes['models'].max():,} and {sizes['filters'].max():,}"
+        )
+    return frame[frame["group"].isin(kept)]
+
+
+def layers_of(
+    db: Statistics,
+    by: str,
+    where: str | None,
+    kernel: str,
+    all_layers: bool,
+    *,
+    min_models: int = 1,
+    min_filters: int = 1,
+) -> pd.DataFrame:
+    """The measures of the layers of each group, one row per layer; the layers are those of :meth:`Reader.quality`."""
+    papers = "" if all_layers else "AND papers_layer"
+    frame = frame_of(
+        db,
+        f'SELECT {expression(by, "by")} AS "group", model_id, filters, sparsity, variance_entropy, '
+        f"randomness_threshold, orthogonality FROM facts WHERE stored AND kernel = {literal(kernel)} "
+        f'AND {condition(where)} {papers} AND "group" IS NOT NULL',
+    )
+    if frame.empty:
+        raise groupings.empty(Grouping(by, where, kernel))
+    chosen = at_least(frame, by, min_models, min_filters).drop(columns=["model_id", "filters"])
+    return chosen.rename(columns={"group": by})
+
+
+def bases_of(
+    db: Statistics,
+    by: str,
+    where: str | None,
+    kernel: str,
+    all_layers: bool,
+    *,
+    min_models: int = 1,
+    min_filters: int = 1,
+) -> dict[Any, Basis]:
+    """A basis fitted on each group of at least two filters."""
+    rows = groupings.selection(db._connect("facts"), Grouping(by, where, kernel, all_layers=all_layers))
+    db._require_moments(rows)
+    labels = np.asarray(rows["group"].to_pylist(), dtype=object)
+    sizes = pd.DataFrame({"group": labels, "model_id": rows["model_id"].to_pylist(), "filters": rows["filters"]})
+    bases = {}
+    for label in sorted(set(at_least(sizes, by, min_models, min_filters)["group"].tolist())):
+        moments = moments_of(rows.filter(labels == label), kernel)
+        if moments.count > 1:
+            bases[label] = Basis.fit(moments, kernel)
+    return bases

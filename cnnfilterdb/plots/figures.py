@@ -21,7 +21,7 @@ from cnnfilterdb.analysis.significance import model_shifts
 from cnnfilterdb.core.schema import kernel_shape
 from cnnfilterdb.errors import SelectionError, unknown_model
 from cnnfilterdb.plots.look import StyleName
-from cnnfilterdb.plots.source import at_least, bases_of, frame_of, layers_of
+from cnnfilterdb.plots.source import bases_of, frame_of, large_enough, layer_measures
 from cnnfilterdb.sql import literal
 from cnnfilterdb.stats import variance_map
 
@@ -248,7 +248,7 @@ class Figures:
         >>> figure.savefig("quality.svg")
         """
         return plots.quality(
-            layers_of(self._db, by, where, kernel, all_layers, min_models=min_models, min_filters=min_filters),
+            layer_measures(self._db, by, where, kernel, all_layers, min_models=min_models, min_filters=min_filters),
             by=by, title=title, ax=ax, style=style,
         )  # fmt: skip
 
@@ -351,7 +351,7 @@ class Figures:
         )
         if frame.empty:
             raise groupings.empty(Grouping(by, where, _sizes_text(kernel)))
-        for (label, size), rows in at_least(frame, by, min_models, min_filters).groupby(["group", "kernel"]):
+        for (label, size), rows in large_enough(frame, by, min_models, min_filters).groupby(["group", "kernel"]):
             yield label, str(size), rows
 
     def map(

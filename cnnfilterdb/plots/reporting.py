@@ -13,7 +13,7 @@ from cnnfilterdb import plots
 from cnnfilterdb.analysis.options import GroupOptions, ShiftOptions
 from cnnfilterdb.analysis.queries import condition, expression
 from cnnfilterdb.errors import CnnFilterDbError, SelectionError
-from cnnfilterdb.plots.source import bases_of, frame_of, layers_of
+from cnnfilterdb.plots.source import bases_of, frame_of, layer_measures
 from cnnfilterdb.stats import RECIPES
 from cnnfilterdb.store.durable import write_text
 
@@ -103,7 +103,7 @@ def _grouping_data(db: Statistics, by: str, name: str, options: ShiftOptions) ->
         }
     except CnnFilterDbError:
         bases = {}
-    layers = layers_of(db, by, where, kernel, all_layers)
+    layers = layer_measures(db, by, where, kernel, all_layers)
     uniform = RECIPES[groups.grouping.recipe].weights == "uniform"
     return plots.GroupingData(
         by=by,

@@ -18,7 +18,7 @@ from cnnfilterdb.stats import Basis
 if TYPE_CHECKING:
     from cnnfilterdb.questions.statistics import Statistics
 
-__all__ = ["at_least", "bases_of", "frame_of", "layers_of"]
+__all__ = ["bases_of", "frame_of", "large_enough", "layer_measures"]
 
 
 def frame_of(db: Statistics, query: str) -> pd.DataFrame:
@@ -27,7 +27,7 @@ def frame_of(db: Statistics, query: str) -> pd.DataFrame:
     return frame
 
 
-def at_least(frame: pd.DataFrame, by: str, min_models: int, min_filters: int) -> pd.DataFrame:
+def large_enough(frame: pd.DataFrame, by: str, min_models: int, min_filters: int) -> pd.DataFrame:
     """The layers of the groups that have so many models and filters.
 
     Args:
@@ -49,7 +49,7 @@ def at_least(frame: pd.DataFrame, by: str, min_models: int, min_filters: int) ->
     return frame[frame["group"].isin(kept)]
 
 
-def layers_of(
+def layer_measures(
     db: Statistics,
     by: str,
     where: str | None,
@@ -69,7 +69,7 @@ def layers_of(
     )
     if frame.empty:
         raise groupings.empty(Grouping(by, where, kernel))
-    chosen = at_least(frame, by, min_models, min_filters).drop(columns=["model_id", "filters"])
+    chosen = large_enough(frame, by, min_models, min_filters).drop(columns=["model_id", "filters"])
     return chosen.rename(columns={"group": by})
 
 
@@ -89,7 +89,7 @@ def bases_of(
     labels = np.asarray(rows["group"].to_pylist(), dtype=object)
     sizes = pd.DataFrame({"group": labels, "model_id": rows["model_id"].to_pylist(), "filters": rows["filters"]})
     bases = {}
-    for label in sorted(set(at_least(sizes, by, min_models, min_filters)["group"].tolist())):
+    for label in sorted(set(large_enough(sizes, by, min_models, min_filters)["group"].tolist())):
         moments = moments_of(rows.filter(labels == label), kernel)
         if moments.count > 1:
             bases[label] = Basis.fit(moments, kernel)

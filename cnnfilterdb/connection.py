@@ -20,7 +20,7 @@ from cnnfilterdb.core import paths
 from cnnfilterdb.core.footers import stated_rows
 from cnnfilterdb.core.listing import entries
 from cnnfilterdb.core.reports import printable
-from cnnfilterdb.core.schema import HISTOGRAMS, LAYERS, MODELS
+from cnnfilterdb.core.schema import FINGERPRINTS, HISTOGRAMS, LAYERS, MODELS
 from cnnfilterdb.errors import CorruptError, DamagedIndexError, DatabaseError
 
 __all__ = ["Connection"]
@@ -34,6 +34,7 @@ _MOST_ROWS: tuple[tuple[str, pa.Schema, int, frozenset[str]], ...] = (
     (paths.models_pattern(), MODELS, 1, frozenset({"models_stored"})),
     (paths.layers_pattern(), LAYERS, 20_000, frozenset({"layers", "facts"})),
     (paths.histograms_pattern("*"), HISTOGRAMS, 40_000, frozenset({"histogram_files", "histograms"})),
+    (paths.fingerprints_pattern(), FINGERPRINTS, 20_000, frozenset({"fingerprints"})),
 )
 
 

@@ -332,24 +332,26 @@ class FilterDB(Imports):
         on_index = isinstance(error, DamagedIndexError) or _MISSING in str(error)
         if not on_index or not os.access(self._store.path, os.W_OK):
             return False
-        if not self._index.damage() and not self._index.missing():
+        if not self._index.damage() and not self._index.missing() and not self._index.without_fingerprints():
             return False
-        if not self._build():
+        if not self._build(fingerprints=paths.FINGERPRINTS in str(error)):
             return False
         self._views.renew()
         return True
 
-    def _ensure_index(self) -> None:
+    def _ensure_index(self, *, fingerprints: bool = False) -> None:
         """Update the index, if this process may write and no other is doing it."""
         index = self._index
-        if os.access(self._store.path, os.W_OK) and (index.unsound() or index.unindexed() or index.missing()):
-            self._build()
-        super()._ensure_index()
+        if os.access(self._store.path, os.W_OK) and (
+            index.unsound() or index.unindexed() or index.missing() or (fingerprints and index.without_fingerprints())
+        ):
+            self._build(fingerprints=fingerprints)
+        super()._ensure_index(fingerprints=fingerprints)
 
-    def _build(self) -> bool:
+    def _build(self, *, fingerprints: bool = False) -> bool:
         """Build the index for a question; False where that cannot be done, so that the question has to do without."""
         try:
-            self._index.build(progress=self.progress)
+            self._index.build(fingerprints=fingerprints, progress=self.progress)
         except LockedError:
             return False
         except DatabaseError as error:  # a full or read-only disk

@@ -64,6 +64,7 @@ def tables() -> str:
         ),
         "bases": (schema.BASES, "One row per fitted basis."),
         "histograms": (schema.HISTOGRAMS, "One row per basis, recipe and layer."),
+        "fingerprints": (schema.FINGERPRINTS, "One row per stored layer, computed by `cnnfilterdb index`."),
     }
     parts = []
     for name, (columns, about) in found.items():

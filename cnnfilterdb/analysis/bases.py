@@ -133,6 +133,10 @@ class Bases(ABC):
         """What is wrong with files that every question about bases needs: path -> what was found; fast."""
         return {}
 
+    def without_fingerprints(self) -> list[str]:
+        """Models whose layers have no fingerprints yet; fast."""
+        return []
+
     def current(self) -> dict[str, FittedBasis]:
         """The basis in use for each kernel size: the one of the last fit."""
         return {fitted.basis.kernel: fitted for fitted in self.bases()}

@@ -1,9 +1,8 @@
-"""Structure of kernels asked of a database: overlap of subspaces, spectra of layers, initialisers."""
+"""Structure of kernels asked of a database: overlap of subspaces, and the first layers of models."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, fields
 from typing import TYPE_CHECKING
 
 import duckdb
@@ -23,7 +22,7 @@ from cnnfilterdb.sql import literal
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["first_layers", "overlap", "spectra"]
+__all__ = ["first_layers", "overlap"]
 
 
 def overlap(rows: pa.Table, by: str, kernel: str, dimensions: int) -> pd.DataFrame:
@@ -54,25 +53,6 @@ def overlap(rows: pa.Table, by: str, kernel: str, dimensions: int) -> pd.DataFra
     own = [np.sort(np.linalg.eigvalsh(part.scatter))[-dimensions:].sum() / part.scatter.trace() for part in parts]
     frame.attrs = {"dimensions": dimensions, "kernel": kernel, "own": dict(zip(labels, map(float, own), strict=True))}
     return frame
-
-
-def spectra(store: FilterFiles, connection: duckdb.DuckDBPyConnection, where: str | None, kernel: str) -> pd.DataFrame:
-    """The frame of :meth:`Reader.spectra`: one row per layer, by one pass over the filters with a layer in memory."""
-    import pandas as pd
-
-    kernel_shape(kernel)
-    chosen = run(
-        connection,
-        "SELECT model_id, layer, filters, out_channels, groups FROM facts "
-        f"WHERE stored AND kernel = {literal(kernel)} AND {condition(where)} ORDER BY model_id, layer",
-    ).to_pylist()
-    found = []
-    for row, weight in zip(chosen, _weights(store, chosen, kernel), strict=True):
-        spectrum = stats.layer_spectrum(weight.reshape(row["out_channels"] or 1, -1, *kernel_shape(kernel)))
-        found.append({name: row[name] for name in ("model_id", "layer", "filters")} | asdict(spectrum))
-    names = [field.name for field in fields(stats.LayerSpectrum)]
-    frame = pd.DataFrame(found, columns=["model_id", "layer", "filters", *names])
-    return frame.astype(dict.fromkeys(names, "Float64"))
 
 
 def first_layers(

@@ -23,7 +23,7 @@ from cnnfilterdb.cli.options import (
 )
 from cnnfilterdb.cli.output import Output, emit, print_basis, print_shift, remark, say
 
-__all__ = ["basis", "diff", "quality", "shift", "structure"]
+__all__ = ["basis", "diff", "lineage", "quality", "shift", "structure"]
 
 
 @click.command(short_help="Compare groups of filters by their KL shift.")
@@ -118,6 +118,24 @@ def diff(model_a: str, model_b: str, rows: Output, path: Path) -> None:
             if names := frame.attrs[key]:
                 remark(f"{model_id}: {len(names)} layers without a counterpart: {', '.join(names[:5])}"
                        + (", ..." if len(names) > 5 else ""))  # fmt: skip
+
+
+@click.command(short_help="Show which models descend from which.")
+@click.option("--kurtosis", type=click.Choice(["rises", "falls"]),
+              help="How the kurtosis of weights moves from a parent to its children: a hint of directions.")  # fmt: skip
+@rows_options
+@db_option
+def lineage(kurtosis: str | None, rows: Output, path: Path) -> None:
+    """The trees of models that were trained from one another, parents before children.
+
+    `direction` is known where it is documented what a model was pretrained on, or where one is untrained; likely where
+    only the kurtosis of the weights speaks for it; otherwise unknown.
+
+    \b
+      cnnfilterdb lineage --rows 50
+      cnnfilterdb plot lineage
+    """
+    emit(open_reader(path).lineage(kurtosis=kurtosis), rows)
 
 
 @click.command(short_help="Show the quality of layers, by group.")

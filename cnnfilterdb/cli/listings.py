@@ -16,7 +16,7 @@ from cnnfilterdb.cli.output import Output, emit
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["layers", "models", "nearest", "shared", "sql", "vocabulary"]
+__all__ = ["layers", "models", "nearest", "related", "shared", "sql", "vocabulary"]
 
 
 @click.command(short_help="List models, in the database or available.")
@@ -126,6 +126,17 @@ def nearest(pattern: str, rows: Output, path: Path, **options: Any) -> None:
 def shared(rows: Output, path: Path) -> None:
     """List pairs of models that have the same layers, bit for bit: shared ancestry."""
     emit(open_reader(path).shared_models(), rows)
+
+
+@click.command(short_help="List pairs of models that were trained from one another.")
+@rows_options
+@db_option
+def related(rows: Output, path: Path) -> None:
+    """List pairs of models whose weights point in nearly the same direction: fine-tuned, or from a common ancestor.
+
+    `cosine` is estimated from sketches of the layers; `cnnfilterdb diff` compares the weights of a pair themselves.
+    """
+    emit(open_reader(path).related_models(), rows)
 
 
 @click.command(short_help="List the words of the catalog's vocabularies.")

@@ -52,13 +52,13 @@ def annotate(
     say(f"annotated {counted(len(annotated), 'model')}")
 
 
-@click.command(short_help="Update bases and histograms.")
+@click.command(short_help="Update bases, histograms and fingerprints.")
 @click.option("--refit", is_flag=True, help="Fit new bases on all models present; older bases are kept.")
 @click.option("--prune", is_flag=True, help="Remove the bases that are no longer in use.")
 @db_option
 @quiet_option
 def index(refit: bool, prune: bool, path: Path, quiet: bool) -> None:
-    """Fit the SVD bases and count the histograms that shifts are computed from."""
+    """Fit the SVD bases, count the histograms of shifts, and compute the spectra and sketches of layers."""
     db = open_database(path)
     with progress_bars(quiet) as progress:
         db.index(refit=refit, prune=prune, progress=progress)

@@ -8,6 +8,7 @@
     filters/kernel=3x3/source=pypi/<slug>.parquet
     index/<basis id>/basis.parquet
     index/<basis id>/histograms/<slug>.parquet
+    index/fingerprints/<slug>.parquet
     annotations.csv, annotations.csv.sha256             the user's corrections, and their checksum
     init.sql                                            views and macros for any DuckDB client
     .locks/<name>.lock                                  held by the process that writes <name>
@@ -38,6 +39,7 @@ __all__ = [
     "BASIS",
     "COMMIT",
     "EMPTY",
+    "FINGERPRINTS",
     "FOLDERS",
     "HISTOGRAMS",
     "INDEX",
@@ -54,6 +56,8 @@ __all__ = [
     "empty_filters_path",
     "filters_path",
     "filters_pattern",
+    "fingerprints_path",
+    "fingerprints_pattern",
     "histograms_path",
     "histograms_pattern",
     "inside",
@@ -87,7 +91,7 @@ ANNOTATIONS_SUM = "annotations.csv.sha256"
 #: The file that says that a release in a folder is not finished.
 UNFINISHED = ".cnnfilterdb-unfinished"
 
-#: Folder of the bases and their histograms.
+#: Folder of the bases, their histograms, and the fingerprints of layers.
 INDEX = "index"
 
 #: Folders of locks, of work in progress, and of files that were set aside.
@@ -104,6 +108,9 @@ COMMIT = "commit.json"
 #: Names, in the folder of a basis, of the basis and of the folder of its histograms.
 BASIS = "basis.parquet"
 HISTOGRAMS = "histograms"
+
+#: Name, in the folder of the index, of the folder of fingerprints; no basis has such a key.
+FINGERPRINTS = "fingerprints"
 
 #: Stem of the files without rows, by which DuckDB can bind a view before there is a model. The underscore makes pyarrow
 #: (and Spark) skip them; no slug begins with one.
@@ -207,6 +214,11 @@ def histograms_path(basis_id: str, slug: str) -> str:
     return f"{INDEX}/{basis_id}/{HISTOGRAMS}/{slug}.parquet"
 
 
+def fingerprints_path(slug: str) -> str:
+    """The fingerprints of the layers of a model."""
+    return f"{INDEX}/{FINGERPRINTS}/{slug}.parquet"
+
+
 def lock_path(name: str) -> str:
     """The lock of what is written under a name."""
     return f"{LOCKS}/{name}.lock"
@@ -240,9 +252,14 @@ def histograms_pattern(basis_id: str = "[!.]*", slug: str = "*") -> str:
     return histograms_path(basis_id, slug)
 
 
+def fingerprints_pattern(slug: str = "*") -> str:
+    """All fingerprints, or those of a model."""
+    return fingerprints_path(slug)
+
+
 def detail_patterns() -> tuple[str, ...]:
     """All files that queries read besides the models rows and the bases."""
-    return layers_pattern(), filters_pattern(), histograms_pattern("*"), ANNOTATIONS
+    return layers_pattern(), filters_pattern(), histograms_pattern("*"), fingerprints_pattern(), ANNOTATIONS
 
 
 def is_indexed(path: str) -> bool:

@@ -21,6 +21,7 @@ from cnnfilterdb.errors import DatabaseError, SelectionError
 __all__ = [
     "ANNOTATED",
     "BASES",
+    "FINGERPRINTS",
     "FORMAT_VERSION",
     "HISTOGRAMS",
     "LAYERS",
@@ -336,6 +337,29 @@ HISTOGRAMS = pa.schema(
     ]
 )
 
+FINGERPRINTS = pa.schema(
+    [
+        _field("model_id", pa.string(), "key of the model", nullable=False),
+        _field("layer", pa.int32(), "layer of the model", nullable=False),
+        _field("tensor_sha256", pa.string(), "hash of the weight that it was computed from", nullable=False),
+        _field(
+            "alpha", pa.float64(), "exponent of the power law of the tail of the eigenvalues; NULL where there is none"
+        ),
+        _field("alpha_ks", pa.float64(), "Kolmogorov-Smirnov distance between the tail and its power law"),
+        _field("lambda_max", pa.float64(), "largest eigenvalue: half the square of the spectral norm; NULL for zeros"),
+        _field("stable_rank", pa.float64(), "sum of the eigenvalues divided by the largest; NULL for zeros"),
+        _field("kurtosis", pa.float64(), "excess kurtosis of the weights; NULL where they do not vary"),
+        _field("peak_ratio", pa.float64(), "largest absolute weight divided by the 99th percentile; NULL for zeros"),
+        _field("centred_norm", pa.float64(), "norm of the weight less its mean kernel", nullable=False),
+        _field(
+            "sketch",
+            pa.list_(pa.int16()),
+            "count sketch of the weight less its mean kernel, up to a factor",
+            nullable=False,
+        ),
+    ]
+)
+
 #: Units of the columns, by name: a column has the same one in every table. Scaled weights are divided by the largest
 #: absolute weight of their kernel.
 UNITS = {
@@ -350,14 +374,19 @@ UNITS = {
     **dict.fromkeys(["norm_l1", "norm_l2", "raw_mean", "w0"], "unit of the weights"),
     **dict.fromkeys(["scaled_mean", "nonsparse_mean", "mean", "low", "high"], "scaled weights"),
     **dict.fromkeys(["scaled_scatter", "nonsparse_scatter", "explained_variance"], "scaled weights, squared"),
+    **dict.fromkeys(["alpha", "stable_rank", "kurtosis", "peak_ratio"], "ratio"),
+    "alpha_ks": "0 to 1",
+    "centred_norm": "unit of the weights",
     "components": "unit vectors",
     "conv_depth": "rank",
     "conv_depth_norm": "0 to 1",
     "isotropy": "probability",
+    "lambda_max": "unit of the weights, squared",
     "metrics": "as published",
     "orthogonality": "0 to 1",
     "randomness_threshold": "base 10",
     "raw_variance": "unit of the weights, squared",
+    "sketch": "up to a factor",
 }
 
 
@@ -443,7 +472,7 @@ def filter_schema(kernel: str) -> pa.Schema:
 
 
 def release_schema(table: str) -> pa.Schema:
-    """Schema of a table as it is published: models, layers, filters_3x3 and so on, histograms, bases.
+    """Schema of a table as it is published: models, layers, filters_3x3 and so on, histograms, bases, fingerprints.
 
     A release has its rows in shards, so that the list of files of a model means nothing there; and maps, which the
     `datasets` library has no type for, are lists of key and value.
@@ -453,7 +482,13 @@ def release_schema(table: str) -> pa.Schema:
     """
     if table.startswith("filters_"):
         return filter_schema(table.removeprefix("filters_"))
-    schema = {"models": MODELS, "layers": LAYERS, "histograms": HISTOGRAMS, "bases": BASES}[table]
+    schema = {
+        "models": MODELS,
+        "layers": LAYERS,
+        "histograms": HISTOGRAMS,
+        "bases": BASES,
+        "fingerprints": FINGERPRINTS,
+    }[table]
     return pa.schema([_without_map(field) for field in schema if (table, field.name) != ("models", "files")])
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 from cnnfilterdb.analysis.queries import one_line, translated
 from cnnfilterdb.errors import QueryError
 from cnnfilterdb.explore.watched import WatchedReader
-from cnnfilterdb.sql import needs_index
+from cnnfilterdb.sql import needs_fingerprints, needs_index
 
 __all__ = ["MAX_BYTES", "Fetched", "answer", "reading_statement"]
 
@@ -80,7 +80,7 @@ def answer(db: WatchedReader, query: str, rows: int) -> Fetched:
     """
     text = reading_statement(query)
     if needs_index(text):
-        db._ensure_index()
+        db._ensure_index(fingerprints=needs_fingerprints(text))
     cursor = db.watched(text)
     try:
         cursor.execute("BEGIN TRANSACTION READ ONLY")

@@ -15,7 +15,7 @@ from cnnfilterdb import sql
 from cnnfilterdb.analysis.bases import FittedBasis, basis_table
 from cnnfilterdb.core import paths
 from cnnfilterdb.core.reports import Progress
-from cnnfilterdb.core.schema import HISTOGRAMS
+from cnnfilterdb.core.schema import FINGERPRINTS, HISTOGRAMS
 from cnnfilterdb.core.version import package_version
 from cnnfilterdb.errors import CnnFilterDbError, PublishError
 from cnnfilterdb.publish import card
@@ -104,6 +104,7 @@ def build(
         files += write_filter_shards(folder, store, kernel, chosen, sizes=sizes, progress=progress)
     files += write_shards(folder, "histograms", _histograms(store, bases, chosen))
     files += write_shards(folder, "bases", [basis_table(fitted) for fitted in bases])
+    files += write_shards(folder, "fingerprints", _fingerprints(store, chosen))
     manifest = Manifest(
         version=version,
         models=len(chosen),
@@ -184,6 +185,13 @@ def _histograms(store: Store, bases: Sequence[FittedBasis], model_ids: Sequence[
                 path = store.path / paths.histograms_path(fitted.basis_id, store.slug(model_id))
                 if path.exists():
                     yield pq.read_table(path, schema=HISTOGRAMS, filters=pc.field("recipe") == recipe)
+
+
+def _fingerprints(store: Store, model_ids: Sequence[str]) -> Iterator[pa.Table]:
+    for model_id in sorted(model_ids):
+        path = store.path / paths.fingerprints_path(store.slug(model_id))
+        if path.exists():
+            yield pq.read_table(path, schema=FINGERPRINTS)
 
 
 def _save_figure(draw: Draw, folder: Path, model_ids: Sequence[str]) -> str | None:

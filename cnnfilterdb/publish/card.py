@@ -38,6 +38,7 @@ _ONE_ROW = {
     "layers": "a convolution layer of a model, with its statistics",
     "histograms": "the histograms of the coefficients of a layer, in one basis and one recipe",
     "bases": "an SVD basis",
+    "fingerprints": "the spectrum of a stored layer, and a sketch of its weight by which related models are found",
 }
 
 _AUTHORS = (("Paul", "Gavrikov"), ("Janis", "Keuper"))

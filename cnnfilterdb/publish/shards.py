@@ -23,6 +23,7 @@ from cnnfilterdb.core.reports import Progress
 from cnnfilterdb.core.schema import release_schema, weight_columns
 from cnnfilterdb.release.manifest import ReleaseFile
 from cnnfilterdb.store.durable import sha256, writing
+from cnnfilterdb.store.fingerprints import FINGERPRINT_ENCODING
 from cnnfilterdb.store.folder import Store
 from cnnfilterdb.store.writer import HISTOGRAM_ENCODING, filter_settings
 
@@ -32,7 +33,9 @@ __all__ = ["SIZES", "TableWriter", "plain", "plan", "write_filter_shards", "writ
 SIZES = (128 << 20, 512 << 20)
 
 # Rows per row group. Rows of layers contain moments and rows of histograms contain counts, so both are wide.
-_ROWS = {"models": 4096, "layers": 4096, "histograms": 1024, "bases": 64}
+_ROWS = {"models": 4096, "layers": 4096, "histograms": 1024, "bases": 64, "fingerprints": 4096}
+
+_ENCODINGS = {"histograms": HISTOGRAM_ENCODING, "fingerprints": FINGERPRINT_ENCODING}
 
 
 def _settings(table: str) -> dict[str, Any]:
@@ -47,7 +50,7 @@ def _settings(table: str) -> dict[str, Any]:
     }
     if table.startswith("filters_"):
         return filter_settings(table.removeprefix("filters_")) | settings
-    return (HISTOGRAM_ENCODING if table == "histograms" else {}) | settings
+    return _ENCODINGS.get(table, {}) | settings
 
 
 def plan(models: Sequence[tuple[str, int]], least: int, most: int) -> list[int]:
@@ -161,7 +164,7 @@ def write_shards(folder: Path, table: str, parts: Iterable[pa.Table]) -> list[Re
 
     Args:
         folder: Folder of the release.
-        table: ``models``, ``layers``, ``histograms`` or ``bases``.
+        table: ``models``, ``layers``, ``histograms``, ``bases`` or ``fingerprints``.
         parts: Its rows, with the columns of the table in a database folder.
     """
     schema, step = release_schema(table), _ROWS[table]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cnnfilterdb.analysis import lineage
+from cnnfilterdb.analysis import descent, lineage
 from cnnfilterdb.analysis.queries import run
 from cnnfilterdb.errors import SelectionError, unknown_model
 from cnnfilterdb.questions.structure import Structure
@@ -19,6 +19,71 @@ __all__ = ["Lineage"]
 
 class Lineage(Structure):
     """Comparison of the weights of models. Part of :class:`~cnnfilterdb.Reader`."""
+
+    @undisturbed
+    def related_models(self) -> pd.DataFrame:
+        """Pairs of models whose weights point in nearly the same direction: fine-tuned, or from a common ancestor.
+
+        Layers are paired by shape, in order, and compared by sketches of 64 numbers
+        (:func:`cnnfilterdb.stats.weight_sketch`), which `cnnfilterdb index` has computed; :meth:`diff` compares the
+        weights of a pair themselves. A model whose channels are permuted computes the same and is not found.
+
+        Returns:
+            ``model_a``, ``model_b``, ``cosine``: that of all paired layers together, each less its mean kernel,
+            estimated with a standard error of 0.125 for one layer and less for several; and ``layers``, the number of
+            pairs. Pairs are listed from 0.15 and five standard errors of chance on.
+
+        Raises:
+            DatabaseError: A read-only database whose fingerprints were not computed.
+
+        >>> parent = {"conv.weight": db.layer_weights("custom/scans", 1)}
+        >>> noise = np.random.default_rng(0).normal(0, 0.02, parent["conv.weight"].shape)
+        >>> tuned = {"conv.weight": (parent["conv.weight"] + noise).astype(np.float32)}
+        >>> families = cnnfilterdb.create("families.db")
+        >>> keys = families.add(parent, "parent"), families.add(tuned, "tuned")
+        >>> families.related_models().round(2)
+                 model_a       model_b  cosine  layers
+        0  custom/parent  custom/tuned     0.9       1
+        """
+        return self._fingerprinted("FROM related_models").to_pandas()
+
+    @undisturbed
+    def lineage(self, *, kurtosis: str | None = None) -> pd.DataFrame:
+        """Which models descend from which: the trees of related models, with directions where the evidence allows.
+
+        Related models (:meth:`related_models`) are joined by the shortest trees through their distances
+        (:func:`cnnfilterdb.stats.forest`), and each tree is rooted where most of the evidence is met: a model was
+        pretrained on what another was trained on, or is flagged untrained. Without evidence the model in the middle is
+        the root, and the directions are unknown. Missing ancestors are not invented: siblings are then joined with each
+        other. Models whose channels were permuted are not found.
+
+        Args:
+            kurtosis: How the kurtosis of the weights moves from a parent to its children, where you know it: it
+                ``rises`` while a network learns and ``falls`` where a large one is specialised (Horwitz, Shul and
+                Hoshen, arXiv 2405.18432). Directions by kurtosis are likely, not known.
+
+        Returns:
+            One row per model, trees by size, parents before children: ``tree`` (from 0), ``model``, ``parent`` (missing
+            for roots), ``distance`` from the parent, |a - b| / sqrt(|a| |b|) of the layers that both have, less their
+            mean kernels, with a relative error of 9 % for one layer and less for several; ``cosine`` and ``layers`` of
+            the pair, ``direction`` (``known``, ``likely`` or ``unknown``) and ``evidence`` (``pretraining``,
+            ``untrained`` or ``kurtosis``).
+
+        Raises:
+            SelectionError: Another ``kurtosis``.
+            DatabaseError: A read-only database whose fingerprints were not computed.
+
+        >>> db.lineage().empty   # the three models are not related
+        True
+        """
+        related = self._fingerprinted("FROM related_models")
+        listed = ", ".join(map(literal, {*related["model_a"].to_pylist(), *related["model_b"].to_pylist()})) or "NULL"
+        sketches = self._table(f"FROM layer_sketches WHERE model_id IN ({listed})")
+        models = self._table(
+            "SELECT model_id, training_dataset, pretraining_dataset, untrained FROM models "
+            f"WHERE model_id IN ({listed})"
+        )
+        return descent.lineage_frame(related, sketches, models, kurtosis)
 
     @undisturbed
     def diff(self, model_a: str, model_b: str) -> pd.DataFrame:

@@ -27,8 +27,7 @@ __all__ = ["Structure"]
 class Structure(Conclusions):
     """Structure of the kernels of layers and groups. Part of :class:`~cnnfilterdb.Reader`.
 
-    All but :meth:`spectra` and :meth:`first_layer_profile` are answered from the stored moments of layers, without
-    reading filters.
+    All but :meth:`first_layer_profile` are answered from what is stored about layers, without reading filters.
     """
 
     @undisturbed
@@ -155,8 +154,8 @@ class Structure(Conclusions):
     def spectra(self, *, where: str | None = None, kernel: str = "3x3") -> pd.DataFrame:
         """Power-law tail, norm and rank of the matrices of layers, and how heavy the tails of their weights are.
 
-        They need the matrices, so the filters of the selected layers are read, one layer at a time.
-        :func:`cnnfilterdb.stats.layer_spectrum` explains the numbers.
+        :func:`cnnfilterdb.stats.layer_spectrum` explains the numbers, which `cnnfilterdb index` has computed; the SQL
+        view ``spectra`` has those of all kernel sizes.
 
         Args:
             where: Condition over the columns of models and layers.
@@ -164,17 +163,26 @@ class Structure(Conclusions):
 
         Returns:
             ``model_id``, ``layer``, ``filters``, ``alpha``, ``alpha_ks``, ``alpha_hat``, ``lambda_max``,
-            ``stable_rank``, ``kurtosis`` and ``peak_ratio``; missing where one is not defined.
+            ``spectral_norm`` (the largest singular value), ``stable_rank``, ``kurtosis`` and ``peak_ratio``; missing
+            where one is not defined.
 
         Raises:
             SelectionError: A condition that cannot be answered.
+            DatabaseError: A read-only database whose fingerprints were not computed.
 
         >>> db.spectra(where="name = 'scans'")[["layer", "alpha", "lambda_max", "stable_rank"]].round(2)
            layer  alpha  lambda_max  stable_rank
         0      0   3.76        0.02         4.52
         1      1   3.12        0.18        18.16
         """
-        return structure.spectra(self.storage, self._connect("facts"), where, kernel)
+        kernel_shape(kernel)
+        chosen = f"SELECT model_id, layer FROM facts WHERE kernel = {sqltext.literal(kernel)} AND {condition(where)}"
+        frame: pd.DataFrame = self._fingerprinted(
+            f"SELECT * EXCLUDE (layer_name, kernel) FROM spectra SEMI JOIN ({chosen}) USING (model_id, layer) "
+            "ORDER BY model_id, layer"
+        ).to_pandas()
+        numbers = [name for name in frame.columns if name not in ("model_id", "layer", "filters")]
+        return frame.astype(dict.fromkeys(numbers, "Float64"))
 
     @undisturbed
     def first_layer_profile(self, *, where: str | None = None, kernel: str = "3x3") -> pd.DataFrame:

@@ -383,7 +383,7 @@ class Tables:
         [(2,)]
         """
         if sqltext.needs_index(query):
-            self._ensure_index()
+            self._ensure_index(fingerprints=sqltext.needs_fingerprints(query))
 
         def relation() -> duckdb.DuckDBPyRelation:
             connection = self._connect(query)
@@ -477,12 +477,26 @@ class Tables:
         if kernel not in there:
             raise SelectionError(f"no {kernel} filters in {self.location}; there are: {', '.join(there) or 'none'}")
 
-    def _ensure_index(self) -> None:
+    def _fingerprinted(self, query: str) -> pa.Table:
+        """The answer to a query over the fingerprints, after they were updated where possible."""
+        self._ensure_index(fingerprints=True)
+        return self._table(query)
+
+    def _ensure_index(self, *, fingerprints: bool = False) -> None:
         """Update the index where possible.
+
+        Args:
+            fingerprints: Also the fingerprints, which take longer than all the rest.
 
         Raises:
             DamagedIndexError: It is damaged, and cannot be rebuilt here.
+            DatabaseError: Fingerprints are missing, and cannot be computed here.
         """
+        if fingerprints and (missing := self._bases.without_fingerprints()):
+            raise DatabaseError(
+                f"{self.location}: {len(missing)} models without fingerprints, such as {missing[0]}; "
+                "`cnnfilterdb index` computes them"
+            )
         if wrong := self._bases.unsound():
             path, reason = next(iter(wrong.items()))
             more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""

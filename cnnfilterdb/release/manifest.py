@@ -7,7 +7,8 @@ A release is a database in the form in which it is published: a few large files 
 few small ones per model::
 
     cnnfilterdb.json                  the manifest
-    models/00000.parquet              one table, one folder: models, layers, filters_3x3, ..., histograms, bases
+    models/00000.parquet              one table, one folder: models, layers, filters_3x3, ..., histograms, bases,
+                                      fingerprints
     filters_3x3/00000.parquet
     init.sql                          the views and macros, for any DuckDB client
     README.md, MODELS.md, CITATION.cff
@@ -30,6 +31,7 @@ from cnnfilterdb.errors import DatabaseError
 
 __all__ = [
     "MANIFEST_BYTES",
+    "OPTIONAL_TABLES",
     "TABLES",
     "LeftOut",
     "Manifest",
@@ -43,6 +45,9 @@ MANIFEST_BYTES = 32 << 20
 
 #: The tables that every release has; those of filters depend on its kernel sizes.
 TABLES = ("models", "layers", "histograms", "bases")
+
+#: Those that releases of earlier versions lack.
+OPTIONAL_TABLES = ("fingerprints",)
 
 _LAYOUT = "release"
 _VERSION = re.compile(r"(0|[1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,8})")
@@ -58,7 +63,8 @@ class ReleaseFile:
 
     Attributes:
         path: Relative to the release, with ``/``.
-        table: The table whose rows it contains: models, layers, filters_3x3, ..., histograms, bases.
+        table: The table whose rows it contains: models, layers, filters_3x3, ..., histograms, bases,
+            fingerprints.
         rows: Number of rows.
         bytes: Its size.
         sha256: SHA-256 of its content, hexadecimal digits.
@@ -226,7 +232,9 @@ def _file(entry: Any) -> ReleaseFile:
     path, table = _text(known, "path"), _text(known, "table")
     if paths.shard_table(path) != table:
         raise _Fault(f"{shown(path)} is not the path of a file of {shown(table)}")
-    if table not in TABLES and not (table.startswith("filters_") and storable(table.removeprefix("filters_"))):
+    if table not in TABLES + OPTIONAL_TABLES and not (
+        table.startswith("filters_") and storable(table.removeprefix("filters_"))
+    ):
         raise _Fault(f"{shown(table)} is not a table of a release")
     sha256 = _text(known, "sha256")
     if not is_sha256(sha256):

@@ -44,7 +44,7 @@ from cnnfilterdb.errors import (
 from cnnfilterdb.release.address import reference_folder
 from cnnfilterdb.release.cached_filesystem import CachedFileSystem
 from cnnfilterdb.release.footers import open_shard
-from cnnfilterdb.release.manifest import MANIFEST_BYTES, TABLES, Manifest, ReleaseFile, version_of
+from cnnfilterdb.release.manifest import MANIFEST_BYTES, OPTIONAL_TABLES, TABLES, Manifest, ReleaseFile, version_of
 from cnnfilterdb.release.remote import RangeFile, RequestBudget, counting_options, reaching, read_range
 from cnnfilterdb.release.tables import SmallTables
 from cnnfilterdb.scan.scan import constant
@@ -282,7 +282,14 @@ class Release(Storage):
         if query and not words & _views() and not any(re.search(r"_\d+x\d+", word) for word in words):
             return
         self.layers()
-        if any(name in word for word in words for name in sql.NEEDS_INDEX):
+        if sql.needs_fingerprints(query):
+            if not self.manifest.of("fingerprints"):
+                raise QueryError(
+                    f"{self.location}: published without the fingerprints of layers, by an earlier version; ask its "
+                    "publisher to publish it again"
+                )
+            self._tables.check_fingerprints()
+        if any(name in word for word in words for name in sql.NEEDS_INDEX - sql.NEEDS_FINGERPRINTS):
             self.bases.bases()
             self._tables.check_histograms()
         for kernel in self.kernels():
@@ -308,7 +315,7 @@ class Release(Storage):
         if self._bound:
             return
         for file in self.manifest.files:
-            if file.table in TABLES:
+            if file.table in TABLES + OPTIONAL_TABLES:
                 path = self.path(file.path)
                 with reaching(path):
                     content = pa.memory_map(path) if self._cache is None else self._cache.open(path)

@@ -1,8 +1,8 @@
 """The small tables of a release, checked once before anything uses them.
 
 A release is untrusted input, so each of its claims is compared with the schema and with the others: keys
-are well formed and unique, layers have no gaps, filters add up, bases are orthonormal and finite, and the histograms of
-each layer count each of its filters once.
+are well formed and unique, layers have no gaps, filters add up, bases are orthonormal and finite, the histograms of
+each layer count each of its filters once, and each stored layer has one fingerprint, of its weight.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cnnfilterdb.analysis.bases import FittedBasis, fitted_basis, ranges
+from cnnfilterdb.analysis.fingerprints import wrong_numbers
 from cnnfilterdb.core.schema import MAX_KERNEL_WEIGHTS, is_model_id, is_sha256, kernel_name, kernel_shape, storable
 from cnnfilterdb.errors import CnnFilterDbError, CorruptError
 from cnnfilterdb.release.footers import open_table
@@ -59,7 +60,7 @@ _RANGES: Mapping[str, tuple[float, float]] = MappingProxyType(
 
 
 class SmallTables:
-    """The tables of models, layers, bases and histograms of a release.
+    """The tables of models, layers, bases, histograms and fingerprints of a release.
 
     Args:
         location: Address of the release, for messages.
@@ -95,6 +96,10 @@ class SmallTables:
     def check_histograms(self) -> None:
         """Check the histograms; they are not kept, because they may be large."""
         self._once("histograms", self._checked_histograms)
+
+    def check_fingerprints(self) -> None:
+        """Check the fingerprints of the layers."""
+        self._once("fingerprints", self._checked_fingerprints)
 
     def _once(self, name: str, checked: Callable[[], Any]) -> Any:
         with self._lock:
@@ -338,6 +343,19 @@ class SmallTables:
         due = sum(counts.get(fitted.basis.kernel, 0) for fitted in bases.values()) * len(RECIPES)
         if due != len(seen):
             self._refuse("histograms", f"{len(seen):,} histograms, but the layers need {due:,}")
+
+    # --------------------------------------------------------------------------------------------- fingerprints
+
+    def _checked_fingerprints(self) -> bool:
+        """Each stored layer once, in order, of the weight that it has."""
+        table, layers = self._table("fingerprints"), self.layers()
+        stored = layers.filter(layers["stored"])
+        keys = ["model_id", "layer", "tensor_sha256"]
+        if any(not table[key].combine_chunks().equals(stored[key].combine_chunks()) for key in keys):
+            self._refuse("fingerprints", "its rows are not those of the stored layers, in order")
+        if wrong := wrong_numbers(table):
+            self._refuse("fingerprints", wrong)
+        return True
 
 
 def _check_required(table: pa.Table, name: str, refuse: Callable[[str, str], NoReturn]) -> None:

@@ -27,6 +27,7 @@ from cnnfilterdb.sql.expressions import check_confined, expression
 __all__ = [
     "COMMENTED",
     "LISTING",
+    "NEEDS_FINGERPRINTS",
     "NEEDS_INDEX",
     "RELEASED_MODELS",
     "Definition",
@@ -39,6 +40,7 @@ __all__ = [
     "identifiers_in",
     "literal",
     "needed",
+    "needs_fingerprints",
     "needs_index",
     "parquet_rows",
     "read_annotations",
@@ -52,16 +54,23 @@ NEEDS_INDEX = frozenset(
         "bases",
         "basis_rows",
         "current_bases",
+        "fingerprints",
         "group_histograms",
         "group_probabilities",
         "histograms",
         "kl_shift",
         "kl_shift_components",
+        "layer_sketches",
         "nearest_groups",
+        "related_models",
         "shift_metrics",
+        "spectra",
         "svd_coefficients",
     }
 )
+
+#: Names that are answered from the fingerprints, which take longer to compute than the rest of the index.
+NEEDS_FINGERPRINTS = frozenset({"fingerprints", "layer_sketches", "related_models", "spectra"})
 
 #: Words of queries that may look at any definition without naming it: those that list the catalog, and those that
 #: compute the name of a table.
@@ -100,6 +109,15 @@ def needs_index(query: str) -> bool:
 
 def _of_index(words: Iterable[str]) -> bool:
     return any(word in NEEDS_INDEX or word.startswith("coefficients_") for word in words)
+
+
+def needs_fingerprints(query: str) -> bool:
+    """Whether the answer to a query comes from the fingerprints, which must be computed first where they are missing.
+
+    >>> needs_fingerprints("FROM spectra"), needs_fingerprints("FROM kl_shift(domain)")
+    (True, False)
+    """
+    return not NEEDS_FINGERPRINTS.isdisjoint(identifiers_in(query))
 
 
 def literal(text: str) -> str:
@@ -237,6 +255,8 @@ _FOLDER = {
     # DuckDB refuses a pattern without matches, so each matches the folder of the file without rows, too.
     f"database_files(replace('/{paths.histograms_pattern('@')}', '@', CASE WHEN kernel IS NULL THEN '*' "
     f"ELSE '[{paths.EMPTY[0]}' || regexp_extract(kernel, '^[0-9]') || ']*' END))]",
+    # Databases that were written before there were fingerprints have no such file before `cnnfilterdb index`.
+    "fingerprints": f"database_files('/{paths.fingerprints_pattern()}')",
 }
 _RELEASE = {
     "models_columns": RELEASED_MODELS,
@@ -244,6 +264,7 @@ _RELEASE = {
     "layers_files": f"/{paths.shards_pattern('layers')}",
     "bases": f"database_files('/{paths.shards_pattern('bases')}')",
     "histogram_files": f"database_files('/{paths.shards_pattern('histograms')}')",
+    "fingerprints": f"database_files('/{paths.shards_pattern('fingerprints')}')",
 }
 
 
@@ -310,6 +331,7 @@ def definitions(
         bases=parquet_rows(places["bases"]),
         all_histograms=parquet_rows("histogram_files()"),
         histograms=parquet_rows("histogram_files(kernel)"),
+        fingerprints=parquet_rows(places["fingerprints"]),
         filters={
             kernel: rows(
                 "/" + (paths.shards_pattern(f"filters_{kernel}") if published else paths.filters_pattern(kernel))
@@ -336,6 +358,7 @@ class Relations:
         bases: The relation of the bases.
         all_histograms: The relation of the histograms.
         histograms: The same, where the macro argument ``kernel`` may narrow it.
+        fingerprints: The relation of the fingerprints.
         filters: The relation of the filters of each kernel size.
         key: The columns that say which model a row of these relations belongs to.
     """
@@ -346,6 +369,7 @@ class Relations:
     bases: str
     all_histograms: str
     histograms: str
+    fingerprints: str
     filters: Mapping[str, str]
     key: tuple[str, ...] = ("model_id",)
 
@@ -360,13 +384,14 @@ def assembled(relations: Relations) -> dict[str, Definition]:
         layers=relations.layers,
         bases=relations.bases,
         all_histograms=relations.all_histograms,
+        fingerprints=relations.fingerprints,
         key=key,
         own=f"* EXCLUDE ({more})" if more else "*",
         **annotated_models(relations.annotations),
     )
     macros = _template("macros.sql").substitute(histograms=relations.histograms)
     texts = [views, macros]
-    texts += [_template(name).template for name in ("quality.sql", "descriptors.sql", "structure.sql", "search.sql")]
+    texts += [_template(name).template for name in ("quality.sql", "descriptors.sql", "structure.sql", "search.sql", "lineage.sql")]
     found = [one for text in texts for one in _split(text)]
     for kernel, filters in relations.filters.items():
         found += _split(_kernel_block(kernel, filters, key), kernel)

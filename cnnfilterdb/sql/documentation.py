@@ -16,7 +16,7 @@ from importlib.resources import files
 
 import pyarrow as pa
 
-from cnnfilterdb.core.schema import BASES, HISTOGRAMS, LAYERS, MODELS, UNITS, describe, filter_schema
+from cnnfilterdb.core.schema import BASES, FINGERPRINTS, HISTOGRAMS, LAYERS, MODELS, UNITS, describe, filter_schema
 
 __all__ = ["Documentation", "column_meaning", "comments", "documentation"]
 
@@ -29,11 +29,18 @@ _TABLES: Mapping[str, tuple[pa.Schema, ...]] = {
     "bases": (BASES,),
     "current_bases": (BASES,),
     "histograms": (HISTOGRAMS,),
+    "fingerprints": (FINGERPRINTS,),
+    "spectra": (LAYERS, FINGERPRINTS),
 }
 #: Columns of the views without a table of their own.
-_OTHERS = ("annotations", "shared_models", "shared_layers")
+_OTHERS = ("annotations", "shared_models", "shared_layers", "layer_sketches", "related_models")
 #: Columns of the tables that are not in the view of two of them.
 _NOT_IN_FACTS = {"files"}
+#: Columns of the view of layers and fingerprints.
+_SPECTRA = (
+    "model_id", "layer", "layer_name", "kernel", "filters", "alpha", "alpha_ks", "alpha_hat", "lambda_max",
+    "spectral_norm", "stable_rank", "kurtosis", "peak_ratio",
+)  # fmt: skip
 
 _HEAD = re.compile(r"^CREATE OR REPLACE (VIEW|MACRO) \"?(\w+)\"?(?:\((.*?)\))? AS( TABLE)?\b", re.MULTILINE | re.DOTALL)
 _ARGUMENT = re.compile(r"\"?(\w+)\"?(?:\s*:=\s*('[^']*'|[^,]+))?\s*(?:,|$)")
@@ -168,6 +175,8 @@ def _columns(name: str) -> list[str]:
     """The columns of a view that has the same ones in every database."""
     if name in _OTHERS:
         return list(_words()[name])
+    if name == "spectra":
+        return list(_SPECTRA)
     names = [column for schema in _TABLES.get(name, ()) for column in schema.names]
     if name == "facts":
         names = [*(column for column in names if column not in _NOT_IN_FACTS), "papers_layer"]

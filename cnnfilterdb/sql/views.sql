@@ -44,3 +44,10 @@ QUALIFY row_number() OVER (PARTITION BY bases.kernel ORDER BY bases.sequence DES
 CREATE OR REPLACE VIEW histograms AS
 SELECT $own FROM $all_histograms
 SEMI JOIN models_stored USING ($key);
+
+-- Fingerprints of the stored layers, computed by `cnnfilterdb index`: their spectra, and sketches of their weights, by which
+-- related models are found.
+-- Example: SELECT model_id, layer, round(kurtosis, 2) AS kurtosis, len(sketch) AS numbers FROM fingerprints
+CREATE OR REPLACE VIEW fingerprints AS
+SELECT $own FROM $fingerprints
+SEMI JOIN models_stored USING ($key);

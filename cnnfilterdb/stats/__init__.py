@@ -22,6 +22,7 @@ from cnnfilterdb.stats.degeneration import (
 from cnnfilterdb.stats.descriptors import DESCRIPTORS, DescriptorSums, dct_energies, descriptors, variance_map
 from cnnfilterdb.stats.difference import WeightDifference, weight_difference
 from cnnfilterdb.stats.divergence import METRICS, kl_shift, kl_shift_components, paired_shift
+from cnnfilterdb.stats.forest import Forest, forest
 from cnnfilterdb.stats.histogram import Histogram, histograms
 from cnnfilterdb.stats.moments import Moments, unpacked
 from cnnfilterdb.stats.partition import (
@@ -64,6 +65,7 @@ from cnnfilterdb.stats.randomness import randomness_threshold
 from cnnfilterdb.stats.sampling import Initializer
 from cnnfilterdb.stats.shift import EMPTY_BIN, RECIPES, Recipe, balance_weights, probabilities, shares
 from cnnfilterdb.stats.similarity import Nearest, Pattern, symmetries
+from cnnfilterdb.stats.sketch import SKETCH_LEVELS, SKETCH_NUMBERS, WeightSketch, sketch_cosine, weight_sketch
 from cnnfilterdb.stats.spectral import LayerSpectrum, layer_spectrum, power_law
 from cnnfilterdb.stats.structure import (
     COLOURS,
@@ -86,11 +88,14 @@ __all__ = [
     "METRICS",
     "QUALITY_RULES",
     "RECIPES",
+    "SKETCH_LEVELS",
+    "SKETCH_NUMBERS",
     "Basis",
     "DescriptorSums",
     "Dispersion",
     "Embedding",
     "ExplainedTerm",
+    "Forest",
     "Histogram",
     "Initializer",
     "Interval",
@@ -105,6 +110,7 @@ __all__ = [
     "Recipe",
     "ShiftTest",
     "WeightDifference",
+    "WeightSketch",
     "adjusted_bh",
     "adjusted_holm",
     "balance_weights",
@@ -117,6 +123,7 @@ __all__ = [
     "dispersion",
     "embedding",
     "first_layer_profile",
+    "forest",
     "gower",
     "histograms",
     "is_quantised",
@@ -141,6 +148,7 @@ __all__ = [
     "randomness_threshold",
     "shares",
     "shift_test",
+    "sketch_cosine",
     "sparse_kernels",
     "sparsity",
     "spatial_correlation",
@@ -151,4 +159,5 @@ __all__ = [
     "variance_entropy",
     "variance_map",
     "weight_difference",
+    "weight_sketch",
 ]

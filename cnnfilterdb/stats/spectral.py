@@ -116,5 +116,6 @@ def power_law(values: npt.NDArray[np.float64]) -> tuple[float, float, float] | N
 
 def _kurtosis(values: _Array) -> float | None:
     apart = values - values.mean() if len(values) else values
-    variance = float((apart**2).mean()) if len(values) else 0.0
-    return float((apart**4).mean() / variance**2 - 3) if variance > 0 else None
+    squares = apart * apart  # a power of 4 would take ten times as long
+    variance = float(squares.mean()) if len(values) else 0.0
+    return float((squares @ squares) / len(values) / variance**2 - 3) if variance > 0 else None

@@ -220,7 +220,11 @@ def files_of(root: Path, slug: str) -> list[str]:
     """Files of a model that are in place, relative to the database, the models row first."""
     known = [root / paths.models_path(slug), root / paths.layers_path(slug)]
     files = [path for path in known if os.path.lexists(path)]
-    for pattern in (paths.filters_pattern(slug=slug), paths.histograms_pattern(slug=slug)):
+    for pattern in (
+        paths.filters_pattern(slug=slug),
+        paths.histograms_pattern(slug=slug),
+        paths.fingerprints_pattern(slug),
+    ):
         files += sorted(root.glob(pattern))
     return [path.relative_to(root).as_posix() for path in files]
 

@@ -11,14 +11,14 @@ import pyarrow.parquet as pq
 
 from cnnfilterdb.core import paths
 from cnnfilterdb.core.reports import printable
-from cnnfilterdb.core.schema import BASES, HISTOGRAMS, LAYERS, MODELS, filter_schema, storable
+from cnnfilterdb.core.schema import BASES, FINGERPRINTS, HISTOGRAMS, LAYERS, MODELS, filter_schema, storable
 from cnnfilterdb.errors import DatabaseError
 from cnnfilterdb.store.regular import check_size, require_regular
 
 __all__ = ["first_damage"]
 
 
-_SMALL = (MODELS, LAYERS, BASES, HISTOGRAMS)
+_SMALL = (MODELS, LAYERS, BASES, HISTOGRAMS, FINGERPRINTS)
 
 
 class DatabaseFolder(Protocol):
@@ -62,6 +62,7 @@ def _files(root: Path) -> Iterator[tuple[Path, pa.Schema]]:
         paths.layers_pattern(): LAYERS,
         paths.bases_pattern(): BASES,
         paths.histograms_pattern("*"): HISTOGRAMS,
+        paths.fingerprints_pattern(): FINGERPRINTS,
     }
     for pattern, schema in small.items():
         yield from ((path, schema) for path in sorted(root.glob(pattern)))

@@ -34,9 +34,7 @@ from cnnfilterdb.core import paths
 from cnnfilterdb.core.listing import entries
 from cnnfilterdb.core.reports import Problem, Progress
 from cnnfilterdb.core.schema import (
-    BASES,
     FORMAT_VERSION,
-    HISTOGRAMS,
     LAYERS,
     MODELS,
     check_format,
@@ -72,7 +70,7 @@ from cnnfilterdb.store.commits import (
 from cnnfilterdb.store.diagnosis import first_damage
 from cnnfilterdb.store.durable import make_folder, move, sha256, sync_folder, write_text, writing
 from cnnfilterdb.store.regular import read_small, regular_files
-from cnnfilterdb.store.rows import damaged_file, read_rows
+from cnnfilterdb.store.rows import WITHOUT_ROWS, damaged_file, read_rows
 from cnnfilterdb.store.seals import seal_text, write_sealed
 from cnnfilterdb.store.verify import verify_folder, verify_models
 from cnnfilterdb.store.writer import Writer
@@ -186,15 +184,8 @@ class Store(Storage):
 
     def _write_empty(self, folder: Path) -> None:
         """Write the files without rows, by which DuckDB can bind the views."""
-        empty = paths.EMPTY
-        schemas = {
-            paths.models_path(empty): MODELS,
-            paths.layers_path(empty): LAYERS,
-            paths.basis_path(empty): BASES,
-            paths.histograms_path(empty, empty): HISTOGRAMS,
-        }
         kernels = {"3x3", *self.kernels()}
-        schemas |= {paths.empty_filters_path(kernel): filter_schema(kernel) for kernel in kernels}
+        schemas = WITHOUT_ROWS | {paths.empty_filters_path(kernel): filter_schema(kernel) for kernel in kernels}
         for relative, schema in schemas.items():
             if not (self.path / relative).exists():
                 write_sealed(schema.empty_table(), folder / relative)
@@ -550,6 +541,7 @@ class Store(Storage):
             if read_small(self.path, paths.INIT) == seal_text(text).encode():
                 return
         with self.staging(paths.INIT) as folder:
+            self._write_empty(folder)  # a view of files that do not exist could not be created
             write_text(self.path / paths.INIT, seal_text(text), folder)
 
     @contextmanager
@@ -643,7 +635,9 @@ class Store(Storage):
 
     def strays(self) -> set[str]:
         """Slugs of files in place that have no models row, and that this package may have written."""
-        patterns = (paths.layers_pattern(), paths.filters_pattern(), paths.histograms_pattern())
+        patterns = (
+            paths.layers_pattern(), paths.filters_pattern(), paths.histograms_pattern(), paths.fingerprints_pattern(),
+        )  # fmt: skip
         found = {path.stem for pattern in patterns for path in self.path.glob(pattern) if paths.is_slug(path.stem)}
         # The models are listed last: one that is committed meanwhile is not a stray.
         return found - self._committed()

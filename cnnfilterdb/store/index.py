@@ -36,7 +36,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cnnfilterdb.analysis.bases import (
     Bases,
@@ -57,9 +56,10 @@ from cnnfilterdb.scan.scan import Run, scan
 from cnnfilterdb.scan.steady import steady
 from cnnfilterdb.stats import RECIPES, Basis, Histogram, histograms
 from cnnfilterdb.store.durable import make_folder, move, sync_folder, whole, writing
+from cnnfilterdb.store.fingerprints import Fingerprints
 from cnnfilterdb.store.folder import Store
-from cnnfilterdb.store.regular import check_size
-from cnnfilterdb.store.seals import sealed, write_sealed
+from cnnfilterdb.store.rows import sealed_rows
+from cnnfilterdb.store.seals import write_sealed
 from cnnfilterdb.store.writer import Writer, histogram_settings
 
 __all__ = [
@@ -83,6 +83,7 @@ class Index(Bases):
         self.store = store
         self.location = store.location
         self.path = store.path / paths.INDEX
+        self.fingerprints = Fingerprints(store)
         self._skipped: dict[str, str] = {}  # bases that a warning has named
         self._unfit: dict[str, object] = {}  # kernel sizes without a basis, and the state in which that was found
 
@@ -113,7 +114,7 @@ class Index(Bases):
         found: list[FittedBasis] = []
         wrong: dict[str, str] = {}
         for folder in sorted(self.store.path.glob(paths.basis_folder("*"))):
-            if folder.name == paths.EMPTY:
+            if folder.name in (paths.EMPTY, paths.FINGERPRINTS):
                 continue
             if folder.name.startswith(".") and not (folder / paths.BASIS).exists():
                 continue  # hidden, and nothing that SQL reads
@@ -165,6 +166,10 @@ class Index(Bases):
                     self._unfit[kernel] = True
         return [kernel for kernel in wanted if kernel not in self._unfit]
 
+    def without_fingerprints(self) -> list[str]:
+        """Models whose layers have no fingerprints yet. Compares file names only."""
+        return self.fingerprints.missing()
+
     def damage(self) -> dict[str, str]:
         """What is wrong with the files of the index: path, relative to the database -> what was found.
 
@@ -180,10 +185,12 @@ class Index(Bases):
                 reason = _wrong_histograms(self.store.path, relative, basis_id, committed[path.stem], hashes)
                 if reason:
                     found[relative] = reason
-        return found
+        return found | self.fingerprints.damage(hashes)
 
-    def build(self, *, refit: bool = False, progress: Progress | None = None) -> list[FittedBasis]:
-        """Update the index: fit missing bases and count missing histograms.
+    def build(
+        self, *, refit: bool = False, fingerprints: bool = True, progress: Progress | None = None
+    ) -> list[FittedBasis]:
+        """Update the index: fit missing bases, and compute missing histograms and fingerprints.
 
         Sets damaged files aside, fits a basis for each kernel size without one (for every size with ``refit``) and
         adds the histograms of models that are missing in any basis.
@@ -191,6 +198,7 @@ class Index(Bases):
         Args:
             refit: Fit new bases on all models that exist now. The older bases stay (:meth:`prune` removes them); one
                 that was fitted on the same layers is reused.
+            fingerprints: Add the fingerprints that are missing. They take longer than all the rest.
             progress: Called with what is being done, how much is done and how much there is.
 
         Returns:
@@ -207,6 +215,8 @@ class Index(Bases):
             self._fill(self.get(basis_id), model_ids, progress)
         kernels = self.store.kernels() if refit else self.unindexed()
         built = [self._fit(kernel, progress) for kernel in kernels if indexable(kernel)]
+        if fingerprints:
+            self.fingerprints.fill(progress)
         return [fitted for fitted in built if fitted is not None]
 
     def prune(self) -> list[str]:
@@ -393,7 +403,7 @@ class Index(Bases):
 def _lock_of(path: str) -> str:
     """Under which lock a file of the index is moved: that of the model, or of the basis."""
     parts = paths.relative(path)
-    return Path(parts[-1]).stem if len(parts) == 4 else parts[1]
+    return Path(parts[-1]).stem if len(parts) == 4 or parts[1] == paths.FINGERPRINTS else parts[1]
 
 
 def _hashes(layers: pa.Table) -> dict[tuple[str, int], str]:
@@ -407,7 +417,7 @@ def _hashes(layers: pa.Table) -> dict[tuple[str, int], str]:
 def _wrong_empty(root: Path, path: str, changed: int, inode: int, schema: pa.Schema) -> str | None:
     """What is wrong with a file without rows."""
     try:
-        return "has rows" if _read_sealed(root, path, schema).num_rows else None
+        return "has rows" if sealed_rows(root, path, schema).num_rows else None
     except (OSError, ValueError, pa.ArrowException, CnnFilterDbError) as error:
         return _reason(error)
 
@@ -419,7 +429,7 @@ def _read_basis(root: Path, path: str, changed: int, inode: int) -> tuple[Fitted
     try:
         if not paths.is_basis_id(basis_id):
             return None, f"{basis_id!r:.100} is not the key of a basis"
-        table = _read_sealed(root, path, BASES)
+        table = sealed_rows(root, path, BASES)
         if table.num_rows != 1:
             return None, f"{table.num_rows} rows, expected 1"
         fitted = fitted_basis(_only_row(table))
@@ -446,28 +456,11 @@ def _reason(error: Exception) -> str:
     return str(error).partition("\n")[0]
 
 
-def _read_sealed(root: Path, path: str, schema: pa.Schema) -> pa.Table:
-    """Read a small file that this package wrote.
-
-    Raises:
-        CorruptError: It is not such a file, or its content has changed.
-    """
-    file = paths.regular(root, path)
-    if not sealed(file):
-        raise CorruptError("its checksum is missing or wrong")
-    opened = pq.ParquetFile(file)
-    check_size(opened, file)
-    table = opened.read(use_threads=False)
-    if not table.schema.equals(schema):
-        raise CorruptError("its columns are those of another version")
-    return table
-
-
 def _wrong_histograms(
     root: Path, path: str, basis_id: str, model_id: str, hashes: dict[tuple[str, int], str]
 ) -> str | None:
     try:
-        table = _read_sealed(root, path, HISTOGRAMS)
+        table = sealed_rows(root, path, HISTOGRAMS)
     except (OSError, ValueError, pa.ArrowException, CnnFilterDbError) as error:
         return _reason(error)
     if set(table["model_id"].to_pylist()) - {model_id} or set(table["basis_id"].to_pylist()) - {basis_id}:

@@ -8,11 +8,23 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cnnfilterdb.core import paths
 from cnnfilterdb.core.reports import printable
+from cnnfilterdb.core.schema import BASES, FINGERPRINTS, HISTOGRAMS, LAYERS, MODELS
 from cnnfilterdb.errors import CorruptError
 from cnnfilterdb.store.regular import check_size, require_regular
+from cnnfilterdb.store.seals import sealed
 
-__all__ = ["damaged_file", "read_rows"]
+__all__ = ["WITHOUT_ROWS", "damaged_file", "read_rows", "sealed_rows"]
+
+#: The files without rows of the small tables. Those of filters depend on the kernel sizes.
+WITHOUT_ROWS = {
+    paths.models_path(paths.EMPTY): MODELS,
+    paths.layers_path(paths.EMPTY): LAYERS,
+    paths.basis_path(paths.EMPTY): BASES,
+    paths.histograms_path(paths.EMPTY, paths.EMPTY): HISTOGRAMS,
+    paths.fingerprints_path(paths.EMPTY): FINGERPRINTS,
+}
 
 
 def read_rows(root: Path, files: Iterable[Path], schema: pa.Schema, columns: Sequence[str]) -> pa.Table:
@@ -46,3 +58,21 @@ def damaged_file(root: Path, files: Iterable[Path], schema: pa.Schema, error: Ex
             reason = printable(str(found).partition("\n")[0])
             return CorruptError(f"{file}: cannot be read ({reason}); remove the model and import it again")
     return CorruptError(f"a table could not be read a moment ago ({error}); try again")
+
+
+def sealed_rows(root: Path, path: str, schema: pa.Schema) -> pa.Table:
+    """Rows of a small file that this package wrote.
+
+    Raises:
+        CorruptError: It is not such a file, or its content has changed.
+        FileNotFoundError: It does not exist.
+    """
+    file = paths.regular(root, path)
+    if not sealed(file):
+        raise CorruptError("its checksum is missing or wrong")
+    opened = pq.ParquetFile(file)
+    check_size(opened, file)
+    table = opened.read(use_threads=False)
+    if not table.schema.equals(schema):
+        raise CorruptError("its columns are those of another version")
+    return table

@@ -1,7 +1,8 @@
 """Verification: every count and every hash of a database, in bounded memory.
 
 Where the hash of each file is kept is described in :mod:`cnnfilterdb.store.seals`. Besides the bytes, the contents are
-compared with each other: weights with the hashes of their layers, moments with weights, histograms with both.
+compared with each other: weights with the hashes of their layers, moments with weights, histograms and fingerprints
+with both.
 
 Models are checked independently, several at a time, and each layer is read once: each thread needs memory for the
 largest layer.
@@ -23,10 +24,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cnnfilterdb.analysis.bases import fitted_basis
+from cnnfilterdb.analysis.fingerprints import wrong_fingerprints
 from cnnfilterdb.core import paths
 from cnnfilterdb.core.reports import Problem, Progress
 from cnnfilterdb.core.schema import (
     BASES,
+    FINGERPRINTS,
     HISTOGRAMS,
     LAYERS,
     MODELS,
@@ -41,6 +44,7 @@ from cnnfilterdb.scan.ordered import RowCursor
 from cnnfilterdb.stats import RECIPES, Moments
 from cnnfilterdb.store.durable import sha256
 from cnnfilterdb.store.regular import check_size, read_small, require_regular
+from cnnfilterdb.store.rows import WITHOUT_ROWS
 from cnnfilterdb.store.seals import sealed, text_sealed
 
 __all__ = ["BROKEN_SEAL", "FOREIGN", "TOLERANCE", "verify_folder", "verify_models"]
@@ -127,9 +131,9 @@ def _wrong_basis(path: Path) -> str | None:
 def _empty_files(root: Path) -> set[Path]:
     """The files without rows that exist, and those that every database has."""
     kernels = {path.parent.parent.name.partition("=")[2] for path in root.glob(paths.filters_pattern())}
-    empty = paths.EMPTY
-    names = {paths.models_path(empty), paths.layers_path(empty), paths.basis_path(empty)}
-    names |= {paths.histograms_path(empty, empty)}
+    # Databases that were written before there were fingerprints lack theirs.
+    late = {name for name in (paths.fingerprints_path(paths.EMPTY),) if not os.path.lexists(root / name)}
+    names = WITHOUT_ROWS.keys() - late
     return {root / name for name in names | {paths.empty_filters_path(kernel) for kernel in {"3x3", *kernels}}}
 
 
@@ -180,7 +184,7 @@ class _Check:
             layers = self._layers(row)
             if layers is not None:
                 self._filters(row, layers)
-                self._histograms(layers)
+                self._index(layers)
         return self
 
     def _problem(self, path: str, message: str) -> None:
@@ -330,12 +334,24 @@ class _Check:
                 if not _close(layer[column], value):
                     self._problem(paths.layers_path(self._slug), f"{where}: {column} is not that of its filters")
 
-    def _histograms(self, layers: pa.Table) -> None:
+    def _index(self, layers: pa.Table) -> None:
         for path in sorted(path for path in self._in_place if paths.is_indexed(path)):
             try:
-                self._histogram_file(path, layers)
+                if path == paths.fingerprints_path(self._slug):
+                    self._fingerprint_file(path, layers)
+                else:
+                    self._histogram_file(path, layers)
             except _Damaged as error:
                 self._problem(path, str(error))
+
+    def _fingerprint_file(self, path: str, layers: pa.Table) -> None:
+        self._sealed(path)
+        stored = layers.filter(layers["stored"])
+        keys = ((self.model_id or "", layer) for layer in stored["layer"].to_pylist())
+        hashes = dict(zip(keys, stored["tensor_sha256"].to_pylist(), strict=True))
+        table = _read(self._root / path, FINGERPRINTS)
+        if wrong := wrong_fingerprints(table, self.model_id or "", hashes):
+            self._problem(path, wrong)
 
     def _histogram_file(self, path: str, layers: pa.Table) -> None:
         import pyarrow.compute as pc

@@ -1,6 +1,7 @@
 """Which layers of two models belong together, and how their weights differ."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -81,6 +82,34 @@ def test_other_relations(db):
     assert set(stranger["relation"]) == {"unrelated"}
     # Documented: a permuted twin computes the same and is not found.
     assert db.diff("custom/parent", "custom/permuted").attrs["total"]["relation"] == "unrelated"
+
+
+def stacked(weights):
+    """The weights of a model, each less its mean kernel, by shape."""
+    kernels = {w.shape: w.reshape(-1, w.shape[2] * w.shape[3]).astype(float) for w in weights.values()}
+    return {shape: (w - w.mean(axis=0)).ravel() for shape, w in kernels.items()}
+
+
+def test_related_models_are_those_of_a_large_cosine(db):
+    db, parent, tuned = db
+    found = db.related_models()
+    assert list(found.columns) == ["model_a", "model_b", "cosine", "layers"]
+    pd.testing.assert_frame_equal(db.sql("FROM related_models").df(), found)
+    # Permuted twins and rescaled ones with other signs are not found, which is documented.
+    assert {row[:2]: row.layers for row in found.itertuples(index=False)} == {
+        ("custom/longer", "custom/parent"): 2,  # of which one is equal
+        ("custom/longer", "custom/tuned"): 2,
+        ("custom/parent", "custom/tuned"): 3,
+    }
+    assert found["cosine"].is_monotonic_decreasing
+    a, b = stacked(parent), stacked(tuned)
+    inner = sum(a[shape] @ b[shape] for shape in a)
+    cosine = inner / np.sqrt(sum(w @ w for w in a.values()) * sum(w @ w for w in b.values()))
+    # 0.125 for a layer; this pair has three.
+    tuned_pair = found[(found["model_a"] == "custom/parent")]["cosine"].item()
+    assert tuned_pair == pytest.approx(cosine, abs=0.125)
+    spectra = db.sql("SELECT model_id, count(*) AS layers FROM spectra GROUP BY ALL ORDER BY ALL").df()
+    assert spectra["layers"].tolist() == [3] * 6
 
 
 def test_layers_without_a_counterpart(db):

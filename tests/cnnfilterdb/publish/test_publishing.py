@@ -129,7 +129,7 @@ DATASETS = """
 from datasets import load_dataset
 
 found = {}
-for name in ("filters_3x3", "models", "layers", "filters_5x5", "filters_7x7", "histograms", "bases"):
+for name in ("filters_3x3", "models", "layers", "filters_5x5", "filters_7x7", "histograms", "bases", "fingerprints"):
     rows = load_dataset("owner/sample", name, split="train", streaming=True, revision="v1.0.0")
     found[name] = {"rows": sum(1 for _ in rows), "features": {k: repr(v) for k, v in rows.features.items()}}
 default = load_dataset("owner/sample", split="train", revision="v1.0.0")

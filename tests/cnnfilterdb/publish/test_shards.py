@@ -14,7 +14,16 @@ from hypothesis import strategies as st
 
 import cnnfilterdb
 from cnnfilterdb.core.paths import UNFINISHED
-from cnnfilterdb.core.schema import BASES, HISTOGRAMS, LAYERS, MODELS, describe, filter_schema, release_schema
+from cnnfilterdb.core.schema import (
+    BASES,
+    FINGERPRINTS,
+    HISTOGRAMS,
+    LAYERS,
+    MODELS,
+    describe,
+    filter_schema,
+    release_schema,
+)
 from cnnfilterdb.publish.shards import plan, write_filter_shards, write_shards
 from cnnfilterdb.release.manifest import Manifest
 from cnnfilterdb.release.release import model_of
@@ -137,7 +146,7 @@ def test_a_plan_is_hardly_changed_by_a_model_more():
 
 
 def test_tables_without_rows_keep_their_columns(tmp_path):
-    for table in ("models", "layers", "histograms", "bases"):
+    for table in ("models", "layers", "histograms", "bases", "fingerprints"):
         (file,) = write_shards(tmp_path, table, [])
         assert (file.rows, file.first_model) == (0, None)
         assert pq.read_schema(tmp_path / file.path).equals(release_schema(table))
@@ -172,7 +181,12 @@ def test_maps_are_lists_of_key_and_value(tmp_path):
 
 
 def test_published_columns_are_those_of_the_database_and_described():
-    for name, schema in {"layers": LAYERS, "histograms": HISTOGRAMS, "bases": BASES}.items():
+    for name, schema in {
+        "layers": LAYERS,
+        "histograms": HISTOGRAMS,
+        "bases": BASES,
+        "fingerprints": FINGERPRINTS,
+    }.items():
         assert release_schema(name).equals(schema, check_metadata=True)
     assert release_schema("models").names == [name for name in MODELS.names if name != "files"]
     assert all(describe(release_schema("models")).values())
@@ -180,7 +194,9 @@ def test_published_columns_are_those_of_the_database_and_described():
 
 def test_a_release_is_whole_and_says_so(release_path, sample):
     manifest = Manifest.from_json((release_path / "cnnfilterdb.json").read_text(), "here")
-    assert manifest.tables() == ["models", "layers", "filters_3x3", "filters_5x5", "filters_7x7", "histograms", "bases"]
+    assert manifest.tables() == [
+        "models", "layers", "filters_3x3", "filters_5x5", "filters_7x7", "histograms", "bases", "fingerprints",
+    ]  # fmt: skip
     assert (manifest.models, manifest.filters) == (5, int(sample.models()["stored_filters"].sum()))
     there = {path.relative_to(release_path).as_posix() for path in release_path.rglob("*") if path.is_file()}
     own = {"README.md", "MODELS.md", "CITATION.cff", "init.sql", "cnnfilterdb.json", "shift.png"}

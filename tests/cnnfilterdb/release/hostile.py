@@ -526,6 +526,26 @@ def _(folder: Path) -> None:
     rewrite(folder, "histograms", lambda rows: rows.slice(1))
 
 
+# ------------------------------------------------------------------------------------------------------- fingerprints
+
+for _name, _column, _value in (
+    ("an unknown model", "model_id", "custom/nobody"),
+    ("an unknown layer", "layer", 999),
+    ("of another weight", "tensor_sha256", "0" * 64),
+    ("a short sketch", "sketch", [1]),
+    ("a sketch with a gap", "sketch", lambda values: [None, *values[1:]]),
+    ("a huge sketch", "sketch", [30_000] * 64),
+    ("no number", "alpha", float("nan")),
+    ("a negative norm", "centred_norm", -1.0),
+):
+    case(f"fingerprints: {_name}", ("ask",))(cell("fingerprints", _column, _value))
+
+
+@case("fingerprints: one less", ("ask",))
+def _(folder: Path) -> None:
+    rewrite(folder, "fingerprints", lambda rows: rows.slice(1))
+
+
 # ----------------------------------------------------------------------------------------------------------- filters
 
 
@@ -573,7 +593,7 @@ case("filters: rows twice")(filters(lambda rows: pa.concat_tables([rows, rows]).
 
 def extra_shards(folder: Path) -> None:
     """Files that the manifest does not list: copies of shards, a pipe, notes."""
-    for table in ("models", "layers", "filters_3x3", "histograms", "bases"):
+    for table in ("models", "layers", "filters_3x3", "histograms", "bases", "fingerprints"):
         shutil.copy(folder / table / "00000.parquet", folder / table / "00001.parquet")
         os.mkfifo(folder / table / "00002.parquet")
     (folder / "models/notes.parquet").write_text("not a table")
@@ -593,6 +613,7 @@ def ask(folder: Path) -> None:
         db.filters()
         db.sql("FROM coefficients_3x3 LIMIT 1").df()
         db.sql("FROM histograms LIMIT 1").df()
+        db.related_models()
 
 
 def pull(folder: Path) -> None:

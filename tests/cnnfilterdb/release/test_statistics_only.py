@@ -56,6 +56,8 @@ ANSWERED = {
     "test": lambda db: db.shift_test("domain", permutations=9),
     "embedding": lambda db: db.embed(),
     "shared models": lambda db: db.shared_models(),
+    "related models": lambda db: db.related_models(),
+    "spectra": lambda db: db.spectra(kernel="5x5"),
     "SQL": lambda db: db.sql("FROM kl_shift(domain) ORDER BY ALL").df(),
     "group sizes": lambda db: db.sql("FROM group_sizes(domain) ORDER BY ALL").df(),
 }

@@ -38,7 +38,12 @@ def test_each_has_a_description_a_true_example_and_words_for_all_its_arguments_a
     assert re.search(rf"\b{name}\b", one.example)
     assert all(one.argument_meaning(argument) for argument in one.arguments)
     found = example.sql(one.example)
-    assert found.to_arrow_table().num_rows or name in ("annotations", "shared_models", "shared_layers")
+    assert found.to_arrow_table().num_rows or name in (
+        "annotations",
+        "shared_models",
+        "shared_layers",
+        "related_models",
+    )
     if one.kind == "view":
         assert all(column_meaning(name, column)[0] for column in example.sql(f"FROM {name} LIMIT 0").columns)
 
@@ -73,7 +78,14 @@ def test_no_word_describes_what_is_not_there(example):
 
 
 def test_every_number_of_a_table_has_a_unit_and_every_unit_a_column():
-    tables = [schema.MODELS, schema.LAYERS, schema.BASES, schema.HISTOGRAMS, schema.filter_schema("1x1")]
+    tables = [
+        schema.MODELS,
+        schema.LAYERS,
+        schema.BASES,
+        schema.HISTOGRAMS,
+        schema.FINGERPRINTS,
+        schema.filter_schema("1x1"),
+    ]
     for table in tables:
         for field in table:
             kind = field.type

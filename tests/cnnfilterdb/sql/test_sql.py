@@ -193,8 +193,12 @@ def test_models_without_an_index_are_indexed_before_a_question(tmp_path, tensors
         "basis_rows": "(SELECT basis_rows('3x3'))",
         "coefficients_3x3": "coefficients_3x3",
         "current_bases": "current_bases",
+        "fingerprints": "fingerprints",
         "histograms": "histograms",
+        "layer_sketches": "layer_sketches",
         "nearest_groups": "nearest_groups(name, 'm')",
+        "related_models": "(SELECT count(*) FROM related_models)",
+        "spectra": "spectra",
         "svd_coefficients": "(SELECT svd_coefficients(w) FROM filters_3x3)",
     }
     for number, name in enumerate(sorted(NEEDS_INDEX | {"coefficients_3x3"})):

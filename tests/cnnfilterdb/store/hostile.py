@@ -71,12 +71,14 @@ PLACES = {
     "filters": "filters/kernel=3x3/source=custom/custom-*.parquet",
     "basis": "index/3x3-*/basis.parquet",
     "histograms": "index/3x3-*/histograms/custom-*.parquet",
+    "fingerprints": "index/fingerprints/custom-*.parquet",
     "models without rows": "models/_empty.parquet",
     "layers without rows": "layers/_empty.parquet",
     "filters without rows": "filters/kernel=3x3/source=_/_empty.parquet",
     "basis without rows": "index/_empty/basis.parquet",
+    "fingerprints without rows": "index/fingerprints/_empty.parquet",
 }
-TABLES = ("models", "layers", "filters", "basis", "histograms")
+TABLES = ("models", "layers", "filters", "basis", "histograms", "fingerprints")
 
 # --------------------------------------------------------------------------------------- faults of any file, x places
 
@@ -124,7 +126,14 @@ for _place, _pattern in PLACES.items():
             lambda folder, pattern=_pattern, change=_change: change(first(folder, pattern)),
             # What is derived is made again when it is needed.
             sound=(_place, _fault)
-            in {("init.sql", "missing"), ("histograms", "missing"), ("histograms", "a link to nothing")},
+            in {
+                ("init.sql", "missing"),
+                ("histograms", "missing"),
+                ("histograms", "a link to nothing"),
+                ("fingerprints", "missing"),
+                ("fingerprints", "a link to nothing"),
+                ("fingerprints without rows", "missing"),
+            },
         )
 
 # ------------------------------------------------------------------------------------- links, x places and folders
@@ -197,6 +206,7 @@ IDENTIFIERS = {
     "filters": ("model_id",),
     "basis": ("basis_id", "kernel", "variant"),
     "histograms": ("basis_id", "model_id", "recipe"),
+    "fingerprints": ("model_id",),
 }
 for _table, _columns in IDENTIFIERS.items():
     for _column in _columns:
@@ -242,6 +252,11 @@ for _table, _column, _name, _value in (
     ("histograms", "below", "short", []),
     ("histograms", "layer", "unknown", 999),
     ("histograms", "low", "not a number", float("nan")),
+    ("fingerprints", "sketch", "short", [1]),
+    ("fingerprints", "sketch", "huge", [30_000] * 64),
+    ("fingerprints", "kurtosis", "infinite", float("inf")),
+    ("fingerprints", "layer", "unknown", 999),
+    ("fingerprints", "tensor_sha256", "of another weight", "0" * 64),
 ):
     table_case(f"{_column} {_name}", _table, lambda rows, c=_column, v=_value: put(rows, c, v))
 
@@ -307,6 +322,7 @@ def _link(name: str, target: str) -> Change:
         (folder.parent / "victim").mkdir(exist_ok=True)
         (folder.parent / "victim" / "file").write_text("precious")
         (folder / name).parent.mkdir(exist_ok=True)
+        shutil.rmtree(folder / name, ignore_errors=True)
         (folder / name).symlink_to(folder.parent / target)
 
     return change
@@ -387,6 +403,7 @@ QUESTIONS: dict[str, Callable[[Any], Any]] = {
     "filters": lambda db: db.filters(),
     "shift": lambda db: db.kl_shift("domain"),
     "coefficients": lambda db: db.sql("FROM coefficients_3x3").df(),
+    "related": lambda db: db.related_models(),
     "verify": lambda db: db.verify(),
 }
 

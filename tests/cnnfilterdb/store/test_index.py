@@ -5,6 +5,7 @@ import subprocess
 import sys
 from datetime import datetime
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,7 +15,7 @@ from sklearn.decomposition import PCA
 import cnnfilterdb
 from cnnfilterdb.analysis.bases import moments_of
 from cnnfilterdb.core.schema import papers_layers
-from cnnfilterdb.errors import CnnFilterDbError, SelectionError
+from cnnfilterdb.errors import CnnFilterDbError, DatabaseError, SelectionError
 from cnnfilterdb.stats import Basis, sparse_kernels
 from cnnfilterdb.store import annotations as notes
 from cnnfilterdb.store.folder import Store
@@ -99,6 +100,58 @@ def test_a_basis_is_frozen_and_comes_back_in_use(copy, tensors):
         assert db.index(refit=True) == []
         with pytest.raises(SelectionError, match=rf"no basis 'x' .*{first.basis_id}"):
             db.kl_shift("domain", basis="x")
+
+
+def fingerprints(path):
+    return {file.stem: file.read_bytes() for file in path.glob("index/fingerprints/custom-*.parquet")}
+
+
+def test_fingerprints_follow_their_models(copy, tensors):
+    before = fingerprints(copy)
+    assert len(before) == 5
+    with cnnfilterdb.create(copy) as db:
+        assert not db.sql("SELECT 1 FROM layers ANTI JOIN fingerprints USING (model_id, layer) WHERE stored").fetchall()
+        db.remove("custom/ct-a")
+        assert len(fingerprints(copy)) == 4
+        key = db.add(tensors["ct-b"], "ct-b", overwrite=True)  # another commit, of the same weights
+        assert len(fingerprints(copy)) == 3
+        db.kl_shift("domain")  # needs none, and waits for none
+        assert len(fingerprints(copy)) == 3
+        assert db.spectra(where=f"model_id = '{key}'").shape[0] > 0
+        assert fingerprints(copy) == {stem: text for stem, text in before.items() if "ct-a" not in stem}
+        assert db.verify() == []
+
+
+def test_a_database_without_fingerprints_says_what_computes_them(copy):
+    before = fingerprints(copy)
+    shutil.rmtree(copy / "index" / "fingerprints")  # as an earlier version wrote it
+    with cnnfilterdb.open(copy, read_only=True) as db:
+        assert db.verify() == []
+        assert len(db.sql("SHOW TABLES").df()) > 5
+        for ask in (db.spectra, db.related_models, lambda: db.sql("FROM related_models").df()):
+            with pytest.raises(DatabaseError, match=r"5 models without fingerprints, such as .*`cnnfilterdb index`"):
+                ask()
+    with cnnfilterdb.open(copy) as db:
+        db.annotate("custom/ct-a", domain="medical ct")  # which writes init.sql again
+        duckdb.connect().execute((copy / "init.sql").read_text())
+        db.related_models()
+    assert fingerprints(copy) == before
+
+
+@pytest.mark.parametrize("damage", ["cut", "of other weights"])
+def test_damaged_fingerprints_are_computed_again(copy, damage):
+    before = fingerprints(copy)
+    first, second = sorted(copy.glob("index/fingerprints/custom-*.parquet"))[:2]
+    if damage == "cut":
+        first.write_bytes(first.read_bytes()[:100])
+    else:
+        shutil.copy(second, first)
+    with cnnfilterdb.open(copy) as db:
+        assert [problem.path for problem in db.verify()] == [first] * len(db.verify())
+        with pytest.warns(UserWarning, match="fingerprints"):
+            db.index()
+        assert db.verify() == []
+    assert fingerprints(copy) == before
 
 
 KILLED = """

@@ -1,0 +1,157 @@
+"""Fingerprints of layers: their spectra, and sketches by which related models are found.
+
+One file per model, with one row for each of its stored layers::
+
+    index/fingerprints/<slug>.parquet
+
+They are derived from the filters, like the bases and histograms of :mod:`cnnfilterdb.store.index`, carry the
+``tensor_sha256`` of the weight that they were computed from, and are rebuilt when damaged or missing. Computing them
+takes longer than counting histograms; only what reads them waits for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cnnfilterdb.analysis.fingerprints import fingerprint, wrong_fingerprints
+from cnnfilterdb.core import paths
+from cnnfilterdb.core.reports import Progress
+from cnnfilterdb.core.schema import FINGERPRINTS
+from cnnfilterdb.core.workers import ahead, threads
+from cnnfilterdb.errors import CnnFilterDbError, CorruptError, LockedError
+from cnnfilterdb.scan.ordered import RowCursor
+from cnnfilterdb.scan.steady import steady
+from cnnfilterdb.store.durable import move, sync_folder, writing
+from cnnfilterdb.store.folder import Store
+from cnnfilterdb.store.rows import sealed_rows
+from cnnfilterdb.store.seals import write_sealed
+
+__all__ = ["FINGERPRINT_ENCODING", "Fingerprints"]
+
+#: Rows read at a time.
+_BATCH = 64 * 1024
+
+#: How the fingerprints are encoded: the bytes of their numbers are random, but some of them are few.
+FINGERPRINT_ENCODING: dict[str, Any] = {
+    "use_dictionary": ["model_id"],
+    "column_encoding": {
+        **{field.name: "BYTE_STREAM_SPLIT" for field in FINGERPRINTS if field.type == pa.float64()},
+        "sketch.list.element": "BYTE_STREAM_SPLIT",
+    },
+}
+
+
+class Fingerprints:
+    """The fingerprints in a database folder.
+
+    Args:
+        store: The folder.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def missing(self) -> list[str]:
+        """Models with filters that have no fingerprints yet. Compares file names only."""
+        present = {path.stem for path in self.store.path.glob(paths.fingerprints_pattern())}
+        absent = set[str]().union(*self.store.filter_slugs().values()) - present
+        names = {self.store.slug(model_id): model_id for model_id in self.store.model_ids()} if absent else {}
+        return sorted(names[slug] for slug in absent if slug in names)
+
+    def damage(self, hashes: dict[tuple[str, int], str]) -> dict[str, str]:
+        """What is wrong with the files: path, relative to the database -> what was found.
+
+        Args:
+            hashes: Hash of the weight of each stored layer.
+        """
+        found: dict[str, str] = {}
+        empty = paths.fingerprints_path(paths.EMPTY)
+        if (self.store.path / empty).exists() and (wrong := _wrong_empty(self.store.path)):
+            found[empty] = wrong
+        committed = {self.store.slug(model_id): model_id for model_id in self.store.model_ids()}
+        for path in sorted(self.store.path.glob(paths.fingerprints_pattern())):
+            if path.stem in committed:
+                relative = path.relative_to(self.store.path).as_posix()
+                try:
+                    table = sealed_rows(self.store.path, relative, FINGERPRINTS)
+                    wrong = wrong_fingerprints(table, committed[path.stem], hashes)
+                except (OSError, ValueError, pa.ArrowException, CnnFilterDbError) as error:
+                    wrong = str(error).partition("\n")[0]
+                if wrong:
+                    found[relative] = wrong
+        return found
+
+    def fill(self, progress: Progress | None = None) -> None:
+        """Compute those that are missing; each is moved into place if its model is still the one that was read."""
+        store = self.store
+        if not (store.path / paths.fingerprints_path(paths.EMPTY)).exists():  # written before there were fingerprints
+            store.restore()
+
+        def fill() -> None:
+            there = [model_id for model_id in self.missing() if store.has(model_id)]
+            if not there:
+                return
+            stamps = {model_id: store.stamp(store.slug(model_id)) for model_id in there}
+            with store.staging(paths.FINGERPRINTS) as staging:
+                tasks = ahead(self._table, there, threads=threads(), window=2 * threads())
+                for done, (model_id, future) in enumerate(tasks, 1):
+                    slug = store.slug(model_id)
+                    part, target = staging / f"{slug}.parquet", store.path / paths.fingerprints_path(slug)
+                    with suppress(LockedError), writing(store.path):
+                        write_sealed(future.result(), part, **FINGERPRINT_ENCODING)
+                        with store.locked(slug):
+                            if store.stamp(slug) == stamps[model_id]:
+                                move(part, target)
+                                sync_folder(target.parent)
+                    if progress:
+                        progress("fingerprints", done, len(there))
+
+        steady(store.snapshot, fill)
+
+    def _table(self, model_id: str) -> pa.Table:
+        """The rows of a model, with one layer in memory at a time."""
+        columns = ["layer", "kernel", "out_channels", "filters", "stored", "tensor_sha256"]
+        layers = self.store.layers([model_id], columns=columns)
+        by_kernel: dict[str, list[dict[str, Any]]] = {}
+        for row in layers.to_pylist():
+            if row["stored"]:
+                by_kernel.setdefault(row["kernel"], []).append(row)
+        found: list[dict[str, Any]] = []
+        for kernel, rows in by_kernel.items():
+            for path in self.store.filter_files(kernel, [model_id]):
+                found += _rows(path, model_id, kernel, rows)
+        found.sort(key=lambda row: int(row["layer"]))
+        return pa.Table.from_pylist(found, schema=FINGERPRINTS)
+
+
+def _rows(path: Path, model_id: str, kernel: str, layers: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    try:
+        with pq.ParquetFile(path) as file:
+            rows_of = RowCursor(file.iter_batches(_BATCH, use_threads=False), kernel)
+            for layer in layers:
+                models, keys, kernels = rows_of.take(layer["filters"])
+                if models != {model_id} or (keys[0] != layer["layer"]).any():
+                    raise CorruptError(
+                        f"{path}: its filters are not those of the layers; `cnnfilterdb verify` checks it"
+                    )
+                yield {
+                    "model_id": model_id,
+                    "layer": layer["layer"],
+                    "tensor_sha256": layer["tensor_sha256"],
+                } | fingerprint(kernels, kernel, layer["out_channels"])
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise CorruptError(f"{path}: cannot be read ({str(error).partition(chr(10))[0]:.200})") from error
+
+
+def _wrong_empty(root: Path) -> str | None:
+    try:
+        rows: int = sealed_rows(root, paths.fingerprints_path(paths.EMPTY), FINGERPRINTS).num_rows
+    except (OSError, ValueError, pa.ArrowException, CnnFilterDbError) as error:
+        return str(error).partition("\n")[0]
+    return "has rows" if rows else None

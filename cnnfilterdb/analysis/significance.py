@@ -35,6 +35,7 @@ __all__ = [
     "partition_frame",
     "purity_frame",
     "test_frame",
+    "tested",
 ]
 
 #: With fewer arrangements than this, p cannot reach the usual 5 %.
@@ -128,6 +129,31 @@ def at_least(data: Labelled, by: str, models: int) -> Labelled:
     return Labelled(data.models.take(kept), labels, data.unlabelled)
 
 
+def tested(
+    data: Labelled, by: str, within: str | None, metric: str, *, permutations: int, seed: int
+) -> tuple[stats.ShiftTest, list[Any], npt.NDArray[np.int64]]:
+    """The test of all pairs of groups with its null distributions, the groups, and the number of models of each.
+
+    Raises:
+        SelectionError: One group only.
+    """
+    names, codes = _groups(data, by)
+    groups = data.models
+    weights = component_weights(None, groups)
+    found = stats.shift_test(
+        groups.counts, codes, weights, groups.low, groups.high, metric=metric, strata=data.strata(within),
+        permutations=permutations, seed=seed, keep_null=True,
+    )  # fmt: skip
+    return found, names, np.bincount(codes)
+
+
+def _groups(data: Labelled, by: str) -> tuple[list[Any], npt.NDArray[np.int64]]:
+    names, codes = data.codes(by)
+    if len(names) < 2:
+        raise SelectionError(f"by: {by} has one group only, {names[0]}; a test needs at least two")
+    return names, codes
+
+
 def test_frame(
     data: Labelled,
     by: str,
@@ -149,9 +175,7 @@ def test_frame(
             "within: with strata, a shift contains differences between the strata, which an interval would include; "
             "leave out level and tolerance, or select one stratum with where"
         )
-    names, codes = data.codes(by)
-    if len(names) < 2:
-        raise SelectionError(f"by: {by} has one group only, {names[0]}; a test needs at least two")
+    names, codes = _groups(data, by)
     groups = data.models
     chosen = component_weights(weights, groups)
     settings: dict[str, Any] = {

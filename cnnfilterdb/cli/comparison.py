@@ -122,7 +122,7 @@ def diff(model_a: str, model_b: str, rows: Output, path: Path) -> None:
 
 @click.command(short_help="Show which models descend from which.")
 @click.option("--kurtosis", type=click.Choice(["rises", "falls"]),
-              help="How the kurtosis of weights moves from a parent to its children: a hint of directions.")  # fmt: skip
+              help="How the kurtosis of weights moves from parents to children: a hint of directions.")  # fmt: skip
 @rows_options
 @db_option
 def lineage(kurtosis: str | None, rows: Output, path: Path) -> None:

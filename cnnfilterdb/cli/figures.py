@@ -37,7 +37,12 @@ _USED = {
     "spread": {"metric", "recipe", "balance", "basis", "bins", "limits", "min_models", "min_filters", "all_layers"},
     "phenotypes": {"recipe", "min_models", "min_filters", "all_layers"},
     "filters": {"model", "layer"},
+    "lineage": set(),
+    "null": {"metric", "recipe", "balance", "basis", "bins", "limits", "min_models", "min_filters", "all_layers"},
 }
+
+#: Kinds that show models or their layers, not groups.
+_OF_MODELS = ("filters", "lineage")
 
 #: Formats of pictures, by suffix.
 _PICTURES = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".eps", ".ps")
@@ -75,6 +80,8 @@ def plot(
     map           the models as points, near each other where their shift is small
     spread        the shifts within each group, beside those to all other models
     filters       the kernels of a layer (--model, --layer)
+    lineage       the trees of models that were trained from one another
+    null          the shifts that occur by chance, beside the observed ones
     """
     ctx = click.get_current_context()
     target = output or Path(f"{kind}.png")
@@ -92,6 +99,8 @@ def plot(
         if model is None:
             raise click.UsageError("plot filters requires --model KEY; `cnnfilterdb models` lists the keys")
         figure = draw.filters(model, layer=layer, title=title, style=style)
+    elif kind == "lineage":
+        figure = draw.lineage(title=title, style=style)
     else:
         metric = options.pop("metric")
         arguments = group_arguments(options)
@@ -100,7 +109,7 @@ def plot(
             chosen["range"] = arguments["range"]
         if "metric" in _USED[kind]:
             chosen["metric"] = metric
-        if kind in ("map", "spread") and ctx.get_parameter_source("balance") is ParameterSource.DEFAULT:
+        if kind in ("map", "spread", "null") and ctx.get_parameter_source("balance") is ParameterSource.DEFAULT:
             chosen["balance"] = "models"  # models are compared one by one
         if kind in ("variance", "means") and ctx.get_parameter_source("kernel") is ParameterSource.DEFAULT:
             chosen["kernel"] = None  # large kernels are of most interest: all sizes, unless one is given
@@ -113,13 +122,14 @@ def plot(
             "means": draw.means,
             "map": draw.map,
             "spread": draw.spread,
+            "null": draw.null,
             "phenotypes": draw.phenotypes,
         }
         figure = method[kind](by=by, title=title or (name if name != by else None), style=style, **chosen)
     with replacing(target) as part:
         figure.savefig(part, dpi=dpi, format=target.suffix[1:].lower())
     say(str(target))
-    if kind not in ("filters", "variance", "means"):
+    if kind not in ("filters", "lineage", "variance", "means"):
         counted = db.quality(
             by, where=arguments["where"], kernel=arguments["kernel"], all_layers=arguments["all_layers"]
         )
@@ -129,13 +139,15 @@ def plot(
 def _refuse_unused(ctx: click.Context, kind: str) -> None:
     """Refuse options that this kind of plot would ignore."""
     special = set().union(*_USED.values()) | {"trained"}
-    if kind == "filters":
+    if kind in _OF_MODELS:
         special |= {"by", "where", "kernel"}
-    used = _USED[kind] | ({"trained"} if kind != "filters" else set())
+    used = _USED[kind] | ({"trained"} if kind not in _OF_MODELS else set())
     for name in sorted(special - used):
         if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT:
             option = next(parameter.opts[0] for parameter in ctx.command.params if parameter.name == name)
-            kinds = ", ".join(other for other in _USED if name in _USED[other] or (name == "by" and other != "filters"))
+            kinds = ", ".join(
+                other for other in _USED if name in _USED[other] or (name == "by" and other not in _OF_MODELS)
+            )
             raise click.UsageError(f"{option} does not apply to `plot {kind}`" + (f"; to: {kinds}" if kinds else ""))
 
 

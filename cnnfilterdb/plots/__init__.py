@@ -10,8 +10,10 @@ from __future__ import annotations
 from cnnfilterdb.plots.averages import Averages, mean_kernels, variance
 from cnnfilterdb.plots.heatmap import METRIC_LABELS, heatmap, ordered_groups
 from cnnfilterdb.plots.kernels import BasisLike, eigenfilters, filter_grid
+from cnnfilterdb.plots.lineage import lineage
 from cnnfilterdb.plots.look import StyleName
 from cnnfilterdb.plots.models import model_map, spread
+from cnnfilterdb.plots.null import null_distributions
 from cnnfilterdb.plots.phenotypes import phenotypes
 from cnnfilterdb.plots.quality import depth_deciles, quality
 from cnnfilterdb.plots.report import report
@@ -34,8 +36,10 @@ __all__ = [
     "eigenfilters",
     "filter_grid",
     "heatmap",
+    "lineage",
     "mean_kernels",
     "model_map",
+    "null_distributions",
     "ordered_groups",
     "phenotypes",
     "quality",

@@ -17,20 +17,20 @@ from cnnfilterdb.analysis import groups as groupings
 from cnnfilterdb.analysis.groups import Grouping
 from cnnfilterdb.analysis.options import GroupOptions, ShiftOptions
 from cnnfilterdb.analysis.queries import condition, expression
-from cnnfilterdb.analysis.significance import model_shifts
+from cnnfilterdb.analysis.significance import model_shifts, tested
 from cnnfilterdb.core.schema import kernel_shape
 from cnnfilterdb.errors import SelectionError, unknown_model
 from cnnfilterdb.plots.look import StyleName
 from cnnfilterdb.plots.source import bases_of, frame_of, large_enough, layer_measures
 from cnnfilterdb.sql import literal
-from cnnfilterdb.stats import variance_map
+from cnnfilterdb.stats import adjusted_holm, variance_map
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as MatplotlibFigure
     from matplotlib.figure import FigureBase
 
-    from cnnfilterdb.questions.conclusions import Conclusions
+    from cnnfilterdb.questions.lineage import Lineage
 
 __all__ = ["Figures"]
 
@@ -49,7 +49,7 @@ class Figures:
     ``paper`` for the widths of a paper's columns. Figures of arrays and frames are in :mod:`cnnfilterdb.plots`.
     """
 
-    def __init__(self, db: Conclusions) -> None:
+    def __init__(self, db: Lineage) -> None:
         self._db = db
 
     def kl_shift(
@@ -411,6 +411,87 @@ class Figures:
         data = self._db._labelled("spread", (by,), options, metric, None, by)
         shifts = model_shifts(data, None, metric)
         return plots.spread(shifts, data.labels[by], label=plots.METRIC_LABELS[metric], title=title, ax=ax, style=style)
+
+    def null(
+        self,
+        by: str = "domain",
+        *,
+        within: str | None = None,
+        top: int = 12,
+        permutations: int = 999,
+        seed: int = 0,
+        metric: str = "kl",
+        title: str | None = None,
+        ax: Axes | FigureBase | None = None,
+        style: StyleName = "screen",
+        **options: Unpack[GroupOptions],
+    ) -> MatplotlibFigure:
+        """The shifts that occur by chance between groups of these sizes, beside the observed ones: a row per pair.
+
+        p-values are adjusted for the number of all pairs (Holm), as in :meth:`Reader.shift_test`.
+
+        Args:
+            by: Expression with one value per model.
+            within: Expression of strata within which labels are exchanged.
+            top: Number of pairs, those with the smallest p first; pairs that cannot be tested are left out.
+            permutations: Number of random permutations.
+            seed: The same seed gives the same result.
+            metric: As in :meth:`Reader.kl_shift`.
+            title: Title of the figure.
+            ax: Where to draw; by default on a new figure.
+            style: ``screen`` or ``paper``.
+            **options: Those of :meth:`Reader.groups`; ``balance`` is ``models`` by default.
+
+        Raises:
+            SelectionError: An argument that cannot be answered, one group only, or no pair that can be tested.
+
+        >>> figure = db.plot.null("domain", permutations=99)
+        >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
+        ['medical ct, natural']
+        """
+        data = self._db._labelled("null", (by, within), options, metric, None, by)
+        found, names, sizes = tested(data, by, within, metric, permutations=permutations, seed=seed)
+        adjusted = adjusted_holm(found.p)
+        order = sorted(np.flatnonzero(found.arrangements >= 2).tolist(), key=lambda i: (found.p[i], -found.shift[i]))
+        chosen = order[:top]
+        pairs = [(names[found.first[i]], names[found.second[i]]) for i in chosen]
+        return plots.null_distributions(
+            [f"{a}, {b}" for a, b in pairs],
+            [float(found.shift[i]) for i in chosen],
+            [found.null[:, i] for i in chosen] if found.null is not None else [],
+            [float(adjusted[i]) for i in chosen],
+            [f"{sizes[found.first[i]]} · {sizes[found.second[i]]}" for i in chosen],
+            label=plots.METRIC_LABELS[metric],
+            title=title,
+            ax=ax,
+            style=style,
+        )
+
+    def lineage(
+        self,
+        *,
+        kurtosis: str | None = None,
+        title: str | None = None,
+        ax: Axes | FigureBase | None = None,
+        style: StyleName = "screen",
+    ) -> MatplotlibFigure:
+        """The trees of related models, by their distances.
+
+        Args:
+            kurtosis: As in :meth:`Reader.lineage`.
+            title: Title of the figure.
+            ax: Where to draw; by default on a new figure.
+            style: ``screen`` or ``paper``.
+
+        Raises:
+            SelectionError: No related models, or another ``kurtosis``.
+
+        >>> parent = {"conv.weight": db.layer_weights("custom/scans", 1)}
+        >>> families = cnnfilterdb.create("families.db")
+        >>> keys = families.add(parent, "parent"), families.add({"conv.weight": 2 * parent["conv.weight"]}, "child")
+        >>> families.plot.lineage().savefig("lineage.png")
+        """
+        return plots.lineage(self._db.lineage(kurtosis=kurtosis), title=title, ax=ax, style=style)
 
     def phenotypes(
         self,

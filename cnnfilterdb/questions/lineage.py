@@ -45,7 +45,8 @@ class Lineage(Structure):
                  model_a       model_b  cosine  layers
         0  custom/parent  custom/tuned     0.9       1
         """
-        return self._fingerprinted("FROM related_models").to_pandas()
+        frame: pd.DataFrame = self._fingerprinted("FROM related_models").to_pandas()
+        return frame
 
     @undisturbed
     def lineage(self, *, kurtosis: str | None = None) -> pd.DataFrame:

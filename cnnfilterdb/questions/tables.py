@@ -21,7 +21,7 @@ from cnnfilterdb.analysis.queries import QueryResult, condition, only_reads, run
 from cnnfilterdb.analysis.storage import Storage
 from cnnfilterdb.connection import Connection
 from cnnfilterdb.core import paths
-from cnnfilterdb.core.reports import Problem, Progress, html_table
+from cnnfilterdb.core.reports import Problem, Progress, html_table, printable
 from cnnfilterdb.core.schema import filter_schema, kernel_name, kernel_shape, weight_columns
 from cnnfilterdb.errors import (
     CnnFilterDbError,
@@ -501,5 +501,6 @@ class Tables:
             path, reason = next(iter(wrong.items()))
             more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
             raise DamagedIndexError(
-                f"{self.location}: the index is damaged ({path}: {reason}{more}); `cnnfilterdb index` rebuilds it"
+                f"{self.location}: the index is damaged ({printable(path)}: {reason}{more}); `cnnfilterdb index` "
+                "rebuilds it"
             )

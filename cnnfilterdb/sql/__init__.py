@@ -391,7 +391,10 @@ def assembled(relations: Relations) -> dict[str, Definition]:
     )
     macros = _template("macros.sql").substitute(histograms=relations.histograms)
     texts = [views, macros]
-    texts += [_template(name).template for name in ("quality.sql", "descriptors.sql", "structure.sql", "search.sql", "lineage.sql")]
+    texts += [
+        _template(name).template
+        for name in ("quality.sql", "descriptors.sql", "structure.sql", "search.sql", "lineage.sql")
+    ]
     found = [one for text in texts for one in _split(text)]
     for kernel, filters in relations.filters.items():
         found += _split(_kernel_block(kernel, filters, key), kernel)

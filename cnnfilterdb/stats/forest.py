@@ -18,8 +18,8 @@ class Forest:
     Attributes:
         tree: (n,) number of the tree of each model, from 0.
         parent: (n,) the parent of each model; -1 for roots.
-        support: (n,) evidence for the direction of the edge to the parent: positive if it is for it, 0 without any, negative
-            if it is against it; 0 for roots.
+        support: (n,) evidence for the direction of the edge to the parent, negative if it is against it; 0 for roots
+            and without evidence.
     """
 
     tree: npt.NDArray[np.int64]

@@ -39,6 +39,7 @@ class ShiftTest:
             tested, because every permutation of its labels is the observed one.
         arrangements: Number of different ways to exchange the labels, (n,) float64, infinite where
             a float cannot hold it; p cannot be below its inverse.
+        null: Shifts of the permutations, (permutations, n); None unless they were to be kept.
     """
 
     first: npt.NDArray[np.int64]
@@ -48,6 +49,7 @@ class ShiftTest:
     null_high: npt.NDArray[np.float64]
     p: npt.NDArray[np.float64]
     arrangements: npt.NDArray[np.float64]
+    null: npt.NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,7 @@ def shift_test(
     strata: npt.NDArray[np.int64] | None = None,
     permutations: int = 999,
     seed: int = 0,
+    keep_null: bool = False,
 ) -> ShiftTest:
     """Test the shift of every pair of groups against exchanging the labels of their models.
 
@@ -95,6 +98,7 @@ def shift_test(
         strata: Number of the stratum of each model, (m,); labels are exchanged within a stratum only.
         permutations: Number of random permutations.
         seed: Of the random numbers; the same seed gives the same result.
+        keep_null: Also return the shifts of the permutations.
 
     Raises:
         SelectionError: Fewer than 1 permutation, or fewer than two groups.
@@ -143,7 +147,7 @@ def shift_test(
         parts = shifts(chosen.reshape(-1, len(groups)), (member & ~chosen).reshape(-1, len(groups)))
         null[begin : begin + len(keys)] = parts.reshape(len(keys), -1)
     p, mean, upper = _summary(observed, null)
-    return ShiftTest(first, second, observed, mean, upper, p, arrangements)
+    return ShiftTest(first, second, observed, mean, upper, p, arrangements, null if keep_null else None)
 
 
 def overall_test(

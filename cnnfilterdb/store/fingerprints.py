@@ -135,6 +135,8 @@ def _rows(path: Path, model_id: str, kernel: str, layers: Sequence[dict[str, Any
         with pq.ParquetFile(path) as file:
             rows_of = RowCursor(file.iter_batches(_BATCH, use_threads=False), kernel)
             for layer in layers:
+                if layer["tensor_sha256"] is None:
+                    raise CorruptError(f"{model_id}: a stored layer has no hash; remove the model and import it again")
                 models, keys, kernels = rows_of.take(layer["filters"])
                 if models != {model_id} or (keys[0] != layer["layer"]).any():
                     raise CorruptError(

@@ -409,6 +409,9 @@ def _lock_of(path: str) -> str:
 def _hashes(layers: pa.Table) -> dict[tuple[str, int], str]:
     """Hash of the weight of each stored layer."""
     stored = layers.filter(layers["stored"])
+    if stored["tensor_sha256"].null_count:
+        missing = stored.filter(stored["tensor_sha256"].is_null())["model_id"][0].as_py()
+        raise CorruptError(f"{missing}: a stored layer has no hash; remove the model and import it again")
     keys = zip(stored["model_id"].to_pylist(), stored["layer"].to_pylist(), strict=True)
     return dict(zip(keys, stored["tensor_sha256"].to_pylist(), strict=True))
 

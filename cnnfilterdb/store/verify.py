@@ -389,6 +389,8 @@ class _Check:
                 self._problem(path, f"{where}: not {bins} counts for each of {size} components")
             elif ((counts.reshape(size, bins).sum(axis=1) + below + above) != row["filters"]).any():
                 self._problem(path, f"{where}: its counts do not add up to its {row['filters']:,} filters")
+            elif not np.isfinite((row["low"], row["high"])).all():
+                self._problem(path, f"{where}: a range that is not of numbers")
             elif row["filters"] != filters.get(row["layer"], row["filters"]):
                 self._problem(path, f"{where}: {row['filters']:,} filters, the layer has {filters[row['layer']]:,}")
 

@@ -368,7 +368,7 @@ def _(folder: Path) -> None:
         file.unlink()
 
 
-@lambda change: case("folder: only the marker", change, sound=True)
+@lambda change: case("folder: only the marker", change)
 def _(folder: Path) -> None:
     for path in folder.iterdir():
         if path.is_dir():

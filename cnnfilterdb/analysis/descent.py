@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import pyarrow as pa
 
 from cnnfilterdb import stats
 from cnnfilterdb.errors import SelectionError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["KURTOSIS", "lineage_frame"]
 
@@ -31,6 +33,8 @@ def lineage_frame(related: pa.Table, sketches: pa.Table, models: pa.Table, kurto
         models: ``model_id``, ``training_dataset``, ``pretraining_dataset`` and ``untrained`` of these models.
         kurtosis: One of :data:`KURTOSIS`, or None.
     """
+    import pandas as pd
+
     if kurtosis not in (None, *KURTOSIS):
         raise SelectionError(f"kurtosis: {kurtosis!r} given; expected rises or falls, or None where it is not known")
     ids = sorted({*related["model_a"].to_pylist(), *related["model_b"].to_pylist()})

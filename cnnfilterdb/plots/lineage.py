@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as MatplotlibFigure
@@ -58,16 +60,17 @@ def lineage(
     """
     if frame.empty:
         raise SelectionError("no two of these models are related; `cnnfilterdb lineage` lists them where there are any")
-    models = frame["model"].tolist()
+    entries: list[dict[Any, Any]] = frame.to_dict("records")
+    models = [str(entry["model"]) for entry in entries]
     labels = dict(zip(models, distinct_labels(models, 60), strict=True))
     rows: dict[str, float] = {}
     places: dict[str, float] = {}
     row, tree = -1.0, None
-    for entry in frame.itertuples(index=False):
-        row += 1.0 if entry.tree == tree or tree is None else 1.0 + _GAP
-        tree = entry.tree
-        rows[entry.model] = row
-        places[entry.model] = 0.0 if pd.isna(entry.parent) else places[entry.parent] + float(entry.distance)
+    for entry in entries:
+        row += 1.0 if entry["tree"] == tree or tree is None else 1.0 + _GAP
+        tree = entry["tree"]
+        rows[entry["model"]] = row
+        places[entry["model"]] = 0.0 if pd.isna(entry["parent"]) else places[entry["parent"]] + float(entry["distance"])
     left, upper, bottom, right = 0.12, 0.3 + (0.26 if title else 0.0), 0.46, 0.1
     widest = max(places.values()) or 1.0
     # The room that labels need beyond the rightmost points, solved for the scale of the axis.
@@ -91,15 +94,16 @@ def lineage(
     axes.set_xlim(-0.04 / scale, total / scale)
     axes.set_ylim(row + 0.5, -0.5)
     axes.set_yticks([])
-    for entry in frame.itertuples(index=False):
-        y = rows[entry.model]
-        if not pd.isna(entry.parent):
-            style = {"color": _COLOURS[entry.direction], "linestyle": _LINES[entry.direction], "linewidth": 1.1}
-            x = places[entry.parent]
-            axes.plot([x, x, places[entry.model]], [rows[entry.parent], y, y], solid_joinstyle="miter", **style)
-        axes.plot(places[entry.model], y, "o", color=INK, markersize=3.2, zorder=3)
+    for entry in entries:
+        y = rows[entry["model"]]
+        if not pd.isna(entry["parent"]):
+            line: dict[str, Any] = {"linestyle": _LINES[entry["direction"]], "linewidth": 1.1}
+            line["color"] = _COLOURS[entry["direction"]]
+            x = places[entry["parent"]]
+            axes.plot([x, x, places[entry["model"]]], [rows[entry["parent"]], y, y], solid_joinstyle="miter", **line)
+        axes.plot(places[entry["model"]], y, "o", color=INK, markersize=3.2, zorder=3)
         axes.annotate(
-            labels[entry.model], (places[entry.model], y), xytext=(5, 0), textcoords="offset points", va="center",
+            labels[entry["model"]], (places[entry["model"]], y), xytext=(5, 0), textcoords="offset points", va="center",
             fontsize=look().small, color=INK, parse_math=False, annotation_clip=False,
         )  # fmt: skip
     axes.tick_params(axis="x", length=2, color=RULE)

@@ -1,4 +1,4 @@
-"""How many rows a Parquet file states, from a few bytes of its footer: opening each of hundreds of files takes longer."""
+"""How many rows a Parquet file states, from a few bytes of its footer: opening hundreds of files takes longer."""
 
 from __future__ import annotations
 

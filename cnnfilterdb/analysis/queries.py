@@ -142,6 +142,7 @@ class QueryResult:
         again: Makes it again, of the files that are present then; None for what cannot be repeated.
         snapshot: Returns the state of the database, by which it is decided whether to repeat.
         explained: Returns the error to raise for one of this package.
+        since: The state of the database when the relation was made.
     """
 
     def __init__(
@@ -150,11 +151,13 @@ class QueryResult:
         again: Callable[[], duckdb.DuckDBPyRelation] | None = None,
         snapshot: Callable[[], Snapshot] = dict,
         explained: Callable[[CnnFilterDbError], CnnFilterDbError] = lambda error: error,
+        since: Snapshot | None = None,
     ) -> None:
         self._relation = relation
         self._again = again
         self._snapshot = snapshot
         self._explained = explained
+        self._since = since
 
     def df(self) -> pd.DataFrame:
         """All rows as a pandas DataFrame."""
@@ -204,9 +207,10 @@ class QueryResult:
             relation = present.pop() if present or again is None else again()
             return getattr(relation, name)(*arguments, **options)
 
-        before = self._snapshot()
+        whole = again is not None and name in _COMPLETE
+        before: Snapshot = {} if whole and name != "arrow" else self._snapshot()  # of what may be a stream
         try:
-            value = ask() if again is None or name not in _COMPLETE else steady(self._snapshot, ask)
+            value = steady(self._snapshot, ask, since=self._since) if whole else ask()
         except duckdb.Error as error:
             raise self._explained(translated(error, QueryError)) from error
         if isinstance(value, pa.RecordBatchReader):
@@ -216,7 +220,7 @@ class QueryResult:
         if not isinstance(value, duckdb.DuckDBPyRelation):
             return value
         renewed = None if again is None else lambda: getattr(again(), name)(*arguments, **options)
-        return QueryResult(value, renewed, self._snapshot, self._explained)
+        return QueryResult(value, renewed, self._snapshot, self._explained, self._since)
 
     def _streamed(self, rows: Iterator[T], before: Snapshot) -> Iterator[T]:
         """A stream of rows, which ends in an error of this package."""

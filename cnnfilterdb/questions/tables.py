@@ -400,8 +400,12 @@ class Tables:
             if self.storage.published or not only_reads(query):
                 self.storage.snapshot()  # refuses files that are not regular
                 return QueryResult(relation(), explained=self._explained)
-            found = steady(self.storage.snapshot, relation)
-            return QueryResult(found, relation, self.storage.snapshot, self._explained)
+            since = self.storage.snapshot()
+            try:
+                found = relation()
+            except (duckdb.Error, DatabaseError):  # files may have vanished
+                since, found = None, steady(self.storage.snapshot, relation)
+            return QueryResult(found, relation, self.storage.snapshot, self._explained, since)
         except duckdb.Error as error:
             raise self._explained(translated(error, QueryError)) from error
         except DatabaseError as error:

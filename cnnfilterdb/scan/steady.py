@@ -31,7 +31,11 @@ _TRIES = 10  # of a query that fails while nothing seems to change: a model may 
 
 
 def steady(
-    snapshot: Callable[[], Snapshot], ask: Callable[[], T], repair: Callable[[Exception], bool] = lambda error: False
+    snapshot: Callable[[], Snapshot],
+    ask: Callable[[], T],
+    repair: Callable[[Exception], bool] = lambda error: False,
+    *,
+    since: Snapshot | None = None,
 ) -> T:
     """Repeat a query until nothing that existed at its start was replaced or removed before its end.
 
@@ -39,13 +43,14 @@ def steady(
         snapshot: Returns the state of the database.
         ask: The query; it must be repeatable.
         repair: Called with an error of the query; returns True if it has removed the cause, so that repeating helps.
+        since: An earlier state that the first attempt must have seen unchanged, because it began then.
 
     Raises:
         DatabaseError: Others kept writing for :data:`SECONDS`.
     """
     end, tries = time.monotonic() + SECONDS, 0
     while True:
-        before = snapshot()
+        before, since = snapshot() if since is None else since, None
         failure: Exception | None = None
         try:
             answer = ask()

@@ -19,6 +19,13 @@ if TYPE_CHECKING:
 __all__ = ["layers", "models", "nearest", "related", "shared", "sql", "vocabulary"]
 
 
+#: Columns of models that a table for people has, the last one only if it says something, and those about licences.
+_SHOWN = (
+    "model_id", "architecture", "task", "domain", "conv_layers", "stored_filters", "license", "untrained",
+)  # fmt: skip
+_LICENSES = ("model_id", "license", "paper", "url")
+
+
 @click.command(short_help="List models, in the database or available.")
 @click.option("--available", is_flag=True, help="List the models of the catalog instead of those in the database.")
 @click.option("--source", help="With --available: the models of this source only.")
@@ -30,23 +37,14 @@ def models(available: bool, source: str | None, licenses: bool, where: str | Non
     """List models."""
     if source and not available:
         raise click.UsageError(f"--source requires --available; for a database use --where \"source = '{source}'\"")
-    table = _available(source, where) if available else open_reader(path).models_table(where=where)
-    if licenses:
-        table = table.select(["model_id", "license", "paper", "url"])
-    elif rows.for_people():
-        columns = [
-            "model_id",
-            "architecture",
-            "task",
-            "domain",
-            "conv_layers",
-            "stored_filters",
-            "license",
-            "untrained",
-        ]
-        table = table.select([column for column in columns if column in table.column_names])
-        if "untrained" in table.column_names and not any(table["untrained"].to_pylist()):
-            table = table.select(table.column_names[:-1])
+    columns = _LICENSES if licenses else _SHOWN if rows.for_people() else None
+    if available:
+        table = _available(source, where)
+        table = table.select([name for name in columns or table.column_names if name in table.column_names])
+    else:
+        table = open_reader(path).models_table(where=where, columns=columns)
+    if columns is _SHOWN and not available and not any(table["untrained"].to_pylist()):
+        table = table.select(table.column_names[:-1])
     emit(table, rows, missing={"license": "unknown"})
 
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 from cnnfilterdb import sql as sqltext
 from cnnfilterdb import stats
 from cnnfilterdb.analysis.bases import Bases
-from cnnfilterdb.analysis.options import at_least_one
+from cnnfilterdb.analysis.options import at_least_one, names_of
 from cnnfilterdb.analysis.queries import QueryResult, condition, only_reads, run, translated
 from cnnfilterdb.analysis.storage import Storage
 from cnnfilterdb.connection import Connection
@@ -140,19 +140,23 @@ class Tables:
         return frame
 
     @undisturbed
-    def models_table(self, *, where: str | None = None) -> pa.Table:
+    def models_table(self, *, where: str | None = None, columns: str | Sequence[str] | None = None) -> pa.Table:
         """The models table as :meth:`models` returns it, as an Arrow table, which keeps the types of columns.
 
         Args:
             where: As in :meth:`models`.
+            columns: These columns only, which is faster where there are many models.
 
         Raises:
-            SelectionError: A condition that cannot be answered.
+            SelectionError: A condition that cannot be answered, or an unknown column.
 
-        >>> db.models_table(where="domain = 'natural'").column("model_id").to_pylist()
-        ['custom/photos-large', 'custom/photos-small']
+        >>> db.models_table(where="domain = 'natural'", columns=["model_id", "license"]).to_pylist()[0]
+        {'model_id': 'custom/photos-large', 'license': 'MIT'}
         """
-        rows, chosen = "SELECT * EXCLUDE (files) FROM models", condition(where)
+        names = "* EXCLUDE (files)"
+        if columns is not None:
+            names = ", ".join(map(sqltext.identifier, names_of("columns", columns)))
+        rows, chosen = f"SELECT {names} FROM models", condition(where)
         try:  # the models table alone, which is much smaller than that of the layers
             return self._table(f"{rows} WHERE {chosen} ORDER BY model_id")
         except SelectionError:

@@ -34,7 +34,7 @@ from cnnfilterdb.errors import (
 )
 from cnnfilterdb.scan import nearest
 from cnnfilterdb.scan.ordered import filters_of
-from cnnfilterdb.scan.steady import steady, watched
+from cnnfilterdb.scan.steady import Snapshot, steady, watched
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -404,7 +404,7 @@ class Tables:
             if self.storage.published or not only_reads(query):
                 self.storage.snapshot()  # refuses files that are not regular
                 return QueryResult(relation(), explained=self._explained)
-            since = self.storage.snapshot()
+            since: Snapshot | None = self.storage.snapshot()
             try:
                 found = relation()
             except (duckdb.Error, DatabaseError):  # files may have vanished

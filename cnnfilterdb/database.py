@@ -19,8 +19,10 @@ from cnnfilterdb.core.reports import Problem, Progress, TransferReport
 from cnnfilterdb.core.schema import AnnotatedFacts, check_fact_types
 from cnnfilterdb.errors import DamagedIndexError, DatabaseError, LockedError, NotADatabaseError, SelectionError
 from cnnfilterdb.imports import Imports
+from cnnfilterdb.parts.listing import is_parts_list
+from cnnfilterdb.parts.locations import Opened, opened
 from cnnfilterdb.reader import Reader
-from cnnfilterdb.release.address import REFERENCE, folder_to_write, hub_address, is_release, reference_folder
+from cnnfilterdb.release.address import REFERENCE, folder_to_write, hub_address, is_release
 from cnnfilterdb.store import annotations as notes
 from cnnfilterdb.store.folder import Store
 from cnnfilterdb.store.index import Index
@@ -51,8 +53,6 @@ class FilterDB(Imports):
         NotADatabaseError: The path contains no database, or it is a release, which can only be read.
         DatabaseError: A newer version of the package wrote it.
     """
-
-    progress: Progress | None = None
 
     def __init__(self, path: str | Path) -> None:
         self._store = Store.open(folder_to_write(path))
@@ -360,64 +360,120 @@ class FilterDB(Imports):
         return True
 
 
-@overload
-def open(path: str | Path, *, read_only: Literal[True], storage_options: Mapping[str, Any] | None = None) -> Reader: ...
+#: What can be opened: a location, or several parts, which may be open already; a mapping gives them names.
+Openable = str | Path | Sequence[str | Path | Reader] | Mapping[str, str | Path | Reader]
+
+
 @overload
 def open(
-    path: str | Path, *, read_only: Literal[False], storage_options: Mapping[str, Any] | None = None
+    path: Openable,
+    *,
+    read_only: Literal[True],
+    duplicates: str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Reader: ...
+@overload
+def open(
+    path: str | Path,
+    *,
+    read_only: Literal[False],
+    duplicates: None = None,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> FilterDB: ...
 @overload
 def open(
-    path: str | Path, *, read_only: bool | None = None, storage_options: Mapping[str, Any] | None = None
+    path: str | Path,
+    *,
+    read_only: bool | None = None,
+    duplicates: str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> FilterDB | Reader: ...
+@overload
 def open(
-    path: str | Path, *, read_only: bool | None = None, storage_options: Mapping[str, Any] | None = None
+    path: Sequence[str | Path | Reader] | Mapping[str, str | Path | Reader],
+    *,
+    read_only: bool | None = None,
+    duplicates: str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Reader: ...
+def open(
+    path: Openable,
+    *,
+    read_only: bool | None = None,
+    duplicates: str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> FilterDB | Reader:
     """Open an existing database: a folder, or a release, of which queries fetch only what they need.
+
+    Several are opened as one, each where it is, without copying. They are the parts of what is opened, and the models
+    have a column ``part``. A basis in common is fitted on all of them when a question first needs one
+    (:mod:`cnnfilterdb.parts.common`).
 
     Args:
         path: The folder of a database or of a release, or the address of a release, such as
             ``hf://datasets/owner/name@v1.0.0`` or ``s3://bucket/folder``; or ``reference``, the corpus in the
-            package (:func:`cnnfilterdb.reference`); ``./reference`` is a folder.
+            package (:func:`cnnfilterdb.reference`); ``./reference`` is a folder. Or a list of these, a mapping that
+            names them, or a file ``*.parts.toml`` that lists them (:mod:`cnnfilterdb.parts.listing`). A part may also
+            be a database that is open already.
         read_only: True opens anything as a :class:`Reader`, which writes nothing; its SQL reads no other files, writes
             none, and changes no settings. False opens a folder as a
             :class:`FilterDB` and refuses a release. None chooses by what the path contains.
+        duplicates: What to do about models of the same key in several parts: ``error``, or ``first`` to take that of
+            the first part. By default what the file of parts says, or ``error``.
         storage_options: For an address, the options of its fsspec file system, such as ``{"token": ...}``.
 
     Returns:
-        A :class:`FilterDB` for the folder of a database, a :class:`Reader` for a release.
+        A :class:`FilterDB` for the folder of a database, a :class:`Reader` for a release and for several parts.
 
     Raises:
         NotADatabaseError: The path contains neither a database nor a release, or ``read_only=False`` for a release.
-        DatabaseError: A newer version of the package wrote it.
-        SelectionError: ``storage_options`` for a folder, which has none.
+        DatabaseError: A newer version of the package wrote it, or a model is in several parts.
+        SelectionError: ``storage_options`` for a folder, which has none; ``duplicates`` for one database.
         RemoteError: The address cannot be reached.
 
     >>> path = cnnfilterdb.example().path
     >>> with cnnfilterdb.open(path) as db:
     ...     len(db.models())
     3
+    >>> both = cnnfilterdb.open([path, "reference"])
+    >>> len(both.models(where="part = 'reference'")), both.kl_shift("part").shape
+    (245, (2, 2))
     >>> cnnfilterdb.open("nowhere")
     Traceback (most recent call last):
         ...
     cnnfilterdb.NotADatabaseError: ...nowhere: does not exist; ...
     """
-    remote = "://" in str(path)
-    if storage_options and not remote:
-        raise SelectionError(f"{path}: a folder, which has no storage_options; leave them out")
-    if read_only is False:
-        return FilterDB(path)
-    if path == REFERENCE:
-        path = reference_folder()
-    if is_release(path):
-        from cnnfilterdb.release.release import Release
+    if not isinstance(path, str | Path) or is_parts_list(path):
+        from cnnfilterdb.parts.opening import opened_list, opened_parts
 
-        release = Release.open(path, **(storage_options or {}))
-        return Reader(release, release.bases, confined=bool(read_only))
-    if not read_only:
+        if read_only is False:
+            shown = path if isinstance(path, str | Path) else f"{len(path)} parts"
+            raise NotADatabaseError(f"{shown}: several parts, which can only be read; open the one to write to")
+        if storage_options:
+            raise SelectionError("storage_options: for one address; open the part with them, and give what is opened")
+        if isinstance(path, str | Path):
+            return Reader(*opened_list(path, duplicates=duplicates), confined=bool(read_only))
+        return Reader(*opened_parts(_unwrapped(path), duplicates=duplicates or "error"), confined=bool(read_only))
+    if duplicates is not None:
+        raise SelectionError(f"{path}: one database, not several parts; leave out duplicates")
+    if storage_options and "://" not in str(path):
+        raise SelectionError(f"{path}: a folder, which has no storage_options; leave them out")
+    if read_only is False or not (read_only or path == REFERENCE or is_release(path)):
         return FilterDB(path)
-    store = Store.open(Path(path).resolve())
-    return Reader(store, Index(store), confined=True)
+    return Reader(*opened(path, storage_options), confined=bool(read_only))
+
+
+def _unwrapped(
+    given: Sequence[str | Path | Reader] | Mapping[str, str | Path | Reader],
+) -> Sequence[str | Path | Opened] | Mapping[str, str | Path | Opened]:
+    """Parts with the storage and bases of those that are open already."""
+
+    def unwrap(one: str | Path | Reader) -> str | Path | Opened:
+        return (one.storage, one._bases) if isinstance(one, Reader) else one
+
+    if isinstance(given, Mapping):
+        return {name: unwrap(one) for name, one in given.items()}
+    return [unwrap(one) for one in given]
 
 
 def create(path: str | Path) -> FilterDB:

@@ -25,6 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     "analysis": CORE,
     "store": CORE | {"analysis"},
     "release": CORE | {"analysis"},
+    "parts": CORE | {"analysis", "release", "store"},
     "connection": CORE | {"analysis"},
     "questions": CORE | {"analysis", "connection"},
     "plots": CORE | {"analysis", "questions", "store"},
@@ -37,12 +38,13 @@ ALLOWED: dict[str, set[str]] = {
     "reader": CORE | {"analysis", "exchange", "plots", "questions", "study"},
     "imports": CORE | {"analysis", "catalog", "ingest", "reader", "store"},
     "database": CORE
-    | {"analysis", "catalog", "exchange", "imports", "ingest", "publish", "reader", "release", "store"},
+    | {"analysis", "catalog", "exchange", "imports", "ingest", "parts", "publish", "reader", "release", "store"},
     "explore": CORE | {"analysis", "connection", "exchange", "plots", "questions", "reader"},
     "examples": GROUND | {"database", "reader"},
     "": CORE | {"analysis", "database", "examples", "exchange", "ingest", "publish", "reader", "release", "store"},
     "cli": CORE
-    | {"", "analysis", "catalog", "database", "exchange", "explore", "ingest", "publish", "reader", "release", "store"},
+    | {"", "analysis", "catalog", "database", "exchange", "explore", "ingest", "parts", "publish", "reader", "release"}
+    | {"store"},
     "__main__": {"cli"},
 }
 

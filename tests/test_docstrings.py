@@ -45,6 +45,7 @@ def test_all_parts_of_the_package_are_found():
 def test_examples(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "Agg")
+    monkeypatch.setenv("CNNFILTERDB_CACHE", str(tmp_path / "cache"))
     known = {"cnnfilterdb": cnnfilterdb, "db": cnnfilterdb.example()} if name in ABOUT_A_DATABASE else {}
     flags = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
     assert doctest.testmod(import_module(name), extraglobs=known, optionflags=flags).failed == 0

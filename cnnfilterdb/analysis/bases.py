@@ -129,6 +129,13 @@ class Bases(ABC):
     def bases(self) -> list[FittedBasis]:
         """All bases, in the order of their fits."""
 
+    def prepare(self, progress: Progress | None = None) -> None:  # noqa: B027 (only parts compute theirs on demand)
+        """Compute what a question needs, where that is kept with the object and not with the database.
+
+        Args:
+            progress: Called with the current step, the amount done and the total.
+        """
+
     def unsound(self) -> dict[str, str]:
         """What is wrong with files that every question about bases needs: path -> what was found; fast."""
         return {}
@@ -136,6 +143,15 @@ class Bases(ABC):
     def without_fingerprints(self) -> list[str]:
         """Models whose layers have no fingerprints yet; fast."""
         return []
+
+    def remedy(self, kernel: str, stored: bool) -> str:
+        """What to do about a kernel size without a basis.
+
+        Args:
+            kernel: The kernel size.
+            stored: Whether there are filters of that size.
+        """
+        return "`cnnfilterdb index` fits one" if stored else "ingest models with kernels of that size first"
 
     def current(self) -> dict[str, FittedBasis]:
         """The basis in use for each kernel size: the one of the last fit."""

@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
+
 from cnnfilterdb.core.reports import Problem, Progress
 from cnnfilterdb.scan.scan import FilterFile
 from cnnfilterdb.scan.steady import Snapshot
@@ -42,6 +44,19 @@ class Storage(ABC):
         """Its state; a query compares it to detect that files were replaced while it ran."""
 
     @abstractmethod
+    def slugs(self) -> set[str]:
+        """Names of the files that its models have in a folder (:func:`cnnfilterdb.core.paths.slug`); fast."""
+
+    @abstractmethod
+    def layers(self, model_ids: Iterable[str] | None = None, *, columns: Sequence[str] | None = None) -> pa.Table:
+        """The layers table, sorted by ``model_id`` and ``layer``.
+
+        Args:
+            model_ids: Of these models only.
+            columns: These columns only.
+        """
+
+    @abstractmethod
     def model_ids(self) -> list[str]:
         """Keys of its models, sorted."""
 
@@ -71,8 +86,14 @@ class Storage(ABC):
     def check(self, query: str) -> None:  # noqa: B027 (most storages need nothing)
         """Check the tables that a query may read, before DuckDB reads them."""
 
-    def require_filters(self) -> None:  # noqa: B027 (most storages need nothing)
-        """Make sure that it has filters, not only their statistics."""
+    def require_filters(  # noqa: B027 (most storages need nothing)
+        self, model_ids: Iterable[str] | None = None
+    ) -> None:
+        """Make sure that it has filters, not only their statistics.
+
+        Args:
+            model_ids: Of these models; by default of any.
+        """
 
     def damage(self) -> str | None:
         """A file that cannot be read and what is wrong with it, asked after a query failed."""

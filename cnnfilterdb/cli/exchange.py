@@ -18,6 +18,7 @@ from cnnfilterdb.cli.options import (
     quiet_option,
     rows_options,
     where_option,
+    written_db_option,
 )
 from cnnfilterdb.cli.output import Output, emit, say, warn
 from cnnfilterdb.cli.progress import progress_bars
@@ -47,7 +48,7 @@ _overwrite_option = click.option(
 @click.option("--dry-run", "folder", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
               help="Write the release to DIR and upload nothing.")  # fmt: skip
 @click.option("--no-verify", is_flag=True, help="Skip the check of all counts and hashes.")
-@db_option
+@written_db_option
 @quiet_option
 def publish(
     repo: str, version: str | None, include_license: tuple[str, ...], private: bool, folder: Path | None,
@@ -106,7 +107,7 @@ def _print_left_out(left_out: tuple[LeftOut, ...]) -> None:
 @click.argument("location", metavar="RELEASE")
 @_models_option
 @_overwrite_option
-@db_option
+@written_db_option
 @quiet_option
 def pull(location: str, where: str | None, overwrite: bool, path: Path, quiet: bool) -> None:
     """Import RELEASE, or part of it, into a database folder; repeat the command to resume an interrupted run.
@@ -129,7 +130,7 @@ def pull(location: str, where: str | None, overwrite: bool, path: Path, quiet: b
 @_models_option
 @_overwrite_option
 @click.option("--keep-duplicates", is_flag=True, help="Import models whose weights another model has, too.")
-@db_option
+@written_db_option
 @quiet_option
 def merge(other: str, where: str | None, overwrite: bool, keep_duplicates: bool, path: Path, quiet: bool) -> None:
     """Import the models of another DATABASE, a folder or a release; models with equal weights are dropped."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from cnnfilterdb.cli.options import db_option, open_reader
+from cnnfilterdb.cli.options import Several, db_option, naming, open_reader
 from cnnfilterdb.cli.output import say
 
 __all__ = ["explore"]
@@ -21,7 +21,9 @@ __all__ = ["explore"]
               help="Time limit of a query, in seconds.")  # fmt: skip
 @click.option("--memory", default="512MB", show_default=True, metavar="SIZE", help="Memory limit of DuckDB.")
 @db_option
-def explore(path: Path | str, port: int | None, host: str, no_browser: bool, seconds: float, memory: str) -> None:
+def explore(
+    path: Path | str | Several, port: int | None, host: str, no_browser: bool, seconds: float, memory: str
+) -> None:
     """Explore the database in the browser: models, groups, a map, layers, kernels, SQL.
 
     The printed URL contains a token, without which nothing is answered. Nothing is written to the database.
@@ -31,5 +33,6 @@ def explore(path: Path | str, port: int | None, host: str, no_browser: bool, sec
     with open_reader(path) as db:
         db._ensure_index()  # a folder that can be written to may lack it; the server only reads
         run_server(
-            db, shown=str(path), host=host, port=port, browser=not no_browser, seconds=seconds, memory=memory, say=say
+            db, shown=naming(path), host=host, port=port, browser=not no_browser, seconds=seconds, memory=memory,
+            say=say,
         )  # fmt: skip

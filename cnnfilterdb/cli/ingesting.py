@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cnnfilterdb.cli.options import db_option, fact_options, network_options, open_database, quiet_option
+from cnnfilterdb.cli.options import fact_options, network_options, open_database, quiet_option, written_db_option
 from cnnfilterdb.cli.output import print_shift, print_summary, remark, say, warn
 from cnnfilterdb.cli.progress import progress_bars, progress_observer, status
 from cnnfilterdb.core.paths import MARKER
@@ -36,7 +36,7 @@ _CACHE = "CNNFILTERDB_CACHE"
 
 
 @click.command(short_help="Import real models, compare and draw them.")
-@db_option
+@written_db_option
 @click.option("--report", type=click.Path(path_type=Path, file_okay=False), default="report", show_default=True,
               metavar="DIR", help="Folder for the figures and the report.")  # fmt: skip
 @quiet_option
@@ -81,7 +81,7 @@ def demo(path: Path, report: Path, quiet: bool) -> None:
 @click.option("--partial", is_flag=True, default=None, help="Download only the convolutions of a file.")
 @click.option("--no-cache", is_flag=True, help="Delete the downloads at the end instead of keeping them in the cache.")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask before a download of more than 2 GB.")
-@db_option
+@written_db_option
 @quiet_option
 def ingest(
     source: str | None, names: tuple[str, ...], collection: str | None, path: Path, no_cache: bool, yes: bool,
@@ -119,7 +119,7 @@ def ingest(
 @click.option("--overwrite", is_flag=True, help="Replace a model of the same name.")
 @click.option("--fold-bn", is_flag=True, help="Fold batch normalisations into the kernels; the name gets `+bn`.")
 @network_options
-@db_option
+@written_db_option
 def add(
     file: Path, name: str, overwrite: bool, fold_bn: bool, network: str | None, merge_adapters: bool, new_word: bool,
     path: Path, **facts: str | None,
@@ -145,7 +145,7 @@ def add(
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--trust", is_flag=True, help="Let pandas unpickle the table of FILE, which can run code in it.")
 @click.option("--overwrite", is_flag=True, help="Import models again that are already present.")
-@db_option
+@written_db_option
 @quiet_option
 def import_(file: Path, trust: bool, overwrite: bool, path: Path, quiet: bool) -> None:
     """Import the models of FILE, the dataset.h5 released with the papers.

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from cnnfilterdb.cli.options import (
+    Several,
     db_option,
     fact_options,
     open_database,
@@ -15,6 +16,7 @@ from cnnfilterdb.cli.options import (
     quiet_option,
     rows_options,
     where_option,
+    written_db_option,
 )
 from cnnfilterdb.cli.output import Output, emit, remark, say
 from cnnfilterdb.cli.progress import progress_bars
@@ -32,7 +34,7 @@ __all__ = ["annotate", "cache", "index", "remove", "verify"]
 )
 @fact_options
 @click.option("--reset", multiple=True, metavar="FACT", help="Restore the stored value. Can be repeated.")
-@db_option
+@written_db_option
 def annotate(
     models: tuple[str, ...], where: str | None, file: Path | None, reset: tuple[str, ...], new_word: bool, path: Path,
     **facts: str | None,
@@ -55,7 +57,7 @@ def annotate(
 @click.command(short_help="Update bases, histograms and fingerprints.")
 @click.option("--refit", is_flag=True, help="Fit new bases on all models present; older bases are kept.")
 @click.option("--prune", is_flag=True, help="Remove the bases that are no longer in use.")
-@db_option
+@written_db_option
 @quiet_option
 def index(refit: bool, prune: bool, path: Path, quiet: bool) -> None:
     """Fit the SVD bases, count the histograms of shifts, and compute the spectra and sketches of layers."""
@@ -74,7 +76,7 @@ def index(refit: bool, prune: bool, path: Path, quiet: bool) -> None:
               help="Rebuild what is derived and set aside what is damaged; nothing is deleted.")  # fmt: skip
 @db_option
 @quiet_option
-def verify(models: tuple[str, ...], repair: bool, path: Path, quiet: bool) -> None:
+def verify(models: tuple[str, ...], repair: bool, path: Path | str | Several, quiet: bool) -> None:
     """Check every count and every hash of the database, or of MODELS, keys or wildcards.
 
     \b
@@ -87,11 +89,14 @@ def verify(models: tuple[str, ...], repair: bool, path: Path, quiet: bool) -> No
         raise click.UsageError("--repair checks the whole database; leave MODELS out")
     db = open_reader(path)
     with progress_bars(quiet) as progress:
-        if repair:
+        if not (models or repair):
+            problems = db.verify(progress=progress)
+        elif isinstance(path, Several):
+            raise click.UsageError("MODELS and --repair are for one database; give one --db")
+        elif repair:
             problems = open_database(path).repair(progress=progress)
         else:
-            problems = (open_database(path).verify(*models, progress=progress) if models
-                        else db.verify(progress=progress))  # fmt: skip
+            problems = open_database(path).verify(*models, progress=progress)
     for problem in problems:
         say(f"{problem.model_id or '-'}: {problem.path}: {problem.message}")
     if problems:
@@ -103,7 +108,7 @@ def verify(models: tuple[str, ...], repair: bool, path: Path, quiet: bool) -> No
 
 @click.command(short_help="Remove models.")
 @click.argument("models", nargs=-1, required=True)
-@db_option
+@written_db_option
 def remove(models: tuple[str, ...], path: Path) -> None:
     """Remove MODELS, keys or wildcards.
 
@@ -132,9 +137,10 @@ def cache(action: str, rows: Output) -> None:
     """
     import pyarrow as pa
 
-    from cnnfilterdb.ingest.fetch.cache import Cache, default_folder
+    from cnnfilterdb.core.caching import cache_folder
+    from cnnfilterdb.ingest.fetch.cache import Cache
 
-    files = Cache(default_folder())
+    files = Cache(cache_folder())
     if action == "clear":
         say(f"{files.folder}: {files.clear() / 1e6:,.1f} MB freed")
         return

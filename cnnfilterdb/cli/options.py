@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FACTS",
+    "Several",
     "all_layers_option",
     "by_option",
+    "chosen_duplicates",
     "compared_db_option",
     "db_option",
     "fact_options",
@@ -31,6 +33,7 @@ __all__ = [
     "metric_option",
     "models_condition",
     "named",
+    "naming",
     "network_options",
     "open_database",
     "open_reader",
@@ -40,6 +43,7 @@ __all__ = [
     "trained_only",
     "trained_option",
     "where_option",
+    "written_db_option",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -67,6 +71,10 @@ class _Location(click.ParamType[Any]):
 
     name = "location"
 
+    def split_envvar_value(self, rv: str) -> Sequence[str]:
+        """One location, which may contain spaces."""
+        return [rv]
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | str:
         return value if "://" in str(value) or value == "reference" else Path(value)
 
@@ -77,14 +85,54 @@ def _remember(ctx: click.Context, param: click.Parameter, value: bool) -> bool:
     return value
 
 
-db_option = click.option(
-    "--db", "path", type=_Location(), default=DEFAULT_DB, envvar="CNNFILTERDB", show_default=True,
-    show_envvar=True, metavar="DIR",
-    help="Folder of the database, address of a release, or `reference`, the corpus in the package.",
+class Several(tuple[Path | str, ...]):
+    """The locations of several databases, which are opened as one."""
+
+    def __str__(self) -> str:
+        return " and ".join(map(str, self))
+
+
+def _one_or_several(
+    ctx: click.Context, param: click.Parameter, value: tuple[Path | str, ...]
+) -> Path | str | Several | None:
+    return Several(value) if len(value) > 1 else value[0] if value else None
+
+
+def _remember_duplicates(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    """Store --duplicates where :func:`open_reader` reads it."""
+    ctx.meta[_DUPLICATES] = value
+
+
+_DUPLICATES = "cnnfilterdb.duplicates"
+
+_duplicates_option = click.option(
+    "--duplicates", type=click.Choice(["error", "first"]), callback=_remember_duplicates, expose_value=False,
+    help="Of several databases: refuse models of the same key, or take that of the first; by default error.",
 )  # fmt: skip
-compared_db_option = click.option(
-    "--db", "path", type=_Location(), metavar="DIR",
-    help="Compare with this database, a folder or a release; by default with the reference corpus in the package.",
+
+
+def db_option(command: F) -> F:
+    """The database that is read, or several that are read as one."""
+    return click.option(
+        "--db", "path", type=_Location(), multiple=True, callback=_one_or_several, default=[DEFAULT_DB],
+        envvar="CNNFILTERDB", show_default=True, show_envvar=True, metavar="DIR",
+        help="Folder of the database, address of a release, `reference`, the corpus in the package, or a file "
+             "*.parts.toml. Repeat it to read several databases as one.",
+    )(_duplicates_option(command))  # fmt: skip
+
+
+def compared_db_option(command: F) -> F:
+    """The database, or several, that a file is compared with."""
+    return click.option(
+        "--db", "path", type=_Location(), multiple=True, callback=_one_or_several, metavar="DIR",
+        help="Compare with this database, a folder or a release; by default with the reference corpus in the package. "
+             "Repeat it to compare with several.",
+    )(_duplicates_option(command))  # fmt: skip
+
+
+written_db_option = click.option(
+    "--db", "path", type=_Location(), default=DEFAULT_DB, envvar="CNNFILTERDB", show_default=True,
+    show_envvar=True, metavar="DIR", help="Folder of the database.",
 )  # fmt: skip
 _QUIET = "Print results and errors only: no progress, no remarks."
 quiet_option = click.option("--quiet", "-q", is_flag=True, callback=_remember, is_eager=True, help=_QUIET)
@@ -225,17 +273,30 @@ def fact_options(command: F) -> F:
     return command
 
 
-def open_reader(path: Path | str) -> Reader:
-    """The database of `--db`, a folder or a release, to be read."""
+def open_reader(path: Path | str | Several) -> Reader:
+    """The database of `--db`, a folder or a release, to be read; or several as one."""
     import cnnfilterdb
     from cnnfilterdb.cli.progress import index_progress
-    from cnnfilterdb.database import FilterDB
 
     with _remedy(path):
-        db = cnnfilterdb.open(path)
-    if isinstance(db, FilterDB):
-        db.progress = index_progress()
+        db = cnnfilterdb.open(path, duplicates=chosen_duplicates())
+    db.progress = index_progress()
     return db
+
+
+def chosen_duplicates() -> str | None:
+    """What ``--duplicates`` says; None where it is not given."""
+    context = click.get_current_context(silent=True)
+    return None if context is None else context.meta.get(_DUPLICATES)
+
+
+def naming(path: Path | str | Several) -> str | tuple[str, ...]:
+    """How command lines name a database: its location, or the options that name several."""
+    if not isinstance(path, Several):
+        return str(path)
+    duplicates = chosen_duplicates()
+    words = [word for one in path for word in ("--db", str(one))]
+    return (*words, "--duplicates", duplicates) if duplicates else tuple(words)
 
 
 def open_database(path: Path | str, *, create: bool = False) -> FilterDB:
@@ -247,8 +308,10 @@ def open_database(path: Path | str, *, create: bool = False) -> FilterDB:
 
 
 @contextlib.contextmanager
-def _remedy(path: Path | str) -> Iterator[None]:
+def _remedy(path: Path | str | Several) -> Iterator[None]:
     """Replace the error for a path that is not a database by one with a remedy for the command line."""
+    from cnnfilterdb.parts.listing import is_parts_list
+
     try:
         yield
     except NotADatabaseError as error:
@@ -256,7 +319,7 @@ def _remedy(path: Path | str) -> Iterator[None]:
             raise NotADatabaseError(
                 f"{path}: no such database; give one with --db, or create it with `cnnfilterdb demo`, `ingest` or `add`"
             ) from error
-        if isinstance(path, Path) and not path.is_dir():
+        if isinstance(path, Path) and not path.is_dir() and not is_parts_list(path):
             raise NotADatabaseError(f"{path}: is a file; expected the folder of a database after --db") from error
         raise
 

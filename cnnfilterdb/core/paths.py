@@ -15,6 +15,9 @@
     .staging/<name>-<random>/                           what is being written, moved into place by renames
     .quarantine/<time>/...                              files that were set aside, under the paths they had
 
+What is derived of several parts that are opened together is in the cache of the user, ``parts/<name>/index/...``, like
+the index of a folder.
+
 A release has the same marker and ``init.sql``, and its tables in shards, ``models/00000.parquet``,
 ``filters_3x3/00000.parquet`` and so on (:mod:`cnnfilterdb.release.manifest`).
 
@@ -46,6 +49,8 @@ __all__ = [
     "INIT",
     "LOCKS",
     "MARKER",
+    "PARTS",
+    "PARTS_SUFFIX",
     "QUARANTINE",
     "STAGING",
     "UNFINISHED",
@@ -98,6 +103,12 @@ INDEX = "index"
 LOCKS = ".locks"
 STAGING = ".staging"
 QUARANTINE = ".quarantine"
+
+#: Folder, in the cache, of what is derived of several parts that are opened together, one folder each.
+PARTS = "parts"
+
+#: How the name of a file ends that lists parts.
+PARTS_SUFFIX = ".parts.toml"
 
 #: Everything that a database folder consists of, besides single files.
 FOLDERS = frozenset({LOCKS, STAGING, QUARANTINE, "models", "layers", "filters", INDEX})

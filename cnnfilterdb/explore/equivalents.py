@@ -55,8 +55,17 @@ def call(macro: str, *arguments: str, **options: Any) -> str:
     return f"FROM {macro}({', '.join(parts)})"
 
 
-def command(verb: str, *arguments: str, db: str, defaults: Mapping[str, Any] = DEFAULTS, **options: Any) -> str:
+def command(
+    verb: str, *arguments: str, db: str | tuple[str, ...], defaults: Mapping[str, Any] = DEFAULTS, **options: Any
+) -> str:
     """A command line, quoted for a POSIX shell.
+
+    Args:
+        verb: The verb.
+        *arguments: Its arguments.
+        db: The location of the database, or the options that name several.
+        defaults: Values of options that are left out.
+        **options: The options.
 
     >>> command("shift", "domain", db="my db", min_models=2, all_layers=True)
     "cnnfilterdb shift domain --db 'my db' --min-models 2 --all-layers"
@@ -64,7 +73,8 @@ def command(verb: str, *arguments: str, db: str, defaults: Mapping[str, Any] = D
     "cnnfilterdb nearest --db my.db --top 3 -- '-1 0 1'"
     """
     last = ["--", *arguments] if any(text.startswith("-") for text in arguments) else []
-    words = ["cnnfilterdb", *verb.split(), *([] if last else arguments), "--db", db]
+    words = ["cnnfilterdb", *verb.split(), *([] if last else arguments)]
+    words += ["--db", db] if isinstance(db, str) else db
     for name, value in given(options, defaults).items():
         option = f"--{name.replace('_', '-')}"
         if value is True:

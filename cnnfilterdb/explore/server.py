@@ -125,7 +125,13 @@ class Guard:
 
 
 def application(
-    db: Reader, *, token: str, hosts: frozenset[str], shown: str, seconds: float = 60, memory: str = "512MB"
+    db: Reader,
+    *,
+    token: str,
+    hosts: frozenset[str],
+    shown: str | tuple[str, ...],
+    seconds: float = 60,
+    memory: str = "512MB",
 ) -> ASGIApp:
     """The application of one database, for an ASGI server.
 
@@ -254,7 +260,7 @@ async def _answered(
 def run_server(
     db: Reader,
     *,
-    shown: str,
+    shown: str | tuple[str, ...],
     host: str = "127.0.0.1",
     port: int | None = None,
     browser: bool = True,
@@ -292,7 +298,7 @@ def run_server(
         config = uvicorn.Config(
             app, log_level="warning", access_log=False, server_header=False, ws="none", timeout_graceful_shutdown=1
         )
-        say(f"{shown} in the browser: {url}")
+        say(f"{shown if isinstance(shown, str) else db.location} in the browser: {url}")
         say("Ctrl-C ends it.")
         with _opened(url) if browser else contextlib.nullcontext():
             uvicorn.Server(config).run(sockets=[listener])

@@ -9,7 +9,7 @@ import base64
 import contextlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.resources import files
 from io import BytesIO
 from typing import Any
@@ -75,10 +75,10 @@ class Explorer:
 
     Args:
         db: The database.
-        shown: How command lines name it.
+        shown: How command lines name it: its location, or the options that name several.
     """
 
-    def __init__(self, db: WatchedReader, shown: str) -> None:
+    def __init__(self, db: WatchedReader, shown: str | tuple[str, ...]) -> None:
         self._db = db
         self._shown = shown
         self._models = Models(db)
@@ -112,7 +112,7 @@ class Explorer:
         described = {field.name: field.metadata[b"description"].decode() for field in (*schema.MODELS, *schema.LAYERS)}
         queries = json.loads(files(__package__).joinpath("queries.json").read_text(encoding="utf-8"))
         return {
-            "database": self._shown,
+            "database": self._shown if isinstance(self._shown, str) else self._db.location,
             "version": package_version(),
             "models": len(self._db.storage.model_ids()),
             "kernels": kernels,
@@ -123,7 +123,7 @@ class Explorer:
             "balances": BALANCES,
             "columns": described,
             "tables": _tables(kernels),
-            "macros": _macros(kernels, self._db.storage.published),
+            "macros": _macros(self._db.storage.definitions().values()),
             "queries": queries,
             "rows": {"shown": _SHOWN, "written": _WRITTEN},
         }
@@ -455,7 +455,7 @@ class Explorer:
     def _key(self, request: Request) -> str:
         key, there = _text(request, "model", ""), self._db.storage.model_ids()
         if key not in there:
-            raise unknown_model(key, there, self._shown)
+            raise unknown_model(key, there, self._db.location)
         return key
 
 
@@ -565,10 +565,10 @@ def _tables(kernels: list[str]) -> dict[str, list[str]]:
     return found
 
 
-def _macros(kernels: list[str], published: bool) -> list[dict[str, Any]]:
+def _macros(definitions: Iterable[sqltext.Definition]) -> list[dict[str, Any]]:
     """Name, arguments and comment of each macro that users call."""
     found = []
-    for one in sqltext.definitions(kernels, published=published).values() if kernels else ():
+    for one in definitions:
         match = re.search(r"CREATE OR REPLACE MACRO (\w+)\((.*?)\) AS( TABLE)?", one.text, re.DOTALL)
         comment = " ".join(re.findall(r"^-- (?!-)(.*)$", one.text, re.MULTILINE))
         if match and comment and match[1] not in ("database_files", "histogram_files", "basis_rows"):

@@ -496,8 +496,7 @@ class Statistics(Tables):
         if kernel not in current:
             self._require_filters()
             there = ", ".join(current) or "none"
-            known = kernel in self.storage.kernels()
-            remedy = "`cnnfilterdb index` fits one" if known else "ingest models with kernels of that size first"
+            remedy = self._bases.remedy(kernel, kernel in self.storage.kernels())
             raise SelectionError(
                 f"no basis for {kernel} kernels in {self.storage.location} (there is: {there}); {remedy}"
             )

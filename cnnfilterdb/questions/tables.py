@@ -66,7 +66,10 @@ class Tables:
 
     Attributes:
         storage: Where the database is located.
+        progress: Called while a question computes what is missing in the index; None by default.
     """
+
+    progress: Progress | None = None
 
     def __init__(self, storage: Storage, bases: Bases, *, confined: bool = False) -> None:
         self.storage = storage
@@ -476,8 +479,9 @@ class Tables:
 
     def _require_moments(self, layers: pa.Table) -> None:
         """Refuse layers whose moments are not in a release that has the statistics of other kernel sizes only."""
-        if layers["scaled_mean"].null_count:
-            self._require_filters()
+        without = layers.filter(layers["scaled_mean"].is_null())
+        if without.num_rows:
+            self.storage.require_filters(without["model_id"].unique().to_pylist())
 
     def _check_stored(self, kernel: str) -> None:
         self._require_filters()
@@ -500,6 +504,7 @@ class Tables:
             DamagedIndexError: It is damaged, and cannot be rebuilt here.
             DatabaseError: Fingerprints are missing, and cannot be computed here.
         """
+        self._bases.prepare(self.progress)
         if fingerprints and (missing := self._bases.without_fingerprints()):
             raise DatabaseError(
                 f"{self.location}: {len(missing)} models without fingerprints, such as {missing[0]}; "

@@ -18,7 +18,7 @@ import fsspec
 from cnnfilterdb.errors import RemoteError
 from cnnfilterdb.release.remote import RangeFile, RequestBudget, reaching, read_range
 
-__all__ = ["BLOCK", "CachedFileSystem"]
+__all__ = ["BLOCK", "CachedFileSystem", "RenamedFileSystem"]
 
 #: Bytes per block.
 BLOCK = 16 << 10
@@ -118,3 +118,46 @@ class CachedFileSystem(fsspec.AbstractFileSystem):  # type: ignore[misc]
                     self._blocks.popitem(last=False)
         joined = b"".join(known[number] or b"" for number in range(first, last + 1))
         return joined[start - first * BLOCK : stop - first * BLOCK]
+
+
+class RenamedFileSystem(fsspec.AbstractFileSystem):  # type: ignore[misc]
+    """A folder of a file system under another protocol.
+
+    DuckDB finds a file system by the protocol of a path, so two releases on servers of one kind need two protocols.
+
+    Args:
+        filesystem: The file system.
+        protocol: The protocol.
+        root: The folder, in the file system; it has the path ``<protocol>://``.
+    """
+
+    cachable = False
+
+    def __init__(self, filesystem: CachedFileSystem, protocol: str, root: str) -> None:
+        super().__init__()
+        self.protocol = protocol
+        self._filesystem = filesystem
+        self._root = root
+
+    def _inner(self, path: str) -> str:
+        return f"{self._root}/{path.partition('://')[2] if '://' in path else path}"
+
+    def open(self, path: str, mode: str = "rb", **options: Any) -> RangeFile:
+        """Open a file for reading."""
+        return self._filesystem.open(self._inner(path), mode, **options)
+
+    def glob(self, path: str, **options: Any) -> list[str]:
+        """The path itself: the files of a release are listed by name."""
+        return [path]
+
+    def info(self, path: str, **options: Any) -> dict[str, Any]:
+        """Facts about a file."""
+        return self._filesystem.info(self._inner(path), **options)
+
+    def exists(self, path: str, **options: Any) -> bool:
+        """Whether there is a file."""
+        return self._filesystem.exists(self._inner(path), **options)
+
+    def modified(self, path: str) -> Any:
+        """Time of the last change."""
+        return self._filesystem.modified(self._inner(path))

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import fsspec
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
@@ -42,7 +43,7 @@ from cnnfilterdb.errors import (
     unknown_model,
 )
 from cnnfilterdb.release.address import reference_folder
-from cnnfilterdb.release.cached_filesystem import CachedFileSystem
+from cnnfilterdb.release.cached_filesystem import CachedFileSystem, RenamedFileSystem
 from cnnfilterdb.release.footers import open_shard
 from cnnfilterdb.release.manifest import MANIFEST_BYTES, OPTIONAL_TABLES, TABLES, Manifest, ReleaseFile, version_of
 from cnnfilterdb.release.remote import RangeFile, RequestBudget, counting_options, reaching, read_range
@@ -57,9 +58,6 @@ __all__ = ["Release", "ReleaseBases", "ReleaseShard"]
 
 _CHUNK = 8 << 20  # bytes fetched at a time
 _SMALL = 1 << 30  # bytes of a file of the small tables, which is read whole
-
-# Names of the views and macros that read filters.
-_OF_FILTERS = re.compile(r"(filters|coefficients|nearest)_\d+x\d+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +80,11 @@ class ReleaseShard:
 
     def __str__(self) -> str:
         return self.path if self.filesystem is None else str(self.filesystem.unstrip_protocol(self.path))
+
+    @property
+    def origin(self) -> str:
+        """The table of the release that it is a part of."""
+        return str(self).rpartition("/")[0]
 
     def open(self, **options: Any) -> pq.ParquetFile:
         """Open it; row groups are then fetched with a request or two each.
@@ -200,13 +203,27 @@ class Release(Storage):
         """The models table, checked."""
         return self._tables.models()
 
-    def layers(self) -> pa.Table:
-        """The layers table, checked."""
-        return self._tables.layers()
+    def layers(self, model_ids: Iterable[str] | None = None, *, columns: Sequence[str] | None = None) -> pa.Table:
+        """The layers table, checked, sorted by ``model_id`` and ``layer``.
+
+        Args:
+            model_ids: Of these models only.
+            columns: These columns only.
+        """
+        table = self._tables.layers()
+        if columns is not None:
+            table = table.select(list(columns))
+        if model_ids is not None:
+            table = table.filter(pc.is_in(table["model_id"], pa.array(list(model_ids), pa.string())))
+        return table
 
     def snapshot(self) -> Snapshot:
         """Constant: a release is never rewritten."""
         return {}
+
+    def slugs(self) -> set[str]:
+        """Names of the files that its models have in a folder."""
+        return set(map(paths.slug, self.model_ids()))
 
     def model_ids(self) -> list[str]:
         """Keys of its models, sorted."""
@@ -223,8 +240,11 @@ class Release(Storage):
         for model_id in set(model_ids).difference(there):
             raise unknown_model(model_id, there, self.location)
 
-    def require_filters(self) -> None:
+    def require_filters(self, model_ids: Iterable[str] | None = None) -> None:
         """Make sure that it has the filters, not only their statistics.
+
+        Args:
+            model_ids: Ignored: it has those of all its models, or of none.
 
         Raises:
             SelectionError: It has statistics only; the message names the command that imports the filters.
@@ -271,14 +291,18 @@ class Release(Storage):
             RemoteError: One of them cannot be read.
             QueryError: It reads filters, and the release has statistics only.
         """
-        self._check_footers()
-        self.models()
-        words = set(re.findall(r"\w+", query.lower()))
-        if self.manifest.statistics_only and any(_OF_FILTERS.fullmatch(word) for word in words):
+        if self.manifest.statistics_only and sql.reads_filters(query):
             try:
                 self.require_filters()
             except SelectionError as error:
                 raise QueryError(str(error)) from None
+        self.check_tables(query)
+
+    def check_tables(self, query: str) -> None:
+        """Like :meth:`check`, for a query that may do without the filters of a release with statistics only."""
+        self._check_footers()
+        self.models()
+        words = sql.identifiers_in(query)
         if query and not words & _views() and not any(re.search(r"_\d+x\d+", word) for word in words):
             return
         self.layers()
@@ -292,7 +316,7 @@ class Release(Storage):
         if any(name in word for word in words for name in sql.NEEDS_INDEX - sql.NEEDS_FINGERPRINTS):
             self.bases.bases()
             self._tables.check_histograms()
-        for kernel in self.kernels():
+        for kernel in self.kernels():  # none with statistics only
             if f"filters_{kernel}" in words or f"coefficients_{kernel}" in words or f"nearest_{kernel}" in words:
                 self._check_shards(kernel)
 
@@ -327,11 +351,21 @@ class Release(Storage):
             with reaching(str(shard)):
                 shard.open()
 
-    def attach(self, connection: duckdb.DuckDBPyConnection) -> None:
-        """Let a connection read it through fsspec."""
+    def attach(self, connection: duckdb.DuckDBPyConnection, protocol: str | None = None) -> None:
+        """Let a connection read it through fsspec.
+
+        Args:
+            connection: The connection.
+            protocol: Under which the connection reads it (:meth:`under`); by default that of its address.
+        """
         if self._cache is not None:
-            connection.register_filesystem(self._cache)
+            renamed = None if protocol is None else RenamedFileSystem(self._cache, protocol, self.root)
+            connection.register_filesystem(renamed or self._cache)
             _connections.add(connection)
+
+    def under(self, protocol: str) -> str:
+        """Its address for a connection that it is attached to under another protocol; a folder has one address."""
+        return self.location if self._cache is None else f"{protocol}:/"
 
     def _content(self, file: ReleaseFile) -> bytes:
         """The content of a small file. It stays in the cache for later queries."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from heapq import merge
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from cnnfilterdb.errors import CorruptError
 from cnnfilterdb.scan.scan import (
     FilterFile,
     FilterFiles,
+    Shard,
     constant,
     damaged,
     failures,
@@ -66,13 +69,11 @@ def filters_of(storage: FilterFiles, kernel: str, layers: Mapping[str, Collectio
         return table.filter(pc.is_in(table["layer"], pa.array(wanted, pa.int32())))
 
     def row_groups() -> Iterator[tuple[FilterFile, pq.FileMetaData, int, Collection[int]]]:
-        for path, model_id in _in_order(storage.filter_files(kernel, sorted(layers)), layers):
-            metadata = filters_metadata(path, kernel)
-            for group in range(metadata.num_row_groups):
-                chosen = layers.get(model_id or constant(metadata, group, "model_id"), ())
-                low, high = _layers(metadata, group)
-                if any(low is None or low <= layer <= high for layer in chosen):
-                    yield path, metadata, group, chosen
+        for model_id, path, metadata, group in _in_order(storage.filter_files(kernel, sorted(layers)), kernel, layers):
+            chosen = layers[model_id]
+            low, high = _layers(metadata, group)
+            if any(low is None or low <= layer <= high for layer in chosen):
+                yield path, metadata, group, chosen
 
     workers = threads()
     with closing(ahead(read, row_groups(), threads=workers, window=2 * workers)) as tables:
@@ -128,14 +129,36 @@ class RowCursor:
         return models, keys, weights
 
 
-def _in_order(
-    files: Sequence[FilterFile], layers: Mapping[str, Collection[int]]
-) -> Iterator[tuple[FilterFile, str | None]]:
-    """Files with the key of their model, sorted by it; those of a release are in order, with a key per row group."""
+_RowGroup = tuple[str, FilterFile, pq.FileMetaData, int]
+
+
+def _in_order(files: Sequence[FilterFile], kernel: str, layers: Mapping[str, Collection[int]]) -> Iterator[_RowGroup]:
+    """The row groups of models, with their keys, sorted by them.
+
+    The files of a folder are sorted here; those of a release are in order, and are opened one after the other. Where
+    there are several of these, as in parts, they are merged.
+    """
     model_of = {paths.slug(model_id): model_id for model_id in layers}
     own = {path: model_of[path.stem] for path in files if isinstance(path, Path)}
-    yield from ((path, own[path]) for path in sorted(own, key=own.__getitem__))
-    yield from ((path, None) for path in files if not isinstance(path, Path))
+    origins: dict[str, list[Shard]] = {}
+    for file in files:
+        if not isinstance(file, Path):
+            origins.setdefault(file.origin, []).append(file)
+
+    def of_files() -> Iterator[_RowGroup]:
+        for path in sorted(own, key=own.__getitem__):
+            metadata = filters_metadata(path, kernel)
+            for group in range(metadata.num_row_groups):
+                yield own[path], path, metadata, group
+
+    def of_shards(shards: list[Shard]) -> Iterator[_RowGroup]:
+        for shard in shards:
+            metadata = filters_metadata(shard, kernel)
+            for group in range(metadata.num_row_groups):
+                if (model_id := constant(metadata, group, "model_id")) in layers and shard.wanted(metadata, group):
+                    yield model_id, shard, metadata, group
+
+    yield from merge(of_files(), *map(of_shards, origins.values()), key=itemgetter(0))
 
 
 def _layers(metadata: pq.FileMetaData, group: int) -> tuple[Any, Any]:

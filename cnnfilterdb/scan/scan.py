@@ -45,6 +45,10 @@ T = TypeVar("T")
 class Shard(Protocol):
     """A file of filters that is not in a database folder: part of a release, each row group of one model."""
 
+    @property
+    def origin(self) -> str:
+        """What it is a part of: the shards of one origin come in the order of their models."""
+
     def open(self, **options: Any) -> pq.ParquetFile:
         """Open it.
 

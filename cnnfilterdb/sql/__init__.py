@@ -44,6 +44,7 @@ __all__ = [
     "needs_index",
     "parquet_rows",
     "read_annotations",
+    "reads_filters",
     "render",
     "without_wildcards",
 ]
@@ -94,6 +95,9 @@ LISTING = frozenset(
 #: Those of them that show comments.
 COMMENTED = frozenset({"duckdb_columns", "duckdb_functions", "duckdb_views", "information_schema", "pg_catalog"})
 
+# Names of the views and macros that read filters.
+_OF_FILTERS = re.compile(r"(filters|coefficients|nearest)_\d+x\d+")
+
 _STATEMENT = re.compile(r"^CREATE OR REPLACE (?:VIEW|MACRO) \"?(\w+)", re.MULTILINE)
 _NO_NAMES = re.compile(r"--.*|'(?:[^']|'')*'")  # comments and texts
 
@@ -105,6 +109,15 @@ def needs_index(query: str) -> bool:
     (True, True, False)
     """
     return _of_index(identifiers_in(query))
+
+
+def reads_filters(query: str) -> bool:
+    """Whether a query names a view or macro that reads filters.
+
+    >>> reads_filters("FROM nearest_3x3([1])"), reads_filters("FROM facts")
+    (True, False)
+    """
+    return any(_OF_FILTERS.fullmatch(word) for word in identifiers_in(query))
 
 
 def _of_index(words: Iterable[str]) -> bool:

@@ -268,7 +268,7 @@ class Store(Storage):
 
     def filter_slugs(self) -> dict[str, set[str]]:
         """The slugs of the committed models that have filters, by kernel size."""
-        committed, found = self._committed(), dict[str, set[str]]()
+        committed, found = self.slugs(), dict[str, set[str]]()
         for path, _, _ in entries(self.path, paths.filters_pattern()):
             _, kernel, _, name = path.split("/")
             if (slug := name.removesuffix(".parquet")) in committed and storable(kernel := kernel.partition("=")[2]):
@@ -342,13 +342,14 @@ class Store(Storage):
                     found[f"{self.path}/{path}"] = (status.st_ino, status.st_mtime_ns, status.st_size)
         return found
 
-    def _committed(self) -> set[str]:
+    def slugs(self) -> set[str]:
+        """Names of the files of the committed models."""
         names = (entry.name.removesuffix(".parquet") for _, entry, _ in entries(self.path, paths.models_pattern()))
         return set(filter(paths.is_slug, names))
 
     def _chosen(self, model_ids: Iterable[str] | None) -> set[str]:
         if model_ids is None:
-            return self._committed()
+            return self.slugs()
         chosen = list(model_ids)
         self.require(chosen)
         return {paths.slug(model_id) for model_id in chosen}
@@ -358,7 +359,7 @@ class Store(Storage):
     ) -> pa.Table:
         """One table of the committed models; read again if a model is removed meanwhile."""
         while True:
-            committed = self._committed()
+            committed = self.slugs()
             chosen = committed if slugs is None else committed.intersection(slugs)
             # With the file without rows, there is a table even if there are no models.
             place = paths.models_path if kind == "models" else paths.layers_path
@@ -366,7 +367,7 @@ class Store(Storage):
             try:
                 return read_rows(self.path, files, schema, columns or schema.names)
             except (OSError, pa.ArrowException) as error:
-                if self._committed() >= committed:
+                if self.slugs() >= committed:
                     raise damaged_file(self.path, files, schema, error) from error
 
     # ----------------------------------------------------------------------------------------------- write
@@ -640,4 +641,4 @@ class Store(Storage):
         )  # fmt: skip
         found = {path.stem for pattern in patterns for path in self.path.glob(pattern) if paths.is_slug(path.stem)}
         # The models are listed last: one that is committed meanwhile is not a stray.
-        return found - self._committed()
+        return found - self.slugs()

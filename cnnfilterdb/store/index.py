@@ -21,15 +21,12 @@ with a Python warning and rebuilt by the next process that may write (:meth:`Ind
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -37,22 +34,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cnnfilterdb.analysis.bases import (
-    Bases,
-    FittedBasis,
-    basis_table,
-    coefficient_range,
-    fitted_basis,
-    histogram_table,
-    moments_of,
-    ranges,
-)
+from cnnfilterdb.analysis.bases import Bases, FittedBasis, basis_table, fitted_basis, histogram_table, ranges
+from cnnfilterdb.analysis.fitting import basis_key, fit, hashes_of, model_histograms
 from cnnfilterdb.core import paths
 from cnnfilterdb.core.listing import entries
 from cnnfilterdb.core.reports import Progress
 from cnnfilterdb.core.schema import BASES, HISTOGRAMS, indexable, papers_layers
 from cnnfilterdb.errors import CnnFilterDbError, CorruptError, LockedError
-from cnnfilterdb.scan.scan import Run, scan
 from cnnfilterdb.scan.steady import steady
 from cnnfilterdb.stats import RECIPES, Basis, Histogram, histograms
 from cnnfilterdb.store.durable import make_folder, move, sync_folder, whole, writing
@@ -65,6 +53,7 @@ from cnnfilterdb.store.writer import Writer, histogram_settings
 __all__ = [
     "Index",
     "Projection",
+    "read_basis",
 ]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -118,7 +107,7 @@ class Index(Bases):
                 continue
             if folder.name.startswith(".") and not (folder / paths.BASIS).exists():
                 continue  # hidden, and nothing that SQL reads
-            fitted, reason = _read_basis(*self._state(paths.basis_path(folder.name)))
+            fitted, reason = read_basis(*self._state(paths.basis_path(folder.name)))
             if fitted is not None:
                 found.append(fitted)
             elif folder.exists():  # it is not being pruned at this moment
@@ -177,7 +166,7 @@ class Index(Bases):
         """
         found = self.unsound()
         sound = {fitted.basis_id for fitted in self._read_bases()[0]}
-        hashes = _hashes(self.store.layers(columns=_IDENTITY))
+        hashes = hashes_of(self.store.layers(columns=_IDENTITY))
         committed = {self.store.slug(model_id): model_id for model_id in self.store.model_ids()}
         for path in sorted(self.store.path.glob(paths.histograms_pattern())):
             basis_id, relative = path.parent.parent.name, path.relative_to(self.store.path).as_posix()
@@ -299,20 +288,16 @@ class Index(Bases):
 
         layers = self.store.layers().filter((pc.field("kernel") == kernel) & pc.field("stored"))
         chosen = papers_layers(layers)
-        moments = moments_of(chosen, kernel)
-        if moments.count < 2:
-            return None, []
-        basis = Basis.fit(moments, kernel)
-        digest = hashlib.sha256()
-        for column in ("model_id", "layer", "tensor_sha256"):
-            digest.update("\n".join(map(str, chosen[column].to_pylist())).encode())
-        digest.update(f"{basis.bins} {list(RECIPES)}".encode())
-        basis_id = f"{kernel}-{digest.hexdigest()[:8]}"
-        if all(fitted.basis_id != basis_id for fitted in self.bases()):
-            basis = basis.with_range(*coefficient_range(self.store, basis, chosen, progress))
-        fitted_on = tuple(sorted(set(chosen["model_id"].to_pylist())))
-        fitted = FittedBasis(basis_id, basis, datetime.now(UTC), fitted_on, chosen.num_rows, self._next())
-        return fitted, sorted(set(layers["model_id"].to_pylist()))
+        known = {fitted.basis_id for fitted in self.bases()}
+        fitted = fit(
+            self.store,
+            chosen,
+            kernel,
+            sequence=self._next(),
+            measured=basis_key(chosen, kernel) not in known,
+            progress=progress,
+        )
+        return fitted, [] if fitted is None else sorted(set(layers["model_id"].to_pylist()))
 
     def _drop_stale(self, basis_id: str, stamps: dict[str, object]) -> None:
         """Remove the histograms of models that were replaced before the new basis was in place.
@@ -372,48 +357,26 @@ class Index(Bases):
         Yields:
             For each model the name of its files, the stamp of the model that was read, and the file.
         """
-        basis = fitted.basis
+        kernel = fitted.basis.kernel
         stamps = {model_id: self.store.stamp(self.store.slug(model_id)) for model_id in model_ids}
-        hashes = _hashes(self.store.layers(model_ids, columns=_IDENTITY))
-        files = self.store.filter_files(basis.kernel, model_ids)
-
-        def project(runs: list[Run]) -> list[tuple[str, int, list[Histogram]]]:
-            return [(run.model_id, run.layer, self.project(basis, run.columns)) for run in runs]
-
-        found = (part for parts in scan(files, basis.kernel, project) for part in parts)
-        # A file belongs to one model, and row groups come in order, so a model's runs follow one another.
-        for number, (model_id, runs) in enumerate(groupby(found, key=itemgetter(0)), 1):
-            layers: dict[int, list[Histogram]] = {}
-            for _, layer, parts in runs:
-                known = layers.get(layer)
-                layers[layer] = parts if known is None else [a.merge(b) for a, b in zip(known, parts, strict=True)]
-            if model_id not in stamps or not all((model_id, layer) in hashes for layer in layers):
+        hashes = hashes_of(self.store.layers(model_ids, columns=_IDENTITY))
+        files = self.store.filter_files(kernel, model_ids)
+        for number, (model_id, table) in enumerate(model_histograms(files, fitted, hashes), 1):
+            if model_id not in stamps:
                 raise CorruptError(f"{model_id}: changed during the scan of its filters; try again")
-            signed = {layer: hashes[model_id, layer] for layer in layers}
-            table = histogram_table(fitted.basis_id, model_id, basis, layers.items(), signed)
             slug = self.store.slug(model_id)
             path = staging / f"{slug}.parquet"
             with writing(self.path):
                 write_sealed(table, path, **histogram_settings(table))
             yield slug, stamps[model_id], path
             if progress:
-                progress(f"histograms of {basis.kernel}", number, len(files))
+                progress(f"histograms of {kernel}", number, len(files))
 
 
 def _lock_of(path: str) -> str:
     """Under which lock a file of the index is moved: that of the model, or of the basis."""
     parts = paths.relative(path)
     return Path(parts[-1]).stem if len(parts) == 4 or parts[1] == paths.FINGERPRINTS else parts[1]
-
-
-def _hashes(layers: pa.Table) -> dict[tuple[str, int], str]:
-    """Hash of the weight of each stored layer."""
-    stored = layers.filter(layers["stored"])
-    if stored["tensor_sha256"].null_count:
-        missing = stored.filter(stored["tensor_sha256"].is_null())["model_id"][0].as_py()
-        raise CorruptError(f"{missing}: a stored layer has no hash; remove the model and import it again")
-    keys = zip(stored["model_id"].to_pylist(), stored["layer"].to_pylist(), strict=True)
-    return dict(zip(keys, stored["tensor_sha256"].to_pylist(), strict=True))
 
 
 @lru_cache(maxsize=256)
@@ -426,8 +389,15 @@ def _wrong_empty(root: Path, path: str, changed: int, inode: int, schema: pa.Sch
 
 
 @lru_cache(maxsize=256)
-def _read_basis(root: Path, path: str, changed: int, inode: int) -> tuple[FittedBasis | None, str]:
-    """A basis, or what is wrong with it."""
+def read_basis(root: Path, path: str, changed: int, inode: int) -> tuple[FittedBasis | None, str]:
+    """The basis of a file, or what is wrong with it.
+
+    Args:
+        root: The folder that the path is relative to.
+        path: That of the basis; see :func:`cnnfilterdb.core.paths.basis_path`.
+        changed: When it was changed, and
+        inode: which file it is: one that has not changed is not read again.
+    """
     basis_id = path.split("/")[1]
     try:
         if not paths.is_basis_id(basis_id):

@@ -30,13 +30,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Protocol, TypeVar
 
-import platformdirs
 from filelock import FileLock
 
+from cnnfilterdb.core.caching import cache_folder
+from cnnfilterdb.core.paths import PARTS
 from cnnfilterdb.errors import DownloadError, HashMismatchError
 from cnnfilterdb.store.durable import sha256 as sha256_of
 
-__all__ = ["ByteProgress", "Cache", "CacheEntry", "Readable", "Trust", "default_folder", "sha256_of", "writing_cache"]
+__all__ = ["ByteProgress", "Cache", "CacheEntry", "Readable", "Trust", "sha256_of", "writing_cache"]
 
 _log = logging.getLogger(__name__)
 
@@ -53,12 +54,6 @@ class Readable(Protocol):
 
     def read(self, size: int = -1, /) -> bytes:
         """Read up to that many bytes; none at the end."""
-
-
-def default_folder() -> Path:
-    """The cache folder: ``$CNNFILTERDB_CACHE``, else that of the platform."""
-    named = os.environ.get("CNNFILTERDB_CACHE")
-    return Path(named).expanduser() if named else Path(platformdirs.user_cache_dir("cnnfilterdb", appauthor=False))
 
 
 @contextmanager
@@ -125,6 +120,7 @@ _OWNED = (
     ("download", "archives/*", r"archives/[0-9a-f]{64}\.part(\.validator)?"),
     ("huggingface", "huggingface/*", r"huggingface/models--.+"),
     ("partial", "huggingface-partial/*", r"huggingface-partial/.+--.+"),
+    ("parts", f"{PARTS}/*", rf"{PARTS}/[0-9a-f]{{16}}"),
 )
 
 
@@ -148,7 +144,7 @@ class Cache:
     """
 
     def __init__(self, folder: str | Path | None = None) -> None:
-        self.folder = Path(folder).expanduser() if folder is not None else default_folder()
+        self.folder = Path(folder).expanduser() if folder is not None else cache_folder()
 
     def path(self, name: str, sha256: str) -> Path:
         """The path of a weight file, whether or not it exists.

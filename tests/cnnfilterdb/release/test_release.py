@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 from pathlib import Path
 
 import fsspec
@@ -60,19 +59,6 @@ class CountingFile(AbstractBufferedFile):
 
 
 fsspec.register_implementation("counting", Counting, clobber=True)
-
-
-@pytest.fixture(scope="module")
-def object_store():
-    """An S3 server on loopback."""
-    server_module = pytest.importorskip("moto.server")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
-    server.start()
-    yield {"endpoint_url": f"http://127.0.0.1:{port}", "key": "k", "secret": "s"}
-    server.stop()
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cnnfilterdb.core.caching import cache_folder
 from cnnfilterdb.errors import DownloadError, HashMismatchError
-from cnnfilterdb.ingest.fetch.cache import Cache, Trust, default_folder, sha256_of, writing_cache
+from cnnfilterdb.ingest.fetch.cache import Cache, Trust, sha256_of, writing_cache
 
 DATA = b"weights" * 1000
 SHA256 = hashlib.sha256(DATA).hexdigest()
@@ -27,7 +28,7 @@ def add(cache, data=DATA, name="net.pt", **checks):
 
 def test_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("CNNFILTERDB_CACHE", str(tmp_path / "elsewhere"))
-    assert Cache().folder == default_folder() == tmp_path / "elsewhere"
+    assert Cache().folder == cache_folder() == tmp_path / "elsewhere"
     monkeypatch.setenv("CNNFILTERDB_CACHE", "~/weights")
     assert Cache().folder == Path.home() / "weights"
     monkeypatch.delenv("CNNFILTERDB_CACHE")

@@ -1,0 +1,1 @@
+"""How several databases and releases are read as one, each where it is."""

@@ -1,0 +1,150 @@
+"""The folder of what is derived of several parts together: a common basis, and the histograms that no part has.
+
+It is in the cache of the user, under a name that is a hash of the locations of the parts, and it has the form of the
+index of a database folder, with one file of histograms for some models of a part. Everything in it can be computed
+again: a file that is damaged is, and the folder may be deleted at any time. Where the cache cannot be written, a
+temporary folder takes its place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+import warnings
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cnnfilterdb.analysis.bases import FittedBasis, basis_table
+from cnnfilterdb.core import paths
+from cnnfilterdb.core.caching import cache_folder
+from cnnfilterdb.core.schema import BASES, HISTOGRAMS
+from cnnfilterdb.errors import DatabaseError
+from cnnfilterdb.store.durable import make_folder, replacing, writing
+from cnnfilterdb.store.index import read_basis
+from cnnfilterdb.store.seals import sealed, write_sealed
+from cnnfilterdb.store.writer import histogram_settings
+
+__all__ = ["DerivedFolder"]
+
+
+class DerivedFolder:
+    """The folder of what is derived of parts.
+
+    Args:
+        locations: Where the parts are.
+    """
+
+    def __init__(self, locations: Iterable[str]) -> None:
+        self._name = hashlib.sha256("\n".join(sorted(locations)).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        self._reset()
+
+    def _reset(self) -> None:
+        self._path: Path | None = None
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_name": self._name}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._reset()
+
+    @property
+    def path(self) -> Path:
+        """The folder; it is made on first use."""
+        if self._path is None:
+            self._path = cache_folder().absolute() / paths.PARTS / self._name
+            try:
+                self._make()
+            except (DatabaseError, OSError) as error:
+                warnings.warn(f"{error}; what is derived of the parts is computed again the next time", stacklevel=2)
+                self._temporary = tempfile.TemporaryDirectory(prefix="cnnfilterdb-parts-", ignore_cleanup_errors=True)
+                self._path = Path(self._temporary.name).resolve()
+        return self._path
+
+    def _make(self) -> None:
+        assert self._path is not None
+        with writing(self._path):
+            make_folder(self._path)
+            self._path = self._path.resolve()
+        self._write_empty(self._path)
+
+    def _write_empty(self, root: Path) -> None:
+        for path, schema in self._empty(root):
+            if not _is_sealed(path, schema):
+                _write(schema.empty_table(), path)
+
+    def _empty(self, root: Path) -> list[tuple[Path, pa.Schema]]:
+        names = (paths.basis_path(paths.EMPTY), paths.histograms_path(paths.EMPTY, paths.EMPTY))
+        return [(paths.inside(root, name), schema) for name, schema in zip(names, (BASES, HISTOGRAMS), strict=True)]
+
+    def empty_files(self) -> tuple[str, str]:
+        """The file of bases and the file of histograms without rows; they are written where they are missing."""
+        root = self.path
+        self._write_empty(root)
+        (bases, _), (histograms, _) = self._empty(root)
+        return str(bases), str(histograms)
+
+    def basis(self, basis_id: str) -> FittedBasis | None:
+        """A basis; None if it is not there, or damaged."""
+        name = paths.basis_path(basis_id)
+        try:
+            status = paths.inside(self.path, name).stat()
+        except OSError:
+            return None
+        return read_basis(self.path, name, status.st_mtime_ns, status.st_ino)[0]
+
+    def put_basis(self, fitted: FittedBasis) -> str:
+        """Write a basis, unless it is there.
+
+        Returns:
+            Its file.
+        """
+        path = paths.inside(self.path, paths.basis_path(fitted.basis_id))
+        known = self.basis(fitted.basis_id)
+        if known is None or basis_table(known) != basis_table(fitted):
+            _write(basis_table(fitted), path)
+        return str(path)
+
+    def histograms(self, basis_id: str, name: str) -> Path | None:
+        """A file of histograms; None if it is not there, or damaged."""
+        path = self._histograms(basis_id, name)
+        return path if _is_sealed(path, HISTOGRAMS) else None
+
+    def put_histograms(self, basis_id: str, name: str, table: pa.Table) -> Path:
+        """Write a file of histograms, whose rows are sorted by recipe."""
+        path = self._histograms(basis_id, name)
+        _write(table, path, **histogram_settings(table))
+        return path
+
+    def _histograms(self, basis_id: str, name: str) -> Path:
+        return paths.inside(self.path, paths.histograms_path(basis_id, name))
+
+
+def _write(table: pa.Table, path: Path, **settings: Any) -> None:
+    with writing(path):
+        make_folder(path.parent)
+    with replacing(path) as part:
+        write_sealed(table, part, **settings)
+
+
+def _is_sealed(path: Path, schema: pa.Schema) -> bool:
+    try:
+        status = path.stat()
+        return _checked(path, schema, status.st_mtime_ns, status.st_ino)
+    except OSError:
+        return False
+
+
+@lru_cache(maxsize=4096)
+def _checked(path: Path, schema: pa.Schema, changed: int, inode: int) -> bool:
+    """Whether a file is what this package wrote; one that has not changed is not read again."""
+    try:
+        return bool(sealed(path)) and pq.read_schema(path).equals(schema)
+    except (OSError, pa.ArrowException):
+        return False

@@ -1,0 +1,299 @@
+"""Several databases and releases as one storage: what is asked of all is asked of each, and nothing is copied.
+
+Which part a model is of is decided by the names of its files (:func:`cnnfilterdb.core.paths.slug`), which every part
+can list quickly; the views decide it by the keys themselves (:mod:`cnnfilterdb.sql.parts`), with the same result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from cnnfilterdb import sql
+from cnnfilterdb.analysis.bases import Bases
+from cnnfilterdb.analysis.storage import Storage
+from cnnfilterdb.core import paths
+from cnnfilterdb.core.reports import Problem, Progress
+from cnnfilterdb.core.schema import kernel_order
+from cnnfilterdb.errors import DatabaseError, QueryError, SelectionError, unknown_model
+from cnnfilterdb.parts.derived import DerivedFolder
+from cnnfilterdb.release.release import Release
+from cnnfilterdb.scan.scan import FilterFile
+from cnnfilterdb.sql.parts import PartTables, part_definitions
+from cnnfilterdb.store.folder import Store
+
+if TYPE_CHECKING:
+    import duckdb
+
+__all__ = ["Part", "Parts"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part.
+
+    Attributes:
+        name: Its name, by which no other part goes.
+        storage: Its tables and filters.
+        bases: Its bases.
+    """
+
+    name: str
+    storage: Store | Release
+    bases: Bases
+
+    @property
+    def has_filters(self) -> bool:
+        """Whether it has the filters of its models, not only their statistics."""
+        return isinstance(self.storage, Store) or not self.storage.manifest.statistics_only
+
+
+@dataclass
+class Counted:
+    """Which bases answer questions about all parts, and where their histograms are.
+
+    Attributes:
+        bases: Files of the bases.
+        stored: For each part by number, the keys of the bases whose histograms are taken from the part itself.
+        derived: For each part by number, files of histograms that were counted for all parts together.
+    """
+
+    bases: list[str] = field(default_factory=list)
+    stored: dict[int, list[str]] = field(default_factory=dict)
+    derived: dict[int, list[str]] = field(default_factory=dict)
+
+
+class Parts(Storage):
+    """Several databases and releases, which are only read.
+
+    Args:
+        parts: The parts.
+        location: What the whole is called: the file that lists them, or their locations.
+        duplicates: ``error`` refuses models of the same key in several parts, ``first`` takes that of the first part.
+
+    Attributes:
+        parts: The parts, in order.
+        derived: The folder of what is derived of all of them together.
+        counted: Which of it is used.
+
+    Raises:
+        DatabaseError: A model is in several parts, and ``duplicates`` is ``error``.
+    """
+
+    def __init__(self, parts: Sequence[Part], location: str, *, duplicates: str = "error") -> None:
+        self.parts = list(parts)
+        self.location = location
+        self.first_wins = duplicates == "first"
+        self.derived = DerivedFolder([part.storage.location for part in parts])
+        self.counted = Counted()
+        self.owners()
+
+    def __repr__(self) -> str:
+        return f"Parts({self.location!r})"
+
+    @property
+    def annotated(self) -> bool:
+        """Whether a part has annotations."""
+        return any(part.storage.annotated for part in self.parts)
+
+    # ------------------------------------------------------------------------------------------------- models
+
+    def owners(self) -> dict[str, int]:
+        """The number of the part that each model is taken from, by the name of its files.
+
+        Raises:
+            DatabaseError: A model is in several parts, and the first is not to be taken.
+        """
+        found: dict[str, int] = {}
+        for number, part in enumerate(self.parts):
+            slugs = part.storage.slugs()
+            if not self.first_wins and (twice := found.keys() & slugs):
+                slug = min(twice)
+                key = next((model_id for model_id in part.storage.model_ids() if paths.slug(model_id) == slug), slug)
+                more = f" and {len(twice) - 1:,} more are" if len(twice) > 1 else " is"
+                raise DatabaseError(
+                    f"{key}{more} in the parts {self.parts[found[slug]].name} and {part.name}; open them with "
+                    'duplicates="first", or leave one of them out'
+                )
+            for slug in slugs:
+                found.setdefault(slug, number)
+        return found
+
+    def owned(self, model_ids: Iterable[str] | None = None) -> dict[int, list[str]]:
+        """Models by the number of the part that they are taken from; by default all.
+
+        Raises:
+            UnknownModelError: No part has one of them.
+        """
+        owners = self.owners()
+        found: dict[int, list[str]] = {}
+        if model_ids is None:
+            for number, part in enumerate(self.parts):
+                own = [one for one in part.storage.model_ids() if owners.get(paths.slug(one)) == number]
+                if own:
+                    found[number] = own
+            return found
+        for model_id in model_ids:
+            number = owners.get(paths.slug(model_id), -1)
+            if number < 0:
+                raise unknown_model(model_id, self.model_ids(), self.location)
+            found.setdefault(number, []).append(model_id)
+        return found
+
+    def slugs(self) -> set[str]:
+        """Names of the files of the models of all parts."""
+        return set(self.owners())
+
+    def model_ids(self) -> list[str]:
+        """Keys of the models of all parts, sorted."""
+        return sorted({model_id for part in self.parts for model_id in part.storage.model_ids()})
+
+    def layers(self, model_ids: Iterable[str] | None = None, *, columns: Sequence[str] | None = None) -> pa.Table:
+        """The layers of all parts, sorted by ``model_id`` and ``layer``.
+
+        Args:
+            model_ids: Of these models only.
+            columns: These columns only, which must include the two.
+        """
+        tables = []
+        for number, own in sorted(self.owned(model_ids).items()):
+            tables.append(self.parts[number].storage.layers(own, columns=columns))
+        if not tables:
+            return self.parts[0].storage.layers([], columns=columns)
+        joined = pa.concat_tables([table.replace_schema_metadata(None).cast(_plain(table.schema)) for table in tables])
+        return joined if len(tables) == 1 else joined.sort_by([("model_id", "ascending"), ("layer", "ascending")])
+
+    # ------------------------------------------------------------------------------------------------ filters
+
+    def kernels(self) -> list[str]:
+        """Kernel sizes of the filters of all parts."""
+        return sorted({kernel for part in self.parts for kernel in part.storage.kernels()}, key=kernel_order)
+
+    def require_filters(self, model_ids: Iterable[str] | None = None) -> None:
+        """Make sure that the filters of models are there, not only their statistics.
+
+        Args:
+            model_ids: The models; by default it is enough that a part has filters.
+
+        Raises:
+            SelectionError: A part has the statistics of one of them only.
+        """
+        if model_ids is None:
+            if not any(part.has_filters for part in self.parts):
+                self.parts[0].storage.require_filters()
+            return
+        for number, own in self.owned(model_ids).items():
+            self._require(number, own)
+
+    def _require(self, number: int, own: Sequence[str]) -> None:
+        part = self.parts[number]
+        if not part.has_filters:
+            condition = f"part != {sql.literal(part.name)}"
+            raise SelectionError(
+                f"the part {part.name} has the statistics of {len(own):,} of these models, not their filters; "
+                f'narrow the question with where="{condition}", or leave this part out'
+            )
+
+    def filter_files(self, kernel: str, model_ids: Iterable[str] | None = None) -> list[FilterFile]:
+        """The files of a kernel size that may contain some models, those of each part together.
+
+        Raises:
+            SelectionError: A part has the statistics of one of them only.
+            UnknownModelError: No part has one of them.
+        """
+        found: list[FilterFile] = []
+        for number, own in sorted(self.owned(model_ids).items()):
+            self._require(number, own)
+            found += self.parts[number].storage.filter_files(kernel, own)
+        return found
+
+    # -------------------------------------------------------------------------------------------------- views
+
+    def definitions(self) -> dict[str, sql.Definition]:
+        """The views and macros over all parts."""
+        empty_bases, empty_histograms = self.derived.empty_files()
+        tables = [self._tables(number, part) for number, part in enumerate(self.parts)]
+        return part_definitions(
+            tables,
+            bases=[empty_bases, *self.counted.bases],
+            no_histograms=empty_histograms,
+            first_wins=self.first_wins,
+        )
+
+    def _tables(self, number: int, part: Part) -> PartTables:
+        storage = part.storage
+        found = PartTables(
+            name=part.name,
+            root=storage.location,
+            shards=None,
+            bases=tuple(self.counted.stored.get(number, ())),
+            histograms=tuple(self.counted.derived.get(number, ())),
+        )
+        if isinstance(storage, Release):
+            root = storage.under(_protocol(number))
+            return replace(found, root=root, shards=storage.shards(), kernels=tuple(storage.kernels()))
+        # A folder always has a file without rows of 3x3 filters.
+        sizes = tuple(dict.fromkeys(["3x3", *storage.kernels()]))
+        return replace(found, kernels=sizes, annotated=storage.annotated)
+
+    def places(self) -> list[str]:
+        """What the views read: the parts, and what is derived of them."""
+        remote = [
+            f"{_protocol(number)}://" for number, part in enumerate(self.parts) if isinstance(part.storage, Release)
+        ]
+        return [*(part.storage.location for part in self.parts), *remote, str(self.derived.path)]
+
+    def folders(self) -> list[str]:
+        """The parts that are database folders."""
+        return [part.storage.location for part in self.parts if isinstance(part.storage, Store)]
+
+    def attach(self, connection: duckdb.DuckDBPyConnection) -> None:
+        """Let a connection read the parts that are not on this machine."""
+        for number, part in enumerate(self.parts):
+            if isinstance(part.storage, Release):
+                part.storage.attach(connection, _protocol(number))
+
+    def check(self, query: str) -> None:
+        """Check the tables of the releases among the parts.
+
+        Raises:
+            QueryError: The query reads filters, and a part has the statistics of its models only.
+        """
+        if sql.reads_filters(query):
+            for number, own in self.owned().items():
+                try:
+                    self._require(number, own)
+                except SelectionError as error:
+                    raise QueryError(
+                        f"{error}".replace("narrow the question with where=", "in Python use where=")
+                    ) from None
+        for part in self.parts:
+            if isinstance(part.storage, Release):
+                part.storage.check_tables(query)
+
+    # -------------------------------------------------------------------------------------------------- state
+
+    def snapshot(self) -> dict[str, object]:
+        """The state of the parts; releases do not change."""
+        return {file: stamp for part in self.parts for file, stamp in part.storage.snapshot().items()}
+
+    def damage(self) -> str | None:
+        """The first damaged file of a part."""
+        return next((found for part in self.parts if (found := part.storage.damage())), None)
+
+    def verify(self, *, progress: Progress | None = None) -> list[Problem]:
+        """Check every count and every hash of every part."""
+        return [problem for part in self.parts for problem in part.storage.verify(progress=progress)]
+
+
+def _protocol(number: int) -> str:
+    """Under which DuckDB reads a release that is not on this machine."""
+    return f"part{number}"
+
+
+def _plain(schema: pa.Schema) -> pa.Schema:
+    """The columns of a layers table without what differs between a folder and a release: descriptions, nullability."""
+    return pa.schema([pa.field(one.name, one.type) for one in schema])

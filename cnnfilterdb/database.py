@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, overload
 
 import duckdb
 
@@ -137,20 +138,19 @@ class FilterDB(Imports):
 
     def merge(
         self,
-        other: Reader | str | Path,
-        *,
+        *others: Reader | str | Path,
         where: str | None = None,
         overwrite: bool = False,
         keep_duplicates: bool = False,
         progress: Progress | None = None,
     ) -> TransferReport:
-        """Import the models of another database, with their annotations.
+        """Import the models of other databases, with their annotations, one database after the other.
 
         Models already present are skipped; repeat the call to resume an interrupted run. The weight of each layer is
         compared with its hash.
 
         Args:
-            other: A database, its folder, or the address of a release.
+            *others: Databases, their folders, addresses of releases, or several parts that were opened as one.
             where: Condition over the columns of models, such as ``"domain LIKE 'medical%'"``: only these models. Of a
                 release only their filters are fetched.
             overwrite: Replace models of the same key that have other weights; otherwise they are reported as conflicts.
@@ -168,12 +168,13 @@ class FilterDB(Imports):
         >>> other.models()["name"].tolist()
         ['photos-large', 'photos-small']
         """
-        if not isinstance(other, Reader):
-            with open(other) as reader:
-                return self.merge(
-                    reader, where=where, overwrite=overwrite, keep_duplicates=keep_duplicates, progress=progress
-                )
-        report = _merge(self._store, other, where, not keep_duplicates, overwrite, progress)
+        if not others:
+            raise SelectionError("merge: no database given; pass those whose models are to be imported")
+        with ExitStack() as stack:
+            readers = [one if isinstance(one, Reader) else stack.enter_context(open(one)) for one in others]
+            report = _merge(
+                self._store, readers, where, progress=progress, drop_duplicates=not keep_duplicates, overwrite=overwrite
+            )
         self._write_init()
         return report
 
@@ -538,16 +539,35 @@ def pull(
         if isinstance(reader.storage, Release):
             reader.storage.check_all()  # before anything is written
         db = create(path)
-        report = _merge(db._store, reader, where, False, overwrite, progress)
+        report = _merge(db._store, [reader], where, drop_duplicates=False, overwrite=overwrite, progress=progress)
         db._write_init()
         return report
 
 
 def _merge(
-    store: Store, reader: Reader, where: str | None, drop_duplicates: bool, overwrite: bool, progress: Progress | None
+    store: Store, readers: Sequence[Reader], where: str | None, *, progress: Progress | None, **settings: bool
 ) -> TransferReport:
+    """Copy the models of several databases that a condition selects, one database after the other."""
     from cnnfilterdb.exchange.transfer import merge
+    from cnnfilterdb.parts.parts import Parts
 
-    model_ids = None if where is None else list(reader.models(where=where)["model_id"])
-    settings: dict[str, Any] = {"drop_duplicates": drop_duplicates, "overwrite": overwrite, "progress": progress}
-    return merge(store, cast(Any, reader.storage), model_ids, **settings)
+    sources: list[tuple[Any, list[str]]] = []
+    for reader in readers:
+        storage = reader.storage
+        chosen = storage.model_ids() if where is None else list(reader.models(where=where)["model_id"])
+        if isinstance(storage, Parts):
+            sources += [(storage.parts[number].storage, own) for number, own in sorted(storage.owned(chosen).items())]
+        else:
+            sources.append((storage, chosen))
+    total, report = sum(len(chosen) for _, chosen in sources), TransferReport()
+    for storage, chosen in sources:
+        before = report.models()
+
+        def counted(model_id: str, done: int, of: int, before: int = before) -> None:
+            if progress:
+                progress(model_id, before + done, total)
+
+        report.update(merge(store, storage, chosen, progress=counted, **settings))
+        if report.stopped:
+            break
+    return report

@@ -42,6 +42,7 @@ def folder(tmp_path, monkeypatch):
     """An empty folder to run examples in, and registries that forget what they register."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "Agg")
+    monkeypatch.setenv("CNNFILTERDB_CACHE", str(tmp_path / "cache"))
     formats.registered()  # a module registers its format once
     monkeypatch.setattr(sources, "_sources", dict(sources._sources))
     monkeypatch.setattr(formats, "_formats", dict(formats._formats))

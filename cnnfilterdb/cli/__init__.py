@@ -175,6 +175,7 @@ _REMEDIES = {
     r"db\.layers\(\) lists": "`cnnfilterdb layers` lists",
     r"db\.models\(\) lists": "`cnnfilterdb models` lists",
     r"cnnfilterdb\.create\(path\)": "`cnnfilterdb ingest` or `cnnfilterdb add`",
+    r'\bopen them with duplicates="first"': "give --duplicates first",
     r"\bwith (kernel|where|basis|recipe|top)=": r"with --\1 ",
     r"\bgive (kernel|where|basis|recipe|top)=": r"give --\1 ",
 }

@@ -125,19 +125,21 @@ def pull(location: str, where: str | None, overwrite: bool, path: Path, quiet: b
     _summary(outcome, quiet)
 
 
-@click.command(short_help="Import the models of another database.")
-@click.argument("other", metavar="DATABASE")
+@click.command(short_help="Import the models of other databases.")
+@click.argument("others", metavar="DATABASE...", nargs=-1, required=True)
 @_models_option
 @_overwrite_option
 @click.option("--keep-duplicates", is_flag=True, help="Import models whose weights another model has, too.")
 @written_db_option
 @quiet_option
-def merge(other: str, where: str | None, overwrite: bool, keep_duplicates: bool, path: Path, quiet: bool) -> None:
-    """Import the models of another DATABASE, a folder or a release; models with equal weights are dropped."""
+def merge(
+    others: tuple[str, ...], where: str | None, overwrite: bool, keep_duplicates: bool, path: Path, quiet: bool
+) -> None:
+    """Import the models of every DATABASE, a folder or a release; models with equal weights are dropped."""
     db = open_database(path, create=True)
     with progress_bars(quiet) as progress:
         outcome = db.merge(
-            other, where=where, overwrite=overwrite, keep_duplicates=keep_duplicates, progress=_models(progress)
+            *others, where=where, overwrite=overwrite, keep_duplicates=keep_duplicates, progress=_models(progress)
         )
     _summary(outcome, quiet)
 

@@ -123,13 +123,14 @@ def remove(models: tuple[str, ...], path: Path) -> None:
     say(f"removed {counted(len(chosen), 'model')}; {len(db.storage.model_ids()):,} left")
 
 
-@click.command(short_help="List or clear the cache of downloads.")
+@click.command(short_help="List or clear the cache.")
 @click.argument("action", type=click.Choice(["list", "clear"]), default="list")
 @rows_options
 def cache(action: str, rows: Output) -> None:
-    """List the files in the cache of downloads, largest first, or clear it.
+    """List the files in the cache, largest first, or clear it.
 
-    Databases do not depend on the cache; a later ingest downloads what it needs again.
+    They are downloads, and histograms of databases that were opened together. Databases do not depend on the cache:
+    what is needed again is downloaded and computed again.
 
     \b
       cnnfilterdb cache

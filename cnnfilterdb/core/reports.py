@@ -145,6 +145,19 @@ class TransferReport:
         """The counts, for notebooks."""
         return html_table(type(self).__name__, [self._counts()])
 
+    def models(self) -> int:
+        """Number of models that were dealt with."""
+        return sum(self._counts().values())
+
+    def update(self, other: TransferReport) -> None:
+        """Add the outcome for other models."""
+        self.done |= other.done
+        self.skipped += other.skipped
+        self.duplicates |= other.duplicates
+        self.conflicts += other.conflicts
+        self.failed |= other.failed
+        self.stopped = self.stopped or other.stopped
+
     def _counts(self) -> dict[str, int]:
         parts = ("done", "skipped", "duplicates", "conflicts", "failed")
         return {name: len(getattr(self, name)) for name in parts}

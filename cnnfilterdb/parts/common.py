@@ -28,6 +28,7 @@ import pyarrow.compute as pc
 
 from cnnfilterdb.analysis.bases import Bases, FittedBasis
 from cnnfilterdb.analysis.fitting import basis_key, fit, model_histograms
+from cnnfilterdb.core import paths
 from cnnfilterdb.core.reports import Progress
 from cnnfilterdb.core.schema import HISTOGRAMS, indexable, kernel_order, papers_layers, storable
 from cnnfilterdb.parts.parts import Counted, Part, Parts
@@ -105,13 +106,18 @@ class CommonBases(Bases):
         layers = self._parts.layers(columns=_IDENTITY)
         layers = layers.filter(layers["stored"])
         there = _by_kernel(layers)
+        owners = self._parts.owners()
         own = {number: _own(part) for number, part in enumerate(self._parts.parts)}
+        absent = {number: _absent(part) for number, part in enumerate(self._parts.parts)}
         counted = Counted()
         files: dict[tuple[str, int], list[_Counted]] = {}
         for kernel in sorted(there, key=kernel_order):
             if not (storable(kernel) and indexable(kernel)):
                 continue
-            holders = self._parts.owned(there[kernel])
+            holders: dict[int, list[str]] = {}
+            for model_id in there[kernel]:
+                if (slug := paths.slug(model_id)) in owners:  # it is not being removed at this moment
+                    holders.setdefault(owners[slug], []).append(model_id)
             fitted = self._chosen.get(kernel) or self._choose(kernel, layers, own, list(holders), progress)
             if fitted is None:
                 continue
@@ -120,7 +126,7 @@ class CommonBases(Bases):
             for number, model_ids in holders.items():
                 missing = model_ids
                 if _same(own[number].get(fitted.basis_id), fitted):
-                    missing = self._not_stored(number, fitted, model_ids)
+                    missing = [one for one in model_ids if one in absent[number].get(fitted.basis_id, ())]
                     if len(missing) < len(model_ids):
                         counted.stored.setdefault(number, []).append(fitted.basis_id)
                 if missing:
@@ -161,14 +167,6 @@ class CommonBases(Bases):
         return fit(self._parts, rows, kernel, sequence=1, progress=progress)
 
     # --------------------------------------------------------------------------------------- which histograms
-
-    def _not_stored(self, number: int, fitted: FittedBasis, model_ids: Sequence[str]) -> list[str]:
-        """The models of a part whose histograms in its own basis are missing there."""
-        bases = self._parts.parts[number].bases
-        if not isinstance(bases, Index):
-            return []  # those of a release are complete, which is checked when they are read
-        missing = set(bases.missing().get(fitted.basis_id, ()))
-        return [model_id for model_id in model_ids if model_id in missing]
 
     def _counted(
         self,
@@ -229,6 +227,13 @@ def _own(part: Part) -> dict[str, FittedBasis]:
     if part.bases.unsound():
         return {}
     return {fitted.basis_id: fitted for fitted in part.bases.bases()}
+
+
+def _absent(part: Part) -> dict[str, set[str]]:
+    """The models of a part whose histograms in its own bases are missing, by basis."""
+    if not isinstance(part.bases, Index):
+        return {}  # those of a release are complete, which is checked when they are read
+    return {basis_id: set(model_ids) for basis_id, model_ids in part.bases.missing().items()}
 
 
 def _last(bases: Mapping[str, FittedBasis], kernel: str) -> FittedBasis | None:

@@ -6,11 +6,12 @@ can list quickly; the views decide it by the keys themselves (:mod:`cnnfilterdb.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cnnfilterdb import sql
 from cnnfilterdb.analysis.bases import Bases
@@ -158,13 +159,22 @@ class Parts(Storage):
             model_ids: Of these models only.
             columns: These columns only, which must include the two.
         """
-        tables = []
-        for number, own in sorted(self.owned(model_ids).items()):
-            tables.append(self.parts[number].storage.layers(own, columns=columns))
+        if model_ids is not None:
+            tables = [
+                self.parts[number].storage.layers(own, columns=columns)
+                for number, own in sorted(self.owned(model_ids).items())
+            ]
+        else:
+            owners = self.owners()
+            tables = [
+                _rows_of(part.storage.layers(columns=columns), owners, number) for number, part in enumerate(self.parts)
+            ]
+        if len(tables) == 1:
+            return tables[0]
         if not tables:
             return self.parts[0].storage.layers([], columns=columns)
-        joined = pa.concat_tables([table.replace_schema_metadata(None).cast(_plain(table.schema)) for table in tables])
-        return joined if len(tables) == 1 else joined.sort_by([("model_id", "ascending"), ("layer", "ascending")])
+        joined = pa.concat_tables([table.cast(_plain(table.schema)) for table in tables])
+        return joined.sort_by([("model_id", "ascending"), ("layer", "ascending")])
 
     # ------------------------------------------------------------------------------------------------ filters
 
@@ -287,6 +297,13 @@ class Parts(Storage):
     def verify(self, *, progress: Progress | None = None) -> list[Problem]:
         """Check every count and every hash of every part."""
         return [problem for part in self.parts for problem in part.storage.verify(progress=progress)]
+
+
+def _rows_of(layers: pa.Table, owners: Mapping[str, int], number: int) -> pa.Table:
+    """Those rows of a layers table that are of models of a part."""
+    there = layers["model_id"].unique().to_pylist()
+    own = [model_id for model_id in there if owners.get(paths.slug(model_id)) == number]
+    return layers if len(own) == len(there) else layers.filter(pc.is_in(layers["model_id"], pa.array(own, pa.string())))
 
 
 def _protocol(number: int) -> str:

@@ -295,3 +295,32 @@ def test_parts_of_parts_and_names(two, part_of, tmp_path):
         assert [part.name for part in db.storage.parts] == [str(two[0]), str(third)]
     with pytest.raises(cnnfilterdb.SelectionError, match="several parts; give each of them a name"):
         cnnfilterdb.open({"both": cnnfilterdb.open(two)})
+
+
+# --------------------------------------------------------------------------------------------------------- merge
+
+
+def test_several_are_merged_into_one_folder(two, tmp_path, sample):
+    done: list[tuple[int, int]] = []
+    with cnnfilterdb.create(tmp_path / "merged.db") as db:
+        report = db.merge(*two, progress=lambda model_id, number, of: done.append((number, of)))
+        assert sorted(report.done) == [f"custom/{name}" for name in NAMES]
+        assert done == [(number, 5) for number in range(1, 6)]
+        db.index(refit=True)
+        pd.testing.assert_frame_equal(db.kl_shift("domain"), sample.kl_shift("domain"), check_exact=True)
+        assert sorted(db.merge(*two).skipped) == sorted(report.done)
+        with pytest.raises(cnnfilterdb.SelectionError, match="no database given"):
+            db.merge()
+
+
+def test_parts_are_merged_with_the_models_and_annotations_that_they_show(two, part_of, tmp_path):
+    again = part_of(tmp_path / "again.db", ("face", "photo-b"))
+    with cnnfilterdb.open(again) as db:
+        db.annotate("custom/face", domain="portraits", new_words=True)
+    with (
+        cnnfilterdb.open([again, *two], duplicates="first") as db,
+        cnnfilterdb.create(tmp_path / "merged.db") as merged,
+    ):
+        report = merged.merge(db, where="domain != 'medical ct'")
+        assert sorted(report.done) == ["custom/face", "custom/photo-a", "custom/photo-b"]
+        assert merged.models(where="name = 'face'")["domain"].tolist() == ["portraits"]

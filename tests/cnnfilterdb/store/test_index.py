@@ -377,7 +377,7 @@ def test_a_refit_works_with_the_clock_set_back(copy, tensors, monkeypatch):
             def now(cls, tz=None):
                 return datetime(1999, 1, 1, tzinfo=tz)
 
-        monkeypatch.setattr("cnnfilterdb.store.index.datetime", Clock)
+        monkeypatch.setattr("cnnfilterdb.analysis.fitting.datetime", Clock)
         (second,) = db.index(refit=True)
         assert second.created_at.year == 1999
         assert second.sequence > first.sequence

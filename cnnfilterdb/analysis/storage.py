@@ -25,10 +25,12 @@ class Storage(ABC):
     Attributes:
         location: Its path or address, as DuckDB and users write it.
         published: Whether it never changes, as a release.
+        composed: Whether it consists of parts, which the models name in the column ``part``.
     """
 
     location: str
     published: bool = False
+    composed: bool = False
 
     @property
     def annotated(self) -> bool:

@@ -42,8 +42,11 @@ def models(available: bool, source: str | None, licenses: bool, where: str | Non
         table = _available(source, where)
         table = table.select([name for name in columns or table.column_names if name in table.column_names])
     else:
-        table = open_reader(path).models_table(where=where, columns=columns)
-    if columns is _SHOWN and not available and not any(table["untrained"].to_pylist()):
+        db = open_reader(path)
+        if columns is _SHOWN and db.storage.composed:
+            columns = ("part", *_SHOWN)
+        table = db.models_table(where=where, columns=columns)
+    if columns and columns[-1] == _SHOWN[-1] and not available and not any(table["untrained"].to_pylist()):
         table = table.select(table.column_names[:-1])
     emit(table, rows, missing={"license": "unknown"})
 

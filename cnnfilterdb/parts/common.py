@@ -85,6 +85,16 @@ class CommonBases(Bases):
             self.prepare()
             return [self._chosen[kernel] for kernel in sorted(self._chosen, key=kernel_order)]
 
+    def without_fingerprints(self) -> list[str]:
+        """Models whose layers have no fingerprints in their part, which are computed there."""
+        owners, parts = self._parts.owners(), self._parts.parts
+        return [
+            model_id
+            for number, part in enumerate(parts)
+            for model_id in part.bases.without_fingerprints()
+            if owners.get(paths.slug(model_id)) == number
+        ]
+
     def remedy(self, kernel: str, stored: bool) -> str:
         """Why there is no basis for a kernel size, and what to do."""
         without = [part.name for part in self._parts.parts if not part.has_filters]

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from cnnfilterdb.analysis.bases import FittedBasis, basis_table
 from cnnfilterdb.core import paths
 from cnnfilterdb.core.caching import cache_folder
-from cnnfilterdb.core.schema import BASES, HISTOGRAMS
+from cnnfilterdb.core.schema import BASES, FINGERPRINTS, HISTOGRAMS
 from cnnfilterdb.errors import DatabaseError
 from cnnfilterdb.store.durable import make_folder, replacing, writing
 from cnnfilterdb.store.index import read_basis
@@ -80,15 +80,19 @@ class DerivedFolder:
                 _write(schema.empty_table(), path)
 
     def _empty(self, root: Path) -> list[tuple[Path, pa.Schema]]:
-        names = (paths.basis_path(paths.EMPTY), paths.histograms_path(paths.EMPTY, paths.EMPTY))
-        return [(paths.inside(root, name), schema) for name, schema in zip(names, (BASES, HISTOGRAMS), strict=True)]
+        empty = paths.EMPTY
+        files = {
+            paths.basis_path(empty): BASES,
+            paths.histograms_path(empty, empty): HISTOGRAMS,
+            paths.fingerprints_path(empty): FINGERPRINTS,
+        }
+        return [(paths.inside(root, name), schema) for name, schema in files.items()]
 
-    def empty_files(self) -> tuple[str, str]:
-        """The file of bases and the file of histograms without rows; they are written where they are missing."""
+    def empty_files(self) -> list[str]:
+        """The files of bases, of histograms and of fingerprints without rows, which are written where missing."""
         root = self.path
         self._write_empty(root)
-        (bases, _), (histograms, _) = self._empty(root)
-        return str(bases), str(histograms)
+        return [str(path) for path, _ in self._empty(root)]
 
     def basis(self, basis_id: str) -> FittedBasis | None:
         """A basis; None if it is not there, or damaged."""

@@ -84,6 +84,8 @@ class Parts(Storage):
         DatabaseError: A model is in several parts, and ``duplicates`` is ``error``.
     """
 
+    composed = True
+
     def __init__(self, parts: Sequence[Part], location: str, *, duplicates: str = "error") -> None:
         self.parts = list(parts)
         self.location = location
@@ -224,12 +226,13 @@ class Parts(Storage):
 
     def definitions(self) -> dict[str, sql.Definition]:
         """The views and macros over all parts."""
-        empty_bases, empty_histograms = self.derived.empty_files()
+        no_bases, no_histograms, no_fingerprints = self.derived.empty_files()
         tables = [self._tables(number, part) for number, part in enumerate(self.parts)]
         return part_definitions(
             tables,
-            bases=[empty_bases, *self.counted.bases],
-            no_histograms=empty_histograms,
+            bases=[no_bases, *self.counted.bases],
+            no_histograms=no_histograms,
+            no_fingerprints=no_fingerprints,
             first_wins=self.first_wins,
         )
 
@@ -243,11 +246,21 @@ class Parts(Storage):
             histograms=tuple(self.counted.derived.get(number, ())),
         )
         if isinstance(storage, Release):
-            root = storage.under(_protocol(number))
-            return replace(found, root=root, shards=storage.shards(), kernels=tuple(storage.kernels()))
-        # A folder always has a file without rows of 3x3 filters.
-        sizes = tuple(dict.fromkeys(["3x3", *storage.kernels()]))
-        return replace(found, kernels=sizes, annotated=storage.annotated)
+            shards = storage.shards()
+            return replace(
+                found,
+                root=storage.under(_protocol(number)),
+                shards=shards,
+                kernels=tuple(storage.kernels()),
+                fingerprints="fingerprints" in shards,
+            )
+        return replace(
+            found,
+            # A folder always has a file without rows of 3x3 filters.
+            kernels=tuple(dict.fromkeys(["3x3", *storage.kernels()])),
+            annotated=storage.annotated,
+            fingerprints=paths.inside(storage.path, paths.fingerprints_path(paths.EMPTY)).exists(),
+        )
 
     def places(self) -> list[str]:
         """What the views read: the parts, and what is derived of them."""

@@ -37,6 +37,7 @@ class PartTables:
         annotated: Whether it has annotations.
         bases: Keys of the bases whose histograms are taken from the part.
         histograms: Files with further histograms of the part.
+        fingerprints: Whether it has fingerprints.
     """
 
     name: str
@@ -46,6 +47,7 @@ class PartTables:
     annotated: bool = False
     bases: tuple[str, ...] = ()
     histograms: tuple[str, ...] = ()
+    fingerprints: bool = False
 
     def files(self, table: str, pattern: str) -> str:
         """The files of a table as SQL: its shards in a release, a pattern in a folder."""
@@ -54,7 +56,7 @@ class PartTables:
 
 
 def part_definitions(
-    parts: Sequence[PartTables], *, bases: Sequence[str], no_histograms: str, first_wins: bool
+    parts: Sequence[PartTables], *, bases: Sequence[str], no_histograms: str, no_fingerprints: str, first_wins: bool
 ) -> dict[str, Definition]:
     """The views and macros of several parts by name, in an order in which they can be created.
 
@@ -62,6 +64,7 @@ def part_definitions(
         parts: The parts; their order decides which of two models of the same key is taken.
         bases: Files of the bases.
         no_histograms: A file of the histograms table without rows.
+        no_fingerprints: A file of the fingerprints table without rows.
         first_wins: Take the first of several models of the same key; otherwise a query that meets them fails.
     """
     relations = Relations(
@@ -71,6 +74,7 @@ def part_definitions(
         bases=parquet_rows(_listed(map(without_wildcards, bases))),
         all_histograms=_histograms(parts, no_histograms),
         histograms="histograms",
+        fingerprints=_fingerprints(parts, no_fingerprints),
         filters={kernel: _filters(parts, kernel) for part in parts for kernel in part.kernels},
         key=("model_id", "part"),
     )
@@ -105,8 +109,15 @@ def _annotations(parts: Sequence[PartTables]) -> str | None:
     return f"FROM {_union(rows)}" if rows else None
 
 
+def _fingerprints(parts: Sequence[PartTables], no_fingerprints: str) -> str:
+    rows = [_none(no_fingerprints)]
+    pattern = paths.fingerprints_pattern()
+    rows += [_of(part, parquet_rows(part.files("fingerprints", pattern))) for part in parts if part.fingerprints]
+    return _union(rows)
+
+
 def _histograms(parts: Sequence[PartTables], no_histograms: str) -> str:
-    rows = [f"SELECT *, NULL::VARCHAR AS part FROM {parquet_rows(_listed([without_wildcards(no_histograms)]))}"]
+    rows = [_none(no_histograms)]
     for part in parts:
         if part.bases and part.shards is not None:
             chosen = ", ".join(map(literal, part.bases))
@@ -125,6 +136,11 @@ def _filters(parts: Sequence[PartTables], kernel: str) -> str:
     return _union(
         [_of(part, parquet_rows(part.files(f"filters_{kernel}", pattern))) for part in parts if kernel in part.kernels]
     )
+
+
+def _none(file: str) -> str:
+    """The query for a table without rows, by which one over no parts can be bound."""
+    return f"SELECT *, NULL::VARCHAR AS part FROM {parquet_rows(_listed([without_wildcards(file)]))}"
 
 
 def _of(part: PartTables, relation: str, columns: str = "*") -> str:

@@ -37,7 +37,7 @@ def models(available: bool, source: str | None, licenses: bool, where: str | Non
     """List models."""
     if source and not available:
         raise click.UsageError(f"--source requires --available; for a database use --where \"source = '{source}'\"")
-    columns = _LICENSES if licenses else _SHOWN if rows.for_people() else None
+    columns: tuple[str, ...] | None = _LICENSES if licenses else _SHOWN if rows.for_people() else None
     if available:
         table = _available(source, where)
         table = table.select([name for name in columns or table.column_names if name in table.column_names])

@@ -105,6 +105,7 @@ def test_nearest(parts, sample):
         "FROM nearest_3x3([1, 0, -1, 1, 0, -1, 1, 0, -1], top := 5)",
         "SELECT * EXCLUDE (part, ingested_at) FROM facts ORDER BY model_id, layer",
         "FROM annotations",
+        "SELECT model_id, layer, kurtosis, sketch FROM fingerprints ORDER BY ALL",
     ],
 )
 def test_sql(parts, sample, query):

@@ -47,8 +47,9 @@ def test_verbs_read_several(run, two, tmp_path):
         found = pd.DataFrame(json.loads(out)).set_index("part")[["folder.db", "release"]]
         pd.testing.assert_frame_equal(found, db.kl_shift("part"), check_names=False)
     for line in (
-        ["quality", "domain"], ["layers"], ["nearest", "1 0 -1; 1 0 -1; 1 0 -1"], ["shared"], ["basis", tmp_path / "basis.json"], ["verify"],
-        ["sql", "FROM group_sizes(part)"], ["test", "part", "--permutations", "99"], ["structure", "domain"],
+        ["quality", "domain"], ["layers"], ["nearest", "1 0 -1; 1 0 -1; 1 0 -1"], ["shared"], ["related"],
+        ["basis", tmp_path / "basis.json"], ["verify"], ["sql", "FROM group_sizes(part)"],
+        ["test", "part", "--permutations", "99"], ["structure", "domain"],
         ["explain", "part", "domain", "--permutations", "99"],
         ["plot", "shift", "--by", "part", "-o", tmp_path / "shift.png"], ["export", tmp_path / "all.npz"],
         ["report", "--by", "part", "-o", tmp_path / "report.html"], ["diff", "custom/ct-b", "custom/ct-b"],

@@ -31,7 +31,7 @@ from cnnfilterdb.analysis.fitting import basis_key, fit, model_histograms
 from cnnfilterdb.core import paths
 from cnnfilterdb.core.reports import Progress
 from cnnfilterdb.core.schema import HISTOGRAMS, indexable, kernel_order, papers_layers, storable
-from cnnfilterdb.parts.parts import Counted, Part, Parts
+from cnnfilterdb.parts.parts import Counted, OpenPart, Parts
 from cnnfilterdb.scan.steady import steady
 from cnnfilterdb.stats import RECIPES
 from cnnfilterdb.store.index import Index
@@ -232,14 +232,14 @@ def _by_kernel(layers: pa.Table) -> dict[str, dict[str, str]]:
     return {kernel: {model_id: _digest(of) for model_id, of in models.items()} for kernel, models in found.items()}
 
 
-def _own(part: Part) -> dict[str, FittedBasis]:
+def _own(part: OpenPart) -> dict[str, FittedBasis]:
     """The bases of a part by their keys; none of an index that is damaged, whose histograms are counted again."""
     if part.bases.unsound():
         return {}
     return {fitted.basis_id: fitted for fitted in part.bases.bases()}
 
 
-def _absent(part: Part) -> dict[str, set[str]]:
+def _absent(part: OpenPart) -> dict[str, set[str]]:
     """The models of a part whose histograms in its own bases are missing, by basis."""
     if not isinstance(part.bases, Index):
         return {}  # those of a release are complete, which is checked when they are read

@@ -9,7 +9,7 @@ from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.parts.common import CommonBases
 from cnnfilterdb.parts.listing import PartsList, check_duplicates, check_location, check_name, is_parts_list
 from cnnfilterdb.parts.locations import Opened, opened
-from cnnfilterdb.parts.parts import Part, Parts
+from cnnfilterdb.parts.parts import OpenPart, Parts
 from cnnfilterdb.release.address import REFERENCE, reference_folder
 from cnnfilterdb.release.release import Release
 from cnnfilterdb.store.folder import Store
@@ -46,7 +46,7 @@ def opened_parts(given: GivenParts, *, duplicates: str = "error", location: str 
         RemoteError: An address cannot be reached.
     """
     check_duplicates(duplicates)
-    parts: list[Part] = []
+    parts: list[OpenPart] = []
     for name, one in _named(given):
         storage, bases = _opened(one)
         if isinstance(storage, Parts):
@@ -60,10 +60,10 @@ def opened_parts(given: GivenParts, *, duplicates: str = "error", location: str 
             raise SelectionError(f"{storage.location}: given twice; name each part once")
         check_location(storage.location)
         default = REFERENCE if storage.location == str(reference_folder()) else storage.location
-        parts.append(Part(name or default, storage, bases))
+        parts.append(OpenPart(name or default, storage, bases))
     if not parts:
         raise SelectionError("no parts given; expected the locations of databases or releases")
-    parts = [Part(name, part.storage, part.bases) for name, part in zip(_short(parts), parts, strict=True)]
+    parts = [OpenPart(name, part.storage, part.bases) for name, part in zip(_short(parts), parts, strict=True)]
     whole = Parts(parts, location or _joined(part.storage.location for part in parts), duplicates=duplicates)
     return whole, CommonBases(whole)
 
@@ -80,7 +80,7 @@ def _named(given: GivenParts) -> Iterable[tuple[str | None, str | Path | Opened]
     return [(None, one) for one in given]
 
 
-def _short(parts: Sequence[Part]) -> list[str]:
+def _short(parts: Sequence[OpenPart]) -> list[str]:
     """The names of the parts, those that are locations by their last piece, unless another part has it, too."""
     last = [part.name.rstrip("/").rpartition("/")[2] for part in parts]
     names = [

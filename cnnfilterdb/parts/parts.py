@@ -29,11 +29,11 @@ from cnnfilterdb.store.folder import Store
 if TYPE_CHECKING:
     import duckdb
 
-__all__ = ["Part", "Parts"]
+__all__ = ["OpenPart", "Parts"]
 
 
 @dataclass(frozen=True)
-class Part:
+class OpenPart:
     """A part.
 
     Attributes:
@@ -86,7 +86,7 @@ class Parts(Storage):
 
     composed = True
 
-    def __init__(self, parts: Sequence[Part], location: str, *, duplicates: str = "error") -> None:
+    def __init__(self, parts: Sequence[OpenPart], location: str, *, duplicates: str = "error") -> None:
         self.parts = list(parts)
         self.location = location
         self.first_wins = duplicates == "first"
@@ -236,7 +236,7 @@ class Parts(Storage):
             first_wins=self.first_wins,
         )
 
-    def _tables(self, number: int, part: Part) -> PartTables:
+    def _tables(self, number: int, part: OpenPart) -> PartTables:
         storage = part.storage
         found = PartTables(
             name=part.name,

@@ -1,6 +1,6 @@
 # make demo   imports trained models, prints their shifts by domain, writes a report
 # make test   runs the test suite
-# make check  runs linters and the type checker
+# make check  runs linters and the type checker; ESLint, too, where npm is installed
 # make reference  builds the corpus of statistics that the package contains
 # make docs   builds the manual, docs/_build/index.html
 PYTHON ?= python3
@@ -45,6 +45,15 @@ check: $(VENV)/installed-dev .types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	MYPYPATH=.types $(BIN)/mypy -p cnnfilterdb -p benchmarks
+	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory check-js; else echo "no npm: ESLint is skipped"; fi
+
+# Reinstalled when the versions change.
+scripts/explorer/node_modules/.package-lock.json: scripts/explorer/package-lock.json
+	cd scripts/explorer && npm ci --ignore-scripts --no-audit --no-fund
+
+.PHONY: check-js
+check-js: scripts/explorer/node_modules/.package-lock.json
+	cd scripts/explorer && npm run --silent lint
 
 # Needs no network; every warning is an error. The suite builds it, too.
 docs: $(VENV)/installed-dev

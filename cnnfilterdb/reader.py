@@ -11,6 +11,7 @@ from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.questions.lineage import Lineage
 
 if TYPE_CHECKING:
+    from cnnfilterdb.explore.server import ExplorerServer
     from cnnfilterdb.plots.figures import Figures
     from cnnfilterdb.study.document import Study
 
@@ -83,6 +84,37 @@ class Reader(Lineage):
 
         check_options("report", options, ShiftOptions)
         return write_report(self, Path(path), by, title, command, options)
+
+    def explore(
+        self, *, port: int | None = None, browser: bool = False, seconds: float = 60, memory: str = "512MB"
+    ) -> ExplorerServer:
+        """Serve the explorer on loopback, from a thread of this process; a notebook shows a link.
+
+        Args:
+            port: Port, 0 for any free one; by default 8737, or a free one if that is in use.
+            browser: Open the browser.
+            seconds: Time limit of a question.
+            memory: Memory limit of DuckDB.
+
+        Returns:
+            ``url`` is what to open in a browser; it contains a token, without which nothing is answered. ``close()``,
+            or leaving a ``with`` block, ends the explorer.
+
+        Raises:
+            MissingExtraError: Without the extra ``explore``.
+            DatabaseError: The port is in use.
+
+        >>> with db.explore() as explorer:
+        ...     print(explorer.url.partition("#")[0])
+        http://127.0.0.1:...
+        """
+        from cnnfilterdb.explore.server import ExplorerServer
+
+        self._ensure_index()
+        server = ExplorerServer(self, shown=self.location, port=port, seconds=seconds, memory=memory).start()
+        if browser:
+            server.show()
+        return server
 
     def study(
         self, name: str = "medical", *, permutations: int = 999, scan: bool = True, progress: Progress | None = None

@@ -35,11 +35,11 @@ ALLOWED: dict[str, set[str]] = {
     "exchange": CORE | {"analysis", "questions", "release", "store"},
     "publish": CORE | {"analysis", "catalog", "release", "store"},
     "study": CORE | {"analysis", "catalog", "plots", "publish", "questions"},
-    "reader": CORE | {"analysis", "exchange", "plots", "questions", "study"},
+    "explore": CORE | {"analysis", "connection", "exchange", "plots", "questions"},
+    "reader": CORE | {"analysis", "exchange", "explore", "plots", "questions", "study"},
     "imports": CORE | {"analysis", "catalog", "ingest", "reader", "store"},
     "database": CORE
     | {"analysis", "catalog", "exchange", "imports", "ingest", "parts", "publish", "reader", "release", "store"},
-    "explore": CORE | {"analysis", "connection", "exchange", "plots", "questions", "reader"},
     "examples": GROUND | {"database", "reader"},
     "": CORE | {"analysis", "database", "examples", "exchange", "ingest", "publish", "reader", "release", "store"},
     "cli": CORE

@@ -28,11 +28,13 @@ def explore(
 
     The printed URL contains a token, without which nothing is answered. Nothing is written to the database.
     """
-    from cnnfilterdb.explore.server import run_server
+    from cnnfilterdb.explore.server import ExplorerServer
 
     with open_reader(path) as db:
         db._ensure_index()  # a folder that can be written to may lack it; the server only reads
-        run_server(
-            db, shown=naming(path), host=host, port=port, browser=not no_browser, seconds=seconds, memory=memory,
-            say=say,
-        )  # fmt: skip
+        server = ExplorerServer(db, shown=naming(path), host=host, port=port, seconds=seconds, memory=memory)
+        say(f"{server.shown} in the browser: {server.url}")
+        say("Ctrl-C ends it.")
+        if not no_browser:
+            server.show()
+        server.run()

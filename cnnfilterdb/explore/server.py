@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import contextlib
 import hmac
+import html
 import json
 import os
 import secrets
 import socket
 import tempfile
 import threading
+import time
 import webbrowser
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 import anyio.to_thread
@@ -46,9 +48,9 @@ except ImportError as error:
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-    from cnnfilterdb.reader import Reader
+    from cnnfilterdb.questions.lineage import Lineage
 
-__all__ = ["PORT", "Guard", "application", "run_server"]
+__all__ = ["PORT", "ExplorerServer", "Guard", "application"]
 
 #: The port unless one is chosen; a fixed one keeps bookmarks of views valid.
 PORT = 8737
@@ -125,7 +127,7 @@ class Guard:
 
 
 def application(
-    db: Reader,
+    db: Lineage,
     *,
     token: str,
     hosts: frozenset[str],
@@ -186,8 +188,18 @@ def application(
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> Any:
         # What the first views need is read while the browser starts.
-        threading.Thread(target=explorer.prepare, daemon=True, name="prepare").start()
+        job = Job(seconds)
+
+        def prepare() -> None:
+            with job:
+                current.set(job)
+                explorer.prepare()
+
+        thread = threading.Thread(target=prepare, daemon=True, name="prepare")
+        thread.start()
         yield
+        await run_in_threadpool(job.stop, "closed")
+        thread.join()
         watched.close()
 
     return Starlette(
@@ -257,35 +269,37 @@ async def _answered(
     return answers[0]
 
 
-def run_server(
-    db: Reader,
-    *,
-    shown: str | tuple[str, ...],
-    host: str = "127.0.0.1",
-    port: int | None = None,
-    browser: bool = True,
-    seconds: float = 60,
-    memory: str = "512MB",
-    say: Callable[[str], None] = print,
-) -> None:
-    """Serve a database to the browser until the process is interrupted.
+class ExplorerServer:
+    """An explorer of one database, which listens: :meth:`run` serves in this thread, :meth:`start` in another.
 
     Args:
-        db: The database.
+        db: The database; it is only read from.
         shown: How command lines name it.
         host: Address to listen on; any other than loopback lets other machines in, who need the token too.
         port: Port; by default :data:`PORT`, or a free one if that is in use.
-        browser: Open the browser.
         seconds: Time limit of a question.
         memory: Memory limit of DuckDB.
-        say: Called with lines to print.
+
+    Attributes:
+        shown: What people call the database.
+        url: What to open in a browser. It contains the token, so whoever has it can read the database.
 
     Raises:
         DatabaseError: The address is in use.
     """
-    listener = _listen(host, port)
-    with listener:
-        number = listener.getsockname()[1]
+
+    def __init__(
+        self,
+        db: Lineage,
+        *,
+        shown: str | tuple[str, ...],
+        host: str = "127.0.0.1",
+        port: int | None = None,
+        seconds: float = 60,
+        memory: str = "512MB",
+    ) -> None:
+        self._listener = _listen(host, port)
+        number = self._listener.getsockname()[1]
         name = f"[{host}]" if ":" in host else host
         names = {name, "localhost", "127.0.0.1", "[::1]"} if host in ("127.0.0.1", "::1", "localhost") else {name}
         if host in ("0.0.0.0", "::"):
@@ -293,15 +307,63 @@ def run_server(
             name = socket.gethostname().lower()
         token = secrets.token_urlsafe(32)
         hosts = frozenset(f"{one.lower()}:{number}" for one in names)
-        url = f"http://{name}:{number}/#token={token}"
+        self.url = f"http://{name}:{number}/#token={token}"
+        self.shown = shown if isinstance(shown, str) else db.location
         app = application(db, token=token, hosts=hosts, shown=shown, seconds=seconds, memory=memory)
         config = uvicorn.Config(
             app, log_level="warning", access_log=False, server_header=False, ws="none", timeout_graceful_shutdown=1
         )
-        say(f"{shown if isinstance(shown, str) else db.location} in the browser: {url}")
-        say("Ctrl-C ends it.")
-        with _opened(url) if browser else contextlib.nullcontext():
-            uvicorn.Server(config).run(sockets=[listener])
+        self._server = uvicorn.Server(config)
+        self._browser = contextlib.ExitStack()  # what the browser reads
+        self._thread: threading.Thread | None = None
+
+    def __repr__(self) -> str:
+        state = "running" if self._thread and self._thread.is_alive() else "not running"
+        return f"ExplorerServer({self.shown!r}, {state})"
+
+    def _repr_html_(self) -> str:
+        """A link, for notebooks; the page itself refuses to be shown in a frame."""
+        if not (self._thread and self._thread.is_alive()):
+            return html.escape(repr(self))
+        link = f'<a href="{html.escape(self.url)}" target="_blank" rel="noopener noreferrer">Open the explorer</a>'
+        return f"{link} of {html.escape(self.shown)}; <code>close()</code> ends it."
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def show(self) -> None:
+        """Open the browser."""
+        self._browser.enter_context(_opened(self.url))
+
+    def run(self) -> None:
+        """Serve until the process is interrupted."""
+        with self._listener, self._browser:
+            self._server.run(sockets=[self._listener])
+
+    def start(self) -> Self:
+        """Serve in a thread that ends with the process, or by :meth:`close`; returns when requests are answered.
+
+        Raises:
+            DatabaseError: The server does not start.
+        """
+        self._thread = threading.Thread(target=self.run, daemon=True, name="explorer")
+        self._thread.start()
+        while not self._server.started:
+            if not self._thread.is_alive():
+                raise DatabaseError(f"{self.shown}: the explorer did not start; see the log for the reason")
+            time.sleep(0.01)
+        return self
+
+    def close(self) -> None:
+        """End the server and free its memory and port. Closing twice is allowed."""
+        self._server.should_exit = True
+        if self._thread:
+            self._thread.join()
+        self._browser.close()
+        self._listener.close()
 
 
 def _listen(host: str, port: int | None) -> socket.socket:

@@ -65,6 +65,7 @@ _GROUPINGS = (
 MEDIA_TYPES = {
     "csv": "text/csv; charset=utf-8",
     "parquet": "application/vnd.apache.parquet",
+    "pdf": "application/pdf",
     "png": "image/png",
     "svg": "image/svg+xml",
 }
@@ -398,7 +399,7 @@ class Explorer:
     # ------------------------------------------------------------------------------------------------- files
 
     def file(self, request: Request) -> tuple[bytes, str]:
-        """A file to download, and its name: rows as CSV or Parquet, or a figure as PNG or SVG.
+        """A file to download, and its name: rows as CSV or Parquet, or a figure as PNG, SVG or PDF.
 
         Raises:
             SelectionError: An unknown kind or format, or more rows than a file may have.
@@ -424,8 +425,10 @@ class Explorer:
                 frame = self._db.quality(by, **narrowed)
             frame.insert(0, by if by not in frame.columns else "group", frame.index)
             return _bytes(pa.Table.from_pandas(frame, preserve_index=False), style), f"{kind}.{style}"
-        if style in ("png", "svg") and kind in ("shift", "ridge", "quality"):
-            plot = self._db.plot
+        if style in ("pdf", "png", "svg") and kind in ("shift", "ridge", "quality"):
+            from cnnfilterdb.plots.figures import Figures
+
+            plot = Figures(self._db)
             if kind == "shift":
                 figure = plot.kl_shift(by, metric=metric, **options)
             elif kind == "ridge":

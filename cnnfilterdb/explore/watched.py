@@ -14,12 +14,10 @@ import numpy.typing as npt
 from cnnfilterdb.analysis import groups as groupings
 from cnnfilterdb.analysis.bases import FittedBasis
 from cnnfilterdb.analysis.groups import Grouping, Groups, Histograms
-from cnnfilterdb.analysis.options import BasisChoice
 from cnnfilterdb.connection import Connection
-from cnnfilterdb.core.schema import PAPERS_LAYER, kernel_shape
+from cnnfilterdb.core.schema import PAPERS_LAYER
 from cnnfilterdb.explore.jobs import current
-from cnnfilterdb.questions.tables import undisturbed
-from cnnfilterdb.reader import Reader
+from cnnfilterdb.questions.lineage import Lineage
 from cnnfilterdb.sql import literal
 
 __all__ = ["WatchedReader"]
@@ -37,18 +35,18 @@ _SECONDS = 2.0
 _MOST_BYTES = 256 * 2**20
 
 
-class WatchedReader(Reader):
+class WatchedReader(Lineage):
     """A database whose queries belong to the current job, within a limit of memory.
 
     The models, the layers, and the histograms of the bases asked for last, are kept in memory until a model is added,
-    replaced or removed. Answers are those of :class:`Reader`, to rounding.
+    replaced or removed. Answers are those of :class:`~cnnfilterdb.Reader`, to rounding.
 
     Args:
         db: A database; it is only read from.
         memory: Memory limit of DuckDB, such as ``512MB``.
     """
 
-    def __init__(self, db: Reader, *, memory: str) -> None:
+    def __init__(self, db: Lineage, *, memory: str) -> None:
         super().__init__(db.storage, db._bases, confined=True)
         # What does not fit in memory is written to a folder that only its owner can read.
         self._scratch = TemporaryDirectory(prefix="cnnfilterdb-")
@@ -107,39 +105,18 @@ class WatchedReader(Reader):
             self._looked_at = time.monotonic()
             return self._small
 
-    @undisturbed
-    def groups(
-        self,
-        by: str,
-        *,
-        where: str | None = None,
-        recipe: str = "cvpr2022",
-        basis: BasisChoice = None,
-        bins: int | None = None,
-        range: tuple[float, float] | None = None,
-        balance: str = "filters",
-        kernel: str = "3x3",
-        all_layers: bool = False,
-        min_models: int = 1,
-        min_filters: int = 1,
-    ) -> Groups:
-        """As :meth:`Reader.groups`; those of the stored basis come from memory."""
-        kernel_shape(kernel)
-        question = Grouping(by, where, kernel, recipe, balance, all_layers)
-        kept = None
-        if basis is None and bins is None and range is None:
-            fitted = self._fitted(None, kernel)
-            kept = self._kept(fitted, recipe)
-        if kept is not None:
+    def _scanned(self, filters: int) -> None:
+        if job := current.get():
+            job.check()
+
+    def _stored_groups(self, question: Grouping, fitted: FittedBasis) -> Groups:
+        if kept := self._kept(fitted, question.recipe):
             rows = groupings.selection(self._connect("facts"), question, moments=False)
             try:
-                return groupings.summed(question, rows, fitted, kept).at_least(min_models, min_filters)
+                return groupings.summed(question, rows, fitted, kept)
             except KeyError:
                 pass  # a layer that is not in the index, which the query reports
-        return super().groups(
-            by, where=where, recipe=recipe, basis=basis, bins=bins, range=range, balance=balance, kernel=kernel,
-            all_layers=all_layers, min_models=min_models, min_filters=min_filters,
-        )  # fmt: skip
+        return super()._stored_groups(question, fitted)
 
     def _kept(self, fitted: FittedBasis, recipe: str) -> Histograms | None:
         """The histograms of a basis and recipe; None if they are too large to be kept."""

@@ -181,9 +181,7 @@ class Statistics(Tables):
         check_histogram(bins, range)
         fitted = self._fitted(basis, kernel) if not isinstance(basis, stats.Basis) and basis != "selection" else None
         if fitted and bins in (None, fitted.basis.bins) and range is None:
-            return groupings.stored(self._connect("group_histograms"), question, fitted).at_least(
-                min_models, min_filters
-            )
+            return self._stored_groups(question, fitted).at_least(min_models, min_filters)
         self._require_filters()
         rows = groupings.selection(self._connect("facts"), question)
         if fitted:
@@ -202,6 +200,10 @@ class Statistics(Tables):
             limits=range,
             basis_id=fitted.basis_id if fitted else None,
         ).at_least(min_models, min_filters)
+
+    def _stored_groups(self, question: Grouping, fitted: FittedBasis) -> Groups:
+        """Groups from the stored histograms of a basis."""
+        return groupings.stored(self._connect("group_histograms"), question, fitted)
 
     @undisturbed
     def kl_shift(

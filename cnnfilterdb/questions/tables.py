@@ -347,7 +347,9 @@ class Tables:
                 f"SELECT model_id, layer FROM facts WHERE stored AND kernel = {sqltext.literal(size)} AND {narrowed}",
             )
             layers = set(zip(rows["model_id"].to_pylist(), rows["layer"].to_pylist(), strict=True))
-        table: pd.DataFrame = nearest.nearest_filters(self.storage, size, wanted, layers, top).to_pandas()
+        table: pd.DataFrame = nearest.nearest_filters(
+            self.storage, size, wanted, layers, top, self._scanned
+        ).to_pandas()
         return table
 
     @undisturbed
@@ -430,6 +432,9 @@ class Tables:
 
     def _connect(self, query: str) -> duckdb.DuckDBPyConnection:
         return self._views.connect(query)
+
+    def _scanned(self, filters: int) -> None:
+        """Called during a scan with the number of filters done since the last call; an error from it ends the scan."""
 
     def _undisturbed(self, ask: Callable[[], T]) -> T:
         """Repeat a query until no file was replaced while it ran; queries inside another one are not repeated."""

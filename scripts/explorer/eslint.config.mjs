@@ -27,4 +27,5 @@ export default [
       ],
     },
   },
+  { files: ["**/plots/*.js"], languageOptions: { sourceType: "script" } },
 ];

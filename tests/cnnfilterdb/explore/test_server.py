@@ -6,7 +6,10 @@ import http.client
 import io
 import json
 import shlex
+import threading
 import time
+import urllib.error
+import urllib.request
 
 import numpy as np
 import pandas as pd
@@ -17,6 +20,8 @@ from click.testing import CliRunner
 import cnnfilterdb
 from cnnfilterdb.cli import cli
 from cnnfilterdb.explore import server
+from cnnfilterdb.explore.jobs import CancelledError, Job, current
+from cnnfilterdb.explore.watched import WatchedReader
 
 from .conftest import MARKUP, TOKEN
 
@@ -157,6 +162,42 @@ def test_the_token_is_in_no_argument_of_a_process(monkeypatch):
         with open(path) as file:  # noqa: PTH123
             assert "secret" in file.read()
     assert "secret" not in url
+
+
+def test_from_python_it_runs_in_a_thread_until_it_is_closed(db, monkeypatch):
+    shown = []
+    monkeypatch.setattr("webbrowser.open", shown.append)
+    with cnnfilterdb.example().explore(port=0, browser=True) as explorer:
+        assert "running" in repr(explorer)
+        assert f'href="{explorer.url}"' in explorer._repr_html_()
+        address, _, token = explorer.url.partition("#token=")
+        assert len(shown) == 1
+        headers = {"Authorization": f"Bearer {token}"}
+        with urllib.request.urlopen(urllib.request.Request(f"{address}api/models", b"{}", headers)) as response:
+            assert json.load(response)["total"] == 3
+        # A second one has a port and a token of its own.
+        with db.explore(port=0) as other:
+            assert other.url.partition("#")[0] != address
+    assert "not running" in repr(explorer)
+    assert "href" not in explorer._repr_html_()
+    explorer.close()
+    with pytest.raises(urllib.error.URLError):
+        urllib.request.urlopen(address)
+    assert len(db.models()) > 0, "closing an explorer closes the database"
+
+
+def test_a_search_of_kernels_can_be_cancelled(db):
+    with WatchedReader(db, memory="256MB") as watched, Job(60) as job:
+        token = current.set(job)
+        try:
+            assert len(watched.nearest([[1, 0, -1]] * 3)) == 10
+            threading.Thread(target=job.stop, args=["cancelled"], daemon=True).start()
+            while not job.stopped():
+                time.sleep(0.001)
+            with pytest.raises(CancelledError, match="cancelled"):
+                watched.nearest([[1, 0, -1]] * 3)
+        finally:
+            current.reset(token)
 
 
 def test_the_port_is_a_free_one_if_the_usual_one_is_in_use():
@@ -380,6 +421,7 @@ def test_rows_of_a_query_and_their_files(served):
         ("ridge", "svg", b"<?xml"),
         ("quality", "png", b"\x89PNG"),
         ("quality", "csv", b"domain,"),
+        ("quality", "pdf", b"%PDF-"),
         ("models", "csv", b"model_id,"),
     ],
 )

@@ -108,7 +108,7 @@ export function groups(root) {
     return [
       h("div", { class: "line" },
         colourBar("shift", "0", `${clipped ? "≥ " : ""}${number(high)}`, `${METRICS[request.metric]}${unit ? ` in ${unit}` : ""}, square-root scale`),
-        exports("shift", request, ["png", "svg", "csv"])),
+        exports("shift", request, ["png", "svg", "pdf", "csv"])),
       h("div", { class: "scroll", role: "region", "aria-label": "Heat map", tabindex: "0" }, element),
       h("p", { class: "quiet" }, "Select a cell to compare two groups by component."),
       h("section", { class: "pair", "aria-label": "Pair of groups" }),
@@ -126,7 +126,7 @@ export function groups(root) {
     const more = found.total - found.labels.length;
     return [
       h("div", { class: "line" }, h("p", {}, "Distributions of the coefficients: one column per component, with its share of the variance. Each has its own height."),
-        exports("ridge", request, ["png", "svg"])),
+        exports("ridge", request, ["png", "svg", "pdf"])),
       more ? h("p", {}, `The first ${found.labels.length} of ${number(found.total)} groups.`) : null,
       h("div", { class: "scroll", role: "region", "aria-label": "Distributions", tabindex: "0" }, distributions(found)),
       reproduce({ SQL: found.sql, "Command line": found.command })];
@@ -148,7 +148,7 @@ export function groups(root) {
     const onsort = (key) => context.go("groups", { ...context.options, sort: key,
       descending: order === key && !descending ? "true" : "" });
     former = "";
-    return [exports("quality", request, ["png", "svg", "csv"]),
+    return [exports("quality", request, ["png", "svg", "pdf", "csv"]),
       table("Quality by group", columns, rows, { sorted: { key: order, descending }, onsort }),
       reproduce({ SQL: found.sql, "Command line": found.command })];
   }

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, overload
+from typing import Any, Literal, Self, Unpack, overload
 
 import duckdb
 
@@ -27,10 +27,6 @@ from cnnfilterdb.release.address import REFERENCE, folder_to_write, hub_address,
 from cnnfilterdb.store import annotations as notes
 from cnnfilterdb.store.folder import Store
 from cnnfilterdb.store.index import Index
-
-if TYPE_CHECKING:
-    from cnnfilterdb.publish.hub import Published
-    from cnnfilterdb.release.manifest import Manifest
 
 __all__ = ["FilterDB", "create", "open", "pull"]
 
@@ -177,62 +173,6 @@ class FilterDB(Imports):
             )
         self._write_init()
         return report
-
-    def publish(
-        self,
-        repo: str,
-        *,
-        version: str | None = None,
-        include_license: str | Sequence[str] = (),
-        private: bool = False,
-        token: str | None = None,
-        folder: str | Path | None = None,
-        verify: bool = True,
-        progress: Progress | None = None,
-    ) -> Published | Manifest:
-        """Publish a release on the Hugging Face Hub.
-
-        The database is verified and its index is updated; the release is built, uploaded so that readers see it
-        completely or not at all, and tagged. Files that are already on the Hub are not sent again, so repeating the
-        call resumes an interrupted upload. Models whose licence does not permit redistribution, or that state none, are
-        left out and listed in the release.
-
-        Args:
-            repo: Data set to publish to, ``owner/name``; it is created if it does not exist.
-            version: ``X.Y.Z``; by default the next minor version.
-            include_license: Licences whose models are published anyway; ``unknown`` for those that state none.
-            private: Create a new data set as private.
-            token: Token of the user; by default the one that huggingface_hub uses.
-            folder: Write the release to this folder, and upload nothing.
-            verify: Check every count and every hash first.
-            progress: Called with the current step, the amount done and the total.
-
-        Returns:
-            What was published; with ``folder`` the manifest of the release.
-
-        Raises:
-            PublishError: It was not published.
-            CorruptError: The database is damaged.
-
-        >>> manifest = db.publish("owner/name", folder="release")   # without folder it is uploaded
-        >>> manifest.models, manifest.filters
-        (3, 1752)
-        """
-        from cnnfilterdb.publish.publish import publish
-
-        return publish(
-            self._index,
-            repo,
-            query=self._table,
-            draw=lambda where: self.plot.kl_shift(by="domain", where=where),
-            version=version,
-            include_license=names_of("include_license", include_license),
-            private=private,
-            token=token,
-            folder=None if folder is None else Path(folder),
-            verify=verify,
-            progress=progress,
-        )
 
     def remove(self, *model_ids: str) -> None:
         """Remove models with all their files and annotations: all of them or, after an error, none.

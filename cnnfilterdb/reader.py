@@ -1,18 +1,21 @@
-"""Reader: read-only queries on a local or published database."""
+"""Reader: queries on a local or published database, or on several as one."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
-from cnnfilterdb.analysis.options import ShiftOptions, check_options
+from cnnfilterdb.analysis.options import ShiftOptions, check_options, names_of
 from cnnfilterdb.core.reports import Exported, Progress
-from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.errors import PublishError, SelectionError
 from cnnfilterdb.questions.lineage import Lineage
 
 if TYPE_CHECKING:
     from cnnfilterdb.explore.server import ExplorerServer
     from cnnfilterdb.plots.figures import Figures
+    from cnnfilterdb.publish.hub import Published
+    from cnnfilterdb.release.manifest import Manifest
     from cnnfilterdb.study.document import Study
 
 __all__ = ["Reader"]
@@ -21,7 +24,7 @@ __all__ = ["Reader"]
 class Reader(Lineage):
     """A database of convolution kernels, opened for reading.
 
-    :func:`cnnfilterdb.open` returns one for a release, and with ``read_only=True`` for a folder.
+    :func:`cnnfilterdb.open` returns one for a release, for several parts, and with ``read_only=True`` for a folder.
 
     Args:
         storage: Where the database is located.
@@ -179,3 +182,64 @@ class Reader(Lineage):
         from cnnfilterdb.exchange.export import export
 
         return export(self, Path(path), to=to, where=where, kernel=kernel, progress=progress)
+
+    def publish(
+        self,
+        repo: str,
+        *,
+        version: str | None = None,
+        include_license: str | Sequence[str] = (),
+        private: bool = False,
+        token: str | None = None,
+        folder: str | Path | None = None,
+        verify: bool = True,
+        progress: Progress | None = None,
+    ) -> Published | Manifest:
+        """Publish a release on the Hugging Face Hub.
+
+        The database is verified and its index is updated; several parts become one release, in which shards of releases
+        are copied as they are where possible. The release is built, uploaded so that readers see it
+        completely or not at all, and tagged. Files that are already on the Hub are not sent again, so repeating the
+        call resumes an interrupted upload. Models whose licence does not permit redistribution, or that state none, are
+        left out and listed in the release.
+
+        Args:
+            repo: Data set to publish to, ``owner/name``; it is created if it does not exist.
+            version: ``X.Y.Z``; by default the next minor version.
+            include_license: Licences whose models are published anyway; ``unknown`` for those that state none.
+            private: Create a new data set as private.
+            token: Token of the user; by default the one that huggingface_hub uses.
+            folder: Write the release to this folder, and upload nothing.
+            verify: Check every count and every hash first.
+            progress: Called with the current step, the amount done and the total.
+
+        Returns:
+            What was published; with ``folder`` the manifest of the release.
+
+        Raises:
+            PublishError: It was not published, such as a release, which is published already.
+            SelectionError: A part has the statistics of its models only.
+            CorruptError: The database is damaged.
+
+        >>> manifest = db.publish("owner/name", folder="release")   # without folder it is uploaded
+        >>> manifest.models, manifest.filters
+        (3, 1752)
+        """
+        from cnnfilterdb.publish.publish import publish
+        from cnnfilterdb.publish.sources import source_of
+
+        if self._views.confined:
+            raise PublishError(f"{self.location}: open for reading only; open it without read_only=True")
+        return publish(
+            source_of(self.storage, self._bases, self._table),
+            repo,
+            query=self._table,
+            draw=lambda where: self.plot.kl_shift(by="domain", where=where),
+            version=version,
+            include_license=names_of("include_license", include_license),
+            private=private,
+            token=token,
+            folder=None if folder is None else Path(folder),
+            verify=verify,
+            progress=progress,
+        )

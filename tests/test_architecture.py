@@ -33,10 +33,10 @@ ALLOWED: dict[str, set[str]] = {
     "ingest": CORE | {"catalog", "store"},
     "testing": GROUND | {"catalog", "ingest"},
     "exchange": CORE | {"analysis", "questions", "release", "store"},
-    "publish": CORE | {"analysis", "catalog", "release", "store"},
+    "publish": CORE | {"analysis", "catalog", "parts", "release", "store"},
     "study": CORE | {"analysis", "catalog", "plots", "publish", "questions"},
     "explore": CORE | {"analysis", "connection", "exchange", "plots", "questions"},
-    "reader": CORE | {"analysis", "exchange", "explore", "plots", "questions", "study"},
+    "reader": CORE | {"analysis", "exchange", "explore", "plots", "publish", "questions", "study"},
     "imports": CORE | {"analysis", "catalog", "ingest", "reader", "store"},
     "database": CORE
     | {"analysis", "catalog", "exchange", "imports", "ingest", "parts", "publish", "reader", "release", "store"},

@@ -129,11 +129,14 @@ class Bases(ABC):
     def bases(self) -> list[FittedBasis]:
         """All bases, in the order of their fits."""
 
-    def prepare(self, progress: Progress | None = None) -> None:  # noqa: B027 (only parts compute theirs on demand)
+    def prepare(  # noqa: B027 (only parts compute theirs on demand)
+        self, progress: Progress | None = None, *, fingerprints: bool = False
+    ) -> None:
         """Compute what a question needs, where that is kept with the object and not with the database.
 
         Args:
             progress: Called with the current step, the amount done and the total.
+            fingerprints: Also the fingerprints of layers.
         """
 
     def unsound(self) -> dict[str, str]:

@@ -48,7 +48,7 @@ _overwrite_option = click.option(
 @click.option("--dry-run", "folder", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
               help="Write the release to DIR and upload nothing.")  # fmt: skip
 @click.option("--no-verify", is_flag=True, help="Skip the check of all counts and hashes.")
-@written_db_option
+@db_option
 @quiet_option
 def publish(
     repo: str, version: str | None, include_license: tuple[str, ...], private: bool, folder: Path | None,
@@ -62,11 +62,12 @@ def publish(
 
     \b
       cnnfilterdb publish me/filters --dry-run release
+      cnnfilterdb publish me/filters --db mine.db --db hf://datasets/me/filters@v1.0.0
       cnnfilterdb publish me/filters
     """
     from cnnfilterdb.release.manifest import Manifest
 
-    db = open_database(path)
+    db = open_reader(path)
     with progress_bars(quiet) as progress:
         done = db.publish(
             repo, version=version, include_license=include_license, private=private, folder=folder,

@@ -71,6 +71,7 @@ class CommonBases(Bases):
         self._state: object = None  # of the parts, when everything was counted
         self._chosen: dict[str, FittedBasis] = {}
         self._files: dict[tuple[str, int], list[_Counted]] = {}  # by basis and part
+        self._fingerprinted: dict[int, dict[str, Path]] = {}  # by part and model
 
     def __getstate__(self) -> dict[str, Any]:
         return {"location": self.location, "_parts": self._parts}
@@ -86,14 +87,14 @@ class CommonBases(Bases):
             return [self._chosen[kernel] for kernel in sorted(self._chosen, key=kernel_order)]
 
     def without_fingerprints(self) -> list[str]:
-        """Models whose layers have no fingerprints in their part, which are computed there."""
-        owners, parts = self._parts.owners(), self._parts.parts
-        return [
-            model_id
-            for number, part in enumerate(parts)
-            for model_id in part.bases.without_fingerprints()
-            if owners.get(paths.slug(model_id)) == number
-        ]
+        """Models whose layers have no fingerprints, and for which none were computed."""
+        return [model_id for number in range(len(self._parts.parts)) for model_id in self._without(number)]
+
+    def _without(self, number: int) -> list[str]:
+        owners = self._parts.owners()
+        known = self._fingerprinted.get(number, {})
+        missing = self._parts.parts[number].bases.without_fingerprints()
+        return [one for one in missing if one not in known and owners.get(paths.slug(one)) == number]
 
     def remedy(self, kernel: str, stored: bool) -> str:
         """Why there is no basis for a kernel size, and what to do."""
@@ -102,15 +103,38 @@ class CommonBases(Bases):
             return super().remedy(kernel, stored)
         return f"the part {without[0]} has neither a basis nor filters of that size; leave it out"
 
-    def prepare(self, progress: Progress | None = None) -> None:
-        """Choose or fit the bases, and count the histograms that are missing."""
+    def prepare(self, progress: Progress | None = None, *, fingerprints: bool = False) -> None:
+        """Choose or fit the bases, and count the histograms that are missing; compute fingerprints that are."""
         with self._lock:
             before = self._parts.snapshot()
-            if before == self._state and all(file.path.exists() for files in self._files.values() for file in files):
-                return
-            self._state = None
-            steady(self._parts.snapshot, lambda: self._count(progress))
-            self._state = before
+            if before != self._state or not all(file.path.exists() for one in self._files.values() for file in one):
+                self._state = None
+                steady(self._parts.snapshot, lambda: self._count(progress))
+                self._state = before
+            if fingerprints:
+                steady(self._parts.snapshot, lambda: self._fingerprint(progress))
+
+    def _fingerprint(self, progress: Progress | None) -> None:
+        """Compute the fingerprints of the models of folders that have none, each in a file."""
+        self._fingerprinted = {}
+        for number, part in enumerate(self._parts.parts):
+            if not isinstance(part.bases, Index) or not (missing := self._without(number)):
+                continue
+            layers = part.storage.layers(missing, columns=_IDENTITY)
+            digests: dict[str, list[str]] = {}
+            for row in layers.filter(layers["stored"]).select(["model_id", "layer", "tensor_sha256"]).to_pylist():
+                digests.setdefault(row["model_id"], []).append(f"{row['layer']} {row['tensor_sha256']}")
+            names = {model_id: _digest([model_id, *lines]) for model_id, lines in digests.items()}
+            known = {model_id: self._parts.derived.fingerprints(name) for model_id, name in names.items()}
+            absent = [model_id for model_id, path in known.items() if path is None]
+            for done, (model_id, table) in enumerate(part.bases.fingerprints.computed(absent), 1):
+                known[model_id] = self._parts.derived.put_fingerprints(names[model_id], table)
+                if progress:
+                    progress(f"fingerprints in {part.name}", done, len(absent))
+            self._fingerprinted[number] = {model_id: path for model_id, path in known.items() if path is not None}
+        self._parts.counted.fingerprints = {
+            number: list(map(str, files.values())) for number, files in self._fingerprinted.items()
+        }
 
     def _count(self, progress: Progress | None) -> None:
         layers = self._parts.layers(columns=_IDENTITY)

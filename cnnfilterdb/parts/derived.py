@@ -1,4 +1,4 @@
-"""The folder of what is derived of several parts together: a common basis, and the histograms that no part has.
+"""The folder of what is derived of several parts together: the basis in common, histograms and fingerprints.
 
 It is in the cache of the user, under a name that is a hash of the locations of the parts, and it has the form of the
 index of a database folder, with one file of histograms for some models of a part. Everything in it can be computed
@@ -25,6 +25,7 @@ from cnnfilterdb.core.caching import cache_folder
 from cnnfilterdb.core.schema import BASES, FINGERPRINTS, HISTOGRAMS
 from cnnfilterdb.errors import DatabaseError
 from cnnfilterdb.store.durable import make_folder, replacing, writing
+from cnnfilterdb.store.fingerprints import FINGERPRINT_ENCODING
 from cnnfilterdb.store.index import read_basis
 from cnnfilterdb.store.seals import sealed, write_sealed
 from cnnfilterdb.store.writer import histogram_settings
@@ -124,6 +125,17 @@ class DerivedFolder:
         """Write a file of histograms, whose rows are sorted by recipe."""
         path = self._histograms(basis_id, name)
         _write(table, path, **histogram_settings(table))
+        return path
+
+    def fingerprints(self, name: str) -> Path | None:
+        """A file of fingerprints; None if it is not there, or damaged."""
+        path = paths.inside(self.path, paths.fingerprints_path(name))
+        return path if _is_sealed(path, FINGERPRINTS) else None
+
+    def put_fingerprints(self, name: str, table: pa.Table) -> Path:
+        """Write a file of fingerprints."""
+        path = paths.inside(self.path, paths.fingerprints_path(name))
+        _write(table, path, **FINGERPRINT_ENCODING)
         return path
 
     def _histograms(self, basis_id: str, name: str) -> Path:

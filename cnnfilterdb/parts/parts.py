@@ -60,11 +60,13 @@ class Counted:
         bases: Files of the bases.
         stored: For each part by number, the keys of the bases whose histograms are taken from the part itself.
         derived: For each part by number, files of histograms that were counted for all parts together.
+        fingerprints: For each part by number, files of fingerprints that it lacks.
     """
 
     bases: list[str] = field(default_factory=list)
     stored: dict[int, list[str]] = field(default_factory=dict)
     derived: dict[int, list[str]] = field(default_factory=dict)
+    fingerprints: dict[int, list[str]] = field(default_factory=dict)
 
 
 class Parts(Storage):
@@ -244,6 +246,7 @@ class Parts(Storage):
             shards=None,
             bases=tuple(self.counted.stored.get(number, ())),
             histograms=tuple(self.counted.derived.get(number, ())),
+            more_fingerprints=tuple(self.counted.fingerprints.get(number, ())),
         )
         if isinstance(storage, Release):
             shards = storage.shards()

@@ -2,38 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from cnnfilterdb import sql
-from cnnfilterdb.analysis.bases import FittedBasis, basis_table
+from cnnfilterdb.analysis.bases import basis_table
 from cnnfilterdb.core import paths
 from cnnfilterdb.core.reports import Progress
-from cnnfilterdb.core.schema import FINGERPRINTS, HISTOGRAMS
 from cnnfilterdb.core.version import package_version
 from cnnfilterdb.errors import CnnFilterDbError, PublishError
 from cnnfilterdb.publish import card
 from cnnfilterdb.publish.licenses import decide
 from cnnfilterdb.publish.shards import SIZES, write_filter_shards, write_shards
+from cnnfilterdb.publish.sources import Query, ReleaseSource
 from cnnfilterdb.release.manifest import LeftOut, Manifest
-from cnnfilterdb.stats import RECIPES
 from cnnfilterdb.store.durable import make_folder, sha256, sync, sync_folder, writing
-from cnnfilterdb.store.folder import Store
-from cnnfilterdb.store.index import Index
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Draw", "Query", "build", "release_address"]
+__all__ = ["Draw", "build", "release_address"]
 
-#: Answers SQL over the views of a database.
-Query = Callable[[str], pa.Table]
 #: Draws the shifts between the image domains of the models that a condition selects.
 Draw = Callable[[str], "Figure"]
 
@@ -52,7 +46,7 @@ def release_address(repo: str, version: str) -> str:
 
 
 def build(
-    index: Index,
+    source: ReleaseSource,
     folder: Path,
     *,
     repo: str,
@@ -68,7 +62,7 @@ def build(
     The same database gives the same bytes again, except for the card.
 
     Args:
-        index: The index of the database, up to date; it names the folder as well.
+        source: What it is made of, up to date.
         folder: Folder to write to: empty, absent, or left behind by an interrupted build.
         repo: Data set that the release is for, ``owner/name``.
         version: Its version, ``X.Y.Z``.
@@ -82,29 +76,29 @@ def build(
         PublishError: No model may be published, or the folder is not empty.
         DatabaseError: The disk is full.
     """
-    store = index.store
+    storage = source.storage
     facts = query("FROM models ORDER BY model_id")
     if not facts.num_rows:
-        raise PublishError(f"{store.path}: contains no models; `cnnfilterdb ingest` imports some")
+        raise PublishError(f"{storage.location}: contains no models; `cnnfilterdb ingest` imports some")
     exceptions = [include_license] if isinstance(include_license, str) else include_license
     chosen, left_out = _permitted(facts, exceptions)
     if not chosen:
         raise PublishError(
-            f"{store.path}: none of its {len(left_out)} models may be published: {left_out[0].reason}; "
+            f"{storage.location}: none of its {len(left_out)} models may be published: {left_out[0].reason}; "
             "`--include-license` names exceptions"
         )
     _prepare(folder)
-    # The bases in use; older ones stay in the database.
-    bases = list(index.current().values())
-    kernels = list(dict.fromkeys(["3x3", *store.kernels()]))
+    bases = source.bases()
+    kernels = list(dict.fromkeys(["3x3", *storage.kernels()]))
     models = facts.filter(pc.is_in(facts["model_id"], pa.array(chosen)))
-    layers = store.layers(chosen)
+    layers = storage.layers(chosen)
     files = write_shards(folder, "models", [models]) + write_shards(folder, "layers", [layers])
     for kernel in kernels:
-        files += write_filter_shards(folder, store, kernel, chosen, sizes=sizes, progress=progress)
-    files += write_shards(folder, "histograms", _histograms(store, bases, chosen))
+        filters = source.filters(kernel, chosen)
+        files += write_filter_shards(folder, kernel, filters, sizes=sizes, progress=progress)
+    files += write_shards(folder, "histograms", source.histograms(bases, chosen))
     files += write_shards(folder, "bases", [basis_table(fitted) for fitted in bases])
-    files += write_shards(folder, "fingerprints", _fingerprints(store, chosen))
+    files += write_shards(folder, "fingerprints", source.fingerprints(chosen))
     manifest = Manifest(
         version=version,
         models=len(chosen),
@@ -175,23 +169,6 @@ def _permitted(models: pa.Table, include: Sequence[str]) -> tuple[list[str], lis
         else:
             left_out.append(LeftOut(model_id, license_, verdict.reason))
     return chosen, left_out
-
-
-def _histograms(store: Store, bases: Sequence[FittedBasis], model_ids: Sequence[str]) -> Iterator[pa.Table]:
-    """Ordered by basis and recipe, then by model, because a query reads one basis and one recipe."""
-    for fitted in bases:
-        for recipe in RECIPES:
-            for model_id in model_ids:
-                path = store.path / paths.histograms_path(fitted.basis_id, store.slug(model_id))
-                if path.exists():
-                    yield pq.read_table(path, schema=HISTOGRAMS, filters=pc.field("recipe") == recipe)
-
-
-def _fingerprints(store: Store, model_ids: Sequence[str]) -> Iterator[pa.Table]:
-    for model_id in sorted(model_ids):
-        path = store.path / paths.fingerprints_path(store.slug(model_id))
-        if path.exists():
-            yield pq.read_table(path, schema=FINGERPRINTS)
 
 
 def _save_figure(draw: Draw, folder: Path, model_ids: Sequence[str]) -> str | None:

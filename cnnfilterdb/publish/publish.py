@@ -1,4 +1,4 @@
-"""Publishes a database folder: verifies it, updates its index, builds the release and uploads it."""
+"""Publishes a database folder, or several parts: verifies it, updates its index, builds the release and uploads it."""
 
 from __future__ import annotations
 
@@ -7,19 +7,16 @@ from pathlib import Path
 
 from cnnfilterdb.core.reports import Progress
 from cnnfilterdb.errors import CorruptError, PublishError
-from cnnfilterdb.publish.build import Draw, Query, build
+from cnnfilterdb.publish.build import Draw, build
 from cnnfilterdb.publish.hub import Published, next_version, upload
+from cnnfilterdb.publish.sources import Query, ReleaseSource
 from cnnfilterdb.release.manifest import Manifest, version_of
-from cnnfilterdb.store.index import Index
 
 __all__ = ["publish"]
 
-# Name of the staging folder in the database that holds the release until it is uploaded
-_BUILT = "release"
-
 
 def publish(
-    index: Index,
+    source: ReleaseSource,
     repo: str,
     *,
     query: Query,
@@ -33,10 +30,10 @@ def publish(
     verify: bool = True,
     progress: Progress | None = None,
 ) -> Published | Manifest:
-    """Publish a release; see :meth:`cnnfilterdb.FilterDB.publish`.
+    """Publish a release; see :meth:`cnnfilterdb.Reader.publish`.
 
     Args:
-        index: The index of the database, which names the folder as well.
+        source: What it is made of.
         repo: Data set to publish to, ``owner/name``.
         query: Answers SQL over the views of the database.
         draw: Draws the shifts between the image domains of the models that a condition selects.
@@ -55,12 +52,12 @@ def publish(
     if folder is None:
         version = version or next_version(repo, token=token, endpoint=endpoint)
     if verify:
-        _verify(index, progress)
-    index.build(progress=progress)
+        _verify(source, progress)
+    source.prepare(progress)
 
     def built(target: Path) -> Manifest:
         return build(
-            index,
+            source,
             target,
             repo=repo,
             version=version or "1.0.0",
@@ -72,18 +69,18 @@ def publish(
 
     if folder is not None:
         return built(folder)
-    with index.store.staging(_BUILT) as staged:
+    with source.staging() as staged:
         manifest = built(staged / "files")
         return upload(
             staged / "files", manifest, repo, token=token, endpoint=endpoint, private=private, progress=progress
         )
 
 
-def _verify(index: Index, progress: Progress | None) -> None:
+def _verify(source: ReleaseSource, progress: Progress | None) -> None:
     def report(model_id: str, done: int, total: int) -> None:
         if progress:
             progress("models verified", done, total)
 
-    problems = index.store.verify(progress=report)
+    problems = source.storage.verify(progress=report)
     if problems:
         raise CorruptError(f"{len(problems)} problems, the first is {problems[0]}; nothing was published")

@@ -10,8 +10,9 @@ content (content-defined chunking of Parquet).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import accumulate
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,9 @@ from cnnfilterdb.core.schema import release_schema, weight_columns
 from cnnfilterdb.release.manifest import ReleaseFile
 from cnnfilterdb.store.durable import sha256, writing
 from cnnfilterdb.store.fingerprints import FINGERPRINT_ENCODING
-from cnnfilterdb.store.folder import Store
 from cnnfilterdb.store.writer import HISTOGRAM_ENCODING, filter_settings
 
-__all__ = ["SIZES", "TableWriter", "plain", "plan", "write_filter_shards", "write_shards"]
+__all__ = ["SIZES", "ModelRows", "TableWriter", "WholeShard", "plain", "plan", "write_filter_shards", "write_shards"]
 
 #: Smallest and largest size of a file of filters before compression, in bytes.
 SIZES = (128 << 20, 512 << 20)
@@ -143,6 +143,15 @@ class TableWriter:
         )
         self._writer, self._rows, self._models = None, 0, []
 
+    def copy(self, shard: WholeShard) -> None:
+        """Add a whole file of another release."""
+        self.end_file()
+        path = self._path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shard.copy(path)
+        name = path.relative_to(self._folder).as_posix()
+        self._files.append(replace(shard.file, path=name, first_model=shard.first, last_model=shard.last))
+
     def close(self) -> list[ReleaseFile]:
         """Finish the last file; a table without rows has one too, for its columns.
 
@@ -194,11 +203,47 @@ def plain(column: pa.ChunkedArray) -> pa.Array:
     return pa.ListArray.from_arrays(array.offsets, entries, mask=array.is_null())
 
 
+@dataclass(frozen=True)
+class ModelRows:
+    """The filters of one kernel size of a model.
+
+    Attributes:
+        model_id: Its key.
+        rows: Their number.
+        read: Yields them, a row group at a time.
+    """
+
+    model_id: str
+    rows: int
+    read: Callable[[], Iterator[pa.Table]]
+
+    @property
+    def first(self) -> str:
+        """The key of the model."""
+        return self.model_id
+
+
+@dataclass(frozen=True)
+class WholeShard:
+    """A file of filters of another release, which is copied as it is.
+
+    Attributes:
+        first: Key of its first model.
+        last: Key of its last model.
+        file: Its description there.
+        copy: Writes it to a path, and compares it with its hash.
+    """
+
+    first: str
+    last: str
+    file: ReleaseFile
+    copy: Callable[[Path], None]
+
+
 def write_filter_shards(
     folder: Path,
-    store: Store,
     kernel: str,
-    model_ids: Sequence[str],
+    filters: Sequence[ModelRows | WholeShard],
     *,
     sizes: tuple[int, int] = SIZES,
     progress: Progress | None = None,
@@ -207,30 +252,28 @@ def write_filter_shards(
 
     Args:
         folder: Folder of the release.
-        store: The database.
         kernel: Kernel size.
-        model_ids: The models.
+        filters: Those of each model, in the order of models.
         sizes: Smallest and largest size of a file before compression, in bytes.
-        progress: Called with the kernel size, the number of models done and the total.
+        progress: Called with the kernel size, the number of models or whole files done and the total.
     """
-    paths = {path.stem: path for path in store.filter_files(kernel, model_ids)}
-    chosen = [(model_id, path) for model_id in sorted(model_ids) if (path := paths.get(store.slug(model_id)))]
-    row = 4 * len(weight_columns(kernel))
-    ends = plan([(model_id, row * pq.read_metadata(path).num_rows) for model_id, path in chosen], *sizes)
+    row, done = 4 * len(weight_columns(kernel)), 0
     with writing(folder):
         writer = TableWriter(folder, f"filters_{kernel}", sizes[1])
-        for done, (model_id, path) in enumerate(chosen, 1):
-            for rows in _row_groups(path):
-                writer.add(rows, model_id)
-            if done - 1 in ends:
-                writer.end_file()
-            if progress:
-                progress(f"filters of {kernel}", done, len(chosen))
+        for whole, group in groupby(filters, key=lambda one: isinstance(one, WholeShard)):
+            found = list(group)
+            ends = plan(
+                [] if whole else [(one.first, row * one.rows) for one in found if isinstance(one, ModelRows)], *sizes
+            )
+            for number, one in enumerate(found):
+                if isinstance(one, WholeShard):
+                    writer.copy(one)
+                else:
+                    for rows in one.read():
+                        writer.add(rows, one.model_id)
+                    if number in ends:
+                        writer.end_file()
+                done += 1
+                if progress:
+                    progress(f"filters of {kernel}", done, len(filters))
         return writer.close()
-
-
-def _row_groups(path: Path) -> Iterator[pa.Table]:
-    # Not mapped: for a database larger than the memory, all pages would count as in use.
-    with pq.ParquetFile(path, pre_buffer=False) as file:
-        for group in range(file.metadata.num_row_groups):
-            yield file.read_row_group(group)

@@ -509,7 +509,7 @@ class Tables:
             DamagedIndexError: It is damaged, and cannot be rebuilt here.
             DatabaseError: Fingerprints are missing, and cannot be computed here.
         """
-        self._bases.prepare(self.progress)
+        self._bases.prepare(self.progress, fingerprints=fingerprints)
         if fingerprints and (missing := self._bases.without_fingerprints()):
             raise DatabaseError(
                 f"{self.location}: {len(missing)} models without fingerprints, such as {missing[0]}; "

@@ -386,6 +386,25 @@ class Release(Storage):
             reason = error.strerror or error
             raise RemoteError(f"{path}: cannot be read ({reason}); check that the release is complete") from error
 
+    def copy(self, file: ReleaseFile, target: Path) -> None:
+        """Copy a file, a few megabytes at a time, and compare it with its hash.
+
+        Raises:
+            CorruptError: It is not the file that the manifest describes.
+            RemoteError: It cannot be read.
+        """
+        digest, path = hashlib.sha256(), self.path(file.path)
+        with reaching(path), target.open("wb") as copied:
+            for start in range(0, file.bytes, _CHUNK):
+                data = read_range(self.filesystem, path, start, min(start + _CHUNK, file.bytes))
+                digest.update(data)
+                copied.write(data)
+        if digest.hexdigest() != file.sha256:
+            raise CorruptError(
+                f"{self.location}/{file.path}: SHA-256 {digest.hexdigest()}, expected {file.sha256}; try again, or ask "
+                "its publisher to rebuild it"
+            )
+
     def verify(self, *, progress: Progress | None = None) -> list[Problem]:
         """Read every file and compare its size and hash with the manifest, and the manifest with its own hash.
 

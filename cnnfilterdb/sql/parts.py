@@ -38,6 +38,7 @@ class PartTables:
         bases: Keys of the bases whose histograms are taken from the part.
         histograms: Files with further histograms of the part.
         fingerprints: Whether it has fingerprints.
+        more_fingerprints: Files with fingerprints that it lacks.
     """
 
     name: str
@@ -48,6 +49,7 @@ class PartTables:
     bases: tuple[str, ...] = ()
     histograms: tuple[str, ...] = ()
     fingerprints: bool = False
+    more_fingerprints: tuple[str, ...] = ()
 
     def files(self, table: str, pattern: str) -> str:
         """The files of a table as SQL: its shards in a release, a pattern in a folder."""
@@ -113,6 +115,11 @@ def _fingerprints(parts: Sequence[PartTables], no_fingerprints: str) -> str:
     rows = [_none(no_fingerprints)]
     pattern = paths.fingerprints_pattern()
     rows += [_of(part, parquet_rows(part.files("fingerprints", pattern))) for part in parts if part.fingerprints]
+    rows += [
+        _of(part, parquet_rows(_listed(map(without_wildcards, part.more_fingerprints))))
+        for part in parts
+        if part.more_fingerprints
+    ]
     return _union(rows)
 
 

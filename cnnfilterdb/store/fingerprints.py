@@ -12,7 +12,7 @@ takes longer than counting histograms; only what reads them waits for them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,12 @@ class Fingerprints:
                         progress("fingerprints", done, len(there))
 
         steady(store.snapshot, fill)
+
+    def computed(self, model_ids: Sequence[str]) -> Iterator[tuple[str, pa.Table]]:
+        """Compute the rows of models, in threads, and write nothing."""
+        with closing(ahead(self._table, model_ids, threads=threads(), window=2 * threads())) as tables:
+            for model_id, future in tables:
+                yield model_id, future.result()
 
     def _table(self, model_id: str) -> pa.Table:
         """The rows of a model, with one layer in memory at a time."""

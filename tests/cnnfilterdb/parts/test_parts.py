@@ -126,6 +126,26 @@ def test_a_cache_that_cannot_be_written(two, tmp_path, monkeypatch):
         assert db.kl_shift("domain").shape == (3, 3)
 
 
+def test_fingerprints_that_a_part_lacks_are_computed_beside_it(two, sample, tensors):
+    with cnnfilterdb.open(two[0]) as writer:
+        writer.add(tensors["ct-a"], "copy", domain="medical ct")
+    with cnnfilterdb.open(two) as db:
+        found = db.sql("SELECT * FROM fingerprints WHERE model_id != 'custom/copy' ORDER BY ALL").df()
+        expected = sample.sql("SELECT * FROM fingerprints ORDER BY ALL").df()
+        pd.testing.assert_frame_equal(found, expected, check_exact=True)
+        copied = db.sql(
+            "SELECT layer, sketch FROM fingerprints WHERE model_id = 'custom/copy' ORDER BY layer"
+        ).fetchall()
+        assert (
+            copied
+            == sample.sql(
+                "SELECT layer, sketch FROM fingerprints WHERE model_id = 'custom/ct-a' ORDER BY layer"
+            ).fetchall()
+        )
+    with cnnfilterdb.open(two[0]) as writer:
+        assert writer._index.without_fingerprints()  # nothing was written to the part
+
+
 # -------------------------------------------------------------------------------------------------------- models
 
 

@@ -25,9 +25,11 @@ from cnnfilterdb.core.schema import (
     release_schema,
 )
 from cnnfilterdb.publish.shards import plan, write_filter_shards, write_shards
+from cnnfilterdb.publish.sources import FolderSource
 from cnnfilterdb.release.manifest import Manifest
 from cnnfilterdb.release.release import model_of
 from cnnfilterdb.store.folder import Store
+from cnnfilterdb.store.index import Index
 
 SMALL = (20_000, 60_000)
 
@@ -54,7 +56,8 @@ def many(tmp_path):
 
 def written(db, folder, sizes=SMALL):
     store = Store.open(db.path)
-    files = write_filter_shards(folder, store, "3x3", store.model_ids(), sizes=sizes)
+    filters = FolderSource(Index(store)).filters("3x3", store.model_ids())
+    files = write_filter_shards(folder, "3x3", filters, sizes=sizes)
     return {file.path: file for file in files}
 
 

@@ -178,13 +178,12 @@ def test_verbs_that_print_rows_load_no_data_frames(sample_path):
     code = (
         "import sys\n"
         "from cnnfilterdb.cli import cli\n"
-        "for verb in (['models'], ['sql', 'SELECT model_id, domain FROM models'], ['sql', 'FROM kl_shift(domain)']):\n"
+        "for verb in (['models'], ['shift', 'domain'], ['sql', 'FROM kl_shift(domain)']):\n"
         f"    cli.main([*verb, '--db', {str(sample_path)!r}], standalone_mode=False)\n"
-        "print(*sorted({'pandas', 'pyarrow.compute', 'pyarrow.dataset'} & set(sys.modules)), file=sys.stderr)\n"
+        "print('loaded:', *sorted({'pandas', 'pyarrow.dataset'} & set(sys.modules)))\n"
     )
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr.strip()) == (0, "")
-    assert "group_a" in done.stdout
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "loaded:"), done.stderr
 
 
 def test_only_paths_spells_the_names_of_files():

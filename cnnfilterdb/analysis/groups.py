@@ -112,6 +112,14 @@ class Groups:
             index=pd.Index(self.labels, name=self.grouping.by),
         )
 
+    def sizes_by_label(self) -> dict[Any, dict[str, Any]]:
+        """The rows of :meth:`sizes` by group, without a data frame."""
+        outside = self.outside / (self.filters * self.counts.shape[1])
+        columns = [self.models.tolist(), self.layers.tolist(), self.filters.tolist(), outside.tolist()]
+        rows = zip(*columns, strict=True)
+        names = ("models", "layers", "filters", "outside")
+        return {label: dict(zip(names, row, strict=True)) for label, row in zip(self.labels, rows, strict=True)}
+
     def __repr__(self) -> str:
         return f"Groups by {self.grouping.by}: {', '.join(map(str, self.labels))}"
 
@@ -187,11 +195,11 @@ def stored(connection: duckdb.DuckDBPyConnection, grouping: Grouping, fitted: Fi
     k, bins = len(fitted.basis.mean), fitted.basis.bins
     return Groups(
         labels=table["group"].to_pylist(),
-        models=table["models"].to_numpy(),
-        layers=table["layers"].to_numpy(),
-        filters=table["filters"].to_numpy(),
-        outside=table["outside"].to_numpy(),
-        counts=table["counts"].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, k, bins),
+        models=_array(table["models"]),
+        layers=_array(table["layers"]),
+        filters=_array(table["filters"]),
+        outside=_array(table["outside"]),
+        counts=_array(table["counts"].combine_chunks().flatten()).reshape(-1, k, bins),
         low=table["low"][0].as_py(),
         high=table["high"][0].as_py(),
         weights=np.asarray(table["weights"][0].as_py()),
@@ -199,6 +207,12 @@ def stored(connection: duckdb.DuckDBPyConnection, grouping: Grouping, fitted: Fi
         basis_id=fitted.basis_id,
         grouping=grouping,
     )
+
+
+def _array(column: pa.Array | pa.ChunkedArray) -> npt.NDArray[Any]:
+    """A column of numbers without NULL as an array; to_numpy of pyarrow would import pandas."""
+    whole = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    return np.from_dlpack(whole)
 
 
 def by_model(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import duckdb
@@ -17,7 +18,15 @@ from cnnfilterdb.errors import SelectionError
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["check_measure", "component_weights", "components", "intervals", "matrix", "nearest_rows"]
+__all__ = [
+    "ShiftMatrix",
+    "check_measure",
+    "component_weights",
+    "components",
+    "intervals",
+    "matrix",
+    "nearest_rows",
+]
 
 
 def check_measure(metric: str, weights: ComponentWeights, kernel: str) -> None:
@@ -54,15 +63,37 @@ def component_weights(weights: ComponentWeights, groups: Groups) -> npt.NDArray[
     return np.asarray(weights, np.float64)
 
 
-def matrix(groups: Groups, weights: ComponentWeights, metric: str) -> pd.DataFrame:
-    """The square frame of :meth:`Reader.kl_shift`."""
-    import pandas as pd
+@dataclass(frozen=True, slots=True)
+class ShiftMatrix:
+    """Shifts between every two groups; :meth:`frame` is what :meth:`Reader.kl_shift` returns.
 
+    Attributes:
+        by: The grouping expression.
+        labels: The groups, sorted.
+        values: The shifts, (g, g) float64, in nats for a KL divergence.
+        attrs: How they were computed and what went into them: the ``.attrs`` of the frame.
+    """
+
+    by: str
+    labels: list[Any]
+    values: npt.NDArray[np.float64]
+    attrs: dict[str, Any]
+
+    def frame(self) -> pd.DataFrame:
+        """A square frame with the groups as its index and columns."""
+        import pandas as pd
+
+        labels = pd.Index(self.labels, name=self.by)
+        frame = pd.DataFrame(self.values, index=labels, columns=labels)
+        frame.attrs = self.attrs
+        return frame
+
+
+def matrix(groups: Groups, weights: ComponentWeights, metric: str) -> ShiftMatrix:
+    """The shifts between every two groups."""
     chosen = component_weights(weights, groups)
     found = stats.kl_shift(groups.counts, chosen, groups.low, groups.high, metric=metric)
-    labels = pd.Index(groups.labels, name=groups.grouping.by)
-    frame = pd.DataFrame(found, index=labels, columns=labels)
-    frame.attrs = {
+    attrs = {
         "basis": groups.basis_id or "given",
         "recipe": groups.grouping.recipe,
         "metric": metric,
@@ -70,9 +101,9 @@ def matrix(groups: Groups, weights: ComponentWeights, metric: str) -> pd.DataFra
         "range": (groups.low, groups.high),
         "bins": groups.counts.shape[2],
         "weights": chosen.tolist(),
-        "groups": groups.sizes().to_dict("index"),
+        "groups": groups.sizes_by_label(),
     }
-    return frame
+    return ShiftMatrix(groups.grouping.by, groups.labels, found, attrs)
 
 
 def components(groups: Groups, weights: ComponentWeights, metric: str) -> pd.DataFrame:

@@ -57,11 +57,11 @@ def shift(
         frame = db.kl_shift_intervals(by, samples=bootstrap, **arguments)
     elif nearest is not None:
         frame = db.nearest_groups(by, nearest, **arguments).rename_axis(index=name).reset_index()
+    elif rows.for_people():
+        print_shift(db.shift_matrix(by, **arguments), name, limit=rows.limit)
+        return
     else:
         frame = db.kl_shift(by, **arguments).rename_axis(index=name, columns=name)
-        if rows.for_people():
-            print_shift(frame, limit=rows.limit)
-            return
         attrs = frame.attrs
         frame = frame.rename_axis(columns=None).rename(columns=str)
         # A group may be named like the expression.

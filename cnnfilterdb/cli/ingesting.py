@@ -47,8 +47,7 @@ def demo(path: Path, report: Path, quiet: bool) -> None:
     with progress_bars(quiet) as progress:
         db.index(progress=progress)
     click.echo("\nShift between image domains (symmetric KL, nats), as `cnnfilterdb shift domain` prints it:\n")
-    matrix = db.kl_shift(by="domain")
-    print_shift(matrix)
+    print_shift(db.shift_matrix("domain"), "domain")
     report.mkdir(parents=True, exist_ok=True)
     with status("drawing", quiet):
         for name, figure in {

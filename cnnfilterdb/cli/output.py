@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cnnfilterdb.cli.tables import columns_of, number_column, table_text
+from cnnfilterdb.cli.tables import Column, columns_of, number_column, table_text
 from cnnfilterdb.core.reports import escaped
 from cnnfilterdb.store.durable import replacing
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
+    from cnnfilterdb.analysis.shifts import ShiftMatrix
     from cnnfilterdb.core.reports import IngestReport
 
 __all__ = [
@@ -147,33 +148,27 @@ def _print_table(table: pa.Table, limit: int | None, missing: Mapping[str, str])
         click.echo("; ".join(remarks))
 
 
-def print_shift(matrix: pd.DataFrame, *, limit: int | None = None) -> None:
+def print_shift(matrix: ShiftMatrix, name: str, *, limit: int | None = None) -> None:
     """Print the matrix with the sizes of its groups, and below it how it was computed.
 
     Args:
-        matrix: From :meth:`Reader.kl_shift`.
+        matrix: From :meth:`Reader.shift_matrix`.
+        name: What the groups are called.
         limit: As in :class:`Output`.
     """
-    import pyarrow as pa
-
     sizes = matrix.attrs["groups"]
     terminal = on_terminal()
     shown = (_ROWS if terminal else 0) if limit is None else limit
-    labels = list(matrix.index)[: shown or None]
-    head = pa.table(
-        {
-            str(matrix.index.name): [str(label) for label in labels],
-            "models": [int(sizes[label]["models"]) for label in labels],
-            "filters": [int(sizes[label]["filters"]) for label in labels],
-        }
-    )
-    columns = columns_of(head, short=terminal)
-    values = matrix.to_numpy()
-    for position, label in enumerate(matrix.columns):
-        columns.append(number_column(escaped(str(label)), list(values[: len(labels), position]), decimals=3))
+    labels = matrix.labels[: shown or None]
+    columns = [Column(escaped(name), [escaped(str(label)) for label in labels])]
+    for size in ("models", "filters"):
+        columns.append(Column(size, [f"{sizes[label][size]:,}" for label in labels], right=True))
+    for position, label in enumerate(matrix.labels):
+        column = matrix.values[: len(labels), position].tolist()
+        columns.append(number_column(escaped(str(label)), column, decimals=3))
     text, change = table_text(columns, shutil.get_terminal_size().columns if terminal else None)
     click.echo(text, nl=False)
-    rest = len(matrix) - len(labels)
+    rest = len(matrix.labels) - len(labels)
     if rest:
         click.echo(f"{rest:,} more rows; --rows 0 prints all")
     if change:

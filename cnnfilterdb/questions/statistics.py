@@ -26,6 +26,7 @@ from cnnfilterdb.analysis.options import (
     check_options,
 )
 from cnnfilterdb.analysis.queries import condition
+from cnnfilterdb.analysis.shifts import ShiftMatrix
 from cnnfilterdb.core.schema import kernel_shape
 from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.questions.tables import Tables, undisturbed
@@ -243,12 +244,39 @@ class Statistics(Tables):
         photos-small          0.08          0.00
         """
         check_options("kl_shift", options, GroupOptions)
+        return self.shift_matrix(by, metric=metric, weights=weights, **options).frame()
+
+    @undisturbed
+    def shift_matrix(
+        self, by: str, *, metric: str = "kl", weights: ComponentWeights = None, **options: Unpack[GroupOptions]
+    ) -> ShiftMatrix:
+        """The shifts of :meth:`kl_shift` as an array with its labels; the arguments are the same.
+
+        A data frame is only made on request, because importing pandas takes as long as the rest.
+
+        Args:
+            by: Grouping expression.
+            metric: As in :meth:`kl_shift`.
+            weights: As in :meth:`kl_shift`.
+            **options: Those of :meth:`groups`.
+
+        Raises:
+            SelectionError: An expression or argument that cannot be answered, or nothing selected.
+
+        >>> shifts = db.shift_matrix("domain")
+        >>> shifts.labels, shifts.values.round(2).tolist()
+        (['medical ct', 'natural'], [[0.0, 5.69], [5.69, 0.0]])
+        >>> shifts.attrs["groups"]["natural"]
+        {'models': 2, 'layers': 3, 'filters': 1088, 'outside': 0.0}
+        """
+        check_options("shift_matrix", options, GroupOptions)
         shifts.check_measure(metric, weights, options.get("kernel", "3x3"))
-        frame = shifts.matrix(self.groups(by, **options), weights, metric)
+        found = shifts.matrix(self.groups(by, **options), weights, metric)
         basis = options.get("basis")
         if isinstance(basis, str):
-            frame.attrs["basis"] = basis
-        return self._covered(frame, by, options)
+            found.attrs["basis"] = basis
+        found.attrs["coverage"] = self._coverage(by, options)
+        return found
 
     @undisturbed
     def kl_shift_components(
@@ -474,18 +502,21 @@ class Statistics(Tables):
 
     def _covered(self, frame: pd.DataFrame, by: str, options: GroupOptions) -> pd.DataFrame:
         """Store in ``.attrs["coverage"]`` of a result what it counted and left out."""
+        frame.attrs["coverage"] = self._coverage(by, options)
+        return frame
+
+    def _coverage(self, by: str, options: GroupOptions) -> dict[str, Any]:
         kernel, basis = options.get("kernel", "3x3"), options.get("basis")
         # The question itself has updated the index.
         fitted = self._stored(basis, kernel) if not isinstance(basis, stats.Basis) and basis != "selection" else None
         question = Grouping(by, options.get("where"), kernel, all_layers=options.get("all_layers", False))
-        frame.attrs["coverage"] = coverage(
+        return coverage(
             self._connect("facts"),
             question,
             min_models=options.get("min_models", 1),
             min_filters=options.get("min_filters", 1),
             fitted_on=None if fitted is None else fitted.models,
         ).attrs()
-        return frame
 
     def _fitted(self, basis: BasisChoice, kernel: str) -> FittedBasis:
         self._ensure_index()

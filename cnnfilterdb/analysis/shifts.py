@@ -85,7 +85,7 @@ class ShiftMatrix:
 
         labels = pd.Index(self.labels, name=self.by)
         frame = pd.DataFrame(self.values, index=labels, columns=labels)
-        frame.attrs = self.attrs
+        frame.attrs.update(self.attrs)
         return frame
 
 

@@ -21,7 +21,7 @@ from cnnfilterdb.ingest.formats.companions import leads_out
 from cnnfilterdb.ingest.formats.recognised import described_file, described_folder, described_text
 from cnnfilterdb.ingest.network import choices
 from cnnfilterdb.ingest.network.adapters import scaling_beside
-from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Weights
+from cnnfilterdb.ingest.network.layers import ConvLayer, Weights
 
 __all__ = ["Format", "is_weight_file", "known_here_only", "main_file", "read", "register", "registered"]
 
@@ -187,12 +187,7 @@ def _printable(path: Path, fmt: Format) -> Weights:
         if str(error).isprintable():
             raise
         raise type(error)(escaped(str(error))) from error
-    return replace(
-        weights,
-        layers=tuple(replace(layer, name=escaped(layer.name)) for layer in weights.layers),
-        skipped=tuple(Skipped(escaped(one.name), escaped(one.reason)) for one in weights.skipped),
-        producer=weights.producer and escaped(weights.producer[:200]),
-    )
+    return weights.printable()
 
 
 def _limited(weights: Weights, used: limits.Limits) -> Weights:

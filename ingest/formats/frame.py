@@ -23,6 +23,7 @@ import pandas as pd
 
 from cnnfilterdb.errors import CnnFilterDbError, WeightFileError
 from cnnfilterdb.ingest.formats import pickle
+from cnnfilterdb.ingest.formats.pickled_arrays import Array
 
 __all__ = ["read_frame"]
 
@@ -108,7 +109,7 @@ def _values(dataset: h5py.Dataset, name: str) -> npt.NDArray[Any]:
         return np.empty(shape, object)
     if _text(attributes.get("CLASS", "")) == "VLARRAY":
         pickled = pickle.load(io.BytesIO(np.asarray(dataset[0], np.uint8).tobytes()), f"{name}{dataset.name}")
-        values = pickled.read() if isinstance(pickled, pickle.Array) else np.asarray(pickled, object)
+        values = pickled.read() if isinstance(pickled, Array) else np.asarray(pickled, object)
     elif dataset.id.get_type().get_class() == h5py.h5t.BITFIELD:
         values = dataset[...].astype(bool)
     else:

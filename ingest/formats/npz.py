@@ -25,6 +25,7 @@ from numpy.lib import format as npy
 from cnnfilterdb.errors import WeightFileError
 from cnnfilterdb.ingest.formats import limits, pickle, register
 from cnnfilterdb.ingest.formats.damage import undamaged
+from cnnfilterdb.ingest.formats.pickled_arrays import Array
 from cnnfilterdb.ingest.formats.tensorflow.graphdef import widened
 from cnnfilterdb.ingest.network.arrays import layers_from_arrays
 from cnnfilterdb.ingest.network.checkpoint import networks
@@ -110,7 +111,7 @@ def _member(path: Path, entry: zipfile.ZipInfo | None, file: IO[bytes], size: in
         limits.current().allocate(size)
         value = pickle.load(io.BytesIO(file.read(size)), str(path))
         # One object is stored as an array without dimensions
-        objects = value.data if isinstance(value, pickle.Array) and isinstance(value.data, list) else value
+        objects = value.data if isinstance(value, Array) and isinstance(value.data, list) else value
         return objects[0] if isinstance(objects, list) and len(objects) == 1 and shape in ((), (1,)) else objects
     expected = math.prod(shape) * dtype.itemsize
     if size - start != expected:
@@ -152,7 +153,7 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]
 
 
 def _is_array(value: Any) -> bool:
-    return isinstance(value, _Stored) or (isinstance(value, pickle.Array) and isinstance(value.data, bytes))
+    return isinstance(value, _Stored) or (isinstance(value, Array) and isinstance(value.data, bytes))
 
 
 def _weights(root: Any, path: Path) -> Weights:
@@ -169,7 +170,7 @@ def _weights(root: Any, path: Path) -> Weights:
         tensors = []
         for entry in network.entries:
             value = entry.value
-            if isinstance(value, pickle.Array):
+            if isinstance(value, Array):
                 value = _Stored(value.dtype, value.shape, value.read)
             if not is_training_state(entry.name):
                 tensors.append(value.tensor(entry.name))

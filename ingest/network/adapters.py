@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,9 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from cnnfilterdb.errors import WeightFileError
-from cnnfilterdb.ingest.network.layers import Tensor
+from cnnfilterdb.ingest.network.judge import ADAPTER, is_adapter
+from cnnfilterdb.ingest.network.layers import Skipped, Tensor
 
-__all__ = ["merged", "scaling_beside"]
+__all__ = ["merged", "scaling_beside", "unmerged"]
 
 _FACTOR = re.compile(
     r"(?P<layer>.+)\.(?:lora_(?P<factor>A|B|down|up)|lora\.(?P<plain>down|up)|lora_(?P<size>magnitude_vector))"
@@ -49,6 +50,18 @@ def scaling_beside(path: Path) -> float | None:
         return alpha / (math.sqrt(rank) if known.get("use_rslora") else rank)
     except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError, AttributeError) as error:
         raise WeightFileError(f"{config}: not the configuration of a LoRA adapter ({error})") from error
+
+
+def unmerged(tensors: Iterable[Tensor], reported: Iterable[Skipped]) -> tuple[Skipped, ...]:
+    """What to report of adapters whose factors are matrices or vectors: one of them, if no other factor is reported.
+
+    >>> unmerged([Tensor("c.vera_lambda_b", (8,), "float32", lambda: np.ones(8))], [])[0].name
+    'c.vera_lambda_b'
+    """
+    first = next((tensor.name for tensor in tensors if is_adapter(tensor.name)), None)
+    if first is None or any(one.reason == ADAPTER for one in reported):
+        return ()
+    return (Skipped(first, ADAPTER),)
 
 
 def merged(tensors: Sequence[Tensor], scaling: float | None) -> list[Tensor]:

@@ -6,8 +6,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
+from cnnfilterdb.ingest.network.adapters import unmerged
 from cnnfilterdb.ingest.network.extract import layers_from_tensors
-from cnnfilterdb.ingest.network.judge import UNCLEAR, Layout, layout_of, natural, objection
+from cnnfilterdb.ingest.network.judge import UNCLEAR, Layout, is_floating, layout_of, natural, objection
 from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Tensor
 from cnnfilterdb.ingest.network.variables import is_training_state, layers_from_variables
 
@@ -35,7 +36,13 @@ def layers_from_arrays(
         The layers, and what looked like one but was left out. The layout is decided by
         :mod:`cnnfilterdb.ingest.network.judge`.
     """
-    tensors = _caffe_names([tensor for tensor in tensors if not is_training_state(tensor.name)])
+    tensors = _caffe_names(
+        [
+            replace(tensor, name=re.sub(r":\d+$", "", tensor.name))  # the number of an output of TensorFlow
+            for tensor in tensors
+            if not is_training_state(tensor.name)
+        ]
+    )
     index = {tensor.name: tensor for tensor in tensors}
     kernels = [
         tensor
@@ -50,7 +57,9 @@ def layers_from_arrays(
     if layout not in ("OIHW", "HWIO"):
         if named:
             return layers_from_tensors(tensors, ordered=ordered, layout=declared, assumed=assumed, doubted=True)
-        return (), [Skipped(tensor.name, UNCLEAR) for tensor in kernels]
+        others = [tensor for tensor in tensors if len(tensor.shape) == 4 and is_floating(tensor)]
+        left_out = [Skipped(tensor.name, objection(tensor, index) or UNCLEAR) for tensor in others]
+        return (), [*left_out, *unmerged(tensors, left_out)]
     # A file is in alphabetical order, or that of a hash; but consecutively numbered layers are in order
     ordered = len({re.sub(r"[\d_]+", "", kernel.name) for kernel in kernels}) == 1
     if ordered:

@@ -46,6 +46,8 @@ _MAIN = (
     "module",
     "blobs",
 )
+# What the weight of a layer is called
+_WEIGHTS = ("weight", "weights", "kernel", "filters")
 # State of the training, which may contain tensors of the shape of the weights.
 _TRAINING = re.compile(
     r"optim|sched|scaler|callback|criterion|hyper_?param|hparams|history|(?:^|_)opt(?:_|$)|^(?:loss(?:es)?|amp)$"
@@ -285,8 +287,8 @@ class _Finder:
                 if _is_torch_module(value):
                     parameter = key not in buffers
                 network.entries.append(Entry(f"{prefix}{key}", child, parameter))
-            elif self.is_unknown(key, child):
-                self.skip(f"{prefix}{key}", f"an object of the class {child.cls}, not a tensor that can be read")
+            elif (unknown := self.unknown(key, child)) is not None:
+                self.skip(f"{prefix}{key}", unknown)
             elif _is_container(child) and key not in without and (_is_module(value) or not _is_training(key, child)):
                 self.collect(child, f"{prefix}{key}.", network, depth + 1)
 
@@ -367,10 +369,24 @@ class _Finder:
     def is_kernel(self, value: Any) -> bool:
         return self.is_tensor(value) and 3 <= len(_shape(value)) <= 5
 
-    def is_unknown(self, key: str, value: Any) -> bool:
-        """Whether an object is stored instead of a weight: an unknown kind of tensor."""
-        named = key.rpartition(".")[2] == "weight"
-        return named and isinstance(value, Object) and not _is_module(value) and self.style(value) is None
+    def unknown(self, key: str, value: Any) -> str | None:
+        """What is stored instead of a weight, such as an unknown kind of tensor; None for anything else."""
+        if key.rpartition(".")[2] not in _WEIGHTS or value is None or isinstance(value, Mapping):
+            return None
+        if isinstance(value, Object):
+            if _is_module(value) or self.style(value) is not None:
+                return None
+            return f"an object of the class {value.cls}, not a tensor that can be read"
+        if isinstance(value, list | tuple):
+            first: Any = value
+            for _ in range(3):
+                first = first[0] if isinstance(first, list | tuple) and first else None
+            # Rows of rows of numbers
+            nested = isinstance(first, int | float | list | tuple)
+            return "numbers in lists of Python; convert them with numpy.asarray" if nested else None
+        if isinstance(value, str | int | float | bool):
+            return None
+        return f"an object of the type {type(value).__name__}, not a tensor that can be read"
 
     def children(self, value: Any) -> Iterator[tuple[str, Any]]:
         """Content of a container by name; of a module, what its state dict holds."""
@@ -389,6 +405,8 @@ class _Finder:
         else:
             parts = enumerate(_objects(value) or ())
         for key, child in parts:
+            if isinstance(key, bytes):
+                key = key.decode("utf-8", "backslashreplace")
             if isinstance(key, str | int):
                 # Paddle stores a parameter as a pair: its other name, and the array
                 pair = isinstance(child, tuple) and len(child) == 2 and isinstance(child[0], str)
@@ -416,7 +434,10 @@ def _is_container(value: Any) -> bool:
 
 def _objects(value: Any) -> list[Any] | None:
     """The elements of a stored array of Python objects, which may be arrays."""
-    elements = getattr(value, "data", None)
+    try:
+        elements = getattr(value, "data", None)
+    except ValueError:  # NumPy has no buffer of bfloat16 or of dates
+        return None
     return elements if isinstance(elements, list) else None
 
 
@@ -434,7 +455,7 @@ def _without_ema(key: str) -> str | None:
     ('state_dict', '', None)
     """
     words = re.split(r"[_\-.]", key.lower())
-    return "_".join(word for word in words if word != "ema") if "ema" in words else None
+    return "_".join(word for word in words if word not in ("", "ema", "shadow")) if "ema" in words else None
 
 
 def _twins(average: str, keys: Iterable[str]) -> list[str]:

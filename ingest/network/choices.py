@@ -13,6 +13,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 
 from cnnfilterdb.errors import SelectionError, WeightFileError
+from cnnfilterdb.ingest.network.copies import without_copies
 from cnnfilterdb.ingest.network.layers import Weights
 
 __all__ = ["Choices", "applied", "choosing", "chosen", "of"]
@@ -49,13 +50,15 @@ def of(network: str | None, merge_adapters: bool | float) -> Choices:
 
 
 def applied(weights: Weights, origin: str) -> Weights:
-    """Weights that were read, without layers of other networks where the reader has not selected one.
+    """Weights that were read, without copies, or without layers of other networks where the reader has selected none.
 
     Raises:
         WeightFileError: No layer belongs to the network.
     """
     network = chosen().network
-    if network is None or chosen().found:
+    if network is None:
+        return without_copies(weights)
+    if chosen().found:
         return weights
     layers = tuple(layer for layer in weights.layers if re.match(rf"{re.escape(network)}[./]", layer.name))
     if not layers:

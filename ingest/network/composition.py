@@ -93,7 +93,8 @@ def compose(tensor: Tensor, index: Mapping[str, Tensor]) -> Weight | Skipped | N
     if not named:
         if leaf == "filt":
             return Skipped(tensor.name, "a fixed blur kernel")
-        if leaf in _BUFFERS or tensor.shape[2] * tensor.shape[3] <= 1 or not is_floating(tensor):
+        vector = tensor.shape[2] * tensor.shape[3] <= 1 and sum(side > 1 for side in tensor.shape) <= 1
+        if leaf in _BUFFERS or vector or not is_floating(tensor):
             return None
         return Skipped(tensor.name, "four dimensions, but its name does not end in weight")
     if not is_floating(tensor):

@@ -7,13 +7,14 @@ They are one model, not two, so one of them is imported and the other is reporte
   ``averaged``), and the teacher of self-distillation (``teacher`` beside ``student``).
 - A copy that serves the training only is not: the momentum encoder of MoCo (``encoder_k`` beside ``encoder_q``), the
   target network of BYOL or of Q-learning (``target`` beside ``online`` or ``policy``), a reference or an earlier state
-  (``ref``, ``old``, ``init``).
+  (``ref``, ``old``, ``init``, ``best``, ``copy``).
 - Averages whose tensors have lost their names are not: ``ema_backbone_conv_weight``, which OpenMMLab keeps as buffers
   of the network, beside ``backbone.conv.weight``.
 
 Networks are copies if one has a word of a copy in its name, and either the other has the same name without that word,
 or with its counterpart, and contains all kernels of the copy, by name and shape; or the other is the only one beside it
-with the same kernels. A teacher of another architecture, a generator and its discriminator, or the layers ``query``
+with the same kernels; or all that is beside it is the network, without a name of its own (``ema.stem.weight`` beside
+``stem.weight``). A teacher of another architecture, a generator and its discriminator, or the layers ``query``
 and ``key`` of an attention, each of which is one kernel, are no copies, and all are imported.
 
 To import the other copy, or one of several networks, select it by its name: ``network=`` in Python, ``--network`` on
@@ -24,8 +25,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Set
+from dataclasses import replace
 
-__all__ = ["WRAPPERS", "Kernels", "second_copies", "suspects", "underscored_copies"]
+from cnnfilterdb.ingest.network.layers import Skipped, Weights
+
+__all__ = ["WRAPPERS", "Kernels", "second_copies", "suspects", "underscored_copies", "without_copies"]
 
 #: Kernels of a network: their names and shapes.
 Kernels = Set[tuple[str, tuple[int, ...]]]
@@ -39,8 +43,15 @@ _TRAINING_WORDS = {"k", "m", "key", "momentum", "target", "slow", "ref", "refere
     "init",
     "initial",
     "frozen",
+    "best",
+    "copy",
+    "clone",
+    "backup",
 }
+_STATES = {"best", "copy", "clone", "backup", "old", "prev", "previous", "init", "initial"}
 _ALL_WORDS = _MODEL_WORDS | _TRAINING_WORDS
+# Levels of names among which copies are looked for
+_LEVELS = 3
 # Layers have such words in their names too; beside one of these nouns they mean a copy
 _OF_ATTENTION = {"k", "m", "key"}
 _NOUNS = ("encoder", "net", "model", "backbone", "trunk", "extractor", "module")
@@ -66,6 +77,9 @@ def second_copies(parts: Mapping[str, Kernels]) -> Iterator[tuple[str, str]]:
     ['encoder_k']
     >>> [name for name, _ in second_copies({"net": kernels, "average_model": kernels, "head": set()})]
     ['net']
+    >>> [name for name, _ in second_copies({"stem": {("weight", (8, 3, 3, 3))}, "conv": {("weight", (8, 8, 3, 3))},
+    ...                                     "shadow": kernels})]
+    ['stem', 'conv']
     >>> one = {("weight", (8, 8, 3, 3))}
     >>> list(second_copies({"query": one, "key": one}))
     []
@@ -80,7 +94,7 @@ def second_copies(parts: Mapping[str, Kernels]) -> Iterator[tuple[str, str]]:
         named = [lower[other] for other in _originals(name) if lower.get(other, name) != name]
         others = [other for other in named if other not in dropped and plain[other]]
         # An average is that of the network whose name it has
-        if not named and word != "ema":
+        if not named and (word != "ema" or not any(one not in ("", word) for one in _words(name))):
             others = [other for other in plain if _word(other) is None and other not in dropped]
             others = [other for other in others if plain[other] == kernels]
             others = others if len(others) == 1 else []
@@ -90,8 +104,69 @@ def second_copies(parts: Mapping[str, Kernels]) -> Iterator[tuple[str, str]]:
                 yield other, f"its copy {name}, which is used after the training, was imported instead"
             elif word in _TRAINING_WORDS and kernels <= plain[other]:
                 dropped.add(name)
-                yield name, f"a copy of {other} that is used only in training; {other} was imported"
+                use = "" if word in _STATES else " that is used only in training"
+                yield name, f"a copy of {other}{use}; {other} was imported"
                 break
+        if not named and not others:
+            yield from _copy_of_all(name, word, plain, dropped)
+
+
+def _copy_of_all(name: str, word: str, parts: Mapping[str, Kernels], dropped: set[str]) -> Iterator[tuple[str, str]]:
+    """What is left out if a network is a copy of all that is beside it, layer by layer."""
+    beside = {other: kernels for other, kernels in parts.items() if other != name and other not in dropped}
+    layers = {(_below(other, layer), shape) for other, kernels in beside.items() for layer, shape in kernels}
+    same = parts[name] & layers
+    if len(same) < 2:
+        return
+    if word in _TRAINING_WORDS and same == parts[name]:
+        dropped.add(name)
+        yield name, "a copy of the network that is used only in training"
+    elif word in _MODEL_WORDS:
+        for other, kernels in beside.items():
+            if kernels and {(_below(other, layer), shape) for layer, shape in kernels} <= same:
+                dropped.add(other)
+                yield other, f"its copy in {name}, which is used after the training, was imported instead"
+
+
+def _below(network: str, layer: str) -> str:
+    return f"{network}.{layer}" if layer else network
+
+
+def without_copies(weights: Weights) -> Weights:
+    """Weights of a file without a graph, in which a network and its copy are told apart by the names of layers alone.
+
+    >>> from cnnfilterdb.ingest.network.layers import ConvLayer
+    >>> def layer(name):
+    ...     return ConvLayer(name, (8, 8, 3, 3), read=lambda: ...)
+    >>> names = ["student/a", "student/b", "teacher/a", "teacher/b"]
+    >>> found = without_copies(Weights("keras-v3", "keras", tuple(map(layer, names))))
+    >>> [layer.name for layer in found.layers], found.skipped[0].name
+    (['teacher/a', 'teacher/b'], 'student')
+    """
+    if any(layer.depth_source == "graph" for layer in weights.layers):
+        return weights  # the graph executes all of them
+    paths = {layer.name: re.split(r"[./]", layer.name) for layer in weights.layers}
+    parts: dict[str, dict[str, set[tuple[str, tuple[int, ...]]]]] = {}
+    for layer in weights.layers:
+        path = paths[layer.name]
+        for level in range(min(len(path), _LEVELS)):
+            parent = "".join(f"{part}." for part in path[:level])
+            below = parts.setdefault(parent, {}).setdefault(path[level], set())
+            below.add((".".join(path[level + 1 :]), layer.shape))
+    dropped = {
+        f"{parent}{name}": reason for parent, below in parts.items() for name, reason in second_copies(below)
+    }  # fmt: skip
+    if not dropped:
+        return weights
+
+    def is_left_out(path: list[str]) -> bool:
+        return any(".".join(path[: level + 1]) in dropped for level in range(_LEVELS))
+
+    return replace(
+        weights,
+        layers=tuple(layer for layer in weights.layers if not is_left_out(paths[layer.name])),
+        skipped=(*weights.skipped, *(Skipped(name, reason) for name, reason in dropped.items())),
+    )
 
 
 def suspects(names: Set[str]) -> set[str]:

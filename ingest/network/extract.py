@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cnnfilterdb.ingest.network import choices
-from cnnfilterdb.ingest.network.adapters import merged
+from cnnfilterdb.ingest.network.adapters import merged, unmerged
 from cnnfilterdb.ingest.network.checkpoint import networks
 from cnnfilterdb.ingest.network.composition import Weight, compose
 from cnnfilterdb.ingest.network.composition import parameters as count_parameters
@@ -167,6 +167,7 @@ def layers_from_tensors(
     index = {tensor.name: tensor for tensor in tensors}
     found = [compose(tensor, index) for tensor in tensors]
     skipped = unclear + tuple(part for part in found if isinstance(part, Skipped))
+    skipped += unmerged(tensors, skipped)
     weights = [part for part in found if isinstance(part, Weight)]
     evidence = _Evidence(tensors, index, found, ordered)
     layers = []

@@ -12,7 +12,10 @@ axes need not be one. It is not, and is reported with the reason, when
   (1, 1, 1, n);
 - it has a first axis of 1 and the name of a map of positions, tokens or constants, or is a map by its size: without a
   bias, and with sides that no kernel of one output has;
-- it has the name of a table: a codebook, prototypes, a queue, a bank;
+- it has the name of a table: a codebook, prototypes, a queue, a bank; or that of a map of positions or tokens and the
+  form of a list of vectors (n, 1, 1, c);
+- its layout is known, and a kernel of its size would be larger than any: 64 if both sides are larger than 1. So are the
+  filters of GFNet, complex numbers (h, w, channels, 2);
 - it is a factor of an adapter (LoRA, LoHa, LoKr, IA3, OFT): it changes a layer and is not one. The base layer is
   imported.
 
@@ -114,7 +117,7 @@ _ADAPTER = re.compile(
 )
 _CHANNEL_WORDS = re.compile(
     r"(?:^|[._])(?:\w*norm\d*|\w*bn\d*|grn\d*|frn\d*|\w*noise\w*|gamma\w*|beta|\w*scaler?\d*|\w*scaling|gain|affine|"
-    r"ls\d*|\w*prelu\d*|act\d*|activation\d*|tau|alpha|\w*strength|temperature|mean|std)$"
+    r"ls\d*|\w*prelu\d*|act\d*|activation\d*|tau|alpha|lamb\w*|eps|\w*re_?zero|\w*strength|temperature|mean|std)$"
 )
 _PLACE_WORDS = re.compile(
     r"(?:^|[._])(?:\w*pos(?:ition\w*|_?emb\w*|_?enc\w*)?|\w*tokens?|rel_\w*|\w*embed(?:ding)?s?|"
@@ -162,15 +165,19 @@ def objection(tensor: Tensor, index: Mapping[str, Tensor], *, known_layout: bool
     if bias is not None and len(bias.shape) == 1:
         return None
     # A parameter itself may have the name, as in `conv_weight`, or its owner
-    name = (owner if leaf.endswith("weight") and owner else tensor.name).lower()
+    part = leaf.removesuffix("weight").rstrip("_.")
+    name = (".".join(filter(None, (owner, part))) if leaf.endswith("weight") and owner else tensor.name).lower()
     wide = sum(side > 1 for side in tensor.shape)
     if (wide == 1 and tensor.shape[:3] == (1, 1, 1)) or (wide <= 1 and _CHANNEL_WORDS.search(name)):
         return "one number for each channel, as in a normalisation or a scale"
     large = known_layout and len(tensor.shape) == 4 and not _may_have_one_output(tensor.shape)
     if tensor.shape[0] == 1 and (_PLACE_WORDS.search(name) or large):
         return "a map of positions or tokens, to judge by its name and shape"
-    if _TABLE_WORDS.search(name):
+    listed = tensor.shape[1:3] == (1, 1) and tensor.shape[-1] > 1 and _PLACE_WORDS.search(name)
+    if _TABLE_WORDS.search(name) or listed:
         return "a table of vectors, to judge by its name"
+    if known_layout and len(tensor.shape) == 4 and min(tensor.shape[2:]) > 1 and max(tensor.shape[2:]) > 64:
+        return f"a kernel of {tensor.shape[2]}x{tensor.shape[3]} would be larger than any; a map, to judge by its shape"
     return None
 
 

@@ -7,11 +7,13 @@ layer at a time.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+
+from cnnfilterdb.core.reports import escaped
 
 __all__ = ["ConvLayer", "Kind", "Skipped", "Tensor", "Weights"]
 
@@ -128,3 +130,12 @@ class Weights:
     parameters: int | None = None
     skipped: tuple[Skipped, ...] = ()
     producer: str | None = None
+
+    def printable(self) -> Weights:
+        """The same without control characters, and what cannot be encoded, in names and reasons."""
+        return replace(
+            self,
+            layers=tuple(replace(layer, name=escaped(layer.name)) for layer in self.layers),
+            skipped=tuple(Skipped(escaped(one.name), escaped(one.reason)) for one in self.skipped),
+            producer=self.producer and escaped(self.producer[:200]),
+        )

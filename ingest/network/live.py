@@ -19,7 +19,8 @@ _DISTRIBUTED = ("DTensor", "ShardedTensor", "AsyncCollectiveTensor")
 def is_array(value: Any) -> bool:
     """Whether a value is a tensor or an array."""
     # A lazy parameter raises an error when its shape is read
-    return type(value).__name__ in _LAZY or (hasattr(value, "dtype") and shape_of(value) is not None)
+    no_shape = type(value).__name__ in _LAZY or getattr(value, "is_nested", False) is True
+    return no_shape or (hasattr(value, "dtype") and shape_of(value) is not None)
 
 
 def is_torch(value: Any) -> bool:
@@ -57,6 +58,12 @@ def _unreadable(value: Any) -> str | None:
         return "a lazy layer that was never initialised; run the network once before you save it"
     if type(value).__name__ in _DISTRIBUTED:
         return "a part of a distributed tensor; gather it (full_tensor(), or a full state dict) before you save it"
+    if type(value).__name__ == "FakeTensor":
+        return "a fake tensor of PyTorch, without numbers; load the weights first"
+    if type(value).__name__ == "MaskedTensor":
+        return "a masked tensor; pass its numbers, get_data()"
+    if getattr(value, "is_nested", False) is True:
+        return "a nested tensor, of parts with different shapes"
     if getattr(getattr(value, "device", None), "type", None) == "meta":
         return "on PyTorch's meta device, without numbers; load the weights first"
     return None

@@ -48,12 +48,12 @@ def weights_in_memory(
     """
     with choices.choosing(choices.of(network, merge_adapters)):
         if isinstance(weights, Mapping):
-            return choices.applied(weights_from_state_dict(weights), "the mapping")
-        if hasattr(weights, "named_parameters") and hasattr(weights, "state_dict"):
-            return choices.applied(weights_from_module(weights), f"the module {type(weights).__name__}")
+            return choices.applied(weights_from_state_dict(weights).printable(), "the mapping")
+        if not isinstance(weights, type) and hasattr(weights, "named_parameters") and hasattr(weights, "state_dict"):
+            return choices.applied(weights_from_module(weights).printable(), f"the module {type(weights).__name__}")
+    given = f"the class {weights.__name__}" if isinstance(weights, type) else f"a {type(weights).__name__}"
     raise SelectionError(
-        f"{method}: a {type(weights).__name__} was given; "
-        "expected a path, a mapping of names to tensors, or a torch.nn.Module"
+        f"{method}: {given} was given; expected a path, a mapping of names to tensors, or a torch.nn.Module"
     )
 
 

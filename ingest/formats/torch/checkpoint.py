@@ -20,6 +20,7 @@ import io
 import re
 import tarfile
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -33,7 +34,8 @@ from cnnfilterdb.ingest.formats import limits, register
 from cnnfilterdb.ingest.formats.blob import Blob
 from cnnfilterdb.ingest.formats.compression import compression_of, decompressed
 from cnnfilterdb.ingest.formats.damage import undamaged
-from cnnfilterdb.ingest.formats.pickle import Array, load
+from cnnfilterdb.ingest.formats.pickle import load
+from cnnfilterdb.ingest.formats.pickled_arrays import Array
 from cnnfilterdb.ingest.formats.shards import is_index, shards
 from cnnfilterdb.ingest.formats.torch.archive import ZIP, TorchArchive
 from cnnfilterdb.ingest.formats.torch.distributed import METADATA, distributed_content
@@ -64,6 +66,7 @@ _SUFFIXES = (".bin", ".pt", ".pth")
 _TEXTS = (".txt", ".md", ".json", ".yaml", ".yml", ".toml", ".cfg", ".py", ".csv", ".log", ".html", ".pdf")
 # The first object that torch.save writes, which identifies its files
 _MAGIC = 0x1950A86A20F9469CFC6C
+_LEGACY = b"\x80\x02\x8a\x0a" + _MAGIC.to_bytes(10, "little")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -295,7 +298,7 @@ def _open_pickle(blob: Blob, name: str, depth: int) -> _Checkpoint:
     with blob.stream() as stream:
         content = load(stream, name, _constructors(name, depth))
         if content != _MAGIC:
-            return _Checkpoint("pickle", _followed(stream, content, name, depth))
+            return _Checkpoint("pickle", _unpacked(_followed(stream, content, name, depth), name, depth))
         if (version := load(stream, name)) != 1001:
             raise ValueError(f"version {version} of the format")
         load(stream, name)  # byte order and sizes of the machine; storages are always little-endian
@@ -347,6 +350,29 @@ def _followed(stream: BinaryIO, content: Any, name: str, depth: int) -> Any:
         stream.seek(-2, io.SEEK_CUR)
         found.append(load(stream, name, _constructors(name, depth)))
     return found if len(found) > 1 else content
+
+
+def _unpacked(content: Any, name: str, depth: int) -> Any:
+    """The content of a pickle, in which files of torch.save, as skorch embeds them, take the place of their bytes."""
+    seen: set[int] = set()
+    queue = [content]
+    while queue:
+        node = queue.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        limits.current().step()
+        groups = [node.attributes, node.items, node.elements] if isinstance(node, Object) else [node]
+        for group in groups:
+            if not isinstance(group, dict | list):
+                continue
+            for key, value in list(group.items() if isinstance(group, dict) else enumerate(group)):
+                if isinstance(value, bytes) and value.startswith((ZIP, _LEGACY)):
+                    with suppress(WeightFileError, ValueError, KeyError):  # other bytes, which are no concern here
+                        group[key] = _open(Blob.of(value), name, depth + 1).root
+                elif isinstance(value, dict | list | Object):
+                    queue.append(value)
+    return content
 
 
 def _open_tar(blob: Blob, name: str, depth: int) -> _Checkpoint:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from cnnfilterdb.ingest.formats import limits
 from cnnfilterdb.ingest.formats.blob import Blob
 from cnnfilterdb.ingest.formats.dtypes import NAMED
-from cnnfilterdb.ingest.formats.pickle import Array
+from cnnfilterdb.ingest.formats.pickled_arrays import Array
 from cnnfilterdb.ingest.network.objects import Global, Object
 
 __all__ = [

@@ -151,6 +151,11 @@ def test_tensors_of_pytorch_with_kernels_of_keras(tmp_path):
         ("attn.relative_position_bias_table", (1, 8, 49, 49)),
         ("something", (1, 64, 14, 14)),
         ("codebook", (512, 64, 2, 2)),
+        ("rezero", (1, 1, 1, 1)),
+        ("filter.complex", (14, 8, 384, 2)),
+        ("query", (100, 1, 1, 256)),
+        ("gate", (1, 1, 1, 64)),
+        ("positions", (1, 64, 224, 96)),
     ],
 )
 def test_parameters_that_are_not_kernels(tmp_path, name, shape):
@@ -219,6 +224,13 @@ COPIES = {
     "double dqn": (below("q_net.features.", ONE) | below("q_net_target.features.", TWO), 1),
     "shadow list": ({"model": ONE, "ema": {"shadow_params": list(TWO.values())}}, 1),
     "best": ({"state_dict": ONE, "best_state_dict": TWO}, 1),
+    "average beside layers": (ONE | below("ema.", TWO), 2),
+    "shadow beside layers": (below("module.", ONE | below("shadow.", TWO)), 2),
+    "teacher beside layers": (ONE | below("teacher.module.", TWO), 2),
+    "target beside layers": (ONE | below("target.", TWO), 1),
+    "copy": (below("net.", ONE) | below("net_copy.", TWO), 1),
+    "best model": (below("model.", ONE) | below("best_model.", TWO), 1),
+    "ema_shadow": ({"model": ONE, "ema_shadow": TWO}, 2),
     "inner": (below("model.unet.", ONE) | below("model.unet_ema.", TWO), 2),
     "master weights": ({"model": ONE, "optimizer": {"state": {}, "fp32": list(TWO.values())}}, 1),
 }
@@ -229,6 +241,33 @@ def test_of_two_copies_one_is_read_and_the_other_reported(tmp_path, name):
     content, number = COPIES[name]
     weights = saved(content, tmp_path / "a.pt")
     assert_reads(weights, kernels_of((ONE, TWO)[number - 1]))
+    assert weights.skipped
+
+
+@pytest.mark.parametrize("container", ["safetensors", "npz", "hdf5", "weights.h5"])
+@pytest.mark.parametrize(
+    ("model", "copy"), [("teacher", "student"), ("online", "target"), ("ema", ""), ("ema", "model")]
+)
+def test_copies_in_files_of_other_programs(tmp_path, container, model, copy):
+    """Student and teacher, as TensorFlow and Keras name them: the copy is left out and reported."""
+    leaves = ("vars/0", "vars/1") if container == "weights.h5" else ("kernel", "bias")
+    arrays = {}
+    for part, factor in ((model, 1), (copy, 2)):
+        for number, (kernel, bias) in enumerate(zip(HWIO, BIASES, strict=True)):
+            for leaf, value in zip(leaves, (kernel, bias), strict=True):
+                arrays["/".join(filter(None, (part, f"conv{number}", leaf)))] = factor * value
+    path = tmp_path / ("a.weights.h5" if container == "weights.h5" else "a")
+    if container == "safetensors":
+        save_file({key: torch.from_numpy(value.copy()) for key, value in arrays.items()}, path)
+    elif container == "npz":
+        with path.open("wb") as file:
+            np.savez(file, **arrays)
+    else:
+        with h5py.File(path, "w") as file:
+            for key, value in arrays.items():
+                file[key] = value
+    weights = formats.read(path)
+    assert_reads(weights)
     assert weights.skipped
 
 
@@ -350,6 +389,10 @@ ARCHIVES = {
     "joblib xz": lambda: dumped_by_joblib(("xz", 3)),
     "dill": lambda: dill.dumps(ARRAYS),
     "two pickles": lambda: pickle.dumps({"version": 1}) + pickle.dumps(ARRAYS),
+    "masked": lambda: pickle.dumps({name: np.ma.masked_array(value) for name, value in ARRAYS.items()}),
+    "torch.save in a pickle": lambda: pickle.dumps({"lr": 0.1, "__cuda_dependent_attributes__": in_memory(ONE)}),
+    "keys of bytes": lambda: pickle.dumps({name.encode(): value for name, value in ARRAYS.items()}),
+    "big-endian": lambda: pickle.dumps({name: value.astype(">f8") for name, value in ARRAYS.items()}),
     "series": lambda: pickle.dumps(pd.Series(ARRAYS)),
 }
 

@@ -10,15 +10,18 @@ import sys
 import types
 
 import joblib
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._subclasses import FakeTensorMode
+from torch.masked import masked_tensor
 
 import cnnfilterdb
-from cnnfilterdb.errors import UnsafeFileError, WeightFileError
+from cnnfilterdb.errors import SelectionError, UnsafeFileError, WeightFileError
 from cnnfilterdb.ingest import formats
-from cnnfilterdb.ingest.network.memory import weights_from_state_dict
+from cnnfilterdb.ingest.network.memory import weights_from_state_dict, weights_in_memory
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.ao.quantization", "ignore:.*torch.jit", "ignore:.*deprecated")
 
@@ -130,6 +133,18 @@ def unusual():
         "negative bit": (negative, negative.resolve_neg()),
         "meta": (plain.to("meta"), None),
         "lazy": (nn.LazyConv2d(3, 3).state_dict()["weight"], None),
+        "conjugate": (torch.complex(plain, plain).conj().real, plain),
+        "channels last": (plain.to(memory_format=torch.channels_last), plain),
+        "ml_dtypes": (plain.bfloat16().float().numpy().astype(ml_dtypes.bfloat16), plain.bfloat16().float()),
+        "float8": (plain.to(torch.float8_e4m3fn), plain.to(torch.float8_e4m3fn).float()),
+        "big-endian": (plain.numpy().astype(">f8"), plain),
+        "masked array": (np.ma.masked_array(plain.numpy()), plain),
+        "fake": (FakeTensorMode().from_tensor(plain), None),
+        "masked": (masked_tensor(plain, plain > 0), None),
+        "nested": (torch.nested.nested_tensor([plain, plain[:4]]), None),
+        "lists": (plain.tolist(), None),
+        "dates": (np.zeros((8, 4, 3, 3), "M8[s]"), None),
+        "memoryview": (memoryview(plain.numpy()), None),
     }
 
 
@@ -145,7 +160,7 @@ def check_unusual(weights, numbers, other):
         assert reasons(weights)["a.weight"]
 
 
-@pytest.mark.parametrize("kind", ["sparse", "mkldnn", "negative bit", "meta", "lazy"])
+@pytest.mark.parametrize("kind", unusual())
 def test_unusual_tensors_in_memory(kind):
     value, numbers = unusual()[kind]
     other = torch.randn(4, 8, 3, 3)
@@ -161,6 +176,14 @@ def test_unusual_tensors_in_files(tmp_path, kind, new):
     other = torch.randn(4, 8, 3, 3)
     weights = saved({"a.weight": value, "b.weight": other}, tmp_path / "a.pt", _use_new_zipfile_serialization=new)
     check_unusual(weights, numbers, other)
+
+
+def test_names_of_tensors_in_memory_can_be_stored():
+    weight = torch.randn(8, 4, 3, 3)
+    weights = weights_from_state_dict({"a\ud800.weight": weight, b"b\x1b.weight": weight.clone()})
+    assert [layer.name for layer in weights.printable().layers] == ["a\\ud800", "b\\x1b"]
+    with pytest.raises(SelectionError, match="the class Conv2d was given; expected a path"):
+        weights_in_memory(nn.Conv2d, "add")
 
 
 def test_parts_of_distributed_tensors_are_reported(tmp_path):

@@ -26,6 +26,25 @@ def factors(layer="conv", size=3, rank=4, adapter="default"):
     }
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"c.oft_blocks": (4, 8, 8)},
+        {"c.base_layer.weight": (16, 8, 3, 3), "c.vera_lambda_b.default": (16,)},
+        {"c.base_layer.weight": (16, 8, 3, 3), "c.lora_A": (24, 24), "c.lora_B": (48, 24)},
+        {"lora_unet_c.diff": (16, 8, 3, 3)},
+        {"lora_unet_c.hada_t1": (4, 4, 3, 3), "lora_unet_c.hada_w1_a": (16, 4)},
+        {"c.base_layer.weight": (16, 8, 3, 3), "c.ia3_l.default": (1, 16, 1, 1)},
+    ],
+    ids=lambda names: list(names)[-1],
+)
+def test_adapters_of_every_kind_are_reported(tmp_path, names):
+    save_file({name: torch.ones(shape) for name, shape in names.items()}, tmp_path / "a.safetensors")
+    weights = formats.read(tmp_path / "a.safetensors")
+    assert len(weights.layers) == sum("base_layer" in name for name in names)
+    assert any("adapter" in entry.reason for entry in weights.skipped)
+
+
 def delta(down, up, scaling):
     """peft.tuners.lora.layer.Conv2d.get_delta_weight."""
     if down.shape[2:] == (1, 1):

@@ -138,7 +138,7 @@ def test_what_is_beside_the_main_network_is_reported():
     assert found == [NAMES]
     assert skipped == {
         "discriminator": "another part of the checkpoint; model was imported",
-        "best_model": "another part of the checkpoint; model was imported",
+        "best_model": "a copy of model; model was imported",
     }
 
 

@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 DEMO := demo.db
 
 # make hostile       opens every hostile folder and release of the corpus; `make test` takes some of them
-# make crash N=500   kills and interrupts commands N times, loses power N times, and checks what is left after each
+# make crash N=500   kills and interrupts commands, makes the file system fail and loses power, N times each, and checks what is left
 # make fuzz N=100    reads N randomly damaged files of each kind besides the hostile ones of the test suite
 
 .PHONY: crash fuzz hostile demo test check docs bench reference clean
@@ -69,6 +69,7 @@ reference: $(VENV)/installed
 N ?= 100
 crash: $(VENV)/installed-dev
 	$(BIN)/python -P tests/crash/harness.py $(N)
+	$(BIN)/python -P tests/crash/faults.py $(N)
 	$(BIN)/python -P tests/crash/power.py $(N)
 	$(BIN)/python -P tests/crash/signals.py $(N)
 

@@ -1,4 +1,4 @@
-"""Kills, power losses and signals, a short run; ``make crash N=500`` does more of them by hand."""
+"""Kills, faults of the file system, power losses and signals, a short run; by hand: ``make crash N=500``."""
 
 import subprocess
 import sys
@@ -28,8 +28,8 @@ def compiler():
         pytest.skip("no C compiler: the library that kills and records cannot be built")
 
 
-@pytest.mark.parametrize("script", ["harness.py", "power.py"])
-def test_verbs_that_are_killed_or_lose_power_can_be_finished(compiler, script):
+@pytest.mark.parametrize("script", ["harness.py", "faults.py", "power.py"])
+def test_verbs_that_are_killed_fail_or_lose_power_can_be_finished(compiler, script):
     assert int(run(script, 20, 6).split()[0]) >= 1
 
 

@@ -95,7 +95,11 @@ def medical_study(
     claims = _claims(answered, by_domain or factors, factors, purity, outliers, variants)
     sections = [
         _compared(models, units),
-        Section("rest", "Medical against the rest", [_READING, answered.table(), *_map(units, outliers)]),
+        Section(
+            "rest",
+            "Medical against the rest",
+            [_READING, answered.table(), answered.null_picture(), *_map(units, outliers)],
+        ),
         _explained_section(factors, by_domain, with_dataset, units, permutations),
         Section("neighbours", "Do medical models resemble one another?", _neighbours(units, purity, permutations)),
         _outliers_section(outliers),
@@ -204,15 +208,18 @@ def _answer(answered: Answered, factors: Factors | None, outliers: Outliers | No
     second = []
     if factors is not None:
         shares = {
-            name: f"{_FACTORS.get(name, name)} {100 * alone[0]:.0f} % ({probability(alone[2])})"
+            name: f"{_FACTORS.get(name, name)} {100 * alone[0]:.0f} % ({probability(factors.alone_adjusted[name])})"
             for name, alone in zip(factors.names, factors.alone, strict=True)
         }
         second.append(f"Of the differences between models, each by itself explains: {', '.join(shares.values())}.")
         last = dict(zip(factors.names, factors.last, strict=True)).get("medical")
         if last is not None:
             second.append(
-                f"After family and task, medical or not explains {100 * last[0]:.1f} % ({probability(last[2])})."
+                f"After family and task, medical or not explains {100 * last[0]:.1f} % "
+                f"({probability(factors.last_adjusted['medical'])})."
             )
+        if len(factors.names) > 1:
+            second.append("These p-values are adjusted for the number of factors (Holm).")
     single = answered.single
     if single.p <= 0.05 < whole.p:
         second.append(
@@ -264,26 +271,27 @@ def _claims(
             f"{_FACTORS.get(name, name)} {100 * term[0]:.0f} %, beyond chance {max(0, 100 * term[1]):.0f} %"
             for name, term in terms.items()
         )
-        significant = [_FACTORS.get(name, name) for name, term in terms.items() if term[2] <= 0.05]
-        domain = terms.get("domain") or terms.get("medical")
+        significant = [_FACTORS.get(name, name) for name, p in factors.alone_adjusted.items() if p <= 0.05]
+        domain = next((name for name in ("domain", "medical") if name in terms), None)
         claims.append(
             Claim(
                 "What explains the differences between models: domain, family or task?",
                 " and ".join(significant) if significant else OPEN,
-                "PERMANOVA, each factor alone; p of the domain.",
+                "PERMANOVA, each factor alone; p of the domain, adjusted for the number of factors (Holm).",
                 effect,
-                p=None if domain is None else domain[2],
+                p=None if domain is None else factors.alone_adjusted[domain],
             )
         )
     last = None if sides is None else dict(zip(sides.names, sides.last, strict=True)).get("medical")
-    if last is not None:
+    if sides is not None and last is not None:
+        p_last = sides.last_adjusted["medical"]
         claims.append(
             Claim(
                 "After family and task, it still matters whether a model is medical",
-                "not shown" if last[2] > 0.05 else "yes, little" if last[1] < 0.05 else "yes",
-                "PERMANOVA, after family and task.",
+                "not shown" if p_last > 0.05 else "yes, little" if last[1] < 0.05 else "yes",
+                "PERMANOVA, after family and task; p adjusted for the number of factors (Holm).",
                 f"{100 * last[0]:.1f} % of the differences, {max(0, 100 * last[1]):.1f} % beyond chance",
-                p=last[2],
+                p=p_last,
             )
         )
     if purity is not None:

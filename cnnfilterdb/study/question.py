@@ -12,6 +12,7 @@ import pandas as pd
 from cnnfilterdb import stats
 from cnnfilterdb.analysis.options import GroupOptions
 from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.plots import null_distributions
 from cnnfilterdb.study import drawing
 from cnnfilterdb.study.document import Picture, Rows
 from cnnfilterdb.study.sample import Contrast, Sample, read_sample
@@ -96,6 +97,23 @@ class Answered:
         yield from self.families
         yield from self.tasks
         yield self.single
+
+    def null_picture(self) -> Picture:
+        """The null distributions of the main tests."""
+        rows = [one for one in (self.all, self.within_family, self.within_task) if one is not None]
+        figure = null_distributions(
+            [one.what for one in rows],
+            [one.shift for one in rows],
+            [one.null for one in rows],
+            [one.p for one in rows],
+            [f"{one.units} · {one.others}" for one in rows],
+        )
+        return Picture(
+            "null", figure, "Shifts of medical models from others by chance, and the observed ones.",
+            "Grey: how often each shift occurs when the labels of whole units are exchanged, darker its largest 5 %. "
+            "Line: the observed shift, coloured where p is at most 0.05. With the family or task held fixed, labels "
+            "are exchanged within it only, so that what families differ by remains in the shifts by chance.",
+        )  # fmt: skip
 
     def table(self) -> Rows:
         """All contrasts as rows."""
@@ -191,12 +209,25 @@ class Factors:
     last: list[tuple[float, float, float] | None]
     units: int
 
+    @property
+    def alone_adjusted(self) -> dict[str, float]:
+        """P of each factor alone, adjusted for the number of factors (Holm)."""
+        return _adjusted(self.names, self.alone)
+
+    @property
+    def last_adjusted(self) -> dict[str, float]:
+        """P of each factor after all others, likewise; without those where nothing is left to test against."""
+        return _adjusted(self.names, self.last)
+
     def table(self) -> Rows:
         """One row per factor."""
         rows = [
-            [name, levels, *alone, *(last or (None, None, None))]
+            [
+                name, levels, *alone, self.alone_adjusted[name], *(last or (None, None, None)),
+                self.last_adjusted.get(name),
+            ]
             for name, levels, alone, last in zip(self.names, self.levels, self.alone, self.last, strict=True)
-        ]
+        ]  # fmt: skip
         return Rows(
             f"Share of the differences between {self.units} units that each factor explains (PERMANOVA).",
             (
@@ -205,9 +236,11 @@ class Factors:
                 "Share alone",
                 "Beyond chance",
                 "p",
+                "p, adjusted",
                 "After others: share",
                 "Beyond chance, after others",
                 "p, after others",
+                "p, after others, adjusted",
             ),
             rows,
         )
@@ -221,6 +254,11 @@ class Factors:
             "Share of the differences between models that each factor explains by itself. Any factor of many levels "
             "explains much by chance; the dark part is what remains without that (omega squared).",
         )  # fmt: skip
+
+
+def _adjusted(names: Sequence[str], terms: Sequence[tuple[float, float, float] | None]) -> dict[str, float]:
+    tested = {name: term[2] for name, term in zip(names, terms, strict=True) if term is not None}
+    return dict(zip(tested, stats.adjusted_holm(np.array(list(tested.values()))).tolist(), strict=True))
 
 
 def explained(units: Sample, names: Sequence[str], permutations: int) -> Factors | None:

@@ -8,7 +8,7 @@ origin, of one family, and of one side of its question as one unit, with the mea
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
@@ -48,6 +48,7 @@ class Contrast:
             (:func:`cnnfilterdb.stats.population_shift`); None where a side has fewer than three units.
         high: Upper end; None also where the units are too few for one.
         arrangements: Number of ways to exchange the labels.
+        null: The shifts by chance, (permutations,).
     """
 
     what: str
@@ -60,6 +61,7 @@ class Contrast:
     low: float | None
     high: float | None
     arrangements: float
+    null: npt.NDArray[np.float64] = field(repr=False, compare=False)
 
     @property
     def excess(self) -> float:
@@ -157,7 +159,7 @@ class Sample:
             raise SelectionError(f"{what}: one side has no model")
         found = stats.shift_test(
             self.counts, 1 - side, self.weights, self.low, self.high, metric=metric,
-            strata=None if within is None else self.codes(within), permutations=permutations,
+            strata=None if within is None else self.codes(within), permutations=permutations, keep_null=True,
         )  # fmt: skip
         population = None
         if sizes.min() >= _FEW_UNITS:
@@ -169,6 +171,7 @@ class Sample:
             what, int(sizes[1]), int(sizes[0]), float(found.shift[0]), float(found.null_mean[0]),
             float(found.null_high[0]), float(found.p[0]), population.low if population else None,
             population.high if population else None, float(found.arrangements[0]),
+            np.empty(0) if found.null is None else found.null[:, 0],
         )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import pytest
 import cnnfilterdb
 from cnnfilterdb import catalog
 from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.study.document import Rows
 from cnnfilterdb.study.paper import _second_figure, present
 from cnnfilterdb.study.question import ALIKE, DIFFERS, OPEN, main_question
 from cnnfilterdb.study.sample import read_sample
@@ -65,6 +66,37 @@ def test_a_difference_is_found(different):
     assert study.answer[0].startswith("Yes: in this database")
     shift = different.kl_shift("domain", balance="models").loc["medical mri", "natural"]
     assert verdicts["Medical models against all others"].effect.startswith(f"shift {shift:.3f} nats")
+
+
+def test_the_factors_of_the_first_page_are_adjusted_for_their_number(different):
+    study = different.study(permutations=99, scan=False)
+    tables = [block for section in study.sections for block in section.blocks if isinstance(block, Rows)]
+    (table,) = (one for one in tables if one.columns[0] == "Factor" and one.rows[0][0] == "medical")
+    place = {name: number for number, name in enumerate(table.columns)}
+    for raw, adjusted in (("p", "p, adjusted"), ("p, after others", "p, after others, adjusted")):
+        found = [row[place[raw]] for row in table.rows if row[place[raw]] is not None]
+        # Holm by hand: the smallest times their number, then the next smallest, ...
+        by_hand, least = {}, 0.0
+        for rank, p in enumerate(sorted(found)):
+            least = max(least, min(1.0, p * (len(found) - rank)))
+            by_hand[p] = max(by_hand.get(p, 0), least)
+        assert len(found) > 1
+        for row in table.rows:
+            if row[place[raw]] is not None:
+                assert row[place[adjusted]] == pytest.approx(by_hand[row[place[raw]]])
+    claim = next(claim for claim in study.claims if claim.text.startswith("What explains"))
+    assert "Holm" in claim.test
+    assert any("adjusted for the number of factors (Holm)" in text for text in study.answer)
+
+
+def test_the_null_distribution_is_shown_with_the_test_that_it_belongs_to(different):
+    _, answered = main_question(read_sample(different, is_medical, balance="models"), 99)
+    whole = answered.all
+    assert whole.null.shape == (99,)
+    assert whole.p == ((whole.null >= whole.shift).sum() + 1) / 100
+    assert (whole.chance, whole.chance_high) == (whole.null.mean(), np.quantile(whole.null, 0.95))
+    picture = answered.null_picture()
+    assert picture.name in {one.name for one in different.study(permutations=9, scan=False).pictures()}
 
 
 def test_models_of_one_origin_count_once(alike):

@@ -1,4 +1,4 @@
-"""Structure of kernels asked of a database: overlap of subspaces, and the first layers of models."""
+"""Structure of kernels asked of a database: overlap of subspaces, named shapes, and the first layers of models."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from cnnfilterdb.analysis.queries import condition, run
 from cnnfilterdb.core.schema import kernel_shape, weight_columns
 from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.scan.ordered import filters_of
-from cnnfilterdb.scan.scan import FilterFiles
+from cnnfilterdb.scan.scan import FilterFiles, Run, scan
 from cnnfilterdb.sql import literal
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["first_layers", "overlap"]
+__all__ = ["first_layers", "overlap", "shapes"]
 
 
 def overlap(rows: pa.Table, by: str, kernel: str, dimensions: int) -> pd.DataFrame:
@@ -52,6 +52,54 @@ def overlap(rows: pa.Table, by: str, kernel: str, dimensions: int) -> pd.DataFra
     frame = pd.DataFrame(found, index=index, columns=index)
     own = [np.sort(np.linalg.eigvalsh(part.scatter))[-dimensions:].sum() / part.scatter.trace() for part in parts]
     frame.attrs = {"dimensions": dimensions, "kernel": kernel, "own": dict(zip(labels, map(float, own), strict=True))}
+    return frame
+
+
+def shapes(store: FilterFiles, rows: pa.Table, by: str, kernel: str) -> pd.DataFrame:
+    """The frame of :meth:`Reader.shapes`: one scan of the filters of the selected layers.
+
+    Args:
+        store: The storage whose files are scanned.
+        rows: The layers, from :func:`cnnfilterdb.analysis.groups.selection`.
+        by: The grouping expression.
+        kernel: Kernel size.
+    """
+    import pandas as pd
+
+    height, width = kernel_shape(kernel)
+    names = [*stats.SHAPES, "other"]
+    coded = rows["group"].combine_chunks().dictionary_encode()
+    place = dict(
+        zip(
+            zip(rows["model_id"].to_pylist(), rows["layer"].to_pylist(), strict=True),
+            coded.indices.to_pylist(),
+            strict=True,
+        )
+    )
+
+    def named(runs: list[Run]) -> npt.NDArray[np.int64]:
+        found = np.zeros((len(coded.dictionary), len(names)), np.int64)
+        for one in runs:
+            group = place.get((one.model_id, one.layer))
+            if group is not None:
+                shape = stats.named_shapes(np.column_stack(one.columns), height, width).shape
+                found[group] += np.bincount(shape % len(names), minlength=len(names))  # -1 is the last
+        return found
+
+    stats.shape_bank(height, width)  # refuses sizes without shapes before anything is read
+    counts = np.zeros((len(coded.dictionary), len(names)), np.int64)
+    for part in scan(store.filter_files(kernel, sorted(set(rows["model_id"].to_pylist()))), kernel, named):
+        counts += part
+    filters = counts.sum(axis=1)
+    frame = pd.DataFrame(
+        counts / filters[:, None], index=pd.Index(coded.dictionary.to_pylist(), name=by), columns=names
+    )
+    frame.insert(0, "filters", filters)
+    chance = stats.by_chance(height, width)
+    frame.attrs = {
+        "kernel": kernel,
+        "by_chance": dict(zip(names, [*chance.tolist(), 1 - float(chance.sum())], strict=True)),
+    }
     return frame
 
 

@@ -176,6 +176,7 @@ def quality(
 @click.option("--correlation", is_flag=True, help="Correlation of weights by their distance.")
 @click.option("--overlap", type=click.IntRange(min=1), metavar="K",
               help="How well the first K components of one group serve another one.")  # fmt: skip
+@click.option("--shapes", is_flag=True, help="Shares of depthwise kernels like a blob, an edge, a bar or a cross.")
 @where_option
 @kernel_option
 @all_layers_option
@@ -183,8 +184,8 @@ def quality(
 @rows_options
 @db_option
 def structure(
-    by: str, positions: bool, correlation: bool, overlap: int | None, where: str | None, kernel: str, all_layers: bool,
-    trained: bool, rows: Output, path: Path,
+    by: str, positions: bool, correlation: bool, overlap: int | None, shapes: bool, where: str | None, kernel: str,
+    all_layers: bool, trained: bool, rows: Output, path: Path,
 ) -> None:  # fmt: skip
     """Structure of the kernels of each group: by default, how symmetric the mean kernels of layers are.
 
@@ -193,9 +194,10 @@ def structure(
     \b
       cnnfilterdb structure "stride_h AS stride"
       cnnfilterdb structure family --positions
+      cnnfilterdb structure family --shapes
     """
-    if sum((positions, correlation, overlap is not None)) > 1:
-        raise click.UsageError("give one of --positions, --correlation and --overlap")
+    if sum((positions, correlation, shapes, overlap is not None)) > 1:
+        raise click.UsageError("give one of --positions, --correlation, --overlap and --shapes")
     by, name = named(by)
     db = open_reader(path)
     chosen: Any = {"where": trained_only(where, trained), "kernel": kernel, "all_layers": all_layers}
@@ -205,6 +207,12 @@ def structure(
     elif overlap is not None:
         frame = db.subspace_overlap(by, dimensions=overlap, **chosen).rename(columns=str).rename_axis(columns=None)
         frame.insert(0, name if name not in frame.columns else "group", frame.index)
+    elif shapes:
+        frame = db.shapes(by, where=chosen["where"], kernel=kernel)
+        chance = frame.attrs["by_chance"]
+        frame = frame.rename_axis(index=name).reset_index()
     else:
         frame = db.mean_symmetries(by, **chosen).rename_axis(index=name).reset_index()
     emit(frame, rows)
+    if shapes and rows.for_people():
+        remark(f"{100 * (1 - chance['other']):.1f} % of random {kernel} kernels have one of these shapes by chance")

@@ -27,7 +27,7 @@ __all__ = ["Structure"]
 class Structure(Conclusions):
     """Structure of the kernels of layers and groups. Part of :class:`~cnnfilterdb.Reader`.
 
-    All but :meth:`first_layer_profile` are answered from what is stored about layers, without reading filters.
+    All but :meth:`shapes` and :meth:`first_layer_profile` are answered from what is stored about layers.
     """
 
     @undisturbed
@@ -149,6 +149,42 @@ class Structure(Conclusions):
         kernel_shape(kernel)
         rows = groupings.selection(self._connect("facts"), question)
         return structure.overlap(rows, by, kernel, dimensions)
+
+    @undisturbed
+    def shapes(
+        self, by: str, *, where: str | None = None, kernel: str = "3x3", all_kinds: bool = False
+    ) -> pd.DataFrame:
+        """What share of depthwise kernels look like a blob, a difference of Gaussians, an edge, a bar or a cross.
+
+        :func:`cnnfilterdb.stats.named_shapes` has the shapes. They are those of depthwise kernels of trained networks;
+        the kernels themselves are read.
+
+        Args:
+            by: Grouping expression.
+            where: Condition that narrows the rows.
+            kernel: Kernel size, from 3x3 on.
+            all_kinds: Include the kernels of ordinary and grouped convolutions, which are sums over channels.
+
+        Returns:
+            ``filters`` of each group and the share of each shape: ``on`` and ``off`` (blobs with a positive or negative
+            centre), ``on_surround`` and ``off_surround`` (differences of Gaussians), ``edge_x``, ``edge_y``, ``bar_x``,
+            ``bar_y``, ``cross``, and ``other``. ``attrs["by_chance"]`` has the shares of random kernels: 7 % of 3x3
+            kernels get a name by chance, of larger ones none.
+
+        Raises:
+            SelectionError: An expression that cannot be answered, nothing selected, or kernels smaller than 3x3.
+
+        >>> db.shapes("domain", all_kinds=True)[["filters", "edge_x", "other"]].round(2)
+                    filters  edge_x  other
+        domain
+        medical ct      400    0.00   0.76
+        natural        1088    0.31   0.58
+        """
+        chosen = "true" if all_kinds else "kind = 'depthwise'"
+        question = Grouping(by, f"{condition(where)} AND {chosen}", kernel)
+        self._require_filters()
+        rows = groupings.selection(self._connect("facts"), question, moments=False)
+        return structure.shapes(self.storage, rows, by, kernel)
 
     @undisturbed
     def spectra(self, *, where: str | None = None, kernel: str = "3x3") -> pd.DataFrame:

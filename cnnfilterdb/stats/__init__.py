@@ -63,6 +63,7 @@ from cnnfilterdb.stats.quality import (
 )
 from cnnfilterdb.stats.randomness import randomness_threshold
 from cnnfilterdb.stats.sampling import Initializer
+from cnnfilterdb.stats.shapes import SHAPE_COSINE, SHAPES, NamedShapes, by_chance, named_shapes, shape_bank
 from cnnfilterdb.stats.shift import EMPTY_BIN, RECIPES, Recipe, balance_weights, probabilities, shares
 from cnnfilterdb.stats.similarity import Nearest, Pattern, symmetries
 from cnnfilterdb.stats.sketch import SKETCH_LEVELS, SKETCH_NUMBERS, WeightSketch, sketch_cosine, weight_sketch
@@ -88,6 +89,8 @@ __all__ = [
     "METRICS",
     "QUALITY_RULES",
     "RECIPES",
+    "SHAPES",
+    "SHAPE_COSINE",
     "SKETCH_LEVELS",
     "SKETCH_NUMBERS",
     "Basis",
@@ -102,6 +105,7 @@ __all__ = [
     "LayerSpectrum",
     "LayerStatistics",
     "Moments",
+    "NamedShapes",
     "Nearest",
     "OverallTest",
     "Pattern",
@@ -116,6 +120,7 @@ __all__ = [
     "balance_weights",
     "binary_residual",
     "bootstrap_shift",
+    "by_chance",
     "dct_energies",
     "degenerated",
     "degeneration",
@@ -136,6 +141,7 @@ __all__ = [
     "levels",
     "looks_untrained",
     "mean_symmetry",
+    "named_shapes",
     "neighbour_purity",
     "norms",
     "orthogonality",
@@ -146,6 +152,7 @@ __all__ = [
     "power_law",
     "probabilities",
     "randomness_threshold",
+    "shape_bank",
     "shares",
     "shift_test",
     "sketch_cosine",

@@ -57,9 +57,9 @@ def family(tmp_path_factory):
             other = torch.randperm(10, generator=torch.Generator().manual_seed(number))[classes]
             nets[name] = trained(nets[parent], turned, other, number, 60)
         facts = {"training_dataset": f"task {name}", "pretraining_dataset": parent and f"task {parent}"}
-        db.add(nets[name], name, domain="digits", new_words=True, **facts)
+        db.add(nets[name], name, domain="natural", new_words=True, **facts)
     for seed in (1, 2):
-        db.add(trained(network(seed), images, classes, seed, 150), f"stranger{seed}", domain="digits")
+        db.add(trained(network(seed), images, classes, seed, 150), f"stranger{seed}", domain="natural")
     torch.set_num_threads(threads)
     yield db
     db.close()
@@ -106,7 +106,7 @@ def test_an_untrained_network_is_an_ancestor(tmp_path):
     rng = np.random.default_rng(0)
     start = rng.normal(size=(32, 16, 3, 3)).astype(np.float32)
     with cnnfilterdb.create(tmp_path / "x.db") as db:
-        db.add({"a.weight": start}, "start", allow_untrained=True)
+        db.add({"a.weight": start}, "start")
         mixing = np.eye(9) + 0.4 * rng.normal(size=(9, 9))
         learnt = (start.reshape(-1, 9) @ mixing).reshape(start.shape).astype(np.float32)
         db.add({"a.weight": learnt}, "learnt")

@@ -127,3 +127,22 @@ def test_first_layer_profile(db):
         np.testing.assert_allclose(found.loc[row.model_id], expected.ravel())
     with pytest.raises(SelectionError, match="no selected model has a layer of 3x3 kernels with three input channels"):
         db.first_layer_profile(where="false")
+
+
+def test_shares_of_named_shapes(tmp_path):
+    rng = np.random.default_rng(0)
+    sobel = np.float32([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]])
+    blob = np.float32([[1, 2, 1], [2, 4, 2], [1, 2, 1]])
+    depthwise = np.stack([sobel, -sobel, blob, np.float32(rng.normal(size=(3, 3)))] * 8)[:, None]
+    depthwise[3::4, 0] = np.float32([[1, -1, 1], [-1, 0, 1], [1, 1, -1]])  # like none of them
+    dense = rng.normal(size=(8, 32, 3, 3)).astype(np.float32)
+    with cnnfilterdb.create(tmp_path / "x.db") as db:
+        db.add({"a.depthwise.weight": depthwise, "b.weight": dense}, "net", domain="natural")
+        assert db.layers()["kind"].tolist() == ["depthwise", "conv"]
+        found = db.shapes("domain")
+        assert found.loc["natural", ["filters", "edge_x", "on", "other"]].tolist() == [32, 0.5, 0.25, 0.25]
+        assert found.drop(columns="filters").sum(axis=1).tolist() == [1]
+        assert sum(found.attrs["by_chance"].values()) == pytest.approx(1)
+        assert db.shapes("layer", all_kinds=True)["filters"].tolist() == [32, 256]
+        with pytest.raises(SelectionError, match="no 3x3 filters by domain"):
+            db.shapes("domain", where="name = 'other'")

@@ -224,7 +224,9 @@ def spread(
     axes.set_xscale("log")
     axes.grid(axis="x", color=RULE, linewidth=0.5)
     axes.set_axisbelow(True)
-    axes.set_xlim(0.8 * least, 1.25 * max(float(values.max()), least))
+    # From the first whisker to the last: models that are nearly equal have shifts of 1e-9.
+    ends = np.array([np.quantile(pairs, (0.05, 0.95)) for pairs in (*inner, *outer) if pairs.size])
+    axes.set_xlim(0.8 * float(ends.min()), 1.25 * float(ends.max()))
     axes.set_ylim(len(keys) - 0.5, -0.5)
     rows = np.arange(len(keys))
     draw_boxes(axes, list(rows - 0.17), [inner[group] for group in order], [_WITHIN] * len(keys))

@@ -114,7 +114,7 @@ class Reader(Lineage):
         from cnnfilterdb.explore.server import ExplorerServer
 
         self._ensure_index()
-        server = ExplorerServer(self, shown=self.location, port=port, seconds=seconds, memory=memory).start()
+        server = ExplorerServer(self, shown=self.storage.shown(), port=port, seconds=seconds, memory=memory).start()
         if browser:
             server.show()
         return server

@@ -74,6 +74,10 @@ class Storage(ABC):
     def verify(self, *, progress: Progress | None = None) -> list[Problem]:
         """Check every count and every hash."""
 
+    def shown(self) -> str | tuple[str, ...]:
+        """How command lines name it: its location, or the options that name its parts."""
+        return self.location
+
     def places(self) -> list[str]:
         """The folders and addresses that its views read."""
         return [self.location]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from cnnfilterdb.errors import SelectionError
@@ -10,7 +11,6 @@ from cnnfilterdb.parts.common import CommonBases
 from cnnfilterdb.parts.listing import PartsList, check_duplicates, check_location, check_name, is_parts_list
 from cnnfilterdb.parts.locations import Opened, opened
 from cnnfilterdb.parts.parts import OpenPart, Parts
-from cnnfilterdb.release.address import REFERENCE, reference_folder
 from cnnfilterdb.release.release import Release
 from cnnfilterdb.store.folder import Store
 
@@ -59,12 +59,12 @@ def opened_parts(given: GivenParts, *, duplicates: str = "error", location: str 
         if storage.location in (part.storage.location for part in parts):
             raise SelectionError(f"{storage.location}: given twice; name each part once")
         check_location(storage.location)
-        default = REFERENCE if storage.location == str(reference_folder()) else storage.location
-        parts.append(OpenPart(name or default, storage, bases))
+        part = OpenPart(name or "", storage, bases)
+        parts.append(part if name else replace(part, name=part.location))
     if not parts:
         raise SelectionError("no parts given; expected the locations of databases or releases")
-    parts = [OpenPart(name, part.storage, part.bases) for name, part in zip(_short(parts), parts, strict=True)]
-    whole = Parts(parts, location or _joined(part.storage.location for part in parts), duplicates=duplicates)
+    parts = [replace(part, name=name) for name, part in zip(_short(parts), parts, strict=True)]
+    whole = Parts(parts, location or _joined(part.location for part in parts), duplicates=duplicates)
     return whole, CommonBases(whole)
 
 
@@ -84,7 +84,7 @@ def _short(parts: Sequence[OpenPart]) -> list[str]:
     """The names of the parts, those that are locations by their last piece, unless another part has it, too."""
     last = [part.name.rstrip("/").rpartition("/")[2] for part in parts]
     names = [
-        piece if part.name == part.storage.location and last.count(piece) == 1 else part.name
+        piece if part.name == part.location and last.count(piece) == 1 else part.name
         for part, piece in zip(parts, last, strict=True)
     ]
     if twice := next((name for name in names if names.count(name) > 1), None):

@@ -21,6 +21,7 @@ from cnnfilterdb.core.reports import Problem, Progress
 from cnnfilterdb.core.schema import kernel_order
 from cnnfilterdb.errors import DatabaseError, QueryError, SelectionError, unknown_model
 from cnnfilterdb.parts.derived import DerivedFolder
+from cnnfilterdb.release.address import REFERENCE, reference_folder
 from cnnfilterdb.release.release import Release
 from cnnfilterdb.scan.scan import FilterFile
 from cnnfilterdb.sql.parts import PartTables, part_definitions
@@ -45,6 +46,11 @@ class OpenPart:
     name: str
     storage: Store | Release
     bases: Bases
+
+    @property
+    def location(self) -> str:
+        """Where it is, as users write it."""
+        return REFERENCE if self.storage.location == str(reference_folder()) else self.storage.location
 
     @property
     def has_filters(self) -> bool:
@@ -264,6 +270,13 @@ class Parts(Storage):
             annotated=storage.annotated,
             fingerprints=paths.inside(storage.path, paths.fingerprints_path(paths.EMPTY)).exists(),
         )
+
+    def shown(self) -> str | tuple[str, ...]:
+        """The list of the parts, or the options that name them."""
+        if self.location.endswith(paths.PARTS_SUFFIX):
+            return self.location
+        words = [word for part in self.parts for word in ("--db", part.location)]
+        return (*words, "--duplicates", "first") if self.first_wins else tuple(words)
 
     def places(self) -> list[str]:
         """What the views read: the parts, and what is derived of them."""

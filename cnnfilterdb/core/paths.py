@@ -43,6 +43,7 @@ __all__ = [
     "COMMIT",
     "EMPTY",
     "FINGERPRINTS",
+    "FITTED",
     "FOLDERS",
     "HISTOGRAMS",
     "INDEX",
@@ -106,6 +107,9 @@ QUARANTINE = ".quarantine"
 
 #: Folder, in the cache, of what is derived of several parts that are opened together, one folder each.
 PARTS = "parts"
+
+#: Folder in there of the bases that were fitted on all parts; others, which parts brought along, are not in it.
+FITTED = "fitted"
 
 #: How the name of a file ends that lists parts.
 PARTS_SUFFIX = ".parts.toml"

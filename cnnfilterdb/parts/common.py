@@ -194,11 +194,14 @@ class CommonBases(Bases):
         chosen = papers_layers(layers.filter(pc.field("kernel") == kernel))
         if (pc.sum(chosen["filters"]).as_py() or 0) < 2:
             return None
-        if known := self._parts.derived.basis(basis_key(chosen, kernel)):
+        if known := self._parts.derived.fitted(basis_key(chosen, kernel)):
             return known
         rows = self._parts.layers(sorted(set(chosen["model_id"].to_pylist())), columns=_MOMENTS)
         rows = papers_layers(rows.filter((pc.field("kernel") == kernel) & pc.field("stored")))
-        return fit(self._parts, rows, kernel, sequence=1, progress=progress)
+        fitted = fit(self._parts, rows, kernel, sequence=1, progress=progress)
+        if fitted is not None:
+            self._parts.derived.put_fitted(fitted)
+        return fitted
 
     # --------------------------------------------------------------------------------------- which histograms
 

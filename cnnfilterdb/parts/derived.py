@@ -9,9 +9,11 @@ temporary folder takes its place.
 from __future__ import annotations
 
 import hashlib
+import shutil
 import tempfile
 import warnings
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -95,14 +97,29 @@ class DerivedFolder:
         self._write_empty(root)
         return [str(path) for path, _ in self._empty(root)]
 
-    def basis(self, basis_id: str) -> FittedBasis | None:
-        """A basis; None if it is not there, or damaged."""
-        name = paths.basis_path(basis_id)
-        try:
-            status = paths.inside(self.path, name).stat()
-        except OSError:
-            return None
-        return read_basis(self.path, name, status.st_mtime_ns, status.st_ino)[0]
+    def fitted(self, basis_id: str) -> FittedBasis | None:
+        """A basis that was fitted on all parts; None if it is not there, or damaged.
+
+        Those that parts brought along are kept apart: a stranger can give a basis any key.
+        """
+        self._adopt(f"{paths.FITTED}/{paths.basis_path(basis_id)}")
+        return _basis(self.path / paths.FITTED, basis_id)
+
+    def put_fitted(self, fitted: FittedBasis) -> None:
+        """Keep a basis that was fitted on all parts."""
+        _write(basis_table(fitted), paths.inside(self.path / paths.FITTED, paths.basis_path(fitted.basis_id)))
+
+    def _adopt(self, name: str) -> None:
+        """Copy a file that is missing from what was derived of other parts: its name says what it contains."""
+        target = paths.inside(self.path, name)
+        if target.exists() or self._temporary is not None:
+            return
+        for other in sorted(self.path.parent.glob(f"*/{name}")):
+            with suppress(OSError, DatabaseError):
+                make_folder(target.parent)
+                with replacing(target) as part:
+                    shutil.copyfile(other, part)
+                return
 
     def put_basis(self, fitted: FittedBasis) -> str:
         """Write a basis, unless it is there.
@@ -111,13 +128,14 @@ class DerivedFolder:
             Its file.
         """
         path = paths.inside(self.path, paths.basis_path(fitted.basis_id))
-        known = self.basis(fitted.basis_id)
+        known = _basis(self.path, fitted.basis_id)
         if known is None or basis_table(known) != basis_table(fitted):
             _write(basis_table(fitted), path)
         return str(path)
 
     def histograms(self, basis_id: str, name: str) -> Path | None:
         """A file of histograms; None if it is not there, or damaged."""
+        self._adopt(paths.histograms_path(basis_id, name))
         path = self._histograms(basis_id, name)
         return path if _is_sealed(path, HISTOGRAMS) else None
 
@@ -129,6 +147,7 @@ class DerivedFolder:
 
     def fingerprints(self, name: str) -> Path | None:
         """A file of fingerprints; None if it is not there, or damaged."""
+        self._adopt(paths.fingerprints_path(name))
         path = paths.inside(self.path, paths.fingerprints_path(name))
         return path if _is_sealed(path, FINGERPRINTS) else None
 
@@ -140,6 +159,15 @@ class DerivedFolder:
 
     def _histograms(self, basis_id: str, name: str) -> Path:
         return paths.inside(self.path, paths.histograms_path(basis_id, name))
+
+
+def _basis(root: Path, basis_id: str) -> FittedBasis | None:
+    name = paths.basis_path(basis_id)
+    try:
+        status = paths.inside(root, name).stat()
+    except OSError:
+        return None
+    return read_basis(root, name, status.st_mtime_ns, status.st_ino)[0]
 
 
 def _write(table: pa.Table, path: Path, **settings: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pandas as pd
 import pytest
@@ -39,6 +40,7 @@ def test_parts_that_share_a_basis_are_added_up(tmp_path, sample_path, sample):
     with cnnfilterdb.open([tmp_path / "one", tmp_path / "two"]) as db:
         pd.testing.assert_frame_equal(db.kl_shift("domain"), sample.kl_shift("domain"), check_exact=True)
         assert all(path.name == "basis.parquet" for path in derived_files(db))
+        assert not (db.storage.derived.path / "fitted").exists()
 
 
 def test_another_basis_of_the_same_key_is_not_the_same(tmp_path, sample_path, sample):
@@ -94,7 +96,7 @@ def test_what_needs_filters_says_which_part_has_none(two):
         db.filters()
 
 
-def test_the_second_opening_counts_nothing(two, monkeypatch):
+def test_the_second_opening_counts_nothing(two, tmp_path, monkeypatch):
     with cnnfilterdb.open(two) as db:
         expected = db.kl_shift("domain")
     monkeypatch.setattr(common, "fit", None)
@@ -102,6 +104,9 @@ def test_the_second_opening_counts_nothing(two, monkeypatch):
     with cnnfilterdb.open(two) as db:
         pd.testing.assert_frame_equal(db.kl_shift("domain"), expected, check_exact=True)
     with cnnfilterdb.open([two[1], two[0]]) as db:  # in another order
+        pd.testing.assert_frame_equal(db.kl_shift("domain"), expected, check_exact=True)
+    cnnfilterdb.create(tmp_path / "empty.db").close()
+    with cnnfilterdb.open([*two, tmp_path / "empty.db"]) as db:  # other parts with the same models
         pd.testing.assert_frame_equal(db.kl_shift("domain"), expected, check_exact=True)
 
 
@@ -344,3 +349,27 @@ def test_parts_are_merged_with_the_models_and_annotations_that_they_show(two, pa
         report = merged.merge(db, where="domain != 'medical ct'")
         assert sorted(report.done) == ["custom/face", "custom/photo-a", "custom/photo-b"]
         assert merged.models(where="name = 'face'")["domain"].tolist() == ["portraits"]
+
+
+# -------------------------------------------------------------------------------------------------------- remote
+
+
+def test_two_releases_in_object_stores(part_paths, object_store, monkeypatch):
+    """Each is read through a file system of its own, though both have the same protocol."""
+    store = fsspec.filesystem("s3", **object_store)
+    store.put(f"{part_paths['release']}/", "parts/release/", recursive=True)
+    options = [{"storage_options": object_store}, {"storage_options": {**object_store, "use_listings_cache": False}}]
+    remote = [
+        cnnfilterdb.open(address, **one)
+        for address, one in zip(["s3://parts/face", "s3://parts/release"], options, strict=True)
+    ]
+    with cnnfilterdb.open(remote, read_only=True) as db:
+        assert db.sql("SELECT part, count(*) FROM models GROUP BY ALL ORDER BY ALL").fetchall() == [
+            ("face", 1),
+            ("release", 2),
+        ]
+        found = db.kl_shift("name")
+        assert len(db.filters()) == db.sql("SELECT count(*) FROM filters_3x3").fetchall()[0][0]
+        monkeypatch.setattr(common, "model_histograms", None)
+    with cnnfilterdb.open(remote) as db:  # of which only tables are read again
+        pd.testing.assert_frame_equal(db.kl_shift("name"), found, check_exact=True)

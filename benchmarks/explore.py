@@ -74,6 +74,7 @@ def measure(path: Path) -> None:
             ("model", {"model": "synthetic/model-000"}),
             ("layer", {"model": "synthetic/model-000", "layer": 0}),
             ("kernel", {"model": "synthetic/model-000", "layer": 0}),
+            ("nearest", {"model": "synthetic/model-000", "layer": 0}),
         ):
             wall, processor = time.perf_counter(), time.process_time()
             explorer.views[view](request)

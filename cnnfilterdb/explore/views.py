@@ -95,6 +95,7 @@ class Explorer:
             "layer": self.layer,
             "coefficients": self.coefficients,
             "kernel": self.kernel,
+            "nearest": self.nearest,
             "sql": self.sql,
         }
 
@@ -341,11 +342,29 @@ class Explorer:
         return {**_densities(groups.take(places)), "sql": call("group_probabilities", by, **options)}
 
     def kernel(self, request: Request) -> dict[str, Any]:
-        """One kernel, its coefficients, and the kernels most similar to it."""
-        key, number = self._key(request), _whole(request, "layer", 0, 2**31)
-        weight = self._db.layer_weights(key, number)
-        outs, ins = _whole(request, "out", 0, weight.shape[0] - 1), _whole(request, "in", 0, weight.shape[1] - 1)
-        pattern = weight[outs, ins]
+        """One kernel and its coefficients."""
+        key, number, channels, pattern = self._pattern(request)
+        kernel = schema.kernel_name(*pattern.shape)
+        outs, ins = (_whole(request, name, 0, 2**31) for name in ("out", "in"))
+        projected, reason = [], ""
+        if schema.indexable(kernel):
+            try:
+                projected = self._db.basis(kernel=kernel).project(pattern.reshape(1, -1))[0].tolist()
+            except SelectionError as error:
+                reason = str(error)
+        here = f"model_id = {sqltext.literal(key)} AND layer = {number}"
+        return {
+            "shape": list(pattern.shape),
+            "weights": pattern.ravel().tolist(),
+            "channels": channels,
+            "coefficients": projected,
+            "coefficients_reason": reason,
+            "sql": f"FROM filters_{kernel} WHERE {here} AND out_channel = {outs} AND in_channel = {ins}",
+        }
+
+    def nearest(self, request: Request) -> dict[str, Any]:
+        """The kernels most similar to one: a scan over all of its size, of seconds for tens of millions."""
+        _, _, _, pattern = self._pattern(request)
         kernel = schema.kernel_name(*pattern.shape)
         flags: dict[str, Any] = {name: True for name in ("sign", "centred", "rotation") if request.get(name) is True}
         where = Selection.of(request.get("selection", {})).condition()
@@ -360,27 +379,24 @@ class Explorer:
             ]
         except SelectionError as error:
             reason = str(error)
-        projected = []
-        if schema.indexable(kernel):
-            try:
-                projected = self._db.basis(kernel=kernel).project(pattern.reshape(1, -1))[0].tolist()
-            except SelectionError as error:
-                reason = reason or str(error)
         numbers = [str(value) for value in pattern.ravel()]
         width = pattern.shape[1]
         typed = "; ".join(" ".join(numbers[i : i + width]) for i in range(0, len(numbers), width))
         macro = call(f"nearest_{kernel}", top=25, where=where, **{k: v for k, v in flags.items() if k != "rotation"})
         pattern_sql = f"[{', '.join(numbers)}]"
         return {
-            "shape": list(pattern.shape),
-            "weights": pattern.ravel().tolist(),
-            "channels": list(weight.shape[:2]),
-            "coefficients": projected,
             "nearest": near,
             "nearest_reason": reason,
             "sql": macro.replace("(", f"({pattern_sql}, ", 1) if "rotation" not in flags else None,
             "command": command("nearest", typed, db=self._shown, top=25, where=where, **flags),
         }
+
+    def _pattern(self, request: Request) -> tuple[str, int, list[int], npt.NDArray[np.float32]]:
+        """The model, layer and number of channels of a kernel, and its weights."""
+        key, number = self._key(request), _whole(request, "layer", 0, 2**31)
+        weight = self._db.layer_weights(key, number)
+        outs, ins = _whole(request, "out", 0, weight.shape[0] - 1), _whole(request, "in", 0, weight.shape[1] - 1)
+        return key, number, list(weight.shape[:2]), weight[outs, ins]
 
     def sql(self, request: Request) -> dict[str, Any]:
         """The rows of a query."""

@@ -306,14 +306,15 @@ export async function chart(element, option, label) {
   const made = library.init(element, null, { renderer: "canvas" });
   const ink = css("--ink");
   const axis = (given) => ({
-    axisLine: { lineStyle: { color: css("--quiet") } }, axisLabel: { color: ink, hideOverlap: true },
+    axisLine: { lineStyle: { color: css("--quiet") } },
     nameTextStyle: { color: ink }, splitLine: { lineStyle: { color: css("--rule") } },
     nameLocation: "middle", nameGap: 34, ...given,
+    axisLabel: { color: ink, hideOverlap: true, ...given.axisLabel },
   });
   made.setOption({
     animation: false, backgroundColor: "transparent", color: CATEGORIES, textStyle: { fontFamily: css("--font") },
     ...option,
-    ...(option.legend ? { legend: { textStyle: { color: ink }, pageTextStyle: { color: ink }, ...option.legend } } : {}),
+    ...(option.legend ? { legend: { itemWidth: 14, itemHeight: 12, textStyle: { color: ink }, pageTextStyle: { color: ink }, ...option.legend } } : {}),
     xAxis: axis(option.xAxis), yAxis: axis(option.yAxis),
   });
   const observer = new ResizeObserver(() => (element.isConnected ? made.resize() : observer.disconnect()));

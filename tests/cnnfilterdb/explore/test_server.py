@@ -377,13 +377,14 @@ def test_a_layer_is_its_weights(served, db):
 
 def test_a_kernel_finds_itself_first(served, db):
     request = {"model": "custom/photo-a", "layer": 1, "out": 7, "in": 2, "sign": True}
-    answer = served.ask("kernel", **request)
+    kernel, answer = served.ask("kernel", **request), served.ask("nearest", **request)
     first = answer["nearest"][0]
     assert (first["model_id"], first["layer"], first["out_channel"], first["in_channel"]) == ("custom/photo-a", 1, 7, 2)
     assert first["similarity"] == pytest.approx(1)
     pattern = db.layer_weights("custom/photo-a", 1)[7, 2]
-    assert answer["weights"] == pattern.ravel().tolist()
-    assert answer["coefficients"] == pytest.approx(db.basis().project(pattern.reshape(1, -1))[0].tolist())
+    assert kernel["weights"] == pattern.ravel().tolist()
+    assert db.sql(kernel["sql"]).df().filter(regex=r"^w\d$").to_numpy().tolist() == [pattern.ravel().tolist()]
+    assert kernel["coefficients"] == pytest.approx(db.basis().project(pattern.reshape(1, -1))[0].tolist())
     assert db.sql(answer["sql"]).df()["similarity"].tolist() == pytest.approx(
         [row["similarity"] for row in answer["nearest"]]
     )

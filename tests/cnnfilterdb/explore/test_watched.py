@@ -95,4 +95,4 @@ def test_a_release_is_explored_like_a_folder(both, release_path):
         explorer.prepare()
         assert explorer.models({})["total"] == 5
         pd.testing.assert_frame_equal(watched.kl_shift("domain"), db.kl_shift("domain"), rtol=1e-9)
-        assert explorer.kernel({"model": "custom/ct-a", "layer": 1})["nearest"][0]["similarity"] == pytest.approx(1)
+        assert explorer.nearest({"model": "custom/ct-a", "layer": 1})["nearest"][0]["similarity"] == pytest.approx(1)

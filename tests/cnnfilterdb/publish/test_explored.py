@@ -45,6 +45,6 @@ def test_views_of_a_release_on_a_hub_are_those_of_the_database(hub, explored, sa
     length = int.from_bytes(layer[:4], "little")
     weights = np.frombuffer(layer[4 + length :], "<f4").reshape(json.loads(layer[4 : 4 + length])["shape"])
     np.testing.assert_array_equal(weights, sample.layer_weights("custom/ct-a", 1))
-    near = json.loads(ask("kernel", model="custom/ct-a", layer=1, out=3, **{"in": 2}))["nearest"]
+    near = json.loads(ask("nearest", model="custom/ct-a", layer=1, out=3, **{"in": 2}))["nearest"]
     assert near[0]["similarity"] == pytest.approx(1)
     assert ask("file", kind="shift", format="pdf").startswith(b"%PDF-")

@@ -136,7 +136,7 @@ export function groups(root) {
     const found = await ask("quality", request, context.signal);
     const share = ["random_layers", "collapsed_layers", "sparse_layers", "repetitive_layers", "degenerated_layers", "quantised_layers"];
     const columns = Object.keys(found.rows[0] ?? {}).map((key) => ({
-      key, title: key.replaceAll("_", " "), numeric: key !== "group",
+      key, title: (key[0].toUpperCase() + key.slice(1)).replaceAll("_", " "), numeric: key !== "group",
       cell: share.includes(key) ? (row) => `${(100 * row[key]).toFixed(1)} %` : undefined }));
     const order = context.options.sort ?? "group";
     const descending = context.options.descending === "true";

@@ -190,6 +190,7 @@ export function kernel(root) {
     const flags = { sign: options.sign === "true", centred: options.centred === "true", rotation: options.rotation === "true" };
     const request = { model: options.model, layer: number_("layer"), out: number_("out"), in: number_("in"), selection, ...flags };
     const found = await ask("kernel", request, context.signal);
+    const nearest = h("div", { "aria-live": "polite" }, h("p", { class: "quiet" }, "Searching all kernels of this size …"));
     const [height, width] = found.shape;
     const small = (weights, zoom) => kernelCanvas(Float32Array.from(weights), [1, height, width], { columns: 1, zoom, bound: 0, gap: 0 }).element;
     const most = Math.max(...found.weights.map(Math.abs), 1e-30);
@@ -217,9 +218,18 @@ export function kernel(root) {
           { key: "i", title: "Coefficient", cell: (row) => `c${row.i}` }, { key: "value", title: "Value", numeric: true },
           { key: "bar", title: "", cell: (row) => valueBar(row.value, reach, true) }],
         found.coefficients.slice(0, 49).map((value, i) => ({ i, value })))) : null),
+      found.coefficients_reason ? h("p", { class: "quiet" }, found.coefficients_reason) : null,
+      reproduce({ SQL: found.sql }),
       h("h2", {}, "Nearest kernels"),
       h("div", { class: "line" }, flag("sign", "Negatives count too"), flag("centred", "Ignore an added constant"), flag("rotation", "Rotations and reflections count too")),
-      found.nearest.length ? h("ol", { class: "gallery" }, found.nearest.map(near)) : failure(new Error(found.nearest_reason || "None.")),
-      reproduce({ SQL: found.sql, "Command line": found.command }));
+      nearest);
+    try {
+      const search = await ask("nearest", request, context.signal);
+      replace(nearest,
+        search.nearest.length ? h("ol", { class: "gallery" }, search.nearest.map(near)) : failure(new Error(search.nearest_reason || "None.")),
+        reproduce({ SQL: search.sql, "Command line": search.command }));
+    } catch (error) {
+      if (error.message !== "newer") replace(nearest, failure(error));
+    }
   };
 }

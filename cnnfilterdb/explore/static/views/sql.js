@@ -124,7 +124,7 @@ export function sql(root) {
     const save = (format) => h("button", { type: "button", onclick: () => download({ kind: "sql", format, query: context.options.query })
       .catch((problem) => { error.textContent = problem.message; }) }, format === "csv" ? "CSV" : "Parquet");
     const columns = found.columns.map(({ name, type }, i) => ({ key: name, numeric: type === "number", cell: (row) =>
-      (name === "model_id" && row[i] ? h("a", { href: context.href("model", { model: row[i] }) }, row[i]) : text(row[i])) }));
+      (name === "model_id" && row[i] ? h("a", { href: context.href("model", { model: row[i] }) }, row[i]) : row[i] === null ? h("span", { class: "quiet" }, "NULL") : text(row[i])) }));
     replace(result,
       h("div", { class: "line" }, h("p", { role: "status" }, `${number(found.rows.length)} rows${found.more ? ", and more: download, or ask for more rows" : ""}`),
         save("csv"), save("parquet"), error),

@@ -36,6 +36,7 @@ from cnnfilterdb.errors import (
     UnsafeFileError,
     UnsafePathError,
     WeightFileError,
+    WorkerLostError,
 )
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from cnnfilterdb.database import FilterDB, create, open, pull
     from cnnfilterdb.examples import example, reference
     from cnnfilterdb.exchange.basis_files import load_basis, save_basis
+    from cnnfilterdb.health import Finding, doctor
     from cnnfilterdb.ingest.inspection import Comparison, Inspection, inspect
     from cnnfilterdb.publish.hub import Published, Released, releases
     from cnnfilterdb.reader import Reader
@@ -67,6 +69,7 @@ __all__ = [
     "Exported",
     "Failure",
     "FilterDB",
+    "Finding",
     "FittedBasis",
     "Groups",
     "HashMismatchError",
@@ -98,8 +101,10 @@ __all__ = [
     "UnsafeFileError",
     "UnsafePathError",
     "WeightFileError",
+    "WorkerLostError",
     "__version__",
     "create",
+    "doctor",
     "example",
     "inspect",
     "load_basis",
@@ -117,6 +122,7 @@ _lazy = {
     "Exported": "cnnfilterdb.core.reports",
     "Failure": "cnnfilterdb.core.reports",
     "FilterDB": "cnnfilterdb.database",
+    "Finding": "cnnfilterdb.health",
     "FittedBasis": "cnnfilterdb.analysis.bases",
     "Groups": "cnnfilterdb.analysis.groups",
     "IngestReport": "cnnfilterdb.core.reports",
@@ -135,6 +141,7 @@ _lazy = {
     "Study": "cnnfilterdb.study.document",
     "TransferReport": "cnnfilterdb.core.reports",
     "create": "cnnfilterdb.database",
+    "doctor": "cnnfilterdb.health",
     "example": "cnnfilterdb.examples",
     "inspect": "cnnfilterdb.ingest.inspection",
     "load_basis": "cnnfilterdb.exchange.basis_files",

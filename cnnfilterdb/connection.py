@@ -57,7 +57,7 @@ class Connection:
         self, storage: Storage, *, confined: bool = False, settings: Mapping[str, str | int] | None = None
     ) -> None:
         self.confined = confined
-        self._settings = dict(settings or {})
+        self._settings = {**storage.resources.duckdb_settings(), **(settings or {})}
         self._storage = storage
         self._closed = False
         self._reset()

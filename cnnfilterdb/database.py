@@ -17,6 +17,7 @@ from cnnfilterdb.analysis.bases import FittedBasis
 from cnnfilterdb.analysis.options import names_given, names_of
 from cnnfilterdb.core import paths
 from cnnfilterdb.core.reports import Problem, Progress, TransferReport
+from cnnfilterdb.core.resources import Resources
 from cnnfilterdb.core.schema import AnnotatedFacts, check_fact_types
 from cnnfilterdb.errors import DamagedIndexError, DatabaseError, LockedError, NotADatabaseError, SelectionError
 from cnnfilterdb.imports import Imports
@@ -38,6 +39,9 @@ class FilterDB(Imports):
 
     Args:
         path: The folder of an existing database.
+        threads: As in :func:`open`.
+        memory: As in :func:`open`.
+        runner: As in :func:`open`.
 
     Attributes:
         path: The folder, as an absolute path.
@@ -51,14 +55,18 @@ class FilterDB(Imports):
         DatabaseError: A newer version of the package wrote it.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(
+        self, path: str | Path, *, threads: int | None = None, memory: int | str | None = None, runner: Any = None
+    ) -> None:
         self._store = Store.open(folder_to_write(path))
+        self._store.resources = Resources.of(threads=threads, memory=memory, runner=runner)
         self.path = self._store.path
         self._index = Index(self._store)
         super().__init__(self._store, self._index)
 
     def __reduce__(self) -> tuple[Callable[..., Self], tuple[Any, ...]]:
-        return type(self), (self.path,)
+        used = self._store.resources
+        return partial(type(self), threads=used.threads, memory=used.memory, runner=used.runner), (self.path,)
 
     def annotate(
         self,
@@ -312,6 +320,9 @@ def open(
     read_only: Literal[True],
     duplicates: str | None = None,
     storage_options: Mapping[str, Any] | None = None,
+    threads: int | None = None,
+    memory: int | str | None = None,
+    runner: Any = None,
 ) -> Reader: ...
 @overload
 def open(
@@ -320,6 +331,9 @@ def open(
     read_only: Literal[False],
     duplicates: None = None,
     storage_options: Mapping[str, Any] | None = None,
+    threads: int | None = None,
+    memory: int | str | None = None,
+    runner: Any = None,
 ) -> FilterDB: ...
 @overload
 def open(
@@ -328,6 +342,9 @@ def open(
     read_only: bool | None = None,
     duplicates: str | None = None,
     storage_options: Mapping[str, Any] | None = None,
+    threads: int | None = None,
+    memory: int | str | None = None,
+    runner: Any = None,
 ) -> FilterDB | Reader: ...
 @overload
 def open(
@@ -336,6 +353,9 @@ def open(
     read_only: bool | None = None,
     duplicates: str | None = None,
     storage_options: Mapping[str, Any] | None = None,
+    threads: int | None = None,
+    memory: int | str | None = None,
+    runner: Any = None,
 ) -> Reader: ...
 def open(
     path: Openable,
@@ -343,6 +363,9 @@ def open(
     read_only: bool | None = None,
     duplicates: str | None = None,
     storage_options: Mapping[str, Any] | None = None,
+    threads: int | None = None,
+    memory: int | str | None = None,
+    runner: Any = None,
 ) -> FilterDB | Reader:
     """Open an existing database: a folder, or a release, of which queries fetch only what they need.
 
@@ -362,6 +385,12 @@ def open(
         duplicates: What to do about models of the same key in several parts: ``error``, or ``first`` to take that of
             the first part. By default what the file of parts says, or ``error``.
         storage_options: For an address, the options of its fsspec file system, such as ``{"token": ...}``.
+        threads: Threads of DuckDB and of scans; by default one for each processor.
+        memory: Memory of this process, such as ``"400MB"``, which DuckDB, Arrow and scans are then kept to; by default
+            it is not limited. Arrow uses an allocator that returns memory, in all of the process from then on.
+        runner: Where scans, imports, the index and the verification run: ``"threads"``, ``"serial"``,
+            ``"processes"``, ``"ray"``, ``"ray://HOST:PORT"``, or any :class:`concurrent.futures.Executor`. The answers
+            are the same.
 
     Returns:
         A :class:`FilterDB` for the folder of a database, a :class:`Reader` for a release and for several parts.
@@ -369,7 +398,8 @@ def open(
     Raises:
         NotADatabaseError: The path contains neither a database nor a release, or ``read_only=False`` for a release.
         DatabaseError: A newer version of the package wrote it, or a model is in several parts.
-        SelectionError: ``storage_options`` for a folder, which has none; ``duplicates`` for one database.
+        SelectionError: ``storage_options`` for a folder, which has none; ``duplicates`` for one database; or not a number
+            of threads, a size, or a runner.
         RemoteError: The address cannot be reached.
 
     >>> path = cnnfilterdb.example().path
@@ -393,15 +423,20 @@ def open(
         if storage_options:
             raise SelectionError("storage_options: for one address; open the part with them, and give what is opened")
         if isinstance(path, str | Path):
-            return Reader(*opened_list(path, duplicates=duplicates), confined=bool(read_only))
-        return Reader(*opened_parts(_unwrapped(path), duplicates=duplicates or "error"), confined=bool(read_only))
+            storage, bases = opened_list(path, duplicates=duplicates)
+        else:
+            storage, bases = opened_parts(_unwrapped(path), duplicates=duplicates or "error")
+        storage.resources = Resources.of(threads=threads, memory=memory, runner=runner)
+        return Reader(storage, bases, confined=bool(read_only))
     if duplicates is not None:
         raise SelectionError(f"{path}: one database, not several parts; leave out duplicates")
     if storage_options and "://" not in str(path):
         raise SelectionError(f"{path}: a folder, which has no storage_options; leave them out")
     if read_only is False or not (read_only or path == REFERENCE or is_release(path)):
-        return FilterDB(path)
-    return Reader(*opened(path, storage_options), confined=bool(read_only))
+        return FilterDB(path, threads=threads, memory=memory, runner=runner)
+    storage, bases = opened(path, storage_options)
+    storage.resources = Resources.of(threads=threads, memory=memory, runner=runner)
+    return Reader(storage, bases, confined=bool(read_only))
 
 
 def _unwrapped(
@@ -417,11 +452,16 @@ def _unwrapped(
     return [unwrap(one) for one in given]
 
 
-def create(path: str | Path) -> FilterDB:
+def create(
+    path: str | Path, *, threads: int | None = None, memory: int | str | None = None, runner: Any = None
+) -> FilterDB:
     """Create a database, or open the one that is already at the path and tidy up after interrupted writes.
 
     Args:
         path: A folder that does not exist or is empty, or that of a database.
+        threads: As in :func:`open`.
+        memory: As in :func:`open`.
+        runner: As in :func:`open`.
 
     Raises:
         NotADatabaseError: The path is an address, a release, a file, or a folder with something else in it.
@@ -432,7 +472,7 @@ def create(path: str | Path) -> FilterDB:
     0
     """
     Store.create(folder_to_write(path))
-    db = FilterDB(path)
+    db = FilterDB(path, threads=threads, memory=memory, runner=runner)
     db._write_init()
     return db
 

@@ -20,6 +20,7 @@
     │   ├── HashMismatchError     a download whose hash is not the expected one
     │   └── DownloadError         a file that could not be downloaded
     ├── RemoteError               a remote database that could not be reached or read
+    ├── WorkerLostError           a worker or node that ended again and again while it did a unit of work
     ├── PublishError              a release that could not be published
     ├── CatalogError              a catalog file that breaks its schema
     └── MissingExtraError         an optional dependency that is not installed (also ImportError)
@@ -55,6 +56,7 @@ __all__ = [
     "UnsafeFileError",
     "UnsafePathError",
     "WeightFileError",
+    "WorkerLostError",
     "unknown_model",
 ]
 
@@ -133,6 +135,10 @@ class DownloadError(IngestError):
 
 class RemoteError(CnnFilterDbError):
     """A remote database could not be reached or read."""
+
+
+class WorkerLostError(CnnFilterDbError):
+    """A worker process or a node ended while it did a unit of work, again and again."""
 
 
 class PublishError(CnnFilterDbError):

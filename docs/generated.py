@@ -284,12 +284,26 @@ def _link(text: str) -> str:
 # The Python interface
 
 
+#: Functions of the package, in the order in which a user meets them.
+_FUNCTIONS = ("open", "create", "example", "inspect", "pull", "releases", "load_basis", "save_basis", "doctor")
+
+
 def python() -> str:
     """Every public name, by theme."""
     themes: dict[str, list[tuple[str, str]]] = {
         "Opening and creating": [
             ("autofunction", f"cnnfilterdb.{name}")
-            for name in ("open", "create", "example", "inspect", "pull", "releases", "load_basis", "save_basis")
+            for name in (
+                "open",
+                "create",
+                "example",
+                "inspect",
+                "pull",
+                "releases",
+                "load_basis",
+                "save_basis",
+                "doctor",
+            )
         ],
         "Reading a database": [("autoclass", "cnnfilterdb.Reader")],
         "Writing to a database": [("autoclass", "cnnfilterdb.FilterDB")],
@@ -328,7 +342,7 @@ def _directives(entries: Sequence[tuple[str, str]]) -> str:
             if name.endswith("Reader"):
                 lines.append("   :inherited-members:")
             elif name.endswith("FilterDB"):
-                read = " ".join(cls.__name__ for cls in cnnfilterdb.Reader.__mro__[:-1])  # described with Reader
+                read = ", ".join(cls.__name__ for cls in cnnfilterdb.Reader.__mro__[:-1])  # described with Reader
                 lines += ["   :show-inheritance:", f"   :inherited-members: {read}"]
             else:
                 lines.append("   :show-inheritance:")

@@ -41,10 +41,12 @@ ALLOWED: dict[str, set[str]] = {
     "database": CORE
     | {"analysis", "catalog", "exchange", "imports", "ingest", "parts", "publish", "reader", "release", "store"},
     "examples": GROUND | {"database", "reader"},
-    "": CORE | {"analysis", "database", "examples", "exchange", "ingest", "publish", "reader", "release", "store"},
+    "health": CORE | {"ingest", "store"},
+    "": CORE
+    | {"analysis", "database", "examples", "exchange", "health", "ingest", "publish", "reader", "release", "store"},
     "cli": CORE
-    | {"", "analysis", "catalog", "database", "exchange", "explore", "ingest", "parts", "publish", "reader", "release"}
-    | {"store"},
+    | {"", "analysis", "catalog", "database", "exchange", "explore", "health", "ingest", "parts", "publish", "reader"}
+    | {"release", "store"},
     "__main__": {"cli"},
 }
 

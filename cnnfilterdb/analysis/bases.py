@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -187,26 +187,40 @@ def coefficient_range(
     """
     import pyarrow.compute as pc
 
-    keys = set(zip(layers["model_id"].to_pylist(), layers["layer"].to_pylist(), strict=True))
+    chosen: dict[str, set[int]] = {}
+    for model_id, layer in zip(layers["model_id"].to_pylist(), layers["layer"].to_pylist(), strict=True):
+        chosen.setdefault(model_id, set()).add(layer)
     total, done = pc.sum(layers["filters"]).as_py(), 0
-
-    def extremes(runs: list[Run]) -> tuple[float, float, int]:
-        chosen = [run for wanted, run in joined(runs, lambda run: (run.model_id, run.layer) in keys) if wanted]
-        found = [basis.coefficient_range(run.columns) for run in chosen]
-        return (
-            min((low for low, _ in found), default=np.inf),
-            max((high for _, high in found), default=-np.inf),
-            sum(run.filters for run in chosen),
-        )
-
     low, high = np.inf, -np.inf
-    files = store.filter_files(basis.kernel, sorted({model_id for model_id, _ in keys}))
-    for found in scan(files, basis.kernel, extremes):
+    files = store.filter_files(basis.kernel, sorted(chosen))
+    for found in scan(files, basis.kernel, _Extremes(basis, chosen), resources=store.resources):
         low, high = min(low, found[0]), max(high, found[1])
         done += found[2]
         if progress:
             progress(f"range of {basis.kernel}", done, total)
     return (low, high) if low < high else (low - 0.5, high + 0.5)
+
+
+@dataclass(frozen=True, slots=True)
+class _Extremes:
+    """Smallest and largest coefficient of the chosen layers among some runs, and their filters."""
+
+    basis: Basis
+    chosen: Mapping[str, Collection[int]]
+
+    def of(self, model_ids: Iterable[str]) -> _Extremes:
+        """The same for some models."""
+        return replace(self, chosen={model_id: self.chosen.get(model_id, ()) for model_id in model_ids})
+
+    def __call__(self, runs: list[Run]) -> tuple[float, float, int]:
+        there = joined(runs, lambda run: run.layer in self.chosen.get(run.model_id, ()))
+        wanted = [run for chosen, run in there if chosen]
+        found = [self.basis.coefficient_range(run.columns) for run in wanted]
+        return (
+            min((low for low, _ in found), default=np.inf),
+            max((high for _, high in found), default=-np.inf),
+            sum(run.filters for run in wanted),
+        )
 
 
 def moments_of(layers: pa.Table, kernel: str, *, variant: str = "all") -> Moments:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import duckdb
@@ -38,6 +40,25 @@ def describe_batch(batch: pa.RecordBatch, kernel: str) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(arrays, schema=schema())
 
 
+@dataclass(frozen=True, slots=True)
+class _Description:
+    """The sums of the descriptors of the wanted layers among some runs."""
+
+    kernel: str
+    wanted: Mapping[str, Collection[int]]
+
+    def of(self, model_ids: Iterable[str]) -> _Description:
+        """The same for some models."""
+        return replace(self, wanted={model_id: self.wanted.get(model_id, ()) for model_id in model_ids})
+
+    def __call__(self, runs: list[Run]) -> list[tuple[tuple[str, int], DescriptorSums]]:
+        return [
+            ((run.model_id, run.layer), DescriptorSums.of(descriptors(np.column_stack(run.columns), self.kernel)))
+            for run in runs
+            if run.layer in self.wanted.get(run.model_id, ())
+        ]
+
+
 def of_layers(
     store: FilterFiles, connection: duckdb.DuckDBPyConnection, where: str | None, kernel: str
 ) -> pd.DataFrame:
@@ -58,17 +79,13 @@ def of_layers(
         f"WHERE stored AND kernel = {literal(kernel)} AND {condition(where)} ORDER BY model_id, layer",
     ).to_pandas()
     keys = list(zip(chosen["model_id"], chosen["layer"], strict=True))
-    wanted = set(keys)
-
-    def describe(runs: list[Run]) -> list[tuple[tuple[str, int], DescriptorSums]]:
-        return [
-            (key, DescriptorSums.of(descriptors(np.column_stack(run.columns), kernel)))
-            for run in runs
-            if (key := (run.model_id, run.layer)) in wanted
-        ]
+    wanted: dict[str, set[int]] = {}
+    for model_id, layer in keys:
+        wanted.setdefault(model_id, set()).add(layer)
 
     sums: dict[tuple[str, int], DescriptorSums] = {}
-    for found in scan(store.filter_files(kernel, sorted({model_id for model_id, _ in keys})), kernel, describe):
+    files = store.filter_files(kernel, sorted(wanted))
+    for found in scan(files, kernel, _Description(kernel, wanted), resources=store.resources):
         for key, part in found:
             sums[key] = sums[key].merge(part) if key in sums else part
     means = pd.DataFrame([sums[key].means() for key in keys], columns=list(DESCRIPTORS), dtype=float)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import groupby
 from operator import itemgetter
@@ -12,6 +13,7 @@ import pyarrow as pa
 
 from cnnfilterdb.analysis.bases import FittedBasis, coefficient_range, histogram_table, moments_of, ranges
 from cnnfilterdb.core.reports import Progress
+from cnnfilterdb.core.resources import Resources
 from cnnfilterdb.errors import CorruptError
 from cnnfilterdb.scan.scan import FilterFile, FilterFiles, Run, scan
 from cnnfilterdb.stats import BINS, RECIPES, Basis, Histogram, histograms
@@ -63,14 +65,18 @@ def fit(
 
 
 def model_histograms(
-    files: Sequence[FilterFile], fitted: FittedBasis, hashes: Mapping[tuple[str, int], str]
+    files: Sequence[FilterFile],
+    fitted: FittedBasis,
+    hashes: Mapping[tuple[str, int], str],
+    resources: Resources | None = None,
 ) -> Iterator[tuple[str, pa.Table]]:
-    """Count the coefficients of every layer of some files, in threads.
+    """Count the coefficients of every layer of some files.
 
     Args:
         files: Files of filters of the kernel size of the basis, in which the rows of a model follow one another.
         fitted: The basis, with its range.
         hashes: SHA-256 of the weight of each layer that is expected.
+        resources: What that may use; by default threads, one for each processor.
 
     Yields:
         For each model its key, and its rows of the histograms table.
@@ -79,12 +85,8 @@ def model_histograms(
         CorruptError: A layer that is not expected: its model was replaced meanwhile.
     """
     basis = fitted.basis
-    limits = ranges(basis)
-
-    def project(runs: list[Run]) -> list[tuple[str, int, list[Histogram]]]:
-        return [(run.model_id, run.layer, histograms(run.columns, basis, limits, basis.bins)) for run in runs]
-
-    found = (part for parts in scan(files, basis.kernel, project) for part in parts)
+    project = _Projected(basis, ranges(basis))
+    found = (part for parts in scan(files, basis.kernel, project, resources=resources) for part in parts)
     # A file, or a row group of a release, belongs to one model, and row groups come in order.
     for model_id, runs in groupby(found, key=itemgetter(0)):
         layers: dict[int, list[Histogram]] = {}
@@ -95,6 +97,18 @@ def model_histograms(
             raise CorruptError(f"{model_id}: changed during the scan of its filters; try again")
         signed = {layer: hashes[model_id, layer] for layer in layers}
         yield model_id, histogram_table(fitted.basis_id, model_id, basis, layers.items(), signed)
+
+
+@dataclass(frozen=True, slots=True)
+class _Projected:
+    """The histograms of each of some runs, with its model and layer."""
+
+    basis: Basis
+    limits: Sequence[tuple[float, float]]
+
+    def __call__(self, runs: list[Run]) -> list[tuple[str, int, list[Histogram]]]:
+        basis, limits = self.basis, self.limits
+        return [(run.model_id, run.layer, histograms(run.columns, basis, limits, basis.bins)) for run in runs]
 
 
 def hashes_of(layers: pa.Table) -> dict[tuple[str, int], str]:

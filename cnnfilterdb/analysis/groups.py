@@ -6,7 +6,7 @@ range need the filters themselves, which are then scanned once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -303,23 +303,45 @@ def scanned(
     low, high = limits
 
     labels, groups, factors = _labelled(rows, grouping)
-    where = {key: (group, factor) for key, group, factor in zip(_keys(rows), groups, factors, strict=True)}
+    places: dict[str, dict[int, tuple[int, float]]] = {}
+    for (model_id, layer), group, factor in zip(_keys(rows), groups.tolist(), factors.tolist(), strict=True):
+        places.setdefault(model_id, {})[layer] = group, factor
 
     k = len(basis.mean)
     counts = np.zeros((len(labels), k, bins))
     outside = np.zeros(len(labels), np.int64)
 
-    def project(runs: list[Run]) -> list[tuple[int, float, Histogram]]:
-        places = joined(runs, lambda run: where.get((run.model_id, run.layer)))
-        return [(*place, Histogram.of_columns(run.columns, basis, low, high, bins)) for place, run in places if place]
-
-    model_ids = sorted(set(rows["model_id"].to_pylist()))
-    for found in scan(store.filter_files(basis.kernel, model_ids), basis.kernel, project):
+    count = _Counts(basis, low, high, bins, places)
+    files = store.filter_files(basis.kernel, sorted(places))
+    for found in scan(files, basis.kernel, count, resources=store.resources):
         for group, factor, histogram in found:
             counts[group] += factor * histogram.counts
             outside[group] += histogram.below.sum() + histogram.above.sum()
 
     return _assembled(rows, grouping, (labels, groups), counts, outside, (low, high), basis, basis_id)
+
+
+@dataclass(frozen=True, slots=True)
+class _Counts:
+    """Histograms of some runs, each with its group and the factor that balances it."""
+
+    basis: Basis
+    low: float
+    high: float
+    bins: int
+    places: Mapping[str, Mapping[int, tuple[int, float]]]
+
+    def of(self, model_ids: Iterable[str]) -> _Counts:
+        """The same for some models."""
+        return replace(self, places={model_id: self.places.get(model_id, {}) for model_id in model_ids})
+
+    def __call__(self, runs: list[Run]) -> list[tuple[int, float, Histogram]]:
+        there = joined(runs, lambda run: self.places.get(run.model_id, {}).get(run.layer))
+        return [
+            (*place, Histogram.of_columns(run.columns, self.basis, self.low, self.high, self.bins))
+            for place, run in there
+            if place
+        ]
 
 
 def summed(grouping: Grouping, rows: pa.Table, fitted: FittedBasis, histograms: Histograms) -> Groups:

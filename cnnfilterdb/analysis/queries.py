@@ -93,7 +93,10 @@ def translated(error: duckdb.Error, kind: type[CnnFilterDbError]) -> CnnFilterDb
         )
     if isinstance(error, duckdb.HTTPException):
         return RemoteError(one_line(error))
-    if isinstance(error, duckdb.IOException | duckdb.OutOfMemoryException | duckdb.InternalError):
+    if isinstance(error, duckdb.OutOfMemoryException):
+        reason = str(error).partition("\n")[0].removeprefix("Out of Memory Error: ")
+        return DatabaseError(f"the query needs more memory ({reason}); give more with memory=, or fewer threads=")
+    if isinstance(error, duckdb.IOException | duckdb.InternalError):
         return DatabaseError(one_line(error))
     return kind(one_line(error))
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from cnnfilterdb.core.reports import Problem, Progress
+from cnnfilterdb.core.resources import Resources
 from cnnfilterdb.scan.scan import FilterFile
 from cnnfilterdb.scan.steady import Snapshot
 from cnnfilterdb.sql import Definition
@@ -26,11 +27,13 @@ class Storage(ABC):
         location: Its path or address, as DuckDB and users write it.
         published: Whether it never changes, as a release.
         composed: Whether it consists of parts, which the models name in the column ``part``.
+        resources: What work on it may use.
     """
 
     location: str
     published: bool = False
     composed: bool = False
+    resources: Resources = Resources.of()
 
     @property
     def annotated(self) -> bool:

@@ -13,6 +13,7 @@ import click
 from cnnfilterdb.cli import (
     comparison,
     conclusions,
+    diagnosing,
     exchange,
     exploring,
     figures,
@@ -21,8 +22,8 @@ from cnnfilterdb.cli import (
     listings,
     maintenance,
 )
-from cnnfilterdb.cli.options import quiet_everywhere
-from cnnfilterdb.cli.output import warn
+from cnnfilterdb.cli.options import common_options, everywhere
+from cnnfilterdb.cli.output import event, log_as, warn
 from cnnfilterdb.cli.signals import Interrupted, ending_soon
 from cnnfilterdb.core.reports import escaped
 from cnnfilterdb.errors import CnnFilterDbError, QueryError, SelectionError
@@ -68,6 +69,7 @@ _THEMES: dict[str, tuple[click.Command, ...]] = {
         maintenance.annotate,
         maintenance.remove,
         maintenance.verify,
+        diagnosing.doctor,
         maintenance.cache,
     ),
 }
@@ -90,14 +92,18 @@ def cli() -> None:
     """A database of the kernels of trained convolutional networks.
 
     `cnnfilterdb demo` builds one from real models and shows what it offers.
+
+    The options below can be given before a verb or after it.
     """
 
+
+common_options(cli)
 
 _INTERRUPTED = "Interrupted. Finished models were kept; repeat the command to resume."
 
 for _verbs in _THEMES.values():
     for _verb in _verbs:
-        cli.add_command(quiet_everywhere(_verb))
+        cli.add_command(everywhere(_verb))
 
 
 def main() -> None:
@@ -107,13 +113,15 @@ def main() -> None:
     SIGTERM.
     """
     warnings.showwarning = _show_warning  # for this process, which is the command line
+    log_as("text")
     try:
         with ending_soon(_INTERRUPTED):
             cli.main(standalone_mode=False, prog_name="cnnfilterdb")
     except click.exceptions.Exit as exit_:
         sys.exit(exit_.exit_code)
     except click.ClickException as error:
-        error.show()
+        if not event("error", error.format_message()):
+            error.show()
         sys.exit(error.exit_code)
     except Interrupted as interrupted:
         warn(_INTERRUPTED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
@@ -11,8 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from cnnfilterdb.cli.output import FORMATS, QUIET, Output
-from cnnfilterdb.errors import NotADatabaseError
+from cnnfilterdb.cli.output import FORMATS, QUIET, Output, log_as
+from cnnfilterdb.errors import NotADatabaseError, SelectionError
 
 if TYPE_CHECKING:
     from cnnfilterdb.database import FilterDB
@@ -24,8 +25,10 @@ __all__ = [
     "all_layers_option",
     "by_option",
     "chosen_duplicates",
+    "common_options",
     "compared_db_option",
     "db_option",
+    "everywhere",
     "fact_options",
     "group_arguments",
     "group_options",
@@ -37,8 +40,8 @@ __all__ = [
     "network_options",
     "open_database",
     "open_reader",
-    "quiet_everywhere",
     "quiet_option",
+    "resources",
     "rows_options",
     "trained_only",
     "trained_option",
@@ -49,6 +52,9 @@ __all__ = [
 F = TypeVar("F", bound=Callable[..., Any])
 
 DEFAULT_DB = "filters.db"
+
+#: Where the context of a command keeps what a database may use.
+_RESOURCES = "cnnfilterdb.resources"
 
 #: ANNOTATED of cnnfilterdb.core.schema, which imports pyarrow: `--help` should not wait for it.
 FACTS = (
@@ -150,8 +156,69 @@ by_option = click.option(
 )  # fmt: skip
 
 
-def quiet_everywhere(verb: click.Command) -> click.Command:
-    """Give a verb the option --quiet, if it has none."""
+def _remember_resource(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+    """Store what a database may use where :func:`resources` reads it; an option after the verb prevails."""
+    if value is None:
+        return
+    if param.name == "memory":
+        from cnnfilterdb.core.resources import Resources
+
+        try:
+            Resources.of(memory=value)
+        except SelectionError as error:
+            raise click.BadParameter(str(error).partition(": ")[2]) from error
+        # Before pyarrow is imported: its usual allocator does not return what was freed.
+        os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "jemalloc")
+    ctx.meta.setdefault(_RESOURCES, {})[param.name] = value
+
+
+def _remember_format(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        log_as(value)
+
+
+def _common(*, hidden: bool) -> list[click.Option]:
+    """Options of every verb, which can be before it or after it."""
+    return [
+        click.Option(
+            ["--threads"], type=click.IntRange(min=1), metavar="N", expose_value=False, hidden=hidden,
+            envvar=None if hidden else "CNNFILTERDB_THREADS", callback=_remember_resource,
+            help="Threads or processes; by default one for each processor.",
+        ),
+        click.Option(
+            ["--memory"], metavar="SIZE", expose_value=False, hidden=hidden, callback=_remember_resource,
+            envvar=None if hidden else "CNNFILTERDB_MEMORY",
+            help="Memory to keep to, such as 400MB or 2GiB; by default it is not limited.",
+        ),
+        click.Option(
+            ["--runner"], metavar="NAME", expose_value=False, hidden=hidden, callback=_remember_resource,
+            envvar=None if hidden else "CNNFILTERDB_RUNNER",
+            help="Where imports, the index, scans and verification run: threads, serial, processes, ray or "
+            "ray://HOST:PORT.",
+        ),
+        click.Option(
+            ["--log-format"], type=click.Choice(["text", "json"]), expose_value=False, hidden=hidden, is_eager=True,
+            envvar=None if hidden else "CNNFILTERDB_LOG_FORMAT", callback=_remember_format,
+            help="Progress and messages on standard error as text, or as JSON, one object per line.",
+        ),
+    ]  # fmt: skip
+
+
+def common_options(command: click.Group) -> click.Group:
+    """Give the command line the options of every verb."""
+    command.params[:0] = _common(hidden=False)
+    return command
+
+
+def resources() -> dict[str, Any]:
+    """The options ``threads``, ``memory`` and ``runner`` of the command, for :func:`cnnfilterdb.open`."""
+    context = click.get_current_context(silent=True)
+    return dict(context.meta.get(_RESOURCES, {})) if context is not None else {}
+
+
+def everywhere(verb: click.Command) -> click.Command:
+    """Give a verb the options that every verb has."""
+    verb.params += _common(hidden=True)
     if all(parameter.name != "quiet" for parameter in verb.params):
         verb.params.append(
             click.Option(
@@ -279,7 +346,7 @@ def open_reader(path: Path | str | Several) -> Reader:
     from cnnfilterdb.cli.progress import index_progress
 
     with _remedy(path):
-        db = cnnfilterdb.open(path, duplicates=chosen_duplicates())
+        db: Reader = cnnfilterdb.open(path, duplicates=chosen_duplicates(), **resources())
     db.progress = index_progress()
     return db
 
@@ -304,7 +371,8 @@ def open_database(path: Path | str, *, create: bool = False) -> FilterDB:
     import cnnfilterdb
 
     with _remedy(path):
-        return cnnfilterdb.create(path) if create else cnnfilterdb.open(path, read_only=False)
+        used = resources()
+        return cnnfilterdb.create(path, **used) if create else cnnfilterdb.open(path, read_only=False, **used)
 
 
 @contextlib.contextmanager

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +30,10 @@ __all__ = [
     "Output",
     "emit",
     "encoded",
+    "event",
     "is_quiet",
+    "log_as",
+    "logs_json",
     "on_terminal",
     "print_basis",
     "print_shift",
@@ -51,6 +56,11 @@ FORMATS: Mapping[str, tuple[str, ...]] = {
 
 #: Where the context of a command keeps --quiet.
 QUIET = "cnnfilterdb.quiet"
+
+#: Words at the beginning of a message that state its level.
+_LEVELS = ("error", "warning", "failed")
+
+_log_format = "text"
 
 #: Rows that a table on a terminal shows unless --rows asks for more.
 _ROWS = 40
@@ -227,5 +237,39 @@ def is_quiet() -> bool:
 
 
 def warn(text: str) -> None:
-    """Print a line to standard error, without control characters."""
-    click.echo(escaped(text), err=True)
+    """Print a line to standard error, without control characters, or as an event of the log."""
+    level, separator, message = text.partition(": ")
+    if level not in _LEVELS:
+        level, separator, message = "info", "", text
+    if not event(level, message if separator else text):
+        click.echo(escaped(text), err=True)
+
+
+def log_as(style: str) -> None:
+    """Choose how messages and progress are written to standard error: ``text`` or ``json``."""
+    global _log_format
+    _log_format = style
+
+
+def logs_json() -> bool:
+    """Whether messages and progress are written as JSON."""
+    return _log_format == "json"
+
+
+def event(level: str, message: str | None = None, **facts: Any) -> bool:
+    """Write an event as a line of JSON, if the log is JSON.
+
+    Args:
+        level: ``info``, ``warning``, ``failed``, ``error`` or ``progress``.
+        message: What a person reads.
+        **facts: What else is known.
+
+    Returns:
+        Whether it was written.
+    """
+    if _log_format != "json":
+        return False
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    record = {"time": now, "level": level, **({} if message is None else {"message": message}), **facts}
+    click.echo(json.dumps(record), err=True)
+    return True

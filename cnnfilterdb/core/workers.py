@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar, copy_context
 from itertools import islice
 from typing import TypeVar
 
-__all__ = ["ahead", "threads"]
+__all__ = ["ahead", "limited", "threads"]
 
 T = TypeVar("T")
 U = TypeVar("U")
+
+_limit: ContextVar[int | None] = ContextVar("threads", default=None)
 
 
 def ahead(
@@ -34,19 +38,35 @@ def ahead(
     """
     remaining = iter(items)
     with ThreadPoolExecutor(threads, thread_name_prefix="ahead") as pool:
-        pending = deque((item, pool.submit(function, item)) for item in islice(remaining, window))
+        pending = deque((item, pool.submit(copy_context().run, function, item)) for item in islice(remaining, window))
         try:
             while pending:
                 item, future = pending.popleft()
                 yield item, future
                 del future  # and with it the result
                 for following in islice(remaining, 1):
-                    pending.append((following, pool.submit(function, following)))
+                    pending.append((following, pool.submit(copy_context().run, function, following)))
         finally:
             for _, future in pending:
                 future.cancel()
 
 
 def threads() -> int:
-    """Number of worker threads: the processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Number of worker threads: the processors that this process may use, or less within :func:`limited`."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return _limit.get() or found
+
+
+@contextmanager
+def limited(threads: int) -> Iterator[None]:
+    """Let what is computed within the block, by this thread, use so many threads.
+
+    >>> with limited(1):
+    ...     threads()
+    1
+    """
+    token = _limit.set(threads)
+    try:
+        yield
+    finally:
+        _limit.reset(token)

@@ -240,7 +240,7 @@ class CommonBases(Bases):
                 keys = zip(here["model_id"].to_pylist(), here["layer"].to_pylist(), strict=True)
                 hashes = dict(zip(keys, here["tensor_sha256"].to_pylist(), strict=True))
                 files = storage.filter_files(fitted.basis.kernel, chunk)
-                tables = [table for _, table in model_histograms(files, fitted, hashes)]
+                tables = [table for _, table in model_histograms(files, fitted, hashes, self._parts.resources)]
                 path = derived.put_histograms(fitted.basis_id, name, _by_recipe(tables))
             known.append(_Counted(path, models))
             done.update(chunk)

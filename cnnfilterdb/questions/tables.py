@@ -74,6 +74,7 @@ class Tables:
     def __init__(self, storage: Storage, bases: Bases, *, confined: bool = False) -> None:
         self.storage = storage
         self._bases = bases
+        storage.resources.prepare()
         self._views = Connection(storage, confined=confined)
         self._asking = threading.local()
 
@@ -111,6 +112,7 @@ class Tables:
         cnnfilterdb.DatabaseError: ...: closed; open it again with cnnfilterdb.open
         """
         self._views.close()
+        self.storage.resources.runner.stop()
 
     @property
     def location(self) -> str:

@@ -78,6 +78,10 @@ class ReleaseShard:
     models: frozenset[str] | None = None
     footers: dict[str, pq.FileMetaData] = field(default_factory=dict, compare=False, repr=False)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # For a worker that reads a row group of it: the footers of a release are large.
+        return ReleaseShard, (self.path, self.file, self.filesystem)
+
     def __str__(self) -> str:
         return self.path if self.filesystem is None else str(self.filesystem.unstrip_protocol(self.path))
 

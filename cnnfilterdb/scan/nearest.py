@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -39,22 +40,14 @@ def nearest_filters(
     """
     model_ids = None if layers is None else sorted({model_id for model_id, _ in layers})
     files = store.filter_files(kernel, model_ids)
-    number = {path: i for i, path in enumerate(files)}
-
-    def search(runs: list[Run]) -> Nearest:
-        found = Nearest(limit)
-        for run in runs:
-            if layers is None or (run.model_id, run.layer) in layers:
-                similarity, which = pattern.similarity(run.columns)
-                # Only candidates get a place, which excludes most of a row group.
-                chosen = np.flatnonzero(similarity >= found.least)
-                places = np.empty((len(chosen), 3), np.int64)
-                places[:, 0], places[:, 1], places[:, 2] = number[run.path], run.row + chosen, which[chosen]
-                found.update(similarity[chosen], places)
-        return found
+    wanted: dict[str, set[int]] | None = None if layers is None else {}
+    for model_id, layer in layers or ():
+        if wanted is not None:
+            wanted.setdefault(model_id, set()).add(layer)
 
     best = Nearest(limit)
-    for found in scan(files, kernel, search, progress=progress):
+    search = _Search(pattern, limit, wanted)
+    for found in scan(files, kernel, search, resources=store.resources, progress=progress):
         best.merge(found)
     lookup = _Lookup(files, kernel)
     rows = [lookup.row(file, int(row)) for file, row, _ in best.places.reshape(-1, 3).tolist()]
@@ -63,6 +56,33 @@ def nearest_filters(
     return table.add_column(0, "variant", pa.array(names, pa.string())).add_column(
         0, "similarity", pa.array(best.similarity, pa.float64())
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Search:
+    """The filters of the wanted layers among some runs that are most similar to a pattern."""
+
+    pattern: Pattern
+    limit: int
+    wanted: Mapping[str, Collection[int]] | None
+
+    def of(self, model_ids: Iterable[str]) -> _Search:
+        """The same for some models."""
+        if self.wanted is None:
+            return self
+        return replace(self, wanted={model_id: self.wanted.get(model_id, ()) for model_id in model_ids})
+
+    def __call__(self, runs: list[Run]) -> Nearest:
+        found = Nearest(self.limit)
+        for run in runs:
+            if self.wanted is None or run.layer in self.wanted.get(run.model_id, ()):
+                similarity, which = self.pattern.similarity(run.columns)
+                # Only candidates get a place, which excludes most of a row group.
+                chosen = np.flatnonzero(similarity >= found.least)
+                places = np.empty((len(chosen), 3), np.int64)
+                places[:, 0], places[:, 1], places[:, 2] = run.number, run.row + chosen, which[chosen]
+                found.update(similarity[chosen], places)
+        return found
 
 
 def _columns(kernel: str) -> list[str]:

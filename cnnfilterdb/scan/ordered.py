@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from heapq import merge
 from operator import itemgetter
 from pathlib import Path
@@ -20,7 +21,6 @@ import pyarrow.parquet as pq
 
 from cnnfilterdb.core import paths
 from cnnfilterdb.core.schema import filter_schema, weight_columns
-from cnnfilterdb.core.workers import ahead, threads
 from cnnfilterdb.errors import CorruptError
 from cnnfilterdb.scan.scan import (
     FilterFile,
@@ -52,36 +52,59 @@ def filters_of(storage: FilterFiles, kernel: str, layers: Mapping[str, Collectio
         CorruptError: A file cannot be read, or is not one of filters of that size.
         RemoteError: A remote file cannot be reached.
     """
-    import pyarrow.compute as pc
-
     names = filter_schema(kernel).names
 
-    def read(place: tuple[FilterFile, pq.FileMetaData, int, Collection[int]]) -> pa.Table:
-        path, metadata, group, wanted = place
-        try:
-            table = open_parquet(path, metadata=metadata).read_row_group(group, columns=names, use_threads=False)
-        except failures(path) as error:
-            raise damaged(path, f"row group {group} cannot be read ({first_line(error)})") from error
-        if table.column_names != names:
-            raise damaged(path, f"its columns are not {', '.join(names)}")
-        if set(pc.unique(table["layer"]).to_pylist()) <= set(wanted):
-            return table
-        return table.filter(pc.is_in(table["layer"], pa.array(wanted, pa.int32())))
+    runner = storage.resources.runner
 
-    def row_groups() -> Iterator[tuple[FilterFile, pq.FileMetaData, int, Collection[int]]]:
+    def row_groups() -> Iterator[_Place]:
         for model_id, path, metadata, group in _in_order(storage.filter_files(kernel, sorted(layers)), kernel, layers):
             chosen = layers[model_id]
             low, high = _layers(metadata, group)
             if any(low is None or low <= layer <= high for layer in chosen):
-                yield path, metadata, group, chosen
+                rows = metadata.row_group(group).num_rows
+                yield _Place(path, None if runner.remote else metadata, group, rows, kernel, chosen)
 
-    workers = threads()
-    with closing(ahead(read, row_groups(), threads=workers, window=2 * workers)) as tables:
+    def size(place: _Place) -> int:
+        return 4 * len(names) * place.rows
+
+    # Whole tables come back, so that few may wait, even where there are many workers.
+    window = 2 * min(runner.workers, storage.resources.threads)
+    budget = storage.resources.budget
+    with closing(runner.run(_read, row_groups(), window=window, weight=size, budget=budget)) as tables:
         for _, future in tables:
             table = future.result()
             del future  # and with it the table, once it has been used
             if table.num_rows:
                 yield table
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A row group to read, and the layers that are wanted of it."""
+
+    path: FilterFile
+    metadata: pq.FileMetaData | None
+    group: int
+    rows: int
+    kernel: str
+    wanted: Collection[int]
+
+
+def _read(place: _Place) -> pa.Table:
+    import pyarrow.compute as pc
+
+    path, wanted = place.path, place.wanted
+    names = filter_schema(place.kernel).names
+    try:
+        file = open_parquet(path) if place.metadata is None else open_parquet(path, metadata=place.metadata)
+        table = file.read_row_group(place.group, columns=names, use_threads=False)
+    except failures(path) as error:
+        raise damaged(path, f"row group {place.group} cannot be read ({first_line(error)})") from error
+    if table.column_names != names:
+        raise damaged(path, f"its columns are not {', '.join(names)}")
+    if set(pc.unique(table["layer"]).to_pylist()) <= set(wanted):
+        return table
+    return table.filter(pc.is_in(table["layer"], pa.array(wanted, pa.int32())))
 
 
 class RowCursor:

@@ -6,12 +6,12 @@ Memory is bounded by the row groups in flight, regardless of the size of the dat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cnnfilterdb.core.reports import printable
+from cnnfilterdb.core.resources import Resources
 from cnnfilterdb.core.schema import filter_schema, weight_columns
-from cnnfilterdb.core.workers import ahead, threads
 from cnnfilterdb.errors import CnnFilterDbError, CorruptError, RemoteError
 
 __all__ = [
@@ -65,7 +65,13 @@ FilterFile = Path | Shard
 
 
 class FilterFiles(Protocol):
-    """A storage with files of filters: a folder, or a release."""
+    """A storage with files of filters: a folder, or a release.
+
+    Attributes:
+        resources: What reading them may use.
+    """
+
+    resources: Resources
 
     def filter_files(self, kernel: str, model_ids: Iterable[str] | None = None) -> Sequence[FilterFile]:
         """The Parquet files of a kernel size; of some models only, where each file is of one model."""
@@ -105,6 +111,7 @@ class Run:
         model_id: Key of the model.
         layer: Order of the layer in its model.
         path: The file that contains them.
+        number: The number of that file among those that are scanned.
         row: Row of the first of them in that file.
         within: Their rows in the row group.
         group: The weights of the row group, one float32 array per kernel weight.
@@ -113,6 +120,7 @@ class Run:
     model_id: str
     layer: int
     path: FilterFile
+    number: int
     row: int
     within: slice
     group: list[npt.NDArray[np.float32]]
@@ -153,15 +161,38 @@ def constant(metadata: pq.FileMetaData, group: int, column: str) -> Any:
     return statistics.min
 
 
-def _runs(path: FilterFile, metadata: pq.FileMetaData, group: int, first: int, columns: Sequence[str]) -> list[Run]:
+@dataclass(frozen=True, slots=True)
+class _RowGroup:
+    """A row group that is scanned.
+
+    Attributes:
+        path: Its file.
+        file: Number of the file among those that are scanned.
+        group: Its number in the file.
+        first: The row with which it begins.
+        rows: Number of its rows.
+        model_id: The model that all of it is of; None if its statistics do not show that.
+        metadata: The footer of the file; None if it is to be read again.
+    """
+
+    path: FilterFile
+    file: int
+    group: int
+    first: int
+    rows: int
+    model_id: str | None
+    metadata: pq.FileMetaData | None
+
+
+def _runs(place: _RowGroup, columns: Sequence[str]) -> list[Run]:
     # A file of a folder belongs to one model, and so does a row group of a release.
-    model_id = constant(metadata, group, "model_id")
+    model_id, path = place.model_id, place.path
     names = ["layer", *columns] if model_id is not None else ["model_id", "layer", *columns]
     try:
-        file = open_parquet(path, metadata=metadata)
-        table = file.read_row_group(group, columns=names, use_threads=False)
+        file = open_parquet(path) if place.metadata is None else open_parquet(path, metadata=place.metadata)
+        table = file.read_row_group(place.group, columns=names, use_threads=False)
     except failures(path) as error:
-        raise damaged(path, f"row group {group} cannot be read ({first_line(error)})") from error
+        raise damaged(path, f"row group {place.group} cannot be read ({first_line(error)})") from error
     there = table.column_names
     if missing := [name for name in names if name not in there]:
         raise damaged(path, f"no column {missing[0]}; expected {', '.join(names)}")
@@ -172,7 +203,7 @@ def _runs(path: FilterFile, metadata: pq.FileMetaData, group: int, first: int, c
     if model_id is None:
         model_id = table["model_id"][0].as_py() if len(layers) else ""
     return [
-        Run(model_id, int(layers[start]), path, first + start, slice(start, stop), weights)
+        Run(model_id, int(layers[start]), path, place.file, place.first + start, slice(start, stop), weights)
         for start, stop in pairwise(bounds)
     ]
 
@@ -199,40 +230,95 @@ def scan(
     kernel: str,
     work: Callable[[list[Run]], T],
     *,
+    resources: Resources | None = None,
     progress: Callable[[int], None] | None = None,
-) -> Iterator[T]:
-    """Apply a function to the runs of every row group, in threads, and yield its results in order.
+) -> Generator[T, None, None]:
+    """Apply a function to the runs of every row group, where the runner says, and yield its results in order.
 
     Args:
         files: Parquet files of filters.
         kernel: Their kernel size.
-        work: Called with the runs of one row group, in a worker thread; it should release the interpreter lock, as
-            the compiled functions of :mod:`cnnfilterdb.stats` do.
+        work: Called with the runs of one row group, in a worker; it should release the interpreter lock, as the
+            compiled functions of :mod:`cnnfilterdb.stats` do. For a runner beyond this process it can be pickled. If it
+            has a method ``of(model_ids)``, that returns the same for some models only, so that little is sent.
+        resources: What the scan may use; by default threads, one for each processor.
         progress: Called with the number of filters done since the last call.
 
     Raises:
         CorruptError: A file is not readable, or not one of filters of that size.
     """
+    resources = resources or Resources.of()
+    runner = resources.runner
     columns = weight_columns(kernel)
 
-    def task(place: tuple[FilterFile, pq.FileMetaData, int, int]) -> tuple[T, int]:
-        path, metadata, group, first = place
-        runs = _runs(path, metadata, group, first, columns)
-        return work(runs), sum(run.filters for run in runs)
-
-    def row_groups() -> Iterator[tuple[FilterFile, pq.FileMetaData, int, int]]:
-        for path in files:
+    def row_groups() -> Iterator[_RowGroup]:
+        for number, path in enumerate(files):
             metadata, first = filters_metadata(path, kernel), 0
             for group in range(metadata.num_row_groups):
+                rows = metadata.row_group(group).num_rows
                 if isinstance(path, Path) or path.wanted(metadata, group):
-                    yield path, metadata, group, first
-                first += metadata.row_group(group).num_rows
+                    model_id = constant(metadata, group, "model_id")
+                    yield _RowGroup(path, number, group, first, rows, model_id, None if runner.remote else metadata)
+                first += rows
 
-    workers = threads()
-    with closing(ahead(task, row_groups(), threads=workers, window=2 * workers)) as done:
+    units = _units(row_groups(), work, columns, _REMOTE_FILTERS if runner.remote else 1)
+
+    def size(unit: _Unit[T]) -> int:
+        return 4 * (len(columns) + 1) * sum(place.rows for place in unit.places)
+
+    budget = None if runner.remote else resources.budget
+    with closing(runner.run(_scanned, units, weight=size, budget=budget)) as done:
         for _, future in done:
-            result, filters = future.result()
-            del future  # and with it the result
-            if progress:
-                progress(filters)
-            yield result
+            found = future.result()
+            del future  # and with it the results
+            for result, filters in found:
+                if progress:
+                    progress(filters)
+                yield result
+
+
+#: Filters of a unit that is sent to another process: enough that sending it is little beside scanning them.
+_REMOTE_FILTERS = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class _Unit(Generic[T]):
+    """Row groups that are scanned together, and what is done with their runs."""
+
+    places: tuple[_RowGroup, ...]
+    work: Callable[[list[Run]], T]
+    columns: Sequence[str]
+
+
+def _units(
+    places: Iterable[_RowGroup], work: Callable[[list[Run]], T], columns: Sequence[str], least: int
+) -> Iterator[_Unit[T]]:
+    """Units of at least so many filters each, the last one excepted."""
+    pending: list[_RowGroup] = []
+    for place in places:
+        pending.append(place)
+        if sum(known.rows for known in pending) >= least:
+            yield _unit(pending, work, columns, alone=least == 1)
+            pending = []
+    if pending:
+        yield _unit(pending, work, columns, alone=least == 1)
+
+
+def _unit(
+    places: Sequence[_RowGroup], work: Callable[[list[Run]], T], columns: Sequence[str], *, alone: bool
+) -> _Unit[T]:
+    of = getattr(work, "of", None)
+    models = {place.model_id for place in places}
+    if not alone and of is not None and None not in models:
+        work = of(models)
+    return _Unit(tuple(places), work, columns)
+
+
+def _scanned(unit: _Unit[T]) -> list[tuple[T, int]]:
+    """The results of a unit, and the filters of each."""
+    found = []
+    for place in unit.places:
+        runs = _runs(place, unit.columns)
+        found.append((unit.work(runs), sum(run.filters for run in runs)))
+        del runs  # before the next ones are read
+    return found

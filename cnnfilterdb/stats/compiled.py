@@ -648,9 +648,9 @@ def _rows(filters: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
 
 
 @cache
-def _pool() -> ThreadPoolExecutor:
+def _pool(workers: int) -> ThreadPoolExecutor:
     # Kept, because starting threads takes as long as measuring a small layer.
-    return ThreadPoolExecutor(threads(), thread_name_prefix="kernels")
+    return ThreadPoolExecutor(workers, thread_name_prefix="kernels")
 
 
 if hasattr(os, "register_at_fork"):
@@ -778,7 +778,7 @@ def layer_sums(
     if len(parts) == 1:
         found = measure(parts[0])
     else:
-        found = [sum(values) for values in zip(*_pool().map(measure, parts), strict=True)]
+        found = [sum(values) for values in zip(*_pool(threads()).map(measure, parts), strict=True)]
     total, products, scaled_total, scaled_products, norm, energy, binary = found
     return (total, products), (scaled_total, scaled_products), peaks, float(norm), float(energy), int(binary)
 
@@ -811,7 +811,7 @@ def cosines(rows: npt.NDArray[np.float32], inverse: npt.NDArray[np.float64]) -> 
 
     # The last rows have the most partners, so they come first.
     parts = range(0, len(rows), _PAIRED)[::-1]
-    found = _pool().map(part, parts) if n * n * k > _WORTH_THREADS else map(part, parts)
+    found = _pool(threads()).map(part, parts) if n * n * k > _WORTH_THREADS else map(part, parts)
     return partial(sum, found)
 
 

@@ -361,7 +361,7 @@ class Index(Bases):
         stamps = {model_id: self.store.stamp(self.store.slug(model_id)) for model_id in model_ids}
         hashes = hashes_of(self.store.layers(model_ids, columns=_IDENTITY))
         files = self.store.filter_files(kernel, model_ids)
-        for number, (model_id, table) in enumerate(model_histograms(files, fitted, hashes), 1):
+        for number, (model_id, table) in enumerate(model_histograms(files, fitted, hashes, self.store.resources), 1):
             if model_id not in stamps:
                 raise CorruptError(f"{model_id}: changed during the scan of its filters; try again")
             slug = self.store.slug(model_id)

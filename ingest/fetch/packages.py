@@ -52,6 +52,7 @@ class PackageIndex:
 
     Attributes:
         session: The HTTP client for them and their archives.
+        urls: Their addresses.
     """
 
     def __init__(self, settings: Settings | None = None, *, pause: float = 0.25) -> None:
@@ -70,6 +71,7 @@ class PackageIndex:
             # A finder without any location has pip's default index.
             default = settings.index_url or PackageFinder().sources[0]["url"]
             indexes = (default, *settings.extra_index_urls)
+        self.urls = indexes
         self.session = Session(settings, index_urls=indexes, pause=pause)
         self._locations = [(url, False) for url in indexes] + [(url, True) for url in settings.find_links]
         self._offers: dict[str, tuple[list[Offer], list[str]]] = {}

@@ -1,0 +1,69 @@
+"""Threads and memory that are asked for are what is used."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import cnnfilterdb
+from cnnfilterdb.core.resources import Resources, parse_size
+from cnnfilterdb.errors import DatabaseError, SelectionError
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("400MB", 4e8), ("1.5 GB", 1.5e9), ("2GiB", 2 * 2**30), ("700k", 7e5), ("5 B", 5), (123, 123), ("1t", 1e12)],
+)
+def test_sizes(text, expected):
+    assert parse_size(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "MB", "-1GB", "1 XB", "1,5GB", True, None, "1GBB"])
+def test_what_is_no_size(text):
+    with pytest.raises(SelectionError, match="expected a size such as 400MB"):
+        parse_size(text)
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1.5, "2", True])
+def test_what_is_no_number_of_threads(threads):
+    with pytest.raises(SelectionError, match=r"threads: .* given; expected a whole number of at least 1"):
+        Resources.of(threads=threads)
+
+
+@pytest.mark.parametrize("read_only", [True, False, None])
+def test_duckdb_has_the_threads_and_the_memory_of_the_database(sample_path, read_only):
+    with cnnfilterdb.open(sample_path, read_only=read_only, threads=1, memory="1GB") as db:
+        query = "SELECT current_setting('threads'), current_setting('memory_limit')"
+        assert db.sql(query).fetchall() == [(1, "686.6 MiB")]
+        assert db.storage.resources.threads == 1
+
+
+def test_a_query_beyond_the_memory_is_refused_with_a_remedy(sample_path):
+    with cnnfilterdb.open(sample_path, memory="400MB") as db:
+        query = "SELECT list(i) FROM range(100_000_000) t(i)"
+        with pytest.raises(DatabaseError, match=r"needs more memory \(.*\); give more with memory=, or fewer threads="):
+            db.sql(query).fetchall()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of a process from Linux")
+def test_memory_is_kept_while_an_index_is_built(tmp_path):
+    """80 row groups of 3x3 kernels, 10 million: without a limit the peak is above 450 MB on two processors."""
+    rng = np.random.default_rng(0)
+    path = tmp_path / "large.db"
+    weight = rng.normal(size=(1024, 1280, 3, 3)).astype(np.float32)
+    with cnnfilterdb.create(path) as db:
+        db.add({"a.weight": weight}, "model-0")
+    del weight
+    code = (
+        "import re, sys\n"
+        "from cnnfilterdb.cli import main\n"
+        "sys.argv = ['cnnfilterdb', *sys.argv[1:]]\n"
+        "main()\n"
+        "print(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])\n"
+    )
+    line = [sys.executable, "-P", "-c", code, "index", "--db", str(path), "--memory", "400MB", "--quiet"]
+    done = subprocess.run(line, capture_output=True, text=True, check=True)
+    assert 1024 * int(done.stdout.splitlines()[-1]) < 400_000_000

@@ -398,8 +398,8 @@ def open(
     Raises:
         NotADatabaseError: The path contains neither a database nor a release, or ``read_only=False`` for a release.
         DatabaseError: A newer version of the package wrote it, or a model is in several parts.
-        SelectionError: ``storage_options`` for a folder, which has none; ``duplicates`` for one database; or not a number
-            of threads, a size, or a runner.
+        SelectionError: ``storage_options`` for a folder, which has none; ``duplicates`` for one database; or not a
+            number of threads, a size, or a runner.
         RemoteError: The address cannot be reached.
 
     >>> path = cnnfilterdb.example().path

@@ -11,6 +11,7 @@ from cnnfilterdb import catalog
 from cnnfilterdb.analysis.options import names_of
 from cnnfilterdb.core.reports import IngestReport, Observer
 from cnnfilterdb.core.schema import GivenFacts, ModelFacts, check_fact_types
+from cnnfilterdb.core.sharding import Share
 from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.reader import Reader
 from cnnfilterdb.store import annotations as notes
@@ -38,6 +39,7 @@ class Imports(Reader):
         overwrite: bool = False,
         fold_bn: bool = False,
         allow_untrained: bool = False,
+        shard: str | None = None,
         observer: Observer | None = None,
     ) -> IngestReport:
         """Import models from a source. Models already present are skipped; one that fails does not stop the others.
@@ -56,6 +58,7 @@ class Imports(Reader):
                 ONNX do; ``bn_folded`` says for which layers that was done. The models are stored under their names with
                 ``+bn``, so that both variants can be present.
             allow_untrained: Import models whose weights look like random initialisation, and flag them.
+            shard: ``"I/N"``: only the I-th of N shares of the models, which share a model is in depends on its key.
             observer: Receives progress events.
 
         Returns:
@@ -63,7 +66,7 @@ class Imports(Reader):
 
         Raises:
             UnknownModelError: An unknown source, or a name that matches nothing.
-            SelectionError: An option that the source does not have.
+            SelectionError: An option that the source does not have, or no such shard.
 
         >>> from safetensors.numpy import save_file
         >>> import numpy as np
@@ -76,17 +79,23 @@ class Imports(Reader):
         from cnnfilterdb.ingest import pipeline, sources
 
         given = {"folder": folder, "offline": offline or None, "partial": partial or None}
+        share = Share.of(shard)
         origin = sources.get(source, **given)
-        report = pipeline.ingest(
-            self._store,
-            origin,
-            list(origin.list(names_of("names", names))),
-            projector=Projection(self._index),
-            overwrite=overwrite,
-            observer=observer,
-            fold_bn=fold_bn,
-            allow_untrained=allow_untrained,
-        )
+        chosen = list(origin.list(names_of("names", names)))
+        if share is not None:
+            chosen = [name for name in chosen if share.has(f"{source}/{pipeline.stored_name(name, fold_bn=fold_bn)}")]
+        options: dict[str, Any] = {
+            "overwrite": overwrite,
+            "observer": observer,
+            "fold_bn": fold_bn,
+            "allow_untrained": allow_untrained,
+        }
+        if self._store.resources.runner.remote:
+            from cnnfilterdb.ingest.elsewhere import ingest_elsewhere
+
+            report = ingest_elsewhere(self._store, source, given, chosen, **options)
+        else:
+            report = pipeline.ingest(self._store, origin, chosen, projector=Projection(self._index), **options)
         self._write_init()
         return report
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from cnnfilterdb import catalog
 from cnnfilterdb.core.reports import Failure, IngestReport, Observer
 from cnnfilterdb.core.schema import ModelFacts
-from cnnfilterdb.core.workers import ahead
+from cnnfilterdb.core.workers import ahead, limited, threads
 from cnnfilterdb.errors import (
     BadWeightsError,
     CnnFilterDbError,
@@ -50,6 +50,7 @@ __all__ = [
     "forecast",
     "ingest",
     "reader_of_files",
+    "regular",
     "stored_name",
     "take_in",
     "weights_given",
@@ -209,7 +210,7 @@ def take_in(
         projector.add(number, layer.kernel, weight.reshape(row["filters"], -1))
         return row, weight
 
-    with store.writer(model_id, overwrite=overwrite) as writer:
+    with limited(min(threads(), store.resources.threads)), store.writer(model_id, overwrite=overwrite) as writer:
         projector.begin(model_id)
         # One layer is read and measured while the previous one is written, so that few are in memory at a time.
         with closing(ahead(measured, enumerate(chosen), threads=1, window=2)) as layers:
@@ -309,7 +310,8 @@ def ingest(
 
     with attach_report(run.report):
         wanted = run.wanted({name: key(name) for name in names})
-        downloads = ahead(resolve, wanted, threads=_AHEAD, window=2 * _AHEAD)
+        many = _AHEAD if store.resources.runner.workers > 1 else 1
+        downloads = ahead(resolve, wanted, threads=many, window=2 * many if many > 1 else 1)
         with reader_of_files(isolated=bool(wanted) and source.isolated) as read, closing(downloads):
             try:
                 for name, download in downloads:
@@ -317,7 +319,7 @@ def ingest(
                         continue
 
                     def work(name: str = name, resolved: Callable[[], Path] = download.result) -> int:
-                        path = _regular(resolved())
+                        path = regular(resolved())
                         facts = source.describe(name)
                         return take_in(
                             store,
@@ -379,7 +381,7 @@ def weights_given(
         WeightFileError: It cannot be read.
     """
     if isinstance(weights, str | Path):
-        path = formats.main_file(_regular(Path(weights)))
+        path = formats.main_file(regular(Path(weights)))
         with reader_of_files() as read:
             layers = read(path, network=network, merge_adapters=merge_adapters)
             facts = get("files").describe(str(path))
@@ -388,7 +390,7 @@ def weights_given(
         yield memory.weights_in_memory(weights, method, network=network, merge_adapters=merge_adapters), None, {}
 
 
-def _regular(path: Path) -> Path:
+def regular(path: Path) -> Path:
     """The path of a regular file or a folder: reading a device or a pipe may never end.
 
     Raises:

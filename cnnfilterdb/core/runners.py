@@ -127,6 +127,7 @@ class Runner(ABC):
         budget: int | None = None,
         ordered: bool = True,
         demand: Demand = _MODEST,
+        again: Callable[[T], T] | None = None,
     ) -> Generator[tuple[T, Future[U]], None, None]:
         """Apply a function to units.
 
@@ -142,6 +143,7 @@ class Runner(ABC):
             budget: Largest sum of the weights in flight; a single unit is always admitted.
             ordered: Yield in the order of the units, or as they are done.
             demand: What a unit needs.
+            again: Makes of a unit the one that is run after it was lost; by default it is the same.
 
         Yields:
             Each unit with its future, which has the result or the error. A unit that was lost :data:`TRIES` times has a
@@ -150,7 +152,7 @@ class Runner(ABC):
         >>> [future.result() for _, future in Threads(2).run(abs, [-1, 2, -3])]
         [1, 2, 3]
         """
-        flight = _Flight(self, function, iter(units), weight, budget, demand)
+        flight = _Flight(self, function, iter(units), weight, budget, demand, again)
         most = max(1, 2 * self.workers if window is None else window)
         finished: dict[int, tuple[_Attempt, Future[U]]] = {}
         following = 0
@@ -197,6 +199,7 @@ class _Flight:
     weight: Callable[[Any], int] | None
     budget: int | None
     demand: Demand
+    again: Callable[[Any], Any] | None
     running: dict[Future[Any], _Attempt] = field(default_factory=dict)
     held: int = 0
     executor: Any = None
@@ -271,6 +274,8 @@ class _Flight:
             elif attempt.tries >= TRIES:
                 ended.append((attempt, _lost(attempt, future, error)))
             else:
+                if self.again is not None:
+                    attempt.unit = self.again(attempt.unit)
                 pause = max(pause, _PAUSE * 2 ** (attempt.tries - 1))
                 broken = isinstance(error, BrokenExecutor)
                 (self._suspects if broken else self._again).append(attempt)

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cnnfilterdb.core.resources import Resources
 from cnnfilterdb.core.schema import filter_schema, weight_columns
 from cnnfilterdb.core.workers import threads
 from cnnfilterdb.errors import CorruptError
-from cnnfilterdb.scan import scan as scan_module
 from cnnfilterdb.scan.scan import joined, scan
 
 
@@ -95,8 +95,7 @@ def test_results_come_in_order_however_long_they_take(tmp_path):
     assert done == [5, 2] * 6
 
 
-def test_a_bounded_number_of_row_groups_is_in_flight(tmp_path, monkeypatch):
-    monkeypatch.setattr(scan_module, "threads", lambda: 3)
+def test_a_bounded_number_of_row_groups_is_in_flight(tmp_path):
     path = tmp_path / "m.parquet"
     write(path, [200], 2)
     lock, started, most, at_once, peak = threading.Lock(), 0, 0, 0, 0
@@ -113,7 +112,7 @@ def test_a_bounded_number_of_row_groups_is_in_flight(tmp_path, monkeypatch):
             at_once -= 1
         return len(runs)
 
-    for result in scan([path], "3x3", work):
+    for result in scan([path], "3x3", work, resources=Resources.of(threads=3)):
         assert result == 1
         time.sleep(0.002)  # a slow reader: results must wait, not pile up
         with lock:

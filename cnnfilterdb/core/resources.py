@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cnnfilterdb.core.runners import Runner, runner_of
+from cnnfilterdb.core.runners import KINDS, Given, Processes, Runner, Serial, Threads
 from cnnfilterdb.core.workers import threads as processors
 from cnnfilterdb.errors import SelectionError
 
-__all__ = ["LEAST_MEMORY", "Resources", "parse_size"]
+__all__ = ["LEAST_MEMORY", "Resources", "parse_size", "runner_of"]
 
 #: The least memory that can be kept.
 LEAST_MEMORY = 400_000_000
@@ -65,7 +65,7 @@ class Resources:
         Args:
             threads: Number of threads or processes; by default the processors that this process may use.
             memory: Size, such as ``"400MB"``.
-            runner: See :func:`cnnfilterdb.core.runners.runner_of`.
+            runner: See :func:`runner_of`.
 
         Raises:
             SelectionError: Less than one thread, not a size, less memory than can be kept, or an unknown runner.
@@ -114,3 +114,36 @@ class Resources:
             pa.set_memory_pool(pa.jemalloc_memory_pool())
         else:
             pa.set_memory_pool(pa.system_memory_pool())
+
+
+def runner_of(given: Any, workers: int) -> Runner:
+    """The runner that a user names.
+
+    Args:
+        given: One of :data:`KINDS`, ``ray://HOST:PORT``, or an executor; None means threads.
+        workers: Number of threads or processes.
+
+    Raises:
+        SelectionError: None of these.
+
+    >>> runner_of("processes", 2).name
+    'processes'
+    >>> runner_of("thread", 2)
+    Traceback (most recent call last):
+    cnnfilterdb.SelectionError: runner: 'thread' given; expected serial, threads, processes, ray, ray://HOST:PORT or ...
+    """
+    if isinstance(given, Runner):
+        return given
+    if given is None or given == "threads":
+        return Threads(workers)
+    if given == "serial":
+        return Serial()
+    if given == "processes":
+        return Processes(workers)
+    if isinstance(given, str) and (given == "ray" or given.startswith("ray://")):
+        from cnnfilterdb.core.ray_runner import Ray
+
+        return Ray(given, workers)
+    if not isinstance(given, str) and callable(getattr(given, "submit", None)):
+        return Given(given)
+    raise SelectionError(f"runner: {given!r} given; expected {', '.join(KINDS)}, ray://HOST:PORT or an executor")

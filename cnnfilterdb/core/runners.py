@@ -28,12 +28,12 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cnnfilterdb.core.workers import limited, threads
-from cnnfilterdb.errors import CnnFilterDbError, RemoteError, SelectionError, WorkerLostError
+from cnnfilterdb.errors import CnnFilterDbError, RemoteError, WorkerLostError
 
 if TYPE_CHECKING:
     from concurrent.futures import ProcessPoolExecutor
 
-__all__ = ["KINDS", "Demand", "Given", "Processes", "Runner", "Serial", "Threads", "runner_of"]
+__all__ = ["KINDS", "Demand", "Given", "Processes", "Runner", "Serial", "Threads"]
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -454,36 +454,3 @@ class Given(Runner):
 
     def __reduce__(self) -> tuple[type[Threads], tuple[int]]:
         return Threads, (threads(),)  # the copy of a database in another process does not have the executor
-
-
-def runner_of(given: Any, workers: int) -> Runner:
-    """The runner that a user names.
-
-    Args:
-        given: One of :data:`KINDS`, ``ray://HOST:PORT``, or an executor; None means threads.
-        workers: Number of threads or processes.
-
-    Raises:
-        SelectionError: None of these.
-
-    >>> runner_of("processes", 2).name
-    'processes'
-    >>> runner_of("thread", 2)
-    Traceback (most recent call last):
-    cnnfilterdb.SelectionError: runner: 'thread' given; expected serial, threads, processes, ray, ray://HOST:PORT or ...
-    """
-    if isinstance(given, Runner):
-        return given
-    if given is None or given == "threads":
-        return Threads(workers)
-    if given == "serial":
-        return Serial()
-    if given == "processes":
-        return Processes(workers)
-    if isinstance(given, str) and (given == "ray" or given.startswith("ray://")):
-        from cnnfilterdb.core.ray_runner import Ray
-
-        return Ray(given, workers)
-    if not isinstance(given, str) and callable(getattr(given, "submit", None)):
-        return Given(given)
-    raise SelectionError(f"runner: {given!r} given; expected {', '.join(KINDS)}, ray://HOST:PORT or an executor")

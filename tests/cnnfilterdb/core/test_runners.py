@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cnnfilterdb.core.runners import TRIES, Given, Processes, Serial, Threads, runner_of
+from cnnfilterdb.core.resources import runner_of
+from cnnfilterdb.core.runners import TRIES, Given, Processes, Serial, Threads
 from cnnfilterdb.core.workers import limited, threads
 from cnnfilterdb.errors import RemoteError, SelectionError, WorkerLostError
 

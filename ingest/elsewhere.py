@@ -161,7 +161,7 @@ def _import(task: _Task) -> _Outcome:
         return _Outcome(_stored(store, task.model_id) if task.again else None)
     try:
         source = _source(task.source, task.options)
-        path = pipeline.regular(source.resolve(task.name, None))
+        path = pipeline.weight_path(source.resolve(task.name, None))
         facts = source.describe(task.name)
         filters = pipeline.take_in(
             store,

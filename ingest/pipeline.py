@@ -50,9 +50,9 @@ __all__ = [
     "forecast",
     "ingest",
     "reader_of_files",
-    "regular",
     "stored_name",
     "take_in",
+    "weight_path",
     "weights_given",
 ]
 
@@ -319,7 +319,7 @@ def ingest(
                         continue
 
                     def work(name: str = name, resolved: Callable[[], Path] = download.result) -> int:
-                        path = regular(resolved())
+                        path = weight_path(resolved())
                         facts = source.describe(name)
                         return take_in(
                             store,
@@ -381,7 +381,7 @@ def weights_given(
         WeightFileError: It cannot be read.
     """
     if isinstance(weights, str | Path):
-        path = formats.main_file(regular(Path(weights)))
+        path = formats.main_file(weight_path(Path(weights)))
         with reader_of_files() as read:
             layers = read(path, network=network, merge_adapters=merge_adapters)
             facts = get("files").describe(str(path))
@@ -390,7 +390,7 @@ def weights_given(
         yield memory.weights_in_memory(weights, method, network=network, merge_adapters=merge_adapters), None, {}
 
 
-def regular(path: Path) -> Path:
+def weight_path(path: Path) -> Path:
     """The path of a regular file or a folder: reading a device or a pipe may never end.
 
     Raises:

@@ -1,5 +1,6 @@
 # make demo   imports trained models, prints their shifts by domain, writes a report
 # make test   runs the test suite
+# make lowest runs it with the lowest versions of the dependencies
 # make check  runs linters and the type checker; ESLint, too, where npm is installed
 # make reference  builds the corpus of statistics that the package contains
 # make docs   builds the manual, docs/_build/index.html
@@ -12,7 +13,7 @@ DEMO := demo.db
 # make crash N=500   kills and interrupts commands, makes the file system fail and loses power, N times each, and checks what is left
 # make fuzz N=100    reads N randomly damaged files of each kind besides the hostile ones of the test suite
 
-.PHONY: crash fuzz hostile demo test check docs bench reference clean
+.PHONY: crash fuzz hostile demo test lowest check docs bench reference clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -80,5 +81,9 @@ fuzz: $(VENV)/installed-dev
 hostile: $(VENV)/installed-dev
 	HOSTILE=all $(BIN)/pytest tests/cnnfilterdb/store/test_hostile_folders.py tests/cnnfilterdb/release/test_hostile.py
 
+# The lowest versions that pyproject.toml allows, in an environment of their own.
+lowest:
+	$(PYTHON) scripts/lowest.py
+
 clean:
-	rm -rf $(VENV) .types .fuzz build dist docs/_build *.egg-info $(DEMO)
+	rm -rf $(VENV) .lowest .types .fuzz build dist docs/_build *.egg-info $(DEMO)

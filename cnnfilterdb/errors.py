@@ -160,8 +160,9 @@ for _error in (value for value in list(globals().values()) if isinstance(value, 
 
 
 def unknown_model(model_id: str, there: Sequence[str], where: Path | str) -> UnknownModelError:
-    """The error for a key that no model has, with the nearest existing keys."""
-    near = get_close_matches(model_id, there, 3)
+    """The error for a key that no model has, with keys that contain it, or else the nearest ones."""
+    sought = str(model_id).lower()
+    near = [name for name in there if sought and sought in name.lower()][:3] or get_close_matches(model_id, there, 3)
     return UnknownModelError(
         f"no model {model_id!r} in {where}; " + (f"near: {', '.join(near)}" if near else "no name is near it")
     )

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from cnnfilterdb.cli.options import (
+    FileToWrite,
     all_layers_option,
     db_option,
     group_arguments,
@@ -73,7 +74,7 @@ def shift(
 
 
 @click.command(short_help="Save an SVD basis to a file.")
-@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("file", type=FileToWrite())
 @where_option
 @kernel_option
 @click.option("--variant", type=click.Choice(["all", "nonsparse"]), default="all", show_default=True,

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from cnnfilterdb.cli.options import (
+    FileToWrite,
     db_option,
     group_arguments,
     group_options,
@@ -118,7 +119,7 @@ _STUDY_FORMATS = {".html": "html", ".htm": "html", ".md": "md", ".json": "json"}
 @click.option(
     "--output",
     "-o",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=FileToWrite(),
     metavar="FILE",
     help="The file, such as study.html, .md or .json; by default NAME.html, and md and json are printed.",
 )

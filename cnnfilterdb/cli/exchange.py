@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cnnfilterdb.cli.options import (
+    FileToWrite,
     db_option,
     kernel_option,
     models_condition,
@@ -159,7 +160,7 @@ def releases(repo: str, rows: Output) -> None:
 
 
 @click.command(short_help="Write filters to a file for other tools.")
-@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("file", type=FileToWrite())
 @click.argument("models", nargs=-1)
 @click.option("--to", "format_", type=click.Choice(["parquet", "arrow", "csv", "npz", "h5"]),
               help="Format; by default the one of the suffix of FILE.")  # fmt: skip

@@ -12,6 +12,7 @@ import click
 from click.core import ParameterSource
 
 from cnnfilterdb.cli.options import (
+    FileToWrite,
     by_option,
     db_option,
     group_arguments,
@@ -58,7 +59,7 @@ _PICTURES = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", 
 @click.option("--title", help="Title of the figure.")
 @click.option("--style", type=click.Choice(["screen", "paper"]), default="screen", show_default=True,
               help="Sizes: for a screen, or the column and text width of a paper.")  # fmt: skip
-@click.option("--output", "-o", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+@click.option("--output", "-o", type=FileToWrite(), metavar="FILE",
               help="Picture file, such as .png, .pdf or .svg; by default KIND.png.")  # fmt: skip
 @click.option("--dpi", type=click.IntRange(min=30, max=1200), default=150, show_default=True,
               help="Pixels per inch.")  # fmt: skip
@@ -156,7 +157,7 @@ def _refuse_unused(ctx: click.Context, kind: str) -> None:
 @metric_option
 @group_options
 @click.option("--title", help="Heading of the page; by default the name of the database.")
-@click.option("--output", "-o", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+@click.option("--output", "-o", type=FileToWrite(), metavar="FILE",
               default="report.html", show_default=True, help="The page.")  # fmt: skip
 @db_option
 def report(by: str, metric: str, title: str | None, output: Path, path: Path, **options: Any) -> None:

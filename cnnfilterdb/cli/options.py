@@ -19,8 +19,13 @@ if TYPE_CHECKING:
     from cnnfilterdb.database import FilterDB
     from cnnfilterdb.reader import Reader
 
+    _ParamType = click.ParamType[Any]
+else:
+    _ParamType = click.ParamType  # a generic class since click 8.4
+
 __all__ = [
     "FACTS",
+    "FileToWrite",
     "Several",
     "all_layers_option",
     "by_option",
@@ -72,7 +77,21 @@ FACTS = (
 )
 
 
-class _Location(click.ParamType[Any]):
+class FileToWrite(click.Path):
+    """A file whose folder exists, which is checked before any work is done."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path, dir_okay=False)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path; a usage error if its folder does not exist."""
+        path = Path(super().convert(value, param, ctx))
+        if not path.parent.is_dir():
+            self.fail(f"{path}: its folder does not exist; create it, or choose another", param, ctx)
+        return path
+
+
+class _Location(_ParamType):
     """A folder, an address, whose slashes a path would change, or the name of the corpus in the package."""
 
     name = "location"
@@ -246,7 +265,7 @@ def rows_options(command: Callable[..., Any]) -> Callable[..., Any]:
         help="Format; by default the one of the suffix of FILE, or a table. All but tables are lossless.",
     )(decorated)  # fmt: skip
     return click.option(
-        "--output", "-o", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+        "--output", "-o", type=FileToWrite(), metavar="FILE",
         help=f"Write the rows to FILE: {', '.join(suffix[0] for suffix in FORMATS.values())}.",
     )(decorated)  # fmt: skip
 

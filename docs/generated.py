@@ -31,6 +31,7 @@ SECTIONS = {
     "Shared layers": "search.sql",
     "Descriptors of kernels": "descriptors.sql",
     "Structure of kernels": "structure.sql",
+    "Lineage and spectra": "lineage.sql",
     "Files": "database_files.sql",
 }
 

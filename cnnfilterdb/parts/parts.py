@@ -301,7 +301,7 @@ class Parts(Storage):
         Raises:
             QueryError: The query reads filters, and a part has the statistics of its models only.
         """
-        if sql.reads_filters(query):
+        if sql.reads_filters(query) and not all(part.has_filters for part in self.parts):
             for number, own in self.owned().items():
                 try:
                     self._require(number, own)

@@ -77,6 +77,16 @@ def test_the_same_shift_in_place_pulled_and_in_sql(hub, published, db, sample, s
         pd.testing.assert_frame_equal(pulled.kl_shift("domain"), shift, check_exact=True)
 
 
+def test_a_release_on_the_hub_is_a_part(hub, published, db, shift, tmp_path, monkeypatch):
+    monkeypatch.setenv("CNNFILTERDB_CACHE", str(tmp_path / "cache"))
+    with opened(hub) as remote, cnnfilterdb.open([remote, db], duplicates="first") as both:
+        assert both.models()["part"].value_counts().to_dict() == {"sample@v1.0.0": 5, "sample.db": 1}
+        licensed = both.kl_shift("domain", where="name != 'secret'")
+        pd.testing.assert_frame_equal(licensed, shift, check_exact=True)  # in the basis that both have
+        assert both.sql("SELECT count(*) FROM filters_3x3").fetchall() == [(len(db.filters()),)]
+        pd.testing.assert_frame_equal(both.filters(), db.filters(), check_exact=True)
+
+
 def test_duckdb_runs_the_macros_of_the_repository(hub, published, shift):
     files = HfFileSystem(endpoint=hub.url, token=TOKEN)
     text = files.read_text(f"datasets/{REPO}@v1.0.0/init.sql")

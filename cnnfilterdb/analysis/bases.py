@@ -156,6 +156,11 @@ class Bases(ABC):
         """
         return "`cnnfilterdb index` fits one" if stored else "ingest models with kernels of that size first"
 
+    @property
+    def renewal(self) -> str:
+        """How a basis of all models is got."""
+        return "`cnnfilterdb index --refit` fits a new one"
+
     def current(self) -> dict[str, FittedBasis]:
         """The basis in use for each kernel size: the one of the last fit."""
         return {fitted.basis.kernel: fitted for fitted in self.bases()}

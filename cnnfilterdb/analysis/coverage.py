@@ -38,6 +38,7 @@ class Coverage:
         untrained: Keys of the used models that are flagged untrained.
         basis_models: Present models with such kernels that the basis was fitted on; None if no stored basis is used.
         basis_possible: Present models with such kernels; None likewise.
+        renewal: How a basis of all models is got.
     """
 
     by: str
@@ -53,6 +54,7 @@ class Coverage:
     untrained: tuple[str, ...]
     basis_models: int | None = None
     basis_possible: int | None = None
+    renewal: str = ""
 
     @property
     def text(self) -> str:
@@ -77,7 +79,7 @@ class Coverage:
         if self.basis_models is not None and self.basis_possible and self.basis_models < self.basis_possible:
             found.append(
                 f"the basis was fitted on {self.basis_models:,} of {self.basis_possible:,} models with {self.kernel} "
-                "kernels; `cnnfilterdb index --refit` fits a new one"
+                f"kernels; {self.renewal}"
             )
         if self.untrained:
             names = ", ".join(self.untrained[:_NAMED]) + (", ..." if len(self.untrained) > _NAMED else "")
@@ -96,6 +98,7 @@ def coverage(
     min_models: int = 1,
     min_filters: int = 1,
     fitted_on: Sequence[str] | None = None,
+    renewal: str = "",
 ) -> Coverage:
     """Count what a grouping uses of what its condition selects.
 
@@ -105,6 +108,7 @@ def coverage(
         min_models: Groups of fewer models were left out.
         min_filters: Groups of fewer filters were left out.
         fitted_on: Models that the stored basis of the answer was fitted on; None if there is none.
+        renewal: How a basis of all models is got.
 
     Raises:
         SelectionError: ``by`` or ``where`` cannot be answered.
@@ -174,6 +178,7 @@ def coverage(
         untrained=tuple(row["model_id"] for row in used if row["untrained"]),
         basis_models=None if known is None else len(known & set(fitted_on or ())),
         basis_possible=None if known is None else len(known),
+        renewal=renewal,
     )
 
 

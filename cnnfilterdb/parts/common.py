@@ -96,6 +96,14 @@ class CommonBases(Bases):
         missing = self._parts.parts[number].bases.without_fingerprints()
         return [one for one in missing if one not in known and owners.get(paths.slug(one)) == number]
 
+    @property
+    def renewal(self) -> str:
+        """Why a basis is not of all models, and what to do where that can be changed."""
+        without = [part.name for part in self._parts.parts if not part.has_filters]
+        if without:
+            return f"it is that of the part {without[0]}, which has no filters"
+        return "the parts share it, or models were added since they were opened"
+
     def remedy(self, kernel: str, stored: bool) -> str:
         """Why there is no basis for a kernel size, and what to do."""
         without = [part.name for part in self._parts.parts if not part.has_filters]

@@ -516,6 +516,7 @@ class Statistics(Tables):
             min_models=options.get("min_models", 1),
             min_filters=options.get("min_filters", 1),
             fitted_on=None if fitted is None else fitted.models,
+            renewal=self._bases.renewal,
         ).attrs()
 
     def _fitted(self, basis: BasisChoice, kernel: str) -> FittedBasis:

@@ -16,12 +16,15 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 import cnnfilterdb
-from benchmarks.shift import build
+from benchmarks.shift import MODEL_COUNT, build
 
 PERMUTATIONS = 999
 FEW = 5
+#: Models among which the plain search for related models runs, and the least cosine.
+SOME, RELATED = 40, 0.15
 FACTORS = ["family", "domain", "length(model_id)", "left(model_id, 7)"]
 
 
@@ -62,13 +65,50 @@ def plain_partition(shifts: npt.NDArray[np.float64], factors: list[list[str]], p
             np.trace(design @ np.linalg.pinv(design) @ centred)
 
 
+def plain_related(rows: pd.DataFrame, models: int) -> int:
+    """For each pair of some models, each layer of one: the next layer of its shape in the other, and their cosine."""
+    by_model = dict(iter(rows.groupby("model_id", sort=False)))
+    keys, found = list(by_model)[:models], 0
+    for number, first in enumerate(keys):
+        for second in keys[number + 1 :]:
+            inner = squares_a = squares_b = 0.0
+            there = {(row.filters, row.place): row for row in by_model[second].itertuples()}
+            for row in by_model[first].itertuples():
+                other = there.get((row.filters, row.place))
+                if other is not None:
+                    a, b = np.asarray(row.sketch, float), np.asarray(other.sketch, float)
+                    inner += row.norm * other.norm * float(a @ b / np.sqrt((a @ a) * (b @ b)))
+                    squares_a, squares_b = squares_a + row.norm**2, squares_b + other.norm**2
+            found += squares_a > 0 and inner / np.sqrt(squares_a * squares_b) > RELATED
+    return found
+
+
+def related(path: Path, families: int) -> tuple[float, float, int, float]:
+    """Seconds of :meth:`Reader.related_models` and of the plain loop for all pairs, number of pairs found, memory."""
+    if not path.exists():
+        build(path, families)
+    with cnnfilterdb.open(path) as db:
+        db.sql("FROM fingerprints LIMIT 1").fetchall()
+        start = time.perf_counter()
+        found = len(db.related_models())
+        ours = time.perf_counter() - start
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        rows = db.sql("FROM layer_sketches ORDER BY model_id, layer").df()
+        start = time.perf_counter()
+        plain_related(rows, SOME)
+        plain = (time.perf_counter() - start) * (MODEL_COUNT * (MODEL_COUNT - 1)) / (SOME * (SOME - 1))
+    return ours, plain, found, memory
+
+
 def main() -> None:
     """Time each question and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="keep the database here, or use the existing one")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        path = arguments.folder or Path(temporary) / "made.db"
+        searches = {name: related(Path(temporary) / f"{families}.db", families)
+                    for name, families in (("40 families", 40), ("all of one architecture", 1))}  # fmt: skip
+        path = arguments.folder or Path(temporary) / "40.db"
         if not path.exists():
             build(path)
         with cnnfilterdb.open(path) as db:
@@ -96,6 +136,10 @@ def main() -> None:
                                ("variance_explained, 4 factors", explained, plain_explained)):  # fmt: skip
         one, other = ours / (PERMUTATIONS + 1), theirs / (FEW + 1)
         print(f"| {name} | {ours:.1f} | {one:.4f} | {other:.3f} | {other / one:.0f}x |")
+    print(f"\n| related_models, {MODEL_COUNT} models | pairs | s | plain NumPy, s | ratio | peak memory, GB |")
+    print("|---|---:|---:|---:|---:|---:|")
+    for name, (ours, theirs, pairs, most) in searches.items():
+        print(f"| {name} | {pairs:,} | {ours:.1f} | {theirs:.0f} | {theirs / ours:.0f}x | {most:.2f} |")
 
 
 if __name__ == "__main__":

@@ -19,14 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
 import cnnfilterdb
 from cnnfilterdb.analysis.bases import FittedBasis, basis_table, histogram_table, ranges
 from cnnfilterdb.core import paths
-from cnnfilterdb.core.schema import LAYERS, MODELS, filter_schema
-from cnnfilterdb.stats import BINS, Basis, Histogram, Moments
+from cnnfilterdb.core.schema import FINGERPRINTS, LAYERS, MODELS, filter_schema
+from cnnfilterdb.stats import BINS, SKETCH_LEVELS, SKETCH_NUMBERS, Basis, Histogram, Moments
 from cnnfilterdb.store.folder import Store
 from cnnfilterdb.store.seals import write_sealed
 from cnnfilterdb.store.writer import histogram_settings
@@ -37,6 +38,7 @@ DOMAINS = {
     "medical mri": 3, "astronomy": 2, "depth": 2, "fractals": 2, "map": 2, "textures": 2, "cars": 1, "plants": 1,
     "thermal": 1,
 }  # fmt: skip
+FAMILIES = 40
 BASIS = "3x3-made"
 
 #: Name, metric, expression and options of each question.
@@ -52,8 +54,14 @@ QUESTIONS: list[tuple[str, str, str, dict[str, Any]]] = [
 ]
 
 
-def build(path: Path) -> None:
-    """Make the database."""
+def build(path: Path, families: int = FAMILIES) -> None:
+    """Make the database.
+
+    Args:
+        path: Its folder.
+        families: Number of families; models of one have layers of the same shapes, and every third model is related
+            to the one before.
+    """
     rng = np.random.default_rng(0)
     Store.create(path)
     samples = np.random.default_rng(1).normal(size=(10_000, 9)).astype(np.float32)
@@ -67,11 +75,14 @@ def build(path: Path) -> None:
     character = {domain: rng.normal(0, 0.1, (2, 9)) for domain in DOMAINS}
     layer_counts = np.full(MODEL_COUNT, LAYER_COUNT // MODEL_COUNT)
     layer_counts[: LAYER_COUNT % MODEL_COUNT] += 1
+    most = int(layer_counts.max())
+    sizes = np.minimum(rng.lognormal(9.5, 1.8, (families, most)).astype(np.int64) + 64, 6_000_000)
+    before: npt.NDArray[np.float64] = np.zeros((most, SKETCH_NUMBERS))
     for number, (model_id, domain) in enumerate(zip(ids, domains, strict=True)):
         shape = character[domain] + rng.normal(0, 0.05, (2, 9))
-        filters = np.minimum(rng.lognormal(9.5, 1.8, layer_counts[number]).astype(np.int64) + 64, 6_000_000)
+        filters = sizes[number // 3 % families, : layer_counts[number]]
         row = {"model_id": model_id, "source": "made", "name": f"m{number}", "domain": domain, "ingested_at": now,
-               "family": f"family {number % 40}",
+               "family": f"family {number // 3 % families}",
                "conv_layers": len(filters), "stored_filters": int(filters.sum())}  # fmt: skip
         _write(pa.Table.from_pylist([row], MODELS), path / paths.models_path(paths.slug(model_id)))
         rows: list[dict[str, Any]] = []
@@ -92,6 +103,19 @@ def build(path: Path) -> None:
         _write(filter_schema("3x3").empty_table(), path / paths.filters_path("3x3", "made", slug))
         table = histogram_table(BASIS, model_id, basis, parts, {row["layer"]: row["tensor_sha256"] for row in rows})
         _write(table, path / paths.histograms_path(BASIS, slug), **histogram_settings(table))
+        sketches = rng.normal(size=(most, SKETCH_NUMBERS))
+        before = sketches = sketches + 2 * before if number % 3 == 2 else sketches
+        fingerprints = pa.Table.from_pylist(
+            [_fingerprint(model_id, row, sketches[row["layer"]]) for row in rows], FINGERPRINTS
+        )
+        _write(fingerprints, path / paths.fingerprints_path(slug))
+
+
+def _fingerprint(model_id: str, row: dict[str, Any], sketch: npt.NDArray[np.float64]) -> dict[str, Any]:
+    numbers = dict.fromkeys(("alpha", "alpha_ks", "lambda_max", "stable_rank", "kurtosis", "peak_ratio"), 1.0)
+    rounded = np.rint(sketch * (SKETCH_LEVELS / np.abs(sketch).max())).astype(np.int16)
+    key = {"model_id": model_id, "layer": row["layer"], "tensor_sha256": row["tensor_sha256"]}
+    return key | numbers | {"centred_norm": float(np.sqrt(row["filters"])), "sketch": rounded}
 
 
 def _histogram(rng: np.random.Generator, shape: np.ndarray, count: int, low: float, high: float) -> Histogram:

@@ -86,7 +86,6 @@ def shapes(store: FilterFiles, rows: pa.Table, by: str, kernel: str) -> pd.DataF
                 found[group] += np.bincount(shape % len(names), minlength=len(names))  # -1 is the last
         return found
 
-    stats.shape_bank(height, width)  # refuses sizes without shapes before anything is read
     counts = np.zeros((len(coded.dictionary), len(names)), np.int64)
     for part in scan(store.filter_files(kernel, sorted(set(rows["model_id"].to_pylist()))), kernel, named):
         counts += part

@@ -15,7 +15,7 @@ import pandas as pd
 from cnnfilterdb import plots
 from cnnfilterdb.analysis import groups as groupings
 from cnnfilterdb.analysis.groups import Grouping
-from cnnfilterdb.analysis.options import GroupOptions, ShiftOptions
+from cnnfilterdb.analysis.options import GroupOptions, ShiftOptions, at_least_one
 from cnnfilterdb.analysis.queries import condition, expression
 from cnnfilterdb.analysis.significance import model_shifts, tested
 from cnnfilterdb.core.schema import kernel_shape
@@ -449,6 +449,7 @@ class Figures:
         >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
         ['medical ct, natural']
         """
+        at_least_one("top", top)
         data = self._db._labelled("null", (by, within), options, metric, None, by)
         found, names, sizes = tested(data, by, within, metric, permutations=permutations, seed=seed)
         adjusted = adjusted_holm(found.p)

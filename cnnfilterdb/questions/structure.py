@@ -180,8 +180,10 @@ class Structure(Conclusions):
         medical ct      400    0.00   0.76
         natural        1088    0.31   0.58
         """
-        chosen = "true" if all_kinds else "kind = 'depthwise'"
-        question = Grouping(by, f"{condition(where)} AND {chosen}", kernel)
+        stats.shape_bank(*kernel_shape(kernel))  # refuses other sizes
+        if not all_kinds:
+            where = "kind = 'depthwise'" + (f" AND {condition(where)}" if where else "")
+        question = Grouping(by, where, kernel)
         self._require_filters()
         rows = groupings.selection(self._connect("facts"), question, moments=False)
         return structure.shapes(self.storage, rows, by, kernel)

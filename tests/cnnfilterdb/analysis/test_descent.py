@@ -117,6 +117,28 @@ def test_an_untrained_network_is_an_ancestor(tmp_path):
         )  # fmt: skip
 
 
+def test_nothing_is_related_to_constants_zeros_or_nothing(tmp_path):
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(16, 8, 3, 3)).astype(np.float32)
+    with cnnfilterdb.create(tmp_path / "x.db") as db:
+        for ask in (db.related_models, db.lineage):
+            assert ask().empty
+        for name, one in {"zeros": 0 * weight, "zeros2": 0 * weight, "even": 0 * weight + 1, "one": weight}.items():
+            db.add({"a.weight": one}, name)
+        assert db.related_models().empty
+        assert db.lineage().empty
+        for name, factor in {"twin": 1, "huge": 1e30, "tiny": 1e-38, "negative": -1}.items():
+            db.add({"a.weight": weight * np.float32(factor)}, name)
+        found = db.related_models()
+        assert set(found["model_a"]) | set(found["model_b"]) == {f"custom/{name}" for name in
+                                                                  ("one", "twin", "huge", "tiny")}  # fmt: skip
+        assert found["cosine"].tolist() == pytest.approx([1.0] * 6)
+        lineage = db.lineage().set_index("model")
+        assert lineage.loc["custom/twin", "distance"] == 0
+        assert np.isfinite(lineage["distance"].dropna().to_numpy(float)).all()
+        assert db.verify() == []
+
+
 def test_the_figure_and_the_verb(family, tmp_path):
     for style in ("screen", "paper"):
         words = ["plot", "lineage", "--db", str(family.path), "--style", style, "-o", str(tmp_path / "x.png")]

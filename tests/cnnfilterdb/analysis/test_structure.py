@@ -144,5 +144,11 @@ def test_shares_of_named_shapes(tmp_path):
         assert found.drop(columns="filters").sum(axis=1).tolist() == [1]
         assert sum(found.attrs["by_chance"].values()) == pytest.approx(1)
         assert db.shapes("layer", all_kinds=True)["filters"].tolist() == [32, 256]
-        with pytest.raises(SelectionError, match="no 3x3 filters by domain"):
-            db.shapes("domain", where="name = 'other'")
+        for kernel, where, message in (
+            ("3x3", "name = 'other'", "no 3x3 filters by domain where kind = 'depthwise' AND"),
+            ("5x5", None, "no 5x5 filters by domain"),
+            ("1x7", None, "1x7: shapes have names from 3x3 on"),
+            ("x", None, "not a kernel size"),
+        ):
+            with pytest.raises(SelectionError, match=message):
+                db.shapes("domain", where=where, kernel=kernel)

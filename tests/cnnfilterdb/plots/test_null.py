@@ -41,6 +41,23 @@ def test_pairs_of_a_database_are_those_of_the_test(sample):
     assert len(sample.plot.null("domain", permutations=9, top=1).axes[0].get_yticks()) == 1
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"by": "'x'"}, "one group only"),
+        ({"top": 0}, "top: 0 given"),
+        ({"permutations": 0}, "permutations: 0 given"),
+        ({"metric": "x"}, "metric: 'x' given"),
+        ({"style": "x"}, "style: 'x' given"),
+        ({"by": "layer"}, "several values within"),
+        ({"within": "domain"}, "no pair of groups can be tested"),
+    ],
+)
+def test_wrong_arguments(sample, wrong, message):
+    with pytest.raises(SelectionError, match=message):
+        sample.plot.null(**{"permutations": 9, **wrong})
+
+
 def test_what_cannot_be_tested():
     with cnnfilterdb.example() as db, pytest.raises(SelectionError, match="no pair of groups can be tested"):
         db.plot.null("model_id", permutations=9, where="name <> 'scans'", within="model_id")

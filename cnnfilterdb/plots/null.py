@@ -9,7 +9,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as MatplotlibFigure
 from matplotlib.figure import FigureBase
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.plots.look import StyleName, look, styled
@@ -42,6 +42,7 @@ def null_distributions(
     p: Sequence[float],
     notes: Sequence[str],
     *,
+    heading: str = "models",
     label: str = "shift (nats)",
     title: str | None = None,
     ax: Axes | FigureBase | None = None,
@@ -58,6 +59,7 @@ def null_distributions(
         nulls: The values of the permutations of each, (m,).
         p: The p-value of each, as it is judged.
         notes: A text after each name, such as the sizes of the groups.
+        heading: What the notes are.
         label: What the values are.
         title: Title of the figure.
         ax: Panel or part of a figure to draw on; by default a new figure is created.
@@ -79,7 +81,7 @@ def null_distributions(
     pitch = 0.46
     figure: MatplotlibFigure
     if ax is None:
-        left = 0.08 + row_label_width(shown, notes, look().body, "models")
+        left = 0.08 + row_label_width(shown, notes, look().body, heading)
         upper, right = 0.3 + (0.26 if title else 0.0), 0.74
         width = max(look().page, left + right + 1.6)
         figure = page = Figure(width, upper + pitch * len(names) + 0.5)
@@ -109,10 +111,12 @@ def null_distributions(
             textcoords="offset points", va="center", fontsize=look().small, color=colour, annotation_clip=False,
         )  # fmt: skip
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 100 else (1,)))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlim(low, high)
     axes.set_ylim(len(names) - 0.5, -0.5)
-    row_labels(axes, list(range(len(names))), shown, notes, look().body, heading="models")
+    row_labels(axes, list(range(len(names))), shown, notes, look().body, heading=heading)
     axes.tick_params(axis="x", length=2, color=RULE)
     axes.set_xlabel(f"{label}; grey: by chance, line: observed", fontsize=look().body, color=INK)
     return figure

@@ -107,6 +107,7 @@ class Answered:
             [one.null for one in rows],
             [one.p for one in rows],
             [f"{one.units} · {one.others}" for one in rows],
+            heading="medical · other",
         )
         return Picture(
             "null", figure, "Shifts of medical models from others by chance, and the observed ones.",

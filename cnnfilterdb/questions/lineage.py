@@ -36,6 +36,7 @@ class Lineage(Structure):
         Raises:
             DatabaseError: A read-only database whose fingerprints were not computed.
 
+        >>> import numpy as np
         >>> parent = {"conv.weight": db.layer_weights("custom/scans", 1)}
         >>> noise = np.random.default_rng(0).normal(0, 0.02, parent["conv.weight"].shape)
         >>> tuned = {"conv.weight": (parent["conv.weight"] + noise).astype(np.float32)}

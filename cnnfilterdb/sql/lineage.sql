@@ -14,11 +14,15 @@ FROM layers AS l LEFT JOIN fingerprints AS f USING (model_id, layer, tensor_sha2
 WHERE l.stored AND CASE WHEN f.sketch IS NULL THEN error(
     'layer ' || l.layer || ' of ' || l.model_id || ' is not in the index fingerprints: run `cnnfilterdb index`') ELSE true END;
 
--- The sketch of each stored layer whose kernels differ, and its place among the layers of its shape in its model: layers of
+-- The sketch of each stored layer whose kernels differ, as a unit vector, and its place among the layers of its shape in its model: layers of
 -- two models are compared if kernel, filters, out_channels and place are equal.
 -- Example: SELECT model_id, kernel, filters, out_channels, place, round(norm, 2) AS norm FROM layer_sketches
 CREATE OR REPLACE VIEW layer_sketches AS
-SELECT * FROM (
+SELECT * REPLACE (
+           CAST(list_transform(sketch::FLOAT[], lambda x: x / sqrt(array_inner_product(sketch, sketch))) AS FLOAT[64])
+           AS sketch
+       )
+FROM (
     SELECT l.model_id, l.layer, l.kernel, l.filters, coalesce(l.out_channels, 0) AS out_channels,
            row_number() OVER (
                PARTITION BY l.model_id, l.kernel, l.filters, l.out_channels ORDER BY l.layer
@@ -38,17 +42,19 @@ SELECT * FROM (
 -- Source: Charikar, Chen and Farach-Colton, ICALP 2002 (sketches); Horwitz, Shul and Hoshen, arXiv 2405.18432 (cosines).
 -- Example: FROM related_models
 CREATE OR REPLACE VIEW related_models AS
-WITH pairs AS (
+WITH sketched AS MATERIALIZED (  -- used twice, and expensive
+    SELECT model_id, kernel, filters, out_channels, place, norm, sketch FROM layer_sketches
+), pairs AS (
     SELECT a.model_id AS model_a, b.model_id AS model_b, count(*) AS layers,
-           sum(a.norm * b.norm * array_cosine_similarity(a.sketch, b.sketch)) AS inner_product,
+           sum(a.norm * b.norm * array_inner_product(a.sketch, b.sketch)) AS inner_product,
            sum(a.norm * a.norm) * sum(b.norm * b.norm) AS squares,
            sum(a.norm * a.norm * b.norm * b.norm
                * (1 / 64 + 1 / (greatest(a.filters - 1, 1) * kernel_weights(a.kernel)))) AS variance
-    FROM layer_sketches AS a JOIN layer_sketches AS b USING (kernel, filters, out_channels, place)
+    FROM sketched AS a JOIN sketched AS b USING (kernel, filters, out_channels, place)
     WHERE a.model_id < b.model_id
     GROUP BY ALL
 )
-SELECT model_a, model_b, inner_product / sqrt(squares) AS cosine, layers
+SELECT model_a, model_b, least(inner_product / sqrt(squares), 1.0) AS cosine, layers
 FROM pairs
 WHERE inner_product / sqrt(squares) >= greatest(0.15, 5 * sqrt(variance / squares))
 ORDER BY cosine DESC, model_a, model_b;

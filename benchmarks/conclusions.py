@@ -13,6 +13,7 @@ import resource
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -66,19 +67,21 @@ def plain_partition(shifts: npt.NDArray[np.float64], factors: list[list[str]], p
 
 
 def plain_related(rows: pd.DataFrame, models: int) -> int:
-    """For each pair of some models, each layer of one: the next layer of its shape in the other, and their cosine."""
-    by_model = dict(iter(rows.groupby("model_id", sort=False)))
+    """For each pair of some models, each layer of one: the layer of its shape in the other, and their cosine."""
+    by_model: dict[str, list[dict[str, Any]]] = {}
+    for row in rows.to_dict("records"):
+        by_model.setdefault(row["model_id"], []).append({str(key): value for key, value in row.items()})
     keys, found = list(by_model)[:models], 0
     for number, first in enumerate(keys):
         for second in keys[number + 1 :]:
             inner = squares_a = squares_b = 0.0
-            there = {(row.filters, row.place): row for row in by_model[second].itertuples()}
-            for row in by_model[first].itertuples():
-                other = there.get((row.filters, row.place))
+            there = {(row["filters"], row["place"]): row for row in by_model[second]}
+            for row in by_model[first]:
+                other = there.get((row["filters"], row["place"]))
                 if other is not None:
-                    a, b = np.asarray(row.sketch, float), np.asarray(other.sketch, float)
-                    inner += row.norm * other.norm * float(a @ b / np.sqrt((a @ a) * (b @ b)))
-                    squares_a, squares_b = squares_a + row.norm**2, squares_b + other.norm**2
+                    a, b = np.asarray(row["sketch"], float), np.asarray(other["sketch"], float)
+                    inner += row["norm"] * other["norm"] * float(a @ b / np.sqrt((a @ a) * (b @ b)))
+                    squares_a, squares_b = squares_a + row["norm"] ** 2, squares_b + other["norm"] ** 2
             found += squares_a > 0 and inner / np.sqrt(squares_a * squares_b) > RELATED
     return found
 

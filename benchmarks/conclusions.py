@@ -69,8 +69,8 @@ def plain_partition(shifts: npt.NDArray[np.float64], factors: list[list[str]], p
 def plain_related(rows: pd.DataFrame, models: int) -> int:
     """For each pair of some models, each layer of one: the layer of its shape in the other, and their cosine."""
     by_model: dict[str, list[dict[str, Any]]] = {}
-    for row in rows.to_dict("records"):
-        by_model.setdefault(row["model_id"], []).append({str(key): value for key, value in row.items()})
+    for record in rows.to_dict("records"):
+        by_model.setdefault(record["model_id"], []).append({str(key): value for key, value in record.items()})
     keys, found = list(by_model)[:models], 0
     for number, first in enumerate(keys):
         for second in keys[number + 1 :]:

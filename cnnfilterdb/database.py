@@ -19,6 +19,7 @@ from cnnfilterdb.core import paths
 from cnnfilterdb.core.reports import Problem, Progress, TransferReport
 from cnnfilterdb.core.resources import Resources
 from cnnfilterdb.core.schema import AnnotatedFacts, check_fact_types
+from cnnfilterdb.core.sharding import Share
 from cnnfilterdb.errors import DamagedIndexError, DatabaseError, LockedError, NotADatabaseError, SelectionError
 from cnnfilterdb.imports import Imports
 from cnnfilterdb.parts.listing import is_parts_list
@@ -222,18 +223,21 @@ class FilterDB(Imports):
         self._write_init()
         return built
 
-    def verify(self, *models: str, progress: Progress | None = None) -> list[Problem]:
+    def verify(self, *models: str, shard: str | None = None, progress: Progress | None = None) -> list[Problem]:
         """Check every count and every hash, and the annotations; an empty list means that no problem was found.
 
         Args:
             *models: Keys or wildcards of the models to check; without them everything is checked, the index included.
+            shard: ``"I/N"``: only the I-th of N shares of the models; files that belong to no model are left out.
             progress: Called with the key of a model, the number of models done and the total.
 
         >>> db.verify(), db.verify("custom/photos-*")
         ([], [])
         """
-        if models:
-            return self._store.verify(notes.matching(names_given("verify", models), self._store.model_ids()), progress)
+        if models or shard is not None:
+            share, present = Share.of(shard), self._store.model_ids()
+            chosen = notes.matching(names_given("verify", models), present) if models else present
+            return self._store.verify(chosen if share is None else share.among(chosen), progress)
         lost = Problem(None, self._store.path / paths.INIT, "is missing; `cnnfilterdb verify --repair` writes it")
         return self._store.verify(progress=progress) + ([] if lost.path.exists() else [lost])
 
@@ -482,6 +486,7 @@ def pull(
     path: str | Path,
     *,
     where: str | None = None,
+    shard: str | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
     storage_options: Mapping[str, Any] | None = None,
@@ -497,6 +502,7 @@ def pull(
         path: The folder of the database; it is created if it does not exist.
         where: Condition over the columns of models and layers, such as ``"domain LIKE 'medical%'"``: only the models
             that it selects are fetched.
+        shard: ``"I/N"``: only the I-th of N shares of them.
         overwrite: Replace models of the same key that have other weights; otherwise they are reported as conflicts.
         progress: Called with the key of a model, the number of models done and the total.
         storage_options: For an address, the options of its fsspec file system, such as ``{"token": ...}``.
@@ -507,7 +513,7 @@ def pull(
     Raises:
         RemoteError: The release cannot be reached.
         NotADatabaseError: The location contains no release, or the path is not that of a database.
-        SelectionError: A condition that cannot be answered.
+        SelectionError: A condition that cannot be answered, or no such shard.
 
     >>> manifest = cnnfilterdb.example().publish("owner/name", folder="shared")
     >>> print(cnnfilterdb.pull("shared", "pulled.db", where="task = 'Segmentation'"))
@@ -515,17 +521,26 @@ def pull(
     """
     from cnnfilterdb.release.release import Release
 
+    share = Share.of(shard)
     with open(hub_address(location), storage_options=storage_options) as reader:
         if isinstance(reader.storage, Release):
             reader.storage.check_all()  # before anything is written
         db = create(path)
-        report = _merge(db._store, [reader], where, drop_duplicates=False, overwrite=overwrite, progress=progress)
+        report = _merge(
+            db._store, [reader], where, share=share, drop_duplicates=False, overwrite=overwrite, progress=progress
+        )
         db._write_init()
         return report
 
 
 def _merge(
-    store: Store, readers: Sequence[Reader], where: str | None, *, progress: Progress | None, **settings: bool
+    store: Store,
+    readers: Sequence[Reader],
+    where: str | None,
+    *,
+    progress: Progress | None,
+    share: Share | None = None,
+    **settings: bool,
 ) -> TransferReport:
     """Copy the models of several databases that a condition selects, one database after the other."""
     from cnnfilterdb.exchange.transfer import merge
@@ -535,6 +550,7 @@ def _merge(
     for reader in readers:
         storage = reader.storage
         chosen = storage.model_ids() if where is None else list(reader.models(where=where)["model_id"])
+        chosen = chosen if share is None else share.among(chosen)
         if isinstance(storage, Parts):
             sources += [(storage.parts[number].storage, own) for number, own in sorted(storage.owned(chosen).items())]
         else:

@@ -11,7 +11,6 @@ from cnnfilterdb import catalog
 from cnnfilterdb.analysis.options import names_of
 from cnnfilterdb.core.reports import IngestReport, Observer
 from cnnfilterdb.core.schema import GivenFacts, ModelFacts, check_fact_types
-from cnnfilterdb.core.sharding import Share
 from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.reader import Reader
 from cnnfilterdb.store import annotations as notes
@@ -79,11 +78,9 @@ class Imports(Reader):
         from cnnfilterdb.ingest import pipeline, sources
 
         given = {"folder": folder, "offline": offline or None, "partial": partial or None}
-        share = Share.of(shard)
         origin = sources.get(source, **given)
-        chosen = list(origin.list(names_of("names", names)))
-        if share is not None:
-            chosen = [name for name in chosen if share.has(f"{source}/{pipeline.stored_name(name, fold_bn=fold_bn)}")]
+        patterns = names_of("names", names)
+        chosen = pipeline.in_share(source, list(origin.list(patterns)), shard, fold_bn=fold_bn)
         options: dict[str, Any] = {
             "overwrite": overwrite,
             "observer": observer,
@@ -93,7 +90,7 @@ class Imports(Reader):
         if self._store.resources.runner.remote:
             from cnnfilterdb.ingest.elsewhere import ingest_elsewhere
 
-            report = ingest_elsewhere(self._store, source, given, chosen, **options)
+            report = ingest_elsewhere(self._store, source, given, patterns, chosen, **options)
         else:
             report = pipeline.ingest(self._store, origin, chosen, projector=Projection(self._index), **options)
         self._write_init()

@@ -6,10 +6,12 @@ time do. What a worker has committed remains if it is lost afterwards; its model
 
 from __future__ import annotations
 
+import secrets
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +40,11 @@ class _Task:
     """A model to import.
 
     Attributes:
+        run: Name of the run.
         path: Folder of the database.
         source: Name of the source.
         options: Its options, as pairs.
+        patterns: What was asked for; a source may know only the models that it has listed.
         name: Name of the model in it.
         overwrite: Whether a model that is present is imported again.
         fold_bn: Whether batch normalisations are folded.
@@ -48,9 +52,11 @@ class _Task:
         again: Whether a worker was lost with it, perhaps after it had imported the model.
     """
 
+    run: str
     path: Path
     source: str
     options: tuple[tuple[str, Any], ...]
+    patterns: tuple[str, ...]
     name: str
     overwrite: bool
     fold_bn: bool
@@ -86,6 +92,7 @@ def ingest_elsewhere(
     store: Store,
     source: str,
     options: dict[str, Any],
+    patterns: Sequence[str],
     names: Sequence[str],
     *,
     overwrite: bool = False,
@@ -101,6 +108,7 @@ def ingest_elsewhere(
         store: Where to write: a folder that every worker reaches by the same path.
         source: Name of the source; workers make it anew.
         options: Its options.
+        patterns: The names or wildcards that were asked for.
         names: Names of the models in it.
         overwrite: Import models again that are already present.
         observer: Receives progress events.
@@ -109,14 +117,25 @@ def ingest_elsewhere(
     """
     observer = observer or Observer()
     pinned = {model.name for model in catalog.models() if model.source == source and model.pinned}
-    known = sources.get(source, **options)
+    known = _listed(source, tuple(options.items()), tuple(patterns))
     run = pipeline.IngestRun(store, observer, overwrite=overwrite)
     report, given = run.report, tuple(options.items())
+    token = secrets.token_hex(8)
     keys = {name: f"{source}/{pipeline.stored_name(name, fold_bn=fold_bn)}" for name in names}
     order = {key: number for number, key in enumerate(keys.values())}
     with pipeline.attach_report(report):
         tasks = [
-            _Task(store.path, source, given, name, overwrite, fold_bn, allow_untrained or name in pinned)
+            _Task(
+                token,
+                store.path,
+                source,
+                given,
+                tuple(patterns),
+                name,
+                overwrite,
+                fold_bn,
+                allow_untrained or name in pinned,
+            )
             for name in run.wanted(keys)
         ]
         sizes = [known.download_size(task.name) or 0 for task in tasks]
@@ -160,7 +179,7 @@ def _import(task: _Task) -> _Outcome:
     if not task.overwrite and store.has(task.model_id):
         return _Outcome(_stored(store, task.model_id) if task.again else None)
     try:
-        source = _source(task.source, task.options)
+        source = _source(task.run, task.source, task.options, task.patterns)
         path = pipeline.weight_path(source.resolve(task.name, None))
         facts = source.describe(task.name)
         filters = pipeline.take_in(
@@ -193,13 +212,25 @@ def _stored(store: Store, model_id: str) -> int:
     return count
 
 
-@cache
-def _source(name: str, options: tuple[tuple[str, Any], ...]) -> sources.Source:
-    """The source, made once in a worker."""
-    return sources.get(name, **dict(options))
+def _listed(name: str, options: tuple[tuple[str, Any], ...], patterns: tuple[str, ...]) -> sources.Source:
+    """The source, which has listed what was asked for."""
+    source = sources.get(name, **dict(options))
+    source.list(patterns)
+    return source
 
 
-@cache
+@lru_cache(maxsize=1)
+def _source(run: str, name: str, options: tuple[tuple[str, Any], ...], patterns: tuple[str, ...]) -> sources.Source:
+    """The same, once in a worker for all tasks of a run."""
+    return _listed(name, options, patterns)
+
+
+_readers = threading.local()
+
+
 def _reader(isolated: bool) -> Callable[..., Weights]:
-    """Reads weight files; the child process that does it is started once, and ends with the worker."""
-    return ExitStack().enter_context(pipeline.reader_of_files(isolated=isolated))
+    """Reads weight files; the child process that does it is started once for a worker, and ends with it."""
+    known: dict[bool, Callable[..., Weights]] = _readers.__dict__.setdefault("known", {})
+    if isolated not in known:
+        known[isolated] = ExitStack().enter_context(pipeline.reader_of_files(isolated=isolated))
+    return known[isolated]

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from cnnfilterdb import catalog
 from cnnfilterdb.core.reports import Failure, IngestReport, Observer
 from cnnfilterdb.core.schema import ModelFacts
+from cnnfilterdb.core.sharding import Share
 from cnnfilterdb.core.workers import ahead, limited, threads
 from cnnfilterdb.errors import (
     BadWeightsError,
@@ -48,6 +49,7 @@ __all__ = [
     "StoppedError",
     "attach_report",
     "forecast",
+    "in_share",
     "ingest",
     "reader_of_files",
     "stored_name",
@@ -248,6 +250,22 @@ def stored_name(name: str, *, fold_bn: bool) -> str:
     'deepcr/mask+bn'
     """
     return f"{name}{SUFFIX}" if fold_bn else name
+
+
+def in_share(source: str, names: Sequence[str], shard: str | None, *, fold_bn: bool) -> list[str]:
+    """The models of a source that are in a share of all; see :class:`cnnfilterdb.core.sharding.Share`.
+
+    Args:
+        source: Name of the source.
+        names: Names of the models in it.
+        shard: ``I/N``; None for all.
+        fold_bn: Whether they are stored under the names of folded models.
+
+    Raises:
+        SelectionError: Not a share.
+    """
+    share = Share.of(shard)
+    return [name for name in names if share is None or share.has(f"{source}/{stored_name(name, fold_bn=fold_bn)}")]
 
 
 class _CancelledError(BaseException):

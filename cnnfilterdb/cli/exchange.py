@@ -18,6 +18,7 @@ from cnnfilterdb.cli.options import (
     open_reader,
     quiet_option,
     rows_options,
+    shard_option,
     where_option,
     written_db_option,
 )
@@ -109,9 +110,10 @@ def _print_left_out(left_out: tuple[LeftOut, ...]) -> None:
 @click.argument("location", metavar="RELEASE")
 @_models_option
 @_overwrite_option
+@shard_option
 @written_db_option
 @quiet_option
-def pull(location: str, where: str | None, overwrite: bool, path: Path, quiet: bool) -> None:
+def pull(location: str, where: str | None, overwrite: bool, shard: str | None, path: Path, quiet: bool) -> None:
     """Import RELEASE, or part of it, into a database folder; repeat the command to resume an interrupted run.
 
     RELEASE is OWNER/NAME or OWNER/NAME@v1.0.0 on the Hugging Face Hub, or the address or folder of a release.
@@ -123,7 +125,7 @@ def pull(location: str, where: str | None, overwrite: bool, path: Path, quiet: b
     from cnnfilterdb.database import pull
 
     with progress_bars(quiet) as progress:
-        outcome = pull(location, path, where=where, overwrite=overwrite, progress=_models(progress))
+        outcome = pull(location, path, where=where, shard=shard, overwrite=overwrite, progress=_models(progress))
     _summary(outcome, quiet)
 
 

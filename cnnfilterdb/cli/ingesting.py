@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cnnfilterdb.cli.options import fact_options, network_options, open_database, quiet_option, written_db_option
+from cnnfilterdb.cli.options import (
+    fact_options,
+    network_options,
+    open_database,
+    quiet_option,
+    shard_option,
+    written_db_option,
+)
 from cnnfilterdb.cli.output import print_shift, print_summary, remark, say, warn
 from cnnfilterdb.cli.progress import progress_bars, progress_observer, status
 from cnnfilterdb.core.paths import MARKER
@@ -78,6 +85,7 @@ def demo(path: Path, report: Path, quiet: bool) -> None:
               help="Look for weight files in DIR before downloading.")  # fmt: skip
 @click.option("--offline", is_flag=True, default=None, help="Do not access the network.")
 @click.option("--partial", is_flag=True, default=None, help="Download only the convolutions of a file.")
+@shard_option
 @click.option("--no-cache", is_flag=True, help="Delete the downloads at the end instead of keeping them in the cache.")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask before a download of more than 2 GB.")
 @written_db_option
@@ -203,10 +211,11 @@ def _collected(name: str) -> dict[str, list[str]]:
 
 
 def _forecast(path: Path | str, wanted: dict[str, list[str]], *, overwrite: bool, fold_bn: bool,
-              folder: Path | None, offline: bool | None, partial: bool | None, **_: Any) -> Forecast:  # fmt: skip
+              folder: Path | None, offline: bool | None, partial: bool | None, shard: str | None = None,
+              **_: Any) -> Forecast:  # fmt: skip
     """What an import needs; a source, an option or a name that is not known is refused before a folder is created."""
     from cnnfilterdb.ingest import sources
-    from cnnfilterdb.ingest.pipeline import Forecast, forecast
+    from cnnfilterdb.ingest.pipeline import Forecast, forecast, in_share
     from cnnfilterdb.store.folder import Store
 
     total = Forecast(0, 0, 0, 0, 0)
@@ -214,7 +223,8 @@ def _forecast(path: Path | str, wanted: dict[str, list[str]], *, overwrite: bool
     store = Store.open(path.resolve()) if isinstance(path, Path) and there else None
     for source, names in wanted.items():
         origin = sources.get(source, folder=folder, offline=offline, partial=partial)
-        total += forecast(store, origin, list(origin.list(names)), overwrite=overwrite, fold_bn=fold_bn)
+        chosen = in_share(origin.name, list(origin.list(names)), shard, fold_bn=fold_bn)
+        total += forecast(store, origin, chosen, overwrite=overwrite, fold_bn=fold_bn)
     return total
 
 

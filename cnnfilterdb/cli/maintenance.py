@@ -15,6 +15,7 @@ from cnnfilterdb.cli.options import (
     open_reader,
     quiet_option,
     rows_options,
+    shard_option,
     where_option,
     written_db_option,
 )
@@ -74,35 +75,39 @@ def index(refit: bool, prune: bool, path: Path, quiet: bool) -> None:
 @click.argument("models", nargs=-1)
 @click.option("--repair", is_flag=True,
               help="Rebuild what is derived and set aside what is damaged; nothing is deleted.")  # fmt: skip
+@shard_option
 @db_option
 @quiet_option
-def verify(models: tuple[str, ...], repair: bool, path: Path | str | Several, quiet: bool) -> None:
+def verify(models: tuple[str, ...], repair: bool, shard: str | None, path: Path | str | Several, quiet: bool) -> None:
     """Check every count and every hash of the database, or of MODELS, keys or wildcards.
 
     \b
       cnnfilterdb verify
       cnnfilterdb verify 'pypi/deepcr/*'
     """
+    from cnnfilterdb.core.sharding import Share
     from cnnfilterdb.store.annotations import matching
 
-    if models and repair:
-        raise click.UsageError("--repair checks the whole database; leave MODELS out")
+    if (models or shard) and repair:
+        raise click.UsageError("--repair checks the whole database; leave MODELS and --shard out")
     db = open_reader(path)
     with progress_bars(quiet) as progress:
-        if not (models or repair):
+        if not (models or shard or repair):
             problems = db.verify(progress=progress)
         elif isinstance(path, Several):
-            raise click.UsageError("MODELS and --repair are for one database; give one --db")
+            raise click.UsageError("MODELS, --shard and --repair are for one database; give one --db")
         elif repair:
             problems = open_database(path).repair(progress=progress)
         else:
-            problems = open_database(path).verify(*models, progress=progress)
+            problems = open_database(path).verify(*models, shard=shard, progress=progress)
     for problem in problems:
         say(f"{problem.model_id or '-'}: {problem.path}: {problem.message}")
     if problems:
         remedy = "ingest the models named above again" if repair else "`cnnfilterdb verify --repair` sets them aside"
         raise CorruptError(f"{len(problems)} problems in {path}; {remedy}")
-    count = len(matching(models, db.storage.model_ids())) if models else len(db.storage.model_ids())
+    share, present = Share.of(shard), db.storage.model_ids()
+    chosen = matching(models, present) if models else present
+    count = len(chosen if share is None else share.among(chosen))
     say(f"{path}: {counted(count, 'model')}, all counts and hashes are correct")
 
 

@@ -48,6 +48,7 @@ __all__ = [
     "quiet_option",
     "resources",
     "rows_options",
+    "shard_option",
     "trained_only",
     "trained_option",
     "where_option",
@@ -427,6 +428,12 @@ def models_condition(db: Reader, patterns: Sequence[str], where: str | None = No
         return condition(where)
     chosen = matching(patterns, db.storage.model_ids())
     return f"model_id IN ({', '.join(map(literal, chosen))}) AND {condition(where)}"
+
+
+#: Which share of the models a verb works on.
+shard_option = click.option(
+    "--shard", metavar="I/N", help="Only the I-th of N shares of the models, for a task of a batch system."
+)
 
 
 def network_options(command: F) -> F:

@@ -63,7 +63,7 @@ class Ray(Runner):
                         ray.init("auto", **quiet)
                     except ConnectionError:
                         ray.init(num_cpus=self._wanted, include_dashboard=False, **quiet)
-            except (ConnectionError, RuntimeError, TimeoutError) as error:
+            except (ConnectionError, RuntimeError, TimeoutError, ValueError) as error:
                 reason = " ".join(str(error).split())[:200]
                 raise RemoteError(
                     f"{self.name}: no Ray cluster can be reached ({reason}); check the address"

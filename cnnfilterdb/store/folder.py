@@ -304,7 +304,7 @@ class Store(Storage):
         Raises:
             UnknownModelError: One of the models does not exist.
         """
-        problems = verify_models(self.path, sorted(self._chosen(model_ids)), self.files, progress)
+        problems = verify_models(self.path, sorted(self._chosen(model_ids)), self.files, self.resources, progress)
         if model_ids is None:
             problems += verify_folder(self.path) + notes.annotation_problems(self)
             problems += [

@@ -14,7 +14,7 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from cnnfilterdb.analysis.bases import fitted_basis
 from cnnfilterdb.analysis.fingerprints import wrong_fingerprints
 from cnnfilterdb.core import paths
 from cnnfilterdb.core.reports import Problem, Progress
+from cnnfilterdb.core.resources import Resources
 from cnnfilterdb.core.schema import (
     BASES,
     FINGERPRINTS,
@@ -38,7 +39,6 @@ from cnnfilterdb.core.schema import (
     marker_sealed,
     weight_columns,
 )
-from cnnfilterdb.core.workers import threads
 from cnnfilterdb.errors import CorruptError, DatabaseError, UnsafePathError
 from cnnfilterdb.scan.ordered import RowCursor
 from cnnfilterdb.stats import RECIPES, Moments
@@ -64,7 +64,11 @@ _BATCH = 64 * 1024  # rows read at a time
 
 
 def verify_models(
-    root: Path, slugs: Sequence[str], files: Callable[[str], Iterable[str]], progress: Progress | None = None
+    root: Path,
+    slugs: Sequence[str],
+    files: Callable[[str], Iterable[str]],
+    resources: Resources,
+    progress: Progress | None = None,
 ) -> list[Problem]:
     """Check models.
 
@@ -72,16 +76,27 @@ def verify_models(
         root: Folder of the database.
         slugs: The models.
         files: Returns the files of a slug that are in place, relative to the folder.
+        resources: What that may use.
         progress: Called with the key of a model, the number of models done and of all.
     """
     problems: list[Problem] = []
-    with ThreadPoolExecutor(min(_THREADS, threads()), thread_name_prefix="verify") as pool:
-        checks = pool.map(lambda slug: _Check(root, slug, files(slug)).run(), slugs)
-        for done, check in enumerate(checks, 1):
-            problems += check.problems
+    runner = resources.runner
+    units = ((root, slug, tuple(files(slug))) for slug in slugs)
+    # Each holds the largest layer of its model, so that few threads of one process check at a time.
+    window = None if runner.remote else min(_THREADS, runner.workers)
+    with closing(runner.run(_checked, units, window=window)) as checks:
+        for done, (_, check) in enumerate(checks, 1):
+            model_id, found = check.result()
+            problems += found
             if progress:
-                progress(check.model_id or slugs[done - 1], done, len(slugs))
+                progress(model_id or slugs[done - 1], done, len(slugs))
     return problems
+
+
+def _checked(unit: tuple[Path, str, tuple[str, ...]]) -> tuple[str | None, list[Problem]]:
+    """The key of a model, if it could be read, and what is wrong with its files."""
+    check = _Check(*unit).run()
+    return check.model_id, check.problems
 
 
 def verify_folder(root: Path) -> list[Problem]:

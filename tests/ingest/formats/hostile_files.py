@@ -637,7 +637,7 @@ def _read_all() -> None:
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
         began = time.process_time()
         try:
-            for layer in formats.read(pipeline._regular(path)).layers:
+            for layer in formats.read(pipeline.weight_path(path)).layers:
                 str(layer.name).encode()
                 if layer.shape[0] and (layer.read() == SECRET).any():
                     said = "SECRET"

@@ -119,7 +119,7 @@ class Explorer:
             "models": len(self._db.storage.model_ids()),
             "kernels": kernels,
             "compared": [kernel for kernel in kernels if schema.indexable(kernel)],
-            "groupings": _GROUPINGS,
+            "groupings": ("part", *_GROUPINGS) if self._db.storage.composed else _GROUPINGS,
             "metrics": list(stats.METRICS),
             "recipes": list(stats.RECIPES),
             "balances": BALANCES,

@@ -85,6 +85,7 @@ def test_the_explorer(parts, sample):
     try:
         explorer = Explorer(watched, shown)
         start = explorer.start({})
+        assert start["groupings"][0] == "part"
         assert (start["models"], start["kernels"]) == (5, ["3x3", "5x5", "7x7"])
         assert {"kl_shift", "group_sizes"} <= {macro["name"] for macro in start["macros"]}
         models = explorer.models({})

@@ -102,6 +102,10 @@ class Comparison:
         return f"<p>{'<br>'.join(map(escape, self.reference))}</p>{self.models.to_html()}"
 
 
+#: Entries of a file's metadata that are shown, and characters of each.
+_STATED, _TEXT = 8, 80
+
+
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Inspection:
     """What was found in a weight file or in tensors. Made by :func:`inspect`.
@@ -111,6 +115,7 @@ class Inspection:
         format: Format of the file, as in the column ``file_format`` of a database.
         framework: Framework that wrote it; None where the file does not say.
         producer: Program that wrote it and its version; None where the file does not say.
+        metadata: What the file states about itself, by its own names, such as ``license``.
         bytes: Size of the file; None for objects in memory.
         parameters: Floating-point parameters of the file; None where that is not known.
         layers: One row per convolution layer, with the columns of :meth:`cnnfilterdb.Reader.layers` except the moments,
@@ -127,6 +132,7 @@ class Inspection:
     format: str
     framework: str | None
     producer: str | None
+    metadata: Mapping[str, str]
     bytes: int | None
     parameters: int | None
     layers: pd.DataFrame
@@ -166,9 +172,19 @@ class Inspection:
             by_reason.setdefault(one.reason, []).append(one.name)
         return (text, *(f"excluded {len(names):,}: {_listed(names)}: {why}" for why, names in by_reason.items()))
 
+    @property
+    def statement(self) -> str:
+        """What the file states about itself, in one line; empty if it states nothing."""
+        told = [
+            f"{name} {text if len(text) <= _TEXT else text[:_TEXT] + '…'!r}" for name, text in self.metadata.items()
+        ]
+        more = f", and {len(told) - _STATED:,} more" if len(told) > _STATED else ""
+        return printable(f"the file states {', '.join(told[:_STATED])}{more}") if told else ""
+
     def __str__(self) -> str:
-        """What :func:`inspect` found except the table of layers: title, warnings, coverage."""
-        return "\n".join([self.title, *(f"warning: {warning}" for warning in self.warnings), *self.coverage])
+        """What :func:`inspect` found except the table of layers: title, statement, warnings, coverage."""
+        head = [self.title, self.statement] if self.metadata else [self.title]
+        return "\n".join([*head, *(f"warning: {warning}" for warning in self.warnings), *self.coverage])
 
     def __repr__(self) -> str:
         return f"Inspection of {self}"
@@ -342,6 +358,7 @@ def inspect(
         format=read.format,
         framework=read.framework,
         producer=read.producer,
+        metadata=read.metadata,
         bytes=None if path is None else _size(path),
         parameters=read.parameters,
         layers=layers,

@@ -228,9 +228,11 @@ def take_in(
             )
         projector.finish(writer)
         known = asdict(facts)
+        original = {f"file: {name}": text for name, text in weights.metadata.items()} | (facts.original or {})
         writer.commit(
             known
             | {
+                "original": original or None,
                 "source": source,
                 "name": name,
                 "framework": facts.framework or weights.framework,

@@ -69,6 +69,8 @@ def inspect(
     people = rows.for_people()
     if people:
         remark(found.title)
+        if found.metadata:
+            remark(found.statement)
     for warning in found.warnings:
         warn(f"warning: {warning}")
     for line in found.coverage if people else found.coverage[1:]:

@@ -32,7 +32,7 @@ from cnnfilterdb.ingest.network.arrays import layers_from_arrays
 from cnnfilterdb.ingest.network.checkpoint import networks
 from cnnfilterdb.ingest.network.composition import parameters
 from cnnfilterdb.ingest.network.judge import Layout, natural
-from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Tensor, Weights
+from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Tensor, Weights, stated
 
 __all__ = ["SafetensorsFormat"]
 
@@ -108,8 +108,8 @@ class _Stored:
             return np.ascontiguousarray(array)
 
 
-def _read_file(path: Path) -> tuple[dict[str, _Stored], str | None]:
-    """The tensors of one file by name, and the library that wrote it."""
+def _read_file(path: Path) -> tuple[dict[str, _Stored], dict[str, str]]:
+    """The tensors of one file by name, and what it states about itself."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -119,7 +119,6 @@ def _read_file(path: Path) -> tuple[dict[str, _Stored], str | None]:
     if not isinstance(header, dict):
         raise ValueError("a header that is not a table")
     metadata = header.pop("__metadata__", None)
-    library = metadata.get("format") if isinstance(metadata, dict) else None
     limits.current().create(len(header))
     tensors = {}
     for name, entry in header.items():
@@ -139,7 +138,9 @@ def _read_file(path: Path) -> tuple[dict[str, _Stored], str | None]:
         if one.start < reached and one.stop > one.start:
             raise ValueError("two tensors that share bytes, which the format does not allow")
         reached = max(reached, one.stop)
-    return tensors, library if isinstance(library, str) else None
+    told = stated(metadata.items()) if isinstance(metadata, dict) else {}
+    # What this package notes in the header of a part that it downloaded is known of the source.
+    return tensors, {name: text for name, text in told.items() if not name.startswith("cnnfilterdb.")}
 
 
 def _layers(
@@ -181,15 +182,17 @@ class SafetensorsFormat:
         """
         tensors: dict[str, _Stored] = {}
         libraries: set[str | None] = set()
+        metadata: dict[str, str] = {}
         with undamaged(str(path), _WHAT):
             for shard in shards(path, _SUFFIXES):
                 with undamaged(str(shard), _WHAT):
                     if shard != path:
                         limits.current().opened(shard.stat().st_size)
-                    more, wrote = _read_file(shard)
+                    more, told = _read_file(shard)
                 tensors |= more
-                libraries.add(wrote)
+                libraries.add(told.pop("format", None))
+                metadata |= told
             library = libraries.pop() if len(libraries) == 1 else None
             layers, total, skipped = _layers(tensors, _LAYOUTS.get(library or ""))
         framework = _FRAMEWORKS.get(library or "")
-        return Weights("safetensors", framework, layers, total, skipped)
+        return Weights("safetensors", framework, layers, total, skipped, metadata=metadata)

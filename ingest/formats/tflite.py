@@ -23,7 +23,7 @@ from cnnfilterdb.ingest.formats.protobuf import mapped
 from cnnfilterdb.ingest.formats.tensorflow.dataflow import layer_name
 from cnnfilterdb.ingest.network.axes import Pair, turned, unique_names
 from cnnfilterdb.ingest.network.extract import conv_depths
-from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Tensor, Weights
+from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Tensor, Weights, stated
 
 __all__ = ["TfliteFormat"]
 
@@ -79,7 +79,8 @@ class TfliteFormat:
         with undamaged(str(path), _WHAT):
             model = _Model(path, mapped(path))
             found, skipped = model.layers()
-            return Weights(self.name, "tensorflow", tuple(found), model.parameters(), tuple(skipped))
+            metadata = stated([("description", model.description)])
+            return Weights(self.name, "tensorflow", tuple(found), model.parameters(), tuple(skipped), metadata=metadata)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +103,7 @@ class _Model:
             (max(code.number(0, "<b"), code.number(3, "<i")), code.text(1) if code.number(3, "<i") in (0, 32) else "")
             for code in root.tables(1)
         ]
+        self.description = root.text(3)
         self.buffers = root.tables(4)
         self.graphs = [_Graph(self, table) for table in root.tables(2)]
         if not self.graphs:

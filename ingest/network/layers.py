@@ -6,8 +6,9 @@ layer at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Literal
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy.typing as npt
 
 from cnnfilterdb.core.reports import escaped
 
-__all__ = ["ConvLayer", "Kind", "Skipped", "Tensor", "Weights"]
+__all__ = ["ConvLayer", "Kind", "Skipped", "Tensor", "Weights", "stated"]
 
 Kind = Literal["conv", "depthwise", "grouped", "transposed"]
 
@@ -109,6 +110,23 @@ class Skipped:
     reason: str
 
 
+#: Entries that are kept of what a file states about itself, and characters of a name and of a text.
+_STATED, _NAME, _TEXT = 64, 100, 1000
+
+
+def stated(entries: Iterable[tuple[object, object]]) -> dict[str, str]:
+    """The entries of a file's metadata that are texts; empty ones are left out.
+
+    >>> stated([("license", "mit"), ("author", ""), ("epochs", 3)])
+    {'license': 'mit'}
+    """
+    return {
+        name: text.strip()
+        for name, text in entries
+        if isinstance(name, str) and isinstance(text, str) and name.strip() and text.strip()
+    }
+
+
 @dataclass(frozen=True, slots=True)
 class Weights:
     """The content of a weight file.
@@ -122,6 +140,7 @@ class Weights:
         parameters: Number of floating-point parameters in the file, all layers counted, buffers left out where known.
         skipped: What looked like a convolution and was left out.
         producer: Program that wrote the file and its version, where the file says so.
+        metadata: What the file states about itself in fields meant for that, by its own names.
     """
 
     format: str
@@ -130,6 +149,7 @@ class Weights:
     parameters: int | None = None
     skipped: tuple[Skipped, ...] = ()
     producer: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
     def printable(self) -> Weights:
         """The same without control characters, and what cannot be encoded, in names and reasons."""
@@ -138,4 +158,7 @@ class Weights:
             layers=tuple(replace(layer, name=escaped(layer.name)) for layer in self.layers),
             skipped=tuple(Skipped(escaped(one.name), escaped(one.reason)) for one in self.skipped),
             producer=self.producer and escaped(self.producer[:200]),
+            metadata={
+                escaped(name[:_NAME]): escaped(text[:_TEXT]) for name, text in islice(self.metadata.items(), _STATED)
+            },
         )

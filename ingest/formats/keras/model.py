@@ -35,7 +35,7 @@ from cnnfilterdb.ingest.network.composition import parameters as count_parameter
 from cnnfilterdb.ingest.network.extract import conv_depths, conv_facts
 from cnnfilterdb.ingest.network.folding import EPSILON_KERAS, BatchNorm, paired
 from cnnfilterdb.ingest.network.judge import natural, order_of_biases, shows_convolution
-from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Tensor, Weights
+from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Tensor, Weights, stated
 from cnnfilterdb.ingest.network.variables import layers_from_variables
 
 __all__ = ["KerasFormat", "layers_of"]
@@ -79,7 +79,8 @@ class KerasFormat:
             if stored.partial:
                 skipped = (*skipped, Skipped(path.name, stored.partial))
             producer = f"keras {stored.version}" if stored.version else None
-            return Weights(format, "keras", layers, parameters, skipped, producer)
+            metadata = stated([("keras_version", stored.version), ("backend", stored.backend)])
+            return Weights(format, "keras", layers, parameters, skipped, producer, metadata)
 
 
 def _named(stored: Stored) -> Weights:

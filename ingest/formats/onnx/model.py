@@ -27,7 +27,7 @@ from cnnfilterdb.ingest.formats.onnx.graph import Graph, Step, Value, flatten
 from cnnfilterdb.ingest.formats.onnx.runtime import IDENTIFIER, onnx_model
 from cnnfilterdb.ingest.formats.protobuf import MalformedError, varint
 from cnnfilterdb.ingest.network.extract import conv_depths, conv_facts
-from cnnfilterdb.ingest.network.layers import ConvLayer, Kind, Skipped, Weights
+from cnnfilterdb.ingest.network.layers import ConvLayer, Kind, Skipped, Weights, stated
 
 __all__ = ["OnnxFormat"]
 
@@ -59,7 +59,10 @@ class OnnxFormat:
             exporter = _Exporter.of(model)
             layers, skipped = _layers(graph, Constants(path), exporter)
             producer = f"{model.producer_name} {model.producer_version}".strip() or None
-            return Weights(self.name, exporter.framework, layers, _parameters(graph), skipped, producer)
+            told = [("domain", model.domain), ("doc_string", model.doc_string)]
+            told += [(entry.key, entry.value) for entry in model.metadata_props]
+            metadata = stated([("producer", producer), *told])
+            return Weights(self.name, exporter.framework, layers, _parameters(graph), skipped, producer, metadata)
 
 
 def _parsed(path: Path) -> onnx.ModelProto:

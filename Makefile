@@ -10,8 +10,10 @@ BIN := $(VENV)/bin
 DEMO := demo.db
 
 # make hostile       opens every hostile folder and release of the corpus; `make test` takes some of them
-# make crash N=500   kills and interrupts commands, makes the file system fail and loses power, N times each, and checks what is left
-# make fuzz N=100    reads N randomly damaged files of each kind besides the hostile ones of the test suite
+# make crash N=500   kills and interrupts commands, makes the file system fail and loses power, N times each, and checks
+#                    what is left
+# make fuzz N=100 SECONDS=20   reads N randomly damaged files of each kind besides the hostile ones of the test suite, and
+#                    fuzzes each reader, manifests and folders for SECONDS, guided by coverage
 
 .PHONY: crash fuzz hostile demo test lowest check docs bench reference clean
 
@@ -68,6 +70,7 @@ reference: $(VENV)/installed
 	$(BIN)/python scripts/reference.py
 
 N ?= 100
+SECONDS ?= 20
 crash: $(VENV)/installed-dev
 	$(BIN)/python -P tests/crash/harness.py $(N)
 	$(BIN)/python -P tests/crash/faults.py $(N)
@@ -77,6 +80,7 @@ crash: $(VENV)/installed-dev
 fuzz: $(VENV)/installed-dev
 	rm -rf .fuzz
 	$(BIN)/python -P tests/ingest/formats/hostile_files.py .fuzz $(N)
+	$(BIN)/python -P tests/fuzz/guided.py $(SECONDS)
 
 hostile: $(VENV)/installed-dev
 	HOSTILE=all $(BIN)/pytest tests/cnnfilterdb/store/test_hostile_folders.py tests/cnnfilterdb/release/test_hostile.py

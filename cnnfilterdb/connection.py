@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
+import warnings
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
@@ -160,7 +162,7 @@ class Connection:
             found = []
             try:
                 for folder in self._storage.folders():
-                    stated = (stated_rows(entry.path, schema) for _, entry, _ in entries(Path(folder), pattern))
+                    stated = (stated_rows(path, schema) for path in _files(folder, pattern))
                     if all(rows is not None and rows <= most for rows in stated):
                         continue
                     place = sql.literal(f"{sql.without_wildcards(folder)}/{pattern}")
@@ -218,6 +220,22 @@ class Connection:
         # A variable belongs to a session, and a cursor is one.
         cursor.execute("SET VARIABLE cnnfilterdb_path = $path", {"path": self._storage.location})
         return cursor
+
+
+def _files(folder: str, pattern: str) -> list[str]:
+    """The files of a table of a folder; a warning names one beside those of models that is not read."""
+    table, _, name = pattern.partition("/")
+    # The pattern of these tables leaves out what is not named as the file of a model
+    if table not in (paths.models_path("*").partition("/")[0], paths.layers_path("*").partition("/")[0]):
+        return [entry.path for _, entry, _ in entries(Path(folder), pattern)]
+    found = [entry for _, entry, _ in entries(Path(folder), f"{table}/*.parquet")]
+    others = sorted(entry.path for entry in found if not fnmatchcase(entry.name, name))
+    if others:
+        more = f" (and {len(others) - 1} more)" if len(others) > 1 else ""
+        warnings.warn(
+            f"{others[0]}{more}: is no file of the database, and is not read; move it elsewhere", stacklevel=5
+        )
+    return [entry.path for entry in found if entry.path not in others]
 
 
 _connections: WeakSet[Connection] = WeakSet()

@@ -242,14 +242,18 @@ def lock_path(name: str) -> str:
 # Patterns as Path.glob and DuckDB read them; with an argument, a slug, a kernel size or a basis may stay open.
 
 
+# The last letters of a slug and of a file without rows: a user's own file beside those of models has others
+_OWN = f"*{''.join(f'[{letter}0-9a-f]' for letter in EMPTY)}"
+
+
 def models_pattern() -> str:
-    """All models rows."""
-    return models_path("*")
+    """All models rows. Files whose names do not end as those of models are left out."""
+    return models_path(_OWN)
 
 
 def layers_pattern() -> str:
-    """All layers rows."""
-    return layers_path("*")
+    """All layers rows. Files whose names do not end as those of models are left out."""
+    return layers_path(_OWN)
 
 
 def filters_pattern(kernel: str = "*", slug: str = "*") -> str:

@@ -10,7 +10,7 @@ from cnnfilterdb.errors import CorruptError, LockedError
 from cnnfilterdb.store import annotations as notes
 from cnnfilterdb.store.folder import Store
 from cnnfilterdb.store.index import Index
-from cnnfilterdb.store.verify import FOREIGN
+from cnnfilterdb.store.verify import FOREIGN, UNREAD
 
 __all__ = ["repair"]
 
@@ -39,7 +39,7 @@ def repair(store: Store, index: Index, progress: Progress | None = None) -> list
     left: list[Problem] = []
     slugs: dict[str, Problem] = {}
     for problem in store.verify(progress=progress):
-        if problem.message == FOREIGN:  # of the user, perhaps
+        if problem.message in (FOREIGN, UNREAD):  # of the user, perhaps
             left.append(problem)
         parts = problem.path.relative_to(store.path).parts
         if parts[0] in _ROWS and paths.is_slug(problem.path.stem):

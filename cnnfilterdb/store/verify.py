@@ -47,13 +47,15 @@ from cnnfilterdb.store.regular import check_size, read_small, require_regular
 from cnnfilterdb.store.rows import WITHOUT_ROWS
 from cnnfilterdb.store.seals import sealed, text_sealed
 
-__all__ = ["BROKEN_SEAL", "FOREIGN", "TOLERANCE", "verify_folder", "verify_models"]
+__all__ = ["BROKEN_SEAL", "FOREIGN", "TOLERANCE", "UNREAD", "verify_folder", "verify_models"]
 
 #: Message for a file whose content is not what was written.
 BROKEN_SEAL = "its checksum is missing or wrong; `cnnfilterdb verify --repair` rebuilds what can be rebuilt"
 
 #: Message for a file beside those of models that the views read, too.
 FOREIGN = "is no file of the database, but SQL reads it; move it elsewhere"
+#: Message for one that they do not read.
+UNREAD = "is no file of the database, and is not read; move it elsewhere"
 
 #: How far stored moments may be from recomputed ones, as a share of their largest value. They are sums in double
 #: precision, and a different order of addition changes only their last digits.
@@ -112,9 +114,10 @@ def verify_folder(root: Path) -> list[Problem]:
             message = f"cannot be read: {error.strerror or error}"
         if message:
             problems.append(Problem(None, path, message))
-    for path in sorted({*root.glob(paths.models_pattern()), *root.glob(paths.layers_pattern())}):
-        if path.stem != paths.EMPTY and not paths.is_slug(path.stem):
-            problems.append(Problem(None, path, FOREIGN))
+    for there, read in ((paths.models_path, paths.models_pattern), (paths.layers_path, paths.layers_pattern)):
+        for path in sorted(root.glob(there("*"))):
+            if path.stem != paths.EMPTY and not paths.is_slug(path.stem):
+                problems.append(Problem(None, path, FOREIGN if path.match(read()) else UNREAD))
     marker, init = root / paths.MARKER, root / paths.INIT
     try:
         if not marker_sealed(read_small(root, paths.MARKER).decode()):

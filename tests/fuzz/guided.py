@@ -59,7 +59,8 @@ class Target:
         try:
             self.attempt(self.opened)
         except CnnFilterDbError as error:
-            assert str(error).isprintable(), ascii(str(error))
+            if not str(error).isprintable():
+                raise AssertionError(f"a message of several lines: {str(error)!a}") from error
 
 
 def read_weights(path: Path) -> None:

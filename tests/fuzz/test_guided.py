@@ -1,0 +1,35 @@
+"""A few seconds of coverage-guided fuzzing, and every input that failed once; ``make fuzz`` does more of it by hand."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+_SPEC = importlib.util.spec_from_file_location("guided", Path(__file__).with_name("guided.py"))
+guided = importlib.util.module_from_spec(_SPEC)
+sys.modules["guided"] = guided
+_SPEC.loader.exec_module(guided)
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="atheris is built for Linux, and memory is limited there"
+)
+
+FOUND = sorted(path for path in guided.FOUND.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("path", FOUND, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_inputs_that_failed_once(path, tmp_path):
+    target = next(one for one in guided.targets(tmp_path / "targets") if one.name == path.parent.name)
+    target.tried(path.read_bytes())
+
+
+def test_new_inputs_are_read_or_refused(tmp_path):
+    pytest.importorskip("atheris")
+    results = guided.run(3, ["pickle", "xnnpack.pte-8-.pte", "release-cnnfilterdb-0"], tmp_path)
+    for name, one in results.items():
+        assert not one["failed"], (name, one["failed"])
+        assert one["inputs"] > 10, name
+        assert one["megabytes"] < guided.MEGABYTES

@@ -156,28 +156,27 @@ def names() -> list[str]:
         return [target.name for target in targets(Path(folder) / "targets")]
 
 
-def run(seconds: int, chosen: list[str], keep: Path) -> dict[str, dict[str, object]]:
+def run(seconds: int, chosen: list[str], keep: Path) -> Iterator[dict[str, object]]:
     """Fuzz targets, each in a child process: how many inputs, the largest memory in MB, and what failed."""
-    found = {}
     for name in chosen:
         line = [sys.executable, "-P", str(Path(__file__)), "--one", name, str(seconds), str(keep / name)]
         done = subprocess.run(line, capture_output=True, text=True, timeout=seconds + 300, check=False)
-        stats = dict(
-            part.split(":") for part in done.stderr.splitlines() if part.startswith("stat::") for part in [part[6:]]
-        )
-        found[name] = {
-            "inputs": int(stats.get("number_of_executed_units", 0)),
-            "megabytes": int(stats.get("peak_rss_mb", 0)),
+        lines = (part.removeprefix("stat::").split(":") for part in done.stderr.splitlines() if part[:6] == "stat::")
+        stats = {key: int(value) for key, value in lines}
+        yield {
+            "target": name,
+            "inputs": stats.get("number_of_executed_units", 0),
+            "megabytes": stats.get("peak_rss_mb", 0),
             "failed": "" if done.returncode == 0 else done.stdout[-2000:] + done.stderr[-1500:],
         }
-    return found
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "--one":
         fuzzed(sys.argv[2], int(sys.argv[3]), Path(sys.argv[4]))
-    results = run(int(sys.argv[1]), sys.argv[2:] or names(), Path(".fuzz"))
-    for name, one in results.items():
-        print(json.dumps({"target": name, **one}))
-    print(f"{sum(int(str(one['inputs'])) for one in results.values()):,} inputs of {len(results)} targets")
-    sys.exit(any(one["failed"] for one in results.values()))
+    results = []
+    for one in run(int(sys.argv[1]), sys.argv[2:] or names(), Path(".fuzz")):
+        results.append(one)
+        print(json.dumps(one), flush=True)
+    print(f"{sum(int(str(one['inputs'])) for one in results):,} inputs of {len(results)} targets")
+    sys.exit(any(one["failed"] for one in results))

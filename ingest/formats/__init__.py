@@ -7,7 +7,7 @@ file, never at its name alone, and passes it to the matching format. No format e
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -19,6 +19,7 @@ from cnnfilterdb.errors import CnnFilterDbError, WeightFileError
 from cnnfilterdb.ingest.formats import limits
 from cnnfilterdb.ingest.formats.companions import leads_out
 from cnnfilterdb.ingest.formats.recognised import described_file, described_folder, described_text
+from cnnfilterdb.ingest.formats.shards import separate_shards
 from cnnfilterdb.ingest.network import choices
 from cnnfilterdb.ingest.network.adapters import scaling_beside
 from cnnfilterdb.ingest.network.layers import ConvLayer, Weights
@@ -51,6 +52,8 @@ _formats: dict[str, Format] = {}
 
 # Files from which a folder that is one model is read
 _MAIN_FILES = (
+    "flax_model.msgpack.index.json",
+    "tf_model.h5.index.json",
     "saved_model.pb",
     "model.json",
     "model.safetensors.index.json",
@@ -170,6 +173,30 @@ def _read(path: Path) -> Weights:
     except OSError as error:
         raise WeightFileError(f"{path}: cannot be opened: {error.strerror}") from error
     reject(path, head)
+    if files := separate_shards(path):
+        with limits.reading(str(path), path.stat().st_size):
+            return _joined([_read_file(file) for file in files])
+    return _read_file(path)
+
+
+def _joined(parts: Sequence[Weights]) -> Weights:
+    """The weights of a model whose shards were read one by one, which shows nothing of their order in the network."""
+    counts = [part.parameters for part in parts]
+    return replace(
+        parts[0],
+        layers=tuple(
+            replace(layer, conv_depth=None, conv_depth_norm=None, depth_source=None)
+            for part in parts
+            for layer in part.layers
+        ),
+        parameters=None if None in counts else sum(count or 0 for count in counts),
+        skipped=tuple(dict.fromkeys(one for part in parts for one in part.skipped)),
+    )
+
+
+def _read_file(path: Path) -> Weights:
+    with path.open("rb") as file:
+        head = file.read(4096)
     if (what := described_file(path, head)) is not None:
         raise WeightFileError(f"{path}: {what}")
     if (fmt := _format_of(path, head)) is not None:

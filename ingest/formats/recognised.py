@@ -34,11 +34,11 @@ class _Known:
     suffixes: tuple[str, ...] = ()
     json: bytes | None = None
 
-    def matches(self, suffix: str, head: bytes) -> bool:
+    def matches(self, name: str, head: bytes) -> bool:
         return (
             (bool(self.magic) and head.startswith(self.magic))
             or (self.identifier is not None and re.match(self.identifier, head[4:8]) is not None)
-            or suffix in self.suffixes
+            or name.endswith(self.suffixes)
             or (self.json is not None and self.json in head and head.lstrip().startswith(b"{"))
         )
 
@@ -53,7 +53,38 @@ _ZARR = "open it with zarr.open_group and save it with zarr.save_group, or pass 
 
 _KNOWN = (
     _Known("a GGML file of llama.cpp or whisper.cpp", _ORIGINAL, magic=(b"ggml", b"lmgg")),
-    _Known("a TensorRT engine, compiled for one kind of GPU", _ORIGINAL, magic=(b"ftrt",), suffixes=(".engine",)),
+    _Known(
+        "a TensorRT engine, compiled for one kind of GPU",
+        _ORIGINAL,
+        magic=(b"ftrt", b"ptrt"),
+        suffixes=(".engine", ".trt", ".plan"),
+    ),
+    _Known("a network in the UFF of TensorRT", _ORIGINAL, suffixes=(".uff",)),
+    _Known("an offline model of Huawei Ascend", _ORIGINAL, magic=(b"IMOD",), suffixes=(".om",)),
+    _Known("a MindSpore Lite model", _ORIGINAL, identifier=rb"MSL\d", suffixes=(".ms",)),
+    _Known(
+        "a MindIR graph of MindSpore",
+        "export it as ONNX: mindspore.export(..., file_format='ONNX')",
+        suffixes=(".mindir",),
+    ),
+    _Known("a model of Paddle Lite", _ORIGINAL, suffixes=(".nb",)),
+    _Known("a model of TNN", _ORIGINAL, suffixes=(".tnnmodel", ".tnnproto")),
+    _Known("a Hailo executable", _ORIGINAL, suffixes=(".hef",)),
+    _Known("a deep learning container of Qualcomm SNPE", _ORIGINAL, suffixes=(".dlc",)),
+    _Known("a model of K210 (nncase)", _ORIGINAL, magic=(b"LDMK",), suffixes=(".kmodel",)),
+    _Known("a program in MLIR", _ORIGINAL, suffixes=(".mlir",)),
+    _Known(
+        "a file of Torch7 (Lua)",
+        "load it with torch.utils.serialization.load_lua of PyTorch 0.4 and save its state dict",
+        magic=(b"\x04\0\0\0\x01\0\0\0", b"4\n1\n"),
+        suffixes=(".t7",),
+    ),
+    _Known(
+        "weights of an ONNX model in a file of their own",
+        "pass the .onnx file beside it",
+        suffixes=(".onnx.data", ".onnx_data"),
+    ),
+    _Known("an empty zip archive", "repeat the download", magic=(b"PK\x05\x06",)),
     _Known("an RKNN model of Rockchip", _ORIGINAL, magic=(b"RKNN",)),
     _Known("a bundled program of ExecuTorch, made for tests", "pass the .pte file in it", identifier=rb"BP\d\d"),
     _Known("an MNN model", _ORIGINAL, suffixes=(".mnn",)),
@@ -90,9 +121,7 @@ def described_file(path: Path, head: bytes) -> str | None:
     'a TensorRT engine, compiled for one kind of GPU, which is recognised but not read; pass the model that it was \
 converted from'
     """
-    # Path.suffix of a hidden file is empty
-    suffix = (path.suffix or path.name).lower()
-    return next((str(known) for known in _KNOWN if known.matches(suffix, head)), None)
+    return next((str(known) for known in _KNOWN if known.matches(path.name.lower(), head)), None)
 
 
 def described_text(path: Path, head: bytes) -> str | None:
@@ -119,6 +148,11 @@ the download failed or the address is wrong"
         return "an XML document, not weights; the download was refused or the address is wrong"
     if lower.startswith("[net]"):
         return "the configuration of a Darknet network, without weights; pass the .weights file beside it"
+    if lower.startswith("model_checkpoint_path:"):
+        named = start.partition('"')[2].partition('"')[0]
+        return (
+            f"a list of TensorFlow checkpoints, without weights; pass the checkpoint that it names: {named[:100]}.index"
+        )
     if path.suffix == ".prototxt":
         return "the architecture of a Caffe network, without weights; pass its .caffemodel"
     what = "a JSON document" if start.startswith(("{", "[")) else "a text"

@@ -15,10 +15,37 @@ from cnnfilterdb.errors import WeightFileError
 from cnnfilterdb.ingest.formats.companions import companion
 from cnnfilterdb.ingest.formats.damage import undamaged
 
-__all__ = ["is_index", "shards"]
+__all__ = ["is_index", "separate_shards", "shards"]
 
-_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<count>\d+)(?P<suffix>\.(?:safetensors|bin|pt|pth))")
+_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<count>\d+)(?P<suffix>\.\w+)")
 _MAX_SHARDS = 10_000
+
+
+# Formats whose readers join shards themselves, by their suffixes
+_JOINED = (".safetensors", ".bin", ".pt", ".pth")
+
+
+def separate_shards(path: Path) -> list[Path]:
+    """The files of a model in shards that are complete files of their format each; none for any other file.
+
+    Args:
+        path: An index, or a shard.
+
+    Raises:
+        WeightFileError: A shard is missing, or is not beside the others.
+    """
+    if path.name.endswith(_JOINED):
+        return []
+    with path.open("rb") as file:
+        head = file.read(4096)
+    if is_index(head):
+        if any(f'{suffix}"'.encode() in head for suffix in _JOINED):
+            return []
+        return shards(path, ("",))
+    # Other numbers may be those of the folds of a cross-validation
+    match = _SHARD.fullmatch(path.name)
+    files = shards(path, (path.suffix,)) if match is not None and len(match["number"]) == 5 else []
+    return files if len(files) > 1 else []
 
 
 def is_index(head: bytes, suffixes: tuple[str, ...] = ("",)) -> bool:

@@ -48,6 +48,12 @@ _MAIN = (
 )
 # What the weight of a layer is called
 _WEIGHTS = ("weight", "weights", "kernel", "filters")
+# Vectors into which FSDP and DeepSpeed join all weights of a process
+_FLAT = re.compile(r"(?:^|[._])flat_param$|^(?:fp32_flat_groups|single_partition_of_fp32_groups)$")
+_FLATTENED = (
+    "weights that FSDP or DeepSpeed joined into one vector for each process; gather them (a full state dict of FSDP, "
+    "zero_to_fp32.py of DeepSpeed)"
+)
 # State of the training, which may contain tensors of the shape of the weights.
 _TRAINING = re.compile(
     r"optim|sched|scaler|callback|criterion|hyper_?param|hparams|history|(?:^|_)opt(?:_|$)|^(?:loss(?:es)?|amp)$"
@@ -306,6 +312,8 @@ class _Finder:
                 self.skip(path or "the file", f"tensors in an object of the class {node.cls}, which is not known")
             for key, child in (*self.children(node), *((path, part) for part in arguments)):
                 name = f"{path}.{key}" if path else key
+                if _FLAT.search(key) is not None and (self.is_tensor(child) or isinstance(child, list)):
+                    self.skip(name, _FLATTENED)
                 if not _is_container(child):
                     continue
                 if not _is_training(key, child):

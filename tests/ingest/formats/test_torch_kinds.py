@@ -9,6 +9,7 @@ import subprocess
 import sys
 import types
 
+import h5py
 import joblib
 import ml_dtypes
 import numpy as np
@@ -106,6 +107,43 @@ def test_shards_are_read_as_a_whole_or_not_at_all(sharded, index):
     for name in names:
         with pytest.raises(WeightFileError, match=r"pytorch_model-00002-of-00002\.bin"):
             formats.read(folder / name)
+
+
+@pytest.mark.parametrize("suffix", ["npz", "h5", "pickle"])
+def test_shards_of_any_format_are_joined_or_refused(tmp_path, suffix):
+    values = {name: part.numpy() for name, part in network(0).items() if part.dim() == 4}
+    for number, (name, value) in enumerate(values.items(), 1):
+        path = tmp_path / f"model-{number:05}-of-00002.{suffix}"
+        part = {name: value, name.replace("weight", "bias"): np.zeros(len(value), "f4")}
+        if suffix == "npz":
+            np.savez(path, **part)
+        elif suffix == "pickle":
+            path.write_bytes(pickle.dumps(part))
+        else:
+            with h5py.File(path, "w") as file:
+                for key, array in part.items():
+                    file[key] = array
+    expected = {name.removesuffix(".weight"): value for name, value in values.items()}
+    first, second = sorted(tmp_path.iterdir())
+    assert_holds(formats.read(first), expected)
+    assert_holds(formats.read(second), expected)
+    second.unlink()
+    with pytest.raises(
+        WeightFileError, match=r"1 of the 2 shards of the model are missing, first model-00002-of-00002"
+    ):
+        formats.read(first)
+    first.rename(tmp_path / f"fold-1-of-2.{suffix}")
+    assert len(formats.read(tmp_path / f"fold-1-of-2.{suffix}").layers) == 1
+
+
+def test_weights_joined_into_one_vector_are_reported(tmp_path):
+    other = {"a.weight": torch.randn(8, 4, 3, 3)}
+    for content in (
+        {"_fsdp_wrapped_module.flat_param": torch.zeros(100), **other},
+        {"module": other, "fp32_flat_groups": [torch.zeros(100)]},
+    ):
+        weights = saved(content, tmp_path / "a.pt")
+        assert any("gather them" in reason for reason in reasons(weights).values())
 
 
 def test_an_index_leads_nowhere_else(sharded):

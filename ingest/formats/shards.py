@@ -39,9 +39,9 @@ def separate_shards(path: Path) -> list[Path]:
     with path.open("rb") as file:
         head = file.read(4096)
     if is_index(head):
-        if any(f'{suffix}"'.encode() in head for suffix in _JOINED):
-            return []
-        return shards(path, ("",))
+        # Keras has an index of another name, which its reader reads
+        joined = any(f'{suffix}"'.encode() in head for suffix in _JOINED)
+        return [] if joined or not path.name.endswith(".index.json") else shards(path, ("",))
     # Other numbers may be those of the folds of a cross-validation
     match = _SHARD.fullmatch(path.name)
     files = shards(path, (path.suffix,)) if match is not None and len(match["number"]) == 5 else []

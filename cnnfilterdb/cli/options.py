@@ -238,7 +238,8 @@ def resources() -> dict[str, Any]:
 
 def everywhere(verb: click.Command) -> click.Command:
     """Give a verb the options that every verb has."""
-    verb.params += _common(hidden=True)
+    own = {flag for parameter in verb.params for flag in parameter.opts}
+    verb.params += [option for option in _common(hidden=True) if not own.intersection(option.opts)]
     if all(parameter.name != "quiet" for parameter in verb.params):
         verb.params.append(
             click.Option(

@@ -70,6 +70,7 @@ def doctor(path: str | Path = "filters.db", *, offline: bool = False) -> list[Fi
     Returns:
         A finding for each check.
 
+    >>> import cnnfilterdb
     >>> findings = cnnfilterdb.doctor(cnnfilterdb.example().path, offline=True)
     >>> [finding.check for finding in findings]
     ['versions', 'processors', 'file handles', 'cache', 'database', 'disk', 'writing', 'locks', 'scan']

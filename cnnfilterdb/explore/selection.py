@@ -168,6 +168,10 @@ class Models:
                 self._read_at = time.monotonic()
             return self._connection.cursor()
 
+    def keys(self) -> list[str]:
+        """The keys of all models."""
+        return [key for (key,) in self._current().execute("SELECT model_id FROM models").fetchall()]
+
     def _restricted(self, selection: Selection) -> tuple[duckdb.DuckDBPyConnection, str]:
         """A cursor, and the models that ``selection.where`` selects, as SQL."""
         cursor = self._current()

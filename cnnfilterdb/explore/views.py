@@ -116,7 +116,7 @@ class Explorer:
         return {
             "database": self._shown if isinstance(self._shown, str) else self._db.location,
             "version": package_version(),
-            "models": len(self._db.storage.model_ids()),
+            "models": len(self._models.keys()),
             "kernels": kernels,
             "compared": [kernel for kernel in kernels if schema.indexable(kernel)],
             "groupings": ("part", *_GROUPINGS) if self._db.storage.composed else _GROUPINGS,
@@ -472,7 +472,7 @@ class Explorer:
         return _text(request, "by", "domain"), _text(request, "metric", "kl"), options
 
     def _key(self, request: Request) -> str:
-        key, there = _text(request, "model", ""), self._db.storage.model_ids()
+        key, there = _text(request, "model", ""), self._models.keys()
         if key not in there:
             raise unknown_model(key, there, self._db.location)
         return key

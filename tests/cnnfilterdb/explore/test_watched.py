@@ -88,6 +88,21 @@ def test_what_is_too_large_is_read_every_time(both, monkeypatch, limit):
         pd.testing.assert_frame_equal(watched.kl_shift("domain"), db.kl_shift("domain"), rtol=1e-9)
 
 
+def test_views_of_one_model_do_not_read_all_models(both, monkeypatch):
+    _, watched = both
+    explorer = Explorer(watched, "sample")
+    explorer.prepare()
+
+    def read_again(*_):
+        raise AssertionError("the models were read again")
+
+    monkeypatch.setattr(type(watched.storage), "model_ids", read_again)
+    assert explorer.start({})["models"] == 5
+    assert len(explorer.layer({"model": "custom/ct-a", "layer": 1})) > 1000
+    with pytest.raises(cnnfilterdb.UnknownModelError, match="ct-a"):
+        explorer.kernel({"model": "custom/ct-aa"})
+
+
 def test_a_release_is_explored_like_a_folder(both, release_path):
     db, _ = both
     with cnnfilterdb.open(release_path, read_only=True) as release, WatchedReader(release, memory="256MB") as watched:

@@ -40,9 +40,8 @@ def install(environment: Path) -> Path:
     run = [python, "-m"]
     subprocess.run([*run, "pip", "install", "--quiet", "uv"], check=True)
     package = f"{ROOT}[{','.join(EXTRAS)}]"
-    subprocess.run(
-        [*run, "uv", "pip", "install", "--python", python, "--resolution", "lowest-direct", package, *tools], check=True
-    )
+    lowest = ["--python", python, "--resolution", "lowest-direct"]
+    subprocess.run([*run, "uv", "pip", "install", *lowest, "--editable", package, *tools], check=True)
     return python
 
 
@@ -73,7 +72,7 @@ def main() -> None:
     subprocess.run([python, "-m", "uv", "pip", "list", "--python", python], check=True)
     if not options.only_install:
         ignored = [f"--ignore={path}" for path in skipped()]
-        tests = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *ignored, *options.tests]
+        tests = [python, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", *ignored, *options.tests]
         sys.exit(subprocess.run(tests, cwd=ROOT, check=False).returncode)
 
 

@@ -43,11 +43,13 @@ if TYPE_CHECKING:
     from cnnfilterdb.analysis.bases import FittedBasis
     from cnnfilterdb.analysis.groups import Groups
     from cnnfilterdb.analysis.queries import QueryResult
+    from cnnfilterdb.analysis.shifts import ShiftMatrix
     from cnnfilterdb.core.reports import Exported, Failure, IngestReport, Observer, Problem, TransferReport
     from cnnfilterdb.core.schema import ModelFacts
     from cnnfilterdb.database import FilterDB, create, open, pull
     from cnnfilterdb.examples import example, reference
     from cnnfilterdb.exchange.basis_files import load_basis, save_basis
+    from cnnfilterdb.explore.server import ExplorerServer
     from cnnfilterdb.health import Finding, doctor
     from cnnfilterdb.ingest.inspection import Comparison, Inspection, inspect
     from cnnfilterdb.publish.hub import Published, Released, releases
@@ -66,6 +68,7 @@ __all__ = [
     "DamagedIndexError",
     "DatabaseError",
     "DownloadError",
+    "ExplorerServer",
     "Exported",
     "Failure",
     "FilterDB",
@@ -95,6 +98,7 @@ __all__ = [
     "Released",
     "RemoteError",
     "SelectionError",
+    "ShiftMatrix",
     "Study",
     "TransferReport",
     "UnknownModelError",
@@ -119,6 +123,7 @@ __all__ = [
 _lazy = {
     "Basis": "cnnfilterdb.stats",
     "Comparison": "cnnfilterdb.ingest.inspection",
+    "ExplorerServer": "cnnfilterdb.explore.server",
     "Exported": "cnnfilterdb.core.reports",
     "Failure": "cnnfilterdb.core.reports",
     "FilterDB": "cnnfilterdb.database",
@@ -138,6 +143,7 @@ _lazy = {
     "Reader": "cnnfilterdb.reader",
     "ReleaseFile": "cnnfilterdb.release.manifest",
     "Released": "cnnfilterdb.publish.hub",
+    "ShiftMatrix": "cnnfilterdb.analysis.shifts",
     "Study": "cnnfilterdb.study.document",
     "TransferReport": "cnnfilterdb.core.reports",
     "create": "cnnfilterdb.database",

@@ -70,7 +70,8 @@ def ending_soon(message: str) -> Iterator[None]:
                 started.set()
                 break
         if number and not done.wait(_GRACE):
-            os.write(2, f"{message}\n".encode())
+            with contextlib.suppress(OSError):  # nobody may be left to read it
+                os.write(2, f"{message}\n".encode())
             os._exit(128 + number[0])
 
     former_hook = sys.unraisablehook

@@ -60,6 +60,10 @@ def test_the_reference_corpus_has_what_a_fresh_import_gives(demo):
              "depth_source", "dead"}  # fmt: skip
     lists = [column for column in layers if layers[column].map(lambda value: isinstance(value, np.ndarray)).any()]
     plain = [column for column in layers if column not in {*lists, *later}]
+    # Orthogonality is a product in single precision, whose last digits differ between processors.
+    columns = ["orthogonality"]
+    pd.testing.assert_frame_equal(layers[columns], fresh[columns], rtol=1e-6)
+    plain.remove("orthogonality")
     pd.testing.assert_frame_equal(layers[plain], fresh[plain], rtol=1e-9, check_dtype=False)
     for column in lists:
         for found, expected, kernel in zip(layers[column], fresh[column], layers["kernel"], strict=True):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +20,8 @@ SKETCH_LEVELS = 2047
 _SEED = 20260129
 #: Kernels whose difference from their mean is below this share of them are all the same, up to rounding.
 _SAME = 1e-6
+#: Kernels that are converted to double precision at a time.
+_BLOCK = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +59,23 @@ def weight_sketch(kernels: npt.NDArray[np.float32]) -> WeightSketch:
     >>> weight_sketch(np.ones((8, 9), np.float32)).norm
     0.0
     """
-    values = np.asarray(kernels, np.float64)
-    centred = (values - values.mean(axis=0)).ravel() if len(values) else values.ravel()
-    norm = float(np.sqrt(centred @ centred))
-    if not norm > _SAME * float(np.sqrt((values**2).sum())):
+    mean = kernels.mean(axis=0, dtype=np.float64) if len(kernels) else np.zeros(kernels.shape[1])
+    # NumPy guarantees the raw numbers of this generator, but not those of its distributions.
+    random = np.random.PCG64(_SEED)
+    sums, squares, size = np.zeros(2 * SKETCH_NUMBERS), 0.0, 0.0
+    for start in range(0, len(kernels), _BLOCK):  # so that a large layer needs no copies in double precision
+        block = slice(start, start + _BLOCK)
+        centred = (kernels[block] - mean).ravel()
+        # The low bits of a random byte are the place, and one above them the sign.
+        codes = np.asarray(random.random_raw(-(-centred.size // 8)), "<u8").view(np.uint8)[: centred.size]
+        codes &= np.uint8(2 * SKETCH_NUMBERS - 1)
+        sums += np.bincount(codes, weights=centred, minlength=2 * SKETCH_NUMBERS)
+        squares += float(centred @ centred)
+        size += float(np.square(kernels[block], dtype=np.float64).sum())
+    norm = float(np.sqrt(squares))
+    if not norm > _SAME * float(np.sqrt(size)):
         return WeightSketch(0.0, np.zeros(SKETCH_NUMBERS, np.int16))
-    # The low bits of a random byte are the place, and one above them the sign.
-    sums = np.bincount(_codes(centred.size), weights=centred / norm, minlength=2 * SKETCH_NUMBERS)
-    sketch = sums[:SKETCH_NUMBERS] - sums[SKETCH_NUMBERS:]
+    sketch = (sums[:SKETCH_NUMBERS] - sums[SKETCH_NUMBERS:]) / norm
     peak = np.abs(sketch).max()
     if not peak > 0:
         return WeightSketch(0.0, np.zeros(SKETCH_NUMBERS, np.int16))
@@ -82,15 +92,3 @@ def sketch_cosine(first: npt.NDArray[np.int16], second: npt.NDArray[np.int16]) -
     a, b = np.asarray(first, np.float64), np.asarray(second, np.float64)
     size = float(np.sqrt((a @ a) * (b @ b)))
     return float(np.clip(a @ b / size, -1, 1)) if size > 0 else 0.0
-
-
-def _codes(count: int) -> npt.NDArray[np.uint8]:
-    """The first random codes; all counts have the same beginning."""
-    return _stream(max(count - 1, 1).bit_length())[:count]
-
-
-@lru_cache(maxsize=2)
-def _stream(bits: int) -> npt.NDArray[np.uint8]:
-    # NumPy guarantees the raw numbers of this generator, but not those of its distributions.
-    raw = np.random.PCG64(_SEED).random_raw(max(1, (1 << bits) // 8))
-    return np.asarray(raw, "<u8").view(np.uint8) & np.uint8(2 * SKETCH_NUMBERS - 1)

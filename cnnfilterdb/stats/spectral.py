@@ -17,6 +17,8 @@ _ZERO = 1e-5
 _SMALL = 20
 #: ... and a tail has at least this many of them.
 _SHORTEST = 8
+#: Weights that are converted to double precision at a time.
+_BLOCK = 1 << 19
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,23 +58,18 @@ def layer_spectrum(weight: npt.NDArray[np.float32]) -> LayerSpectrum:
     >>> round(found.alpha, 2), round(found.stable_rank, 1), abs(found.kurtosis) < 0.2
     (7.14, 51.2, True)
     """
-    matrices = np.asarray(weight, np.float64).transpose(2, 3, 0, 1).reshape(-1, *weight.shape[:2])
-    matrices = matrices * np.sqrt(0.5)
-    if matrices.shape[1] < matrices.shape[2]:
-        matrices = matrices.transpose(0, 2, 1)
-    values = np.maximum(np.linalg.eigvalsh(matrices.transpose(0, 2, 1) @ matrices), 0).ravel()
+    values = np.concatenate([_eigenvalues(weight[:, :, i, j]) for i, j in np.ndindex(weight.shape[2:])] or [[]])
     largest = float(values.max(initial=0.0))
     alpha, distance, _ = power_law(values[values > _ZERO]) or (None, None, None)
-    flat = np.abs(weight, dtype=np.float64).ravel()
-    high = float(np.quantile(flat, 0.99)) if len(flat) else 0.0
+    peak, high = _largest(weight)
     return LayerSpectrum(
         alpha=alpha,
         alpha_ks=distance,
         alpha_hat=None if alpha is None else alpha * float(np.log10(largest)),
         lambda_max=largest or None,
         stable_rank=float(values.sum() / largest) if largest > 0 else None,
-        kurtosis=_kurtosis(np.asarray(weight, np.float64).ravel()),
-        peak_ratio=float(flat.max() / high) if high > 0 else None,
+        kurtosis=_kurtosis(np.ravel(weight)),
+        peak_ratio=peak / high if high > 0 else None,
     )
 
 
@@ -114,8 +111,44 @@ def power_law(values: npt.NDArray[np.float64]) -> tuple[float, float, float] | N
     return best
 
 
-def _kurtosis(values: _Array) -> float | None:
-    apart = values - values.mean() if len(values) else values
-    squares = apart * apart  # a power of 4 would take ten times as long
-    variance = float(squares.mean()) if len(values) else 0.0
-    return float((squares @ squares) / len(values) / variance**2 - 3) if variance > 0 else None
+def _eigenvalues(matrix: npt.NDArray[np.float32]) -> _Array:
+    """Eigenvalues of the matrix of one position: half the squares of its singular values."""
+    narrow = np.asarray(matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T, np.float64) * np.sqrt(0.5)
+    return np.maximum(np.linalg.eigvalsh(narrow.T @ narrow), 0)
+
+
+def _largest(weight: npt.NDArray[np.float32]) -> tuple[float, float]:
+    """Largest absolute weight, and the 99th percentile of the absolute weights; zeros if there are none.
+
+    The percentile lies between two weights of known ranks. Without their sign, numbers have the order of their bits:
+    the upper bits of all are counted, and only those that share them with the weights that are sought are sorted.
+    """
+    bits = np.ascontiguousarray(weight, np.float32).ravel().view(np.uint32)
+    if not bits.size:
+        return 0.0, 0.0
+    blocks = [slice(start, start + _BLOCK) for start in range(0, bits.size, _BLOCK)]
+    counts = np.zeros(1 << 15, np.int64)
+    for block in blocks:
+        counts += np.bincount(bits[block] >> np.uint32(16) & np.uint32(0x7FFF), minlength=len(counts))
+    ends = np.cumsum(counts)
+    place = 0.99 * (bits.size - 1)
+    below = int(place)
+    first, last = np.searchsorted(ends, [below, min(below + 1, bits.size - 1)], side="right")
+    near = []
+    for block in blocks:
+        plain = bits[block] & np.uint32(0x7FFFFFFF)
+        near.append(plain[(plain >> 16 >= first) & (plain >> 16 <= last)])
+    found = np.sort(np.concatenate(near)).view(np.float32)
+    rank = below - (int(ends[first - 1]) if first else 0)
+    low, high = float(found[rank]), float(found[min(rank + 1, len(found) - 1)])
+    return float(max(weight.max(), -weight.min())), low + (high - low) * (place - below)
+
+
+def _kurtosis(values: npt.NDArray[np.float32]) -> float | None:
+    mean = values.mean(dtype=np.float64) if values.size else 0.0
+    second = fourth = 0.0
+    for start in range(0, values.size, _BLOCK):  # so that a large layer needs no copies in double precision
+        squares = np.square(values[start : start + _BLOCK] - mean)  # a power of 4 would take ten times as long
+        second += float(squares.sum())
+        fourth += float(squares @ squares)
+    return fourth * values.size / second**2 - 3 if second > 0 else None

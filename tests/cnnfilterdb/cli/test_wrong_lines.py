@@ -47,7 +47,7 @@ WRONG = [
     (["sql", "FROM modles"], SAMPLE, 1, 'Did you mean "models"?\n  FROM modles\n       ^^^^^^\n'),
     (["sql", "SELECT name,\n domian FROM models"], SAMPLE, 1, " domian FROM models\n   ^^^^^^\n"),
     (["verify", "custom/fase"], SAMPLE, 1, "custom/face"),
-    (["verify", "custom/face", "--repair"], SAMPLE, 2, "leave MODELS out"),
+    (["verify", "custom/face", "--repair"], SAMPLE, 2, "leave MODELS and --shard out"),
     # Options.
     (["shift", "domain", "--kernel", "3"], SAMPLE, 1, "not a kernel size: '3'"),
     (["shift", "domain", "--kernel", "11x11"], SAMPLE, 1, "no basis for 11x11 kernels"),

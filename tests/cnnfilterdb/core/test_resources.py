@@ -54,10 +54,10 @@ def test_memory_is_kept_while_an_index_is_built(tmp_path, sample_path):
     assert sample_path.exists()
     rng = np.random.default_rng(0)
     path = tmp_path / "large.db"
-    weight = rng.normal(size=(1024, 1280, 3, 3)).astype(np.float32)
+    weights = rng.normal(size=(5, 512, 512, 3, 3)).astype(np.float32)
     with cnnfilterdb.create(path) as db:
-        db.add({"a.weight": weight}, "model-0")
-    del weight
+        db.add({f"{name}.weight": weight for name, weight in zip("abcde", weights, strict=True)}, "model-0")
+    del weights
     code = (
         "import re, sys\n"
         "from cnnfilterdb.cli import main\n"

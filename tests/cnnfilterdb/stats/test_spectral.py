@@ -2,6 +2,9 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from scipy.stats import kurtosis
 
 from cnnfilterdb.stats import layer_spectrum, power_law
@@ -65,3 +68,10 @@ def test_what_has_no_spectrum():
     assert few.stable_rank == pytest.approx(3)
     assert power_law(np.ones(50)) is None
     assert power_law(np.arange(1.0, 8.0)) is None
+
+
+@given(arrays(np.float32, st.integers(1, 400), elements=st.floats(-4, 4, width=32)))
+def test_the_peak_ratio_is_that_of_the_percentile(values):
+    high = np.quantile(np.abs(values.astype(np.float64)), 0.99)
+    found = layer_spectrum(values.reshape(1, -1, 1, 1)).peak_ratio
+    assert found == (pytest.approx(np.abs(values.astype(np.float64)).max() / high) if high > 0 else None)

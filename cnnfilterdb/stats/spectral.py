@@ -58,7 +58,7 @@ def layer_spectrum(weight: npt.NDArray[np.float32]) -> LayerSpectrum:
     >>> round(found.alpha, 2), round(found.stable_rank, 1), abs(found.kurtosis) < 0.2
     (7.14, 51.2, True)
     """
-    values = np.concatenate([_eigenvalues(weight[:, :, i, j]) for i, j in np.ndindex(weight.shape[2:])] or [[]])
+    values = np.concatenate([_eigenvalues(weight[:, :, i, j]) for i, j in np.ndindex(weight.shape[2:])])
     largest = float(values.max(initial=0.0))
     alpha, distance, _ = power_law(values[values > _ZERO]) or (None, None, None)
     peak, high = _largest(weight)

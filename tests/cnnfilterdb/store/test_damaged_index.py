@@ -139,7 +139,7 @@ def test_a_reader_answers_what_it_can_and_explains_the_rest(damaged, good):
     assert content(damaged) == before
 
 
-@every
+@pytest.mark.parametrize("damaged", CASES[::2], indirect=True, ids=lambda given: " ".join(given))
 def test_a_writer_rebuilds_what_is_damaged_with_one_warning(damaged, good):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

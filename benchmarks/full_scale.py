@@ -54,7 +54,8 @@ def _timed(action: Callable[[], Any]) -> dict[str, float]:
 def ingest(path: Path, fraction: float) -> dict[str, float]:
     """Import all models."""
     spent = time.process_time()
-    return {"seconds": build(path, corpus(fraction)), "cpu": time.process_time() - spent}
+    seconds, generating = build(path, corpus(fraction))
+    return {"seconds": seconds, "cpu": time.process_time() - spent - generating}
 
 
 def writing(path: Path, fraction: float) -> dict[str, float]:
@@ -171,6 +172,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where the database is built; a temporary folder by default")
     parser.add_argument("--keep", action="store_true", help="keep the database in --folder, or use the one there")
     parser.add_argument("--without", action="append", default=[], choices=list(WORK), help="leave this work out")
+    parser.add_argument("--output", type=Path, help="also append the figures to this file, as a line of JSON")
     parser.add_argument("--work", choices=list(WORK), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.work:
@@ -189,6 +191,10 @@ def main() -> None:
             rows[work] = measured("full_scale", "--work", work, "--folder", folder, "--fraction", arguments.fraction)
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     layers = sum(len(model.layers) for model in models)
+    if arguments.output:
+        figures = {"models": len(models), "layers": layers, "kernels": total, "bytes": size, "work": rows}
+        with arguments.output.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(figures) + "\n")
     print(f"{len(models):,} models, {layers:,} layers, {total:,} kernels, {size / 1e9:.2f} GB on disk\n")
     print("| work | s | processor s | million kernels / s | of the rate of reading | peak memory, GB |")
     print("|---|--:|--:|--:|--:|--:|")

@@ -273,21 +273,24 @@ def test_a_signal_ends_a_running_query_soon(sample_path, number, status, read):
         process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True)
     finally:
         signal.signal(signal.SIGINT, former)
-    deadline = time.monotonic() + 60
-    # The query runs once the process has spent more time than its start takes.
-    while time.monotonic() < deadline:
-        spent = Path(f"/proc/{process.pid}/stat").read_text().split(")")[1].split()[11:13]
-        if sum(map(int, spent)) / os.sysconf("SC_CLK_TCK") > 3:
-            break
-        time.sleep(0.1)
-    if not read:
-        process.stderr.close()  # as when what started it has ended
-    started = time.monotonic()
-    process.send_signal(number)
-    _, err = process.communicate(timeout=30) if read else (process.wait(timeout=30), "Interrupted.\n")
-    assert (process.returncode, err.count("\n")) == (status, 1)
-    assert err.startswith("Interrupted.")
-    assert time.monotonic() - started < 10  # 1.2 seconds on a quiet machine
+    try:
+        deadline = time.monotonic() + 60
+        # The query runs once the process has spent more time than its start takes.
+        while time.monotonic() < deadline:
+            spent = Path(f"/proc/{process.pid}/stat").read_text().split(")")[1].split()[11:13]
+            if sum(map(int, spent)) / os.sysconf("SC_CLK_TCK") > 3:
+                break
+            time.sleep(0.1)
+        if not read:
+            process.stderr.close()  # as when what started it has ended
+        started = time.monotonic()
+        process.send_signal(number)
+        _, err = process.communicate(timeout=30) if read else (process.wait(timeout=30), "Interrupted.\n")
+        assert (process.returncode, err.count("\n")) == (status, 1)
+        assert err.startswith("Interrupted.")
+        assert time.monotonic() - started < 10  # 1.2 seconds on a quiet machine
+    finally:
+        process.kill()
 
 
 def test_verify_repairs(run, sample_path, tmp_path):

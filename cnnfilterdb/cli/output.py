@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import sys
@@ -242,7 +243,8 @@ def warn(text: str) -> None:
     if level not in _LEVELS:
         level, separator, message = "info", "", text
     if not event(level, message if separator else text):
-        click.echo(escaped(text), err=True)
+        with contextlib.suppress(OSError):  # nobody may be left to read it, which is no reason to fail
+            click.echo(escaped(text), err=True)
 
 
 def log_as(style: str) -> None:

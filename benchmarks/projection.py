@@ -49,7 +49,7 @@ def main() -> None:
     largest: dict[str, Any] = max(runs, key=lambda run: run["kernels"])
     per_kernel = {name: row["cpu"] / largest["kernels"] for name, row in largest["work"].items()}
     stored = largest["bytes"] / largest["kernels"]
-    print("| corpus | nodes | download, h | import, h | index, h | database, TB | peak memory, GB | cost |")
+    print("| corpus | nodes | download, min | import, min | index, min | database, TB | peak memory, GB | cost |")
     print("|---|--:|--:|--:|--:|--:|--:|--:|")
     peak = max(largest["work"][name]["peak_gb"] for name in ("ingest", "index"))
     for corpus in CORPORA:
@@ -60,9 +60,9 @@ def main() -> None:
             hours = max(download, work / (nodes * arguments.cores)) + index / (nodes * arguments.cores)
             cost = hours * nodes * arguments.cores * arguments.price
             print(
-                f"| {corpus.name} | {nodes} | {download:.1f} | {work / (nodes * arguments.cores):.2f} "
-                f"| {index / (nodes * arguments.cores):.3f} | {stored * corpus.kernels / 1e12:.2f} | {peak:.1f} "
-                f"| {cost:.0f} |"
+                f"| {corpus.name} | {nodes} | {60 * download:,.1f} | {60 * work / (nodes * arguments.cores):,.1f} "
+                f"| {60 * index / (nodes * arguments.cores):,.1f} | {stored * corpus.kernels / 1e12:.2f} | {peak:.1f} "
+                f"| {cost:,.2f} |"
             )
 
 

@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+#: Layers and models of the papers' dataset, release v1.0.0.
+LAYER_COUNT, MODEL_COUNT = 21_436, 647
 #: Models per domain of the papers' dataset, release v1.0.0.
 DOMAINS = {
     "natural": 557, "handwriting": 36, "faces": 16, "medical xray": 9, "art": 5, "medical ct": 4, "seismic": 4,

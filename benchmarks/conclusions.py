@@ -20,7 +20,8 @@ import numpy.typing as npt
 import pandas as pd
 
 import cnnfilterdb
-from benchmarks.shift import MODEL_COUNT, build
+from benchmarks._synthetic import MODEL_COUNT
+from benchmarks.shift import build
 
 PERMUTATIONS = 999
 FEW = 5

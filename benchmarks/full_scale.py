@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks._synthetic import DOMAINS, SyntheticModel, build, kernels, measured, peak_gb
+from benchmarks._synthetic import DOMAINS, LAYER_COUNT, MODEL_COUNT, SyntheticModel, build, kernels, measured, peak_gb
 
-MODELS, LAYERS, KERNELS = 647, 21_436, 1_464_797_156
+KERNELS = 1_464_797_156
 #: Kernels of a sample that pyarrow writes for comparison; its rate does not depend on the rest.
 SAMPLE = 8_000_000
 QUERY = [[1, 0, -1], [2, 0, -2], [1, 0, -1]]
@@ -32,15 +32,15 @@ QUERY = [[1, 0, -1], [2, 0, -2], [1, 0, -1]]
 def corpus(fraction: float) -> list[SyntheticModel]:
     """The models: their layers have a few hundred to a few million kernels, and add up to those of the dataset."""
     rng = np.random.default_rng(0)
-    sizes = np.minimum(rng.lognormal(9.5, 1.8, LAYERS), 6e6) + 64
+    sizes = np.minimum(rng.lognormal(9.5, 1.8, LAYER_COUNT), 6e6) + 64
     sizes *= KERNELS / sizes.sum()
     outputs = np.maximum(np.sqrt(sizes).astype(int), 1)
     channels = list(zip(outputs.tolist(), np.rint(sizes / outputs).astype(int).tolist(), strict=True))
     domains = np.repeat(list(DOMAINS), list(DOMAINS.values()))
-    order = rng.permutation(MODELS)
-    count = max(1, round(MODELS * fraction))
+    order = rng.permutation(MODEL_COUNT)
+    count = max(1, round(MODEL_COUNT * fraction))
     return [
-        SyntheticModel(f"m{number}", str(domains[number]), tuple(channels[number::MODELS]))
+        SyntheticModel(f"m{number}", str(domains[number]), tuple(channels[number::MODEL_COUNT]))
         for number in order[:count].tolist()
     ]
 

@@ -24,6 +24,7 @@ import pandas as pd
 import pyarrow as pa
 
 import cnnfilterdb
+from benchmarks._synthetic import DOMAINS, LAYER_COUNT, MODEL_COUNT
 from cnnfilterdb.analysis.bases import FittedBasis, basis_table, histogram_table, ranges
 from cnnfilterdb.core import paths
 from cnnfilterdb.core.schema import FINGERPRINTS, LAYERS, MODELS, filter_schema
@@ -32,12 +33,6 @@ from cnnfilterdb.store.folder import Store
 from cnnfilterdb.store.seals import write_sealed
 from cnnfilterdb.store.writer import histogram_settings
 
-LAYER_COUNT, MODEL_COUNT = 21_436, 647
-DOMAINS = {
-    "natural": 557, "handwriting": 36, "faces": 16, "medical xray": 9, "art": 5, "medical ct": 4, "seismic": 4,
-    "medical mri": 3, "astronomy": 2, "depth": 2, "fractals": 2, "map": 2, "textures": 2, "cars": 1, "plants": 1,
-    "thermal": 1,
-}  # fmt: skip
 FAMILIES = 40
 BASIS = "3x3-made"
 

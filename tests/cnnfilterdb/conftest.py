@@ -1,4 +1,4 @@
-"""Small models for the tests of the store, and an object store on loopback."""
+"""Small models for the tests of the store, an object store on loopback, and command lines in this process."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 
 from cnnfilterdb.analysis.bases import FittedBasis, basis_table
+from cnnfilterdb.cli import main
 from cnnfilterdb.core.paths import basis_path
 from cnnfilterdb.core.schema import HISTOGRAMS
 from cnnfilterdb.stats import RECIPES, Basis, Moments
@@ -47,6 +48,23 @@ def histogram_rows(model_id: str, filters: dict[int, int], hashes: dict[int, str
         for recipe in RECIPES
     ]
     return pa.Table.from_pylist(rows, HISTOGRAMS)
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run a line; returns (exit status, standard output, standard error)."""
+
+    def call(*args: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["cnnfilterdb", *map(str, args)])
+        status = 0
+        try:
+            main()
+        except SystemExit as exit_:
+            status = int(exit_.code or 0)
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return call
 
 
 @pytest.fixture

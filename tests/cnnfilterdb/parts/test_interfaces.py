@@ -8,23 +8,8 @@ import pandas as pd
 import pytest
 
 import cnnfilterdb
-from cnnfilterdb.cli import main
 from cnnfilterdb.explore.views import Explorer
 from cnnfilterdb.explore.watched import WatchedReader
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    def call(*args: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["cnnfilterdb", *map(str, args)])
-        status = 0
-        try:
-            main()
-        except SystemExit as exit_:
-            status = int(exit_.code or 0)
-        return status, *capsys.readouterr()
-
-    return call
 
 
 @pytest.fixture

@@ -175,11 +175,11 @@ class Inspection:
     @property
     def statement(self) -> str:
         """What the file states about itself, in one line; empty if it states nothing."""
-        told = [
+        parts = [
             f"{name} {text if len(text) <= _TEXT else text[:_TEXT] + '…'!r}" for name, text in self.metadata.items()
         ]
-        more = f", and {len(told) - _STATED:,} more" if len(told) > _STATED else ""
-        return printable(f"the file states {', '.join(told[:_STATED])}{more}") if told else ""
+        more = f", and {len(parts) - _STATED:,} more" if len(parts) > _STATED else ""
+        return printable(f"the file states {', '.join(parts[:_STATED])}{more}") if parts else ""
 
     def __str__(self) -> str:
         """What :func:`inspect` found except the table of layers: title, statement, warnings, coverage."""

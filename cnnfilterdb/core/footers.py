@@ -12,9 +12,8 @@ import pyarrow.parquet as pq
 __all__ = ["stated_rows"]
 
 _MAGIC = b"PAR1"
-_TAIL = (
-    64 << 10
-)  # bytes at the end of a file that are read at once; a footer is smaller unless there are many row groups
+# Bytes at the end of a file that are read at once; a footer is smaller unless there are many row groups
+_TAIL = 64 << 10
 _VARINT = 10  # bytes of a number at most
 
 
@@ -29,7 +28,7 @@ def stated_rows(path: str | os.PathLike[str], schema: pa.Schema) -> int | None:
         schema: The schema.
 
     Returns:
-        The number; None if that cannot be told, and the file must be opened by a Parquet reader.
+        The number; None if its footer does not show it; a Parquet reader must then open the file.
     """
     try:
         file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))

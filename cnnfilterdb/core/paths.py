@@ -108,7 +108,7 @@ QUARANTINE = ".quarantine"
 #: Folder, in the cache, of what is derived of several parts that are opened together, one folder each.
 PARTS = "parts"
 
-#: Folder in there of the bases that were fitted on all parts; others, which parts brought along, are not in it.
+#: Folder in there of the bases that were fitted on all parts; those that belong to one part are not in it.
 FITTED = "fitted"
 
 #: How the name of a file ends that lists parts.

@@ -55,7 +55,7 @@ _UNKNOWN_WORKERS = 64
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What one unit needs; an engine that places units on nodes is told.
+    """What one unit needs, for an engine that places units on nodes.
 
     Attributes:
         cpus: Processors.

@@ -100,7 +100,7 @@ class DerivedFolder:
     def fitted(self, basis_id: str) -> FittedBasis | None:
         """A basis that was fitted on all parts; None if it is not there, or damaged.
 
-        Those that parts brought along are kept apart: a stranger can give a basis any key.
+        Bases that belong to a part are kept apart: a stranger can give a basis any key.
         """
         self._adopt(f"{paths.FITTED}/{paths.basis_path(basis_id)}")
         return _basis(self.path / paths.FITTED, basis_id)

@@ -44,9 +44,9 @@ def forest(distances: npt.NDArray[np.float64], evidence: npt.NDArray[np.float64]
     >>> line = np.array([[0.0, 1, 2.2], [1, 0, 1.5], [2.2, 1.5, 0]])
     >>> forest(line, np.zeros((3, 3))).parent.tolist()
     [1, -1, 1]
-    >>> told = np.zeros((3, 3))
-    >>> told[0, 1], told[1, 0] = 1, -1
-    >>> found = forest(line, told)
+    >>> known = np.zeros((3, 3))
+    >>> known[0, 1], known[1, 0] = 1, -1
+    >>> found = forest(line, known)
     >>> found.parent.tolist(), found.support.tolist()
     ([-1, 0, 1], [0.0, 1.0, 0.0])
     """

@@ -138,9 +138,9 @@ def _read_file(path: Path) -> tuple[dict[str, _Stored], dict[str, str]]:
         if one.start < reached and one.stop > one.start:
             raise ValueError("two tensors that share bytes, which the format does not allow")
         reached = max(reached, one.stop)
-    told = stated(metadata.items()) if isinstance(metadata, dict) else {}
+    texts = stated(metadata.items()) if isinstance(metadata, dict) else {}
     # What this package notes in the header of a part that it downloaded is known of the source.
-    return tensors, {name: text for name, text in told.items() if not name.startswith("cnnfilterdb.")}
+    return tensors, {name: text for name, text in texts.items() if not name.startswith("cnnfilterdb.")}
 
 
 def _layers(
@@ -188,10 +188,10 @@ class SafetensorsFormat:
                 with undamaged(str(shard), _WHAT):
                     if shard != path:
                         limits.current().opened(shard.stat().st_size)
-                    more, told = _read_file(shard)
+                    more, texts = _read_file(shard)
                 tensors |= more
-                libraries.add(told.pop("format", None))
-                metadata |= told
+                libraries.add(texts.pop("format", None))
+                metadata |= texts
             library = libraries.pop() if len(libraries) == 1 else None
             layers, total, skipped = _layers(tensors, _LAYOUTS.get(library or ""))
         framework = _FRAMEWORKS.get(library or "")

@@ -59,9 +59,9 @@ class OnnxFormat:
             exporter = _Exporter.of(model)
             layers, skipped = _layers(graph, Constants(path), exporter)
             producer = f"{model.producer_name} {model.producer_version}".strip() or None
-            told = [("domain", model.domain), ("doc_string", model.doc_string)]
-            told += [(entry.key, entry.value) for entry in model.metadata_props]
-            metadata = stated([("producer", producer), *told])
+            entries = [("domain", model.domain), ("doc_string", model.doc_string)]
+            entries += [(entry.key, entry.value) for entry in model.metadata_props]
+            metadata = stated([("producer", producer), *entries])
             return Weights(self.name, exporter.framework, layers, _parameters(graph), skipped, producer, metadata)
 
 

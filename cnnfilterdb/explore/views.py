@@ -5,31 +5,40 @@ The numbers are those of the public methods; each answer says with which SQL, co
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import json
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from importlib.resources import files
 from io import BytesIO
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import pyarrow as pa
 
 from cnnfilterdb import sql as sqltext
 from cnnfilterdb import stats
 from cnnfilterdb.analysis import shifts
-from cnnfilterdb.analysis.groups import BALANCES, Groups
+from cnnfilterdb.analysis.groups import BALANCES
 from cnnfilterdb.core import schema
 from cnnfilterdb.core.version import package_version
 from cnnfilterdb.errors import CnnFilterDbError, SelectionError, unknown_model
-from cnnfilterdb.exchange.rows import encoded, plain_rows
+from cnnfilterdb.exchange.rows import plain_rows
 from cnnfilterdb.explore.equivalents import DEFAULTS, call, command, python
 from cnnfilterdb.explore.selection import COLUMNS, Models, Selection
 from cnnfilterdb.explore.statements import answer
+from cnnfilterdb.explore.values import (
+    densities,
+    distinct,
+    encoded_table,
+    group_text,
+    json_value,
+    kind_of,
+    packed,
+    records,
+    simple,
+)
+from cnnfilterdb.explore.vocabulary import macros, tables
 from cnnfilterdb.explore.watched import WatchedReader
 
 __all__ = ["MEDIA_TYPES", "Explorer"]
@@ -124,8 +133,8 @@ class Explorer:
             "recipes": list(stats.RECIPES),
             "balances": BALANCES,
             "columns": described,
-            "tables": _tables(kernels),
-            "macros": _macros(self._db.storage.definitions().values()),
+            "tables": tables(kernels),
+            "macros": macros(self._db.storage.definitions().values()),
             "queries": queries,
             "rows": {"shown": _SHOWN, "written": _WRITTEN},
         }
@@ -164,15 +173,17 @@ class Explorer:
         labels = [frame.index[place] for place in places]
         narrowed = {name: options[name] for name in ("where", "kernel", "all_layers")}
         everything = self._db._table(call("group_sizes", by, **narrowed)).to_pylist()
-        there = {_label(label) for label in labels}
+        there = {group_text(label) for label in labels}
         macro = "kl_shift" if metric in ("kl", "directed") else "shift_metrics"
         column = "shift" if metric == "kl" else metric
         return {
-            "labels": [_label(label) for label in labels],
-            "sizes": [{name: _plain(value) for name, value in sizes[label].items()} for label in labels],
-            "matrix": _packed(frame.to_numpy()[np.ix_(places, places)]),
+            "labels": [group_text(label) for label in labels],
+            "sizes": [{name: json_value(value) for name, value in sizes[label].items()} for label in labels],
+            "matrix": packed(frame.to_numpy()[np.ix_(places, places)]),
             "excluded": [
-                {**row, "group": _label(row["group"])} for row in everything if _label(row["group"]) not in there
+                {**row, "group": group_text(row["group"])}
+                for row in everything
+                if group_text(row["group"]) not in there
             ],
             "coverage": frame.attrs["coverage"]["text"],
             "warnings": frame.attrs["coverage"]["warnings"],
@@ -189,11 +200,11 @@ class Explorer:
         """The distributions of the coefficients of groups."""
         by, _, options = self._grouping(request)
         groups = self._db.groups(by, **options)
-        names = [_label(label) for label in groups.labels]
+        names = [group_text(label) for label in groups.labels]
         wanted = request.get("labels") or names
         places = [names.index(label) for label in wanted if label in names][:_RIDGES]
         return {
-            **_densities(groups.take(places)),
+            **densities(groups.take(places)),
             "total": len(names),
             "sql": call("group_probabilities", by, **options),
             "command": command("plot ridge", db=self._shown, by=by, output="ridge.svg", **options),
@@ -203,7 +214,7 @@ class Explorer:
         """The shift between two groups, component by component."""
         by, metric, options = self._grouping(request)
         groups = self._db.groups(by, **options)
-        names = [_label(label) for label in groups.labels]
+        names = [group_text(label) for label in groups.labels]
         wanted = [_text(request, "a", ""), _text(request, "b", "")]
         if missing := [label for label in wanted if label not in names]:
             raise SelectionError(f"no group {missing[0]!r} by {by} among those compared")
@@ -220,7 +231,7 @@ class Explorer:
         return {
             "components": rows[["component", "divergence", "weight", "shift"]].to_dict("records"),
             "shift": float(rows["shift"].sum()),
-            **_densities(two),
+            **densities(two),
             "sql": f"SELECT component, weight, {column} {call('kl_shift_components', by, **options)} WHERE {ends}",
             "command": command("shift", by, db=self._shown, components=True, metric=metric, **options),
         }
@@ -231,9 +242,9 @@ class Explorer:
         narrowed = {name: options[name] for name in ("where", "kernel", "all_layers")}
         frame = self._db.quality(by, **narrowed)
         rows = frame.reset_index(names="group")
-        rows["group"] = [_label(label) for label in rows["group"]]
+        rows["group"] = [group_text(label) for label in rows["group"]]
         return {
-            "rows": _records(rows),
+            "rows": records(rows),
             "sql": call("filter_quality", by, **narrowed),
             "command": command("quality", by, db=self._shown, **narrowed),
         }
@@ -255,7 +266,7 @@ class Explorer:
             "models": frame.index.tolist(),
             "x": frame["x0"].tolist(),
             "y": frame["x1"].tolist(),
-            "colour": [_simple(colours.get(key)) for key in frame.index],
+            "colour": [simple(colours.get(key)) for key in frame.index],
             "explained": frame.attrs["explained"],
             "negative": float(frame.attrs["negative"]),
             "sql": f"SELECT group_a, group_b, {'shift' if metric == 'kl' else metric} "
@@ -280,7 +291,7 @@ class Explorer:
         near, reason = [], ""
         try:
             frame = self._db.nearest_groups("model_id", key, top=12, kernel=kernel)
-            near = _records(frame.reset_index(names="model_id"))
+            near = records(frame.reset_index(names="model_id"))
         except SelectionError as error:
             reason = str(error)
         shared = self._db._table(
@@ -339,7 +350,7 @@ class Explorer:
         options: dict[str, Any] = {"where": f"{others} OR ({here})", "kernel": kernel, "all_layers": True}
         groups = self._db.groups(by, **options)
         places = sorted(range(len(groups.labels)), key=lambda place: groups.labels[place] != "this layer")
-        return {**_densities(groups.take(places)), "sql": call("group_probabilities", by, **options)}
+        return {**densities(groups.take(places)), "sql": call("group_probabilities", by, **options)}
 
     def kernel(self, request: Request) -> dict[str, Any]:
         """One kernel and its coefficients."""
@@ -375,7 +386,7 @@ class Explorer:
             weights = frame[columns].to_numpy().round(6).tolist()
             near = [
                 {**row, "weights": values}
-                for row, values in zip(_records(frame.drop(columns=columns)), weights, strict=True)
+                for row, values in zip(records(frame.drop(columns=columns)), weights, strict=True)
             ]
         except SelectionError as error:
             reason = str(error)
@@ -402,8 +413,8 @@ class Explorer:
         """The rows of a query."""
         query = _text(request, "query", "")
         found = answer(self._db, query, _whole(request, "rows", 1000, _SHOWN))
-        names = _distinct(found.table.column_names)
-        kinds = [_kind(kind) for kind in found.table.schema.types]
+        names = distinct(found.table.column_names)
+        kinds = [kind_of(kind) for kind in found.table.schema.types]
         rows = plain_rows(found.table.rename_columns(names))
         return {
             "columns": [{"name": name, "type": kind} for name, kind in zip(names, kinds, strict=True)],
@@ -427,10 +438,11 @@ class Explorer:
                 raise SelectionError(
                     f"more than {_WRITTEN:,} rows; write them with `cnnfilterdb sql ... -o FILE`, which has no limit"
                 )
-            return _bytes(found.table.rename_columns(_distinct(found.table.column_names)), style), f"query.{style}"
+            table = found.table.rename_columns(distinct(found.table.column_names))
+            return encoded_table(table, style), f"query.{style}"
         if kind == "models" and style in ("csv", "parquet"):
             table, _ = self._models.rows(Selection.of(request.get("selection", {})), limit=_WRITTEN)
-            return _bytes(table, style), f"models.{style}"
+            return encoded_table(table, style), f"models.{style}"
         by, metric, options = self._grouping(request)
         narrowed = {name: options[name] for name in ("where", "kernel", "all_layers")}
         if style in ("csv", "parquet") and kind in ("shift", "quality"):
@@ -440,7 +452,7 @@ class Explorer:
             else:
                 frame = self._db.quality(by, **narrowed)
             frame.insert(0, by if by not in frame.columns else "group", frame.index)
-            return _bytes(pa.Table.from_pandas(frame, preserve_index=False), style), f"{kind}.{style}"
+            return encoded_table(pa.Table.from_pandas(frame, preserve_index=False), style), f"{kind}.{style}"
         if style in ("pdf", "png", "svg") and kind in ("shift", "ridge", "quality"):
             from cnnfilterdb.plots.figures import Figures
 
@@ -490,119 +502,3 @@ def _whole(request: Request, name: str, default: int, largest: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= largest:
         raise SelectionError(f"{name}: {value!r} given; expected a whole number from 0 to {largest:,}")
     return value
-
-
-def _label(label: Any) -> str:
-    """A group as text: whole numbers without a decimal point, dates as DuckDB writes them."""
-    if isinstance(label, bool | np.bool_):
-        return str(bool(label)).lower()
-    return str(label)
-
-
-def _plain(value: Any) -> Any:
-    """A NumPy number as a Python one, NaN as None."""
-    value = value.item() if isinstance(value, np.generic) else value
-    return None if isinstance(value, float) and not np.isfinite(value) else value
-
-
-def _simple(value: Any) -> Any:
-    return _plain(value) if isinstance(value, bool | int | float | str | np.generic | None) else str(value)
-
-
-def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    return [{str(name): _plain(value) for name, value in row.items()} for row in frame.to_dict("records")]
-
-
-def _packed(values: npt.NDArray[np.float64]) -> str:
-    """Numbers as base64 of float64, little-endian."""
-    return base64.b64encode(np.ascontiguousarray(values, "<f8").tobytes()).decode()
-
-
-def _densities(groups: Groups) -> dict[str, Any]:
-    """Share of the coefficients in each bin, (groups, components, bins)."""
-    totals = groups.counts.sum(axis=2, keepdims=True)
-    return {
-        "labels": [_label(label) for label in groups.labels],
-        "filters": groups.filters.tolist(),
-        "models_of": groups.models.tolist(),
-        "shares": _packed(groups.counts / np.where(totals > 0, totals, 1)),
-        "shape": list(groups.counts.shape),
-        "low": groups.low,
-        "high": groups.high,
-        "ratios": groups.basis.explained_variance_ratio.tolist(),
-    }
-
-
-def _bytes(table: pa.Table, style: str) -> bytes:
-    data = encoded(table.replace_schema_metadata(None), style)
-    return data if isinstance(data, bytes) else data.encode()
-
-
-def _distinct(names: list[str]) -> list[str]:
-    """Names of columns, of which a query may have several that are alike."""
-    seen: dict[str, int] = {}
-    found = []
-    for name in names:
-        seen[name] = seen.get(name, 0) + 1
-        found.append(name if seen[name] == 1 else f"{name}_{seen[name]}")
-    return found if len(set(found)) == len(found) else [f"column_{number}" for number in range(len(names))]
-
-
-def _kind(kind: pa.DataType) -> str:
-    """What a column holds, for the chart: number, text or other."""
-    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
-        return "number"
-    if pa.types.is_string(kind) or pa.types.is_boolean(kind) or pa.types.is_temporal(kind):
-        return "text"
-    return "other"
-
-
-def _tables(kernels: list[str]) -> dict[str, list[str]]:
-    """The columns of each view."""
-    models = list(schema.MODELS.names)
-    layers = list(schema.LAYERS.names)
-    keys = ["model_id", "layer", "out_channel", "in_channel"]
-    found = {
-        "models": models,
-        "layers": layers,
-        "facts": [*(name for name in models if name != "files"), *layers[1:], "papers_layer"],
-        "bases": list(schema.BASES.names),
-        "histograms": list(schema.HISTOGRAMS.names),
-        "fingerprints": list(schema.FINGERPRINTS.names),
-        "spectra": [
-            *layers[:3],
-            "kernel",
-            "filters",
-            "alpha",
-            "alpha_ks",
-            "alpha_hat",
-            "lambda_max",
-            "spectral_norm",
-            "stable_rank",
-            "kurtosis",
-            "peak_ratio",
-        ],
-        "layer_sketches": [*keys[:2], "kernel", "filters", "out_channels", "place", "norm", "sketch", "kurtosis"],
-        "related_models": ["model_a", "model_b", "cosine", "layers"],
-        "shared_models": ["model_a", "model_b", "shared_layers", "shared_filters", "share"],
-        "shared_layers": ["tensor_sha256", "kernel", "filters", "models", "places"],
-        "annotations": ["model_id", "column", "value"],
-    }
-    for kernel in kernels:
-        weights = schema.weight_columns(kernel)
-        found[f"filters_{kernel}"] = [*keys, *(weights if len(weights) <= 49 else []), "w"]
-        if schema.indexable(kernel):
-            found[f"coefficients_{kernel}"] = [*keys, *(f"c{i}" for i in range(min(len(weights), 49)))]
-    return found
-
-
-def _macros(definitions: Iterable[sqltext.Definition]) -> list[dict[str, Any]]:
-    """Name, arguments and comment of each macro that users call."""
-    found = []
-    for one in definitions:
-        match = re.search(r"CREATE OR REPLACE MACRO (\w+)\((.*?)\) AS( TABLE)?", one.text, re.DOTALL)
-        comment = " ".join(re.findall(r"^-- (?!-)(.*)$", one.text, re.MULTILINE))
-        if match and comment and match[1] not in ("database_files", "histogram_files", "basis_rows"):
-            arguments = " ".join(match[2].split())
-            found.append({"name": match[1], "arguments": arguments, "table": bool(match[3]), "about": comment[:300]})
-    return found

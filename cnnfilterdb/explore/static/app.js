@@ -36,15 +36,17 @@ function render() {
   const build = VIEWS[state.view];
   controller.abort("newer");
   controller = new AbortController();
-  const context = { ...state, about, go, href: (view, options) => write(view, options, state.selection),
-    signal: controller.signal };
+  const { signal } = controller;
+  const context = { ...state, about, go, href: (view, options) => write(view, options, state.selection), signal };
+  delete main.dataset.shown;
+  const { hash } = location;
   const views = Object.entries(TABS).map(([name, title]) => {
     const current = name === state.view || (name === "models" && ["model", "layer", "kernel"].includes(state.view));
     return h("a", { href: write(name, {}, state.selection), "aria-current": current ? "page" : null,
       "data-focus": `view-${name}` }, title);
   });
   replace(document.getElementById("views"), views);
-  showSelection(state, controller.signal);
+  const selected = showSelection(state, signal);
   if (!build) {
     main.replaceChildren(failure(new Error(`There is no view ${state.view}.`)));
     shown = null;
@@ -58,12 +60,16 @@ function render() {
     scrollTo(0, 0);
   }
   document.title = `${TABS[state.view] ?? state.options.model ?? state.view} · ${about.database} · cnnfilterdb`;
-  shown.update(context).catch((error) => {
+  const updated = shown.update(context).catch((error) => {
     if (error.message === "newer") return;
     main.querySelectorAll(".error.whole").forEach((old) => old.remove());
     const message = failure(error);
     message.classList.add("whole");
     main.prepend(message);
+  });
+  // For programs that drive the page: what is shown completely.
+  Promise.all([selected, updated]).then(() => {
+    if (!signal.aborted) main.dataset.shown = hash;
   });
 }
 

@@ -298,9 +298,19 @@ export function valueBar(value, largest, signed) {
 
 let library;
 
-/** A chart by ECharts in an element; what is drawn there before is removed. */
-export async function chart(element, option, label) {
+/**
+ * Load what draws charts, and return it: chart(element, option, label).
+ *
+ * A view waits for it together with its data, so that its controls appear with the chart that they act on.
+ */
+export async function charts(signal) {
   library ??= await import("./vendor/charts.js");
+  if (signal.aborted) throw new Error("newer");
+  return chart;
+}
+
+/** A chart by ECharts in an element of the document. */
+function chart(element, option, label) {
   element.setAttribute("role", "img");
   element.setAttribute("aria-label", label);
   const made = library.init(element, null, { renderer: "canvas" });
@@ -317,7 +327,11 @@ export async function chart(element, option, label) {
     ...(option.legend ? { legend: { itemWidth: 14, itemHeight: 12, textStyle: { color: ink }, pageTextStyle: { color: ink }, ...option.legend } } : {}),
     xAxis: axis(option.xAxis), yAxis: axis(option.yAxis),
   });
-  const observer = new ResizeObserver(() => (element.isConnected ? made.resize() : observer.disconnect()));
+  // It is called at the start, too, when there is nothing to do.
+  const observer = new ResizeObserver(() => {
+    if (!element.isConnected) observer.disconnect();
+    else if (made.getWidth() !== element.clientWidth || made.getHeight() !== element.clientHeight) made.resize();
+  });
   observer.observe(element);
   return made;
 }

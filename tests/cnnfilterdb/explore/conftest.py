@@ -75,7 +75,7 @@ def served(explored_path: Path):
     with socket.create_server(("127.0.0.1", 0)) as listener, cnnfilterdb.open(explored_path, read_only=True) as db:
         port = listener.getsockname()[1]
         hosts = frozenset({f"127.0.0.1:{port}", f"localhost:{port}"})
-        app = application(db, token=TOKEN, hosts=hosts, shown=str(explored_path), seconds=20, memory="256MB")
+        app = application(db, token=TOKEN, hosts=hosts, shown=str(explored_path), seconds=600, memory="256MB")
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", ws="none", timeout_graceful_shutdown=1))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()

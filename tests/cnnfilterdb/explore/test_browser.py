@@ -14,6 +14,9 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
 sync_api = pytest.importorskip("playwright.sync_api")
 
+#: Milliseconds until a page that waits in vain is given up, on however busy a machine.
+PATIENCE = 300_000
+
 VIEWS = {
     "models": "models?f.domain=natural&f.domain=faces",
     "shifts": "groups?by=model_id&a=custom%2Fct-a&b=custom%2Fhostile",
@@ -27,6 +30,11 @@ VIEWS = {
     "kernel": "kernel?model=custom%2Fct-a&layer=1&out=3&in=2&rotation=true",
     "sql": "sql?query=SELECT+domain%2C+count(*)+AS+models+FROM+models+GROUP+BY+ALL",
 }
+
+CLICK_AT_ONCE = """label => new MutationObserver((changes, observer) => {
+  const button = [...document.querySelectorAll("button")].find(one => one.textContent === label);
+  if (button) { observer.disconnect(); button.click(); }
+}).observe(document, {childList: true, subtree: true})"""
 
 
 @pytest.fixture(scope="module")
@@ -43,14 +51,15 @@ class Visit:
     def __init__(self, browser, served, **options):
         self.url = served.url
         self.context = browser.new_context(accept_downloads=True, **options)
+        self.context.set_default_timeout(PATIENCE)
         self.page = self.context.new_page()
         self.wrong: list[str] = []
         self.page.on("console", lambda message: message.type != "log" and self.wrong.append(message.text))
         self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
         self.page.on("request", self._asked)
         self.page.goto(f"{served.url}/#token={TOKEN}")
-        self.page.get_by_role("heading", name="Models", level=1).wait_for()
         self.page.get_by_role("region", name="Models").wait_for()
+        self.ready()
 
     def _asked(self, request):
         if not request.url.startswith((f"{self.url}/", "blob:", "data:")):
@@ -63,10 +72,8 @@ class Visit:
         self.ready()
 
     def ready(self) -> None:
-        self.page.wait_for_timeout(60)
-        self.page.wait_for_function(
-            "() => document.querySelector('main .reproduce, main .error') && !document.querySelector('.stale')"
-        )
+        """Wait until the page shows completely what its URL says."""
+        self.page.wait_for_function("() => document.getElementById('main').dataset.shown === location.hash")
 
 
 @pytest.fixture
@@ -164,9 +171,11 @@ def test_from_a_model_to_its_kernels(visit):
 def test_the_lasso_selects_models(visit):
     opened = visit(viewport={"width": 1280, "height": 1000})
     page = opened.page
+    # The button acts as soon as it is in the page: nobody can be too early.
+    page.evaluate(CLICK_AT_ONCE, "Lasso")
     opened.show("map")
+    assert page.get_by_role("button", name="Lasso").get_attribute("aria-pressed") == "true"
     box = page.locator(".chart").bounding_box()
-    page.get_by_role("button", name="Lasso").click()
     corners = [(0.02, 0.1), (0.98, 0.1), (0.98, 0.98), (0.02, 0.98), (0.02, 0.12)]
     for i, (x, y) in enumerate(corners):
         page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"], steps=6)

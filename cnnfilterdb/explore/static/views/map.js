@@ -1,7 +1,7 @@
 // Map: the models in a plane, so that distances approach shifts.
 
 import { ask } from "../api.js";
-import { chart, ramp } from "../charts.js";
+import { charts, ramp } from "../charts.js";
 import { h, hideTip, labelled, number, replace, reproduce, select, showTip, table } from "../dom.js";
 import { controls, grouping } from "./groups.js";
 
@@ -26,8 +26,9 @@ export function map(root) {
     body.classList.add("stale");
     const request = grouping({ balance: "models", ...options }, selection);
     let found;
+    let chart;
     try {
-      found = await ask("map", { ...request, colour }, signal);
+      [found, chart] = await Promise.all([ask("map", { ...request, colour }, signal), charts(signal)]);
     } finally {
       body.classList.remove("stale");
     }
@@ -57,7 +58,7 @@ export function map(root) {
       const margin = 0.05 * (high - low || 1);
       return { min: low - margin, max: high + margin };
     };
-    const made = await chart(canvas, {
+    const made = chart(canvas, {
       grid: { left: 8, right: 12, top: numeric ? 16 : 56, bottom: numeric ? 72 : 8, containLabel: false },
       legend: numeric ? undefined : { type: "scroll", top: 4, left: 4, right: 4 },
       xAxis: { type: "value", ...span(0), axisLabel: { show: false }, axisTick: { show: false } },

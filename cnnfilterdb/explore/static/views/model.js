@@ -1,7 +1,7 @@
 // A model, one of its layers, one of its kernels.
 
 import { ask, askBytes, unpacked } from "../api.js";
-import { chart, colourBar, distributions, kernelCanvas, valueBar } from "../charts.js";
+import { charts, colourBar, distributions, kernelCanvas, valueBar } from "../charts.js";
 import { failure, h, hideTip, labelled, number, replace, reproduce, select, showTip, table, text } from "../dom.js";
 
 const FACTS = { architecture: "Architecture", family: "Family", task: "Task", domain: "Domain",
@@ -30,7 +30,7 @@ export function model(root) {
   root.append(body);
   return async function update(context) {
     const key = context.options.model;
-    const found = await ask("model", { model: key }, context.signal);
+    const [found, chart] = await Promise.all([ask("model", { model: key }, context.signal), charts(context.signal)]);
     const { facts, layers } = found;
     const original = Object.entries(facts.original ?? {});
     const stored = layers.filter((row) => row.stored);
@@ -72,7 +72,7 @@ export function model(root) {
     if (!stored.length) return;
     const line = (name, column, symbol, dash) => ({ name, type: "line", symbol, symbolSize: 7, lineStyle: { width: 1.5, type: dash },
       data: stored.map((row) => ({ value: [row.layer, row[column]], layer: row })) });
-    const made = await chart(depth, {
+    const made = chart(depth, {
       grid: { left: 56, right: 16, top: 40, bottom: 48 }, legend: { top: 4, type: "scroll" },
       xAxis: { type: "value", name: "layer", min: "dataMin", max: "dataMax", minInterval: 1 },
       yAxis: { type: "value", min: 0 },

@@ -1,7 +1,7 @@
 // SQL: an editor that knows views, macros and columns; the rows as a table and as a chart.
 
 import { ask, download } from "../api.js";
-import { chart } from "../charts.js";
+import { charts } from "../charts.js";
 import { failure, h, hideTip, labelled, number, replace, select, showTip, table, text } from "../dom.js";
 
 const KINDS = [["bar", "Bars"], ["line", "Lines"], ["scatter", "Points"]];
@@ -85,7 +85,7 @@ export function sql(root) {
     view.focus();
   };
 
-  async function draw(found, canvas, controls) {
+  function draw(found, canvas, controls, chart) {
     const { options } = context;
     const numbers = found.columns.filter((column) => column.type === "number").map((column) => column.name);
     const names = found.columns.map((column) => column.name);
@@ -102,7 +102,7 @@ export function sql(root) {
     const category = kind === "bar" || !numbers.includes(x);
     const rows = category ? found.rows.slice(0, 200) : found.rows.toSorted((a, b) => a[at] - b[at]);
     canvas.hidden = false;
-    const made = await chart(canvas, {
+    const made = chart(canvas, {
       grid: { left: 84, right: 16, top: 16, bottom: category ? 96 : 56 },
       xAxis: category ? { type: "category", data: rows.map((row) => text(row[at]) || "NULL"), name: "",
         axisLabel: { rotate: rows.length > 6 ? 35 : 0, width: 110, overflow: "truncate", hideOverlap: true } }
@@ -117,7 +117,7 @@ export function sql(root) {
   }
 
   let found = null;
-  async function show() {
+  function show(chart) {
     const canvas = h("div", { class: "chart", hidden: true });
     const controls = h("div", { class: "line" });
     const error = h("span", { role: "alert" });
@@ -130,7 +130,7 @@ export function sql(root) {
         save("csv"), save("parquet"), error),
       controls, canvas, found.columns.length ? table("Result", columns, found.rows) : null,
       h("details", { class: "reproduce" }, h("summary", {}, "The same by command line"), h("pre", { tabindex: "0" }, found.command)));
-    await draw(found, canvas, controls);
+    draw(found, canvas, controls, chart);
   }
 
   return async function update(given) {
@@ -173,6 +173,6 @@ export function sql(root) {
         result.classList.remove("stale");
       }
     }
-    await show();
+    show(await charts(context.signal));
   };
 }

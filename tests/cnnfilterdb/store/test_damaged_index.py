@@ -118,14 +118,13 @@ def same(found, expected):
     for name in found.columns:
         ours, theirs = ([np.asarray(cell) for cell in table[name]] for table in (found, expected))
         numeric = [cell.dtype.kind in "fiu" for cell in theirs]
-        numbers, others = (
-            [[cell for cell, number in zip(cells, numeric, strict=True) if number == wanted] for cells in (ours, theirs)]
-            for wanted in (True, False)
-        )
+        numbers = [(one, other) for one, other, number in zip(ours, theirs, numeric, strict=True) if number]
+        others = [(one, other) for one, other, number in zip(ours, theirs, numeric, strict=True) if not number]
         assert [cell.shape for cell in ours] == [cell.shape for cell in theirs]
-        assert [str(cell) for cell in others[0]] == [str(cell) for cell in others[1]]
-        if numbers[0]:
-            np.testing.assert_allclose(*(np.concatenate(cells, axis=None) for cells in numbers), rtol=1e-12)
+        assert [str(one) for one, _ in others] == [str(other) for _, other in others]
+        if numbers:
+            found_numbers, expected_numbers = (np.concatenate(cells, axis=None) for cells in zip(*numbers, strict=True))
+            np.testing.assert_allclose(found_numbers, expected_numbers, rtol=1e-12)
 
 
 @every

@@ -536,6 +536,7 @@ def test_a_real_limit_on_the_size_of_files(store):
 KILLED = """
     import itertools, os, shutil, signal, sys
     import numpy as np
+    import pandas  # Arrow imports it, which every child would do again
     from cnnfilterdb.store.folder import Store
 
     case, before, folder = sys.argv[1:]
@@ -628,6 +629,7 @@ def test_a_model_is_there_whole_or_not_at_all_whenever_the_process_is_killed(tmp
 LOOP = """
     import os, random, signal, sys, time
     import numpy as np
+    import pandas  # see above
     from cnnfilterdb.store.folder import Store
 
     def write(path, seed, rounds):
@@ -890,6 +892,7 @@ def test_a_release_is_not_a_database_folder(store):
 
 REMOVED = """
     import itertools, os, shutil, signal, sys
+    import pandas  # see above
     from cnnfilterdb.store import annotations
     from cnnfilterdb.store.folder import Store
 

@@ -56,7 +56,25 @@ def _bars(app: object, what: str, name: str, obj: object, options: object, lines
             lines[number] = re.sub(r"(``.*?``)|\|", lambda match: match[1] or r"\|", line)
 
 
+#: What readers without a mouse need: headings have a level, and what scrolls can be reached by the keyboard.
+_REACHABLE = {
+    'role="heading">': 'role="heading" aria-level="2">',
+    "<pre>": '<pre tabindex="0">',
+    '<div class="table-wrapper ': '<div tabindex="0" class="table-wrapper ',
+}
+
+
+def _reachable(app: object, page: str, template: str, context: dict[str, object], doctree: object) -> None:
+    """Change what the theme writes by :data:`_REACHABLE`."""
+    for name in ("body", "furo_navigation_tree"):
+        if isinstance(text := context.get(name), str):
+            for given, wanted in _REACHABLE.items():
+                text = text.replace(given, wanted)
+            context[name] = text
+
+
 def setup(app: object) -> None:
     """Connect what changes pages and docstrings before they are parsed."""
     app.connect("autodoc-process-docstring", _bars)  # type: ignore[attr-defined]
     app.connect("source-read", _generate)  # type: ignore[attr-defined]
+    app.connect("html-page-context", _reachable, priority=900)  # type: ignore[attr-defined]

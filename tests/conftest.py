@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ from scipy.stats import entropy
 from sklearn.decomposition import PCA
 
 import cnnfilterdb
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 def _state_dict(seed: int, sizes: dict[str, tuple[int, int, int, int]], smooth: float) -> dict[str, np.ndarray]:
@@ -107,3 +110,32 @@ def release_path(tmp_path_factory: pytest.TempPathFactory, sample_path: Path) ->
     with cnnfilterdb.open(sample_path) as db:
         db.publish("owner/sample", folder=path, version="1.0.0")
     return path
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium, for the tests of one module: while it runs, no other event loop can run in this thread."""
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium: apt-get install chromium")
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield launched
+        launched.close()
+
+
+@pytest.fixture(scope="session")
+def barriers():
+    """What axe-core finds serious in a page that is shown: one line per finding."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+
+    def found(page) -> list[str]:
+        # axe evaluates a script of its own, which the content policy of the page does not apply to.
+        return [
+            f"{one['id']}: {node['html'][:200]}: {node.get('failureSummary', '')[:300]}"
+            for one in axe.run(page).response["violations"]
+            if one["impact"] in ("serious", "critical")
+            for node in one["nodes"][:3]
+        ]
+
+    return found

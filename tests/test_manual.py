@@ -95,11 +95,18 @@ def test_every_page_is_in_a_table_of_contents():
     assert {*PAGES} - linked == {DOCS / "index.md"}
 
 
-def test_the_manual_builds_without_a_warning(tmp_path):
-    line = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", str(DOCS), str(tmp_path / "html")]
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """The manual, built."""
+    folder = tmp_path_factory.mktemp("manual")
+    line = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", str(DOCS), str(folder)]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    pages = {path.relative_to(tmp_path / "html"): path.read_text(encoding="utf-8") for path in tmp_path.rglob("*.html")}
+    return folder
+
+
+def test_the_manual_builds_without_a_warning(built):
+    pages = {path.relative_to(built): path.read_text(encoding="utf-8") for path in built.rglob("*.html")}
     sql = pages[Path("reference/sql.html")]
     for name in ("kl_shift", "filter_quality", "nearest_3x3", "binary_residual", "shared_layers"):
         assert f"<h3>{name}" in sql
@@ -110,3 +117,21 @@ def test_the_manual_builds_without_a_warning(tmp_path):
     assert "medical ct" in pages[Path("reference/vocabularies.html")]
     # Everything is on the machine of the reader
     assert not [name for name, page in pages.items() if re.search(r"<(script|link|img)[^>]+(src|href)=\"https?:", page)]
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_the_manual_has_no_barriers(built, browser, barriers, width, scheme):
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page = context.new_page()
+    # A page of prose, one of consoles, one of long tables, and those that the theme makes itself.
+    for name in (
+        "index",
+        "guides/comparing-groups",
+        "reference/vocabularies",
+        "reference/tables",
+        "genindex",
+        "search",
+    ):
+        page.goto((built / f"{name}.html").as_uri())
+        assert barriers(page) == [], name
+    context.close()

@@ -202,7 +202,7 @@ def test_frame(
             "remark": [_remark(number) for number in pairs.arrangements.tolist()],
         }
     )
-    attrs = _attrs(data, metric, permutations) | {"within": within, "overall": asdict(overall)}
+    attrs = how_computed(data, metric, permutations) | {"within": within, "overall": asdict(overall)}
     if estimated:
         level = _LEVEL if level is None else level
         parts = [groups.counts[codes == code] for code in range(len(names))]
@@ -287,7 +287,7 @@ def partition_frame(
         else "as many levels as models: nothing is left to test against"
         for term in terms
     ]  # fmt: skip
-    frame.attrs |= _attrs(data, metric, permutations) | {"within": within, "marginal": marginal}
+    frame.attrs |= how_computed(data, metric, permutations) | {"within": within, "marginal": marginal}
     return frame
 
 
@@ -300,7 +300,7 @@ def dispersion_frame(
     names, codes = data.codes(by)
     found = stats.dispersion(model_shifts(data, weights, metric), codes, permutations=permutations, seed=seed)
     frame = pd.DataFrame({"models": np.bincount(codes), "distance": found.means}, index=pd.Index(names, name=by))
-    frame.attrs |= _attrs(data, metric, permutations) | {"f": found.f, "p": found.p}
+    frame.attrs |= how_computed(data, metric, permutations) | {"f": found.f, "p": found.p}
     return frame
 
 
@@ -314,7 +314,7 @@ def embedding_frame(data: Labelled, weights: ComponentWeights, metric: str, dime
     for text, labels in data.labels.items():
         frame[text] = labels
     explained = {"explained": found.explained.tolist(), "negative": found.negative}
-    frame.attrs |= _attrs(data, metric, None) | explained
+    frame.attrs |= how_computed(data, metric, None) | explained
     return frame
 
 
@@ -347,7 +347,7 @@ def purity_frame(
             continue  # every model of this label is alone in its family
         rows.append({by: label, **asdict(found)})
     frame = pd.DataFrame(rows).set_index(by)
-    frame.attrs |= _attrs(data, metric, permutations) | {"neighbours": neighbours, "across": across}
+    frame.attrs |= how_computed(data, metric, permutations) | {"neighbours": neighbours, "across": across}
     return frame
 
 
@@ -358,7 +358,8 @@ def model_shifts(data: Labelled, weights: ComponentWeights, metric: str) -> npt.
     return stats.kl_shift(groups.counts, chosen, groups.low, groups.high, metric=metric)
 
 
-def _attrs(data: Labelled, metric: str, permutations: int | None) -> dict[str, Any]:
+def how_computed(data: Labelled, metric: str, permutations: int | None) -> dict[str, Any]:
+    """How an answer about models was computed, for its ``.attrs``."""
     groups = data.models
     return {
         "basis": groups.basis_id or "given",
@@ -367,5 +368,7 @@ def _attrs(data: Labelled, metric: str, permutations: int | None) -> dict[str, A
         "balance": groups.grouping.balance,
         "kernel": groups.grouping.kernel,
         "models": len(groups.labels),
+        "layers": int(groups.layers.sum()),
+        "filters": int(groups.filters.sum()),
         "unlabelled": data.unlabelled,
     } | ({"permutations": permutations} if permutations is not None else {})

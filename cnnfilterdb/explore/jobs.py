@@ -24,9 +24,13 @@ class Job:
 
     Args:
         seconds: Its time limit.
+
+    Attributes:
+        done: Number of filters that were searched.
     """
 
     def __init__(self, seconds: float) -> None:
+        self.done = 0
         self._cursors: list[duckdb.DuckDBPyConnection] = []
         self._lock = threading.Lock()
         self._done = threading.Event()
@@ -60,6 +64,11 @@ class Job:
         """Raise CancelledError if the job was stopped."""
         if self._reason:
             raise CancelledError(self._reason)
+
+    def advance(self, filters: int) -> None:
+        """Count filters that were searched; raise CancelledError if the job was stopped."""
+        self.check()
+        self.done += filters
 
     def stop(self, reason: str) -> None:
         """Interrupt the queries of the job, and refuse further ones. Returns when the job has ended."""

@@ -149,6 +149,7 @@ def application(
     explorer = Explorer(watched, shown)
     pages = Path(str(files(__package__).joinpath("static")))
     limiter = anyio.CapacityLimiter(8)
+    running: dict[str, Job] = {}
 
     async def page(request: HttpRequest) -> Response:
         return FileResponse(pages / "index.html")
@@ -158,6 +159,10 @@ def application(
         if not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
             return JSONResponse({"error": "open the URL that `cnnfilterdb explore` printed"}, status_code=401)
         name = request.path_params["view"]
+        if name == "progress":
+            found = await _body(request) or {}
+            job = running.get(str(found.get("job")))
+            return JSONResponse({"done": job.done if job else None})
         question: Callable[[Any], Any] | None = explorer.file if name == "file" else explorer.views.get(name)
         if question is None:
             return JSONResponse({"error": f"no view {name!r}"}, status_code=404)
@@ -167,8 +172,12 @@ def application(
             return Response(status_code=499)
         if body is None:
             return JSONResponse({"error": "expected a JSON object of at most 4 MB"}, status_code=400)
+        # The page may name a question, to ask how far it is.
+        job, label = Job(seconds), str(body.get("job", ""))[:64]
+        if label:
+            running[label] = job
         try:
-            answer = await _answered(request, partial(question, body), seconds, limiter)
+            answer = await _answered(request, partial(question, body), job, limiter)
         except CancelledError as error:
             return JSONResponse({"error": str(error), "cancelled": True}, status_code=409)
         except CnnFilterDbError as error:
@@ -176,6 +185,8 @@ def application(
             if "Out of Memory Error" in text:  # DuckDB's remedies are not those of a page
                 text = f"more memory is needed than the limit of {memory}; select less, or raise it by --memory"
             return JSONResponse({"error": text}, status_code=422)
+        finally:
+            running.pop(label, None)
         if name == "file":
             data, filename = answer
             kind = MEDIA_TYPES[filename.rpartition(".")[2]]
@@ -231,12 +242,10 @@ async def _body(request: HttpRequest) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-async def _answered(
-    request: HttpRequest, question: Callable[[], Any], seconds: float, limiter: anyio.CapacityLimiter
-) -> Any:
+async def _answered(request: HttpRequest, question: Callable[[], Any], job: Job, limiter: anyio.CapacityLimiter) -> Any:
     """The answer to a question, which is cancelled when the browser closes the connection."""
 
-    def work(job: Job) -> Any:
+    def work() -> Any:
         with job:
             current.set(job)
             try:
@@ -247,7 +256,6 @@ async def _answered(
                 job.check()  # the interrupt of a query is not an error of the question
                 raise
 
-    job = Job(seconds)
     answers: list[Any] = []
     errors: list[BaseException] = []
 
@@ -260,7 +268,7 @@ async def _answered(
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(watch, tasks.cancel_scope)
         try:
-            answers.append(await anyio.to_thread.run_sync(partial(work, job), limiter=limiter))
+            answers.append(await anyio.to_thread.run_sync(work, limiter=limiter))
         except Exception as error:  # raised below, not inside a group of tasks
             errors.append(error)
         tasks.cancel_scope.cancel()

@@ -20,6 +20,7 @@ from cnnfilterdb import sql as sqltext
 from cnnfilterdb import stats
 from cnnfilterdb.analysis import shifts
 from cnnfilterdb.analysis.groups import BALANCES
+from cnnfilterdb.analysis.queries import condition
 from cnnfilterdb.core import schema
 from cnnfilterdb.core.version import package_version
 from cnnfilterdb.errors import CnnFilterDbError, SelectionError, unknown_model
@@ -364,7 +365,13 @@ class Explorer:
             except SelectionError as error:
                 reason = str(error)
         here = f"model_id = {sqltext.literal(key)} AND layer = {number}"
+        where = Selection.of(request.get("selection", {})).condition()
+        searched = self._db._table(
+            f"SELECT CAST(coalesce(sum(filters), 0) AS BIGINT) AS n FROM facts WHERE stored "
+            f"AND kernel = {sqltext.literal(kernel)} AND {condition(where)}"
+        )
         return {
+            "searched": searched["n"][0].as_py(),
             "shape": list(pattern.shape),
             "weights": pattern.ravel().tolist(),
             "channels": channels,

@@ -107,7 +107,7 @@ class WatchedReader(Lineage):
 
     def _scanned(self, filters: int) -> None:
         if job := current.get():
-            job.check()
+            job.advance(filters)
 
     def _stored_groups(self, question: Grouping, fitted: FittedBasis) -> Groups:
         if kept := self._kept(fitted, question.recipe):

@@ -14,12 +14,12 @@ from cnnfilterdb.plots.lineage import lineage
 from cnnfilterdb.plots.look import StyleName
 from cnnfilterdb.plots.models import model_map, spread
 from cnnfilterdb.plots.null import null_distributions
+from cnnfilterdb.plots.page import Figure, to_png
 from cnnfilterdb.plots.phenotypes import phenotypes
 from cnnfilterdb.plots.quality import depth_deciles, quality
 from cnnfilterdb.plots.report import report
 from cnnfilterdb.plots.report_data import Coefficients, GroupingData, Method, ReportData
 from cnnfilterdb.plots.ridge import binned_density, ridge, silverman_bandwidth
-from cnnfilterdb.plots.style import Figure, to_png
 
 __all__ = [
     "METRIC_LABELS",

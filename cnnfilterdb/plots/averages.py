@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import matplotlib
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure as MatplotlibFigure
 from matplotlib.figure import FigureBase
@@ -16,16 +16,17 @@ from matplotlib.figure import FigureBase
 from cnnfilterdb.core.schema import kernel_shape
 from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.plots.look import StyleName, look, styled
+from cnnfilterdb.plots.page import image_rows_page
 from cnnfilterdb.plots.style import (
     DIVERGING,
     MUTED,
     SEQUENTIAL,
     colour_bar,
+    colour_map,
     column_labels,
     compact,
     distinct_labels,
     finite_array,
-    image_rows_page,
     row_label_width,
     row_labels,
 )
@@ -44,6 +45,7 @@ def variance(
     title: str | None = None,
     ax: Axes | FigureBase | None = None,
     style: StyleName = "screen",
+    caption: str | None = None,
 ) -> MatplotlibFigure:
     """Draw the variance of each weight over the kernels of groups: a row per group, a column per kernel size.
 
@@ -57,6 +59,7 @@ def variance(
         title: Title of the figure.
         ax: Panel or part of a figure to draw on, without colour bar; by default a new figure is created.
         style: ``screen``, or ``paper`` for the width of a column.
+        caption: What was drawn, which is written below the figure on a screen.
 
     Returns:
         The figure, with one image per group and kernel size.
@@ -78,6 +81,7 @@ def mean_kernels(
     title: str | None = None,
     ax: Axes | FigureBase | None = None,
     style: StyleName = "screen",
+    caption: str | None = None,
 ) -> MatplotlibFigure:
     """Draw the mean kernel of groups: a row per group, a column per kernel size.
 
@@ -91,6 +95,7 @@ def mean_kernels(
         title: Title of the figure.
         ax: Panel or part of a figure to draw on, without colour bar; by default a new figure is created.
         style: ``screen``, or ``paper`` for the width of a column.
+        caption: What was drawn, which is written below the figure on a screen.
 
     Returns:
         The figure, with one image per group and kernel size.
@@ -135,8 +140,9 @@ def _rows(
     across, down = 0.14, 0.20 / unit
     wide, high = len(sizes) * (1 + across) - across, len(maps) * (1 + down)
     bar_height = min(unit * high, 1.4)
-    figure, axes, bar = image_rows_page(names, unit * wide, unit * high, bar=bar_height, title=title, ax=ax)
-    for row, (label, group) in enumerate(maps.items()):
+    page = image_rows_page(names, unit * wide, unit * (1 + down), bar=bar_height, title=title, ax=ax)
+    for number, (label, group) in enumerate(maps.items()):
+        axes, row = page.place(number)
         for column, size in enumerate(sizes):
             if size not in group:
                 continue
@@ -146,14 +152,16 @@ def _rows(
                 place[0] + 0.5, place[1] + 1 + 0.03 / unit, compact(group[size][1]), ha="center", va="top",
                 fontsize=look().small, color=MUTED,
             )  # fmt: skip
-    axes.set_xlim(-0.02, wide + 0.02)
-    axes.set_ylim(high, -0.02)
-    axes.set_aspect("equal")
-    row_labels(axes, [row * (1 + down) + 0.5 for row in range(len(maps))], names, [], look().body)
-    column_labels(axes, [column * (1 + across) + 0.5 for column in range(len(sizes))], sizes, look().body)
-    if bar is not None:
-        colour_bar(bar, axes.images[0])
-    return figure
+    for first, axes in zip(range(0, len(maps), page.rows), page.panels, strict=True):
+        there = names[first : first + page.rows]
+        axes.set_xlim(-0.02, wide + 0.02)
+        axes.set_ylim(len(there) * (1 + down), -0.02)
+        axes.set_aspect("equal")
+        row_labels(axes, [row * (1 + down) + 0.5 for row in range(len(there))], there, [], look().body)
+        column_labels(axes, [column * (1 + across) + 0.5 for column in range(len(sizes))], sizes, look().body)
+    if page.bar is not None:
+        colour_bar(page.bar, ScalarMappable(norm, colours))
+    return page.figure
 
 
 def _draw(
@@ -166,7 +174,7 @@ def _draw(
     axes.imshow(
         values,
         extent=(x, x + scale * width, y + scale * height, y),
-        cmap=matplotlib.colormaps[colours],
+        cmap=colour_map(colours),
         norm=norm,
         interpolation="nearest",
         aspect="auto",

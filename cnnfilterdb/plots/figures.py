@@ -6,7 +6,7 @@ this module uses its public methods and one internal, ``_connect()``: the DuckDB
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import numpy as np
@@ -16,12 +16,13 @@ from cnnfilterdb import plots
 from cnnfilterdb.analysis import groups as groupings
 from cnnfilterdb.analysis.groups import Grouping
 from cnnfilterdb.analysis.options import GroupOptions, ShiftOptions, at_least_one
-from cnnfilterdb.analysis.queries import condition, expression
-from cnnfilterdb.analysis.significance import model_shifts, tested
-from cnnfilterdb.core.schema import kernel_shape
+from cnnfilterdb.analysis.significance import how_computed, model_shifts, tested
+from cnnfilterdb.core.reports import counted
+from cnnfilterdb.core.schema import kernel_order, kernel_shape
 from cnnfilterdb.errors import SelectionError, unknown_model
+from cnnfilterdb.plots.captions import Caption, coefficients_text, method_text, sizes_of
 from cnnfilterdb.plots.look import StyleName
-from cnnfilterdb.plots.source import bases_of, frame_of, large_enough, layer_measures
+from cnnfilterdb.plots.source import bases_of, cells_of, layer_measures, layers_by_size, sizes_text
 from cnnfilterdb.sql import literal
 from cnnfilterdb.stats import adjusted_holm, variance_map
 
@@ -80,7 +81,11 @@ class Figures:
         matrix = self._db.kl_shift(by, **options)
         sizes = pd.DataFrame.from_dict(matrix.attrs["groups"], orient="index")
         label = plots.METRIC_LABELS[options.get("metric", "kl")]
-        return plots.heatmap(matrix, order=order, counts=sizes, title=title, label=label, ax=ax, style=style)
+        caption = self._caption(f"Shifts between {counted(len(matrix), 'group')} by {by}", by, options,
+                                method_text(matrix.attrs), matrix.attrs["coverage"])  # fmt: skip
+        return plots.heatmap(
+            matrix, order=order, counts=sizes, title=title, label=label, ax=ax, style=style, caption=caption
+        )
 
     def ridge(
         self,
@@ -118,7 +123,9 @@ class Figures:
             title=title,
             ax=ax,
             style=style,
-        )
+            caption=self._caption(f"Coefficients of {counted(len(groups.labels), 'group')} by {by}", by, options,
+                                  coefficients_text(groups)),
+        )  # fmt: skip
 
     def eigenfilters(
         self,
@@ -149,13 +156,16 @@ class Figures:
         >>> figure = db.plot.eigenfilters(by="domain")
         >>> figure.savefig("eigenfilters.pdf")
         """
+        options: GroupOptions = {"where": where, "kernel": kernel, "all_layers": all_layers,
+                                 "min_models": min_models, "min_filters": min_filters}  # fmt: skip
         if by is None:
-            fitted = self._db.basis(where=where, kernel=kernel)
-            return plots.eigenfilters({where or "all": fitted}, title=title, ax=ax, style=style)
-        return plots.eigenfilters(
-            bases_of(self._db, by, where, kernel, all_layers, min_models=min_models, min_filters=min_filters),
-            title=title, ax=ax, style=style,
-        )  # fmt: skip
+            bases: dict[Any, Any] = {where or "all": self._db.basis(where=where, kernel=kernel)}
+            what, grouping = "Components of a basis", "kernel"
+        else:
+            bases = bases_of(self._db, by, where, kernel, all_layers, min_models=min_models, min_filters=min_filters)
+            what, grouping = f"Components of a basis fitted on each of {counted(len(bases), 'group')} by {by}", by
+        caption = self._caption(what, grouping, options, "Below each: its share of the variance")
+        return plots.eigenfilters(bases, title=title, ax=ax, style=style, caption=caption)
 
     def filters(
         self,
@@ -216,6 +226,9 @@ class Figures:
             columns=columns,
             ax=ax,
             style=style,
+            caption=f"{model_id}, layer {layer} ({row['layer_name']}): {counted(len(kernels), f'{row.kernel} kernel')} "
+            f"of {row.out_channels} output channels. Weights as stored, "
+            + ("each kernel over its own range." if scale == "filter" else "all kernels over one range."),
         )
 
     def quality(
@@ -247,10 +260,11 @@ class Figures:
         >>> figure = db.plot.quality("domain")
         >>> figure.savefig("quality.svg")
         """
-        return plots.quality(
-            layer_measures(self._db, by, where, kernel, all_layers, min_models=min_models, min_filters=min_filters),
-            by=by, title=title, ax=ax, style=style,
-        )  # fmt: skip
+        frame = layer_measures(self._db, by, where, kernel, all_layers, min_models=min_models, min_filters=min_filters)
+        groups = "tenths of depth" if by == "conv_depth_norm" else f"{counted(frame[by].nunique(), 'group')} by {by}"
+        caption = Caption(what=f"Quality of the layers of {groups}", **sizes_of(frame), kernel=kernel, where=where,
+                          all_layers=all_layers, method="Entropy over its threshold; no basis is involved")  # fmt: skip
+        return plots.quality(frame, by=by, title=title, ax=ax, style=style, caption=str(caption))
 
     def variance(
         self,
@@ -282,15 +296,21 @@ class Figures:
         >>> figure.savefig("variance.png")
         """
         maps: dict[Any, dict[str, tuple[Any, int]]] = {}
-        for label, size, rows in self._by_size(by, where, kernel, all_layers, min_models, min_filters):
+        frame = layers_by_size(self._db, by, where, kernel, all_layers, min_models, min_filters)
+        for (label, size), rows in frame.groupby(["group", "kernel"]):
             values = variance_map(
                 rows["filters"].to_numpy(), np.stack(list(rows["raw_mean"])), np.stack(list(rows["raw_variance"]))
             )
             if np.isfinite(values).all():
-                maps.setdefault(label, {})[size] = (values, int(rows["filters"].sum()))
+                maps.setdefault(label, {})[str(size)] = (values, int(rows["filters"].sum()))
         if not maps:
-            raise groupings.empty(Grouping(by, where, _sizes_text(kernel)))
-        return plots.variance(maps, title=title, ax=ax, style=style)
+            raise groupings.empty(Grouping(by, where, sizes_text(kernel)))
+        caption = Caption(
+            what=f"Variance of each weight of {counted(len(maps), 'group')} by {by}", **sizes_of(frame), where=where,
+            kernel=", ".join(sorted(frame["kernel"].unique(), key=kernel_order)), all_layers=all_layers,
+            method="In units of the variance of all weights of a layer; no basis is involved",
+        )  # fmt: skip
+        return plots.variance(maps, title=title, ax=ax, style=style, caption=str(caption))
 
     def means(
         self,
@@ -322,37 +342,17 @@ class Figures:
         >>> figure.savefig("means.png")
         """
         maps: dict[Any, dict[str, tuple[Any, int]]] = {}
-        for label, size, rows in self._by_size(by, where, kernel, all_layers, min_models, min_filters):
+        frame = layers_by_size(self._db, by, where, kernel, all_layers, min_models, min_filters)
+        for (label, size), rows in frame.groupby(["group", "kernel"]):
             filters = rows["filters"].to_numpy()
             values = np.average(np.stack(list(rows["scaled_mean"])), axis=0, weights=filters)
-            maps.setdefault(label, {})[size] = (values, int(filters.sum()))
-        return plots.mean_kernels(maps, title=title, ax=ax, style=style)
-
-    def _by_size(
-        self,
-        by: str,
-        where: str | None,
-        kernel: str | Sequence[str] | None,
-        all_layers: bool,
-        min_models: int,
-        min_filters: int,
-    ) -> Iterator[tuple[Any, str, pd.DataFrame]]:
-        """The layers of each group and kernel size, with the sums of their kernels."""
-        chosen = "kernel_h >= 3 AND kernel_w >= 3"
-        if kernel is not None:
-            sizes = [kernel] if isinstance(kernel, str) else kernel
-            chosen = f"kernel IN ({', '.join(literal(size) for size in sizes)})"
-        papers = "" if all_layers else "AND papers_layer"
-        frame = frame_of(
-            self._db,
-            f'SELECT {expression(by, "by")} AS "group", kernel, model_id, filters, raw_mean, raw_variance, scaled_mean '
-            f"FROM facts WHERE stored AND filters > 0 AND raw_mean IS NOT NULL AND {chosen} AND {condition(where)} "
-            f'{papers} AND "group" IS NOT NULL ORDER BY ALL',
-        )
-        if frame.empty:
-            raise groupings.empty(Grouping(by, where, _sizes_text(kernel)))
-        for (label, size), rows in large_enough(frame, by, min_models, min_filters).groupby(["group", "kernel"]):
-            yield label, str(size), rows
+            maps.setdefault(label, {})[str(size)] = (values, int(filters.sum()))
+        caption = Caption(
+            what=f"Mean kernel of {counted(len(maps), 'group')} by {by}", **sizes_of(frame), where=where,
+            kernel=", ".join(sorted(frame["kernel"].unique(), key=kernel_order)), all_layers=all_layers,
+            method="Each kernel is divided by its largest absolute weight; no basis is involved",
+        )  # fmt: skip
+        return plots.mean_kernels(maps, title=title, ax=ax, style=style, caption=str(caption))
 
     def map(
         self,
@@ -380,9 +380,11 @@ class Figures:
         """
         placed = self._db.embed(by=by, metric=metric, **options)
         explained = placed.attrs["explained"]
+        caption = _caption_of_models(f"Models by their shifts, coloured by {by}", placed.attrs, options)
         return plots.model_map(
-            placed[["x0", "x1"]], placed[by].tolist(), explained=explained, title=title, ax=ax, style=style
-        )
+            placed[["x0", "x1"]], placed[by].tolist(), explained=explained, title=title, ax=ax, style=style,
+            caption=caption,
+        )  # fmt: skip
 
     def spread(
         self,
@@ -410,7 +412,11 @@ class Figures:
         """
         data = self._db._labelled("spread", (by,), options, metric, None, by)
         shifts = model_shifts(data, None, metric)
-        return plots.spread(shifts, data.labels[by], label=plots.METRIC_LABELS[metric], title=title, ax=ax, style=style)
+        what = f"Shifts between models of {counted(len(set(data.labels[by])), 'group')} by {by}"
+        return plots.spread(
+            shifts, data.labels[by], label=plots.METRIC_LABELS[metric], title=title, ax=ax, style=style,
+            caption=_caption_of_models(what, how_computed(data, metric, None), options),
+        )  # fmt: skip
 
     def null(
         self,
@@ -466,6 +472,11 @@ class Figures:
             title=title,
             ax=ax,
             style=style,
+            caption=_caption_of_models(
+                f"{counted(len(chosen), 'pair')} of {len(order):,} by {by}" + (f" within {within}" if within else ""),
+                how_computed(data, metric, permutations),
+                options,
+            ),
         )
 
     def lineage(
@@ -492,7 +503,13 @@ class Figures:
         >>> keys = families.add(parent, "parent"), families.add({"conv.weight": 2 * parent["conv.weight"]}, "child")
         >>> families.plot.lineage().savefig("lineage.png")
         """
-        return plots.lineage(self._db.lineage(kurtosis=kurtosis), title=title, ax=ax, style=style)
+        frame = self._db.lineage(kurtosis=kurtosis)
+        caption = (
+            f"{counted(len(frame), 'model')} in {counted(frame['tree'].nunique(), 'tree')}, of "
+            f"{counted(len(self._db.storage.model_ids()), 'model')}. Related by the cosines of their layers; "
+            "no basis is involved."
+        )
+        return plots.lineage(frame, title=title, ax=ax, style=style, caption=caption)
 
     def phenotypes(
         self,
@@ -542,25 +559,37 @@ class Figures:
             by, where=where, recipe=recipe, kernel=kernel, all_layers=all_layers, min_models=min_models,
             min_filters=min_filters,
         )  # fmt: skip
-        low, high = groups.low, groups.high
-        cells = [f"CAST(floor((c{number} - {low!r}) / {(high - low) / _CELLS!r}) AS INTEGER)" for number in components]
-        papers = "" if all_layers else "AND papers_layer"
-        rows = frame_of(
-            self._db,
-            f'WITH grouped AS (SELECT model_id, layer, {expression(by, "by")} AS "group" FROM facts WHERE stored '
-            f"AND kernel = {literal(kernel)} AND {condition(where)} {papers}) "
-            f'SELECT "group", {cells[0]} AS x, {cells[1]} AS y, count(*) AS filters '
-            f'FROM coefficients_{kernel} JOIN grouped USING (model_id, layer) WHERE "group" IS NOT NULL GROUP BY ALL',
-        )
-        place = {label: number for number, label in enumerate(groups.labels)}
-        rows = rows[rows["x"].between(0, _CELLS - 1) & rows["y"].between(0, _CELLS - 1) & rows["group"].isin(place)]
-        counts = np.zeros((len(groups.labels), _CELLS, _CELLS))
-        counts[rows["group"].map(place).to_numpy(dtype=int), rows["x"], rows["y"]] = rows["filters"]
+        counts = cells_of(self._db, groups, components, _CELLS)
+        options: GroupOptions = {"where": where, "kernel": kernel, "all_layers": all_layers,
+                                 "min_models": min_models, "min_filters": min_filters}  # fmt: skip
+        first, second = components
+        what = f"Coefficients c{first} and c{second} of {counted(len(groups.labels), 'group')} by {by}"
+        caption = self._caption(what, by, options, coefficients_text(groups))
         return plots.phenotypes(
-            counts, low, high, groups.labels, components=components, title=title, ax=ax, style=style
+            counts, groups.low, groups.high, groups.labels, components=components, title=title, ax=ax, style=style,
+            caption=caption,
+        )  # fmt: skip
+
+    def _caption(
+        self, what: str, by: str, options: GroupOptions, method: str, counts: Mapping[str, Any] | None = None
+    ) -> str:
+        """The caption of a figure of groups of filters; the counts are those of a coverage."""
+        found = counts or self._db._coverage(by, options)
+        return str(
+            Caption(
+                what=what, models=found["used_models"], layers=found["used_layers"], filters=found["used_filters"],
+                kernel=options.get("kernel", "3x3"), where=options.get("where"),
+                all_layers=options.get("all_layers", False), method=method,
+            )
+        )  # fmt: skip
+
+
+def _caption_of_models(what: str, attrs: Mapping[Any, Any], options: GroupOptions) -> str:
+    """The caption of a figure of single models."""
+    sizes = {name: attrs[name] for name in ("models", "layers", "filters")}
+    return str(
+        Caption(
+            what=what, **sizes, kernel=attrs["kernel"], where=options.get("where"),
+            all_layers=options.get("all_layers", False), method=method_text(attrs),
         )
-
-
-def _sizes_text(kernel: str | Sequence[str] | None) -> str:
-    """What the kernel sizes of a question are called in an error."""
-    return "spatial" if kernel is None else kernel if isinstance(kernel, str) else ", ".join(kernel)
+    )  # fmt: skip

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-import matplotlib
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -19,24 +18,23 @@ from scipy.spatial.distance import squareform
 
 from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.plots.look import StyleName, look, styled
+from cnnfilterdb.plots.page import Figure, place_title, say_named
 from cnnfilterdb.plots.style import (
     INK,
     RULE,
     SEQUENTIAL,
-    Figure,
     bare,
     colour_bar,
+    colour_map,
     compact,
     contrast,
     distinct_labels,
     height_of,
     named_rows,
     panel_of,
-    place_title,
     root_figure,
     row_label_width,
     row_labels,
-    say_named,
     text_width,
 )
 
@@ -114,6 +112,7 @@ def heatmap(
     label: str = "KL shift D (nats)",
     ax: Axes | FigureBase | None = None,
     style: StyleName = "screen",
+    caption: str | None = None,
 ) -> MatplotlibFigure:
     """Draw a matrix of shifts between groups as a heat map.
 
@@ -129,6 +128,7 @@ def heatmap(
         label: What the values are, printed along the colour bar.
         ax: Panel or part of a figure to draw on, without colour bar; by default a new figure is created.
         style: ``screen``, or ``paper`` for the width of a column; groups that do not fit in need more.
+        caption: What was drawn, which is written below the figure on a screen.
 
     Returns:
         The figure. Its first image holds the ordered matrix.
@@ -153,11 +153,13 @@ def heatmap(
     least = 0.21 if look().notes else 0.125  # inches: room for numbers, or for the names alone
     cell = float(np.clip((look().column - left - _BAR) / groups, least, 0.56))
     cell = min(cell, look().tallest / groups)
+    figure: MatplotlibFigure
     bar: Axes | None = None
     step = named_rows(cell * np.sin(np.pi / 4), size)  # of names at an angle of 45 degrees
     if ax is None:
-        figure, ax, bar = _page(cell * groups, left, names, title, with_notes=bool(notes))
-        say_named(figure, step)
+        page, ax, bar = _page(cell * groups, left, names, title, with_notes=bool(notes))
+        figure = page
+        say_named(page, step)
     else:
         ax = panel_of(ax, title)
         figure = root_figure(ax)
@@ -187,7 +189,7 @@ def heatmap(
 
 def _page(
     side: float, left: float, names: Sequence[str], title: str | None, *, with_notes: bool
-) -> tuple[MatplotlibFigure, Axes, Axes]:
+) -> tuple[Figure, Axes, Axes]:
     """A new figure with room for the labels: the figure, the panel (``side`` inches) and that of the colour bar."""
     label_width = max(text_width(name, look().body) for name in names)
     bottom = 0.16 + (label_width + 0.1) * np.sin(np.pi / 4)
@@ -222,7 +224,7 @@ def brightest(values: npt.NDArray[np.float64]) -> float:
 def _draw_cells(ax: Axes, values: npt.NDArray[np.float64], norm: Normalize) -> AxesImage:
     bare(ax)
     ax.set_facecolor(RULE)
-    image = ax.imshow(values, cmap=matplotlib.colormaps[SEQUENTIAL], norm=norm, interpolation="nearest", aspect="equal")
+    image = ax.imshow(values, cmap=colour_map(SEQUENTIAL), norm=norm, interpolation="nearest", aspect="equal")
     if len(values) <= 60:
         for edge in np.arange(len(values) - 1) + 0.5:
             ax.axhline(edge, color="white", linewidth=0.5)
@@ -234,7 +236,7 @@ def _draw_numbers(ax: Axes, values: npt.NDArray[np.float64], norm: Normalize, ce
     """Print the values in cells of the given size in inches, all in the largest font that fits, if that is legible."""
     short = cell <= 0.34 or look().short_numbers
     texts = [[_number(value, short=short) for value in row] for row in values]
-    colours = matplotlib.colormaps[SEQUENTIAL]
+    colours = colour_map(SEQUENTIAL)
     room = 0.78 * cell / max(max(text_width(text, 1.0) for row in texts for text in row), 1e-9)
     size = min(room, look().small + 0.5)
     if size < least:

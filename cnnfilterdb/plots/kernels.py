@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
-import matplotlib
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
@@ -13,23 +12,23 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure as MatplotlibFigure
 from matplotlib.figure import FigureBase
+from matplotlib.image import AxesImage
 
 from cnnfilterdb.core.schema import kernel_shape
 from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.plots.look import StyleName, look, styled
+from cnnfilterdb.plots.page import Figure, image_rows_page, place_title
 from cnnfilterdb.plots.style import (
     DIVERGING,
     MUTED,
     RULE,
-    Figure,
     bare,
     colour_bar,
+    colour_map,
     column_labels,
     distinct_labels,
     finite_array,
-    image_rows_page,
     panel_of,
-    place_title,
     root_figure,
     row_label_width,
     row_labels,
@@ -73,6 +72,7 @@ def filter_grid(
     limit: int = 256,
     ax: Axes | FigureBase | None = None,
     style: StyleName = "screen",
+    caption: str | None = None,
 ) -> MatplotlibFigure:
     """Draw kernels as small images, blue for negative weights and red for positive ones, white for zero.
 
@@ -88,6 +88,7 @@ def filter_grid(
             omitted.
         ax: Panel or part of a figure to draw on, without labels and colour bar; by default a new figure is created.
         style: ``screen``, or ``paper`` for the width of a column.
+        caption: What was drawn, which is written below the figure on a screen.
 
     Returns:
         The figure, with one image per kernel.
@@ -208,8 +209,7 @@ def _grid_page(
     figure = Figure(max(left + width + 0.62, min(wanted + 0.12, 5.12)), upper + max(height, bar + 0.06) + bottom)
     place_title(figure, *titles)
     if note:
-        page_width, page_height = figure.get_size_inches()
-        figure.text(left / page_width, 0.05 / page_height, note, va="bottom", fontsize=look().small, color=MUTED)
+        figure.write(note, left, 0.05)
     return figure, figure.panel(left, upper, width, height), figure.panel(left + width + 0.14, upper + 0.03, 0.09, bar)
 
 
@@ -230,6 +230,7 @@ def eigenfilters(
     title: str | None = None,
     ax: Axes | FigureBase | None = None,
     style: StyleName = "screen",
+    caption: str | None = None,
 ) -> MatplotlibFigure:
     """Draw the components of bases as images: a row per basis, a column per component, as the papers do.
 
@@ -243,6 +244,7 @@ def eigenfilters(
         title: Title of the figure.
         ax: Panel or part of a figure to draw on, without colour bar; by default a new figure is created.
         style: ``screen``, or ``paper`` for the width of a column.
+        caption: What was drawn, which is written below the figure on a screen.
 
     Returns:
         The figure, with one image per component, row by row.
@@ -272,8 +274,9 @@ def eigenfilters(
     wide = shown * (1 + across) - across
     high = len(bases) * (ratio + down)
     bar_height = min(unit * ratio if len(bases) == 1 else unit * high, 1.4)
-    figure, axes, bar = image_rows_page(names, unit * wide, unit * high, bar=bar_height, title=title, ax=ax)
-    for row, basis in enumerate(bases.values()):
+    page = image_rows_page(names, unit * wide, unit * (ratio + down), bar=bar_height, title=title, ax=ax)
+    for number, basis in enumerate(bases.values()):
+        axes, row = page.place(number)
         top = row * (ratio + down)
         for column in range(min(shown, len(basis.components))):
             kernel = np.asarray(basis.components[column], dtype=np.float64).reshape(kernel_h, kernel_w)
@@ -288,33 +291,29 @@ def eigenfilters(
                 fontsize=look().small,
                 color=MUTED,
             )
-    axes.set_xlim(-0.02, wide + 0.02)
-    axes.set_ylim(high, -0.02)
-    row_labels(axes, [row * (ratio + down) + 0.5 * ratio for row in range(len(bases))], names, [], look().body)
-    column_labels(
-        axes,
-        [column * (1 + across) + 0.5 for column in range(shown)],
-        [f"$c_{{{column}}}$" for column in range(shown)],
-        look().title,
-    )
-    if bar is not None:
-        colour_bar(bar, axes.images[0], ticks=[-vmax, 0.0, vmax])
-    return figure
+    centres, heads = [column * (1 + across) + 0.5 for column in range(shown)], [f"$c_{{{i}}}$" for i in range(shown)]
+    for first, axes in zip(range(0, len(bases), page.rows), page.panels, strict=True):
+        there = names[first : first + page.rows]
+        axes.set_xlim(-0.02, wide + 0.02)
+        axes.set_ylim(len(there) * (ratio + down), -0.02)
+        row_labels(axes, [row * (ratio + down) + 0.5 * ratio for row in range(len(there))], there, [], look().body)
+        column_labels(axes, centres, heads, look().title)
+    if page.bar is not None:
+        colour_bar(page.bar, ScalarMappable(Normalize(-vmax, vmax), DIVERGING), ticks=[-vmax, 0.0, vmax])
+    return page.figure
 
 
 def _draw(
     axes: Axes, kernel: npt.NDArray[np.float64], x: float, y: float, width: float, height: float, bound: float
 ) -> None:
     """Draw a kernel at a place of a panel whose y axis points down, with a hairline around it."""
-    image = axes.imshow(
-        kernel,
-        extent=(x, x + width, y + height, y),
-        cmap=matplotlib.colormaps[DIVERGING],
-        norm=Normalize(-bound, bound),
-        interpolation="nearest",
-        aspect="auto",
-    )
+    image = AxesImage(
+        axes, cmap=colour_map(DIVERGING), norm=Normalize(-bound, bound), interpolation="nearest",
+        extent=(x, x + width, y + height, y), origin="upper",
+    )  # fmt: skip
+    image.set_data(kernel)
     image.set_clip_on(False)
+    axes.add_image(image)
     axes.plot(
         [x, x + width, x + width, x, x], [y, y, y + height, y + height, y], color=RULE, linewidth=0.4, clip_on=False
     )

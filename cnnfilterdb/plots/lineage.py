@@ -11,15 +11,14 @@ from matplotlib.figure import FigureBase
 
 from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.plots.look import StyleName, look, styled
+from cnnfilterdb.plots.page import Figure, place_title
 from cnnfilterdb.plots.style import (
     INK,
     MUTED,
     RULE,
-    Figure,
     bare,
     distinct_labels,
     panel_of,
-    place_title,
     root_figure,
     text_width,
 )
@@ -40,6 +39,7 @@ def lineage(
     title: str | None = None,
     ax: Axes | FigureBase | None = None,
     style: StyleName = "screen",
+    caption: str | None = None,
 ) -> MatplotlibFigure:
     """Draw trees of related models: a row per model, with a line to its parent.
 
@@ -51,6 +51,7 @@ def lineage(
         title: Title of the figure.
         ax: Panel or part of a figure to draw on; by default a new figure is created.
         style: ``screen``, or ``paper`` for the width of a page.
+        caption: What was drawn, which is written below the figure on a screen.
 
     Returns:
         The figure: one panel.

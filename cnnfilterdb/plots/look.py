@@ -10,7 +10,7 @@ from typing import Any, Literal, ParamSpec, TypeVar
 
 from cnnfilterdb.errors import SelectionError
 
-__all__ = ["LOOKS", "Look", "StyleName", "look", "styled"]
+__all__ = ["LOOKS", "Look", "StyleName", "caption_given", "look", "styled"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -31,6 +31,7 @@ class Look:
         tallest: Height in inches above which rows are narrowed and only some of them named.
         short_numbers: Whether values below 1 lose the zero before the point.
         notes: Whether a heat map, whose cells are square, has the sizes of groups beside their names.
+        captions: Whether captions are part of the picture.
     """
 
     title: float
@@ -41,20 +42,38 @@ class Look:
     tallest: float
     short_numbers: bool
     notes: bool
+    captions: bool
 
 
 #: ``screen`` is legible in a browser. ``paper`` has the widths of the CVPR paper's column and text block (8.25 cm and
 #: 17.46 cm), text that stays at least 5 points high when it is printed, and numbers as the papers write them.
 LOOKS: dict[StyleName, Look] = {
     "screen": Look(
-        title=9.0, body=7.5, small=6.5, column=7.16, page=7.16, tallest=16.0, short_numbers=False, notes=True
+        title=9.0,
+        body=7.5,
+        small=6.5,
+        column=7.16,
+        page=7.16,
+        tallest=16.0,
+        short_numbers=False,
+        notes=True,
+        captions=True,
     ),
     "paper": Look(
-        title=7.5, body=6.5, small=5.5, column=3.25, page=6.875, tallest=8.8, short_numbers=True, notes=False
+        title=7.5,
+        body=6.5,
+        small=5.5,
+        column=3.25,
+        page=6.875,
+        tallest=8.8,
+        short_numbers=True,
+        notes=False,
+        captions=False,
     ),
 }
 
 _current: ContextVar[Look] = ContextVar("look", default=LOOKS["screen"])
+_caption: ContextVar[str] = ContextVar("caption", default="")
 
 
 def look() -> Look:
@@ -62,18 +81,25 @@ def look() -> Look:
     return _current.get()
 
 
+def caption_given() -> str:
+    """The caption of the figure that this thread is drawing; empty for none."""
+    return _caption.get()
+
+
 def styled(draw: Callable[P, T]) -> Callable[P, T]:
-    """Let a function that draws, which has the argument ``style``, draw in that look."""
+    """Let a function that draws, which has the arguments ``style`` and ``caption``, draw in that look and with it."""
 
     @wraps(draw)
     def drawn(*args: P.args, **options: P.kwargs) -> T:
         name: Any = options.get("style", "screen")
         if name not in LOOKS:
             raise SelectionError(f"style: {name!r} given; expected {' or '.join(map(repr, LOOKS))}")
-        token = _current.set(LOOKS[name])
+        caption: Any = options.get("caption")
+        token, caption_token = _current.set(LOOKS[name]), _caption.set(caption or "")
         try:
             return draw(*args, **options)
         finally:
             _current.reset(token)
+            _caption.reset(caption_token)
 
     return drawn

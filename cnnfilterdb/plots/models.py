@@ -14,10 +14,10 @@ from matplotlib.figure import FigureBase
 
 from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.plots.look import StyleName, look, styled
+from cnnfilterdb.plots.page import Figure, place_title, say_named
 from cnnfilterdb.plots.style import (
     INK,
     RULE,
-    Figure,
     bare,
     distinct_labels,
     draw_boxes,
@@ -26,11 +26,9 @@ from cnnfilterdb.plots.style import (
     is_unknown,
     named_rows,
     panel_of,
-    place_title,
     root_figure,
     row_label_width,
     row_labels,
-    say_named,
     text_width,
 )
 
@@ -54,6 +52,7 @@ def model_map(
     title: str | None = None,
     ax: Axes | FigureBase | None = None,
     style: StyleName = "screen",
+    caption: str | None = None,
 ) -> MatplotlibFigure:
     """Draw models as points of a plane, coloured by group.
 
@@ -66,6 +65,7 @@ def model_map(
         title: Title of the figure.
         ax: Panel or part of a figure to draw on, with the legend inside; by default a new figure is created.
         style: ``screen``, or ``paper`` for the width of a column.
+        caption: What was drawn, which is written below the figure on a screen.
 
     Returns:
         The figure.
@@ -144,8 +144,8 @@ def _map_page(names: Sequence[str], title: str | None) -> tuple[Figure, Axes, di
         columns = max(1, int(look().column // wide))
         figure = Figure(look().column, upper + side + bottom + line * -(-len(names) // columns) + 0.06)
         place = {
-            "loc": "lower left", "bbox_to_anchor": (0.0, 0.0), "bbox_transform": figure.transFigure, "ncols": columns,
-            "columnspacing": 0.6,
+            "loc": "lower left", "bbox_to_anchor": (0.0, figure.foot / figure.get_size_inches()[1]),
+            "bbox_transform": figure.transFigure, "ncols": columns, "columnspacing": 0.6,
         }  # fmt: skip
     place_title(figure, title)
     return figure, figure.panel(left, upper, side, side), place
@@ -160,6 +160,7 @@ def spread(
     title: str | None = None,
     ax: Axes | FigureBase | None = None,
     style: StyleName = "screen",
+    caption: str | None = None,
 ) -> MatplotlibFigure:
     """Draw how the shifts between the models of a group compare with those to all other models.
 
@@ -173,6 +174,7 @@ def spread(
         title: Title of the figure.
         ax: Panel or part of a figure to draw on; by default a new figure is created.
         style: ``screen``, or ``paper`` for the width of a column.
+        caption: What was drawn, which is written below the figure on a screen.
 
     Returns:
         The figure: one panel, two boxes per row.

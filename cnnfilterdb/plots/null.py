@@ -13,14 +13,14 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.plots.look import StyleName, look, styled
+from cnnfilterdb.plots.page import Figure, place_title, say_named
 from cnnfilterdb.plots.style import (
     INK,
     RULE,
-    Figure,
     bare,
     distinct_labels,
+    named_rows,
     panel_of,
-    place_title,
     root_figure,
     row_label_width,
     row_labels,
@@ -47,6 +47,7 @@ def null_distributions(
     title: str | None = None,
     ax: Axes | FigureBase | None = None,
     style: StyleName = "screen",
+    caption: str | None = None,
 ) -> MatplotlibFigure:
     """Draw the distribution of a statistic under the null hypothesis, and the value that was observed.
 
@@ -64,6 +65,7 @@ def null_distributions(
         title: Title of the figure.
         ax: Panel or part of a figure to draw on; by default a new figure is created.
         style: ``screen``, or ``paper`` for the width of a page.
+        caption: What was drawn, which is written below the figure on a screen.
 
     Returns:
         The figure: one panel.
@@ -78,7 +80,8 @@ def null_distributions(
     low, high = low / 1.15, high * 1.15
     edges = np.geomspace(low, high, _BINS + 1)
     shown = distinct_labels(names, 40)
-    pitch = 0.46
+    pitch = min(0.46, look().tallest / len(names))
+    step = named_rows(pitch, look().body)
     figure: MatplotlibFigure
     if ax is None:
         left = 0.08 + row_label_width(shown, notes, look().body, heading)
@@ -87,6 +90,7 @@ def null_distributions(
         figure = page = Figure(width, upper + pitch * len(names) + 0.5)
         place_title(page, title)
         axes = page.panel(left, upper, width - left - right, pitch * len(names))
+        say_named(page, step)
     else:
         axes = panel_of(ax, title)
         figure = root_figure(axes)
@@ -106,17 +110,18 @@ def null_distributions(
         axes.hlines(base, low, high, color=RULE, linewidth=0.6)
         colour = _FOUND if probability <= 0.05 else INK
         axes.vlines(max(value, low), base - 0.84, base, color=colour, linewidth=1.4, zorder=3)
-        axes.annotate(
-            f"p {probability:.3g}", (1.0, row), xycoords=("axes fraction", "data"), xytext=(5, 0),
-            textcoords="offset points", va="center", fontsize=look().small, color=colour, annotation_clip=False,
-        )  # fmt: skip
+        if row % step == 0:
+            axes.annotate(
+                f"p {probability:.3g}", (1.0, row), xycoords=("axes fraction", "data"), xytext=(5, 0),
+                textcoords="offset points", va="center", fontsize=look().small, color=colour, annotation_clip=False,
+            )  # fmt: skip
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 100 else (1,)))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlim(low, high)
     axes.set_ylim(len(names) - 0.5, -0.5)
-    row_labels(axes, list(range(len(names))), shown, notes, look().body, heading=heading)
+    row_labels(axes, list(range(len(names))), shown, notes, look().body, heading=heading, step=step)
     axes.tick_params(axis="x", length=2, color=RULE)
     axes.set_xlabel(f"{label}; grey: by chance, line: observed", fontsize=look().body, color=INK)
     return figure

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import matplotlib
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
@@ -14,18 +13,18 @@ from matplotlib.figure import FigureBase
 
 from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.plots.look import StyleName, look, styled
+from cnnfilterdb.plots.page import Figure, place_title
 from cnnfilterdb.plots.style import (
     INK,
     MUTED,
     SEQUENTIAL,
-    Figure,
     bare,
+    colour_map,
     compact,
     distinct_labels,
     finite_array,
     fitted,
     panel_of,
-    place_title,
     root_figure,
     split,
 )
@@ -44,6 +43,7 @@ def phenotypes(
     title: str | None = None,
     ax: Axes | FigureBase | None = None,
     style: StyleName = "screen",
+    caption: str | None = None,
 ) -> MatplotlibFigure:
     """Draw the joint density of two coefficients for each group, in colours on a logarithmic scale.
 
@@ -61,6 +61,7 @@ def phenotypes(
         ax: Panel or part of a figure in which to place the panels, without colour bar; by default a new figure is
             created.
         style: ``screen``, or ``paper`` for the width of a paper's text.
+        caption: What was drawn, which is written below the figure on a screen.
 
     Returns:
         The figure: one panel per group.
@@ -108,7 +109,7 @@ def phenotypes(
     for place, (axes, name, total) in enumerate(zip(panels, names, totals, strict=False)):
         column = place % columns
         bare(axes)
-        colours = matplotlib.colormaps[SEQUENTIAL]
+        colours = colour_map(SEQUENTIAL)
         axes.set_facecolor(colours(0.0))
         image = axes.imshow(
             density[place].T, origin="lower", extent=(low, high, low, high), cmap=colours, norm=norm,

@@ -13,18 +13,16 @@ from matplotlib.figure import FigureBase
 
 from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.plots.look import StyleName, look, styled
+from cnnfilterdb.plots.page import Figure, place_title
 from cnnfilterdb.plots.style import (
     INK,
-    MUTED,
     RULE,
-    Figure,
     bare,
     distinct_labels,
     draw_boxes,
     height_of,
     named_rows,
     panel_of,
-    place_title,
     ramp,
     root_figure,
     row_label_width,
@@ -69,6 +67,7 @@ def quality(
     title: str | None = None,
     ax: Axes | FigureBase | None = None,
     style: StyleName = "screen",
+    caption: str | None = None,
 ) -> MatplotlibFigure:
     """Draw the quality of layers by group: the spread of three measures, a row per group.
 
@@ -84,6 +83,7 @@ def quality(
         title: Title of the figure.
         ax: Panel or part of a figure in which to place the panels; by default a new figure is created.
         style: ``screen``, or ``paper`` for the width of a paper's text.
+        caption: What was drawn, which is written below the figure on a screen.
 
     Returns:
         The figure: three panels that share their rows.
@@ -137,8 +137,7 @@ def _page(
     upper, bottom, gap = 0.32 + (0.26 if title else 0.0), 0.48, 0.26
     panel = max((look().page - left - 0.1) / 3 - gap, 1.1)
     figure = Figure(left + 3 * (panel + gap), upper + rows + bottom)
-    width, height = figure.get_size_inches()
-    figure.text(0.06 / width, 0.06 / height, legend, fontsize=look().small - 0.5, color=MUTED, va="bottom")
+    figure.write(legend, 0.06, 0.06, fontsize=look().small - 0.5)
     place_title(figure, title)
     return figure, [figure.panel(left + i * (panel + gap), upper, panel, rows) for i in range(3)]
 

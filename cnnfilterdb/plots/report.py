@@ -28,11 +28,12 @@ from cnnfilterdb.core.schema import kernel_shape
 from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.plots.heatmap import METRIC_LABELS, ordered_groups
 from cnnfilterdb.plots.kernels import eigenfilters
+from cnnfilterdb.plots.page import to_png
 from cnnfilterdb.plots.quality import quality
 from cnnfilterdb.plots.report_data import GroupingData, Method, ReportData
 from cnnfilterdb.plots.report_map import HeatMap, heat_map
 from cnnfilterdb.plots.ridge import ridge
-from cnnfilterdb.plots.style import is_unknown, label_text, to_png
+from cnnfilterdb.plots.style import is_unknown, label_text
 
 __all__ = ["report"]
 

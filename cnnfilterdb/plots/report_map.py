@@ -6,14 +6,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.colors import Normalize, to_hex
 
 from cnnfilterdb.core.reports import counted
 from cnnfilterdb.plots.heatmap import brightest
-from cnnfilterdb.plots.style import RULE, SEQUENTIAL, compact, contrast, distinct_labels, label_text, text_width
+from cnnfilterdb.plots.style import (
+    RULE,
+    SEQUENTIAL,
+    colour_map,
+    compact,
+    contrast,
+    distinct_labels,
+    label_text,
+    text_width,
+)
 
 __all__ = ["HeatMap", "heat_map"]
 
@@ -107,7 +115,7 @@ def heat_map(shift: pd.DataFrame, *, apart: int, sizes: pd.DataFrame | None, lab
     offsets = [position * cell + (_APART if position >= count - apart else 0) for position in range(count)]
     left, top, side = room + 16, 8.0, offsets[-1] + cell
     norm = Normalize(0.0, brightest(values[: count - apart, : count - apart]) or 1.0)
-    colours = matplotlib.colormaps[SEQUENTIAL]
+    colours = colour_map(SEQUENTIAL)
     cells = []
     for (row, column), value in np.ndenumerate(values):
         known = bool(np.isfinite(value))

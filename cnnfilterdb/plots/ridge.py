@@ -8,17 +8,19 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure as MatplotlibFigure
 from matplotlib.figure import FigureBase
+from matplotlib.path import Path
 from scipy.special import ndtr
 
 from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.plots.look import StyleName, look, styled
+from cnnfilterdb.plots.page import Figure, place_title, say_named
 from cnnfilterdb.plots.style import (
     INK,
     MUTED,
     RULE,
-    Figure,
     bare,
     compact,
     distinct_labels,
@@ -26,12 +28,10 @@ from cnnfilterdb.plots.style import (
     height_of,
     named_rows,
     panel_of,
-    place_title,
     ramp,
     root_figure,
     row_label_width,
     row_labels,
-    say_named,
     split,
 )
 
@@ -43,7 +43,7 @@ _REACH = 1.55
 #: Share of the filters of any curve that each end of an automatic x range may cut off.
 _TRIM = 0.005
 
-_POINTS = 320
+_POINTS = 240
 
 
 def silverman_bandwidth(counts: npt.ArrayLike, low: float, high: float) -> float:
@@ -102,17 +102,49 @@ def binned_density(
     [1.0]
     """
     weights = _histogram(counts, low, high)
-    bin_width = (high - low) / weights.size
+    width = _width(weights, low, high, bandwidth)
+    density: npt.NDArray[np.float64] = _smoothing(low, high, weights.size, x, width) @ (weights / weights.sum())
+    return density
+
+
+def _width(weights: npt.NDArray[np.float64], low: float, high: float, bandwidth: float | Literal["silverman"]) -> float:
+    """The standard deviation of the smoothing of a histogram."""
     if bandwidth == "silverman":
-        width = max(silverman_bandwidth(weights, low, high), 0.5 * bin_width)
+        width = max(silverman_bandwidth(weights, low, high), 0.5 * (high - low) / weights.size)
     elif isinstance(bandwidth, (int, float)) and np.isfinite(bandwidth) and bandwidth > 0:
         width = float(bandwidth)
     else:
         raise SelectionError(f"bandwidth: expected 'silverman' or a positive number, found {bandwidth!r}")
-    edges = np.linspace(low, high, weights.size + 1)
+    return width
+
+
+def _smoothing(low: float, high: float, bins: int, x: npt.ArrayLike, width: float) -> npt.NDArray[np.float64]:
+    """The density at x of each bin, smoothed, (points, bins): what shares of a histogram are multiplied with."""
+    edges = np.linspace(low, high, bins + 1)
     steps = ndtr((np.asarray(x, dtype=np.float64)[:, None] - edges) / width)
-    density: npt.NDArray[np.float64] = -np.diff(steps, axis=1) @ (weights / (weights.sum() * bin_width))
-    return density
+    found: npt.NDArray[np.float64] = -np.diff(steps, axis=1) * (bins / (high - low))
+    return found
+
+
+def _curves(
+    counts: npt.NDArray[np.float64],
+    low: float,
+    high: float,
+    x: npt.NDArray[np.float64],
+    bandwidth: float | Literal["silverman"],
+) -> npt.NDArray[np.float64]:
+    """The densities of histograms (n, bins) at x, (n, points); 0 where nothing was counted.
+
+    Histograms of many filters have the same bandwidth, so they share the matrix of their smoothing.
+    """
+    curves = np.zeros((len(counts), x.size))
+    there = np.flatnonzero(counts.any(axis=1))
+    shares = counts[there] / counts[there].sum(axis=1, keepdims=True)
+    widths = np.array([_width(_histogram(counts[row], low, high), low, high, bandwidth) for row in there])
+    for width in np.unique(widths):
+        alike = widths == width
+        curves[there[alike]] = shares[alike] @ _smoothing(low, high, counts.shape[1], x, float(width)).T
+    return curves
 
 
 @styled
@@ -131,6 +163,7 @@ def ridge(
     title: str | None = None,
     ax: Axes | FigureBase | None = None,
     style: StyleName = "screen",
+    caption: str | None = None,
 ) -> MatplotlibFigure:
     """Draw coefficient distributions as ridges: one row per group, one column per component.
 
@@ -152,6 +185,7 @@ def ridge(
         title: Title of the figure.
         ax: Panel or part of a figure in which to place the panels; by default a new figure is created.
         style: ``screen``, or ``paper`` for the width of a paper's text.
+        caption: What was drawn, which is written below the figure on a screen.
 
     Returns:
         The figure: one Axes per component, from left to right.
@@ -192,11 +226,7 @@ def ridge(
         axes.set_xlim(left_x, right_x)
         axes.set_ylim(-0.12, groups - 1 + _REACH + 0.10)
         axes.axvline(0.0, color=RULE, linewidth=0.6, zorder=0)
-        curves = [
-            binned_density(histogram, low, high, x, bandwidth=bandwidth) if histogram.any() else np.zeros_like(x)
-            for histogram in array[:, position]
-        ]
-        _draw_curves(axes, x, curves, baselines, scale)
+        _draw_curves(axes, x, _curves(array[:, position], low, high, x, bandwidth), baselines, scale)
         if position == 0:
             row_labels(axes, list(baselines + 0.14), names, notes, label_size, heading="filters", step=step)
         else:
@@ -244,27 +274,34 @@ def _page(
     bottom = 0.38
     height = (groups - 1 + _REACH + 0.22) * pitch
     figure = Figure(left + column * columns + 0.08, top + height + bottom)
-    width, total = figure.get_size_inches()
-    centre = (left + 0.5 * column * columns) / width
-    figure.text(centre, 0.07 / total, "coefficient", ha="center", va="bottom", fontsize=look().body, color=INK)
+    figure.write("coefficient", left + 0.5 * column * columns, 0.07, ha="center", fontsize=look().body, color=INK)
     return figure, [figure.panel(left + column * (i + 0.03), top, 0.94 * column, height) for i in range(columns)]
 
 
 def _draw_curves(
     axes: Axes,
     x: npt.NDArray[np.float64],
-    curves: Sequence[npt.NDArray[np.float64]],
+    curves: npt.NDArray[np.float64],
     baselines: npt.NDArray[np.float64],
     scale: Literal["curve", "column"],
 ) -> None:
-    colours = ramp(len(curves))
-    highest = max(float(curve.max()) for curve in curves) or 1.0
-    for row, curve in enumerate(curves):
-        peak = highest if scale == "column" else float(curve.max()) or 1.0
-        outline = baselines[row] + _REACH * curve / peak
-        axes.fill_between(x, baselines[row], outline, color=colours[row], alpha=0.72, linewidth=0, zorder=2 * row + 1)
-        axes.plot(x, outline, color="white", linewidth=1.5, zorder=2 * row + 2, solid_capstyle="butt")
-        axes.plot(x, outline, color=colours[row], linewidth=0.7, zorder=2 * row + 2, solid_capstyle="butt")
+    """Draw the curves of a column as one artist: of each curve its area, a white line, and its line."""
+    peaks = curves.max(axis=1, keepdims=True)
+    peaks = np.full_like(peaks, peaks.max()) if scale == "column" else peaks
+    outlines = baselines[:, None] + _REACH * curves / np.where(peaks > 0, peaks, 1.0)
+    # A row of hundreds is less than a line of text high: its lines are thinner.
+    thin = float(np.clip(height_of(axes) * 72 / (2.0 * len(curves)), 0.2, 1.0))
+    paths, fills, edges = [], [], []
+    for baseline, outline, colour in zip(baselines, outlines, ramp(len(curves)), strict=True):
+        line = np.column_stack([x, outline])
+        area = np.concatenate([[(x[0], baseline)], line, [(x[-1], baseline), (x[0], baseline)]])
+        paths += [Path(area), Path(line), Path(line)]
+        fills += [(*colour[:3], 0.72), (0.0, 0.0, 0.0, 0.0), (0.0, 0.0, 0.0, 0.0)]
+        edges += [(0.0, 0.0, 0.0, 0.0), (1.0, 1.0, 1.0, 1.0), colour]
+    widths = [0.0, 1.5 * thin, 0.7 * thin] * len(curves)
+    axes.add_collection(
+        PathCollection(paths, facecolors=fills, edgecolors=edges, linewidths=widths, capstyle="butt"), autolim=False
+    )
 
 
 def _write_heading(axes: Axes, component: int, ratio: float | None) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from cnnfilterdb.analysis import groups as groupings
 from cnnfilterdb.analysis.bases import moments_of
-from cnnfilterdb.analysis.groups import Grouping
+from cnnfilterdb.analysis.groups import Grouping, Groups
 from cnnfilterdb.analysis.queries import condition, expression, run
 from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.sql import literal
@@ -18,7 +20,7 @@ from cnnfilterdb.stats import Basis
 if TYPE_CHECKING:
     from cnnfilterdb.questions.statistics import Statistics
 
-__all__ = ["bases_of", "frame_of", "large_enough", "layer_measures"]
+__all__ = ["bases_of", "cells_of", "frame_of", "layer_measures", "layers_by_size", "sizes_text"]
 
 
 def frame_of(db: Statistics, query: str) -> pd.DataFrame:
@@ -27,7 +29,7 @@ def frame_of(db: Statistics, query: str) -> pd.DataFrame:
     return frame
 
 
-def large_enough(frame: pd.DataFrame, by: str, min_models: int, min_filters: int) -> pd.DataFrame:
+def _large_enough(frame: pd.DataFrame, by: str, min_models: int, min_filters: int) -> pd.DataFrame:
     """The layers of the groups that have so many models and filters.
 
     Args:
@@ -69,8 +71,7 @@ def layer_measures(
     )
     if frame.empty:
         raise groupings.empty(Grouping(by, where, kernel))
-    chosen = large_enough(frame, by, min_models, min_filters).drop(columns=["model_id", "filters"])
-    return chosen.rename(columns={"group": by})
+    return _large_enough(frame, by, min_models, min_filters).rename(columns={"group": by})
 
 
 def bases_of(
@@ -89,8 +90,63 @@ def bases_of(
     labels = np.asarray(rows["group"].to_pylist(), dtype=object)
     sizes = pd.DataFrame({"group": labels, "model_id": rows["model_id"].to_pylist(), "filters": rows["filters"]})
     bases = {}
-    for label in sorted(set(large_enough(sizes, by, min_models, min_filters)["group"].tolist())):
+    for label in sorted(set(_large_enough(sizes, by, min_models, min_filters)["group"].tolist())):
         moments = moments_of(rows.filter(labels == label), kernel)
         if moments.count > 1:
             bases[label] = Basis.fit(moments, kernel)
     return bases
+
+
+def layers_by_size(
+    db: Statistics,
+    by: str,
+    where: str | None,
+    kernel: str | Sequence[str] | None,
+    all_layers: bool,
+    min_models: int,
+    min_filters: int,
+) -> pd.DataFrame:
+    """The layers of each group, with the sums of their kernels: one row per layer."""
+    chosen = "kernel_h >= 3 AND kernel_w >= 3"
+    if kernel is not None:
+        sizes = [kernel] if isinstance(kernel, str) else kernel
+        chosen = f"kernel IN ({', '.join(literal(size) for size in sizes)})"
+    papers = "" if all_layers else "AND papers_layer"
+    frame = frame_of(
+        db,
+        f'SELECT {expression(by, "by")} AS "group", kernel, model_id, filters, raw_mean, raw_variance, scaled_mean '
+        f"FROM facts WHERE stored AND filters > 0 AND raw_mean IS NOT NULL AND {chosen} AND {condition(where)} "
+        f'{papers} AND "group" IS NOT NULL ORDER BY ALL',
+    )
+    if frame.empty:
+        raise groupings.empty(Grouping(by, where, sizes_text(kernel)))
+    return _large_enough(frame, by, min_models, min_filters)
+
+
+def sizes_text(kernel: str | Sequence[str] | None) -> str:
+    """What the kernel sizes of a question are called in an error."""
+    return "spatial" if kernel is None else kernel if isinstance(kernel, str) else ", ".join(kernel)
+
+
+def cells_of(db: Statistics, groups: Groups, components: tuple[int, int], cells: int) -> npt.NDArray[np.float64]:
+    """The filters of groups by two of their coefficients: (groups, cells of the first, cells of the second).
+
+    Every selected filter is projected.
+    """
+    question, low = groups.grouping, groups.low
+    step = (groups.high - low) / cells
+    places = [f"CAST(floor((c{number} - {low!r}) / {step!r}) AS INTEGER)" for number in components]
+    papers = "" if question.all_layers else "AND papers_layer"
+    rows = frame_of(
+        db,
+        f'WITH grouped AS (SELECT model_id, layer, {expression(question.by, "by")} AS "group" FROM facts WHERE stored '
+        f"AND kernel = {literal(question.kernel)} AND {condition(question.where)} {papers}) "
+        f'SELECT "group", {places[0]} AS x, {places[1]} AS y, count(*) AS filters '
+        f"FROM coefficients_{question.kernel} JOIN grouped USING (model_id, layer) "
+        'WHERE "group" IS NOT NULL GROUP BY ALL',
+    )
+    place = {label: number for number, label in enumerate(groups.labels)}
+    rows = rows[rows["x"].between(0, cells - 1) & rows["y"].between(0, cells - 1) & rows["group"].isin(place)]
+    counts = np.zeros((len(groups.labels), cells, cells))
+    counts[rows["group"].map(place).to_numpy(dtype=int), rows["x"], rows["y"]] = rows["filters"]
+    return counts

@@ -1,13 +1,10 @@
-"""What the figures share: colours, sizes, labels, colour bars, and a figure that needs no display.
-
-Nothing here uses pyplot, so no backend is selected and no global registry keeps figures alive.
-"""
+"""What the figures share: colours, sizes, labels, colour bars."""
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Iterable, Sequence
+from functools import cache, lru_cache
 from typing import Any, Literal
 
 import matplotlib
@@ -15,9 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import to_rgb
+from matplotlib.colors import Colormap, to_rgb
 from matplotlib.figure import Figure as MatplotlibFigure
 from matplotlib.figure import FigureBase
 from matplotlib.font_manager import FontProperties
@@ -34,9 +30,9 @@ __all__ = [
     "MUTED",
     "RULE",
     "SEQUENTIAL",
-    "Figure",
     "bare",
     "colour_bar",
+    "colour_map",
     "column_labels",
     "compact",
     "contrast",
@@ -45,21 +41,17 @@ __all__ = [
     "finite_array",
     "fitted",
     "height_of",
-    "image_rows_page",
     "is_unknown",
     "label_text",
     "named_rows",
     "panel_of",
-    "place_title",
     "ramp",
     "root_figure",
     "row_label_width",
     "row_labels",
-    "say_named",
     "shorten",
     "split",
     "text_width",
-    "to_png",
 ]
 
 #: Colours of text, of secondary text, and of hairlines.
@@ -80,52 +72,6 @@ _ELLIPSIS = "…"
 
 #: Room between a panel, the notes and the names of its rows, in inches.
 _GAP = 5.0 / 72.0
-
-
-class Figure(MatplotlibFigure):
-    """A matplotlib figure that is independent of pyplot and still shows itself in a notebook.
-
-    Args:
-        width: Width in inches.
-        height: Height in inches.
-    """
-
-    def __init__(self, width: float, height: float) -> None:
-        super().__init__(figsize=(width, height), facecolor="white")
-        FigureCanvasAgg(self)
-
-    def panel(self, left: float, top: float, width: float, height: float) -> Axes:
-        """Add a panel at a place of the page.
-
-        Args:
-            left: From the left edge of the page to the panel, in inches.
-            top: From the top edge of the page to the panel, in inches.
-            width: Width of the panel, in inches.
-            height: Height of the panel, in inches.
-        """
-        page_width, page_height = (float(inches) for inches in self.get_size_inches())
-        return self.add_axes(
-            (left / page_width, 1 - (top + height) / page_height, width / page_width, height / page_height)
-        )
-
-    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
-        width, height = self.get_size_inches()
-        return to_png(self), {"width": round(96 * width), "height": round(96 * height)}
-
-
-def to_png(figure: MatplotlibFigure, *, dpi: float = 192.0) -> bytes:
-    """Draw a figure as PNG: equal bytes for equal figures.
-
-    Args:
-        figure: What to draw.
-        dpi: Pixels per inch; the default is twice the density of a common screen.
-
-    Returns:
-        The file's content.
-    """
-    target = io.BytesIO()
-    figure.savefig(target, format="png", dpi=dpi, metadata={"Software": None})
-    return target.getvalue()
 
 
 def is_unknown(value: object) -> bool:
@@ -216,6 +162,12 @@ def compact(count: float) -> str:
     return f"{count:.0f}"
 
 
+@cache
+def colour_map(name: str) -> Colormap:
+    """A colour map of matplotlib, which would otherwise be copied each time."""
+    return matplotlib.colormaps[name]
+
+
 def text_width(text: str, size: float) -> float:
     """Width of a line of text in inches, in the font that figures use by default.
 
@@ -223,9 +175,15 @@ def text_width(text: str, size: float) -> float:
         text: One line; dollar signs are literal.
         size: Font size in points.
     """
-    width, _, _ = text_to_path.get_text_width_height_descent(text, FontProperties(size=size), ismath=False)
     # Hinting to whole pixels makes a drawn line a little longer than its outlines.
-    return 1.03 * float(width) / 72.0
+    return 1.03 * size * _width_of(text) / 72.0
+
+
+@lru_cache(8192)
+def _width_of(text: str) -> float:
+    """Width of a line of text of one point."""
+    width, _, _ = text_to_path.get_text_width_height_descent(text, FontProperties(size=10.0), ismath=False)
+    return float(width) / 10.0
 
 
 def contrast(colour: tuple[float, float, float, float] | str) -> str:
@@ -249,27 +207,7 @@ def ramp(count: int) -> list[tuple[float, float, float, float]]:
         One (red, green, blue, alpha) per group.
     """
     positions = np.linspace(0.12, 0.80, count) if count > 1 else np.array([0.35])
-    return [matplotlib.colormaps[CURVES](float(position)) for position in positions]
-
-
-def place_title(figure: MatplotlibFigure, title: str | None, subtitle: str | None = None) -> None:
-    """Write a title at the top left of a figure, and a smaller line under it.
-
-    Text too long for the figure is shortened: the title in its middle, the subtitle after its first words, because
-    the last part of the name of a layer says most.
-
-    Args:
-        figure: The figure.
-        title: The title.
-        subtitle: The line under it.
-    """
-    width, height = (float(inches) for inches in figure.get_size_inches())
-    top = 0.07
-    for text, size, head, colour in ((title, look().title, None, INK), (subtitle, look().small, 12, MUTED)):
-        if text:
-            line = fitted(label_text(text), size, 0.99 * width - 0.12, head)
-            figure.text(0.06 / width, 1 - top / height, line, va="top", fontsize=size, color=colour, parse_math=False)
-            top += 0.17
+    return [(red, green, blue, alpha) for red, green, blue, alpha in colour_map(CURVES)(positions).tolist()]
 
 
 def fitted(text: str, size: float, room: float, head: int | None = None) -> str:
@@ -377,15 +315,6 @@ def named_rows(pitch: float, size: float) -> int:
     return max(1, math.ceil(1.15 * size / 72.0 / pitch - 1e-9))
 
 
-def say_named(figure: MatplotlibFigure, step: int) -> str:
-    """Write at the bottom left of a figure that not all of its rows are named; the text, empty if all are."""
-    text = f"one name in {step} is shown" if step > 1 else ""
-    if text:
-        width, height = figure.get_size_inches()
-        figure.text(0.06 / width, 0.06 / height, text, va="bottom", fontsize=look().small, color=MUTED)
-    return text
-
-
 def row_labels(
     axes: Axes,
     rows: Sequence[float],
@@ -446,34 +375,6 @@ def row_label_width(labels: Sequence[str], notes: Sequence[str], size: float, he
     """Width in inches that :func:`row_labels` needs at the left of a panel."""
     note_width = _notes_width(notes, size, heading)
     return max(text_width(label, size) for label in labels) + note_width + (2 if note_width else 1) * _GAP
-
-
-def image_rows_page(
-    names: Sequence[str], width: float, height: float, *, bar: float, title: str | None, ax: Axes | FigureBase | None
-) -> tuple[MatplotlibFigure, Axes, Axes | None]:
-    """A page for rows of small images with column labels above them and a colour bar at their right.
-
-    Args:
-        names: Names of the rows.
-        width: Width of the panel of images, in inches.
-        height: Its height, in inches.
-        bar: Height of the colour bar, in inches.
-        title: Title of the figure.
-        ax: What to draw on; None for a new page.
-
-    Returns:
-        The figure, the panel of the images, and the panel of the colour bar, which only a new page has.
-    """
-    if ax is not None:
-        images = panel_of(ax, title)
-        bare(images)
-        return root_figure(images), images, None
-    left, upper = 0.06 + row_label_width(names, [], look().body), 0.28 + (0.26 if title else 0.0)
-    figure = Figure(left + width + 0.62, upper + height + 0.08)
-    place_title(figure, title)
-    images = figure.panel(left, upper, width, height)
-    bare(images)
-    return figure, images, figure.panel(left + width + 0.14, upper, 0.09, bar)
 
 
 def column_labels(axes: Axes, columns: Sequence[float], labels: Sequence[str], size: float) -> None:

@@ -11,15 +11,7 @@ from matplotlib.ticker import NullFormatter
 
 from cnnfilterdb.plots import Figure
 from cnnfilterdb.plots.look import look
-from cnnfilterdb.plots.style import (
-    INK,
-    MUTED,
-    RULE,
-    bare,
-    distinct_labels,
-    row_label_width,
-    row_labels,
-)
+from cnnfilterdb.plots.style import INK, MUTED, RULE, bare, distinct_labels, row_label_width, row_labels
 from cnnfilterdb.study.sample import Contrast
 
 __all__ = ["against_chance", "factor_bars", "places", "ranked"]

@@ -24,11 +24,11 @@ export function cancelAll() {
   for (const controller of running.keys()) controller.abort("cancelled");
 }
 
-async function post(view, body, signal) {
+async function post(view, body, signal, { quiet = false } = {}) {
   const controller = new AbortController();
   signal?.addEventListener("abort", () => controller.abort(signal.reason));
   if (signal?.aborted) controller.abort(signal.reason);
-  running.set(controller, performance.now());
+  if (!quiet) running.set(controller, performance.now());
   listener(running);
   try {
     const response = await fetch(`/api/${view}`, {
@@ -58,6 +58,21 @@ async function post(view, body, signal) {
 export async function ask(view, body, signal) {
   const { data } = await post(view, body, signal);
   return JSON.parse(new TextDecoder().decode(data));
+}
+
+/** The answer to a long question; onprogress(filters) is called with the number of filters searched so far. */
+export async function askLong(view, body, signal, onprogress) {
+  const job = String(Math.random());
+  const timer = setInterval(async () => {
+    const { data } = await post("progress", { job }, signal, { quiet: true }).catch(() => ({}));
+    const { done } = data ? JSON.parse(new TextDecoder().decode(data)) : {};
+    if (done) onprogress(done);
+  }, 400);
+  try {
+    return await ask(view, { ...body, job }, signal);
+  } finally {
+    clearInterval(timer);
+  }
 }
 
 /** The answer as bytes. */

@@ -200,6 +200,30 @@ def test_a_search_of_kernels_can_be_cancelled(db):
             current.reset(token)
 
 
+def test_a_search_of_kernels_counts_what_it_has_searched(db):
+    with WatchedReader(db, memory="256MB") as watched, Job(60) as job:
+        token = current.set(job)
+        try:
+            watched.nearest([[1, 0, -1]] * 3)
+        finally:
+            current.reset(token)
+        assert job.done == len(db.filters(kernel="3x3"))
+
+
+def test_a_named_question_can_be_asked_how_far_it_is(served):
+    connection = http.client.HTTPConnection(served.url.removeprefix("http://"))
+    query = {"query": "SELECT count(*) FROM range(100000000000) WHERE hash(range) = 1", "job": "long one"}
+    assert served.ask("progress", job="long one") == {"done": None}
+    connection.request("POST", "/api/sql", json.dumps(query), authorised())
+    while served.ask("progress", job="long one") == {"done": None}:
+        time.sleep(0.02)
+    assert served.ask("progress", job="long one") == {"done": 0}
+    assert served.ask("progress", job="another") == served.ask("progress") == {"done": None}
+    connection.close()
+    while served.ask("progress", job="long one") != {"done": None}:
+        time.sleep(0.02)
+
+
 def test_the_port_is_a_free_one_if_the_usual_one_is_in_use():
     with server._listen("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
@@ -307,6 +331,8 @@ def test_a_pair_adds_up_to_its_shift(served, db):
     assert sum(row["shift"] for row in answer["components"]) == pytest.approx(direct, rel=1e-9)
     rows = db.sql(answer["sql"]).df()
     assert rows["shift"].sum() == pytest.approx(direct, rel=1e-6)
+    table = printed(answer["command"]).query("group_a == 'natural' and group_b == 'faces'")
+    assert table["shift"].tolist() == pytest.approx([row["shift"] for row in answer["components"]])
     assert answer["shape"] == [2, 9, 70]
     assert "no group 'x'" in served.error("pair", by="domain", a="natural", b="x")
 
@@ -373,6 +399,26 @@ def test_a_layer_is_its_weights(served, db):
     found = served.ask("coefficients", model="custom/ct-a", layer=1)
     assert found["labels"] == ["this layer", "family U-Net"]
     assert found["filters"][0] == 32 * 16
+    assert_densities(found, db)
+
+
+def assert_densities(answer, db):
+    """SQL gives the distributions of a view, to the single precision of what it adds."""
+    shares = np.frombuffer(base64.b64decode(answer["shares"]), "<f8").reshape(answer["shape"])
+    rows = db.sql(answer["sql"]).df().sort_values("component").set_index("group")
+    for label, share in zip(answer["labels"], shares, strict=True):
+        assert np.stack(rows.loc[label, "share"].tolist()) == pytest.approx(share, abs=1e-5)
+
+
+def test_ridges_are_the_probabilities_of_sql_and_the_figure_of_the_command_line(served, db, tmp_path, monkeypatch):
+    answer = served.ask("ridges", by="domain", balance="models")
+    assert_densities(answer, db)
+    direct = db.groups("domain", balance="models")
+    assert answer["filters"] == direct.filters.tolist()
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(cli, shlex.split(answer["command"])[1:], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "ridge.svg").read_bytes().startswith(b"<?xml")
 
 
 def test_a_kernel_finds_itself_first(served, db):
@@ -383,6 +429,7 @@ def test_a_kernel_finds_itself_first(served, db):
     assert first["similarity"] == pytest.approx(1)
     pattern = db.layer_weights("custom/photo-a", 1)[7, 2]
     assert kernel["weights"] == pattern.ravel().tolist()
+    assert kernel["searched"] == len(db.filters(kernel="3x3"))
     assert db.sql(kernel["sql"]).df().filter(regex=r"^w\d$").to_numpy().tolist() == [pattern.ravel().tolist()]
     assert kernel["coefficients"] == pytest.approx(db.basis().project(pattern.reshape(1, -1))[0].tolist())
     assert db.sql(answer["sql"]).df()["similarity"].tolist() == pytest.approx(

@@ -1,6 +1,10 @@
 """The explorer of a release on a Hub: nothing is downloaded but what a view needs."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 import urllib.request
 
 import numpy as np
@@ -48,3 +52,30 @@ def test_views_of_a_release_on_a_hub_are_those_of_the_database(hub, explored, sa
     near = json.loads(ask("nearest", model="custom/ct-a", layer=1, out=3, **{"in": 2}))["nearest"]
     assert near[0]["similarity"] == pytest.approx(1)
     assert ask("file", kind="shift", format="pdf").startswith(b"%PDF-")
+
+
+def test_the_command_line_explores_a_release_on_a_hub(hub, release_path, tmp_path):
+    files = {path.relative_to(release_path).as_posix(): path.read_bytes() for path in release_path.rglob("*.*")}
+    hub.create("owner/sample").push(files)
+    line = [sys.executable, "-m", "cnnfilterdb", "explore", "--db", "hf://datasets/owner/sample", "--no-browser"]
+    settings = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path), "NO_PROXY": "127.0.0.1,localhost",
+                "CNNFILTERDB_CACHE": str(tmp_path / "cache")}  # fmt: skip
+    with subprocess.Popen(
+        line, env=os.environ | settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as server:
+        try:
+            address, _, token = server.stdout.readline().split()[-1].partition("#token=")
+            headers = {"Authorization": f"Bearer {token}"}
+            body = json.dumps({"by": "domain"}).encode()
+            with urllib.request.urlopen(
+                urllib.request.Request(f"{address}api/groups", body, headers), timeout=60
+            ) as response:
+                found = json.load(response)
+            assert set(found["labels"]) == {"faces", "medical ct", "natural"}
+            assert "--db hf://datasets/owner/sample" in found["command"]
+        finally:
+            server.send_signal(signal.SIGINT)
+            _, errors = server.communicate(timeout=60)
+    assert TOKEN not in errors
+    assert "Traceback" not in errors
+    assert not any("filters_" in one.path for one in hub.asked("GET")), "filters were read for statistics"

@@ -1,6 +1,6 @@
 // A model, one of its layers, one of its kernels.
 
-import { ask, askBytes, unpacked } from "../api.js";
+import { ask, askBytes, askLong, unpacked } from "../api.js";
 import { charts, colourBar, distributions, kernelCanvas, valueBar } from "../charts.js";
 import { failure, h, hideTip, labelled, number, replace, reproduce, select, showTip, table, text } from "../dom.js";
 
@@ -190,7 +190,9 @@ export function kernel(root) {
     const flags = { sign: options.sign === "true", centred: options.centred === "true", rotation: options.rotation === "true" };
     const request = { model: options.model, layer: number_("layer"), out: number_("out"), in: number_("in"), selection, ...flags };
     const found = await ask("kernel", request, context.signal);
-    const nearest = h("div", { "aria-live": "polite" }, h("p", { class: "quiet" }, "Searching all kernels of this size …"));
+    const bar = h("progress", { max: Math.max(found.searched, 1), value: 0, "aria-label": "Search of the kernels" });
+    const count = h("span", { class: "quiet" }, `Searching ${number(found.searched)} ${found.shape.join("x")} kernels …`);
+    const nearest = h("div", {}, h("p", { class: "line" }, bar, count));
     const [height, width] = found.shape;
     const small = (weights, zoom) => kernelCanvas(Float32Array.from(weights), [1, height, width], { columns: 1, zoom, bound: 0, gap: 0 }).element;
     const most = Math.max(...found.weights.map(Math.abs), 1e-30);
@@ -224,7 +226,10 @@ export function kernel(root) {
       h("div", { class: "line" }, flag("sign", "Negatives count too"), flag("centred", "Ignore an added constant"), flag("rotation", "Rotations and reflections count too")),
       nearest);
     try {
-      const search = await ask("nearest", request, context.signal);
+      const search = await askLong("nearest", request, context.signal, (done) => {
+        bar.value = done;
+        count.textContent = `${number(Math.min(done, found.searched))} of ${number(found.searched)} kernels searched`;
+      });
       replace(nearest,
         search.nearest.length ? h("ol", { class: "gallery" }, search.nearest.map(near)) : failure(new Error(search.nearest_reason || "None.")),
         reproduce({ SQL: search.sql, "Command line": search.command }));

@@ -26,6 +26,7 @@ from cnnfilterdb.core.version import package_version
 from cnnfilterdb.errors import CnnFilterDbError, SelectionError, unknown_model
 from cnnfilterdb.exchange.rows import plain_rows
 from cnnfilterdb.explore.equivalents import DEFAULTS, call, command, python
+from cnnfilterdb.explore.jobs import CancelledError
 from cnnfilterdb.explore.selection import COLUMNS, Models, Selection
 from cnnfilterdb.explore.statements import answer
 from cnnfilterdb.explore.values import (
@@ -102,6 +103,7 @@ class Explorer:
             "quality": self.quality,
             "map": self.map,
             "model": self.model,
+            "related": self.related,
             "layer": self.layer,
             "coefficients": self.coefficients,
             "kernel": self.kernel,
@@ -312,6 +314,19 @@ class Explorer:
             + "\n"
             + command("shift", "model_id", db=self._shown, nearest=key, kernel=kernel),
         }
+
+    def related(self, request: Request) -> dict[str, Any]:
+        """The models that were trained from one, or from which it was."""
+        key = sqltext.literal(self._key(request))
+        query = f"FROM related_models WHERE model_a = {key} OR model_b = {key} ORDER BY cosine DESC"
+        rows, reason = [], ""
+        try:
+            rows = list(plain_rows(answer(self._db, query, _SHOWN).table))
+        except CancelledError:
+            raise
+        except CnnFilterDbError as error:  # a database that cannot be written to may lack what this needs
+            reason = str(error)
+        return {"rows": rows, "reason": reason, "sql": query, "command": command("sql", query, db=self._shown)}
 
     def layer(self, request: Request) -> bytes:
         """The weights of a layer: the length of a JSON header (4 bytes), the header, and float32 weights."""

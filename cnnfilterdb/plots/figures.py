@@ -156,7 +156,7 @@ class Figures:
         >>> figure = db.plot.eigenfilters(by="domain")
         >>> figure.savefig("eigenfilters.pdf")
         """
-        options: GroupOptions = {"where": where, "kernel": kernel, "all_layers": all_layers,
+        options: GroupOptions = {"where": where, "kernel": kernel, "all_layers": all_layers, "basis": "selection",
                                  "min_models": min_models, "min_filters": min_filters}  # fmt: skip
         if by is None:
             bases: dict[Any, Any] = {where or "all": self._db.basis(where=where, kernel=kernel)}

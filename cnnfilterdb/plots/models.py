@@ -39,6 +39,7 @@ __all__ = ["model_map", "spread"]
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 _SHAPES = ("o", "s", "^")
 
+_INNER, _OUTER = "▬ within the group", "▬ to all other models"
 _WITHIN = "#0072B2"
 _BETWEEN = "#D55E00"
 
@@ -132,7 +133,7 @@ def model_map(
 
 def _map_page(names: Sequence[str], title: str | None) -> tuple[Figure, Axes, dict[str, Any]]:
     """A new figure for a square panel: the figure, the panel, and the place of its legend, beside it or below it."""
-    left, upper, bottom, line = 0.46, 0.10 + (0.26 if title else 0.0), 0.46, 1.62 * look().small / 72
+    left, upper, bottom, line = 0.58, 0.10 + (0.26 if title else 0.0), 0.46, 1.62 * look().small / 72
     wide = max(text_width(name, look().small) for name in names) + 0.34
     place: dict[str, Any]
     if left + 2.5 + wide <= look().column:
@@ -213,7 +214,8 @@ def spread(
     figure: MatplotlibFigure
     if ax is None:
         left, upper, bottom = 0.06 + row_label_width(names, notes, size, "models"), 0.36 + 0.26 * bool(title), 0.46
-        width = max(look().column, left + 1.6)
+        legend = text_width(f"{_INNER}   {_OUTER}", look().small)
+        width = max(look().column, left + max(1.6, legend) + 0.16)
         figure = page = Figure(width, upper + pitch * len(keys) + bottom)
         place_title(figure, title)
         axes = page.panel(left, upper, width - left - 0.16, pitch * len(keys))
@@ -235,9 +237,7 @@ def spread(
     draw_boxes(axes, list(rows + 0.17), [outer[group] for group in order], [_BETWEEN] * len(keys))
     row_labels(axes, list(rows), names, notes, size, heading="models", step=step)
     axes.set_xlabel(label, fontsize=look().body, color=INK)
-    axes.text(
-        0.0, 1.0, "▬ within the group", color=_WITHIN, fontsize=look().small, transform=axes.transAxes, va="bottom"
-    )
-    axes.text(1.0, 1.0, "▬ to all other models", color=_BETWEEN, fontsize=look().small, transform=axes.transAxes,
+    axes.text(0.0, 1.0, _INNER, color=_WITHIN, fontsize=look().small, transform=axes.transAxes, va="bottom")
+    axes.text(1.0, 1.0, _OUTER, color=_BETWEEN, fontsize=look().small, transform=axes.transAxes,
               va="bottom", ha="right")  # fmt: skip
     return figure

@@ -67,7 +67,8 @@ export function heatMap(labels, values, { describe, onpick, picked }) {
   const high = upper > 0 && largest > 1.5 * upper ? upper : largest || 1;
   const ratio = window.devicePixelRatio || 1;
   const named = count <= 80;
-  const size = named ? Math.max(13, Math.min(44, Math.floor(720 / count))) : Math.max(2, Math.floor(900 / count));
+  const room = Math.max(320, Math.min(innerWidth, 1600) - 280);
+  const size = named ? Math.max(13, Math.min(46, Math.floor(room / count))) : Math.max(2, Math.floor(900 / count));
   const font = named ? Math.min(13, Math.max(9, size - 3)) : 0;
   const canvas = document.createElement("canvas");
   const context = canvas.getContext("2d");
@@ -122,7 +123,7 @@ export function heatMap(labels, values, { describe, onpick, picked }) {
       for (let i = 0; i < values.length; i += 1) {
         const shade = place(values[i]) / 255;
         context.fillStyle = (shade > 0.55) !== dark.matches ? "#fff" : "#111";
-        const shown = values[i] >= 10 ? values[i].toFixed(0) : values[i] >= 1 ? values[i].toFixed(1) : values[i].toFixed(2);
+        const shown = values[i] >= 10 ? values[i].toFixed(0) : values[i] >= 1 ? values[i].toFixed(2) : values[i].toFixed(3);
         const x = margin + ((i % count) + 0.5) * size;
         context.fillText(shown, x, margin + (Math.floor(i / count) + 0.5) * size);
       }

@@ -46,6 +46,7 @@ export function text(value) {
   if (value === null || value === undefined) return "";
   if (typeof value === "number") return number(value);
   if (typeof value === "boolean") return String(value);
+  if (/^\d{4}-\d\d-\d\dT[\d:.]+\+00:00$/.test(value)) return `${value.slice(0, 10)} ${value.slice(11, 16)} UTC`;
   const written = typeof value === "object" ? JSON.stringify(value) : String(value);
   return written.length > 300 ? `${written.slice(0, 300)}…` : written;
 }

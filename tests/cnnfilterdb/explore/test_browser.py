@@ -108,7 +108,7 @@ def test_choosing_filters_every_view_and_back_undoes_it(visit):
     canvas = page.locator("canvas.heat")
     canvas.wait_for()
     opened.ready()
-    assert "used 2 of 2 models" in page.locator(".method").inner_text()
+    assert "Used 2 of 2 models" in page.locator(".method").inner_text()
     # Open the pair by the keyboard.
     canvas.focus()
     for key in ("ArrowRight", "ArrowRight", "Enter"):
@@ -201,7 +201,7 @@ def test_sql_is_written_run_charted_downloaded_and_cancelled(visit, tmp_path):
 def test_a_search_of_kernels_shows_how_far_it_is_and_can_be_cancelled(visit):
     opened = visit()
     page, held = opened.page, []
-    page.route("**/api/nearest", held.append)  # a search that takes long
+    page.route("**/api/nearest", lambda route: held.append(route))  # a search that takes long
     page.route("**/api/progress", lambda route: route.fulfill(json={"done": 1234}))
     opened.show(VIEWS["kernel"])
     page.get_by_text(re.compile(r"1,234 of [\d,]+ kernels searched")).wait_for()

@@ -383,6 +383,23 @@ def test_a_model_has_its_facts_its_layers_and_its_neighbours(served, db):
     assert "no/such" in served.error("model", model="no/such")
 
 
+def test_related_models_are_those_of_sql_and_of_the_command_line(tensors, tmp_path):
+    from cnnfilterdb.explore.views import Explorer
+
+    with cnnfilterdb.create(tmp_path / "families.db") as db:
+        parent = tensors["ct-a"]
+        tuned = {name: weight + 0.1 * np.abs(weight).mean() for name, weight in parent.items()}
+        for name, weights in (("parent", parent), ("child", tuned), ("stranger", tensors["photo-a"])):
+            db.add(weights, name, domain="natural", license="MIT")
+        db.index()
+    with cnnfilterdb.open(tmp_path / "families.db", read_only=True) as db, WatchedReader(db, memory="256MB") as watched:
+        answer = Explorer(watched, str(tmp_path / "families.db")).related({"model": "custom/child"})
+        (row,) = answer["rows"]
+        assert {row["model_a"], row["model_b"]} == {"custom/child", "custom/parent"}
+        assert row["cosine"] == pytest.approx(db.related_models()["cosine"].iloc[0])
+        assert printed(answer["command"])["cosine"].tolist() == [pytest.approx(row["cosine"])]
+
+
 def test_a_layer_is_its_weights(served, db):
     body = served.request(
         "/api/layer", json.dumps({"model": "custom/ct-a", "layer": 1, "out": 5, "in": 3}).encode(), authorised()

@@ -79,6 +79,16 @@ def assert_legible():
                 boxes = sorted((label.get_window_extent(renderer) for label in shown_x), key=lambda box: box.x0)
                 for left, right in pairwise(boxes):
                     assert right.x0 >= left.x1 - 0.5, "column labels overlap"
+            if axes.get_legend():
+                texts += axes.get_legend().get_texts()
+        there = [text for text in texts if text.get_visible() and text.get_text().strip()]
+        level = [text for text in there if not text.get_rotation()]
+        x0, y0, x1, y1 = np.array([text.get_window_extent(renderer).extents for text in level]).reshape(-1, 4).T
+        across = np.minimum(x1[:, None], x1) - np.maximum(x0[:, None], x0)
+        down = np.minimum(y1[:, None], y1) - np.maximum(y0[:, None], y0)
+        # Boxes of lines of text have room above and below the letters.
+        over = np.argwhere(np.triu((across > 1.0) & (down > 3.0), 1))
+        assert not over.size, f"texts overlap: {[[level[i].get_text() for i in pair] for pair in over[:3].tolist()]}"
         for text in texts:
             if text.get_text():
                 box = text.get_window_extent(renderer)

@@ -216,7 +216,7 @@ def test_a_browser_runs_the_script(opened):
     assert cells.count() == 9
     assert page.locator("svg.map rect title").count() == 0
     cells.nth(1).hover()
-    assert "faces" in page.locator("#tip:not([hidden])").inner_text()
+    assert "KL shift D (nats)" in page.locator("#tip:not([hidden])").inner_text()
 
 
 def test_pictures_are_png_with_a_description(page):

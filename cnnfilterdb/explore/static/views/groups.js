@@ -134,10 +134,12 @@ export function groups(root) {
 
   async function quality(context, request) {
     const found = await ask("quality", request, context.signal);
-    const share = ["random_layers", "collapsed_layers", "sparse_layers", "repetitive_layers", "degenerated_layers", "quantised_layers"];
+    const share = ["sparsity", "random_layers", "collapsed_layers", "sparse_layers", "repetitive_layers", "degenerated_layers", "quantised_layers"];
+    const measures = new Set(["variance_entropy", "variance_entropy_clean", "normalised_entropy", "orthogonality"]);
     const columns = Object.keys(found.rows[0] ?? {}).map((key) => ({
       key, title: (key[0].toUpperCase() + key.slice(1)).replaceAll("_", " "), numeric: key !== "group",
-      cell: share.includes(key) ? (row) => `${(100 * row[key]).toFixed(1)} %` : undefined }));
+      cell: share.includes(key) ? (row) => (row[key] === null ? "" : `${(100 * row[key]).toFixed(1)} %`)
+        : measures.has(key) ? (row) => row[key]?.toFixed(4) ?? "" : undefined }));
     const order = context.options.sort ?? "group";
     const descending = context.options.descending === "true";
     const rows = found.rows.toSorted((a, b) => {
@@ -172,7 +174,7 @@ export function groups(root) {
   function method(found) {
     const { basis, recipe, metric, balance, bins, range } = found.method;
     return h("div", { class: "method" },
-      h("p", {}, `${found.coverage}.`),
+      h("p", {}, `${found.coverage[0].toUpperCase()}${found.coverage.slice(1)}.`),
       found.warnings.map((warning) => h("p", { class: "warning" }, warning)),
       h("p", { class: "quiet" }, `Basis ${basis}, recipe ${recipe}, metric ${metric}, balance ${balance}, ${bins} bins from ${number(range[0])} to ${number(range[1])}.`));
   }
@@ -195,8 +197,8 @@ export function groups(root) {
           distributions(found, { overlay: true })),
         table("Shift by component", [
           { key: "component", title: "Component", cell: (row) => `c${row.component}` },
-          { key: "divergence", title: "Divergence", numeric: true }, { key: "weight", title: "Weight", numeric: true },
-          { key: "shift", title: "Weighted", numeric: true },
+          ...[["divergence", "Divergence"], ["weight", "Weight"], ["shift", "Weighted"]].map(([key, title]) => (
+            { key, title, numeric: true, cell: (row) => row[key].toFixed(5) })),
           { key: "bar", title: "Share of the shift", cell: (row) => valueBar(row.shift, most, false) },
         ], found.components),
         reproduce({ SQL: found.sql, "Command line": found.command }));

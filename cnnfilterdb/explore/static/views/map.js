@@ -8,7 +8,7 @@ import { controls, grouping } from "./groups.js";
 const COLOURS = [["domain", "domain"], ["task", "task"], ["family", "family"], ["architecture", "architecture"],
   ["training_dataset", "trained on"], ["source", "source"], ["license", "licence"], ["framework", "framework"],
   ["untrained", "flagged untrained"], ["parameters", "parameters"], ["stored_filters", "filters"], ["conv_layers", "layers"]];
-const SYMBOLS = ["circle", "rect", "triangle", "diamond", "pin", "roundRect", "arrow"];
+const SYMBOLS = ["circle", "rect", "triangle", "diamond", "emptyCircle", "emptyRect", "emptyTriangle"];
 const MOST = 8; // values with a colour of their own
 
 export function map(root) {
@@ -43,7 +43,7 @@ export function map(root) {
     replace(body,
       h("div", { class: "line" }, lasso, reset, state, use),
       canvas,
-      h("p", { class: "quiet" }, `${number(points.length)} models; their distances approach the shifts between them (classical scaling). The axes explain ${share.join(" and ")} of the variation. Wheel or pinch zooms, a point leads to its model.`),
+      h("p", { class: "quiet" }, `${number(points.length)} models; their distances approach the shifts between them (classical scaling). Both axes have the same scale; they explain ${share.join(" and ")} of the variation. Wheel or pinch zooms, a point leads to its model.`),
       h("details", {}, h("summary", {}, "The same as a table"), table("Models on the map", [
         { key: "name", title: "Model", cell: (row) => h("a", { href: context.href("model", { model: row.name }) }, row.name) },
         { key: "told", title: colour }, { key: "x", title: "x", numeric: true, cell: (row) => number(row.value[0]) },
@@ -52,11 +52,13 @@ export function map(root) {
 
     const numeric = points.some((point) => typeof point.told === "number");
     const series = numeric ? byNumber(points) : byCategory(points);
+    // Both axes have one scale, so that distances can be compared by eye.
+    const ends = [0, 1].map((axis) => [Math.min, Math.max].map((end) => end(...points.map((point) => point.value[axis]))));
+    const sides = [canvas.clientWidth - 20, canvas.clientHeight - (numeric ? 88 : 64)];
+    const unit = 1.08 * Math.max(...ends.map(([low, high], axis) => (high - low || 1) / sides[axis]));
     const span = (axis) => {
-      const values = points.map((point) => point.value[axis]);
-      const [low, high] = [Math.min(...values), Math.max(...values)];
-      const margin = 0.05 * (high - low || 1);
-      return { min: low - margin, max: high + margin };
+      const middle = (ends[axis][0] + ends[axis][1]) / 2;
+      return { min: middle - (unit * sides[axis]) / 2, max: middle + (unit * sides[axis]) / 2 };
     };
     const made = chart(canvas, {
       grid: { left: 8, right: 12, top: numeric ? 16 : 56, bottom: numeric ? 72 : 8, containLabel: false },

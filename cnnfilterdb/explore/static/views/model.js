@@ -19,6 +19,13 @@ function linked(value) {
   return found ? h("a", { href: found, rel: "noreferrer noopener", target: "_blank" }, value) : text(value);
 }
 
+/** A quantile of the absolute values of at most some 100,000 weights. */
+function quantile(weights, share) {
+  const step = Math.ceil(weights.length / 100_000);
+  const some = weights.filter((_, i) => i % step === 0).map(Math.abs).sort();
+  return some[Math.floor(share * (some.length - 1))];
+}
+
 function crumbs(context, key, ...more) {
   return h("p", { class: "crumbs" }, h("a", { href: context.href("models", {}) }, "Models"), " / ",
     more.length ? h("a", { href: context.href("model", { model: key }) }, key) : key,
@@ -35,6 +42,7 @@ export function model(root) {
     const original = Object.entries(facts.original ?? {});
     const stored = layers.filter((row) => row.stored);
     const depth = h("div", { class: "chart" });
+    const relatives = h("section", { "aria-label": "Related models" });
     const link = (row) => (row.stored ? h("a", { href: context.href("layer", { model: key, layer: row.layer }) }, row.layer_name) : row.layer_name);
     const other = (name) => h("a", { href: context.href("model", { model: name }) }, name);
     replace(body,
@@ -46,13 +54,14 @@ export function model(root) {
         h("section", { "aria-label": "Nearest models" }, h("h2", {}, "Nearest models"),
           found.nearest.length ? table("Nearest models", [
             { key: "model_id", title: "Model", cell: (row) => other(row.model_id) },
-            { key: "shift", title: "Shift (nats)", numeric: true }, { key: "filters", title: "Filters", numeric: true }], found.nearest)
+            { key: "shift", title: "Shift (nats)", numeric: true, cell: (row) => row.shift.toFixed(4) }, { key: "filters", title: "Filters", numeric: true }], found.nearest)
             : h("p", { class: "quiet" }, found.nearest_reason || "There is no other model with kernels of this size."),
           found.nearest.length ? h("p", { class: "quiet" }, `By the shift of ${found.kernel} kernels.`) : null,
           found.shared.length ? [h("h2", {}, "Models that share layers"), table("Models that share layers", [
             { key: "model", title: "Model", cell: (row) => other(row.model_a === key ? row.model_b : row.model_a) },
             { key: "shared_layers", title: "Layers", numeric: true },
-            { key: "share", title: "Share", numeric: true, cell: (row) => `${(100 * row.share).toFixed(0)} %` }], found.shared)] : null)),
+            { key: "share", title: "Share", numeric: true, cell: (row) => `${(100 * row.share).toFixed(0)} %` }], found.shared)] : null,
+          relatives)),
       stored.length ? [h("h2", {}, "Quality by depth"), depth] : null,
       h("h2", {}, "Layers"),
       table("Layers", [
@@ -60,15 +69,16 @@ export function model(root) {
         { key: "kind", title: "Kind" }, { key: "kernel", title: "Kernel" },
         { key: "in_channels", title: "In", numeric: true }, { key: "out_channels", title: "Out", numeric: true },
         { key: "stride_h", title: "Stride", numeric: true }, { key: "conv_depth", title: "Depth", numeric: true },
-        { key: "filters", title: "Kernels", numeric: true }, { key: "sparsity", title: "Sparsity", numeric: true },
-        { key: "variance_entropy", title: "Variance entropy", numeric: true },
-        { key: "orthogonality", title: "Orthogonality", numeric: true },
+        { key: "filters", title: "Kernels", numeric: true },
+        ...[["sparsity", "Sparsity"], ["variance_entropy", "Variance entropy"], ["orthogonality", "Orthogonality"]].map(
+          ([column, title]) => ({ key: column, title, numeric: true, cell: (row) => row[column]?.toFixed(4) ?? "" })),
         { key: "dtype", title: "Type" }], layers),
       original.length ? h("details", {}, h("summary", {}, "What the source states"),
         h("dl", { class: "facts" }, original.map(([name, value]) => [h("dt", {}, name), h("dd", {}, linked(value))]))) : null,
       facts.skipped?.length ? h("details", {}, h("summary", {}, `${facts.skipped.length} parts were left out`),
         h("ul", {}, facts.skipped.map((reason) => h("li", {}, reason)))) : null,
       reproduce({ SQL: found.sql, "Command line": found.command }));
+    showRelated(relatives, key, other, context.signal);
     if (!stored.length) return;
     const line = (name, column, symbol, dash) => ({ name, type: "line", symbol, symbolSize: 7, lineStyle: { width: 1.5, type: dash },
       data: stored.map((row) => ({ value: [row.layer, row[column]], layer: row })) });
@@ -84,6 +94,23 @@ export function model(root) {
     made.on("mouseout", hideTip);
     made.on("click", ({ data }) => data && context.go("layer", { model: key, layer: data.layer.layer }));
   };
+}
+
+/** The models that were trained from one another, which take longer to find than the rest of the page. */
+async function showRelated(section, key, other, signal) {
+  replace(section, h("h2", {}, "Related models"), h("p", { class: "quiet" }, "Searching …"));
+  try {
+    const found = await ask("related", { model: key }, signal);
+    replace(section, h("h2", {}, "Related models"),
+      found.rows.length ? table("Related models", [
+        { key: "model", title: "Model", cell: (row) => other(row.model_a === key ? row.model_b : row.model_a) },
+        { key: "cosine", title: "Cosine", numeric: true, cell: (row) => row.cosine.toFixed(3) },
+        { key: "layers", title: "Layers", numeric: true }], found.rows)
+        : h("p", { class: "quiet" }, found.reason || "None was trained from this one, or the other way round."),
+      reproduce({ SQL: found.sql, "Command line": found.command }));
+  } catch (error) {
+    if (error.message !== "newer") replace(section, h("h2", {}, "Related models"), failure(error));
+  }
 }
 
 export function layer(root) {
@@ -105,8 +132,10 @@ export function layer(root) {
     const columns = perRow * ins;
     const room = Math.max(320, Math.min(1100, document.documentElement.clientWidth - 60));
     const zoom = Math.max(1, Math.min(Math.floor(40 / width) || 1, Math.floor(room / (columns * width + columns))));
+    // One weight that is far larger than all others would leave these white.
+    const bound = Math.min(head.largest, 1.5 * quantile(weights, 0.995) || head.largest);
     const canvas = kernelCanvas(weights, [outs * ins, height, width],
-      { columns, zoom, bound: scale === "layer" ? head.largest : 0, gap: 1 });
+      { columns, zoom, bound: scale === "layer" ? bound : 0, gap: 1 });
     canvas.element.className = zoom < 3 ? "kernels dense" : "kernels";
     canvas.element.tabIndex = 0;
     canvas.element.setAttribute("role", "application");
@@ -150,7 +179,8 @@ export function layer(root) {
       href: context.href("layer", { ...context.options, ...change }) }, label) : null);
     const family = h("section", { "aria-label": "Coefficients" });
     const facts = head.layer;
-    const peak = Number(head.largest.toPrecision(3));
+    const peak = Number(bound.toPrecision(3));
+    const beyond = bound < head.largest;
     replace(body,
       crumbs(context, key, `layer ${chosen}`), h("h1", {}, facts.layer_name),
       h("p", {}, [`${number(facts.filters)} ${facts.kernel} kernels`, facts.kind, `${whole[0]} out × ${whole[1]} in`,
@@ -160,7 +190,7 @@ export function layer(root) {
       h("div", { class: "line" },
         labelled("Colours", select([["layer", "over the layer's weights"], ["kernel", "over each kernel's weights"]], scale,
           (value) => context.go("layer", { ...context.options, scale: value }), { "data-focus": "scale" })),
-        scale === "layer" ? colourBar("weights", `−${peak}`, String(peak), "weight") : colourBar("weights", "−max", "max", "of each kernel"),
+        scale === "layer" ? colourBar("weights", `${beyond ? "≤ " : ""}−${peak}`, `${beyond ? "≥ " : ""}${peak}`, `weight${beyond ? `; the largest is ${number(head.largest)}` : ""}`) : colourBar("weights", "−max", "max", "of each kernel"),
         page("Previous output channels", { out: Math.max(0, out - outs) }, out > 0),
         page("Next output channels", { out: out + outs }, out + outs < whole[0]),
         page("Previous input channels", { in: Math.max(0, into - ins) }, into > 0),

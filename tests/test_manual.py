@@ -122,6 +122,7 @@ def test_the_manual_builds_without_a_warning(built):
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
 def test_the_manual_has_no_barriers(built, browser, barriers, width, scheme):
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    context.set_default_timeout(300_000)  # however busy the machine is
     page = context.new_page()
     # A page of prose, one of consoles, one of long tables, and those that the theme makes itself.
     for name in (

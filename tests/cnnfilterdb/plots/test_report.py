@@ -177,6 +177,7 @@ def opened(browser, data, tmp_path):
 
     def show(place="", **options):
         contexts.append(browser.new_context(**options))
+        contexts[-1].set_default_timeout(300_000)  # however busy the machine is
         page = contexts[-1].new_page()
         page.on("console", lambda message: wrong.append(message.text))
         page.on("pageerror", lambda error: wrong.append(str(error)))

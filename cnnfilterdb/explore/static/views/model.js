@@ -78,8 +78,11 @@ export function model(root) {
       facts.skipped?.length ? h("details", {}, h("summary", {}, `${facts.skipped.length} parts were left out`),
         h("ul", {}, facts.skipped.map((reason) => h("li", {}, reason)))) : null,
       reproduce({ SQL: found.sql, "Command line": found.command }));
-    showRelated(relatives, key, other, context.signal);
-    if (!stored.length) return;
+    const related = showRelated(relatives, key, other, context.signal);
+    if (!stored.length) {
+      await related;
+      return;
+    }
     const line = (name, column, symbol, dash) => ({ name, type: "line", symbol, symbolSize: 7, lineStyle: { width: 1.5, type: dash },
       data: stored.map((row) => ({ value: [row.layer, row[column]], layer: row })) });
     const made = chart(depth, {
@@ -93,6 +96,7 @@ export function model(root) {
       [`${data.layer.layer} ${data.layer.layer_name}`, `${seriesName} ${number(data.value[1])}`]));
     made.on("mouseout", hideTip);
     made.on("click", ({ data }) => data && context.go("layer", { model: key, layer: data.layer.layer }));
+    await related;
   };
 }
 

@@ -39,8 +39,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from cnnfilterdb.core.reports import IngestReport, Observer
+from cnnfilterdb.core.runners import Threads
 from cnnfilterdb.core.schema import ModelFacts
-from cnnfilterdb.core.workers import ahead, threads
+from cnnfilterdb.core.workers import threads
 from cnnfilterdb.errors import CatalogError, MissingExtraError, UnsafeFileError, WeightFileError
 from cnnfilterdb.ingest import formats
 from cnnfilterdb.ingest.formats import frame, hdf5, limits
@@ -367,8 +368,8 @@ def import_models(
 
     with attach_report(run.report):
         wanted = run.wanted({name: f"{source}/{name}" for name in dataset.names()})
-        writers = min(threads() + 1, _WRITERS)
-        with closing(ahead(import_one, wanted, threads=writers, window=2 * writers)) as models, suppress(StoppedError):
+        writers = Threads(min(threads() + 1, _WRITERS), repeats=False)
+        with closing(writers.run(import_one, wanted)) as models, suppress(StoppedError):
             for name, filters in models:
                 run.record(f"{source}/{name}", filters.result)
     return run.report

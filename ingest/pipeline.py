@@ -19,9 +19,10 @@ import numpy.typing as npt
 
 from cnnfilterdb import catalog
 from cnnfilterdb.core.reports import Failure, IngestReport, Observer
+from cnnfilterdb.core.runners import Threads
 from cnnfilterdb.core.schema import ModelFacts
 from cnnfilterdb.core.sharding import Share
-from cnnfilterdb.core.workers import ahead, limited, threads
+from cnnfilterdb.core.workers import limited, threads
 from cnnfilterdb.errors import (
     BadWeightsError,
     CnnFilterDbError,
@@ -215,7 +216,7 @@ def take_in(
     with limited(min(threads(), store.resources.threads)), store.writer(model_id, overwrite=overwrite) as writer:
         projector.begin(model_id)
         # One layer is read and measured while the previous one is written, so that few are in memory at a time.
-        with closing(ahead(measured, enumerate(chosen), threads=1, window=2)) as layers:
+        with closing(Threads(1, repeats=False).run(measured, enumerate(chosen))) as layers:
             for _, layer in layers:
                 row, weight = layer.result()
                 filters += 0 if weight is None else row["filters"]
@@ -331,7 +332,7 @@ def ingest(
     with attach_report(run.report):
         wanted = run.wanted({name: key(name) for name in names})
         many = _AHEAD if store.resources.runner.workers > 1 else 1
-        downloads = ahead(resolve, wanted, threads=many, window=2 * many if many > 1 else 1)
+        downloads = Threads(many, repeats=False).run(resolve, wanted, window=2 * many if many > 1 else 1)
         with reader_of_files(isolated=bool(wanted) and source.isolated) as read, closing(downloads):
             try:
                 for name, download in downloads:

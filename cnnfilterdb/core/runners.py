@@ -21,6 +21,7 @@ from concurrent.futures import (
     Future,
     ThreadPoolExecutor,
 )
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
@@ -93,11 +94,13 @@ class Runner(ABC):
         name: One of :data:`KINDS`, an address of Ray, or the class of an executor.
         workers: How many units run at a time.
         remote: Whether they run outside of this process.
+        repeats: Whether units whose worker, node or connection was lost are run again.
     """
 
     name: str
     workers: int
     remote: bool = False
+    repeats: bool = True
 
     @abstractmethod
     def _open(self, demand: Demand) -> Any:
@@ -269,7 +272,7 @@ class _Flight:
         for future in done:
             attempt = self.running.pop(future)
             error = CancelledError() if future.cancelled() else future.exception()
-            if not isinstance(error, _TRANSIENT):
+            if not self.runner.repeats or not isinstance(error, _TRANSIENT):
                 ended.append((attempt, future))
             elif attempt.tries >= TRIES:
                 ended.append((attempt, _lost(attempt, future, error)))
@@ -352,20 +355,29 @@ class Serial(Runner):
         return _Here()
 
 
+class _ThreadPool(ThreadPoolExecutor):
+    """Threads that have the context variables of what submits to them, such as limits."""
+
+    def submit(self, function: Callable[..., T], /, *args: Any, **options: Any) -> Future[T]:
+        return super().submit(copy_context().run, function, *args, **options)
+
+
 class Threads(Runner):
     """Threads of this process; each run has its own, which end with it.
 
     Args:
         workers: Number of threads.
+        repeats: Whether units whose connection was lost are run again.
     """
 
     name = "threads"
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, *, repeats: bool = True) -> None:
         self.workers = workers
+        self.repeats = repeats
 
     def _open(self, demand: Demand) -> Executor:
-        return ThreadPoolExecutor(self.workers, thread_name_prefix="unit")
+        return _ThreadPool(self.workers, thread_name_prefix="unit")
 
     def _close(self, executor: Any) -> None:
         if executor is not None:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cnnfilterdb.core.reports import Progress, TransferReport, printable
-from cnnfilterdb.core.workers import ahead
+from cnnfilterdb.core.runners import Threads
 from cnnfilterdb.errors import CnnFilterDbError, CorruptError, DatabaseError
 from cnnfilterdb.exchange.origins import IDENTITY, DatabaseOrigin, FolderOrigin, ReleaseOrigin, signatures
 from cnnfilterdb.release.release import Release
@@ -90,7 +90,7 @@ def transfer(
         with store.writer(model_id, overwrite=overwrite) as writer:
             return _copy_model(writer, origin, model_id, index)
 
-    with closing(ahead(take, chosen, threads=_WRITERS, window=2 * _WRITERS)) as models:
+    with closing(Threads(_WRITERS, repeats=False).run(take, chosen)) as models:
         for model_id, filters in models:
             try:
                 report.done[model_id] = filters.result()

@@ -11,8 +11,9 @@ takes longer than counting histograms; only what reads them waits for them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,7 @@ import pyarrow.parquet as pq
 from cnnfilterdb.analysis.fingerprints import fingerprint, wrong_fingerprints
 from cnnfilterdb.core import paths
 from cnnfilterdb.core.reports import Progress
-from cnnfilterdb.core.schema import FINGERPRINTS
-from cnnfilterdb.core.workers import ahead, threads
+from cnnfilterdb.core.schema import FINGERPRINTS, weight_columns
 from cnnfilterdb.errors import CnnFilterDbError, CorruptError, LockedError
 from cnnfilterdb.scan.ordered import RowCursor
 from cnnfilterdb.scan.steady import steady
@@ -99,12 +99,11 @@ class Fingerprints:
                 return
             stamps = {model_id: store.stamp(store.slug(model_id)) for model_id in there}
             with store.staging(paths.FINGERPRINTS) as staging:
-                tasks = ahead(self._table, there, threads=threads(), window=2 * threads())
-                for done, (model_id, future) in enumerate(tasks, 1):
+                for done, (model_id, table) in enumerate(self.computed(there), 1):
                     slug = store.slug(model_id)
                     part, target = staging / f"{slug}.parquet", store.path / paths.fingerprints_path(slug)
                     with suppress(LockedError), writing(store.path):
-                        write_sealed(future.result(), part, **FINGERPRINT_ENCODING)
+                        write_sealed(table, part, **FINGERPRINT_ENCODING)
                         with store.locked(slug):
                             if store.stamp(slug) == stamps[model_id]:
                                 move(part, target)
@@ -115,25 +114,53 @@ class Fingerprints:
         steady(store.snapshot, fill)
 
     def computed(self, model_ids: Sequence[str]) -> Iterator[tuple[str, pa.Table]]:
-        """Compute the rows of models, in threads, and write nothing."""
-        with closing(ahead(self._table, model_ids, threads=threads(), window=2 * threads())) as tables:
-            for model_id, future in tables:
-                yield model_id, future.result()
+        """Compute the rows of models, with the resources of the folder, and write nothing."""
+        resources = self.store.resources
+        units = resources.runner.run(_table, self._models(model_ids), weight=_size, budget=resources.budget)
+        with closing(units) as tables:
+            for model, future in tables:
+                yield model.model_id, future.result()
 
-    def _table(self, model_id: str) -> pa.Table:
-        """The rows of a model, with one layer in memory at a time."""
-        columns = ["layer", "kernel", "out_channels", "filters", "stored", "tensor_sha256"]
-        layers = self.store.layers([model_id], columns=columns)
-        by_kernel: dict[str, list[dict[str, Any]]] = {}
-        for row in layers.to_pylist():
+    def _models(self, model_ids: Sequence[str]) -> Iterator[_Model]:
+        columns = ["model_id", "layer", "kernel", "out_channels", "filters", "stored", "tensor_sha256"]
+        layers: dict[str, dict[str, list[dict[str, Any]]]] = {}
+        for row in self.store.layers(model_ids, columns=columns).to_pylist():
             if row["stored"]:
-                by_kernel.setdefault(row["kernel"], []).append(row)
-        found: list[dict[str, Any]] = []
-        for kernel, rows in by_kernel.items():
-            for path in self.store.filter_files(kernel, [model_id]):
-                found += _rows(path, model_id, kernel, rows)
-        found.sort(key=lambda row: int(row["layer"]))
-        return pa.Table.from_pylist(found, schema=FINGERPRINTS)
+                layers.setdefault(row["model_id"], {}).setdefault(row["kernel"], []).append(row)
+        for model_id in model_ids:
+            own = layers.get(model_id, {})
+            yield _Model(model_id, own, {kernel: self.store.filter_files(kernel, [model_id]) for kernel in own})
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    """A model: rows of its stored layers, and the files of their filters, by kernel size."""
+
+    model_id: str
+    layers: Mapping[str, Sequence[dict[str, Any]]]
+    files: Mapping[str, Sequence[Path]]
+
+
+def _size(model: _Model) -> int:
+    """Bytes of the largest layer with its keys: one is in memory at a time."""
+    return max(
+        (
+            4 * (3 + len(weight_columns(kernel))) * row["filters"]
+            for kernel, rows in model.layers.items()
+            for row in rows
+        ),
+        default=0,
+    )
+
+
+def _table(model: _Model) -> pa.Table:
+    """The rows of a model."""
+    found: list[dict[str, Any]] = []
+    for kernel, layers in model.layers.items():
+        for path in model.files[kernel]:
+            found += _rows(path, model.model_id, kernel, layers)
+    found.sort(key=lambda row: int(row["layer"]))
+    return pa.Table.from_pylist(found, schema=FINGERPRINTS)
 
 
 def _rows(path: Path, model_id: str, kernel: str, layers: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -241,6 +241,23 @@ def test_unknown_runners(wrong):
         runner_of(wrong, 2)
 
 
+def test_threads_have_the_limits_of_the_block_that_submits_to_them():
+    with limited(1):
+        assert results(Threads(2), lambda _: threads(), range(3)) == [(number, 1) for number in range(3)]
+
+
+def test_threads_run_a_unit_once_where_it_must_not_be_repeated():
+    calls = []
+
+    def fail(unit):
+        calls.append(unit)
+        raise ConnectionError(f"unit {unit}")
+
+    errors = [future.exception() for _, future in Threads(2, repeats=False).run(fail, range(3))]
+    assert [str(error) for error in errors] == ["unit 0", "unit 1", "unit 2"]
+    assert sorted(calls) == [0, 1, 2]
+
+
 def test_a_limit_of_threads_ends_with_its_block():
     before = threads()
     with limited(1):

@@ -5,10 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-import warnings
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
@@ -20,7 +17,6 @@ from cnnfilterdb.analysis.queries import translated, unreachable
 from cnnfilterdb.analysis.storage import Storage
 from cnnfilterdb.core import paths
 from cnnfilterdb.core.footers import stated_rows
-from cnnfilterdb.core.listing import entries
 from cnnfilterdb.core.reports import printable
 from cnnfilterdb.core.schema import FINGERPRINTS, HISTOGRAMS, LAYERS, MODELS
 from cnnfilterdb.errors import CorruptError, DamagedIndexError, DatabaseError
@@ -31,12 +27,12 @@ __all__ = ["Connection"]
 _CHANGING = frozenset({"alter", "create", "detach", "drop", "use"})
 
 
-#: Small tables of a folder, the most rows that a file of each can have, and the definitions that read it.
+#: Small tables of a folder, the most rows that each can have of a model, and the definitions that read it.
 _MOST_ROWS: tuple[tuple[str, pa.Schema, int, frozenset[str]], ...] = (
-    (paths.models_pattern(), MODELS, 1, frozenset({"models_stored"})),
-    (paths.layers_pattern(), LAYERS, 20_000, frozenset({"layers", "facts"})),
-    (paths.histograms_pattern("*"), HISTOGRAMS, 40_000, frozenset({"histogram_files", "histograms"})),
-    (paths.fingerprints_pattern(), FINGERPRINTS, 20_000, frozenset({"fingerprints"})),
+    (paths.MODELS, MODELS, 1, frozenset({"models_stored"})),
+    (paths.LAYERS, LAYERS, 20_000, frozenset({"layers", "facts"})),
+    (paths.HISTOGRAMS, HISTOGRAMS, 40_000, frozenset({"histogram_files", "histograms"})),
+    (paths.FINGERPRINTS, FINGERPRINTS, 20_000, frozenset({"fingerprints"})),
 )
 
 
@@ -69,7 +65,7 @@ class Connection:
         self._root: duckdb.DuckDBPyConnection | None = None
         self._created: dict[str, str] = {}  # definitions by name, as they were created
         self._commented: set[str] = set()  # those of them that have their comments
-        self._counted: set[str] = set()  # patterns of the tables whose rows were counted
+        self._counted: set[str] = set()  # names of the tables whose rows were counted
         _connections.add(self)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -156,28 +152,26 @@ class Connection:
         Returns:
             False if the index is damaged and the query lists only: its views are left out.
         """
-        for pattern, schema, most, names in _MOST_ROWS:
-            if pattern in self._counted or not names & needed:
-                continue
-            found = []
+        uncounted = [one for one in _MOST_ROWS if one[0] not in self._counted and one[3] & needed]
+        listing = self._storage.small_files([table for table, *_ in uncounted]) if uncounted else {}
+        for table, schema, most, _ in uncounted:
+            limits = {path: most * models for path, models in listing[table].items()}
+            stated = {path: stated_rows(path, schema) for path in limits}
+            odd = [path for path, rows in stated.items() if rows is None or rows > limits[path]]
             try:
-                for folder in self._storage.folders():
-                    stated = (stated_rows(path, schema) for path in _files(folder, pattern))
-                    if all(rows is not None and rows <= most for rows in stated):
-                        continue
-                    place = sql.literal(f"{sql.without_wildcards(folder)}/{pattern}")
-                    found += cursor.execute(
-                        f"SELECT file_name, num_rows FROM parquet_file_metadata({place}) "
-                        f"WHERE num_rows > {most} LIMIT 1"
-                    ).fetchall()
+                if odd:
+                    files = ", ".join(sql.literal(sql.without_wildcards(path)) for path in odd)
+                    footers = f"SELECT file_name, num_rows FROM parquet_file_metadata([{files}])"
+                    stated.update(cursor.execute(footers).fetchall())
             except duckdb.Error as error:
                 unreadable = self._unreadable(error)
                 if listed and isinstance(unreadable, DamagedIndexError):
                     return False  # the index is the last of them
                 raise unreadable from None
-            for path, rows in found:
-                raise CorruptError(f"{path}: {rows:,} rows, expected at most {most:,}; remove the model")
-            self._counted.add(pattern)
+            for path, rows in stated.items():
+                if rows is None or rows > limits[path]:
+                    raise CorruptError(f"{path}: {rows:,} rows, expected at most {limits[path]:,}; remove the model")
+            self._counted.add(table)
         return True
 
     def _unreadable(self, error: duckdb.Error) -> Exception:
@@ -220,22 +214,6 @@ class Connection:
         # A variable belongs to a session, and a cursor is one.
         cursor.execute("SET VARIABLE cnnfilterdb_path = $path", {"path": self._storage.location})
         return cursor
-
-
-def _files(folder: str, pattern: str) -> list[str]:
-    """The files of a table of a folder; a warning names one beside those of models that is not read."""
-    table, _, name = pattern.partition("/")
-    # The pattern of these tables leaves out what is not named as the file of a model
-    if table not in (paths.models_path("*").partition("/")[0], paths.layers_path("*").partition("/")[0]):
-        return [entry.path for _, entry, _ in entries(Path(folder), pattern)]
-    found = [entry for _, entry, _ in entries(Path(folder), f"{table}/*.parquet")]
-    others = sorted(entry.path for entry in found if not fnmatchcase(entry.name, name))
-    if others:
-        more = f" (and {len(others) - 1} more)" if len(others) > 1 else ""
-        warnings.warn(
-            f"{others[0]}{more}: is no file of the database, and is not read; move it elsewhere", stacklevel=5
-        )
-    return [entry.path for entry in found if entry.path not in others]
 
 
 _connections: WeakSet[Connection] = WeakSet()

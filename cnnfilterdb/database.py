@@ -272,8 +272,9 @@ class FilterDB(Imports):
         return super()._connect(query)
 
     def _write_init(self) -> None:
-        """Update ``init.sql`` after a change."""
+        """Update ``init.sql`` and the gathered tables after a change."""
         try:
+            self._store.gather()
             self._store.write_init(self._views.init_sql())
         except LockedError:  # another process is writing the same
             pass
@@ -282,6 +283,8 @@ class FilterDB(Imports):
 
     def _repair(self, error: Exception) -> bool:
         """Rebuild the index after a query found something wrong in it."""
+        if super()._repair(error):
+            return True
         on_index = isinstance(error, DamagedIndexError) or _MISSING in str(error)
         if not on_index or not os.access(self._store.path, os.W_OK):
             return False
@@ -310,6 +313,7 @@ class FilterDB(Imports):
         except DatabaseError as error:  # a full or read-only disk
             warnings.warn(f"the index could not be updated: {error}", stacklevel=2)
             return False
+        self._store.gather()
         return True
 
 

@@ -7,12 +7,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 from scipy.stats import entropy
 from sklearn.decomposition import PCA
 
 import cnnfilterdb
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+# One profile for all tests: none depends on how fast the machine is, and examples share what a fixture has made.
+settings.register_profile(
+    "cnnfilterdb", deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.differing_executors],
+)  # fmt: skip
+settings.load_profile("cnnfilterdb")
 
 
 def _state_dict(seed: int, sizes: dict[str, tuple[int, int, int, int]], smooth: float) -> dict[str, np.ndarray]:

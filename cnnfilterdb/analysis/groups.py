@@ -199,7 +199,7 @@ def stored(connection: duckdb.DuckDBPyConnection, grouping: Grouping, fitted: Fi
         layers=_array(table["layers"]),
         filters=_array(table["filters"]),
         outside=_array(table["outside"]),
-        counts=_array(table["counts"].combine_chunks().flatten()).reshape(-1, k, bins),
+        counts=_lists(table["counts"]).reshape(-1, k, bins),
         low=table["low"][0].as_py(),
         high=table["high"][0].as_py(),
         weights=np.asarray(table["weights"][0].as_py()),
@@ -213,6 +213,15 @@ def _array(column: pa.Array | pa.ChunkedArray) -> npt.NDArray[Any]:
     """A column of numbers without NULL as an array; to_numpy of pyarrow would import pandas."""
     whole = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     return np.from_dlpack(whole)
+
+
+def _lists(column: pa.ChunkedArray) -> npt.NDArray[Any]:
+    """The numbers in a column of lists without NULL; flatten would import all of pyarrow.compute."""
+    parts = []
+    for chunk in column.chunks:
+        ends = np.from_dlpack(chunk.offsets)
+        parts.append(np.from_dlpack(chunk.values)[ends[0] : ends[-1]])
+    return np.concatenate(parts)
 
 
 def by_model(
@@ -229,8 +238,7 @@ def by_model(
     table = run(connection, f"FROM group_histograms({_arguments(groups.grouping, groups.basis_id)}, by_model := true)")
     known = pa.array(groups.labels, table["group"].type)
     places = pc.fill_null(pc.index_in(table["group"], value_set=known), -1).to_numpy()
-    flat = table["counts"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    counts = flat.reshape(len(places), *groups.counts.shape[1:])
+    counts = _lists(table["counts"]).reshape(len(places), *groups.counts.shape[1:])
     return places[places >= 0], counts[places >= 0]
 
 

@@ -43,7 +43,7 @@ _PREFIXES = (
 #: A file of the index of a folder in a message of DuckDB.
 _INDEX_FILE = re.compile(
     rf"/{paths.INDEX}/[^/'\"]+/({re.escape(paths.BASIS)}|{paths.HISTOGRAMS}/[^/'\"]+\.parquet)"
-    rf"|/{paths.INDEX}/{paths.FINGERPRINTS}/[^/'\"]+\.parquet"
+    rf"|/{re.escape(paths.GATHERED)}/|/{paths.INDEX}/{paths.FINGERPRINTS}/[^/'\"]+\.parquet"
     r"| is not in the index |Referenced column (bases|histograms|inner_h|h)\."
 )
 

@@ -85,9 +85,17 @@ class Storage(ABC):
         """The folders and addresses that its views read."""
         return [self.location]
 
-    def folders(self) -> list[str]:
-        """Those of them that are database folders, in which each file is of one model."""
-        return []
+    def small_files(self, tables: Iterable[str]) -> dict[str, dict[str, int]]:
+        """The files of small tables of folders that views read, and of how many models each is at most.
+
+        Args:
+            tables: Of ``models``, ``layers``, ``histograms`` and ``fingerprints``.
+        """
+        return {table: {} for table in tables}
+
+    def doubt(self, error: Exception) -> bool:
+        """Stop using copies of tables that an error names; True if asking again may help."""
+        return False
 
     def attach(self, connection: duckdb.DuckDBPyConnection) -> None:  # noqa: B027 (most storages need nothing)
         """Enable a connection to reach it; DuckDB itself can read folders."""

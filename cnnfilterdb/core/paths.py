@@ -11,6 +11,7 @@
     index/fingerprints/<slug>.parquet
     annotations.csv, annotations.csv.sha256             the user's corrections, and their checksum
     init.sql                                            views and macros for any DuckDB client
+    .gathered/<name>/                                   copies of small tables (:mod:`cnnfilterdb.store.gathered`)
     .locks/<name>.lock                                  held by the process that writes <name>
     .staging/<name>-<random>/                           what is being written, moved into place by renames
     .quarantine/<time>/...                              files that were set aside, under the paths they had
@@ -45,11 +46,15 @@ __all__ = [
     "FINGERPRINTS",
     "FITTED",
     "FOLDERS",
+    "GATHERED",
     "HISTOGRAMS",
     "INDEX",
     "INIT",
+    "LAYERS",
     "LOCKS",
     "MARKER",
+    "MEMBERS",
+    "MODELS",
     "PARTS",
     "PARTS_SUFFIX",
     "QUARANTINE",
@@ -64,15 +69,20 @@ __all__ = [
     "filters_pattern",
     "fingerprints_path",
     "fingerprints_pattern",
+    "gathered_folder",
     "histograms_path",
     "histograms_pattern",
+    "histograms_table",
     "inside",
     "is_basis_id",
+    "is_gathered_table",
     "is_indexed",
     "is_slug",
+    "kernel_folder",
     "layers_path",
     "layers_pattern",
     "lock_path",
+    "members_path",
     "models_path",
     "models_pattern",
     "regular",
@@ -100,6 +110,14 @@ UNFINISHED = ".cnnfilterdb-unfinished"
 #: Folder of the bases, their histograms, and the fingerprints of layers.
 INDEX = "index"
 
+#: Folders of the models rows and of the layers rows, and names of these tables.
+MODELS = "models"
+LAYERS = "layers"
+
+#: Folder of copies of the small tables, and name, in a folder there, of the list of models that it has copies of.
+GATHERED = ".gathered"
+MEMBERS = "members.json"
+
 #: Folders of locks, of work in progress, and of files that were set aside.
 LOCKS = ".locks"
 STAGING = ".staging"
@@ -115,7 +133,7 @@ FITTED = "fitted"
 PARTS_SUFFIX = ".parts.toml"
 
 #: Everything that a database folder consists of, besides single files.
-FOLDERS = frozenset({LOCKS, STAGING, QUARANTINE, "models", "layers", "filters", INDEX})
+FOLDERS = frozenset({LOCKS, STAGING, QUARANTINE, GATHERED, MODELS, LAYERS, "filters", INDEX})
 
 #: Name, in a staging folder, of the record of a commit. The commit is decided when this file exists.
 COMMIT = "commit.json"
@@ -192,12 +210,12 @@ def is_basis_id(text: object) -> bool:
 
 def models_path(slug: str) -> str:
     """The models row of a model."""
-    return f"models/{slug}.parquet"
+    return f"{MODELS}/{slug}.parquet"
 
 
 def layers_path(slug: str) -> str:
     """The layers rows of a model."""
-    return f"layers/{slug}.parquet"
+    return f"{LAYERS}/{slug}.parquet"
 
 
 def filters_path(kernel: str, source: str, slug: str) -> str:
@@ -206,7 +224,12 @@ def filters_path(kernel: str, source: str, slug: str) -> str:
     >>> filters_path("3x3", "my/source", "x-0123456789")
     'filters/kernel=3x3/source=my%2Fsource/x-0123456789.parquet'
     """
-    return f"filters/kernel={kernel}/source={quote(source, safe='')}/{slug}.parquet"
+    return f"{kernel_folder(kernel)}/source={quote(source, safe='')}/{slug}.parquet"
+
+
+def kernel_folder(kernel: str) -> str:
+    """The folder of the filters of a kernel size."""
+    return f"filters/kernel={kernel}"
 
 
 def empty_filters_path(kernel: str) -> str:
@@ -234,6 +257,35 @@ def fingerprints_path(slug: str) -> str:
     return f"{INDEX}/{FINGERPRINTS}/{slug}.parquet"
 
 
+def gathered_folder(name: str) -> str:
+    """A folder of copies of small tables."""
+    return f"{GATHERED}/{name}"
+
+
+def members_path(name: str) -> str:
+    """The list of the models of such a folder."""
+    return f"{GATHERED}/{name}/{MEMBERS}"
+
+
+def histograms_table(basis_id: str) -> str:
+    """Name of the table of the histograms in a basis.
+
+    >>> histograms_table("3x3-0a1b2c3d")
+    'histograms-3x3-0a1b2c3d'
+    """
+    return f"{HISTOGRAMS}-{basis_id}"
+
+
+def is_gathered_table(name: str) -> bool:
+    """Whether a text is the name of a small table.
+
+    >>> is_gathered_table("layers"), is_gathered_table("histograms-3x3-0a"), is_gathered_table("histograms-../x")
+    (True, True, False)
+    """
+    kind, _, basis_id = name.partition("-")
+    return name in (MODELS, LAYERS, FINGERPRINTS) or (kind == HISTOGRAMS and is_basis_id(basis_id))
+
+
 def lock_path(name: str) -> str:
     """The lock of what is written under a name."""
     return f"{LOCKS}/{name}.lock"
@@ -258,7 +310,7 @@ def layers_pattern() -> str:
 
 def filters_pattern(kernel: str = "*", slug: str = "*") -> str:
     """All filters of a kernel size, of a model, or of both."""
-    return f"filters/kernel={kernel}/source=*/{slug}.parquet"
+    return f"{kernel_folder(kernel)}/source=*/{slug}.parquet"
 
 
 def bases_pattern() -> str:

@@ -268,6 +268,7 @@ class Parts(Storage):
             # A folder always has a file without rows of 3x3 filters.
             kernels=tuple(dict.fromkeys(["3x3", *storage.kernels()])),
             annotated=storage.annotated,
+            listed=storage.listed(),
             fingerprints=paths.inside(storage.path, paths.fingerprints_path(paths.EMPTY)).exists(),
         )
 
@@ -285,9 +286,18 @@ class Parts(Storage):
         ]
         return [*(part.storage.location for part in self.parts), *remote, str(self.derived.path)]
 
-    def folders(self) -> list[str]:
-        """The parts that are database folders."""
-        return [part.storage.location for part in self.parts if isinstance(part.storage, Store)]
+    def small_files(self, tables: Iterable[str]) -> dict[str, dict[str, int]]:
+        """The files of small tables of the parts that are database folders."""
+        found: dict[str, dict[str, int]] = {table: {} for table in tables}
+        for part in self.parts:
+            for table, files in part.storage.small_files(found).items():
+                found[table] |= files
+        return found
+
+    def doubt(self, error: Exception) -> bool:
+        """Stop using the copies of tables in a part that an error names."""
+        doubted = [part.storage.doubt(error) for part in self.parts]  # of all of them
+        return any(doubted)
 
     def attach(self, connection: duckdb.DuckDBPyConnection) -> None:
         """Let a connection read the parts that are not on this machine."""

@@ -471,7 +471,10 @@ class Tables:
 
     def _repair(self, error: Exception) -> bool:
         """Remove the cause of an error, if possible; True if repeating the query may help."""
-        return False
+        if not self.storage.doubt(error):
+            return False
+        self._views.renew()
+        return True
 
     def _frame(self, query: str) -> pd.DataFrame:
         frame: pd.DataFrame = self._table(query).to_pandas()

@@ -260,8 +260,8 @@ RELEASED_MODELS = (
 
 _FOLDER = {
     "models_columns": "*",
-    "models_files": f"/{paths.models_pattern()}",
-    "layers_files": f"/{paths.layers_pattern()}",
+    "models": f"database_files('/{paths.models_pattern()}')",
+    "layers": f"database_files('/{paths.layers_pattern()}')",
     # The file without rows comes first, so that its columns are those that every other file must have.
     "bases": f"[database_files('/{paths.basis_path(paths.EMPTY)}'), database_files('/{paths.bases_pattern()}')]",
     "histogram_files": f"[database_files('/{paths.histograms_path(paths.EMPTY, paths.EMPTY)}'), "
@@ -273,12 +273,40 @@ _FOLDER = {
 }
 _RELEASE = {
     "models_columns": RELEASED_MODELS,
-    "models_files": f"/{paths.shards_pattern('models')}",
-    "layers_files": f"/{paths.shards_pattern('layers')}",
+    "models": f"database_files('/{paths.shards_pattern('models')}')",
+    "layers": f"database_files('/{paths.shards_pattern('layers')}')",
     "bases": f"database_files('/{paths.shards_pattern('bases')}')",
     "histogram_files": f"database_files('/{paths.shards_pattern('histograms')}')",
     "fingerprints": f"database_files('/{paths.shards_pattern('fingerprints')}')",
 }
+
+
+def _listed_places(listed: Mapping[str, Iterable[str]]) -> dict[str, str]:
+    """The places of the small tables of which the files are listed."""
+
+    def files(tables: Iterable[str]) -> str:
+        names = (literal(f"/{without_wildcards(file)}") for table in tables for file in listed[table])
+        return f"[{', '.join(names)}]::VARCHAR[]"
+
+    every = "[database_files(file) FOR file IN {}]"
+    found = {
+        table: every.format(files([table]))
+        for table in (paths.MODELS, paths.LAYERS, paths.FINGERPRINTS)
+        if listed.get(table)
+    }
+    by_kernel: dict[str, list[str]] = {}
+    for table in listed:
+        kind, _, basis_id = table.partition("-")
+        if kind == paths.HISTOGRAMS:
+            by_kernel.setdefault(basis_id.partition("-")[0], []).append(table)
+    if by_kernel:
+        parts = [f"[{literal(f'/{paths.histograms_path(paths.EMPTY, paths.EMPTY)}')}]"]
+        parts += [
+            f"CASE WHEN coalesce(kernel = {literal(kernel)}, true) THEN {files(tables)} ELSE [] END"
+            for kernel, tables in by_kernel.items()
+        ]
+        found["histogram_files"] = every.format(f"flatten([{', '.join(parts)}])")
+    return found
 
 
 def without_wildcards(path: str) -> str:
@@ -311,6 +339,7 @@ def definitions(
     annotated: bool = False,
     published: bool = False,
     shards: Mapping[str, Sequence[str]] | None = None,
+    listed: Mapping[str, Iterable[str]] | None = None,
 ) -> dict[str, Definition]:
     """The views and macros of a database by name, in an order in which they can be created.
 
@@ -322,12 +351,14 @@ def definitions(
         published: Whether the tables are in the shards of a release (:mod:`cnnfilterdb.release.manifest`).
         shards: The files of each table of a release, relative to it. Without them every file in the folder of a table
             is read, including files that do not belong to the release.
+        listed: The files of small tables of a folder, relative to it: name of the table -> its files, where that of
+            histograms ends in the key of a basis. Patterns name the files of a table that is not listed, or has none.
 
     Raises:
         SelectionError: Not a kernel size of stored filters.
     """
     sizes = list(kernels) if published else list(dict.fromkeys(["3x3", *kernels]))
-    places = _RELEASE if published else _FOLDER
+    places = (_RELEASE if published else _FOLDER) | _listed_places(listed or {})
     found = _split(
         _template("database_files.sql").substitute(
             database_files=_database_files(shards), histogram_files=places["histogram_files"]
@@ -338,9 +369,9 @@ def definitions(
         return parquet_rows(f"database_files('{pattern}')")
 
     relations = Relations(
-        models_stored=f"SELECT {places['models_columns']} FROM {rows(places['models_files'])}",
+        models_stored=f"SELECT {places['models_columns']} FROM {parquet_rows(places['models'])}",
         annotations=read_annotations(f"database_files('/{paths.ANNOTATIONS}')") if annotated else None,
-        layers=rows(places["layers_files"]),
+        layers=parquet_rows(places["layers"]),
         bases=parquet_rows(places["bases"]),
         all_histograms=parquet_rows("histogram_files()"),
         histograms=parquet_rows("histogram_files(kernel)"),

@@ -8,7 +8,7 @@ parts get into the statements as quoted literals.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cnnfilterdb.core import paths
 from cnnfilterdb.sql import (
@@ -39,6 +39,7 @@ class PartTables:
         histograms: Files with further histograms of the part.
         fingerprints: Whether it has fingerprints.
         more_fingerprints: Files with fingerprints that it lacks.
+        listed: The files of small tables of a folder, as in :func:`cnnfilterdb.sql.definitions`.
     """
 
     name: str
@@ -50,11 +51,16 @@ class PartTables:
     histograms: tuple[str, ...] = ()
     fingerprints: bool = False
     more_fingerprints: tuple[str, ...] = ()
+    listed: Mapping[str, Iterable[str]] = field(default_factory=dict)
 
     def files(self, table: str, pattern: str) -> str:
-        """The files of a table as SQL: its shards in a release, a pattern in a folder."""
-        names = [pattern] if self.shards is None else self.shards[table]
+        """The files of a table as SQL: its shards in a release; those that are listed, or a pattern, in a folder."""
+        names = self.names(table, pattern) if self.shards is None else self.shards[table]
         return _listed(f"{without_wildcards(self.root)}/{name}" for name in names)
+
+    def names(self, table: str, pattern: str) -> list[str]:
+        """The files of a table of a folder, relative to it, as DuckDB reads them."""
+        return [*map(without_wildcards, self.listed.get(table, ()))] or [pattern]
 
 
 def part_definitions(
@@ -130,8 +136,11 @@ def _histograms(parts: Sequence[PartTables], no_histograms: str) -> str:
             chosen = ", ".join(map(literal, part.bases))
             rows.append(f"{_of(part, parquet_rows(part.files('histograms', '')))} WHERE basis_id IN ({chosen})")
         elif part.bases:
-            root = without_wildcards(part.root)
-            files = _listed(f"{root}/{paths.histograms_pattern(basis_id)}" for basis_id in part.bases)
+            files = _listed(
+                f"{without_wildcards(part.root)}/{name}"
+                for basis_id in part.bases
+                for name in part.names(paths.histograms_table(basis_id), paths.histograms_pattern(basis_id))
+            )
             rows.append(_of(part, parquet_rows(files)))
         if part.histograms:
             rows.append(_of(part, parquet_rows(_listed(map(without_wildcards, part.histograms)))))

@@ -20,30 +20,19 @@ import os
 import secrets
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-import pyarrow as pa
-from filelock import FileLock, Timeout
-
-from cnnfilterdb import sql
-from cnnfilterdb.analysis.storage import Storage
 from cnnfilterdb.core import paths
-from cnnfilterdb.core.listing import entries
 from cnnfilterdb.core.reports import Problem, Progress
 from cnnfilterdb.core.schema import (
     FORMAT_VERSION,
-    LAYERS,
-    MODELS,
     check_format,
     filter_schema,
     is_model_id,
-    kernel_order,
-    kernel_shape,
     marker_text,
-    storable,
 )
 from cnnfilterdb.core.version import package_version
 from cnnfilterdb.errors import (
@@ -62,15 +51,14 @@ from cnnfilterdb.store.commits import (
     decided,
     discard,
     discard_removed,
-    files_of,
     finish,
     undo,
     unfinished,
 )
-from cnnfilterdb.store.diagnosis import first_damage
+from cnnfilterdb.store.contents import Contents
 from cnnfilterdb.store.durable import make_folder, move, sha256, sync_folder, write_text, writing
-from cnnfilterdb.store.regular import read_small, regular_files
-from cnnfilterdb.store.rows import WITHOUT_ROWS, damaged_file, read_rows
+from cnnfilterdb.store.regular import read_small
+from cnnfilterdb.store.rows import WITHOUT_ROWS
 from cnnfilterdb.store.seals import seal_text, write_sealed
 from cnnfilterdb.store.verify import verify_folder, verify_models
 from cnnfilterdb.store.writer import Writer
@@ -84,17 +72,11 @@ LOCK_SECONDS = 5.0
 _REMOVAL = "removal"
 
 
-class Store(Storage):
-    """A database folder. Made by :meth:`create` or :meth:`open`.
-
-    Attributes:
-        path: The folder.
-        location: The same as text, with links resolved.
-    """
+class Store(Contents):
+    """A database folder. Made by :meth:`create` or :meth:`open`."""
 
     def __init__(self, path: Path) -> None:
-        self.path = paths.root(path)
-        self.location = str(self.path.resolve())
+        super().__init__(path)
         self._recovered = False
 
     def __repr__(self) -> str:
@@ -202,92 +184,7 @@ class Store(Storage):
             if paths.MARKER in names:
                 self._write_marker(folder)
 
-    # ------------------------------------------------------------------------------------------------ read
-
-    @property
-    def annotated(self) -> bool:
-        """Whether a file of annotations exists."""
-        return (self.path / paths.ANNOTATIONS).exists()
-
-    damage = first_damage
-
-    def folders(self) -> list[str]:
-        """The folder."""
-        return [self.location]
-
-    def definitions(self) -> dict[str, sql.Definition]:
-        """Its views and macros."""
-        return sql.definitions(self.kernels(), annotated=self.annotated)
-
-    def slug(self, model_id: str) -> str:
-        """Name of the files of a model; see :func:`cnnfilterdb.core.paths.slug`."""
-        return paths.slug(model_id)
-
-    def has(self, model_id: str) -> bool:
-        """Whether the model is committed."""
-        return (self.path / paths.models_path(paths.slug(model_id))).exists()
-
-    def require(self, model_ids: Iterable[str]) -> None:
-        """Check that models are committed.
-
-        Raises:
-            UnknownModelError: One of them is not; the message gives the nearest keys.
-        """
-        for model_id in model_ids:
-            if not self.has(model_id):
-                raise unknown_model(model_id, self.model_ids(), self.path)
-
-    def model_ids(self) -> list[str]:
-        """Keys of the committed models, sorted."""
-        ids: list[str] = self.models(columns=["model_id"])["model_id"].to_pylist()
-        return ids
-
-    def models(self, *, columns: Sequence[str] | None = None) -> pa.Table:
-        """The models table, sorted by ``model_id``.
-
-        Args:
-            columns: These columns only.
-        """
-        return self._table("models", MODELS, columns=columns)
-
-    def layers(self, model_ids: Iterable[str] | None = None, *, columns: Sequence[str] | None = None) -> pa.Table:
-        """The layers table, sorted by ``model_id`` and ``layer``.
-
-        Args:
-            model_ids: Of these models only.
-            columns: These columns only. Without the moments the table is read several times as fast.
-
-        Raises:
-            UnknownModelError: One of them does not exist.
-        """
-        return self._table("layers", LAYERS, self._chosen(model_ids), columns)
-
-    def kernels(self) -> list[str]:
-        """Kernel sizes of which a committed model has filters, by number of weights, then by name; no other folders."""
-        return sorted(self.filter_slugs(), key=kernel_order)
-
-    def filter_slugs(self) -> dict[str, set[str]]:
-        """The slugs of the committed models that have filters, by kernel size."""
-        committed, found = self.slugs(), dict[str, set[str]]()
-        for path, _, _ in entries(self.path, paths.filters_pattern()):
-            _, kernel, _, name = path.split("/")
-            if (slug := name.removesuffix(".parquet")) in committed and storable(kernel := kernel.partition("=")[2]):
-                found.setdefault(kernel, set()).add(slug)
-        return found
-
-    def filter_files(self, kernel: str, model_ids: Iterable[str] | None = None) -> list[Path]:
-        """The Parquet files of a kernel size, of committed models only, sorted.
-
-        Args:
-            kernel: Kernel size, such as ``3x3``.
-            model_ids: Of these models only; those without filters of that size have no file.
-
-        Raises:
-            UnknownModelError: One of them does not exist.
-        """
-        kernel_shape(kernel)  # no wildcard passes this check
-        slugs = self._chosen(model_ids)
-        return sorted(path for path in self.path.glob(paths.filters_pattern(kernel)) if path.stem in slugs)
+    # ----------------------------------------------------------------------------------------------- verify
 
     def verify(self, model_ids: Iterable[str] | None = None, progress: Progress | None = None) -> list[Problem]:
         """Check every count and every hash, and the annotations.
@@ -307,6 +204,7 @@ class Store(Storage):
         problems = verify_models(self.path, sorted(self._chosen(model_ids)), self.files, self.resources, progress)
         if model_ids is None:
             problems += verify_folder(self.path) + notes.annotation_problems(self)
+            problems += [Problem(None, self.path / file, why) for file, why in self.gathered_damage().items()]
             problems += [
                 Problem(None, self.path / file, "belongs to no model; `cnnfilterdb verify --repair` sets it aside")
                 for slug in sorted(self.strays())
@@ -315,62 +213,19 @@ class Store(Storage):
             ]
         return sorted(problems, key=lambda problem: str(problem.path))
 
-    def files(self, slug: str) -> list[str]:
-        """Files of a model that are in place, relative to the database, the models row first."""
-        return files_of(self.path, slug)
-
-    def stamp(self, slug: str) -> object:
-        """Identifies one commit of a model among those of the same key; None if the model does not exist."""
-        try:
-            status = (self.path / paths.models_path(slug)).lstat()
-        except FileNotFoundError:
-            return None
-        return status.st_ino, status.st_mtime_ns, status.st_size
-
-    def snapshot(self) -> dict[str, object]:
-        """The state of the database: the stamp of every models row and basis (:mod:`cnnfilterdb.scan.steady`).
-
-        Raises:
-            UnsafePathError: A file that a query would read is a named pipe, a device, or a link that leaves the
-                folder.
-        """
-        found = dict[str, object]()
-        patterns = (paths.models_pattern(), paths.bases_pattern())
-        for pattern in (*patterns, *paths.detail_patterns()):
-            for path, status in regular_files(self.path, pattern):
-                if pattern in patterns:
-                    found[f"{self.path}/{path}"] = (status.st_ino, status.st_mtime_ns, status.st_size)
-        return found
-
-    def slugs(self) -> set[str]:
-        """Names of the files of the committed models."""
-        names = (entry.name.removesuffix(".parquet") for _, entry, _ in entries(self.path, paths.models_pattern()))
-        return set(filter(paths.is_slug, names))
-
-    def _chosen(self, model_ids: Iterable[str] | None) -> set[str]:
-        if model_ids is None:
-            return self.slugs()
-        chosen = list(model_ids)
-        self.require(chosen)
-        return {paths.slug(model_id) for model_id in chosen}
-
-    def _table(
-        self, kind: str, schema: pa.Schema, slugs: Iterable[str] | None = None, columns: Sequence[str] | None = None
-    ) -> pa.Table:
-        """One table of the committed models; read again if a model is removed meanwhile."""
-        while True:
-            committed = self.slugs()
-            chosen = committed if slugs is None else committed.intersection(slugs)
-            # With the file without rows, there is a table even if there are no models.
-            place = paths.models_path if kind == "models" else paths.layers_path
-            files = [self.path / place(slug) for slug in (paths.EMPTY, *sorted(chosen))]
-            try:
-                return read_rows(self.path, files, schema, columns or schema.names)
-            except (OSError, pa.ArrowException) as error:
-                if self.slugs() >= committed:
-                    raise damaged_file(self.path, files, schema, error) from error
-
     # ----------------------------------------------------------------------------------------------- write
+
+    def gather(self) -> None:
+        """Gather the small tables of models that were added, if they are many; called by writers only."""
+        stamps, bases = self._stamps(), self._basis_ids()
+        chosen = self.gathered.wanted(stamps, bases)
+        if not chosen and not (self.path / paths.GATHERED).exists():
+            return
+        with suppress(DatabaseError), self.staging(paths.GATHERED) as folder:  # every question is answered without them
+            if chosen:
+                self.gathered.write(chosen, stamps, bases, folder)
+            else:
+                self.gathered.tidy(stamps)
 
     @contextmanager
     def writer(self, model_id: str, *, overwrite: bool = False) -> Iterator[Writer]:
@@ -576,6 +431,8 @@ class Store(Storage):
     @contextmanager
     def _locked(self, name: str, what: str, seconds: float | None = None) -> Iterator[None]:
         """Hold the lock of a name; the same process may hold one several times."""
+        from filelock import FileLock, Timeout
+
         lock = FileLock(self.path / paths.lock_path(name))
         with writing(self.path):
             self._own_folder(paths.LOCKS)

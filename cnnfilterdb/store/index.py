@@ -174,7 +174,7 @@ class Index(Bases):
                 reason = _wrong_histograms(self.store.path, relative, basis_id, committed[path.stem], hashes)
                 if reason:
                     found[relative] = reason
-        return found | self.fingerprints.damage(hashes)
+        return found | self.fingerprints.damage(hashes) | self.store.gathered_damage()
 
     def build(
         self, *, refit: bool = False, fingerprints: bool = True, progress: Progress | None = None

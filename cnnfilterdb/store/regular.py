@@ -18,7 +18,7 @@ from cnnfilterdb.core import paths
 from cnnfilterdb.core.listing import entries
 from cnnfilterdb.errors import CorruptError
 
-__all__ = ["check_size", "read_small", "regular_files", "require_regular"]
+__all__ = ["check_regular", "check_size", "read_small", "regular_files", "require_regular"]
 
 #: Largest marker, ``init.sql`` or file of annotations that is read, in bytes.
 _MOST = 64 << 20
@@ -76,6 +76,17 @@ def regular_files(root: Path, pattern: str) -> Iterator[tuple[str, os.stat_resul
             if not stat.S_ISREG(status.st_mode):
                 paths.regular(root, path)
             yield path, status
+
+
+def check_regular(root: Path, pattern: str) -> None:
+    """Make sure that each file of a database that matches a pattern may be read; see :func:`regular_files`.
+
+    The folders say what is a regular file, so that the files themselves need not be looked at.
+    """
+    for path, entry, linked in entries(root, pattern):
+        if linked or not entry.is_file(follow_symlinks=False):
+            with suppress(FileNotFoundError):
+                paths.regular(root, path)
 
 
 def read_small(root: Path, name: str) -> bytes:

@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cnnfilterdb import catalog
@@ -60,7 +60,6 @@ def test_a_word_near_to_nothing_is_refused_without_a_suggestion():
 
 
 @given(st.text())
-@settings(deadline=None)
 def test_any_text_is_known_or_refused_in_one_line(text):
     for fact, vocabulary in CHECKED.items():
         known = {word.name for word in catalog.vocabulary(vocabulary)}

@@ -134,7 +134,7 @@ def test_what_cannot_be_compared(db, tmp_path):
 layers = st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(1, 3)), max_size=9, unique_by=lambda one: one[0])
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(layers, layers)
 def test_pairs_are_in_order_and_of_one_shape(first, second):
     def rows(found):

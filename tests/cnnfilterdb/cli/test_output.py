@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cnnfilterdb.cli.output import FORMATS, Output, emit, encoded
@@ -73,7 +73,6 @@ def test_parquet_and_arrow_are_the_table_itself():
         assert file.read_all().schema == TABLE.schema
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.text(), st.floats(allow_nan=False), st.lists(st.integers(-(2**63), 2**63 - 1))), min_size=1)
 )

@@ -11,7 +11,7 @@ from cnnfilterdb.cli.tables import Column, columns_of, number_column, table_text
 from cnnfilterdb.core.reports import escaped
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.text())
 def test_no_control_character_is_printed(text):
     table, _ = table_text(columns_of(pa.table({text: [text, None]}), short=True), 40)
@@ -20,7 +20,7 @@ def test_no_control_character_is_printed(text):
     assert all(char.isprintable() for char in escaped(text))
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     st.lists(st.tuples(st.text("abcdefgh/", min_size=1, max_size=60), st.booleans()), min_size=1, max_size=12),
     st.integers(60, 200),

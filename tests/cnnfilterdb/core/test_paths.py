@@ -6,7 +6,7 @@ import string
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cnnfilterdb.core import paths
@@ -65,7 +65,6 @@ def test_what_is_not_a_text_is_refused(value):
         paths.relative(value)
 
 
-@settings(deadline=None)
 @given(st.lists(PARTS, max_size=5).map("/".join))
 def test_whatever_is_accepted_stays_inside_on_any_system(path):
     try:
@@ -82,7 +81,6 @@ def test_whatever_is_accepted_stays_inside_on_any_system(path):
         assert not flavour(path).drive
 
 
-@settings(deadline=None)
 @given(st.lists(PARTS, max_size=5).map("/".join))
 def test_inside_agrees_with_the_file_system(path):
     root = Path("/work-that-does-not-exist")
@@ -94,7 +92,6 @@ def test_inside_agrees_with_the_file_system(path):
     assert os.path.commonpath([root, target]) == str(root)
 
 
-@settings(deadline=None)
 @given(
     st.text(min_size=1),
     st.text(min_size=1),
@@ -123,7 +120,6 @@ def test_the_names_of_a_database_are_accepted(source, name, kernel, digest):
         assert "/".join(paths.relative(quoted)) == quoted
 
 
-@settings(deadline=None)
 @given(st.text())
 def test_a_slug_is_recognised_and_little_else(text):
     assert not paths.is_slug(text) or all(c in string.ascii_letters + string.digits + "_-" for c in text)

@@ -62,7 +62,7 @@ class Unreliable(Executor):
         return result
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 2**32), count=st.integers(0, 25), window=st.integers(1, 6), ordered=st.booleans())
 def test_an_executor_that_fails_loses_and_repeats_units_changes_nothing(seed, count, window, ordered):
     import cnnfilterdb.core.runners as runners

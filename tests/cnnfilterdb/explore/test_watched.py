@@ -20,7 +20,7 @@ def both(sample_path):
         yield db, watched
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     by=st.sampled_from(["domain", "model_id", "filters > 300", "layer / 3", "family || task", "scaled_mean[1] > 0"]),
     options=st.fixed_dictionaries(

@@ -9,7 +9,7 @@ import fsspec
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cnnfilterdb
@@ -263,7 +263,7 @@ def test_a_part_that_vanishes(two, sample):
 # --------------------------------------------------------------------------------------------------------- kinds
 
 
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6)
 @given(split=st.lists(st.integers(0, 2), min_size=5, max_size=5))
 def test_any_split_answers_as_the_whole(split, sample, sample_path, tmp_path_factory):
     root = tmp_path_factory.mktemp("split")

@@ -31,7 +31,7 @@ def test_a_single_bin_is_the_difference_of_two_normal_distribution_functions():
     assert density == pytest.approx(norm.cdf(x / 0.3) - norm.cdf((x - 1) / 0.3), abs=1e-12)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     arrays.arrays(np.int64, st.integers(1, 80), elements=st.integers(0, 10**9)).filter(lambda counts: counts.any()),
     st.floats(-10, 5),
@@ -112,7 +112,7 @@ def test_column_scale_draws_equal_areas(histograms):
     assert areas[0] == pytest.approx(areas[1], rel=0.02)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.floats(-1, 1), st.floats(0.05, 0.8))
 def test_automatic_range_keeps_99_percent_of_every_curve(centre, spread):
     rng = np.random.default_rng(0)

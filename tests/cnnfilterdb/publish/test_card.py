@@ -389,7 +389,7 @@ def test_links_lead_where_they_say(address, name):
         assert found == line(name or address)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.tuples(anything, maybe, anything, anything, maybe), min_size=1, max_size=3))
 def test_pages_of_any_models(rows):
     """Whatever models say of themselves, every row has its cells, the metadata are read back, and no markup gets in."""

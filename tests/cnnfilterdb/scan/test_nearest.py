@@ -116,7 +116,7 @@ kernels = st.integers(0, 2**32 - 1).map(lambda seed: np.random.default_rng(seed)
 
 
 @given(kernels, st.floats(1e-6, 1e6), st.floats(-5, 5))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_similarity_ignores_what_it_says(kernel, scale, constant):
     def similarity(pattern, weights):
         columns = list(np.ascontiguousarray(weights.reshape(1, -1).T, np.float32))

@@ -34,7 +34,7 @@ def write(path, layers, group_rows, kernel="3x3", model_id="custom/m", seed=0, *
 
 
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=6), st.integers(1, 20), st.sampled_from(["3x3", "1x7", "5x5"]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_runs_are_the_layers_in_order_across_row_groups(tmp_path_factory, layers, group_rows, kernel):
     path = tmp_path_factory.mktemp("scan") / "m.parquet"
     weights = write(path, layers, group_rows, kernel)

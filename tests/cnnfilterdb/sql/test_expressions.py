@@ -2,7 +2,7 @@
 
 import duckdb
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cnnfilterdb.errors import QueryError, SelectionError
@@ -80,7 +80,6 @@ def test_everything_else_is_refused_with_one_line(text, message):
     assert str(caught.value).startswith("by: ")
 
 
-@settings(deadline=None)
 @given(st.text(max_size=30))
 def test_any_text_stays_inside_its_bracket(text):
     """As a literal every text is one expression; as SQL it is refused, or it is one column of one row."""

@@ -27,7 +27,7 @@ def by_hand(entropy, threshold, sparsity, weights=9, margin=0.02, low=0.5, high=
 
 
 @given(st.lists(st.tuples(entropies, thresholds, shares, st.sampled_from([1, 4, 9, 25, 49])), min_size=1, max_size=20))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_labels_by_hand(layers):
     entropy, threshold, sparsity, weights = zip(*layers, strict=True)
     expected = [by_hand(*layer) for layer in layers]
@@ -36,7 +36,7 @@ def test_labels_by_hand(layers):
 
 
 @given(entropies, st.integers(3, 10**6), shares)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_degenerated_is_the_rule_of_the_ablation(entropy, kernels, sparsity):
     threshold = randomness_threshold(kernels)
     label = degeneration(entropy, threshold, sparsity)

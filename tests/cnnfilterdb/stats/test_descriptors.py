@@ -99,7 +99,7 @@ def assert_same(found, expected, tolerance=1e-9):
 
 @pytest.mark.parametrize("kernel", SIZES)
 @given(seeds)
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 def test_descriptors_one_kernel_at_a_time(kernel, seed):
     filters = make(seed, kernel)
     found = descriptors(filters, kernel)
@@ -119,7 +119,7 @@ def test_descriptors_one_kernel_at_a_time(kernel, seed):
 
 
 @given(seeds, st.sampled_from(["2x2", "3x3", "5x5", "1x7", "3x5"]), st.integers(-100, 100))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_scale_and_sign(seed, kernel, octaves):
     filters = make(seed, kernel)
     found = descriptors(filters, kernel)
@@ -130,7 +130,7 @@ def test_scale_and_sign(seed, kernel, octaves):
 
 
 @given(seeds, st.sampled_from(["2x2", "3x3", "4x4", "5x5"]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_turns_and_mirrors(seed, kernel):
     filters = make(seed, kernel)
     height, width = kernel_shape(kernel)
@@ -217,7 +217,7 @@ def test_dct_energies_are_scipys(kernel):
 
 
 @given(seeds, st.integers(0, 20), st.sampled_from(["2x2", "3x3", "1x5"]))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_sums_merge(seed, cut, kernel):
     filters = make(seed, kernel)
     found = descriptors(filters, kernel)
@@ -249,7 +249,7 @@ def test_directions_on_both_sides_of_the_horizontal_average_to_it():
 
 
 @given(seeds, st.integers(1, 5), st.sampled_from([4, 9, 49]))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_variance_map_is_that_of_all_kernels_put_together(seed, layers, size):
     rng = np.random.default_rng(seed)
     found = [rng.normal(rng.normal(), rng.lognormal(), size=(rng.integers(1, 50), size)) for _ in range(layers)]

@@ -59,7 +59,7 @@ def test_every_metric_is_scipys(metric):
 
 
 @given(st.integers(0, 2**32 - 1), st.permutations(range(5)), st.sampled_from(METRICS))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_shift_is_a_divergence(seed, order, metric):
     counts, weights = make(seed), np.linspace(0, 1, SIZE)
     matrix = kl_shift(counts, weights, LOW, HIGH, metric=metric)
@@ -77,7 +77,7 @@ def test_a_shift_is_a_divergence(seed, order, metric):
 
 
 @given(st.integers(0, 2**32 - 1))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_measures_bound_each_other(seed):
     counts, one = make(seed)[:, :1], np.ones(1)
     found = {metric: kl_shift(counts, one, LOW, HIGH, metric=metric) for metric in METRICS}

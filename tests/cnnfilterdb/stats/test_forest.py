@@ -24,7 +24,7 @@ def tree_edges(found):
     return {frozenset((int(v), int(u))) for v, u in enumerate(found.parent) if u >= 0}
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(cases())
 def test_the_trees_are_shortest_and_meet_as_much_evidence_as_a_root_can(case):
     distances, evidence = case

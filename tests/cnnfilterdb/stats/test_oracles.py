@@ -48,7 +48,7 @@ def test_basis_is_scikit_learns(size, kernel):
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 300), st.integers(0, 300))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_moments_merge_in_any_order(seed, count, cut):
     filters = make(seed, count)
     cut = min(cut, count)
@@ -67,7 +67,7 @@ def test_moments_merge_in_any_order(seed, count, cut):
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 100), st.sampled_from([(-3.0, 3.0), (-0.5, 0.25), (0.0, 2.0)]))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_histograms_are_numpys(seed, bins, limits):
     filters = make(seed, 700)
     basis = Basis.fit(Moments.of(make(1)), "3x3")
@@ -92,7 +92,7 @@ def test_histograms_are_numpys(seed, bins, limits):
     st.sampled_from([-44, -41, -39, -37, -20, 0, 37]),
     st.booleans(),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_range_is_that_of_the_coefficients_at_any_magnitude(seed, count, size, exponent, repeated):
     rng = np.random.default_rng(seed)
     basis = Basis.fit(Moments.of(make(seed, 500, size)), f"1x{size}")
@@ -119,7 +119,7 @@ counts = st.integers(0, 2**32 - 1).map(
 
 
 @given(counts, st.permutations(range(5)))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_shift_is_scipys_entropy(counts, order):
     counts[:, :, 0] += 1  # no histogram is empty
     weights = np.linspace(1, 2, 9)

@@ -51,7 +51,7 @@ def test_the_example_of_scikit_bio():
     assert term.p == pytest.approx(0.67, abs=0.06)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(0, 2**32 - 1))
 def test_several_factors_are_a_regression(seed):
     rng = np.random.default_rng(seed)

@@ -4,7 +4,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import false_discovery_control
 
@@ -130,7 +130,6 @@ def test_error_rates_and_power():
     assert strong > 0.9
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(0.001, 1), min_size=1, max_size=12))
 def test_adjusted_p_values(values):
     p = np.array(values)

@@ -125,7 +125,7 @@ def test_models_that_do_not_vary():
 
 
 @pytest.mark.filterwarnings("error")
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     st.integers(0, 2**32 - 1),
     st.tuples(st.integers(1, 6), st.integers(1, 6)),

@@ -72,7 +72,7 @@ def same(found, expected, tolerance=1e-9):
 
 
 @given(seeds, st.integers(2, 24), st.integers(1, 12), st.sampled_from([0.0, 0.05, 0.4, 0.9]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_metrics_are_torchconvqualitys(seed, outs, ins, sparse):
     weight = make(seed, outs, ins, sparse)
     tensor = torch.from_numpy(weight)
@@ -159,7 +159,7 @@ values = st.sampled_from([np.float32(sign * value) for value in near for sign in
 
 @given(st.lists(st.lists(values, min_size=4, max_size=4), min_size=1, max_size=6), st.sampled_from([0.01, 0.1, 0.5]))
 @example([[np.float32(1e-45)] * 4, [np.float32(0)] * 4], 0.01)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_sparse_kernels_by_all_rules(filters, threshold):
     filters = np.array(filters, np.float32)
     for rule in QUALITY_RULES:
@@ -174,7 +174,7 @@ def test_sparse_kernels_by_all_rules(filters, threshold):
 
 
 @given(seeds, st.integers(2, 40), st.sampled_from([2, 3, 5]), st.sampled_from([0.0, 0.2, 0.7]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_entropies_are_those_of_singular_values(seed, kernels, side, sparse):
     weight = make(seed, kernels, 1, sparse, side)
     filters = rows(weight)
@@ -220,7 +220,7 @@ def test_kernels_that_hardly_differ_keep_their_clean_entropy():
 
 
 @given(seeds, st.integers(-8, 8), st.sampled_from([0.0, 0.3]), st.permutations(range(9)))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_scale_sign_turns_and_order_do_not_matter(seed, octaves, sparse, order):
     weight = make(seed, 12, 6, sparse)
     found = layer_statistics(weight)
@@ -268,7 +268,7 @@ def orthogonality_by_loops(weight):
 
 
 @given(seeds, st.integers(2, 12), st.sampled_from([1e-38, 1e-20, 1.0, 1e20]), st.integers(0, 2))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_orthogonality_by_loops(seed, outs, unit, zeros):
     weight = make(seed, outs, 3, 0) / np.float32(100) * np.float32(unit)
     weight[:zeros] = 0
@@ -309,7 +309,7 @@ def test_a_forked_process_has_threads_of_its_own():
 
 
 @given(seeds)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_norms(seed):
     weight = make(seed, 4, 4)
     plain = weight.astype(np.float64).ravel()
@@ -326,7 +326,7 @@ def test_standardised_norms_need_a_spread(weight):
 
 
 @given(seeds, st.integers(1, 300), st.integers(1, 4))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_levels_are_counted_in_each_channel(seed, kinds, outs):
     rng = np.random.default_rng(seed)
     steps = (rng.integers(-kinds // 2, kinds // 2 + 1, (outs, 40, 3, 3)) * rng.lognormal(size=(outs, 1, 1, 1))).astype(
@@ -347,7 +347,7 @@ def test_eight_bits_are_256_levels():
 
 
 @given(st.lists(st.floats(-8, 8, width=32), min_size=5, max_size=5), st.sampled_from([2, 3]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_binary_residual_is_the_distance_to_the_nearest_such_kernel(kernel, values):
     kernel = np.array(kernel, np.float32)
     if np.abs(kernel).max() < 1e-3:

@@ -53,7 +53,7 @@ def test_published_values(kernels, expected):
 
 
 @given(st.integers(1, 10**9))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_for_3x3_it_is_torchconvqualitys_curve(kernels):
     assert randomness_threshold(kernels) == pytest.approx(tcq._entropy_max_threshold(kernels), abs=1e-12)
     rounded = 1.26 / (1 + np.exp(-0.89 * (np.log2(kernels) - 2.30))) - 0.31
@@ -71,7 +71,7 @@ def test_for_other_sizes_it_is_the_smallest_of_a_thousand_sets(kernels, weights)
 
 
 @given(st.sampled_from([weights for weights in simulated_weights() if weights != 9]), st.integers(3, 10**7))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_it_rises_with_the_number_of_kernels_and_stays_below_the_largest_entropy(weights, kernels):
     found, more = randomness_threshold(kernels, weights), randomness_threshold(kernels + 1, weights)
     assert 0 < found <= more < np.log10(weights)

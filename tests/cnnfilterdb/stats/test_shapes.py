@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
@@ -57,7 +57,6 @@ def test_kernels_of_image_processing_have_their_names(known):
     assert name(kernel) in expected
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**32), st.floats(1e-4, 1e4), st.floats(-3, 3))
 def test_scale_and_mean_do_not_matter_and_a_sign_only_to_blobs(seed, scale, mean):
     kernels = np.random.default_rng(seed).standard_normal((40, 9)).astype(np.float32)

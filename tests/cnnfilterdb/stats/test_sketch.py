@@ -25,7 +25,7 @@ def estimated(a, b):
     return sketch_cosine(weight_sketch(a).numbers, weight_sketch(b).numbers)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.integers(0, 2**32), st.sampled_from([(200, 9), (3000, 9), (64, 49), (5000, 1)]), st.floats(0.01, 3))
 def test_the_error_of_a_cosine_is_within_six_standard_errors(seed, shape, noise):
     rng = np.random.default_rng(seed)
@@ -63,7 +63,6 @@ def test_what_unrelated_layers_have_in_common_does_not_make_them_alike():
     assert abs(estimated(a, b)) < 5 * ERROR
 
 
-@settings(deadline=None)
 @given(st.integers(1, 40), st.floats(1e-6, 1e6), st.booleans())
 def test_scale_and_sign(seed, factor, negative):
     a = np.random.default_rng(seed).standard_normal((30, 9)).astype(np.float32)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cnnfilterdb.errors import SelectionError
@@ -25,7 +25,6 @@ def plain_symmetry(kernel):
     return 1 - np.mean([np.linalg.norm(one - kernel) for one in turned]) / 2
 
 
-@settings(deadline=None)
 @given(st.integers(1, 7), st.integers(1, 7), st.integers(0, 1000))
 def test_symmetry_of_any_size(height, width, seed):
     kernels = np.random.default_rng(seed).normal(size=(3, height, width))

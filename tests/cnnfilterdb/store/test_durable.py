@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cnnfilterdb.errors import DatabaseError
@@ -118,7 +118,6 @@ def test_every_flipped_and_every_missing_byte_breaks_a_seal(tmp_path, rows):
         assert sealed(path) is not True
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=300), st.binary(max_size=100))
 def test_other_bytes_have_no_seal(tmp_path_factory, before, after):
     path: Path = tmp_path_factory.mktemp("seal") / "x"

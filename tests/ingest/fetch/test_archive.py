@@ -8,7 +8,7 @@ import tarfile
 import zipfile
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cnnfilterdb.errors import DownloadError, HashMismatchError
@@ -24,7 +24,6 @@ contents = st.dictionaries(
 )
 
 
-@settings(deadline=None)
 @given(contents=contents, data=st.data())
 def test_round_trip(packaging, contents, data):
     wanted = data.draw(st.lists(st.sampled_from(sorted(contents)), unique=True))

@@ -8,7 +8,7 @@ import time
 
 import httpx2
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cnnfilterdb.errors import DownloadError, HashMismatchError
@@ -35,7 +35,7 @@ def fetch(session, url, path, data=DATA):
     download(session, url, path, size=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30)
 @given(
     moves=st.lists(
         st.tuples(st.sampled_from([io.SEEK_SET, io.SEEK_END]), st.integers(0, len(DATA) + 10), st.integers(0, 100_000)),

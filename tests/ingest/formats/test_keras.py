@@ -9,13 +9,13 @@ import h5py
 import networkx
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cnnfilterdb.errors import WeightFileError
 from cnnfilterdb.ingest import formats
 
-QUICK = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUICK = settings(max_examples=40)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

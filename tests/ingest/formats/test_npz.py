@@ -5,14 +5,14 @@ import zipfile
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cnnfilterdb.errors import UnsafeFileError, WeightFileError
 from cnnfilterdb.ingest import formats
 from cnnfilterdb.ingest.network import judge
 
-QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUICK = settings(max_examples=60)
 
 
 def array(*shape, seed=0):

@@ -427,9 +427,7 @@ def longest(sources, node, seen):
     return seen[node]
 
 
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.data())
 def test_depths_of_any_graph(tmp_path, data):
     size = data.draw(st.integers(1, 12))
@@ -898,7 +896,7 @@ def test_truncated_files(tmp_path):
         read(SAMPLE[:200], tmp_path)
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=150)
 @given(st.lists(st.tuples(st.integers(0, len(SAMPLE) - 1), st.integers(0, 255)), min_size=1, max_size=4))
 def test_damaged_files(tmp_path, changes):
     data = bytearray(SAMPLE)

@@ -56,7 +56,7 @@ values = st.recursive(
 
 
 @given(values, st.sampled_from(PROTOCOLS))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_plain_values_come_back_as_pickle_gives_them(value, protocol):
     data = pickle.dumps(value, protocol)
     found = read(data)
@@ -495,7 +495,7 @@ EXAMPLES = [
 
 
 @given(st.sampled_from(EXAMPLES), st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_damage_anywhere_gives_a_result_or_our_error(data, draw):
     if draw.draw(st.booleans()):
         data = data[: draw.draw(st.integers(0, len(data) - 1))]
@@ -506,6 +506,6 @@ def test_damage_anywhere_gives_a_result_or_our_error(data, draw):
 
 
 @given(st.binary(max_size=200))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_bytes_give_a_result_or_our_error(data):
     read_or_error(b"\x80\x04" + data + b".")

@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file as save_numpy
@@ -353,7 +353,7 @@ def test_any_beginning_of_a_file_gives_one_clear_error(tmp_path, example):
 
 
 @given(st.data())
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300)
 def test_damage_anywhere_gives_a_result_or_our_error(tmp_path, example, draw):
     data = bytearray(example)
     for _ in range(draw.draw(st.integers(1, 3))):

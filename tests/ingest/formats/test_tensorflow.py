@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cnnfilterdb.errors import WeightFileError
@@ -17,7 +17,7 @@ from cnnfilterdb.ingest.formats.tensorflow.dataflow import Dataflow, Function, G
 from cnnfilterdb.ingest.network.layers import Tensor
 from cnnfilterdb.ingest.sources.pypi import PypiSource
 
-QUICK = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUICK = settings(max_examples=40)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

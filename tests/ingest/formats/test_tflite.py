@@ -4,13 +4,13 @@ import flatbuffers
 import numpy as np
 import pytest
 import tflite
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cnnfilterdb.errors import WeightFileError
 from cnnfilterdb.ingest import formats
 
-QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUICK = settings(max_examples=60)
 
 
 @pytest.mark.parametrize(("name", "tolerance", "dtype"), [("net", 1e-5, "float32"), ("net_f16", 2e-3, "float16")])

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -854,7 +854,7 @@ def test_any_beginning_of_a_file_gives_one_clear_error(tmp_path, examples, name)
 
 
 @given(st.sampled_from(NAMES), st.data())
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=400)
 def test_damage_anywhere_gives_a_result_or_our_error(tmp_path, examples, name, draw):
     data = bytearray(examples[name])
     for _ in range(draw.draw(st.integers(1, 4))):

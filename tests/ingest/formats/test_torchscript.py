@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -403,7 +403,7 @@ def test_the_same_code_unchanged_is_followed(tmp_path):
 
 
 @given(st.data())
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150)
 def test_damaged_code_costs_only_the_order(tmp_path, draw):
     def damaged(text):
         data = bytearray(text.encode())

@@ -363,7 +363,7 @@ def tensors_below(value):
             yield from tensors_below(child)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(TREES)
 def test_any_tree(root):
     found, skipped = networks(pickle.loads(pickle.dumps(root)), is_array)

@@ -126,7 +126,7 @@ def test_spectral_norm_of_pytorch_0_4_stored_the_composed_weight_too():
     np.testing.assert_array_equal(weight, normal(6, 4, 3, 3))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_weight_norm_of_any_shape(data):
     shape = data.draw(hnp.array_shapes(min_dims=4, max_dims=4, max_side=4))

@@ -439,7 +439,7 @@ def chains(draw):
     return nn.Sequential(*modules)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(chains())
 def test_shapes_never_suggest_what_is_not_so(module):
     found = by_name(weights_from_state_dict(module.state_dict()))

@@ -8,7 +8,7 @@ import pickle
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cnnfilterdb.ingest import formats
@@ -64,7 +64,7 @@ def networks(draw):
 @pytest.mark.parametrize("layout", TO)
 @pytest.mark.parametrize("writer", [*WRITERS, "memory"])
 @given(layers=networks())
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25)
 def test_a_network_comes_back_identical_or_is_left_out(tmp_path, layout, writer, layers):
     arrays = {}
     for name, (kernel, biased) in layers.items():

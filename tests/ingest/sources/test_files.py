@@ -4,7 +4,7 @@ from pathlib import Path, PureWindowsPath
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
@@ -69,7 +69,6 @@ def test_clashes(tmp_path):
     assert [source.resolve(name) for name in names] == [paths[0], paths[2], paths[3]]
 
 
-@settings(deadline=None)
 @given(
     names=st.sets(st.from_regex(r"([ab]/){0,2}[ab]\.(pt|onnx|pth\.tar)", fullmatch=True), min_size=1),
     roots=st.lists(st.sampled_from(["", "a", "b", "a/b"]), min_size=1),
@@ -177,7 +176,6 @@ def test_drives_of_windows_keep_files_apart():
     assert len(names) == 3
 
 
-@settings(deadline=None)
 @given(st.sets(st.from_regex(r"(C:|D:|//s/t)(/[ab]){1,3}\.pt", fullmatch=True), min_size=1, max_size=6))
 def test_names_of_any_paths_are_distinct(paths):
     found = {PureWindowsPath(path): (PureWindowsPath(path).name,) for path in paths}

@@ -1,0 +1,300 @@
+"""Copies of the small tables of many models: answers are those of the files of the models, whatever happens."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import cnnfilterdb
+from cnnfilterdb.core import paths
+from cnnfilterdb.store import gathered
+from cnnfilterdb.store.folder import Store
+
+QUESTIONS = {
+    "models": lambda db: db.models(),
+    "layers": lambda db: db.layers(),
+    "shift": lambda db: db.kl_shift("name"),
+    "5x5": lambda db: db.kl_shift("name", kernel="5x5"),
+    "sql": lambda db: db.sql("SELECT model_id, layer, recipe, counts FROM histograms ORDER BY ALL").df(),
+    "fingerprints": lambda db: db.sql("SELECT model_id, layer, kurtosis FROM fingerprints ORDER BY ALL").df(),
+    "facts": lambda db: db.sql("SELECT model_id, layer, kernel FROM facts ORDER BY ALL").df(),
+    "keys": lambda db: pd.DataFrame(db.storage.model_ids()),
+}
+
+
+#: Questions that need no index.
+PLAIN = ("models", "layers", "facts", "keys")
+
+
+def answers(db, names=tuple(QUESTIONS)):
+    return {name: QUESTIONS[name](db) for name in names}
+
+
+def assert_same(found, expected):
+    for name, frame in expected.items():
+        pd.testing.assert_frame_equal(found[name], frame, obj=name)
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Gather two models or more."""
+    monkeypatch.setattr(gathered, "LEAST", 2)
+
+
+@pytest.fixture
+def path(sample_path, tmp_path, few):
+    """A database whose five models are gathered."""
+    path = tmp_path / "my [*] db"
+    shutil.copytree(sample_path, path)
+    with cnnfilterdb.open(path) as db:
+        db.index()
+        assert set(db._store.listed()["models"]) - {"models/_empty.parquet"} == {chunk_table(path, "models")}
+    return path
+
+
+def chunks(path):
+    return sorted((path / paths.GATHERED).glob("*/members.json"))
+
+
+def chunk_table(path, table):
+    (members,) = chunks(path)
+    return f"{paths.GATHERED}/{members.parent.name}/{table}.parquet"
+
+
+def weights(seed):
+    return {"a.weight": np.random.default_rng(seed).normal(size=(4, 2, 3, 3)).astype(np.float32)}
+
+
+def plain_answers(path, names=tuple(QUESTIONS)):
+    """The answers from the files of the models alone."""
+    aside = path.with_name("aside")
+    if (path / paths.GATHERED).exists():
+        (path / paths.GATHERED).rename(aside)
+    try:
+        with cnnfilterdb.open(path, read_only=True) as db:
+            return answers(db, names)
+    finally:
+        if aside.exists():
+            aside.rename(path / paths.GATHERED)
+
+
+def test_answers_are_those_of_the_files(path):
+    with cnnfilterdb.open(path) as db:
+        found = answers(db)
+        assert db.verify() == []
+    assert_same(found, plain_answers(path))
+    with cnnfilterdb.open([path]) as parts:  # as a part, too
+        pd.testing.assert_frame_equal(parts.kl_shift("name"), found["shift"])
+
+
+def test_every_table_is_read_from_the_copy(path):
+    """So that the other tests compare what they mean to: without the files of the models, answers are the same."""
+    with cnnfilterdb.open(path) as db:
+        expected = answers(db)
+    for pattern in ("layers/*", "index/fingerprints/*", "index/[0-9]*/histograms/*"):
+        for file in path.glob(f"{pattern}.parquet"):
+            if file.stem != paths.EMPTY:
+                os.truncate(file, 0)
+    with cnnfilterdb.open(path, read_only=True) as db:
+        assert_same(answers(db), expected)
+
+
+def replace_model(db):
+    db.add(weights(9), "face", overwrite=True, new_words=True)
+
+
+def add_model(db):
+    db.add(weights(8), "late", new_words=True)
+
+
+def remove_model(db):
+    db.remove("custom/face")
+
+
+def annotate(db):
+    db.annotate("custom/face", domain="natural")
+
+
+def refit(db):
+    db.add(weights(7), "late", new_words=True)
+    db.index(refit=True)
+
+
+@pytest.mark.parametrize("change", [replace_model, add_model, remove_model, annotate, refit])
+@pytest.mark.parametrize("gather", [True, False])
+def test_a_change_is_seen_at_once(path, change, gather, monkeypatch):
+    """By a process that was there before, too; whether or not the change is gathered."""
+    if not gather:
+        monkeypatch.setattr(Store, "gather", lambda self: None)
+    with cnnfilterdb.open(path, read_only=True) as reader, cnnfilterdb.open(path) as db:
+        before = answers(reader, PLAIN)
+        change(db)
+        after = answers(reader, PLAIN)
+        assert_same(after, plain_answers(path, PLAIN))
+        assert any(not before[name].equals(after[name]) for name in before)
+        db._ensure_index(fingerprints=True)
+        assert_same(answers(reader), plain_answers(path))
+        assert db.verify() == []
+
+
+@settings(max_examples=12)
+@given(st.lists(st.tuples(st.sampled_from(["add", "remove", "replace"]), st.integers(0, 5)), max_size=6))
+def test_any_sequence_of_changes(changes):
+    """Which models are gathered, and in which folders, never shows."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gathered, "LEAST", 2)
+        with cnnfilterdb.create(f"{folder}/db") as db:
+            present = {}
+            for seed, (change, number) in enumerate(changes):
+                name = f"m{number}"
+                if change == "remove":
+                    if present.pop(name, None) is not None:
+                        db.remove(f"custom/{name}")
+                elif change == "replace" or name not in present:
+                    db.add(weights(seed), name, overwrite=True, new_words=True)
+                    present[name] = seed
+                found = dict(db.sql("SELECT name, tensor_sha256 FROM facts").fetchall())
+                expected = {
+                    name: hashlib.sha256(weights(seed)["a.weight"].tobytes()).hexdigest()
+                    for name, seed in present.items()
+                }
+                assert found == expected
+                assert set(db.models()["name"]) == set(present)
+
+
+def test_a_copied_folder_is_not_trusted_and_gathered_again(path, tmp_path):
+    """Nobody can bring copies that differ from the models: they have other inodes."""
+    copy = tmp_path / "copy.db"
+    shutil.copytree(path, copy)
+    with cnnfilterdb.open(copy) as db:
+        assert db._store.listed() == {}
+        expected = answers(db)
+        db.index()
+        assert db._store.listed()
+        assert_same(answers(db), expected)
+        assert len(chunks(copy)) == 1
+
+
+DAMAGE = {
+    "empty": lambda file: file.write_bytes(b""),
+    "random": lambda file: overwrite(file, lambda content: np.random.default_rng(0).bytes(len(content))),
+    "truncated": lambda file: file.write_bytes(file.read_bytes()[:-9]),
+    "missing": lambda file: file.unlink(),
+}
+
+
+def overwrite(file, change):
+    """Change the content of a file, which keeps its inode, time and size."""
+    status = file.stat()
+    with file.open("r+b") as opened:
+        content = opened.read()
+        opened.seek(0)
+        opened.write(change(content))
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("table", ["models", "layers", "histograms-3x3-*", "members"])
+def test_damage_is_never_an_error_of_a_question(path, damage, table):
+    expected = plain_answers(path)
+    (file,) = path.glob(f"{paths.GATHERED}/*/{table}.*")
+    DAMAGE[damage](file)
+    with cnnfilterdb.open(path, read_only=True) as db:
+        assert_same(answers(db), expected)
+    with cnnfilterdb.open(path) as db:
+        db.index()
+        assert db.verify() == []
+        assert_same(answers(db), expected)
+
+
+def test_verify_finds_a_changed_copy(path):
+    file = path / chunk_table(path, "layers")
+    overwrite(file, lambda content: content[:40] + bytes([content[40] ^ 1]) + content[41:])
+    with cnnfilterdb.open(path) as db:
+        (problem,) = db.verify()
+        assert problem.path == file
+        assert "has changed" in problem.message
+        assert db.repair() == [] == db.verify()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", '{"members": 1, "files": {}}', '{"members": {"../x": [1, 2, 3]}, "files": {}}', "[" * 100_000,
+     '{"members": {"custom-a-0123456789": [1, 2]}, "files": {}}',
+     '{"members": {}, "files": {"../../../etc/passwd": [[1, 2, 3], ""]}}'],
+)  # fmt: skip
+def test_a_list_of_members_is_validated(path, text):
+    (members,) = chunks(path)
+    members.write_text(text)
+    expected = plain_answers(path)
+    with cnnfilterdb.open(path, read_only=True) as db:
+        assert_same(answers(db), expected)
+
+
+def test_links_are_not_followed(path, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    (path / paths.GATHERED).rename(elsewhere)
+    (path / paths.GATHERED).symlink_to(elsewhere)
+    with pytest.raises(cnnfilterdb.UnsafePathError, match="a link that leads out"):
+        cnnfilterdb.open(path)
+    (path / paths.GATHERED).unlink()
+    (path / paths.GATHERED).mkdir()
+    (path / paths.GATHERED / "linked").symlink_to(next(elsewhere.iterdir()))
+    with cnnfilterdb.open(path) as db:
+        assert db._store.listed() == {}
+        db.index()
+        assert len(db._store.listed()) > 2
+    assert len(list(elsewhere.glob("*/*"))) > 3  # nothing was removed there
+
+
+def test_few_models_are_not_gathered(sample_path, tmp_path):
+    shutil.copytree(sample_path, tmp_path / "few.db")
+    with cnnfilterdb.open(tmp_path / "few.db") as db:
+        db.index()
+    assert not (tmp_path / "few.db" / paths.GATHERED).exists()
+
+
+def test_small_folders_are_joined(tmp_path, few):
+    """As models are added one by one, the number of folders grows with the logarithm of their number."""
+    with cnnfilterdb.create(tmp_path / "db") as db:
+        for number in range(24):
+            db.add(weights(number), f"m{number}", new_words=True)
+        sizes = [len(json.loads(file.read_text())["members"]) for file in chunks(tmp_path / "db")]
+    assert sum(sizes) >= 23
+    assert len(sizes) <= 5
+
+
+def test_rows_that_a_copy_cannot_have_are_refused(path, monkeypatch):
+    """A copy states as many rows as its models can have; others are not read."""
+    from cnnfilterdb import connection
+
+    limits = [(table, schema, 0 if table == "layers" else most, names)
+              for table, schema, most, names in connection._MOST_ROWS]  # fmt: skip
+    monkeypatch.setattr(connection, "_MOST_ROWS", limits)
+    with cnnfilterdb.open(path, read_only=True) as db, pytest.raises(cnnfilterdb.CorruptError, match="rows, expected"):
+        db.layers()
+
+
+def test_a_kill_while_gathering_leaves_answers_as_they_were(path):
+    """Folders appear as a whole; what a killed process has staged is removed by the next one that writes."""
+    staged = path / paths.STAGING / f"{paths.GATHERED}-killed"
+    shutil.copytree(chunks(path)[0].parent, staged / "half")
+    with cnnfilterdb.open(path) as db:
+        assert_same(answers(db), plain_answers(path))
+        add_model(db)
+        assert_same(answers(db), plain_answers(path))
+    assert not staged.exists()
+
+
+def test_schema_of_a_copy_is_that_of_the_table(path):
+    for table in ("models", "layers"):
+        copy = pq.read_schema(path / chunk_table(path, table))
+        assert copy.equals(pq.read_schema(path / table / "_empty.parquet"))

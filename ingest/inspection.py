@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from cnnfilterdb import stats
-from cnnfilterdb.core.reports import Progress, counted, printable
+from cnnfilterdb.core.reports import Progress, counted, printable, read_of, share_of
 from cnnfilterdb.core.schema import LAYERS, papers_layers
 from cnnfilterdb.errors import BadWeightsError, SelectionError, WeightFileError
 from cnnfilterdb.ingest.measurement import measure
@@ -159,14 +159,14 @@ class Inspection:
     def coverage(self) -> tuple[str, ...]:
         """How much was read, and what was excluded for which reason, one line each."""
         stored = self.layers[self.layers["stored"]]
-        text = f"read {counted(len(self.layers), 'convolution layer')}"
+        text = f"read {read_of(len(self.layers), len(self.skipped))}"
         if others := len(self.layers) - len(stored):
             what = "1x1" if others == (self.layers["kernel"] == "1x1").sum() else "1x1, empty or too large to be stored"
             text += f", {others:,} of them {what}"
         text += f"; {counted(stored['filters'].sum(), 'spatial kernel')}"
         held = int((self.layers["filters"] * self.layers["kernel_h"] * self.layers["kernel_w"]).sum())
-        if self.parameters and held <= self.parameters:
-            text += f"; {held:,} of {self.parameters:,} parameters are in these layers ({held / self.parameters:.1%})"
+        if share := share_of(held, self.parameters or 0):
+            text += f"; {share}"
         by_reason: dict[str, list[str]] = {}
         for one in self.skipped:
             by_reason.setdefault(one.reason, []).append(one.name)
@@ -325,7 +325,7 @@ def inspect(
     warning: binary: 1 of 2 layers (half of the kernels or more have weights of one magnitude): head
     warning: quantised: 1 of 2 layers (few different weights per output channel, or integers in the file): head
     warning: low rank: 1 of 2 layers (the kernels span fewer dimensions than they have weights): head
-    read 2 convolution layers; 176 spatial kernels; 1,584 of 1,584 parameters are in these layers (100.0%)
+    read 2 of 2 convolution weights; 176 spatial kernels; 1,584 of 1,584 parameters (100.0%)
     >>> found.layers[["layer_name", "kernel", "filters", "sparsity", "labels"]]
       layer_name kernel  filters  sparsity                       labels
     0       stem    3x3       48       0.0                       random

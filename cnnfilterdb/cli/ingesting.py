@@ -23,7 +23,7 @@ from cnnfilterdb.cli.options import (
 from cnnfilterdb.cli.output import print_shift, print_summary, remark, say, warn
 from cnnfilterdb.cli.progress import progress_bars, progress_observer, status
 from cnnfilterdb.core.paths import MARKER
-from cnnfilterdb.core.reports import counted
+from cnnfilterdb.core.reports import counted, read_of, share_of
 from cnnfilterdb.errors import WeightFileError
 
 if TYPE_CHECKING:
@@ -175,13 +175,14 @@ def _coverage(db: FilterDB, model_ids: list[str]) -> str:
     layers, weights = db.sql(
         "SELECT count(*), sum(filters * kernel_h * kernel_w) FROM layers WHERE list_contains($1, model_id)", [model_ids]
     ).fetchall()[0]
-    filters, parameters, known = db.sql(
-        "SELECT sum(stored_filters), sum(parameters), count(parameters) = count(*) FROM models "
-        "WHERE list_contains($1, model_id)",
+    filters, left_out, parameters, known = db.sql(
+        "SELECT sum(stored_filters), sum(coalesce(len(skipped), 0)), sum(parameters), count(parameters) = count(*) "
+        "FROM models WHERE list_contains($1, model_id)",
         [model_ids],
     ).fetchall()[0]
-    text = f"{counted(layers, 'convolution layer')}, {counted(filters, 'filter')}"
-    return f"{text}; {weights:,} of {parameters:,} parameters" if known else text
+    text = f"{read_of(layers, left_out)}, {counted(filters, 'filter')}"
+    share = share_of(int(weights), int(parameters)) if known else ""
+    return f"{text}; {share}" if share else text
 
 
 def _say_left_out(db: FilterDB, model_ids: list[str]) -> None:

@@ -25,6 +25,9 @@ _SHOWN = (
 )  # fmt: skip
 _LICENSES = ("model_id", "license", "paper", "url")
 
+#: Rows of an answer that are read even if fewer are shown; of a larger one the rest is only counted.
+_WHOLE = 10_000
+
 
 @click.command(short_help="List models, in the database or available.")
 @click.option("--available", is_flag=True, help="List the models of the catalog instead of those in the database.")
@@ -94,7 +97,14 @@ def sql(query: str, rows: Output, path: Path) -> None:
       cnnfilterdb sql "SELECT domain, count(*) FROM models GROUP BY ALL"
     """
     text = sys.stdin.read() if query == "-" else query
-    emit(open_reader(path).sql(text).to_arrow_table(), rows)
+    found, most = open_reader(path).sql(text), rows.most()
+    if not most:
+        emit(found.to_arrow_table(), rows)
+        return
+    # There are tens of millions of filters, of which a table shows some.
+    table = found.limit(max(most, _WHOLE) + 1).to_arrow_table()
+    whole = table.num_rows <= max(most, _WHOLE)
+    emit(table, rows, total=None if whole else found.aggregate("count(*)").fetchall()[0][0])
 
 
 @click.command(short_help="Find the filters most similar to a pattern.")

@@ -104,14 +104,23 @@ class Output:
         """Whether the rows are printed as a table rather than written for a program."""
         return self.chosen() == "table" and self.output is None
 
+    def most(self) -> int:
+        """Rows that are printed at most; 0 for all."""
+        if not self.for_people():
+            return 0
+        return (_ROWS if on_terminal() else 0) if self.limit is None else self.limit
 
-def emit(rows: pd.DataFrame | pa.Table, how: Output, *, missing: Mapping[str, str] | None = None) -> None:
+
+def emit(
+    rows: pd.DataFrame | pa.Table, how: Output, *, missing: Mapping[str, str] | None = None, total: int | None = None
+) -> None:
     """Print rows, or write them to a file.
 
     Args:
         rows: A table; the index of a frame is not written.
         how: Format and place.
         missing: What a table shows for NULL, by column; in every other format NULL stays NULL.
+        total: How many rows there are, if these are only the first.
     """
     import pyarrow as pa
 
@@ -119,7 +128,7 @@ def emit(rows: pd.DataFrame | pa.Table, how: Output, *, missing: Mapping[str, st
     table = table.replace_schema_metadata(None)
     style = how.chosen()
     if style == "table" and how.output is None:
-        _print_table(table, how.limit, missing or {})
+        _print_table(table, how.most(), missing or {}, table.num_rows if total is None else total)
         return
     if how.output is None and on_terminal() and style in ("parquet", "arrow"):
         raise click.UsageError(f"{style} is binary: add -o FILE or redirect standard output")
@@ -142,16 +151,15 @@ def encoded(table: pa.Table, style: str) -> str | bytes:
     return rows.encoded(table, style)
 
 
-def _print_table(table: pa.Table, limit: int | None, missing: Mapping[str, str]) -> None:
+def _print_table(table: pa.Table, shown: int, missing: Mapping[str, str], total: int) -> None:
     terminal = on_terminal()
     if not table.num_columns:
         return
-    shown = (_ROWS if terminal else 0) if limit is None else limit
     part = table.slice(0, shown) if shown else table
     width = shutil.get_terminal_size().columns if terminal else None
     text, change = table_text(columns_of(part, short=terminal, missing=missing), width)
     click.echo(text, nl=False)
-    rest = table.num_rows - part.num_rows
+    rest = total - part.num_rows
     remarks = [f"{rest:,} more rows; --rows 0 prints all"] if rest else []
     if change:
         remarks.append(f"{change}; -o FILE writes everything")

@@ -22,6 +22,8 @@ __all__ = [
     "escaped",
     "html_table",
     "printable",
+    "read_of",
+    "share_of",
 ]
 
 #: Called with the current step, the amount done and the total.
@@ -212,6 +214,24 @@ def counted(count: float, noun: str) -> str:
     ('1 model', '1,752 filters')
     """
     return f"{int(count):,} {noun}{'' if count == 1 else 's'}"
+
+
+def read_of(layers: int, left_out: int) -> str:
+    """How many of the weights that look like those of convolutions were read.
+
+    >>> read_of(41, 5), read_of(1, 0)
+    ('41 of 46 convolution weights', '1 of 1 convolution weight')
+    """
+    return f"{layers:,} of {counted(layers + left_out, 'convolution weight')}"
+
+
+def share_of(held: int, parameters: int) -> str:
+    """How many of the parameters of a file are in what was read; empty where that cannot be told.
+
+    >>> share_of(1584, 1605), share_of(8, 0)
+    ('1,584 of 1,605 parameters (98.7%)', '')
+    """
+    return f"{held:,} of {parameters:,} parameters ({held / parameters:.1%})" if 0 <= held <= parameters > 0 else ""
 
 
 def printable(text: object) -> str:

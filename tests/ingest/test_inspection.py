@@ -187,7 +187,7 @@ def test_coverage_names_what_was_excluded():
     found = cnnfilterdb.inspect(state)
     first, excluded = found.coverage
     held = sum(value.size for name, value in arrays().items() if value.ndim == 4)
-    assert first.startswith("read 4 convolution layers, 1 of them 1x1; 352 spatial kernels")
+    assert first.startswith("read 4 of 5 convolution weights, 1 of them 1x1; 352 spatial kernels")
     assert f"{held:,} of {found.parameters:,} parameters" in first
     assert excluded == "excluded 1: mask.kernel: four dimensions, but its name does not end in weight"
 

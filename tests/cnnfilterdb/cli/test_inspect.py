@@ -28,7 +28,7 @@ def test_a_file_without_a_database(run, face, tmp_path, monkeypatch):
     assert err.splitlines() == [f"warning: {warning}" for warning in found.warnings]
     assert out.splitlines()[3].split()[:2] == ["layer_name", "kernel"]
     assert not (tmp_path / "filters.db").exists()
-    assert "read 2 convolution layers" not in run("inspect", face, "--quiet")[1]
+    assert "read 2 of 2 convolution weights" not in run("inspect", face, "--quiet")[1]
 
 
 def test_formats_for_programs_are_complete(run, face, tmp_path):

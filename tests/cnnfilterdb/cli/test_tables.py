@@ -81,3 +81,22 @@ def test_a_wide_table_is_split(terminal, capsys):
     assert max(map(len, out.splitlines()[:-1])) <= 80
     assert out.count("pypi/a") == 4
     assert "columns split into 4 parts to fit the terminal; -o FILE writes everything" in out
+
+
+def test_of_a_large_answer_only_what_is_shown_is_read(sample_path, capsys, monkeypatch):
+    """The rest is counted: tens of millions of filters would not fit into memory."""
+    from cnnfilterdb.analysis.queries import QueryResult
+    from cnnfilterdb.cli import cli
+
+    read = []
+    whole = QueryResult.to_arrow_table
+    monkeypatch.setattr(QueryResult, "to_arrow_table", lambda self: read.append(whole(self)) or read[-1])
+    query = "SELECT i, 'text' AS t FROM range(25000) AS r(i)"
+    cli.main(["sql", query, "--rows", "2", "--db", str(sample_path)], standalone_mode=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2:] == ["0  text", "1  text", "24,998 more rows; --rows 0 prints all"]
+    assert [table.num_rows for table in read] == [10_001]
+    cli.main(["sql", query, "--rows", "20000", "--db", str(sample_path)], standalone_mode=False)
+    assert capsys.readouterr().out.splitlines()[-1] == "5,000 more rows; --rows 0 prints all"
+    cli.main(["sql", query, "--db", str(sample_path)], standalone_mode=False)
+    assert len(capsys.readouterr().out.splitlines()) == 25_002

@@ -37,7 +37,7 @@ def test_every_verb_has_help_and_the_readme_names_it(run):
 def test_add_models_layers_remove(run, checkpoint, tmp_path):
     db = tmp_path / "my.db"
     assert run("add", checkpoint, "--name", "mine", "--domain", "thermal", "--db", db) == (
-        0, "custom/mine: 1 convolution layer, 24 filters; 216 of 216 parameters\n", "",
+        0, "custom/mine: 1 of 1 convolution weight, 24 filters; 216 of 216 parameters (100.0%)\n", "",
     )  # fmt: skip
     status, out, _ = run("models", "--db", db)
     assert status == 0
@@ -64,7 +64,7 @@ def test_what_is_left_out_of_a_file_is_listed(run, tmp_path):
         tmp_path / "a.pt",
     )
     parameters = 216 + 8 + 648 + 12 * 144
-    read = f"1 convolution layer, 24 filters; 216 of {parameters:,} parameters"
+    read = f"1 of 14 convolution weights, 24 filters; 216 of {parameters:,} parameters ({216 / parameters:.1%})"
     for line in (["add", tmp_path / "a.pt", "--name", "a"], ["ingest", "files", tmp_path, "--allow-untrained"]):
         status, out, _ = run(*line, "--db", tmp_path / "my.db")
         lines = out.splitlines()

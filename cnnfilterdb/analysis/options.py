@@ -10,13 +10,13 @@ import numpy as np
 
 from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.stats import Basis
+from cnnfilterdb.stats.arguments import at_least
 
 __all__ = [
     "BasisChoice",
     "ComponentWeights",
     "GroupOptions",
     "ShiftOptions",
-    "at_least_one",
     "check_histogram",
     "check_options",
     "names_given",
@@ -77,16 +77,6 @@ def check_options(question: str, given: Mapping[str, Any], known: type) -> None:
             )
 
 
-def at_least_one(argument: str, value: int) -> None:
-    """Refuse anything but a whole number of at least 1.
-
-    Raises:
-        SelectionError: It is not such a number.
-    """
-    if not isinstance(value, int | np.integer) or value < 1:
-        raise SelectionError(f"{argument}: {value!r} given; expected a whole number of at least 1")
-
-
 def check_histogram(bins: int | None, limits: tuple[float, float] | None) -> None:
     """Check the number of bins and the range of a histogram; None means the default.
 
@@ -94,7 +84,7 @@ def check_histogram(bins: int | None, limits: tuple[float, float] | None) -> Non
         SelectionError: Not a whole number of at least 1, or not two ascending numbers.
     """
     if bins is not None:
-        at_least_one("bins", bins)
+        at_least(1, "bins", bins)
     if limits is None:
         return
     try:

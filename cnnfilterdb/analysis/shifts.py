@@ -42,15 +42,18 @@ def check_measure(metric: str, weights: ComponentWeights, kernel: str) -> None:
     size = height * width
     if weights is None or (isinstance(weights, str) and weights in ("uniform", "explained_variance")):
         return
-    wanted = f"expected uniform, explained_variance, or {size} finite numbers of at least 0, one per component"
+    wanted = (
+        f"expected uniform, explained_variance, or {size} finite numbers of at least 0, one per component, not all of "
+        "them 0"
+    )
     if isinstance(weights, str):
         raise SelectionError(f"weights: {weights!r} given; {wanted}")
     try:
         found = np.asarray(weights, np.float64)
     except (TypeError, ValueError) as error:
         raise SelectionError(f"weights: {weights!r} given; {wanted}") from error
-    if found.shape != (size,) or not (np.isfinite(found).all() and (found >= 0).all()):
-        raise SelectionError(f"weights: {found.size} numbers given; {wanted}")
+    if found.shape != (size,) or not (np.isfinite(found).all() and (found >= 0).all() and found.any()):
+        raise SelectionError(f"weights: {found.tolist()} given; {wanted}")
 
 
 def component_weights(weights: ComponentWeights, groups: Groups) -> npt.NDArray[np.float64]:

@@ -40,6 +40,8 @@ __all__ = [
 
 #: With fewer arrangements than this, p cannot reach the usual 5 %.
 _FEW = 20
+#: Shifts below this are those of equal models, rounded.
+_ROUNDING = 1e-12
 #: Level of intervals and findings unless one is given.
 _LEVEL = 0.95
 
@@ -355,7 +357,9 @@ def model_shifts(data: Labelled, weights: ComponentWeights, metric: str) -> npt.
     """Shifts between the models, (m, m)."""
     groups = data.models
     chosen = component_weights(weights, groups)
-    return stats.kl_shift(groups.counts, chosen, groups.low, groups.high, metric=metric)
+    shifts = stats.kl_shift(groups.counts, chosen, groups.low, groups.high, metric=metric)
+    # Equal models are at no distance, not at that of rounding.
+    return np.where(shifts < _ROUNDING, 0.0, shifts)
 
 
 def how_computed(data: Labelled, metric: str, permutations: int | None) -> dict[str, Any]:

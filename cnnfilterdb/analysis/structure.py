@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import duckdb
@@ -66,40 +67,51 @@ def shapes(store: FilterFiles, rows: pa.Table, by: str, kernel: str) -> pd.DataF
     """
     import pandas as pd
 
-    height, width = kernel_shape(kernel)
     names = [*stats.SHAPES, "other"]
     coded = rows["group"].combine_chunks().dictionary_encode()
-    place = dict(
-        zip(
-            zip(rows["model_id"].to_pylist(), rows["layer"].to_pylist(), strict=True),
-            coded.indices.to_pylist(),
-            strict=True,
-        )
-    )
-
-    def named(runs: list[Run]) -> npt.NDArray[np.int64]:
-        found = np.zeros((len(coded.dictionary), len(names)), np.int64)
-        for one in runs:
-            group = place.get((one.model_id, one.layer))
-            if group is not None:
-                shape = stats.named_shapes(np.column_stack(one.columns), height, width).shape
-                found[group] += np.bincount(shape % len(names), minlength=len(names))  # -1 is the last
-        return found
-
+    groups: dict[str, dict[int, int]] = {}
+    keys = zip(rows["model_id"].to_pylist(), rows["layer"].to_pylist(), coded.indices.to_pylist(), strict=True)
+    for model_id, layer, group in keys:
+        groups.setdefault(model_id, {})[layer] = group
     counts = np.zeros((len(coded.dictionary), len(names)), np.int64)
-    for part in scan(store.filter_files(kernel, sorted(set(rows["model_id"].to_pylist()))), kernel, named):
-        counts += part
+    files = store.filter_files(kernel, sorted(groups))
+    for part in scan(files, kernel, _Named(kernel, groups), resources=store.resources):
+        for group, found in part.items():
+            counts[group] += found
     filters = counts.sum(axis=1)
     frame = pd.DataFrame(
         counts / filters[:, None], index=pd.Index(coded.dictionary.to_pylist(), name=by), columns=names
     )
     frame.insert(0, "filters", filters)
-    chance = stats.by_chance(height, width)
+    chance = stats.by_chance(*kernel_shape(kernel))
     frame.attrs = {
         "kernel": kernel,
         "by_chance": dict(zip(names, [*chance.tolist(), 1 - float(chance.sum())], strict=True)),
     }
     return frame
+
+
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """Numbers of kernels of each shape, of each group of the chosen layers among some runs; ``other`` is the last."""
+
+    kernel: str
+    groups: Mapping[str, Mapping[int, int]]
+
+    def of(self, model_ids: Iterable[str]) -> _Named:
+        """The same for some models."""
+        return replace(self, groups={model_id: self.groups.get(model_id, {}) for model_id in model_ids})
+
+    def __call__(self, runs: list[Run]) -> dict[int, npt.NDArray[np.int64]]:
+        number = len(stats.SHAPES) + 1
+        found: dict[int, npt.NDArray[np.int64]] = {}
+        for one in runs:
+            group = self.groups.get(one.model_id, {}).get(one.layer)
+            if group is not None:
+                shape = stats.named_shapes(np.column_stack(one.columns), *kernel_shape(self.kernel)).shape
+                counts = np.bincount(shape % number, minlength=number)  # -1 is the last
+                found[group] = found.get(group, 0) + counts
+        return found
 
 
 def first_layers(

@@ -15,7 +15,7 @@ import pandas as pd
 from cnnfilterdb import plots
 from cnnfilterdb.analysis import groups as groupings
 from cnnfilterdb.analysis.groups import Grouping
-from cnnfilterdb.analysis.options import GroupOptions, ShiftOptions, at_least_one
+from cnnfilterdb.analysis.options import GroupOptions, ShiftOptions
 from cnnfilterdb.analysis.significance import how_computed, model_shifts, tested
 from cnnfilterdb.core.reports import counted
 from cnnfilterdb.core.schema import kernel_order, kernel_shape
@@ -25,6 +25,7 @@ from cnnfilterdb.plots.look import StyleName
 from cnnfilterdb.plots.source import bases_of, cells_of, layer_measures, layers_by_size, sizes_text
 from cnnfilterdb.sql import literal
 from cnnfilterdb.stats import adjusted_holm, variance_map
+from cnnfilterdb.stats.arguments import at_least
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -455,7 +456,7 @@ class Figures:
         >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
         ['medical ct, natural']
         """
-        at_least_one("top", top)
+        at_least(1, "top", top)
         data = self._db._labelled("null", (by, within), options, metric, None, by)
         found, names, sizes = tested(data, by, within, metric, permutations=permutations, seed=seed)
         adjusted = adjusted_holm(found.p)

@@ -9,7 +9,6 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as MatplotlibFigure
 from matplotlib.figure import FigureBase
-from matplotlib.ticker import LogLocator, NullFormatter
 
 from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.plots.look import StyleName, look, styled
@@ -19,6 +18,7 @@ from cnnfilterdb.plots.style import (
     RULE,
     bare,
     distinct_labels,
+    logarithmic,
     named_rows,
     panel_of,
     root_figure,
@@ -112,14 +112,10 @@ def null_distributions(
         axes.vlines(max(value, low), base - 0.84, base, color=colour, linewidth=1.4, zorder=3)
         if row % step == 0:
             axes.annotate(
-                f"p {probability:.3g}", (1.0, row), xycoords=("axes fraction", "data"), xytext=(5, 0),
+                f"p {probability:.3f}", (1.0, row), xycoords=("axes fraction", "data"), xytext=(5, 0),
                 textcoords="offset points", va="center", fontsize=look().small, color=colour, annotation_clip=False,
             )  # fmt: skip
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 100 else (1,)))
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlim(low, high)
+    logarithmic(axes, low, high)
     axes.set_ylim(len(names) - 0.5, -0.5)
     row_labels(axes, list(range(len(names))), shown, notes, look().body, heading=heading, step=step)
     axes.tick_params(axis="x", length=2, color=RULE)

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure as MatplotlibFigure
 from matplotlib.figure import FigureBase
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.plots.look import look
@@ -43,6 +44,7 @@ __all__ = [
     "height_of",
     "is_unknown",
     "label_text",
+    "logarithmic",
     "named_rows",
     "panel_of",
     "ramp",
@@ -300,6 +302,15 @@ def bare(axes: Axes, *, keep: Sequence[str] = ()) -> None:
         spine.set_linewidth(0.6)
     axes.tick_params(which="both", length=0, labelsize=look().small, labelcolor=INK, color=RULE, width=0.6)
     axes.grid(False)
+
+
+def logarithmic(axes: Axes, low: float, high: float) -> None:
+    """Make the horizontal axis of a panel logarithmic, with ticks at plain numbers."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 100 else (1,)))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlim(low, high)
 
 
 def named_rows(pitch: float, size: float) -> int:

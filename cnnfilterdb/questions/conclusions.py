@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Unpack
 
 from cnnfilterdb.analysis import significance
-from cnnfilterdb.analysis.options import ComponentWeights, GroupOptions, check_options
+from cnnfilterdb.analysis.options import ComponentWeights, GroupOptions, check_options, names_of
 from cnnfilterdb.analysis.shifts import check_measure
 from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.questions.statistics import Statistics
@@ -263,6 +263,6 @@ class Conclusions(Statistics):
         options = {"balance": "models", **options}
         least = options.pop("min_models", 1)
         models = self.groups("model_id", **options)
-        wanted = [text for text in expressions if text is not None]
+        wanted = names_of("by", [text for text in expressions if text is not None])
         data = significance.labelled(self._connect("facts"), models, wanted)
         return data if least <= 1 else significance.at_least(data, by, least)

@@ -21,7 +21,6 @@ from cnnfilterdb.analysis.options import (
     ComponentWeights,
     GroupOptions,
     ShiftOptions,
-    at_least_one,
     check_histogram,
     check_options,
 )
@@ -30,6 +29,7 @@ from cnnfilterdb.analysis.shifts import ShiftMatrix
 from cnnfilterdb.core.schema import kernel_shape
 from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.questions.tables import Tables, undisturbed
+from cnnfilterdb.stats.arguments import at_least
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -386,7 +386,7 @@ class Statistics(Tables):
         photos-large   5.71      960
         """
         check_options("nearest_groups", options, ShiftOptions)
-        at_least_one("top", top)
+        at_least(1, "top", top)
         matrix = self.kl_shift(by, **options)
         frame = shifts.nearest_rows(matrix, group, top)
         frame.attrs["coverage"] = matrix.attrs["coverage"]

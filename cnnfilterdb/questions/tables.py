@@ -16,7 +16,7 @@ import pyarrow as pa
 from cnnfilterdb import sql as sqltext
 from cnnfilterdb import stats
 from cnnfilterdb.analysis.bases import Bases
-from cnnfilterdb.analysis.options import at_least_one, names_of
+from cnnfilterdb.analysis.options import names_of
 from cnnfilterdb.analysis.queries import QueryResult, condition, only_reads, run, translated
 from cnnfilterdb.analysis.storage import Storage
 from cnnfilterdb.connection import Connection
@@ -35,6 +35,7 @@ from cnnfilterdb.errors import (
 from cnnfilterdb.scan import nearest
 from cnnfilterdb.scan.ordered import filters_of
 from cnnfilterdb.scan.steady import Snapshot, steady, watched
+from cnnfilterdb.stats.arguments import at_least
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -244,7 +245,7 @@ class Tables:
         self._require_filters()
         if kernel != "3x3":  # which may be absent from an empty database
             self._check_stored(kernel)
-        at_least_one("rows", rows)
+        at_least(1, "rows", rows)
         query = (
             f"SELECT model_id, layer FROM facts WHERE stored AND kernel = {sqltext.literal(kernel)} "
             f"AND {condition(where)}"
@@ -340,7 +341,7 @@ class Tables:
         """
         wanted = stats.Pattern.of(pattern, sign=sign, centred=centred, rotation=rotation)
         size = kernel_name(*np.shape(pattern))
-        at_least_one("top", top)
+        at_least(1, "top", top)
         self._check_stored(size)
         layers = None
         if (narrowed := condition(where)) != "true":

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.stats.arguments import at_least, between, random_numbers
 from cnnfilterdb.stats.divergence import kl_shift
 
 __all__ = ["Interval", "bootstrap_shift"]
@@ -71,10 +72,8 @@ def bootstrap_shift(
     >>> bool(np.isnan(found.low[0, 1]))   # the second group has one model
     True
     """
-    if samples < 2:
-        raise SelectionError(f"bootstrap: {samples} samples given; at least 2 are needed, better 1000")
-    if not 0 < level < 1:
-        raise SelectionError(f"level: {level} given; a share between 0 and 1 is needed, such as 0.95")
+    at_least(2, "samples", samples, "better 1000")
+    between(np.finfo(np.float64).tiny, 1, "level", level, "a share between 0 and 1, such as 0.95")
     sizes = np.bincount(groups)
     number, width = len(sizes), int(np.prod(counts.shape[1:]))
     if samples * number**2 > _MOST:
@@ -82,7 +81,7 @@ def bootstrap_shift(
             f"bootstrap: {samples} samples of {number} groups do not fit into memory; use at most "
             f"{_MOST // number**2} samples of so many groups, or group by something coarser"
         )
-    rng = np.random.default_rng(seed)
+    rng = random_numbers(seed)
     rows = [counts[groups == group].reshape(-1, width).astype(np.float64) for group in range(number)]
     draws = [rng.multinomial(size, np.full(size, 1 / size), samples) for size in sizes.tolist()]
     shifts = np.empty((samples, number, number))

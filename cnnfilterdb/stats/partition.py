@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.stats.arguments import at_least, random_numbers
 from cnnfilterdb.stats.permutation import orders_within
 
 __all__ = [
@@ -31,6 +32,8 @@ __all__ = [
 _RANK = 1e-8
 #: Two statistics that differ by less than this share are equal: sums in another order round differently.
 _EQUAL = 1e-9
+#: A residual below this share of the total is rounding: it counts as this share, so that no F is infinite.
+_RESIDUE = 1e-12
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +66,8 @@ class Dispersion:
         distances: Distance of each model from the centroid of its group, (m,), in roots of the unit of the shift.
         means: Mean distance of each group, (g,).
         f: F statistic of an analysis of variance of the distances.
-        p: Probability of an F at least as large by chance.
+        p: Probability of an F at least as large by chance. Where the distances of no group vary, there is nothing to
+            test against: f = 0 and p = 1.
     """
 
     distances: npt.NDArray[np.float64]
@@ -167,10 +171,9 @@ def partition(
     """
     centred = gower(np.asarray(shifts, np.float64))
     count = len(centred)
-    if not factors or count < 3 or permutations < 1:
-        raise SelectionError(
-            f"{len(factors)} factors, {count} models, {permutations} permutations given; at least 1, 3 and 1 are needed"
-        )
+    at_least(1, "permutations", permutations, "better 999")
+    if not factors or count < 3:
+        raise SelectionError(f"{len(factors)} factors and {count} models given; at least 1 and 3 are needed")
     indicators = [_indicators(levels) for levels in factors]
     everything = _basis(indicators)
     added: list[npt.NDArray[np.float64]] = []
@@ -189,7 +192,7 @@ def partition(
     observed = squares(centred)
     df = np.array([basis.shape[1] for basis in added])
     f = _f(observed, df, total, df_residual)
-    rng = np.random.default_rng(seed)
+    rng = random_numbers(seed)
     strata = np.zeros(count, np.int64) if strata is None else strata
     as_large = np.zeros(len(added))
     for order in orders_within(strata, permutations, rng):
@@ -242,6 +245,7 @@ def dispersion(
     """
     centred = gower(np.asarray(shifts, np.float64))
     sizes = np.bincount(groups)
+    at_least(1, "permutations", permutations, "better 999")
     if len(sizes) < 2 or sizes.max() < 2:
         raise SelectionError("dispersion: at least two groups are needed, one of them with two models")
     means = np.eye(len(sizes))[groups] / sizes[groups][:, None]
@@ -252,10 +256,10 @@ def dispersion(
     distances = np.sqrt(np.abs(squared))
     averages = np.bincount(groups, distances) / sizes
     residuals = distances - averages[groups]
-    rng = np.random.default_rng(seed)
+    rng = random_numbers(seed)
     observed = _anova(distances, groups, sizes)
     null = np.array([_anova(rng.permutation(residuals), groups, sizes) for _ in range(permutations)])
-    p = (np.count_nonzero(null >= observed - _EQUAL * abs(observed)) + 1) / (permutations + 1)
+    p = (np.count_nonzero(null >= observed - _EQUAL * abs(observed)) + 1) / (permutations + 1) if observed > 0 else 1.0
     return Dispersion(distances, averages, observed, float(p))
 
 
@@ -275,7 +279,8 @@ def embedding(shifts: npt.NDArray[np.float64], dimensions: int = 2) -> Embedding
     [1.0, 2.0]
     """
     centred = gower(np.asarray(shifts, np.float64))
-    if not 1 <= dimensions <= len(centred):
+    at_least(1, "dimensions", dimensions)
+    if dimensions > len(centred):
         raise SelectionError(f"dimensions: {dimensions} given; from 1 to the number of models, {len(centred)}")
     values, vectors = np.linalg.eigh((centred + centred.T) / 2)
     values, vectors = values[::-1], vectors[:, ::-1]
@@ -323,22 +328,42 @@ def neighbour_purity(
     far[np.arange(count), np.arange(count)] = np.inf
     if apart is not None:
         far[apart[:, None] == apart] = np.inf
+    at_least(1, "neighbours", neighbours)
+    at_least(1, "permutations", permutations, "better 999")
     asked = np.isfinite(far).sum(axis=1) >= neighbours
-    if neighbours < 1 or not asked.any() or (of is not None and not (asked & (labels == of)).any()):
+    if not asked.any() or (of is not None and not (asked & (labels == of)).any()):
         raise SelectionError(f"purity: no model has {neighbours} others to be compared with; choose fewer neighbours")
-    nearest = np.argsort(far, axis=1, kind="stable")[:, :neighbours]
+    model, other, part = _nearest(far, np.flatnonzero(asked), neighbours)
 
     def share(names: npt.NDArray[np.int64]) -> float:
-        chosen = asked if of is None else asked & (names == of)
-        return float((names[nearest[chosen]] == names[chosen][:, None]).mean()) if chosen.any() else 0.0
+        chosen = np.ones(len(model), bool) if of is None else names[model] == of
+        whole = part[chosen].sum()
+        return float(part[chosen] @ (names[other[chosen]] == names[model[chosen]]) / whole) if whole else 0.0
 
-    rng = np.random.default_rng(seed)
+    rng = random_numbers(seed)
     strata = np.zeros(count, np.int64) if strata is None else strata
     observed = share(labels)
     null = np.array([share(labels[order]) for order in orders_within(strata, permutations, rng)])
     p = (np.count_nonzero(null >= observed - _EQUAL) + 1) / (permutations + 1)
     models = int((asked if of is None else asked & (labels == of)).sum())
     return Purity(observed, float(null.mean()), float(np.quantile(null, 0.95)), float(p), models)
+
+
+def _nearest(
+    far: npt.NDArray[np.float64], asked: npt.NDArray[np.int64], neighbours: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """The nearest neighbours of some models: model, neighbour, and the part of a place that it takes, (n,) each.
+
+    Models that are equally far share the places that are left for them.
+    """
+    distances = far[asked]
+    last = np.partition(distances, neighbours - 1, axis=1)[:, neighbours - 1 : neighbours]
+    slack = _EQUAL * np.abs(last)
+    nearer, tied = distances < last - slack, np.abs(distances - last) <= slack
+    places = neighbours - nearer.sum(axis=1, keepdims=True)
+    part = nearer + tied * (places / tied.sum(axis=1, keepdims=True))
+    rows, columns = np.nonzero(part)
+    return asked[rows], columns, part[rows, columns]
 
 
 def _indicators(levels: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
@@ -375,13 +400,12 @@ def _span(columns: npt.NDArray[np.float64], scale: float | None = None) -> npt.N
 def _f(
     squares: npt.NDArray[np.float64], df: npt.NDArray[np.int64], total: float, df_residual: int
 ) -> npt.NDArray[np.float64]:
-    residual = (total - squares[-1]) / max(1, df_residual)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray(squares[:-1] / np.maximum(1, df) / residual)
+    residual = max(total - float(squares[-1]), _RESIDUE * total) / max(1, df_residual)
+    return np.asarray(squares[:-1] / np.maximum(1, df) / residual) if residual > 0 else np.zeros(len(df))
 
 
 def _anova(values: npt.NDArray[np.float64], groups: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64]) -> float:
     means = np.bincount(groups, values) / sizes
     between = float((sizes * (means - values.mean()) ** 2).sum()) / (len(sizes) - 1)
     within = float(((values - means[groups]) ** 2).sum()) / max(1, len(values) - len(sizes))
-    return between / within if within > 0 else (0.0 if between == 0 else float("inf"))
+    return between / within if within > _RESIDUE * float((values**2).sum()) else 0.0

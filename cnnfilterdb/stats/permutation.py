@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.stats.arguments import at_least, random_numbers
 from cnnfilterdb.stats.divergence import kl_shift, paired_shift
 
 __all__ = ["OverallTest", "ShiftTest", "adjusted_bh", "adjusted_holm", "orders_within", "overall_test", "shift_test"]
@@ -23,6 +24,8 @@ __all__ = ["OverallTest", "ShiftTest", "adjusted_bh", "adjusted_holm", "orders_w
 _CHUNK = 12_000_000
 #: Two shifts that differ by less than this share of the larger are equal: sums in another order round differently.
 _EQUAL = 1e-9
+#: Shifts below this are those of equal groups, rounded.
+_ROUNDING = 1e-12
 #: A difference of two sums below this share of the larger is rounding. One filter of a bin is a larger share of it.
 _RESIDUE = 1e-11
 
@@ -139,7 +142,7 @@ def shift_test(
     start = np.cumsum(size, axis=1) - size
     smaller = in_first.sum(axis=1) <= in_second.sum(axis=1)
     pair_sums = member.astype(np.float64) @ flat
-    rng = np.random.default_rng(seed)
+    rng = random_numbers(seed)
     null = np.empty((permutations, len(first)))
     step = max(1, _CHUNK // max(1, len(first) * (2 * len(groups) + 3 * flat.shape[1])))
     for begin in range(0, permutations, step):
@@ -193,7 +196,7 @@ def overall_test(
         matrix = kl_shift(_filled(sums.reshape(number, *counts.shape[1:])), weights, low, high, metric=metric)
         return float(matrix[pairs].mean())
 
-    rng = np.random.default_rng(seed)
+    rng = random_numbers(seed)
     observed = mean_shift(groups)
     null = np.array([mean_shift(groups[order]) for order in orders_within(strata, permutations, rng)])
     p, mean, upper = _summary(np.array([observed]), null[:, None])
@@ -246,8 +249,7 @@ def adjusted_bh(p: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def _checked(groups: npt.NDArray[np.int64], permutations: int) -> tuple[npt.NDArray[np.int64], int]:
-    if permutations < 1:
-        raise SelectionError(f"permutations: {permutations} given; at least 1 is needed, better 999")
+    at_least(1, "permutations", permutations, "better 999")
     groups = np.asarray(groups, np.int64)
     number = int(groups.max(initial=-1)) + 1
     if number < 2:
@@ -298,6 +300,6 @@ def _filled(counts: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 def _summary(
     observed: npt.NDArray[np.float64], null: npt.NDArray[np.float64]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    as_large = (null >= observed - _EQUAL * np.abs(observed)).sum(axis=0)
+    as_large = (null >= observed - np.maximum(_EQUAL * np.abs(observed), _ROUNDING)).sum(axis=0)
     p = (as_large + 1) / (len(null) + 1)
     return p, null.mean(axis=0), np.quantile(null, 0.95, axis=0)

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from cnnfilterdb.core.schema import kernel_shape
 from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.stats.arguments import random_numbers
 from cnnfilterdb.stats.basis import Basis
 
 __all__ = ["Initializer"]
@@ -62,7 +63,7 @@ class Initializer:
             )
         if unit not in ("he", "scaled"):
             raise SelectionError(f"unit: {unit!r} given; expected he or scaled")
-        rng = np.random.default_rng(seed)
+        rng = random_numbers(seed)
         count, size = int(shape[0] * shape[1]), len(self.basis.mean)
         if self.edges is None or self.shares is None:
             variance = self.basis.explained_variance

@@ -7,11 +7,19 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
-from matplotlib.ticker import NullFormatter
 
 from cnnfilterdb.plots import Figure
 from cnnfilterdb.plots.look import look
-from cnnfilterdb.plots.style import INK, MUTED, RULE, bare, distinct_labels, row_label_width, row_labels
+from cnnfilterdb.plots.style import (
+    INK,
+    MUTED,
+    RULE,
+    bare,
+    distinct_labels,
+    logarithmic,
+    row_label_width,
+    row_labels,
+)
 from cnnfilterdb.study.sample import Contrast
 
 __all__ = ["against_chance", "factor_bars", "places", "ranked"]
@@ -45,11 +53,9 @@ def against_chance(contrasts: Sequence[Contrast], yardstick: float | None, yards
             f"p {one.p:.3f}", (1.0, row), xycoords=("axes fraction", "data"), xytext=(4, 0),
             textcoords="offset points", va="center", fontsize=look().small, color=colour, annotation_clip=False,
         )  # fmt: skip
-    axes.set_xscale("log")
-    axes.xaxis.set_minor_formatter(NullFormatter())
     values = [value for one in contrasts for value in (one.shift, one.chance, one.chance_high) if value > 1e-4]
     ends = [*values, *([yardstick] if yardstick else [])]
-    axes.set_xlim(min(ends) / 1.5, max(ends) * 1.5)
+    logarithmic(axes, min(ends) / 1.5, max(ends) * 1.5)
     if yardstick:
         axes.axvline(yardstick, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)))
         axes.annotate(
@@ -124,9 +130,7 @@ def ranked(names: Sequence[str], values: Sequence[float], notes: Sequence[str], 
     rows = np.arange(len(names))
     colours = [MEDICAL if value > limit else INK for value in values]
     axes.scatter(values, rows, s=16, color=colours, zorder=2)
-    axes.set_xscale("log")
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlim(min([*values, usual]) / 1.4, max([*values, limit]) * 1.4)
+    logarithmic(axes, min([*values, usual]) / 1.4, max([*values, limit]) * 1.4)
     for place, text in ((usual, "median of others"), (limit, "95 % of others")):
         axes.axvline(place, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
         axes.annotate(

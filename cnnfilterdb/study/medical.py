@@ -153,9 +153,10 @@ _READING = (
     "Each row compares two sets of units by the shift of their pooled distributions. A shift is never negative, and "
     "large between small sets, so the column By chance shows its mean over random exchanges of the labels of whole "
     "units, and the next one its 95th percentile. From and To are the 95 % interval of the shift between the "
-    "populations. A row of one family or task is judged by the p-value adjusted for their number. The last row "
-    "counts every model as independent, which "
-    "models of one origin are not: it shows how much that matters."
+    "populations; with the family or task held fixed, of the shift that remains among families or tasks with both, if "
+    "they were as frequent among the other units as among the medical ones. A row of one family or task is judged by "
+    "the p-value adjusted for their number. The last row counts every model as independent, which models of one origin "
+    "are not: it shows how much that matters."
 )
 _DECISIONS = (
     "The same question asked with another recipe, measure, weighting, basis, kernel size or selection. Rows without "
@@ -242,6 +243,17 @@ def _answer(answered: Answered, factors: Factors | None, outliers: Outliers | No
 _FACTORS = {"medical": "medical or not", "training_dataset": "training data set"}
 
 
+def _percent(low: float, high: float) -> str:
+    return f"{100 * low:.0f} to {100 * high:.0f} %"
+
+
+def _wilson(share: float, count: int) -> tuple[float, float]:
+    """95 % interval of a share of independent cases (Wilson, *Probable inference*, 1927)."""
+    square = 1.96**2 / count
+    middle, reach = share + square / 2, np.sqrt(square * (share * (1 - share) + square / 4))
+    return float((middle - reach) / (1 + square)), float((middle + reach) / (1 + square))
+
+
 def _claims(
     answered: Answered,
     factors: Factors | None,
@@ -268,18 +280,22 @@ def _claims(
     if factors is not None:
         terms = dict(zip(factors.names, factors.alone, strict=True))
         effect = "; ".join(
-            f"{_FACTORS.get(name, name)} {100 * term[0]:.0f} %, beyond chance {max(0, 100 * term[1]):.0f} %"
+            f"{_FACTORS.get(name, name)} {100 * term[0]:.0f} %, beyond chance {max(0, 100 * term[1]):.0f} % "
+            f"({probability(factors.alone_adjusted[name])})"
             for name, term in terms.items()
         )
+        beyond = "; ".join(
+            f"{_FACTORS.get(name, name)} {_percent(*ends)}"
+            for name, ends in zip(factors.names, factors.alone_interval, strict=True)
+        )
         significant = [_FACTORS.get(name, name) for name, p in factors.alone_adjusted.items() if p <= 0.05]
-        domain = next((name for name in ("domain", "medical") if name in terms), None)
         claims.append(
             Claim(
                 "What explains the differences between models: domain, family or task?",
                 " and ".join(significant) if significant else OPEN,
-                "PERMANOVA, each factor alone; p of the domain, adjusted for the number of factors (Holm).",
+                "PERMANOVA, each factor alone; p adjusted for the number of factors (Holm).",
                 effect,
-                p=None if domain is None else factors.alone_adjusted[domain],
+                f"beyond chance: {beyond}",
             )
         )
     last = None if sides is None else dict(zip(sides.names, sides.last, strict=True)).get("medical")
@@ -291,7 +307,8 @@ def _claims(
                 "not shown" if p_last > 0.05 else "yes, little" if last[1] < 0.05 else "yes",
                 "PERMANOVA, after family and task; p adjusted for the number of factors (Holm).",
                 f"{100 * last[0]:.1f} % of the differences, {max(0, 100 * last[1]):.1f} % beyond chance",
-                p=p_last,
+                f"beyond chance: {_percent(*sides.last_interval[sides.names.index('medical')])}",
+                p_last,
             )
         )
     if purity is not None:
@@ -301,8 +318,9 @@ def _claims(
                 "The model nearest to a medical model is medical, more often than by chance",
                 "yes" if found.p <= 0.05 else OPEN if found.models < 10 else "not shown",
                 f"Permutation test, {counted(found.models, 'medical unit')}, neighbours of other origins.",
-                f"{100 * found.share:.0f} %, by chance {100 * found.null_mean:.0f} %",
-                f"by chance below {100 * found.null_high:.0f} % in 95 of 100 cases",
+                f"{100 * found.share:.0f} %, by chance {100 * found.null_mean:.0f} %, and below "
+                f"{100 * found.null_high:.0f} % in 95 of 100 cases",
+                _percent(*_wilson(found.share, found.models)),
                 found.p,
             )
         )
@@ -469,11 +487,9 @@ def _method() -> Section:
             "weight. A shift is the symmetric Kullback-Leibler divergence in nats, summed over the components by "
             "their "
             "explained variance, as in CNN Filter DB (arXiv 2203.15331).",
-            "Verdicts follow fixed rules. Differs: p at most 0.05, adjusted (Holm) where there is a row per family "
-            "or "
-            "task. No difference of note: p above 0.05, at least three units on each side, and the interval of the "
-            "difference ends below the mean difference between families. Everything else cannot be decided with "
-            "these "
+            "Verdicts follow fixed rules. Differs: p at most 0.05, adjusted (Holm) where there is a row per family or "
+            "task. No difference of note: p above 0.05, at least eight units on each side, and the interval of the "
+            "difference ends below the mean difference between families. Everything else cannot be decided with these "
             "models.",
             "Intervals are of the shift between the populations that the units are samples of. They invert "
             "bootstrap tests "

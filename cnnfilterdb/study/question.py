@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from cnnfilterdb import stats
@@ -201,6 +202,8 @@ class Factors:
         levels: Number of values of each.
         alone: Share, share beyond chance, and p of each factor alone.
         last: The same of each factor after all others; None where nothing is left to test against.
+        alone_interval: 95 % interval of each share beyond chance, of each factor alone.
+        last_interval: The same of each factor after all others.
         units: Number of units.
     """
 
@@ -208,6 +211,8 @@ class Factors:
     levels: list[int]
     alone: list[tuple[float, float, float]]
     last: list[tuple[float, float, float] | None]
+    alone_interval: list[tuple[float, float]]
+    last_interval: list[tuple[float, float]]
     units: int
 
     @property
@@ -224,18 +229,23 @@ class Factors:
         """One row per factor."""
         rows = [
             [
-                name, levels, *alone, self.alone_adjusted[name], *(last or (None, None, None)),
+                name, levels, *alone[:2], *ends, alone[2], self.alone_adjusted[name], *(last or (None, None, None)),
                 self.last_adjusted.get(name),
             ]
-            for name, levels, alone, last in zip(self.names, self.levels, self.alone, self.last, strict=True)
+            for name, levels, alone, ends, last in zip(
+                self.names, self.levels, self.alone, self.alone_interval, self.last, strict=True
+            )
         ]  # fmt: skip
         return Rows(
-            f"Share of the differences between {self.units} units that each factor explains (PERMANOVA).",
+            f"Share of the differences between {self.units} units that each factor explains (PERMANOVA). From and To "
+            "are the 95 % interval of the share beyond chance (jackknife over units).",
             (
                 "Factor",
                 "Levels",
                 "Share alone",
                 "Beyond chance",
+                "From",
+                "To",
                 "p",
                 "p, adjusted",
                 "After others: share",
@@ -282,7 +292,37 @@ def explained(units: Sample, names: Sequence[str], permutations: int) -> Factors
 
     last = [numbers(term) if term.df and term.f else None for term in marginal] or [None] * len(varied)
     levels = [len(set(codes[name].tolist())) for name in varied]
-    return Factors(varied, levels, [numbers(term) for term in alone], last, len(kept))
+    return Factors(
+        varied,
+        levels,
+        [numbers(term) for term in alone],
+        last,
+        [_jackknife(shifts, [codes[name]])[0] for name in varied],
+        _jackknife(shifts, [codes[name] for name in varied]),
+        len(kept),
+    )
+
+
+def _jackknife(shifts: npt.NDArray[np.float64], factors: Sequence[npt.NDArray[np.int64]]) -> list[tuple[float, float]]:
+    """95 % intervals of the shares beyond chance of some factors, each after the others, by leaving out each unit once.
+
+    Source: Tukey, *Bias and confidence in not-quite large samples*, 1958. A share is from 0 to 1.
+    """
+    count = len(shifts)
+
+    def shares(kept: npt.NDArray[np.int64]) -> list[float]:
+        terms = stats.partition(
+            shifts[np.ix_(kept, kept)], [codes[kept] for codes in factors], marginal=len(factors) > 1, permutations=1
+        )
+        return [term.omega2 or 0.0 for term in terms[:-2]]
+
+    if count < 4:
+        return [(0.0, 1.0)] * len(factors)
+    whole = np.array(shares(np.arange(count)))
+    without = np.array([shares(np.delete(np.arange(count), place)) for place in range(count)])
+    reach = 1.96 * np.sqrt((count - 1) * without.var(axis=0))
+    ends = np.clip([whole - reach, whole + reach], 0, 1)
+    return [(float(low), float(high)) for low, high in ends.T]
 
 
 def purity_table(units: Sample, permutations: int) -> tuple[Rows, stats.Purity] | None:

@@ -28,8 +28,10 @@ __all__ = ["Contrast", "Sample", "origin_of", "read_sample"]
 _FEW = 20
 #: Fewer units on one side than this: their spread cannot be known.
 _FEW_UNITS = 3
+#: With fewer units on one side than this, intervals do not keep what they promise (see ``benchmarks/errors.py``).
+_FEW_FOR_INTERVALS = 8
 #: Draws for an interval.
-_DRAWS = 199
+_DRAWS = 499
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,8 @@ class Contrast:
         chance_high: 95th percentile of the shift by chance.
         p: Probability of a shift at least as large by chance.
         low: Lower end of the 95 % interval of the shift between the populations that the units come from
-            (:func:`cnnfilterdb.stats.population_shift`); None where a side has fewer than three units.
+            (:func:`cnnfilterdb.stats.population_shift`); None where a side has fewer than three units. With strata held
+            fixed, of the shift that remains if both sides had the strata of the first one.
         high: Upper end; None also where the units are too few for one.
         arrangements: Number of ways to exchange the labels.
         null: The shifts by chance, (permutations,).
@@ -70,8 +73,8 @@ class Contrast:
 
     @property
     def too_few(self) -> bool:
-        """Whether no outcome could have been significant, or the spread of a side is unknown."""
-        return self.arrangements < _FEW or min(self.units, self.others) < _FEW_UNITS
+        """Whether no outcome could have been significant, or a side is too small to trust the interval."""
+        return self.arrangements < _FEW or min(self.units, self.others) < _FEW_FOR_INTERVALS
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -162,17 +165,34 @@ class Sample:
             strata=None if within is None else self.codes(within), permutations=permutations, keep_null=True,
         )  # fmt: skip
         population = None
-        if sizes.min() >= _FEW_UNITS:
+        first, second = self._sides(side, within)
+        if min(len(first), len(second)) >= _FEW_UNITS:
             population = stats.population_shift(
-                self.counts[side == 1], self.counts[side == 0], self.weights, self.low, self.high, metric=metric,
-                samples=_DRAWS,
-            )  # fmt: skip
+                first, second, self.weights, self.low, self.high, metric=metric, samples=_DRAWS
+            )
         return Contrast(
             what, int(sizes[1]), int(sizes[0]), float(found.shift[0]), float(found.null_mean[0]),
             float(found.null_high[0]), float(found.p[0]), population.low if population else None,
             population.high if population else None, float(found.arrangements[0]),
             np.empty(0) if found.null is None else found.null[:, 0],
         )  # fmt: skip
+
+    def _sides(
+        self, side: npt.NDArray[np.int64], within: str | None
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """The histograms of both sides; with strata, as if both had the strata of the first one.
+
+        Units of strata without both sides are left out; the others of the second side are weighted so that each
+        stratum has the share that it has on the first side (direct standardisation).
+        """
+        counts = self.counts.astype(np.float64)
+        if within is None:
+            return counts[side == 1], counts[side == 0]
+        codes = self.codes(within)
+        here, there = (np.bincount(codes[side == value], minlength=codes.max() + 1) for value in (1, 0))
+        kept = ((here > 0) & (there > 0))[codes]
+        factors = (here / np.maximum(there, 1))[codes][:, None, None]
+        return counts[kept & (side == 1)], (counts * factors)[kept & (side == 0)]
 
 
 def origin_of(source: str, name: str) -> str:

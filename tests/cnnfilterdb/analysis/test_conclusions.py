@@ -117,6 +117,65 @@ def test_dispersion_embedding_and_purity(db):
     assert across.loc["all", "share"] == 1
 
 
+QUESTIONS = ("shift_test", "variance_explained", "dispersion_test", "neighbour_purity")
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+@pytest.mark.parametrize(
+    ("by", "options", "message"),
+    [
+        ("domain", {"permutations": 0}, "permutations: 0 given; expected a whole number of at least 1, better 999"),
+        ("domain", {"permutations": "many"}, "permutations: 'many' given"),
+        ("domain", {"seed": -1}, "seed: -1 given; expected a whole number of at least 0"),
+        ("domain", {"weights": [float("nan")] * 9}, "weights: .* 9 finite numbers of at least 0"),
+        ("domain", {"weights": [0.0] * 9}, "weights: .* not all of them 0"),
+        ("domain", {"kernel": "7x7"}, "no basis for 7x7 kernels"),
+        ("domain", {"kernel": "3by3"}, "not a kernel size: '3by3'"),
+        ("domain", {"where": "false"}, "no 3x3 filters by model_id where false"),
+        ("domain", {"metric": "angle"}, "metric: 'angle' given; expected one of kl"),
+        ("domian", {}, 'column "domian" not found'),
+        (["domain", 3], {}, r"by: .* given; expected names as text"),
+        ("paper", {}, "no selected model has a value of paper"),
+        ("layer", {}, "'layer' has several values within custom/a"),
+    ],
+)
+def test_what_no_test_can_answer(db, question, by, options, message):
+    with pytest.raises(SelectionError, match=message):
+        getattr(db, question)(by, **options)
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_one_permutation_and_a_seed_of_its_own_are_answered(db, question):
+    options = {"permutations": 1, "seed": None}
+    found = getattr(db, question)("domain", **options)
+    p = found["p"].dropna() if "p" in found else [found.attrs["p"]]
+    assert all(value in (0.5, 1) for value in p)
+
+
+def test_models_that_are_equal(tmp_path):
+    """No distance at all, or the same distance between any two domains, is answered; nothing is NaN or infinite."""
+    rng = np.random.default_rng(1)
+    kernels = {domain: rng.normal(size=(16, 8, 3, 3)).astype(np.float32) for domain in ("ct", "natural")}
+    with cnnfilterdb.create(tmp_path / "equal.db") as equal:
+        for number in range(6):
+            domain = ("ct", "natural")[number % 2]
+            equal.add({"conv.weight": kernels[domain]}, f"m{number}", domain=domain, new_words=True)
+        alike = {"where": "domain = 'ct'"}
+        assert equal.shift_test("name = 'm0'", **alike, permutations=19)["p"].tolist() == [1]
+        assert equal.variance_explained("name = 'm0'", **alike, permutations=19)["p"].dropna().tolist() == [1]
+        assert equal.dispersion_test("name = 'm0'", **alike, permutations=19).attrs["p"] == 1
+        assert equal.embed(**alike).to_numpy().tolist() == [[0, 0]] * 3
+        explained = equal.variance_explained(["domain", "domain || 'x'"], permutations=99)
+        assert explained.loc[0, "r2"] == pytest.approx(1)
+        assert np.isfinite(explained["f"].dropna().astype(float)).all()
+        assert explained["remark"].tolist() == ["", "determined by the other factors", "", ""]
+        assert 0 < explained.loc[0, "p"] <= 0.2  # two of twenty arrangements
+        spread = equal.dispersion_test("domain", permutations=19)
+        assert (spread.attrs["f"], spread.attrs["p"]) == (0, 1)
+        found = equal.shift_test("domain", level=0.95, permutations=99)
+        assert found.loc[0, ["low", "high"]].tolist() == pytest.approx([found.loc[0, "shift"]] * 2, rel=0.02)
+
+
 def test_what_cannot_be_answered(db):
     with pytest.raises(SelectionError, match="'layer' has several values within custom/a"):
         db.shift_test("layer")

@@ -76,6 +76,7 @@ def answers(db, folder):
         "nearest": db.nearest(EDGE, top=7).to_dict("list"),
         "nearest of some": db.nearest(EDGE, top=3, where="domain = 'faces'").to_dict("list"),
         "descriptors": db.descriptors(per="layer").to_dict("list"),
+        "shapes": db.shapes("domain", all_kinds=True).to_dict("list"),
         "verify": db.verify(),
     }
 

@@ -95,7 +95,7 @@ def test_one_group_of_one_model():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"samples": 1}, "at least 2 are needed"),
+        ({"samples": 1}, "expected a whole number of at least 2"),
         ({"level": 0}, "a share between 0 and 1"),
         ({"level": 95}, "a share between 0 and 1"),
         ({"metric": "x", "samples": 2}, "'x' is not one of"),

@@ -1,14 +1,21 @@
-"""Partition of variation, dispersion, scaling and neighbours against regression, analysis of variance and SciPy."""
+"""Partition of variation, dispersion, scaling and neighbours against vegan, scikit-bio, scikit-learn and regression."""
+
+import dataclasses
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import pdist, squareform
 from scipy.stats import f_oneway
+from sklearn.manifold import ClassicalMDS
 
 from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.stats import dispersion, embedding, gower, neighbour_purity, partition
+
+DUNE = Path(__file__).parents[2] / "data" / "dune.csv"
 
 
 def squared(points):
@@ -51,7 +58,59 @@ def test_the_example_of_scikit_bio():
     assert term.p == pytest.approx(0.67, abs=0.06)
 
 
-@settings(max_examples=40)
+@pytest.fixture(scope="module")
+def dune():
+    """The vegetation of 20 dune meadows (Jongman, ter Braak and van Tongeren, 1987), as Bray-Curtis dissimilarities.
+
+    It is the example of the R package vegan, which took it from that book.
+    """
+    table = pd.read_csv(DUNE)
+    codes = {name: pd.factorize(table[name])[0] for name in ("management", "manure")}
+    return squareform(pdist(table.drop(columns=list(codes)), "braycurtis")), codes
+
+
+def test_the_published_results_of_adonis_for_one_factor(dune):
+    """adonis2(dune ~ Management, dune.env), as printed in vegan's documentation and in many courses."""
+    distances, codes = dune
+    term, residual, total = partition(distances**2, [codes["management"]])
+    assert (term.df, residual.df, total.df) == (3, 16, 19)
+    assert [round(one.ss, 4) for one in (term, residual, total)] == [1.4686, 2.8304, 4.2990]
+    assert (round(term.r2, 5), round(residual.r2, 5), round(term.f, 4)) == (0.34161, 0.65839, 2.7672)
+    assert 0.001 <= term.p <= 0.01
+
+
+def test_the_published_results_of_adonis_for_factors_that_share_levels(dune):
+    """adonis(dune ~ Manure * Management * ..., dune.env): meadows without manure are those of one management.
+
+    So the second factor has one degree of freedom fewer than levels would give it. The rows of the first two factors
+    do not depend on those after them.
+    """
+    distances, codes = dune
+    manure, management, *_ = partition(distances**2, [codes["manure"], codes["management"]], permutations=9)
+    assert (manure.df, management.df) == (4, 2)
+    assert (round(manure.ss, 4), round(management.ss, 4)) == (1.5239, 0.6118)
+    assert (round(manure.r2, 5), round(management.r2, 5)) == (0.35447, 0.14232)
+
+
+def test_dispersion_where_distances_are_not_euclidean(dune):
+    """Anderson (2006), equation 3: what lies along negative eigenvalues is subtracted from the squared distance."""
+    distances, codes = dune
+    groups = codes["management"]
+    values, vectors = np.linalg.eigh(gower(distances**2))
+    assert values[0] < -0.01
+    squared = np.zeros(len(groups))
+    for value, vector in zip(values, vectors.T, strict=True):
+        axis = vector * np.sqrt(abs(value))
+        centres = np.array([axis[groups == group].mean() for group in range(4)])
+        squared += np.sign(value) * (axis - centres[groups]) ** 2
+    found = dispersion(distances**2, groups)
+    np.testing.assert_allclose(found.distances, np.sqrt(np.abs(squared)), rtol=1e-6)
+    expected = f_oneway(*(found.distances[groups == group] for group in range(4)))
+    assert found.f == pytest.approx(expected.statistic)
+    assert found.p == pytest.approx(expected.pvalue, abs=0.03)
+
+
+@settings(deadline=None, max_examples=40)
 @given(st.integers(0, 2**32 - 1))
 def test_several_factors_are_a_regression(seed):
     rng = np.random.default_rng(seed)
@@ -122,6 +181,13 @@ def test_coordinates_give_the_distances_back():
     np.testing.assert_array_equal(found.coordinates, again.coordinates)
 
 
+def test_coordinates_are_those_of_scikit_learn(dune):
+    distances, _ = dune
+    found = embedding(distances**2, 3)
+    expected = ClassicalMDS(n_components=3, metric="precomputed").fit_transform(distances)
+    np.testing.assert_allclose(np.abs(found.coordinates), np.abs(expected), rtol=1e-7, atol=1e-9)
+
+
 def test_purity():
     rng = np.random.default_rng(1)
     labels = np.repeat([0, 1, 2], 8)
@@ -142,6 +208,44 @@ def test_purity_across_families():
     assert neighbour_purity(squared(points), labels, apart=family).share == 1
 
 
+def test_neighbours_that_are_equally_far_share_the_places():
+    apart = 1.0 - np.eye(6)
+    labels = np.array([0, 1, 1, 0, 0, 1])
+    for order in (np.arange(6), np.array([1, 2, 5, 0, 3, 4])):
+        found = neighbour_purity(apart, labels[order], neighbours=2)
+        assert (found.share, found.null_mean, found.p) == (pytest.approx(2 / 5), pytest.approx(2 / 5), 1)
+
+
+@pytest.mark.filterwarnings("error")
+@settings(deadline=None, max_examples=60)
+@given(st.data())
+def test_no_answer_is_nan_or_infinite_and_no_p_is_zero(data):
+    """Models at few places, so that many are equal, groups of one model, factors that others determine, strata."""
+    count = data.draw(st.integers(3, 9), "models")
+
+    def levels(most, name):
+        drawn = data.draw(st.lists(st.integers(0, most), min_size=count, max_size=count), name)
+        return np.unique(drawn, return_inverse=True)[1]
+
+    places = levels(3, "places") * data.draw(st.sampled_from([1e-3, 1.0, 1e6]), "unit")
+    shifts = squared(places[:, None] * 1.0)
+    groups, other, strata = levels(3, "groups"), levels(2, "other"), levels(2, "strata")
+    found = [
+        *partition(shifts, [groups, other], marginal=data.draw(st.booleans()), strata=strata, permutations=9),
+        neighbour_purity(shifts, groups, permutations=9),
+        embedding(shifts, 2),
+    ]
+    sizes = np.bincount(groups)
+    if len(sizes) > 1 and sizes.max() > 1:
+        found.append(dispersion(shifts, groups, permutations=9))
+    for one in found:
+        values = dataclasses.asdict(one)
+        assert all(np.isfinite(value).all() for value in values.values() if value is not None), one
+        assert values.get("p") is None or 0 < values["p"] <= 1, one
+    if not places.any():
+        assert [one.p for one in found[:2]] == [1, 1]
+
+
 def test_what_cannot_be_answered():
     good = squared(np.random.default_rng(0).normal(size=(5, 2)))
     with pytest.raises(SelectionError, match="square"):
@@ -156,3 +260,16 @@ def test_what_cannot_be_answered():
         embedding(good, 9)
     with pytest.raises(SelectionError, match="neighbours"):
         neighbour_purity(good, np.zeros(5, int), neighbours=5)
+    two = np.array([0, 0, 1, 1, 1])
+    for question in (
+        lambda **options: partition(good, [two], **options),
+        lambda **options: dispersion(good, two, **options),
+        lambda **options: neighbour_purity(good, two, **options),
+    ):
+        for permutations in (0, -1, 1.5, None, "many"):
+            with pytest.raises(SelectionError, match=r"permutations: .* given; expected a whole number of at least 1"):
+                question(permutations=permutations)
+        for seed in (-1, 1.5, "x"):
+            with pytest.raises(SelectionError, match=r"seed: .* given; expected a whole number of at least 0"):
+                question(seed=seed)
+        assert question(seed=None, permutations=1)

@@ -51,5 +51,5 @@ def random_numbers(seed: int | None) -> np.random.Generator:
     [85, 63, 51]
     """
     if seed is not None:
-        at_least(0, "seed", seed, "or None for other numbers each time")
+        at_least(0, "seed", seed)
     return np.random.default_rng(seed)

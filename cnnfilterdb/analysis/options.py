@@ -10,7 +10,7 @@ import numpy as np
 
 from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.stats import Basis
-from cnnfilterdb.stats.arguments import at_least
+from cnnfilterdb.stats.arguments import whole_number
 
 __all__ = [
     "BasisChoice",
@@ -84,7 +84,7 @@ def check_histogram(bins: int | None, limits: tuple[float, float] | None) -> Non
         SelectionError: Not a whole number of at least 1, or not two ascending numbers.
     """
     if bins is not None:
-        at_least(1, "bins", bins)
+        whole_number(1, "bins", bins)
     if limits is None:
         return
     try:

@@ -25,7 +25,7 @@ from cnnfilterdb.plots.look import StyleName
 from cnnfilterdb.plots.source import bases_of, cells_of, layer_measures, layers_by_size, sizes_text
 from cnnfilterdb.sql import literal
 from cnnfilterdb.stats import adjusted_holm, variance_map
-from cnnfilterdb.stats.arguments import at_least
+from cnnfilterdb.stats.arguments import whole_number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -456,7 +456,7 @@ class Figures:
         >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
         ['medical ct, natural']
         """
-        at_least(1, "top", top)
+        whole_number(1, "top", top)
         data = self._db._labelled("null", (by, within), options, metric, None, by)
         found, names, sizes = tested(data, by, within, metric, permutations=permutations, seed=seed)
         adjusted = adjusted_holm(found.p)

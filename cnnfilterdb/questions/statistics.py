@@ -29,7 +29,7 @@ from cnnfilterdb.analysis.shifts import ShiftMatrix
 from cnnfilterdb.core.schema import kernel_shape
 from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.questions.tables import Tables, undisturbed
-from cnnfilterdb.stats.arguments import at_least
+from cnnfilterdb.stats.arguments import whole_number
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -386,7 +386,7 @@ class Statistics(Tables):
         photos-large   5.71      960
         """
         check_options("nearest_groups", options, ShiftOptions)
-        at_least(1, "top", top)
+        whole_number(1, "top", top)
         matrix = self.kl_shift(by, **options)
         frame = shifts.nearest_rows(matrix, group, top)
         frame.attrs["coverage"] = matrix.attrs["coverage"]

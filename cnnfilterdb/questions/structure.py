@@ -16,7 +16,7 @@ from cnnfilterdb.core.schema import kernel_shape
 from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.questions.conclusions import Conclusions
 from cnnfilterdb.questions.tables import undisturbed
-from cnnfilterdb.stats.arguments import at_least
+from cnnfilterdb.stats.arguments import whole_number
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -144,7 +144,7 @@ class Structure(Conclusions):
         medical ct        1.00     0.15
         natural           0.08     1.00
         """
-        at_least(1, "dimensions", dimensions)
+        whole_number(1, "dimensions", dimensions)
         question = Grouping(by, where, kernel, all_layers=all_layers)
         kernel_shape(kernel)
         rows = groupings.selection(self._connect("facts"), question)

@@ -35,7 +35,7 @@ from cnnfilterdb.errors import (
 from cnnfilterdb.scan import nearest
 from cnnfilterdb.scan.ordered import filters_of
 from cnnfilterdb.scan.steady import Snapshot, steady, watched
-from cnnfilterdb.stats.arguments import at_least
+from cnnfilterdb.stats.arguments import whole_number
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -245,7 +245,7 @@ class Tables:
         self._require_filters()
         if kernel != "3x3":  # which may be absent from an empty database
             self._check_stored(kernel)
-        at_least(1, "rows", rows)
+        whole_number(1, "rows", rows)
         query = (
             f"SELECT model_id, layer FROM facts WHERE stored AND kernel = {sqltext.literal(kernel)} "
             f"AND {condition(where)}"
@@ -341,7 +341,7 @@ class Tables:
         """
         wanted = stats.Pattern.of(pattern, sign=sign, centred=centred, rotation=rotation)
         size = kernel_name(*np.shape(pattern))
-        at_least(1, "top", top)
+        whole_number(1, "top", top)
         self._check_stored(size)
         layers = None
         if (narrowed := condition(where)) != "true":

@@ -6,10 +6,10 @@ import numpy as np
 
 from cnnfilterdb.errors import SelectionError
 
-__all__ = ["at_least", "between", "random_numbers"]
+__all__ = ["between", "random_numbers", "whole_number"]
 
 
-def at_least(least: int, argument: str, value: int, better: str = "") -> None:
+def whole_number(least: int, argument: str, value: int, better: str = "") -> None:
     """Refuse anything but a whole number of at least ``least``.
 
     Args:
@@ -21,7 +21,7 @@ def at_least(least: int, argument: str, value: int, better: str = "") -> None:
     Raises:
         SelectionError: It is not such a number.
 
-    >>> at_least(1, "permutations", 0, "better 999")
+    >>> whole_number(1, "permutations", 0, "better 999")
     Traceback (most recent call last):
     cnnfilterdb.SelectionError: permutations: 0 given; expected a whole number of at least 1, better 999
     """
@@ -51,5 +51,5 @@ def random_numbers(seed: int | None) -> np.random.Generator:
     [85, 63, 51]
     """
     if seed is not None:
-        at_least(0, "seed", seed)
+        whole_number(0, "seed", seed)
     return np.random.default_rng(seed)

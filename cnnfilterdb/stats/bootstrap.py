@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cnnfilterdb.errors import SelectionError
-from cnnfilterdb.stats.arguments import at_least, between, random_numbers
+from cnnfilterdb.stats.arguments import between, random_numbers, whole_number
 from cnnfilterdb.stats.divergence import kl_shift
 
 __all__ = ["Interval", "bootstrap_shift"]
@@ -72,7 +72,7 @@ def bootstrap_shift(
     >>> bool(np.isnan(found.low[0, 1]))   # the second group has one model
     True
     """
-    at_least(2, "samples", samples, "better 1000")
+    whole_number(2, "samples", samples, "better 1000")
     between(np.finfo(np.float64).tiny, 1, "level", level, "a share between 0 and 1, such as 0.95")
     sizes = np.bincount(groups)
     number, width = len(sizes), int(np.prod(counts.shape[1:]))

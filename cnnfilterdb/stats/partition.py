@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cnnfilterdb.errors import SelectionError
-from cnnfilterdb.stats.arguments import at_least, random_numbers
+from cnnfilterdb.stats.arguments import random_numbers, whole_number
 from cnnfilterdb.stats.permutation import orders_within
 
 __all__ = [
@@ -171,7 +171,7 @@ def partition(
     """
     centred = gower(np.asarray(shifts, np.float64))
     count = len(centred)
-    at_least(1, "permutations", permutations, "better 999")
+    whole_number(1, "permutations", permutations, "better 999")
     if not factors or count < 3:
         raise SelectionError(f"{len(factors)} factors and {count} models given; at least 1 and 3 are needed")
     indicators = [_indicators(levels) for levels in factors]
@@ -245,7 +245,7 @@ def dispersion(
     """
     centred = gower(np.asarray(shifts, np.float64))
     sizes = np.bincount(groups)
-    at_least(1, "permutations", permutations, "better 999")
+    whole_number(1, "permutations", permutations, "better 999")
     if len(sizes) < 2 or sizes.max() < 2:
         raise SelectionError("dispersion: at least two groups are needed, one of them with two models")
     means = np.eye(len(sizes))[groups] / sizes[groups][:, None]
@@ -279,7 +279,7 @@ def embedding(shifts: npt.NDArray[np.float64], dimensions: int = 2) -> Embedding
     [1.0, 2.0]
     """
     centred = gower(np.asarray(shifts, np.float64))
-    at_least(1, "dimensions", dimensions)
+    whole_number(1, "dimensions", dimensions)
     if dimensions > len(centred):
         raise SelectionError(f"dimensions: {dimensions} given; from 1 to the number of models, {len(centred)}")
     values, vectors = np.linalg.eigh((centred + centred.T) / 2)
@@ -328,8 +328,8 @@ def neighbour_purity(
     far[np.arange(count), np.arange(count)] = np.inf
     if apart is not None:
         far[apart[:, None] == apart] = np.inf
-    at_least(1, "neighbours", neighbours)
-    at_least(1, "permutations", permutations, "better 999")
+    whole_number(1, "neighbours", neighbours)
+    whole_number(1, "permutations", permutations, "better 999")
     asked = np.isfinite(far).sum(axis=1) >= neighbours
     if not asked.any() or (of is not None and not (asked & (labels == of)).any()):
         raise SelectionError(f"purity: no model has {neighbours} others to be compared with; choose fewer neighbours")

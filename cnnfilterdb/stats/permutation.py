@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cnnfilterdb.errors import SelectionError
-from cnnfilterdb.stats.arguments import at_least, random_numbers
+from cnnfilterdb.stats.arguments import random_numbers, whole_number
 from cnnfilterdb.stats.divergence import kl_shift, paired_shift
 
 __all__ = ["OverallTest", "ShiftTest", "adjusted_bh", "adjusted_holm", "orders_within", "overall_test", "shift_test"]
@@ -249,7 +249,7 @@ def adjusted_bh(p: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def _checked(groups: npt.NDArray[np.int64], permutations: int) -> tuple[npt.NDArray[np.int64], int]:
-    at_least(1, "permutations", permutations, "better 999")
+    whole_number(1, "permutations", permutations, "better 999")
     groups = np.asarray(groups, np.int64)
     number = int(groups.max(initial=-1)) + 1
     if number < 2:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from cnnfilterdb.stats.arguments import at_least, between, random_numbers
+from cnnfilterdb.stats.arguments import between, random_numbers, whole_number
 from cnnfilterdb.stats.divergence import paired_shift
 from cnnfilterdb.stats.shift import probabilities
 
@@ -154,7 +154,7 @@ def population_shift(
 
 
 def _check(level: float, tolerance: float | None, samples: int) -> None:
-    at_least(99, "samples", samples, "better 999")
+    whole_number(99, "samples", samples, "better 999")
     between(0.5, 1, "level", level, "a share from 0.5 to 1, such as 0.95")
     if tolerance is not None:
         least = np.finfo(np.float64).tiny

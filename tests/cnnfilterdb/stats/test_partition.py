@@ -110,7 +110,7 @@ def test_dispersion_where_distances_are_not_euclidean(dune):
     assert found.p == pytest.approx(expected.pvalue, abs=0.03)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(0, 2**32 - 1))
 def test_several_factors_are_a_regression(seed):
     rng = np.random.default_rng(seed)
@@ -217,7 +217,7 @@ def test_neighbours_that_are_equally_far_share_the_places():
 
 
 @pytest.mark.filterwarnings("error")
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.data())
 def test_no_answer_is_nan_or_infinite_and_no_p_is_zero(data):
     """Models at few places, so that many are equal, groups of one model, factors that others determine, strata."""

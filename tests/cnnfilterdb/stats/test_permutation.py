@@ -158,7 +158,7 @@ def test_published_adjusted_p_values():
     assert ((adjusted_holm(p) <= 0.05).sum(), (adjusted_bh(p) <= 0.05).sum()) == (3, 4)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(0, 2**32 - 1), st.lists(st.sampled_from([1.0, 0.1, 3.0, 1e6]), min_size=4, max_size=9))
 def test_equal_models_do_not_differ(seed, scales):
     model = models(np.random.default_rng(seed), 1)[0]
@@ -170,7 +170,7 @@ def test_equal_models_do_not_differ(seed, scales):
 
 
 @pytest.mark.filterwarnings("error")
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.data())
 def test_no_answer_is_nan_and_no_p_is_zero(data):
     """Groups of one model, strata in which nothing can be exchanged, empty bins and histograms."""

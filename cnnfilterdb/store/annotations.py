@@ -26,7 +26,7 @@ from typing import Any, Protocol
 from cnnfilterdb.core import paths
 from cnnfilterdb.core.reports import Problem
 from cnnfilterdb.core.schema import ANNOTATED
-from cnnfilterdb.errors import CorruptError, DatabaseError, SelectionError, UnknownModelError
+from cnnfilterdb.errors import CorruptError, DatabaseError, SelectionError, UnknownModelError, unknown_model
 from cnnfilterdb.store.durable import sha256, write_text
 from cnnfilterdb.store.regular import read_small
 
@@ -241,8 +241,7 @@ def matching(patterns: Iterable[str], model_ids: Sequence[str]) -> list[str]:
     for pattern in patterns:
         chosen = [pattern] if pattern in model_ids else [name for name in model_ids if fnmatchcase(name, pattern)]
         if not chosen:
-            near = get_close_matches(pattern, model_ids, 3)
-            raise UnknownModelError(f"no model {pattern!r}" + (f"; near: {', '.join(near)}" if near else ""))
+            raise unknown_model(pattern, model_ids, "the database")
         found |= dict.fromkeys(chosen)
     return list(found)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from cnnfilterdb.analysis.options import ShiftOptions, check_options, names_of
 from cnnfilterdb.core.reports import Exported, Progress
@@ -12,9 +12,12 @@ from cnnfilterdb.errors import PublishError, SelectionError
 from cnnfilterdb.questions.lineage import Lineage
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from cnnfilterdb.explore.server import ExplorerServer
     from cnnfilterdb.plots.figures import Figures
     from cnnfilterdb.publish.hub import Published
+    from cnnfilterdb.publish.sources import ReleaseSource
     from cnnfilterdb.release.manifest import Manifest
     from cnnfilterdb.study.document import Study
 
@@ -225,21 +228,69 @@ class Reader(Lineage):
         >>> manifest.models, manifest.filters
         (3, 1752)
         """
+        from cnnfilterdb.publish.build import DataSet
         from cnnfilterdb.publish.publish import publish
-        from cnnfilterdb.publish.sources import source_of
 
-        if self._views.confined:
-            raise PublishError(f"{self.location}: open for reading only; open it without read_only=True")
+        def draw(where: str) -> Figure:
+            return self.plot.kl_shift(by="domain", where=where)
+
         return publish(
-            source_of(self.storage, self._bases, self._table),
-            repo,
+            self._release_source(),
+            DataSet(repo, draw, names_of("include_license", include_license)),
             query=self._table,
-            draw=lambda where: self.plot.kl_shift(by="domain", where=where),
             version=version,
-            include_license=names_of("include_license", include_license),
             private=private,
             token=token,
             folder=None if folder is None else Path(folder),
             verify=verify,
             progress=progress,
         )
+
+    def push(
+        self,
+        address: str,
+        *,
+        storage_options: Mapping[str, Any] | None = None,
+        verify: bool = True,
+        progress: Progress | None = None,
+    ) -> Manifest:
+        """Write the database, or several parts, to object storage, where others open it as a part or pull it.
+
+        All models are written, whatever their licences. No object is replaced, and the manifest is written last, if
+        there is none: readers see the part whole or not at all, and it does not change. Repeat the call to finish one
+        that was interrupted; models that are added later go to another address.
+
+        Args:
+            address: Where to write, such as ``s3://bucket/part-1``.
+            storage_options: Options of the file system, such as ``{"profile": "lab"}``.
+            verify: Check every count and every hash first.
+            progress: Called with the current step, the amount done and the total.
+
+        Returns:
+            The manifest of what is there.
+
+        Raises:
+            PublishError: There is something else at the address, or it cannot be written.
+            CorruptError: The database is damaged.
+
+        >>> db.push("lab/part-1")
+        Traceback (most recent call last):
+        cnnfilterdb.PublishError: lab/part-1: not an address in object storage; expected one such as ...
+        """
+        from cnnfilterdb.publish.publish import push
+
+        return push(
+            self._release_source(),
+            address,
+            query=self._table,
+            storage_options=storage_options,
+            verify=verify,
+            progress=progress,
+        )
+
+    def _release_source(self) -> ReleaseSource:
+        from cnnfilterdb.publish.sources import source_of
+
+        if self._views.confined:
+            raise PublishError(f"{self.location}: open for reading only; open it without read_only=True")
+        return source_of(self.storage, self._bases, self._table)

@@ -63,7 +63,7 @@ _THEMES: dict[str, tuple[click.Command, ...]] = {
         comparison.basis,
     ),
     "Show": (exploring.explore, figures.plot, figures.report, conclusions.study),
-    "Share": (exchange.publish, exchange.releases, exchange.export),
+    "Share": (exchange.publish, exchange.push, exchange.releases, exchange.export),
     "Maintain": (
         maintenance.index,
         maintenance.annotate,

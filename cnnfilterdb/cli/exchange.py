@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from cnnfilterdb.core.reports import TransferReport
     from cnnfilterdb.release.manifest import LeftOut, Manifest
 
-__all__ = ["export", "merge", "publish", "pull", "releases"]
+__all__ = ["export", "merge", "publish", "pull", "push", "releases"]
 
 _models_option = click.option(
     "--where", metavar="SQL", help="Condition over the columns of models and layers: only these models."
@@ -104,6 +104,27 @@ def _print_left_out(left_out: tuple[LeftOut, ...]) -> None:
     for (license_, reason), count in reasons.most_common():
         say(f"  {count:>5}  {license_}: {reason}")
     click.echo("MODELS.md lists them; --include-license ID makes exceptions.\n")
+
+
+@click.command(short_help="Write the database to object storage, as a part.")
+@click.argument("address", metavar="ADDRESS")
+@click.option("--no-verify", is_flag=True, help="Skip the check of all counts and hashes.")
+@db_option
+@quiet_option
+def push(address: str, no_verify: bool, path: Path, quiet: bool) -> None:
+    """Write the database to ADDRESS in object storage, where others open it as a part or pull it.
+
+    Readers see the part whole or not at all, and nothing that is there is replaced; repeat the command to finish an
+    interrupted one. All models are written, whatever their licences.
+
+    \b
+      cnnfilterdb push s3://bucket/part-1 --db part-1.db
+      cnnfilterdb shift domain --db s3://bucket/part-1 --db s3://bucket/part-2
+    """
+    db = open_reader(path)
+    with progress_bars(quiet) as progress:
+        manifest = db.push(address, verify=not no_verify, progress=progress)
+    say(f"{address}: a part of {counted(manifest.models, 'model')} and {counted(manifest.filters, 'filter')}")
 
 
 @click.command(short_help="Import a release, or part of it.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +26,7 @@ from cnnfilterdb.store.durable import make_folder, sha256, sync, sync_folder, wr
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Draw", "build", "release_address"]
+__all__ = ["DataSet", "Draw", "build"]
 
 #: Draws the shifts between the image domains of the models that a condition selects.
 Draw = Callable[[str], "Figure"]
@@ -36,24 +36,36 @@ _TEXTS = (paths.INIT, "MODELS.md", "CITATION.cff", "README.md")
 _DPI = 120
 
 
-def release_address(repo: str, version: str) -> str:
-    """Address under which a release is read on the Hub.
+@dataclass(frozen=True, slots=True)
+class DataSet:
+    """A data set that a release is published in, for everybody: it has a card, and models whose licences permit that.
 
-    >>> release_address("owner/name", "1.0.0")
+    Attributes:
+        repo: ``owner/name``.
+        draw: Draws the shifts between the image domains of the models that a condition selects.
+        include_license: Licences whose models are included although they are not known to permit it.
+
+    >>> DataSet("owner/name", draw=print).address("1.0.0")
     'hf://datasets/owner/name@v1.0.0'
     """
-    return f"hf://datasets/{repo}@v{version}"
+
+    repo: str
+    draw: Draw
+    include_license: Sequence[str] = ()
+
+    def address(self, version: str) -> str:
+        """Address under which a release is read on the Hub."""
+        return f"hf://datasets/{self.repo}@v{version}"
 
 
 def build(
     source: ReleaseSource,
     folder: Path,
     *,
-    repo: str,
     version: str,
+    address: str,
     query: Query,
-    draw: Draw,
-    include_license: str | Sequence[str] = (),
+    data_set: DataSet | None = None,
     sizes: tuple[int, int] = SIZES,
     progress: Progress | None = None,
 ) -> Manifest:
@@ -64,11 +76,10 @@ def build(
     Args:
         source: What it is made of, up to date.
         folder: Folder to write to: empty, absent, or left behind by an interrupted build.
-        repo: Data set that the release is for, ``owner/name``.
         version: Its version, ``X.Y.Z``.
+        address: The address under which it is going to be read.
         query: Answers SQL over the views of the database.
-        draw: Draws the shifts between the image domains of the models that a condition selects.
-        include_license: A licence, or several, whose models are included although they are not known to permit it.
+        data_set: What it is published in; without one it has all models, and no card.
         sizes: Smallest and largest size of a file of filters, in bytes.
         progress: Called with the current step, the amount done and the total.
 
@@ -80,8 +91,7 @@ def build(
     facts = query("FROM models ORDER BY model_id")
     if not facts.num_rows:
         raise PublishError(f"{storage.location}: contains no models; `cnnfilterdb ingest` imports some")
-    exceptions = [include_license] if isinstance(include_license, str) else include_license
-    chosen, left_out = _permitted(facts, exceptions)
+    chosen, left_out = _permitted(facts, data_set)
     if not chosen:
         raise PublishError(
             f"{storage.location}: none of its {len(left_out)} models may be published: {left_out[0].reason}; "
@@ -107,25 +117,22 @@ def build(
         left_out=tuple(left_out),
         created_by=f"cnnfilterdb {package_version()}",
     )
-    frame = models.to_pandas()
-    texts = {
-        paths.INIT: sql.render(
-            release_address(repo, version),
-            kernels,
-            published=True,
-            shards={table: [file.path for file in manifest.of(table)] for table in manifest.tables()},
-        ),
-        "MODELS.md": card.models_page(repo, manifest, frame),
-        "CITATION.cff": card.citation(repo, manifest, frame),
-        "README.md": card.readme(
-            repo,
-            manifest,
-            frame,
-            layers.select(["model_id", "kernel", "filters", "stored"]).to_pandas(),
-            [row for fitted in bases for row in basis_table(fitted).to_pylist()],
-            figure=_save_figure(draw, folder, chosen),
-        ),
-    }
+    shards = {table: [file.path for file in manifest.of(table)] for table in manifest.tables()}
+    texts = {paths.INIT: sql.render(address, kernels, published=True, shards=shards)}
+    if data_set is not None:
+        frame = models.to_pandas()
+        texts |= {
+            "MODELS.md": card.models_page(data_set.repo, manifest, frame),
+            "CITATION.cff": card.citation(data_set.repo, manifest, frame),
+            "README.md": card.readme(
+                data_set.repo,
+                manifest,
+                frame,
+                layers.select(["model_id", "kernel", "filters", "stored"]).to_pandas(),
+                [row for fitted in bases for row in basis_table(fitted).to_pylist()],
+                figure=_save_figure(data_set.draw, folder, chosen),
+            ),
+        }
     with writing(folder):
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8")
@@ -160,10 +167,13 @@ def _is_own(path: str) -> bool:
     return path in {*_TEXTS, _FIGURE, paths.MARKER, paths.UNFINISHED} or paths.shard_table(path) is not None
 
 
-def _permitted(models: pa.Table, include: Sequence[str]) -> tuple[list[str], list[LeftOut]]:
+def _permitted(models: pa.Table, data_set: DataSet | None) -> tuple[list[str], list[LeftOut]]:
+    """The models that a release may have, and those that are left out."""
+    if data_set is None:
+        return models["model_id"].to_pylist(), []
     chosen, left_out = [], []
     for model_id, license_ in zip(models["model_id"].to_pylist(), models["license"].to_pylist(), strict=True):
-        verdict = decide(license_, include)
+        verdict = decide(license_, data_set.include_license)
         if verdict.allowed:
             chosen.append(model_id)
         else:

@@ -21,10 +21,10 @@ from typing import Any
 
 from cnnfilterdb.core.paths import MARKER
 from cnnfilterdb.core.reports import Progress
-from cnnfilterdb.errors import DatabaseError, PublishError
+from cnnfilterdb.errors import PublishError
+from cnnfilterdb.publish.files import LocalFile, release_files
 from cnnfilterdb.publish.repository import DatasetRepository, Refused, StoredFile, without_bars
 from cnnfilterdb.release.manifest import Manifest, version_of
-from cnnfilterdb.store.durable import sha256
 
 __all__ = ["Published", "Released", "next_version", "releases", "upload"]
 
@@ -108,7 +108,7 @@ def upload(
     """
     repository = DatasetRepository(repo, token, endpoint)
     repository.need_token()
-    files = _release_files(folder, manifest)
+    files = release_files(folder, manifest)
     repository.check_token()
     branches, tags = _prepare(repository, private)
     if manifest.tag in tags:
@@ -134,7 +134,7 @@ class _Upload:
         self,
         repository: DatasetRepository,
         manifest: Manifest,
-        files: Sequence[_LocalFile],
+        files: Sequence[LocalFile],
         branches: Mapping[str, str],
     ) -> None:
         self._repository = repository
@@ -154,7 +154,7 @@ class _Upload:
             if file.path == _CARD:
                 repository.check_card(file.source)
         staged, arrived, sent = self._stage(before, progress)
-        changed = [file for file in files if not file.is_at(before)]
+        changed = [file for file in files if not _is_at(file, before)]
         commit = self._release(changed, before, staged, arrived)
         repository.tag(manifest.tag, commit)
         repository.forget_branch(self._branch)
@@ -179,7 +179,7 @@ class _Upload:
         base = self._base or self._head
         there = repository.tree(base)
         known = _large({self._head: before, base: there})
-        missing = [file for file in files if not file.is_at(there)]
+        missing = [file for file in files if not _is_at(file, there)]
         fresh = [file for file in missing if file.sha256 not in known]
         operations = _send(repository, fresh, self._branch, len(files), progress)
         operations += [*_copies(missing, known), *_deletions(files, there)]
@@ -191,7 +191,7 @@ class _Upload:
 
     def _release(
         self,
-        changed: Sequence[_LocalFile],
+        changed: Sequence[LocalFile],
         before: Mapping[str, StoredFile],
         staged: str,
         arrived: Mapping[str, StoredFile],
@@ -263,58 +263,20 @@ def _version_after(known: Sequence[Released]) -> str:
     return f"{known[0].version[0]}.{known[0].version[1] + 1}.0" if known else "1.0.0"
 
 
-@dataclass(frozen=True, slots=True)
-class _LocalFile:
-    """A file of a release: its path in the release, its local path, size in bytes and SHA-256."""
-
-    path: str
-    source: Path
-    size: int
-    sha256: str
-
-    def is_at(self, tree: Mapping[str, StoredFile]) -> bool:
-        """Whether a repository contains it at its path, with this content."""
-        stored = tree.get(self.path)
-        if stored is None or stored.size != self.size:
-            return False
-        return stored.digest == (self.sha256 if stored.large else self._git_oid())
-
-    def _git_oid(self) -> str:
-        """The git object id of its content; requested for small files only."""
-        data = self.source.read_bytes()
-        if hashlib.sha256(data).hexdigest() != self.sha256:
-            raise PublishError(f"{self.source}: its SHA-256 is no longer {self.sha256}; build the release again")
-        return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+def _is_at(file: LocalFile, tree: Mapping[str, StoredFile]) -> bool:
+    """Whether a repository contains a file at its path, with its content."""
+    stored = tree.get(file.path)
+    if stored is None or stored.size != file.size:
+        return False
+    return stored.digest == (file.sha256 if stored.large else _git_oid(file))
 
 
-def _release_files(folder: Path, manifest: Manifest) -> list[_LocalFile]:
-    """The files of a release folder, those of the manifest first."""
-    try:
-        marker = folder / MARKER
-        if Manifest.from_json(marker.read_text(encoding="utf-8"), str(marker)) != manifest:
-            raise PublishError(f"{marker}: not the manifest of this release; build it again")
-        found = {
-            path.relative_to(folder).as_posix(): path
-            for path in sorted(folder.rglob("*"))
-            if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        }
-        files = []
-        for file in manifest.files:
-            source = found.pop(file.path, None)
-            size = source.stat().st_size if source else None
-            if source is None or size != file.bytes:
-                there = "no such file" if size is None else f"{size}"
-                raise PublishError(
-                    f"{folder / file.path}: expected {file.bytes} bytes, found {there}; build the release again"
-                )
-            files.append(_LocalFile(file.path, source, file.bytes, file.sha256))
-        stray = [source for path, source in found.items() if path.endswith(".parquet")]
-        if stray:
-            raise PublishError(f"{stray[0]}: not in the manifest; build the release in an empty folder")
-        texts = [_LocalFile(path, source, source.stat().st_size, sha256(source)) for path, source in found.items()]
-    except (OSError, DatabaseError) as error:
-        raise PublishError(f"{folder}: not a release ({error}); build it again") from error
-    return files + texts
+def _git_oid(file: LocalFile) -> str:
+    """The git object id of the content of a file; requested for small files only."""
+    data = file.source.read_bytes()
+    if hashlib.sha256(data).hexdigest() != file.sha256:
+        raise PublishError(f"{file.source}: its SHA-256 is no longer {file.sha256}; build the release again")
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
 def _prepare(repository: DatasetRepository, private: bool) -> tuple[dict[str, str], dict[str, str]]:
@@ -345,7 +307,7 @@ def _check_purpose(repo: str, tree: Mapping[str, StoredFile]) -> None:
 
 
 def _send(
-    repository: DatasetRepository, files: Sequence[_LocalFile], branch: str, total: int, progress: Progress | None
+    repository: DatasetRepository, files: Sequence[LocalFile], branch: str, total: int, progress: Progress | None
 ) -> list[Any]:
     """Send files in batches; all others of the total are already present."""
     operations: list[Any] = []
@@ -358,8 +320,8 @@ def _send(
     return operations
 
 
-def _batches(files: Sequence[_LocalFile]) -> Iterator[list[_LocalFile]]:
-    batch: list[_LocalFile] = []
+def _batches(files: Sequence[LocalFile]) -> Iterator[list[LocalFile]]:
+    batch: list[LocalFile] = []
     for file in files:
         if batch and (len(batch) == _BATCH_FILES or sum(one.size for one in batch) + file.size > _BATCH_BYTES):
             yield batch
@@ -369,24 +331,24 @@ def _batches(files: Sequence[_LocalFile]) -> Iterator[list[_LocalFile]]:
         yield batch
 
 
-def _stale(files: Sequence[_LocalFile], tree: Mapping[str, StoredFile]) -> list[str]:
+def _stale(files: Sequence[LocalFile], tree: Mapping[str, StoredFile]) -> list[str]:
     """Files of an earlier release that the new one does not contain."""
     paths = {file.path for file in files}
     return sorted(path for path in tree if path not in paths and (path.endswith(".parquet") or path in _OPTIONAL))
 
 
-def _problems(files: Sequence[_LocalFile], tree: Mapping[str, StoredFile]) -> list[str]:
+def _problems(files: Sequence[LocalFile], tree: Mapping[str, StoredFile]) -> list[str]:
     """Differences between a repository and a release."""
     problems = [f"{path}: expected no such file" for path in _stale(files, tree)]
     for file in files:
-        if not file.is_at(tree):
+        if not _is_at(file, tree):
             stored = tree.get(file.path)
             found = f"{stored.size} with digest {stored.digest}" if stored else "no such file"
             problems.append(f"{file.path}: expected {file.size} bytes with SHA-256 {file.sha256}, found {found}")
     return problems
 
 
-def _require_complete(where: str, files: Sequence[_LocalFile], tree: Mapping[str, StoredFile]) -> None:
+def _require_complete(where: str, files: Sequence[LocalFile], tree: Mapping[str, StoredFile]) -> None:
     problems = _problems(files, tree)
     if problems:
         others = f", and {len(problems) - 1} more" if problems[1:] else ""
@@ -406,7 +368,7 @@ def _large(trees: Mapping[str, Mapping[str, StoredFile]]) -> dict[str, tuple[str
     }
 
 
-def _copies(files: Sequence[_LocalFile], known: Mapping[str, tuple[str, str]]) -> Iterator[Any]:
+def _copies(files: Sequence[LocalFile], known: Mapping[str, tuple[str, str]]) -> Iterator[Any]:
     """Operations that refer to large files which the repository contains; they move no content."""
     from huggingface_hub import CommitOperationCopy
 
@@ -416,7 +378,7 @@ def _copies(files: Sequence[_LocalFile], known: Mapping[str, tuple[str, str]]) -
             yield CommitOperationCopy(path, file.path, src_revision=revision)
 
 
-def _deletions(files: Sequence[_LocalFile], tree: Mapping[str, StoredFile]) -> Iterator[Any]:
+def _deletions(files: Sequence[LocalFile], tree: Mapping[str, StoredFile]) -> Iterator[Any]:
     from huggingface_hub import CommitOperationDelete
 
     for path in _stale(files, tree):

@@ -1,28 +1,28 @@
-"""Publishes a database folder, or several parts: verifies it, updates its index, builds the release and uploads it."""
+"""Publishes a database folder, or several parts: verifies it, updates its index, builds the release and sends it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from cnnfilterdb.core.reports import Progress
 from cnnfilterdb.errors import CorruptError, PublishError
-from cnnfilterdb.publish.build import Draw, build
+from cnnfilterdb.publish.build import DataSet, build
 from cnnfilterdb.publish.hub import Published, next_version, upload
+from cnnfilterdb.publish.objects import ObjectFolder
 from cnnfilterdb.publish.sources import Query, ReleaseSource
 from cnnfilterdb.release.manifest import Manifest, version_of
 
-__all__ = ["publish"]
+__all__ = ["publish", "push"]
 
 
 def publish(
     source: ReleaseSource,
-    repo: str,
+    data_set: DataSet,
     *,
     query: Query,
-    draw: Draw,
     version: str | None = None,
-    include_license: str | Sequence[str] = (),
     private: bool = False,
     token: str | None = None,
     endpoint: str | None = None,
@@ -34,11 +34,9 @@ def publish(
 
     Args:
         source: What it is made of.
-        repo: Data set to publish to, ``owner/name``.
+        data_set: The data set to publish it in.
         query: Answers SQL over the views of the database.
-        draw: Draws the shifts between the image domains of the models that a condition selects.
         version: ``X.Y.Z``; by default the next minor version, or 1.0.0 if ``folder`` is given.
-        include_license: Licences whose models are published although they are not known to permit it.
         private: Create a new data set as a private one.
         token: Access token of the user.
         endpoint: Address of the Hub; by default the value of ``HF_ENDPOINT``.
@@ -48,23 +46,16 @@ def publish(
     """
     if version is not None and version_of(version) is None:
         raise PublishError(f"version: {version!r} given; expected three numbers, such as 1.0.0")
-    version = (version or "").removeprefix("v")
+    repo, version = data_set.repo, (version or "").removeprefix("v")
     if folder is None:
         version = version or next_version(repo, token=token, endpoint=endpoint)
-    if verify:
-        _verify(source, progress)
-    source.prepare(progress)
+    version = version or "1.0.0"
+    _ready(source, verify=verify, progress=progress)
 
     def built(target: Path) -> Manifest:
+        address = data_set.address(version)
         return build(
-            source,
-            target,
-            repo=repo,
-            version=version or "1.0.0",
-            query=query,
-            draw=draw,
-            include_license=include_license,
-            progress=progress,
+            source, target, version=version, address=address, query=query, data_set=data_set, progress=progress
         )
 
     if folder is not None:
@@ -76,11 +67,39 @@ def publish(
         )
 
 
-def _verify(source: ReleaseSource, progress: Progress | None) -> None:
+def push(
+    source: ReleaseSource,
+    address: str,
+    *,
+    query: Query,
+    storage_options: Mapping[str, Any] | None = None,
+    verify: bool = True,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Write a part to object storage; see :meth:`cnnfilterdb.Reader.push`.
+
+    Args:
+        source: What it is made of.
+        address: Where to write it.
+        query: Answers SQL over the views of the database.
+        storage_options: Options of the file system.
+        verify: Check every count and every hash first.
+        progress: Called with the current step, the amount done and the total.
+    """
+    place = ObjectFolder.at(address, storage_options or {})
+    _ready(source, verify=verify, progress=progress)
+    with source.staging() as staged:
+        manifest = build(source, staged / "files", version="1.0.0", address=address, query=query, progress=progress)
+        return place.put(staged / "files", manifest, progress)
+
+
+def _ready(source: ReleaseSource, *, verify: bool, progress: Progress | None) -> None:
+    """Check what a release is made of, and bring its index up to date."""
+
     def report(model_id: str, done: int, total: int) -> None:
         if progress:
             progress("models verified", done, total)
 
-    problems = source.storage.verify(progress=report)
-    if problems:
+    if verify and (problems := source.storage.verify(progress=report)):
         raise CorruptError(f"{len(problems)} problems, the first is {problems[0]}; nothing was published")
+    source.prepare(progress)

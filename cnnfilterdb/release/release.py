@@ -35,7 +35,6 @@ from cnnfilterdb.errors import (
     CnnFilterDbError,
     CorruptError,
     DatabaseError,
-    MissingExtraError,
     NotADatabaseError,
     QueryError,
     RemoteError,
@@ -46,7 +45,7 @@ from cnnfilterdb.release.address import reference_folder
 from cnnfilterdb.release.cached_filesystem import CachedFileSystem, RenamedFileSystem
 from cnnfilterdb.release.footers import open_shard
 from cnnfilterdb.release.manifest import MANIFEST_BYTES, OPTIONAL_TABLES, TABLES, Manifest, ReleaseFile, version_of
-from cnnfilterdb.release.remote import RangeFile, RequestBudget, counting_options, reaching, read_range
+from cnnfilterdb.release.remote import RangeFile, RequestBudget, filesystem_of, reaching, read_range
 from cnnfilterdb.release.tables import SmallTables
 from cnnfilterdb.scan.scan import constant
 from cnnfilterdb.scan.steady import Snapshot
@@ -167,7 +166,7 @@ class Release(Storage):
             return cls._open_folder(Path(location).resolve())
         text = str(location).rstrip("/")
         with reaching(text):
-            filesystem, root = _filesystem(text, options)
+            filesystem, root = filesystem_of(text, options)
             if filesystem.protocol == "hf" or "hf" in filesystem.protocol:
                 text, root = RequestBudget.answer().spend(partial(_pinned, text, filesystem, root))
             manifest = _fetched_manifest(text, filesystem, root.rstrip("/"))
@@ -516,16 +515,6 @@ def _require_regular(folder: Path, relative: str) -> None:
 
 def _within(model_id: str, first: str | None, last: str | None) -> bool:
     return (first is None or first <= model_id) and (last is None or model_id <= last)
-
-
-def _filesystem(location: str, options: dict[str, Any]) -> tuple[fsspec.AbstractFileSystem, str]:
-    try:
-        filesystem, root = fsspec.core.url_to_fs(location, **counting_options(location, options))
-    except ImportError as error:
-        protocol = location.partition("://")[0]
-        hint = "pip install 'cnnfilterdb[s3]'" if protocol == "s3" else f"pip install the package for {protocol}://"
-        raise MissingExtraError(f"{location}: {' '.join(str(error).split())}; {hint}") from error
-    return filesystem, root
 
 
 def _pinned(location: str, filesystem: Any, root: str) -> tuple[str, str]:

@@ -23,14 +23,14 @@ from typing import Any, TypeVar
 import fsspec
 
 from cnnfilterdb.core.reports import printable
-from cnnfilterdb.errors import CnnFilterDbError, RemoteError
+from cnnfilterdb.errors import CnnFilterDbError, MissingExtraError, RemoteError
 
 __all__ = [
     "ANSWER_BYTES",
     "SLOWEST",
     "RangeFile",
     "RequestBudget",
-    "counting_options",
+    "filesystem_of",
     "reaching",
     "read_range",
     "status_of",
@@ -184,11 +184,25 @@ async def _counting_session(**options: Any) -> Any:
     return aiohttp.ClientSession(response_class=Counted, **options)
 
 
-def counting_options(location: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of a file system, with a client that counts what arrives where the file system lets one choose it."""
-    if location.partition("://")[0] in ("http", "https"):
-        return {"get_client": _counting_session, **options}
-    return dict(options)
+def filesystem_of(location: str, options: Mapping[str, Any]) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system of an address, and the path in it.
+
+    Args:
+        location: The address, such as ``s3://bucket/folder``.
+        options: Options of the file system.
+
+    Raises:
+        MissingExtraError: The package of the file system is not installed.
+    """
+    protocol = location.partition("://")[0]
+    if protocol in ("http", "https"):  # a client that counts what arrives
+        options = {"get_client": _counting_session, **options}
+    try:
+        filesystem, root = fsspec.core.url_to_fs(location, **options)
+    except ImportError as error:
+        hint = "pip install 'cnnfilterdb[s3]'" if protocol == "s3" else f"pip install the package for {protocol}://"
+        raise MissingExtraError(f"{location}: {' '.join(str(error).split())}; {hint}") from error
+    return filesystem, root
 
 
 def read_range(filesystem: fsspec.AbstractFileSystem, path: str, start: int, stop: int) -> bytes:
@@ -267,11 +281,12 @@ def status_of(error: BaseException) -> int | None:
 
 
 @contextmanager
-def reaching(where: str) -> Iterator[None]:
+def reaching(where: str, doing: str = "read") -> Iterator[None]:
     """Convert what a file system raises to a :class:`RemoteError` of one line.
 
     Args:
-        where: What is being read.
+        where: What is being reached.
+        doing: What is being done with it, as a participle.
 
     Raises:
         RemoteError: Replaces any error that is not one of this package.
@@ -281,10 +296,10 @@ def reaching(where: str) -> Iterator[None]:
     except CnnFilterDbError:
         raise
     except Exception as error:  # each file system has its own errors
-        raise RemoteError(f"{where}: {_reason(error)}") from error
+        raise RemoteError(f"{where}: {_reason(error, doing)}") from error
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, doing: str) -> str:
     status = status_of(error)
     if status == 401:
         return "the server asks for a token, or refuses the one given; `hf auth login` stores one, or set HF_TOKEN"
@@ -295,4 +310,4 @@ def _reason(error: Exception) -> str:
     if status == 404 or isinstance(error, FileNotFoundError):
         return "not found; check the address and the version, and for something private the token"
     text = printable(str(error))[:300]
-    return f"cannot be read ({text or type(error).__name__}); check the address and the network and try again"
+    return f"cannot be {doing} ({text or type(error).__name__}); check the address and the network and try again"

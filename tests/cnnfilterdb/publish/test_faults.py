@@ -133,7 +133,7 @@ def test_batches_arrive_one_by_one(hub, make, publish, monkeypatch):
     assert hub.received("PUT /lfs/") - before == last.bytes + (folder / "shift.png").stat().st_size
     monkeypatch.undo()
     monkeypatch.setattr(publishing, "_BATCH_BYTES", 1)
-    assert [len(batch) for batch in publishing._batches(publishing._release_files(folder, manifest))] == [1] * 8
+    assert [len(batch) for batch in publishing._batches(publishing.release_files(folder, manifest))] == [1] * 8
 
 
 def test_what_a_cut_run_committed_to_its_branch_is_taken(hub, make, publish, state):

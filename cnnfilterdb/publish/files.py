@@ -1,0 +1,64 @@
+"""The files of a release that was built in a folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from cnnfilterdb.core.paths import MARKER
+from cnnfilterdb.errors import DatabaseError, PublishError
+from cnnfilterdb.release.manifest import Manifest
+from cnnfilterdb.store.durable import sha256
+
+__all__ = ["LocalFile", "release_files"]
+
+
+@dataclass(frozen=True, slots=True)
+class LocalFile:
+    """A file of a release, and where it is located before it is sent.
+
+    Attributes:
+        path: In the release, with ``/``.
+        source: The local file.
+        size: Bytes.
+        sha256: SHA-256 of the content.
+    """
+
+    path: str
+    source: Path
+    size: int
+    sha256: str
+
+
+def release_files(folder: Path, manifest: Manifest) -> list[LocalFile]:
+    """The files of a release folder: those of the manifest in its order, then the pages and the manifest itself.
+
+    Raises:
+        PublishError: The folder does not match the manifest.
+    """
+    try:
+        marker = folder / MARKER
+        if Manifest.from_json(marker.read_text(encoding="utf-8"), str(marker)) != manifest:
+            raise PublishError(f"{marker}: not the manifest of this release; build it again")
+        found = {
+            path.relative_to(folder).as_posix(): path
+            for path in sorted(folder.rglob("*"))
+            if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        }
+        files = []
+        for file in manifest.files:
+            source = found.pop(file.path, None)
+            size = source.stat().st_size if source else None
+            if source is None or size != file.bytes:
+                there = "no such file" if size is None else f"{size}"
+                raise PublishError(
+                    f"{folder / file.path}: expected {file.bytes} bytes, found {there}; build the release again"
+                )
+            files.append(LocalFile(file.path, source, file.bytes, file.sha256))
+        stray = [source for path, source in found.items() if path.endswith(".parquet")]
+        if stray:
+            raise PublishError(f"{stray[0]}: not in the manifest; build the release in an empty folder")
+        texts = [LocalFile(path, source, source.stat().st_size, sha256(source)) for path, source in found.items()]
+    except (OSError, DatabaseError) as error:
+        raise PublishError(f"{folder}: not a release ({error}); build it again") from error
+    return files + texts

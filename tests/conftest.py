@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,19 @@ def sample(sample_path):
     """The sample database, opened."""
     with cnnfilterdb.open(sample_path) as db:
         yield db
+
+
+@pytest.fixture(scope="session")
+def object_store():
+    """An S3 server on loopback."""
+    server_module = pytest.importorskip("moto.server")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
+    server.start()
+    yield {"endpoint_url": f"http://127.0.0.1:{port}", "key": "k", "secret": "s"}
+    server.stop()
 
 
 def notebook_shift(groups: dict[object, np.ndarray], everything: np.ndarray, recipe: str = "cvpr2022") -> np.ndarray:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 import yaml
@@ -31,7 +32,7 @@ def environment(tmp_path):
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="the scripts are for bash")
-def test_an_array_of_tasks_and_its_combination(tmp_path, environment):
+def test_an_array_of_tasks_and_its_combination(tmp_path, environment, object_store):
     folder = tmp_path / "files"
     folder.mkdir()
     for number in range(6):
@@ -48,13 +49,17 @@ def test_an_array_of_tasks_and_its_combination(tmp_path, environment):
 
     names = ("files", str(folder), "--allow-untrained")
     task("ingest-array.sh", "parts", *names, SLURM_ARRAY_TASK_ID="1", SLURM_ARRAY_TASK_COUNT="2")
-    done = task("ingest-array.sh", "parts", *names, SHARD="2/2")
+    fsspec.filesystem("s3", **object_store).mkdir("cluster")
+    cloud = {"AWS_ENDPOINT_URL": object_store["endpoint_url"], "AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s"}
+    done = task("ingest-array.sh", "parts", *names, SHARD="2/2", PUSH="s3://cluster/parts", **cloud)
     assert '"outcome": "done"' in done.stderr
     parts = sorted((tmp_path / "parts").iterdir())
     assert [part.name for part in parts] == ["part-1-of-2.db", "part-2-of-2.db"]
     found = [set(cnnfilterdb.open(part).models()["name"]) for part in parts]
     assert found[0] | found[1] == set("012345")
     assert not found[0] & found[1]
+    with cnnfilterdb.open("s3://cluster/parts/part-2-of-2", storage_options=object_store) as pushed:
+        assert set(pushed.models()["name"]) == found[1]
     assert "all counts and hashes are correct" in task("combine.sh", "parts", "whole.db").stdout
     assert len(cnnfilterdb.open(tmp_path / "whole.db").models()) == 6
 

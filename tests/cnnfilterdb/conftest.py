@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -110,16 +109,3 @@ def write_model() -> Callable[..., list[np.ndarray]]:
         return weights
 
     return write
-
-
-@pytest.fixture(scope="session")
-def object_store():
-    """An S3 server on loopback."""
-    server_module = pytest.importorskip("moto.server")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
-    server.start()
-    yield {"endpoint_url": f"http://127.0.0.1:{port}", "key": "k", "secret": "s"}
-    server.stop()

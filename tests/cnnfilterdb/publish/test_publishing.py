@@ -174,7 +174,9 @@ def test_a_second_release_sends_what_is_new(hub, published, db, loopback):
     sent = hub.received("PUT /lfs") - before
     untouched = [file.bytes for file in second.manifest.files if file.table in ("filters_3x3", "filters_5x5")]
     assert second.unchanged_files >= 2
-    assert weight.nbytes * 0.8 < sent < sum(file.bytes for file in second.manifest.files) - sum(untouched)
+    figure = 100_000  # at most; it is drawn anew
+    assert figure < sum(untouched)
+    assert weight.nbytes * 0.8 < sent < sum(file.bytes for file in second.manifest.files) - sum(untouched) + figure
     with opened(hub, f"{ADDRESS}@v1.1.0") as remote, opened(hub) as first:
         assert len(remote.models()) == 6
         assert len(first.models()) == 5

@@ -113,7 +113,7 @@ def test_a_writer_that_is_killed_at_any_step_leaves_no_part_and_the_next_one_fin
             patch.setattr(store, "put_file", put_file)  # fsspec gives everybody the same object
             with pytest.raises(Killed):
                 writer(address, object_store, built)()
-        with pytest.raises((NotADatabaseError, RemoteError), match="not a release|not found"):
+        with pytest.raises((NotADatabaseError, RemoteError), match=r"not a release|not found"):
             cnnfilterdb.open(address, storage_options=object_store)
         before = {path: held["ETag"] for path, held in store.find(address, detail=True, refresh=True).items()}
         assert len(before) == allowed

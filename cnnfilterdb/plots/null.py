@@ -112,7 +112,7 @@ def null_distributions(
         axes.vlines(max(value, low), base - 0.84, base, color=colour, linewidth=1.4, zorder=3)
         if row % step == 0:
             axes.annotate(
-                f"p {probability:.3f}", (1.0, row), xycoords=("axes fraction", "data"), xytext=(5, 0),
+                f"p {probability:.3g}", (1.0, row), xycoords=("axes fraction", "data"), xytext=(5, 0),
                 textcoords="offset points", va="center", fontsize=look().small, color=colour, annotation_clip=False,
             )  # fmt: skip
     logarithmic(axes, low, high)

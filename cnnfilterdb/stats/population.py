@@ -28,6 +28,8 @@ _HALVES = 200
 _CANDIDATES = 24
 #: How often the range of candidates is doubled before the upper end counts as unknown.
 _DOUBLINGS = 6
+#: Two shifts that differ by less than this share are equal: sums in another order round differently.
+_EQUAL = 1e-9
 #: Logarithms of factors and of shares, as far as they are not infinite, stay within this.
 _LARGEST = 300.0
 
@@ -147,7 +149,9 @@ def population_shift(
             reach *= 2
         found.append((candidates, shifts, usual))
     (candidates, _, (_, highest)), (far, shifts, (least, _)) = found
-    lower = float(np.interp(shift, highest, candidates))
+    # The smallest candidate for which the observed shift is not too large; the limits of several can be equal.
+    first = int(np.searchsorted(highest, shift * (1 - _EQUAL)))
+    lower = float(np.interp(shift, highest[first - 1 : first + 1], candidates[first - 1 : first + 1])) if first else 0.0
     upper = max(lower, float(np.interp(shift, least, far))) if shift <= least[-1] else None
     p = None if tolerance is None else _share_below(shifts, far, tolerance, shift)
     return PopulationShift(shift, shift - bias, lower, upper, p)

@@ -173,7 +173,8 @@ def test_models_that_are_equal(tmp_path):
         spread = equal.dispersion_test("domain", permutations=19)
         assert (spread.attrs["f"], spread.attrs["p"]) == (0, 1)
         found = equal.shift_test("domain", level=0.95, permutations=99)
-        assert found.loc[0, ["low", "high"]].tolist() == pytest.approx([found.loc[0, "shift"]] * 2, rel=0.02)
+        # Three models a side cannot exclude a shift of 0: p cannot be below 0.1.
+        assert found.loc[0, ["low", "high"]].tolist() == pytest.approx([0, found.loc[0, "shift"]], rel=0.02)
 
 
 def test_what_cannot_be_answered(db):

@@ -72,7 +72,7 @@ def test_study(run, sample_path, tmp_path):
     [
         (["test", "layer"], "has several values within custom/"),
         (["test", "'one'"], "has one group only"),
-        (["test", "domain", "--tolerance", "0"], "tolerance: 0.0 given; the largest shift"),
+        (["test", "domain", "--tolerance", "0"], "tolerance: 0.0 given; expected the largest shift"),
         (["test", "domain", "--tolerance", "1", "--within", "family"], "within: with strata"),
         (["explain", "paper"], "no selected model has a value of paper"),
         (["explain", "domain", "--metric", "directed"], "not symmetric"),

@@ -150,8 +150,9 @@ def population_shift(
         found.append((candidates, shifts, usual))
     (candidates, _, (_, highest)), (far, shifts, (least, _)) = found
     # The smallest candidate for which the observed shift is not too large; the limits of several can be equal.
-    first = int(np.searchsorted(highest, shift * (1 - _EQUAL)))
-    lower = float(np.interp(shift, highest[first - 1 : first + 1], candidates[first - 1 : first + 1])) if first else 0.0
+    place = int(np.searchsorted(highest, shift * (1 - _EQUAL)))
+    around = slice(place - 1, place + 1)
+    lower = float(np.interp(shift, highest[around], candidates[around])) if place else 0.0
     upper = max(lower, float(np.interp(shift, least, far))) if shift <= least[-1] else None
     p = None if tolerance is None else _share_below(shifts, far, tolerance, shift)
     return PopulationShift(shift, shift - bias, lower, upper, p)

@@ -43,6 +43,9 @@ __all__ = ["LEAST", "Chunk", "Gathered", "Stamp"]
 #: Models that are read one by one before they are gathered.
 LEAST = 64
 
+# Bytes of a list of members at most: it is read into memory, perhaps from somebody else's folder
+_LARGEST = 8 << 20
+
 # Models of a folder at most; rows and bytes of a row group, about
 _MOST, _ROWS, _BYTES = 4096, 20_000, 16 << 20
 
@@ -97,7 +100,8 @@ class Gathered:
         for path, entry, linked in entries(self._root, paths.members_path("*")):
             with suppress(OSError):
                 status = entry.stat(follow_symlinks=False)
-                chunk = None if linked else _chunk(self._root, path, status.st_ino, status.st_mtime_ns)
+                wrong = linked or status.st_size > _LARGEST
+                chunk = None if wrong else _chunk(self._root, path, status.st_ino, status.st_mtime_ns)
                 if chunk and all(_stamp(self._root / table) == stamp for table, (stamp, _) in chunk.states.items()):
                     found.append(chunk)
         return sorted(found, key=lambda chunk: (-len(chunk.members), chunk.name))
@@ -243,7 +247,7 @@ def _stamp(path: Path) -> Stamp | None:
     return status.st_ino, status.st_mtime_ns, status.st_size
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)
 def _chunk(root: Path, path: str, inode: int, changed: int) -> Chunk | None:
     """A gathered folder by its list of members, of which inode and time say which it is; None if it is not valid."""
     try:
@@ -262,6 +266,10 @@ def _chunk(root: Path, path: str, inode: int, changed: int) -> Chunk | None:
     if not all(map(paths.is_slug, members)) or not all(map(paths.is_gathered_table, tables)):
         return None
     states = {f"{place}/{name}": state for name, state in states.items()}
+    if not {paths.MODELS, paths.LAYERS} <= tables.keys():
+        return None
+    if any(_stamp(root / table) != stamp for table, (stamp, _) in states.items()):
+        return None  # nor is it kept in memory
     return Chunk(place.rpartition("/")[2], members, tables, covered, states)
 
 

@@ -239,6 +239,14 @@ def test_a_list_of_members_is_validated(path, text):
         assert_same(answers(db), expected)
 
 
+def test_a_huge_list_of_members_is_not_read(path):
+    with cnnfilterdb.open(path, read_only=True) as db:
+        assert len(db.storage.gathered.chunks()) == 1
+        with chunks(path)[0].open("a") as file:
+            file.write(" " * (8 << 20))
+        assert db.storage.gathered.chunks() == []
+
+
 def test_links_are_not_followed(path, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     (path / paths.GATHERED).rename(elsewhere)

@@ -263,7 +263,7 @@ class Figures:
         """
         frame = layer_measures(self._db, by, where, kernel, all_layers, min_models=min_models, min_filters=min_filters)
         groups = "tenths of depth" if by == "conv_depth_norm" else f"{counted(frame[by].nunique(), 'group')} by {by}"
-        caption = Caption(what=f"Quality of the layers of {groups}", **sizes_of(frame), kernel=kernel, where=where,
+        caption = Caption(what=f"Quality of the layers of {groups}", **frame.attrs["sizes"], kernel=kernel, where=where,
                           all_layers=all_layers, method="Entropy over its threshold; no basis is involved")  # fmt: skip
         return plots.quality(frame, by=by, title=title, ax=ax, style=style, caption=str(caption))
 

@@ -59,7 +59,8 @@ class Figure(MatplotlibFigure):
         self.caption = caption_given()
         captioned = bool(self.caption) and look().captions
         width = max(width, _NARROWEST) if captioned else width
-        lines = _wrapped(self.caption, look().small, width - 0.12) if captioned else []
+        # Hinting makes small text up to a twentieth wider on a screen than it is in print.
+        lines = _wrapped(self.caption, look().small, 0.95 * (width - 0.12)) if captioned else []
         line = 1.36 * look().small / 72
         self.foot = 0.10 + line * len(lines) if lines else 0.0
         super().__init__(figsize=(width, height + self.foot), facecolor="white")

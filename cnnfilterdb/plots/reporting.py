@@ -12,6 +12,7 @@ import pandas as pd
 from cnnfilterdb import plots
 from cnnfilterdb.analysis.options import GroupOptions, ShiftOptions
 from cnnfilterdb.analysis.queries import condition, expression
+from cnnfilterdb.analysis.shifts import check_measure, matrix
 from cnnfilterdb.errors import CnnFilterDbError, SelectionError
 from cnnfilterdb.plots.source import bases_of, frame_of, layer_measures
 from cnnfilterdb.stats import RECIPES
@@ -92,9 +93,11 @@ def _name(by: str) -> str:
 def _grouping_data(db: Statistics, by: str, name: str, options: ShiftOptions) -> plots.GroupingData:
     """What a report shows of one grouping."""
     where, kernel, all_layers = options.get("where"), options.get("kernel", "3x3"), options.get("all_layers", False)
-    shift = db.kl_shift(by, **options)
     counted: Any = {name: value for name, value in options.items() if name in GroupOptions.__annotations__}
+    metric, weights = options.get("metric", "kl"), options.get("weights")
+    check_measure(metric, weights, kernel)
     groups = db.groups(by, **counted)
+    shift = matrix(groups, weights, metric).frame()  # as Reader.kl_shift, of the groups that are drawn
     fitted = next((basis for basis in db.bases() if basis.basis_id == groups.basis_id), None)
     compared = set(groups.labels)
     try:
@@ -121,10 +124,10 @@ def _grouping_data(db: Statistics, by: str, name: str, options: ShiftOptions) ->
         ),
         bases=bases,
         layers=layers[layers[by].isin(compared)],
-        coverage=shift.attrs["coverage"],
+        coverage=db._coverage(by, counted),
         method=plots.Method(
             recipe=groups.grouping.recipe,
-            metric=options.get("metric", "kl"),
+            metric=metric,
             basis_id=groups.basis_id or "",
             basis_models=len(fitted.models) if fitted else 0,
             basis_filters=groups.basis.filters,

@@ -14,6 +14,7 @@ from cnnfilterdb.analysis.bases import moments_of
 from cnnfilterdb.analysis.groups import Grouping, Groups
 from cnnfilterdb.analysis.queries import condition, expression, run
 from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.plots.captions import sizes_of
 from cnnfilterdb.sql import literal
 from cnnfilterdb.stats import Basis
 
@@ -61,7 +62,10 @@ def layer_measures(
     min_models: int = 1,
     min_filters: int = 1,
 ) -> pd.DataFrame:
-    """The measures of the layers of each group, one row per layer; the layers are those of :meth:`Reader.quality`."""
+    """The measures of the layers of each group, one row per layer, those of :meth:`Reader.quality`.
+
+    ``.attrs["sizes"]`` has the numbers of models, layers and filters.
+    """
     papers = "" if all_layers else "AND papers_layer"
     frame = frame_of(
         db,
@@ -71,7 +75,10 @@ def layer_measures(
     )
     if frame.empty:
         raise groupings.empty(Grouping(by, where, kernel))
-    return _large_enough(frame, by, min_models, min_filters).rename(columns={"group": by})
+    chosen = _large_enough(frame, by, min_models, min_filters)
+    measures = chosen.drop(columns=["model_id", "filters"]).rename(columns={"group": by})
+    measures.attrs["sizes"] = sizes_of(chosen)
+    return measures
 
 
 def bases_of(

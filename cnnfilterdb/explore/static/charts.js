@@ -203,7 +203,8 @@ export function kernelCanvas(weights, [count, height, width], { columns, zoom, b
     }
     for (let j = 0; j < size; j += 1) {
       const weight = weights[i * size + j];
-      const colour = Number.isFinite(weight) ? colours[Math.round(127.5 + 127.5 * (peak ? weight / peak : 0))] : 0xff00ff00;
+      const share = peak ? Math.min(1, Math.max(-1, weight / peak)) : 0;
+      const colour = Number.isFinite(weight) ? colours[Math.round(127.5 + 127.5 * share)] : 0xff00ff00;
       const x = left + (j % width) * zoom;
       const y = top + Math.floor(j / width) * zoom;
       for (let dy = 0; dy < zoom; dy += 1) {

@@ -148,6 +148,19 @@ def test_from_a_model_to_its_kernels(visit):
     opened.ready()
 
 
+def test_a_weight_beyond_the_colours_has_the_last_colour(visit):
+    opened = visit()
+    opened.show("layer?model=custom%2Fhostile&layer=0")
+    drawn = """(weights) => import("/static/charts.js").then(({ kernelCanvas }) => {
+      const look = { columns: 1, zoom: 1, bound: 1, gap: 0 };
+      const { element } = kernelCanvas(Float32Array.from(weights), [1, 1, 3], look);
+      return [...element.getContext("2d").getImageData(0, 0, 3, 1).data];
+    })"""
+    beyond, at_the_end = (opened.page.evaluate(drawn, weights) for weights in ([-50, 0, 50], [-1, 0, 1]))
+    assert beyond == at_the_end
+    assert beyond[:3] == [33, 102, 172]  # the darkest blue
+
+
 def test_the_lasso_selects_models(visit):
     opened = visit(viewport={"width": 1280, "height": 1000})
     page = opened.page

@@ -67,3 +67,8 @@ def test_a_caption_of_ones_own_and_a_panel_without_one(sample):
     assert "What was drawn" in [text.get_text() for text in page.texts]
     given = sample.plot.kl_shift("domain", ax=heatmap(matrix).add_subplot())
     assert not any("Shifts" in text.get_text() for text in given.texts)
+
+
+@pytest.mark.parametrize("by", ["model_id", "layer", "conv_layers"])
+def test_groups_may_have_the_names_of_columns_that_captions_count(sample, by):
+    assert "4 models, 8 layers" in sample.plot.quality(by, where=WHERE).caption

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import urllib.request
@@ -74,8 +73,8 @@ def test_the_command_line_explores_a_release_on_a_hub(hub, release_path, tmp_pat
             assert set(found["labels"]) == {"faces", "medical ct", "natural"}
             assert "--db hf://datasets/owner/sample" in found["command"]
         finally:
-            server.send_signal(signal.SIGINT)
-            _, errors = server.communicate(timeout=60)
+            server.terminate()
+            _, errors = server.communicate()
     assert TOKEN not in errors
     assert "Traceback" not in errors
     assert not any("filters_" in one.path for one in hub.asked("GET")), "filters were read for statistics"

@@ -7,7 +7,8 @@ origin, of one family, and of one side of its question as one unit, with the mea
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -132,7 +133,10 @@ class Sample:
         np.add.at(counts, codes, self.counts)
         if not self.by_filters:
             counts /= np.bincount(codes, minlength=number)[:, None, None]
-        facts = pd.DataFrame([_together(self.facts[codes == code]) for code in range(number)])
+        members: list[list[dict[Hashable, Any]]] = [[] for _ in range(number)]
+        for code, row in zip(codes, self.facts.to_dict("records"), strict=True):
+            members[code].append(row)
+        facts = pd.DataFrame([_together(models) for models in members])
         return replace(self, facts=facts, counts=counts)
 
     def contrast(
@@ -238,14 +242,14 @@ def read_sample(
     return Sample(facts, counts, groups.weights, groups.low, groups.high, by_filters)
 
 
-def _together(rows: pd.DataFrame) -> dict[str, Any]:
+def _together(members: list[dict[Hashable, Any]]) -> dict[Hashable, Any]:
     """The facts of one unit: those of most of its models."""
-    facts: dict[str, Any] = {"models": sorted(model for models in rows["models"] for model in models)}
-    for name in rows.columns.drop("models"):
-        values = rows[name]
+    facts: dict[Hashable, Any] = {"models": sorted(key for model in members for key in model["models"])}
+    for name in [name for name in members[0] if name not in facts]:
+        values = [model[name] for model in members]
         if name in ("filters", "layers"):
-            facts[name] = int(values.sum())
+            facts[name] = int(sum(values))
         else:
-            known = values.dropna()
-            facts[name] = known.value_counts(sort=True).index[0] if len(known) else None
+            known = Counter(value for value in values if not pd.isna(value))
+            facts[name] = known.most_common(1)[0][0] if known else None
     return facts

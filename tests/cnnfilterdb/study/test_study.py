@@ -57,8 +57,14 @@ def alike(tmp_path_factory):
         yield db
 
 
-def test_a_difference_is_found(different):
-    study = different.study(permutations=99, scan=False)
+@pytest.fixture(scope="module")
+def difference(different):
+    """The study of that database."""
+    return different.study(permutations=99, scan=False)
+
+
+def test_a_difference_is_found(different, difference):
+    study = difference
     verdicts = {claim.text: claim for claim in study.claims}
     for text in ("Medical models against all others", "With the family of architectures held fixed"):
         assert verdicts[text].verdict == DIFFERS
@@ -68,8 +74,8 @@ def test_a_difference_is_found(different):
     assert verdicts["Medical models against all others"].effect.startswith(f"shift {shift:.3f} nats")
 
 
-def test_the_factors_of_the_first_page_are_adjusted_for_their_number(different):
-    study = different.study(permutations=99, scan=False)
+def test_the_factors_of_the_first_page_are_adjusted_for_their_number(difference):
+    study = difference
     tables = [block for section in study.sections for block in section.blocks if isinstance(block, Rows)]
     (table,) = (one for one in tables if one.columns[0] == "Factor" and one.rows[0][0] == "medical")
     place = {name: number for number, name in enumerate(table.columns)}
@@ -89,14 +95,14 @@ def test_the_factors_of_the_first_page_are_adjusted_for_their_number(different):
     assert any("adjusted for the number of factors (Holm)" in text for text in study.answer)
 
 
-def test_the_null_distribution_is_shown_with_the_test_that_it_belongs_to(different):
+def test_the_null_distribution_is_shown_with_the_test_that_it_belongs_to(different, difference):
     _, answered = main_question(read_sample(different, is_medical, balance="models"), 99)
     whole = answered.all
     assert whole.null.shape == (99,)
     assert whole.p == ((whole.null >= whole.shift).sum() + 1) / 100
     assert (whole.chance, whole.chance_high) == (whole.null.mean(), np.quantile(whole.null, 0.95))
     picture = answered.null_picture()
-    assert picture.name in {one.name for one in different.study(permutations=9, scan=False).pictures()}
+    assert picture.name in {one.name for one in difference.pictures()}
 
 
 def test_models_of_one_origin_count_once(alike):

@@ -18,10 +18,18 @@ from cnnfilterdb.parts import common
 NAMES = ("ct-a", "ct-b", "face", "photo-a", "photo-b")
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, part_of) -> tuple[Path, Path]:
+    """Folders with three and two models, with bases of their own. Do not write to them."""
+    folder = tmp_path_factory.mktemp("two")
+    return part_of(folder / "one.db", NAMES[:3]), part_of(folder / "two.db", NAMES[3:])
+
+
 @pytest.fixture
-def two(tmp_path, part_of) -> tuple[Path, Path]:
-    """Folders with three and two models, with bases of their own."""
-    return part_of(tmp_path / "one.db", NAMES[:3]), part_of(tmp_path / "two.db", NAMES[3:])
+def two(tmp_path, made) -> tuple[Path, Path]:
+    """Copies of these folders."""
+    one, other = (shutil.copytree(path, tmp_path / path.name) for path in made)
+    return one, other
 
 
 def derived_files(db) -> list[Path]:
@@ -215,9 +223,9 @@ def test_a_part_that_is_written_to_while_it_is_open(two, tensors, sample):
         after = db.kl_shift("name")
         # In the basis that was fitted before, the weights of both are the same.
         assert after.loc["new", "face"] == 0
-        pd.testing.assert_frame_equal(
-            after.drop(index="new", columns="new"), before, check_exact=True, check_names=False
-        )
+        # A matrix of another size may be multiplied in another order.
+        rest = after.drop(index="new", columns="new")
+        pd.testing.assert_frame_equal(rest, before, rtol=1e-12, check_names=False)
         assert db.bases()[0].basis_id == basis.basis_id
         assert len(db.sql("SELECT DISTINCT model_id FROM histograms").fetchall()) == 6
 

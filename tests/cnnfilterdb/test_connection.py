@@ -117,7 +117,7 @@ print(ask() == expected, pending.fetchall() == expected)
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
 def test_a_forked_process_opens_its_own(sample_path):
-    run = subprocess.run([sys.executable, "-c", FORK, sample_path], capture_output=True, text=True, timeout=200)
+    run = subprocess.run([sys.executable, "-c", FORK, sample_path], capture_output=True, text=True, timeout=600)
     assert run.stdout.split() == ["True"] * 4, run.stderr
 
 

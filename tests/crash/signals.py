@@ -99,7 +99,7 @@ def run(
             )
             time.sleep(moment)
             process.send_signal(which)
-            _, said = process.communicate(timeout=60)
+            _, said = process.communicate(timeout=600)
             status, problem = process.returncode, ""
             if status == 128 + which:
                 kind = "ended by a signal"

@@ -60,7 +60,7 @@ def without_privileges():
 
 def run(code, begin=None, **environment):
     line, options = [sys.executable, "-P", "-c", code], {"preexec_fn": begin, "env": os.environ | environment}
-    return subprocess.run(line, capture_output=True, text=True, timeout=120, check=False, **options)
+    return subprocess.run(line, capture_output=True, text=True, timeout=600, check=False, **options)
 
 
 def tree(path):

@@ -233,7 +233,7 @@ def packaging():
     return SimpleNamespace(wheel=_wheel, sdist=_sdist, model=_model, Fault=Fault, wait=_wait)
 
 
-def _wait(condition, seconds=20.0):
+def _wait(condition, seconds=300.0):
     """Wait until something is so."""
     end = time.monotonic() + seconds
     while not condition():

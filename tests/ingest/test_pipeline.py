@@ -183,24 +183,24 @@ def test_an_interrupt_ends_the_downloads(folder, tmp_path):
     class Slow(FolderSource):
         def resolve(self, name, progress=None):
             if name == "good-2.safetensors":
-                for done in range(600):
-                    progress(done, 600)
+                for done in range(6000):
+                    progress(done, 6000)
                     time.sleep(0.05)
-                pytest.fail("the download was not cancelled")
+                arrived.append(name)
             return super().resolve(name)
 
     class Interrupted(pipeline.Observer):
         def finished(self, model_id, outcome):
             raise KeyboardInterrupt
 
+    arrived: list[str] = []
     db = cnnfilterdb.create(tmp_path / "a.db")
-    began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         pipeline.ingest(
             db._store, Slow(folder), ["good-1.safetensors", "good-2.safetensors"],
             projector=_projector(db), observer=Interrupted(),
         )  # fmt: skip
-    assert time.monotonic() - began < 20
+    assert arrived == []
 
 
 def test_models_that_another_run_imports_are_skipped(folder, tmp_path, monkeypatch):

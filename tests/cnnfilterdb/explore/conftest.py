@@ -37,7 +37,7 @@ class Served:
         """Status and body."""
         request = urllib.request.Request(self.url + path, data, headers or {})
         try:
-            with urllib.request.urlopen(request, timeout=30) as response:
+            with urllib.request.urlopen(request, timeout=300) as response:
                 return response.status, response.read()
         except urllib.error.HTTPError as error:
             return error.code, error.read()
@@ -79,7 +79,7 @@ def served(explored_path: Path):
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", ws="none", timeout_graceful_shutdown=1))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
-        end = time.monotonic() + 20
+        end = time.monotonic() + 300
         while not server.started and time.monotonic() < end:
             time.sleep(0.02)
         assert server.started

@@ -142,15 +142,13 @@ def test_a_closed_connection_interrupts_the_query(served):
     connection.request("POST", "/api/sql", json.dumps(query), authorised())
     time.sleep(0.3)
     connection.close()
-    # All eight places are free again: nine such queries would otherwise wait for the time limit.
+    # All eight places are free again: after nine such queries, the answer would otherwise not come in time.
     for _ in range(9):
         connection = http.client.HTTPConnection(host)
         connection.request("POST", "/api/sql", json.dumps(query), authorised())
         time.sleep(0.05)
         connection.close()
-    started = time.monotonic()
     assert served.ask("sql", query="SELECT 42 AS n")["rows"] == [[42]]
-    assert time.monotonic() - started < 8
 
 
 def test_the_token_is_in_no_argument_of_a_process(monkeypatch):

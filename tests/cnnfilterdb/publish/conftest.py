@@ -106,7 +106,7 @@ def client(hub, tmp_path):
             env=kept | settings,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,
             check=False,
         )
         assert done.returncode == 0, done.stderr

@@ -29,7 +29,7 @@ def explored(hub, release_path):
         def ask(view, **request):
             headers = {"Authorization": f"Bearer {token}"}
             asked = urllib.request.Request(f"{address}api/{view}", json.dumps(request).encode(), headers)
-            with urllib.request.urlopen(asked, timeout=60) as response:
+            with urllib.request.urlopen(asked, timeout=600) as response:
                 return response.read()
 
         yield db, ask

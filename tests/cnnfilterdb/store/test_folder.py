@@ -474,7 +474,7 @@ def test_a_staging_folder_is_held_by_one_and_cleaned_after_it(store, monkeypatch
 
 def run_script(script: str, *args: object, **options) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-P", "-c", textwrap.dedent(script), *map(str, args)]
-    return subprocess.run(command, text=True, capture_output=True, timeout=120, **options)
+    return subprocess.run(command, text=True, capture_output=True, timeout=600, **options)
 
 
 MEMORY = """
@@ -703,7 +703,7 @@ def test_one_writer_at_a_time_per_model(store, holder, write_model, monkeypatch)
     write_model(store, "custom/free")
     assert Store.create(store.path).recover() == []  # what is being written is no leftover
     assert len(staged(store)) == 1
-    holder.communicate("commit\n", timeout=30)
+    holder.communicate("commit\n", timeout=600)
     assert store.model_ids() == ["custom/free", "custom/held"]
     assert store.verify() == []
 

@@ -187,7 +187,7 @@ def test_a_folder_of_impossible_kernels_costs_nothing(copy):
         assert db.storage.kernels() == ["3x3", "5x5", "7x7"]
         assert any("1500x1500" in str(problem.path) for problem in db.verify())
     run = subprocess.run(
-        [sys.executable, "-c", HUGE, copy, "ignore"], capture_output=True, text=True, check=True, timeout=200
+        [sys.executable, "-c", HUGE, copy, "ignore"], capture_output=True, text=True, check=True, timeout=600
     )
     counts, message, megabytes = run.stdout.splitlines()
     assert counts == " ".join(map(str, expected))

@@ -16,20 +16,17 @@ from cnnfilterdb.core import paths
 from cnnfilterdb.errors import CorruptError, DatabaseError, SelectionError
 from cnnfilterdb.scan import steady as steady_module
 from cnnfilterdb.scan.steady import steady
-from cnnfilterdb.store.folder import LOCK_SECONDS
+from cnnfilterdb.store import folder as store_module
 
 WRITER = """
-    import sys, time, warnings
+    import sys, warnings
     import numpy as np
     import cnnfilterdb
 
     warnings.simplefilter("ignore")
     rng = np.random.default_rng(0)
     db = cnnfilterdb.open(sys.argv[1])
-    end = time.monotonic() + float(sys.argv[2])
-    number = 0
-    while time.monotonic() < end:
-        number += 1
+    for number in range(1, int(sys.argv[2]) + 1):
         size = 3 if number % 2 else 4
         weights = {f"{i}.weight": rng.normal(size=(size, size, 3, 3)).astype(np.float32) for i in range(size)}
         db.add(weights, "changing", domain="a", overwrite=True, new_words=True)
@@ -37,7 +34,6 @@ WRITER = """
             db.remove("custom/changing")
         if number % 4 == 0:
             db.index(refit=True)
-    print(number)
 """
 
 
@@ -48,7 +44,7 @@ def test_a_reader_beside_a_writer_sees_one_state_at_a_time(tmp_path):
             weights = {"a.weight": rng.normal(size=(8, 4, 3, 3)).astype(np.float32)}
             db.add(weights, f"m{number}", domain="ab"[number % 2], new_words=True)
         db.index()
-    command = [sys.executable, "-P", "-c", textwrap.dedent(WRITER), str(tmp_path / "a.db"), "8"]
+    command = [sys.executable, "-P", "-c", textwrap.dedent(WRITER), str(tmp_path / "a.db"), "40"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as writer:
         asked, seen = 0, set()
         with cnnfilterdb.open(tmp_path / "a.db", read_only=True) as reader:
@@ -66,9 +62,8 @@ def test_a_reader_beside_a_writer_sees_one_state_at_a_time(tmp_path):
                 np.testing.assert_array_equal(counted, 9 * shift.filters)
                 seen.add(int(shift.filters[0]))
                 asked += 1
-        out, err = writer.communicate()
+        _, err = writer.communicate()
     assert (writer.returncode, err) == (0, "")
-    assert int(out) >= 1
     assert asked >= 1
     with cnnfilterdb.open(tmp_path / "a.db") as db:
         assert db.verify() == []
@@ -249,7 +244,8 @@ def test_a_reader_beside_a_fit_answers_all_the_time(tmp_path):
         assert not db.kl_shift("domain").equals(before)
 
 
-def test_a_question_waits_for_no_lock(two):
+def test_a_question_waits_for_no_lock(two, monkeypatch):
+    monkeypatch.setattr(store_module, "LOCK_SECONDS", 600)
     writer, reader = two
     store, (basis,) = writer.storage, writer.bases()
     with store.staging(paths.INIT), store.locked(basis.basis_id), store.locked(paths.slug("custom/a")):
@@ -257,4 +253,4 @@ def test_a_question_waits_for_no_lock(two):
         assert len(reader.models()) == 2
         assert reader.kl_shift("domain").shape == (2, 2)
         assert len(reader.sql("FROM filters_3x3").df()) == 64
-        assert time.monotonic() - began < LOCK_SECONDS
+        assert time.monotonic() - began < store_module.LOCK_SECONDS

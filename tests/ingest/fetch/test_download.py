@@ -121,7 +121,7 @@ def test_retry_after(index_server, packaging, session, url):
     index_server.fail(NAME, packaging.Fault(503, {"Retry-After": "1"}))
     began = time.monotonic()
     assert session.get(url).content == DATA
-    assert 1.0 <= time.monotonic() - began < 5.0
+    assert time.monotonic() - began >= 1.0
 
     soon = email.utils.formatdate(time.time() - 60, usegmt=True)
     index_server.fail(

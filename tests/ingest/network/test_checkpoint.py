@@ -317,18 +317,18 @@ def shared(levels, content):
     ids=["dicts", "lists", "objects", "beside", "shared", "many", "doubled"],
 )
 def test_hostile_nesting_ends_soon_and_in_one_line(root):
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(WeightFileError, match="save the state dict alone") as caught:
         read(root)
     assert "\n" not in str(caught.value)
-    assert time.perf_counter() - start < 20
+    assert time.process_time() - start < 20
 
 
 def test_hostile_nesting_without_kernels_ends_soon():
-    start = time.perf_counter()
+    start = time.process_time()
     assert read(deep(60, {"a": 1}, lambda inner: {"a": inner, "b": inner})) == ([], {})
     assert read({"model": FLAT, "x": deep(50_000, {})})[0] == [NAMES]
-    assert time.perf_counter() - start < 20
+    assert time.process_time() - start < 20
 
 
 def test_long_logs_are_skipped():

@@ -370,7 +370,7 @@ weights = weights_from_state_dict({"conv.weight": np.ones((8, 3, 3, 3))})
 assert weights.framework is None and weights.layers[0].read().shape == (8, 3, 3, 3)
 assert "torch" not in sys.modules
 """
-    subprocess.run([sys.executable, "-P", "-c", script], check=True, timeout=60)
+    subprocess.run([sys.executable, "-P", "-c", script], check=True, timeout=600)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

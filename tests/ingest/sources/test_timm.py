@@ -375,7 +375,7 @@ weights = Weights("safetensors", "pytorch", (ConvLayer("conv1", (8, 3, 7, 7), la
 assert TimmSource(offline=True).enrich("resnet18.a1_in1k", weights) == weights
 assert "torch" not in sys.modules
 """
-    done = subprocess.run([sys.executable, "-c", script], check=True, timeout=60, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", script], check=True, timeout=600, capture_output=True, text=True)
     assert re.search(r'pip install "cnnfilterdb\[timm\]"', done.stderr)
 
 

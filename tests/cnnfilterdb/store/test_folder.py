@@ -720,8 +720,11 @@ def test_the_next_writer_takes_over_from_a_killed_one(store, holder, write_model
 MANY = """
     import os, sys
     import numpy as np
+    import pandas  # see above
+    from cnnfilterdb.store import folder
     from cnnfilterdb.store.folder import Store
 
+    folder.LOCK_SECONDS = 600  # however busy the machine is
     pids = []
     for worker in range(4):
         pid = os.fork()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 import traceback
 
 import duckdb
@@ -260,44 +258,43 @@ def test_versions_are_three_numbers(db):
 
 
 @pytest.fixture
-def run(hub, tmp_path, monkeypatch):
-    """Runs the command line in a process of its own, with the loopback Hub."""
+def line(hub, run, tmp_path, monkeypatch):
+    """Runs a command line with the loopback Hub."""
     monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    # What a process that is started with the variable has
+    template = "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE"
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+    monkeypatch.setattr(template, f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}")
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+    monkeypatch.chdir(tmp_path)
+    HfFileSystem.clear_instance_cache()
 
     def call(*arguments, status=0):
-        code = "from cnnfilterdb.cli import main; main()"
-        done = subprocess.run(
-            [sys.executable, "-c", code, *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            check=False,
-        )
-        assert done.returncode == status, done.stderr
-        assert TOKEN not in done.stdout + done.stderr
-        return done.stdout if status == 0 else done.stderr
+        found, out, err = run(*arguments)
+        assert found == status, err
+        assert TOKEN not in out + err
+        return out if status == 0 else err
 
-    return call
+    yield call
+    HfFileSystem.clear_instance_cache()
 
 
-def test_the_verbs(hub, db, run, tmp_path, shift):
-    output = run("publish", REPO, "--db", db.path, "--dry-run", tmp_path / "release")
+def test_the_verbs(hub, db, line, tmp_path):
+    output = line("publish", REPO, "--db", db.path, "--dry-run", tmp_path / "release")
     assert f"{'filters_3x3':<16} {3190:>14,} rows      1 file" in output
     assert "left out: 1 model\n      1  no licence: " in output
     assert output.endswith(f"{tmp_path / 'release'}: release 1.0.0 of 5 models; nothing was uploaded\n")
     assert not hub.asked("")
-    assert f"published v1.0.0: {hub.url}/datasets/{REPO}/tree/v1.0.0" in run("publish", REPO, "--db", db.path)
-    assert run("releases", REPO, "--format", "csv").splitlines()[1].startswith("v1.0.0,")
-    output = run("pull", f"{REPO}@v1.0.0", "--db", tmp_path / "pulled", "--where", "domain = 'natural'")
+    assert f"published v1.0.0: {hub.url}/datasets/{REPO}/tree/v1.0.0" in line("publish", REPO, "--db", db.path)
+    assert line("releases", REPO, "--format", "csv").splitlines()[1].startswith("v1.0.0,")
+    output = line("pull", f"{REPO}@v1.0.0", "--db", tmp_path / "pulled", "--where", "domain = 'natural'")
     assert output == "2 done, 0 skipped, 0 duplicates, 0 conflicts, 0 failed\n"
-    found = json.loads(run("sql", "FROM models", "--db", f"{ADDRESS}@v1.0.0", "--format", "json"))
+    found = json.loads(line("sql", "FROM models", "--db", f"{ADDRESS}@v1.0.0", "--format", "json"))
     assert len(found) == 5
-    assert run("shift", "domain", "--db", f"{ADDRESS}@v1.0.0") == run("shift", "domain", "--db", tmp_path / "release")
-    output = run("merge", tmp_path / "release", "--db", tmp_path / "pulled")
+    assert line("shift", "domain", "--db", f"{ADDRESS}@v1.0.0") == line("shift", "domain", "--db", tmp_path / "release")
+    output = line("merge", tmp_path / "release", "--db", tmp_path / "pulled")
     assert output == "3 done, 2 skipped, 0 duplicates, 0 conflicts, 0 failed\n"
-    assert "all counts and hashes are correct" in run("verify", "--db", tmp_path / "pulled")
-    assert "256 filters of 1 model" in run("export", "x.npz", "--kernel", "5x5", "--db", f"{ADDRESS}@v1.0.0")
-    output = run("index", "--db", f"{ADDRESS}@v1.0.0", status=1)
+    assert "all counts and hashes are correct" in line("verify", "--db", tmp_path / "pulled")
+    assert "256 filters of 1 model" in line("export", "x.npz", "--kernel", "5x5", "--db", f"{ADDRESS}@v1.0.0")
+    output = line("index", "--db", f"{ADDRESS}@v1.0.0", status=1)
     assert output == (f"error: {ADDRESS}@v1.0.0: a release, which can only be read; pull copies it into a folder\n")

@@ -33,10 +33,11 @@ $(VENV)/installed-dev: $(BIN)/python pyproject.toml constraints.txt
 demo: $(VENV)/installed
 	$(BIN)/cnnfilterdb demo --db $(DEMO)
 
-# One process per core. Tests of one module stay together, so that each module's fixtures are made once.
+# One process per core. Tests of one file stay together, so that its fixtures are made once; tests/conftest.py puts the
+# files in order.
 WORKERS ?= auto
 test: $(VENV)/installed-dev
-	$(BIN)/pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile
+	$(BIN)/pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 # mypy does not follow the import hook of an editable install; a folder of links shows it the layout of the package.
 .PHONY: .types

@@ -15,6 +15,38 @@ from sklearn.decomposition import PCA
 import cnnfilterdb
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+TESTS = Path(__file__).parent
+
+#: Files that take longest. A process runs the tests of one file, and starts these first, so that none runs alone at the
+#: end.
+LONG = (
+    "cnnfilterdb/store/test_folder.py",
+    "cnnfilterdb/store/test_hostile_folders.py",
+    "cnnfilterdb/explore/test_browser.py",
+    "test_docstrings.py",
+    "test_manual.py",
+    "crash/test_crash.py",
+    "cnnfilterdb/publish/test_publishing.py",
+    "cnnfilterdb/publish/test_faults.py",
+    "cnnfilterdb/parts/test_parts.py",
+    "cnnfilterdb/parts/test_answers.py",
+    "cnnfilterdb/store/test_index.py",
+    "cnnfilterdb/study/test_study.py",
+    "ingest/sources/test_timm.py",
+    "test_demo.py",
+    "test_distribution.py",
+    "test_examples.py",
+    "test_cluster_examples.py",
+    "test_architecture.py",
+    "crash/test_conditions.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that take longest first."""
+    place = {TESTS / name: number for number, name in enumerate(LONG)}
+    assert all(path.exists() for path in place), "a file of LONG was renamed"
+    items.sort(key=lambda item: place.get(item.path, len(place)))
 
 # One profile for all tests: none depends on how fast the machine is, and examples share what a fixture has made.
 settings.register_profile(

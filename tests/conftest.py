@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 from pathlib import Path
@@ -48,12 +49,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     assert all(path.exists() for path in place), "a file of LONG was renamed"
     items.sort(key=lambda item: place.get(item.path, len(place)))
 
+
 # One profile for all tests: none depends on how fast the machine is, and examples share what a fixture has made.
 settings.register_profile(
     "cnnfilterdb", deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.differing_executors],
 )  # fmt: skip
 settings.load_profile("cnnfilterdb")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def unflushed():
+    """In the process of the tests nothing waits for the disk: no test takes its power away.
+
+    Those of tests/crash, which do, have processes of their own.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: os.fstat(descriptor) and None)
+        yield
 
 
 def _state_dict(seed: int, sizes: dict[str, tuple[int, int, int, int]], smooth: float) -> dict[str, np.ndarray]:

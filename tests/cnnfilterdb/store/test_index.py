@@ -424,7 +424,7 @@ def test_every_flipped_byte_is_found_and_repaired(copy):
     rng = np.random.default_rng(0)
     for file in small_files(copy):
         content = file.read_bytes()
-        for position in [0, len(content) - 1, *rng.integers(0, len(content), 4).tolist()]:
+        for position in [0, len(content) - 1, *rng.integers(0, len(content), 2).tolist()]:
             file.write_bytes(
                 content[:position] + bytes([content[position] ^ 1 << position % 8]) + content[position + 1 :]
             )

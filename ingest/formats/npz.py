@@ -114,6 +114,13 @@ def _member(path: Path, entry: zipfile.ZipInfo | None, file: IO[bytes], size: in
         objects = value.data if isinstance(value, Array) and isinstance(value.data, list) else value
         return objects[0] if isinstance(objects, list) and len(objects) == 1 and shape in ((), (1,)) else objects
     expected = math.prod(shape) * dtype.itemsize
+    if entry is None and size - start > expected:
+        file.seek(start + expected)
+        if file.read(len(_NPY)) == _NPY:
+            raise WeightFileError(
+                f"{path}: several arrays one after the other, without names (numpy.save, called again on an open "
+                "file); load each with numpy.load and save all with numpy.savez(path, **{'conv.weight': array})"
+            )
     if size - start != expected:
         raise WeightFileError(
             f"{path}: {entry.filename if entry else 'the array'} should have {expected:,} bytes for {dtype.name} "

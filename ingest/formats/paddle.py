@@ -122,7 +122,8 @@ def _parameters(path: Path, names: Mapping[str, tuple[int, ...]]) -> dict[str, T
         number(4)  # version
         for _ in range(number(8)):  # levels of detail, which parameters do not have
             limits.current().step()
-            place += number(8)
+            length = number(8)  # before the sum, as it moves the place
+            place += length
         number(4)  # version of the tensor
         size = number(4)
         shape, code = _described(data[place : place + size])

@@ -156,7 +156,7 @@ the download failed or the address is wrong"
     if path.suffix == ".prototxt":
         return "the architecture of a Caffe network, without weights; pass its .caffemodel"
     what = "a JSON document" if start.startswith(("{", "[")) else "a text"
-    shown = " ".join(start.split())
+    shown = " ".join("".join(char if char.isprintable() else " " for char in start).split())
     shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
     length = f"{what} of {len(text)} characters" if len(head) < 4096 else what
     remedy = "pass the weight file itself; where it was downloaded, the download failed or the address is wrong"
@@ -166,16 +166,22 @@ the download failed or the address is wrong"
 def described_folder(path: Path) -> str | None:
     """What a folder is that is not read, and what to do instead; None for any other folder."""
     names = {entry.name for entry in path.iterdir()}
+    if len(parts := [name for name in names if re.fullmatch(r"mp_rank_\d+(?:_\d+)*", name)]) > 1:
+        return f"a checkpoint of {len(parts)} processes; merge them with the program that wrote them"
     if ".zarray" in names or any((child / ".zarray").is_file() for child in path.iterdir()):
         return str(_Known("a Zarr folder without the description of its group", _ZARR))
     return None
 
 
 def _text(head: bytes) -> str | None:
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):  # as programs of Windows write it
+        head = head[: len(head) // 2 * 2].decode("utf-16", "replace").encode()
     try:
         text = head.decode("utf-8")
     except UnicodeDecodeError as error:
         if error.start < len(head) - 4:  # a character may be cut at the end
             return None
         text = head[: error.start].decode("utf-8")
-    return text if text and all(char.isprintable() or char in "\t\r\n\ufeff" for char in text) else None
+    allowed = "\t\r\n\ufeff\x07\x08\x1b"  # colours of a terminal are among them
+    plain = text and "\ufffd" not in text and all(char.isprintable() or char in allowed for char in text)
+    return text if plain else None

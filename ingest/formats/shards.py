@@ -17,7 +17,8 @@ from cnnfilterdb.ingest.formats.damage import undamaged
 
 __all__ = ["is_index", "separate_shards", "shards"]
 
-_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<count>\d+)(?P<suffix>\.\w+)")
+# Variants of precision are named before or after the number: model.fp16-1-of-2.bin, model-1-of-2.fp16.bin
+_SHARD = re.compile(r"(?P<stem>.+[-_.])(?P<number>\d+)(?P<of>[-_]of[-_])(?P<count>\d+)(?P<suffix>(?:\.[A-Za-z]\w*)+)")
 _MAX_SHARDS = 10_000
 
 
@@ -79,10 +80,10 @@ def shards(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
         match = _SHARD.fullmatch(path.name)
         if match is None or not path.name.endswith(suffixes):
             return [path]
-        stem, number, count, suffix = match.group("stem", "number", "count", "suffix")
+        stem, number, of, count, suffix = match.group("stem", "number", "of", "count", "suffix")
         if not 1 <= int(number) <= int(count) <= _MAX_SHARDS:
             return [path]
-        names = [f"{stem}-{i:0{len(number)}}-of-{count}{suffix}" for i in range(1, int(count) + 1)]
+        names = [f"{stem}{i:0{len(number)}}{of}{count}{suffix}" for i in range(1, int(count) + 1)]
     files = [path.parent / name for name in names]
     missing = [file.name for file in files if not file.is_file()]
     if missing:

@@ -8,12 +8,13 @@ from dataclasses import replace
 
 from cnnfilterdb.ingest.network.adapters import unmerged
 from cnnfilterdb.ingest.network.extract import layers_from_tensors
-from cnnfilterdb.ingest.network.judge import UNCLEAR, Layout, is_floating, layout_of, natural, objection
+from cnnfilterdb.ingest.network.judge import UNCLEAR, Layout, is_floating, is_recurrent, layout_of, natural, objection
 from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Tensor
 from cnnfilterdb.ingest.network.variables import is_training_state, layers_from_variables
 
 __all__ = ["layers_from_arrays"]
 
+_RECURRENT = "a kernel of a recurrent layer, which is that of several gates"
 _TORCH_NAME = re.compile(r"(?:^|\.)\w*weight(?:_\w+)?$")
 
 
@@ -44,6 +45,12 @@ def layers_from_arrays(
         ]
     )
     index = {tensor.name: tensor for tensor in tensors}
+    gates = [Skipped(tensor.name, _RECURRENT) for tensor in tensors if is_recurrent(tensor.name, index)]
+    if gates:
+        kernels_of_gates = {one.name for one in gates}
+        tensors = [tensor for tensor in tensors if tensor.name not in kernels_of_gates]
+        layers, skipped = layers_from_arrays(tensors, ordered=ordered, declared=declared, assumed=assumed)
+        return layers, [*skipped, *gates]
     kernels = [
         tensor
         for tensor in tensors

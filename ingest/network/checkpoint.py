@@ -16,7 +16,14 @@ from typing import Any
 
 from cnnfilterdb.errors import WeightFileError
 from cnnfilterdb.ingest.network import choices
-from cnnfilterdb.ingest.network.copies import WRAPPERS, second_copies, suspects, underscored_copies
+from cnnfilterdb.ingest.network.averages import names_of_average
+from cnnfilterdb.ingest.network.copies import (
+    WRAPPERS,
+    replaced_modules,
+    second_copies,
+    suspects,
+    underscored_copies,
+)
 from cnnfilterdb.ingest.network.layers import Skipped
 from cnnfilterdb.ingest.network.objects import Object
 
@@ -46,6 +53,8 @@ _MAIN = (
     "module",
     "blobs",
 )
+# What remains of the name of their moving average without the word for it
+_AVERAGED = ("", *_MAIN, "state", "parameters", "fp32_params")
 # What the weight of a layer is called
 _WEIGHTS = ("weight", "weights", "kernel", "filters")
 # Vectors into which FSDP and DeepSpeed join all weights of a process
@@ -97,10 +106,11 @@ def networks(root: Any, is_tensor: Callable[[Any], bool]) -> tuple[list[Network]
     """Find the networks of a checkpoint.
 
     Of a network and its moving average (``state_dict`` and ``state_dict_ema``, ``g`` and ``g_ema``, ...) the average
-    is imported, because it is the one meant for use, unless its tensors have lost their names; other copies follow the
-    rule of :mod:`~cnnfilterdb.ingest.network.copies`. Several networks side by side
-    (``netG`` and ``netD``) are all imported, with their names as prefixes. Names of wrappers (``module.``,
-    ``_orig_mod.``, a ``model.`` before every name) are removed. Tensors used only in training are left out.
+    is imported, because it is the one meant for use, unless its tensors have lost their names and
+    :mod:`~cnnfilterdb.ingest.network.averages` cannot find them; other copies follow the rule of
+    :mod:`~cnnfilterdb.ingest.network.copies`. Several networks side by side (``netG`` and ``netD``) are all imported,
+    with their names as prefixes. Names of wrappers (``module.``, ``_orig_mod.``, a ``model.`` before every name) are
+    removed. Tensors used only in training are left out.
 
     A network that the user selects by its name (:mod:`~cnnfilterdb.ingest.network.choices`) is the only one that is
     read. Its name is that of a part of the checkpoint, or the first parts of the names of its tensors.
@@ -156,6 +166,7 @@ class _Finder:
         wrapped = any(key in _MAIN or _without_ema(key) is not None for key in parts)
         if _is_module(value) or (not wrapped and any(self.is_kernel(child) for _, child in children)):
             return [self.network(value, prefix)]
+        self.name_averages(parts)
         chosen = self.choose(parts, prefix)
         if not wrapped and any(self.style(parts[key]) == "nested" for key in chosen):
             return [self.network(value, prefix, without=parts.keys() - set(chosen))]
@@ -189,6 +200,32 @@ class _Finder:
             {name.removeprefix(prefix): module for name, module in network.modules.items() if name.startswith(prefix)},
         )
 
+    def name_averages(self, parts: dict[str, Any]) -> None:
+        """Give averages among several parts the names of their networks, where they have lost them."""
+        for average in [key for key in parts if _without_ema(key) is not None]:
+            entries = self.entries(parts[average])
+            for twin in _twins(average, parts):
+                whole = Network()
+                self.collect(parts[twin], "", whole, 0)
+                # The average may be that of the network before or after it was wrapped
+                for network in (_renamed(whole), whole):
+                    names = names_of_average(_shapes(entries), _shapes(network.entries))
+                    if names:
+                        parts[average] = {names[one.name]: one.value for one in entries if one.name in names}
+                        break
+
+    def name_average(self, network: Network, average: str) -> None:
+        """Give the tensors of an average beside its network the names that they have lost."""
+        own = _below(network, average)
+        beside = [entry for entry in network.entries if not entry.name.startswith(f"{average}.")]
+        tops = dict.fromkeys(entry.name.partition(".")[0] for entry in beside)
+        for others in (*(_below(network, twin) for twin in _twins(average, tops)), beside):
+            names = names_of_average(_shapes(own), _shapes(others))
+            if names:
+                names = {f"{average}.{name}": f"{average}.{original}" for name, original in names.items()}
+                network.entries = [replace(one, name=names.get(one.name, one.name)) for one in network.entries]
+                return
+
     def choose(self, parts: Mapping[str, Any], prefix: str) -> list[str]:
         """Choose among several parts; the others are recorded with the reason."""
         chosen = list(parts)
@@ -201,7 +238,7 @@ class _Finder:
             chosen.remove(key)
             self.skip(prefix + key, reason)
         # An average of the main network replaces it
-        main = [key for key in chosen if _without_ema(key) in ("", *_MAIN)] or [key for key in _MAIN if key in chosen]
+        main = [key for key in chosen if _without_ema(key) in _AVERAGED] or [key for key in _MAIN if key in chosen]
         for key in chosen if main else []:
             if key != main[0]:
                 self.skip(prefix + key, f"another part of the checkpoint; {main[0]} was imported")
@@ -235,10 +272,12 @@ class _Finder:
         losses = [top for top in tops if _LOSS.fullmatch(top.lower())]
         left_out = [(top, "used only in training") for top in losses if len(losses) < len(tops)]
         for average in [top for top in tops if _without_ema(top) is not None]:
+            self.name_average(network, average)
             # With different names it may be something else, such as a kind of attention
             own = any("." in entry.name for entry in _below(network, average))
             superseded = self.superseded(average, tops, partial(_below, network))
             left_out += [(key, reason) for key, reason in superseded if key != average or not own]
+        left_out += replaced_modules([entry.name for entry in network.entries if self.is_kernel(entry.value)])
         averages = underscored_copies({entry.name for entry in network.entries})
         if averages:
             self.skip(f"{prefix}ema_*", f"a moving average of the network, {len(averages)} tensors, without its names")
@@ -415,6 +454,8 @@ class _Finder:
         for key, child in parts:
             if isinstance(key, bytes):
                 key = key.decode("utf-8", "backslashreplace")
+            if isinstance(key, tuple) and key and all(isinstance(part, str) for part in key):
+                key = "/".join(key)  # flatten_dict of Flax
             if isinstance(key, str | int):
                 # Paddle stores a parameter as a pair: its other name, and the array
                 pair = isinstance(child, tuple) and len(child) == 2 and isinstance(child[0], str)
@@ -444,7 +485,7 @@ def _objects(value: Any) -> list[Any] | None:
     """The elements of a stored array of Python objects, which may be arrays."""
     try:
         elements = getattr(value, "data", None)
-    except ValueError:  # NumPy has no buffer of bfloat16 or of dates
+    except Exception:  # no buffer of bfloat16 or of dates in NumPy, nor of what torch.func transforms
         return None
     return elements if isinstance(elements, list) else None
 
@@ -473,9 +514,13 @@ def _twins(average: str, keys: Iterable[str]) -> list[str]:
     (['g'], ['model'])
     """
     plain = _without_ema(average)
-    twins = _MAIN if plain in ("", *_MAIN) else (plain,)
+    twins = _MAIN if plain in _AVERAGED else (plain,)
     # ema-pytorch calls the network itself the online model
     return [key for key in keys if key.lower().removeprefix("online_") in twins]
+
+
+def _shapes(entries: Iterable[Entry]) -> list[tuple[str, tuple[int, ...]]]:
+    return [(entry.name, _shape(entry.value)) for entry in entries]
 
 
 def _endings(name: str) -> Iterator[str]:

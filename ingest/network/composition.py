@@ -48,8 +48,6 @@ _DIMENSIONS = {
     3: "three dimensions, as in a one-dimensional convolution",
     5: "five dimensions, as in a three-dimensional convolution",
 }
-# Names of the linear layer that computes the styles of a modulated convolution
-_MODULATION = ("modulation", "affine", "to_style", "style", "mod")
 # Element types that need a scale, which quantising programs store under these names beside the weight
 _SCALES = ("weight_scale", "scale_weight", "weight_scale_inv")
 _PACKED = (
@@ -104,10 +102,11 @@ def compose(tensor: Tensor, index: Mapping[str, Tensor]) -> Weight | Skipped | N
     if 0 in tensor.shape:
         return Skipped(tensor.name, f"empty: shape {tensor.shape}")
     # Only layers have their weights normalised or pruned
-    against = None if leaf in parts else objection(tensor, index, known_layout=True)
+    modulated = rank == 5 and tensor.shape[0] == 1 and _is_modulated(tensor, prefix, index)
+    against = None if leaf in parts or modulated else objection(tensor, index, known_layout=True)
     if against is not None:
         return Skipped(tensor.name, against)
-    if rank == 5 and tensor.shape[0] == 1 and any(f"{prefix}{word}.weight" in index for word in _MODULATION):
+    if modulated:
         # A style multiplies the weight for every image; the first axis is that of the images
         _, first, second, height, width = tensor.shape
         return Weight(
@@ -127,6 +126,19 @@ def compose(tensor: Tensor, index: Mapping[str, Tensor]) -> Weight | Skipped | N
     name = owner.removesuffix(".") if leaf == "weight" or leaf in parts else ""
     first, second, height, width = tensor.shape
     return Weight(name or tensor.name, owner, (first, second, height, width), tensor.dtype, *composed)
+
+
+def _is_modulated(tensor: Tensor, prefix: str, index: Mapping[str, Tensor]) -> bool:
+    """Whether (1, out, in, h, w) is a kernel of StyleGAN2: a linear layer of its owner gives ``in`` numbers of style."""
+    _, first, second, height, width = tensor.shape
+    if height != width:
+        return False
+    bias = index.get(f"{prefix}bias")
+    return (bias is not None and bias.shape == (1, first, 1, 1)) or any(
+        name.startswith(prefix) and name != tensor.name and len(one.shape) == 2 and one.shape[0] == second
+        for name, one in index.items()
+        if prefix and name.endswith(".weight")
+    )
 
 
 def parameters(tensors: Iterable[Tensor]) -> int:

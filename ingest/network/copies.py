@@ -9,7 +9,8 @@ They are one model, not two, so one of them is imported and the other is reporte
   target network of BYOL or of Q-learning (``target`` beside ``online`` or ``policy``), a reference or an earlier state
   (``ref``, ``old``, ``init``, ``best``, ``copy``).
 - Averages whose tensors have lost their names are not: ``ema_backbone_conv_weight``, which OpenMMLab keeps as buffers
-  of the network, beside ``backbone.conv.weight``.
+  of the network, beside ``backbone.conv.weight``. When OpenMMLab saves, the network itself has the averaged weights.
+- The module that peft replaced (``original_module``) is not; its trained copy is (``modules_to_save``).
 
 Networks are copies if one has a word of a copy in its name, and either the other has the same name without that word,
 or with its counterpart, and contains all kernels of the copy, by name and shape; or the other is the only one beside it
@@ -24,12 +25,20 @@ the command line.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 
 from cnnfilterdb.ingest.network.layers import Skipped, Weights
 
-__all__ = ["WRAPPERS", "Kernels", "second_copies", "suspects", "underscored_copies", "without_copies"]
+__all__ = [
+    "WRAPPERS",
+    "Kernels",
+    "replaced_modules",
+    "second_copies",
+    "suspects",
+    "underscored_copies",
+    "without_copies",
+]
 
 #: Kernels of a network: their names and shapes.
 Kernels = Set[tuple[str, tuple[int, ...]]]
@@ -186,6 +195,32 @@ def underscored_copies(names: Set[str]) -> set[str]:
     """
     flat = {name.replace(".", "_") for name in names}
     return {name for name in names if name.startswith("ema_") and "." not in name and name.removeprefix("ema_") in flat}
+
+
+def replaced_modules(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Layers that peft has replaced by trained copies, and the copies of other adapters than the first, with reasons.
+
+    >>> names = ["c.original_module.weight", "c.modules_to_save.default.weight", "c.modules_to_save.b.weight"]
+    >>> [name for name, _ in replaced_modules(names)]
+    ['c.original_module', 'c.modules_to_save.b']
+    """
+    saved: dict[str, list[str]] = {}
+    for name in names:
+        owner, found, below = name.rpartition(".modules_to_save.")
+        if found and below.partition(".")[0] not in saved.setdefault(owner, []):
+            saved[owner].append(below.partition(".")[0])
+    replaced = []
+    for owner, adapters in saved.items():
+        if not any(name.startswith(f"{owner}.original_module.") for name in names):
+            continue
+        used = "default" if "default" in adapters else adapters[0]
+        replaced.append((f"{owner}.original_module", f"its trained copy, modules_to_save.{used}, was imported instead"))
+        replaced += [
+            (f"{owner}.modules_to_save.{other}", f"another copy of the layer; modules_to_save.{used} was imported")
+            for other in adapters
+            if other != used
+        ]
+    return replaced
 
 
 def _words(name: str) -> list[str]:

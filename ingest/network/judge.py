@@ -11,11 +11,13 @@ axes need not be one. It is not, and is reported with the reason, when
 - it has at most one axis larger than 1 and the name of a norm, a scale, an activation or a noise, or has the form
   (1, 1, 1, n);
 - it has a first axis of 1 and the name of a map of positions, tokens or constants, or is a map by its size: without a
-  bias, and with sides that no kernel of one output has;
-- it has the name of a table: a codebook, prototypes, a queue, a bank; or that of a map of positions or tokens and the
-  form of a list of vectors (n, 1, 1, c);
-- its layout is known, and a kernel of its size would be larger than any: 64 if both sides are larger than 1. So are the
-  filters of GFNet, complex numbers (h, w, channels, 2);
+  bias, and with sides that no kernel of one output has, or of the form (1, n, n, c) with n of 8 or more where the
+  layout is not known;
+- it has the name of a table: a codebook, prototypes, a queue, a bank, a lookup table; or that of a map of positions or
+  tokens and the form of a list of vectors (n, 1, 1, c);
+- it consists of complex numbers, by its name and a last axis of 2, as the filters of GFNet: (h, w, channels, 2);
+- its layout is known, and a kernel of its size would be larger than any: 64 if both sides are larger than 1;
+- it is a kernel of the gates of a recurrent layer of Keras, beside a ``recurrent_kernel`` (:func:`is_recurrent`);
 - it is a factor of an adapter (LoRA, LoHa, LoKr, IA3, OFT): it changes a layer and is not one. The base layer is
   imported.
 
@@ -48,6 +50,8 @@ How they decide:
 - A layout that the names speak against needs squares, and no fewer neighbours than the one that they speak for.
 - Kernels that are all 1x1 under one layout and larger under another may be either. They are taken as 1x1 if that is
   PyTorch's layout and the names are PyTorch's, or if the rules above have chosen it; otherwise they are left out.
+- Kernels of which none is square under the layout that is found, and all would be in an order that is not among the
+  three, (in, h, w, out), are left out.
 - PyTorch's layout is taken for its own tensors with its own names, except where the biases of two kernels or more all
   exclude it and another layout explains them. So is a layout that the header of a file declares, except where biases or
   sizes of two kernels or more do so.
@@ -66,6 +70,7 @@ Whether a layer is grouped, depthwise or transposed is decided after that, from 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -80,10 +85,12 @@ from cnnfilterdb.ingest.network.layers import Skipped, Tensor
 __all__ = [
     "ADAPTER",
     "AXES",
+    "CONTRADICTED",
     "UNCLEAR",
     "Layout",
     "is_adapter",
     "is_floating",
+    "is_recurrent",
     "layout_of",
     "natural",
     "objection",
@@ -107,23 +114,32 @@ UNCLEAR = (
     "its layout is not clear: biases and shapes do not separate (out, in, h, w) from (h, w, in, out) or (out, h, w, in)"
 )
 
+#: Why a kernel is left out whose file states a layout that cannot be.
+CONTRADICTED = (
+    "its layout is not clear: biases or sizes contradict the layout that the file or its names state; convert kernels "
+    "to (out, in, h, w) and save them again"
+)
+
 #: Why a factor of an adapter is left out.
 ADAPTER = (
     "a factor of a LoRA adapter, which changes a layer and is not one; to import the changed layer, read base and "
     "adapter with merge_adapters=True (--merge-adapters), or merge them with peft: merge_and_unload"
 )
 _ADAPTER = re.compile(
-    r"(?:^|[._])(?:lora(?=[_.A-Z\d])|loraup|loradown|hada_[wt][12]|lokr_[wt]|ia3_|oft_|boft_|vera_lambda|dora_scale)"
+    r"(?:^|[._/])(?:lora(?=[_.A-Z\d])|loraup|loradown|hada_[wt][12]|lokr_[wt]|ia3_|oft_|boft_|vera_lambda|dora_scale)"
 )
 _CHANNEL_WORDS = re.compile(
-    r"(?:^|[._])(?:\w*norm\d*|\w*bn\d*|grn\d*|frn\d*|\w*noise\w*|gamma\w*|beta|\w*scaler?\d*|\w*scaling|gain|affine|"
-    r"ls\d*|\w*prelu\d*|act\d*|activation\d*|tau|alpha|lamb\w*|eps|\w*re_?zero|\w*strength|temperature|mean|std)$"
+    r"(?:^|[._])(?:\w*norms?\d*|\w*bn\d*|(?:[abfgils]|[bfg]r)n\d*|rms|film|\w*noise\w*|gamma\w*|beta|\w*scale(?:r|_?\d+)?|"
+    r"\w*scaling|gain|affine|ls\d*|\w*prelu\d*|act\d*|activation\d*|tau|alpha|lamb\w*|eps|\w*re_?zero|\w*strength|temperature|mean|std)$"
 )
 _PLACE_WORDS = re.compile(
-    r"(?:^|[._])(?:\w*pos(?:ition\w*|_?emb\w*|_?enc\w*)?|\w*tokens?|rel_\w*|\w*embed(?:ding)?s?|"
+    r"(?:^|[._])(?:\w*pos(?:ition\w*|_?emb\w*|_?enc\w*)?|\w*tokens?|rel_\w*|rpe|\w*embed(?:ding)?s?|"
     r"\w*quer(?:y|ies)|const\w*|\w*bias_table|\w*grid|\w*window|\w*prior)$"
 )
-_TABLE_WORDS = re.compile(r"(?:^|[._])(?:\w*codebook\w*|\w*prototypes?|queue\w*|\w*bank|\w*memory|\w*anchors?)$")
+_TABLE_WORDS = re.compile(
+    r"(?:^|[._])(?:\w*codebook\w*|\w*prototypes?|queue\w*|\w*bank|\w*memory|\w*anchors?|\w*luts?)$"
+)
+_COMPLEX_WORDS = re.compile(r"complex|fourier|(?:^|[._])d?r?fft")
 
 _PYTORCH_NAME = re.compile(r"(?:^|\.)(?:num_batches_tracked|\w*weight(?:_\w+)?|parametrizations\.\w+\.\w+)$")
 _TRANSPOSED = re.compile(r"transpose|deconv|up_?conv|trans_?conv|conv_?trans|convt(?![a-z])", re.IGNORECASE)
@@ -167,18 +183,33 @@ def objection(tensor: Tensor, index: Mapping[str, Tensor], *, known_layout: bool
     # A parameter itself may have the name, as in `conv_weight`, or its owner
     part = leaf.removesuffix("weight").rstrip("_.")
     name = (".".join(filter(None, (owner, part))) if leaf.endswith("weight") and owner else tensor.name).lower()
+    if name.rpartition(".")[2].isdecimal():  # a number in a list, such as norms.0
+        name = name.rpartition(".")[0]
     wide = sum(side > 1 for side in tensor.shape)
     if (wide == 1 and tensor.shape[:3] == (1, 1, 1)) or (wide <= 1 and _CHANNEL_WORDS.search(name)):
         return "one number for each channel, as in a normalisation or a scale"
     large = known_layout and len(tensor.shape) == 4 and not _may_have_one_output(tensor.shape)
-    if tensor.shape[0] == 1 and (_PLACE_WORDS.search(name) or large):
+    grid = not known_layout and len(tensor.shape) == 4 and tensor.shape[1] == tensor.shape[2] >= 8
+    if tensor.shape[0] == 1 and (_PLACE_WORDS.search(name) or large or grid):
         return "a map of positions or tokens, to judge by its name and shape"
     listed = tensor.shape[1:3] == (1, 1) and tensor.shape[-1] > 1 and _PLACE_WORDS.search(name)
     if _TABLE_WORDS.search(name) or listed:
         return "a table of vectors, to judge by its name"
+    if tensor.shape[-1] == 2 and tensor.shape[-2] != 2 and _COMPLEX_WORDS.search(name):
+        return "complex numbers, as a filter of frequencies has them"
     if known_layout and len(tensor.shape) == 4 and min(tensor.shape[2:]) > 1 and max(tensor.shape[2:]) > 64:
         return f"a kernel of {tensor.shape[2]}x{tensor.shape[3]} would be larger than any; a map, to judge by its shape"
     return None
+
+
+def is_recurrent(name: str, index: Mapping[str, Tensor]) -> bool:
+    """Whether a tensor is a kernel of a recurrent layer, as Keras names them.
+
+    >>> is_recurrent("cell/kernel", {"cell/recurrent_kernel": ...})
+    True
+    """
+    scope, separator = name.rpartition(separator_of(name))[:2]
+    return f"{scope}{separator}recurrent_kernel" in index and name.endswith("kernel")
 
 
 def _may_have_one_output(shape: tuple[int, ...]) -> bool:
@@ -310,8 +341,18 @@ def layout_of(
         return None if against and possible else declared
     if not possible:
         # A kernel may be large if biases leave no other choice
-        return explained[0] if len(explained) == 1 and biased else None
-    return possible[0] if len(possible) == 1 else _favoured(possible, shapes, tensors, assumed)
+        chosen = explained[0] if len(explained) == 1 and biased else None
+    elif len(possible) == 1:
+        chosen = possible[0]
+    else:
+        chosen = _favoured(possible, shapes, tensors, assumed)
+    return None if chosen is None or _is_of_another_order(chosen, shapes) else chosen
+
+
+def _is_of_another_order(layout: Layout, shapes: Sequence[tuple[int, ...]]) -> bool:
+    """Whether no kernel is square under a layout, and all would be under (in, h, w, out) or (out, h, w, in)."""
+    square = any(height == width for height, width in (_size(layout, shape) for shape in shapes))
+    return layout != "OHWI" and not square and all(second == third > 1 for _, second, third, _ in shapes)
 
 
 def _favoured(
@@ -356,10 +397,7 @@ def _favoured(
 
 def speaks_pytorch(tensors: Sequence[Tensor]) -> bool:
     """Whether the names are those of PyTorch, which MLX uses too."""
-    return any(
-        re.search(r"(?:^|\.)(?:num_batches_tracked|\w*weight(?:_\w+)?|parametrizations\.\w+\.\w+)$", tensor.name)
-        for tensor in tensors
-    )
+    return any(_PYTORCH_NAME.search(tensor.name) for tensor in tensors)
 
 
 def _size(layout: Layout, shape: Sequence[int]) -> tuple[int, int]:
@@ -418,11 +456,16 @@ def settled(
     if layout is None:
         return (
             [one for one in tensors if one.name not in chosen],
-            tuple(Skipped(kernel.name, UNCLEAR) for kernel in kernels),
+            tuple(Skipped(kernel.name, CONTRADICTED if declared else UNCLEAR) for kernel in kernels),
         )
+    biases = {kernel.name: index.get(f"{scope_of(kernel.name)}.bias".removeprefix(".")) for kernel in kernels}
+    halves = {
+        first.name
+        for first, second in pairwise(tensors)
+        if first.name in chosen and second.name in chosen and biases[first.name] is None and _are_halves(first, second)
+    }
     turned = {
-        kernel.name: _turned(kernel, layout, index.get(f"{scope_of(kernel.name)}.bias".removeprefix(".")))
-        for kernel in kernels
+        kernel.name: _turned(kernel, layout, biases[kernel.name], depthwise=kernel.name in halves) for kernel in kernels
     }
     return [turned.get(one.name, one) for one in tensors], ()
 
@@ -431,12 +474,20 @@ def _is_named_weight(name: str) -> bool:
     return name.rpartition(".")[2].endswith("weight")
 
 
-def _turned(kernel: Tensor, layout: Layout, bias: Tensor | None) -> Tensor:
+def _are_halves(first: Tensor, second: Tensor) -> bool:
+    """Whether two kernels (h, w, in, out) are those of a separable layer, the first of which is depthwise."""
+    _, _, channels, multiplier = first.shape
+    return second.shape[:2] == (1, 1) and second.shape[2] == channels * multiplier != multiplier
+
+
+def _turned(kernel: Tensor, layout: Layout, bias: Tensor | None, *, depthwise: bool = False) -> Tensor:
     axes = AXES[layout]
     shape = tuple(kernel.shape[axis] for axis in axes)
-    if layout == "HWIO" and bias is not None and len(bias.shape) == 1 and bias.shape[0] not in kernel.shape[2:]:
-        # (h, w, in, multiplier) of a depthwise layer, whose bias shows their product
-        axes, shape = (2, 3, 0, 1), (bias.shape[0], 1, *kernel.shape[:2])
+    # (h, w, in, multiplier) of a depthwise layer has a bias of their product
+    outputs = bias.shape[0] if bias is not None and len(bias.shape) == 1 else kernel.shape[3]
+    shown = outputs != kernel.shape[3] and outputs == math.prod(kernel.shape[2:])
+    if layout == "HWIO" and (depthwise or shown):
+        axes, shape = (2, 3, 0, 1), (math.prod(kernel.shape[2:]), 1, *kernel.shape[:2])
 
     def read() -> npt.NDArray[np.generic]:
         return np.ascontiguousarray(kernel.read().transpose(axes).reshape(shape))

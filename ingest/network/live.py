@@ -92,6 +92,8 @@ def _copied(value: Any) -> npt.NDArray[np.generic]:
             value = value.float()
         return np.array(value.numpy())
     array = np.array(value)
+    if array.dtype.kind not in "biufc" and not array.dtype.name.startswith(("bf", "float")):
+        raise TypeError(f"{type(value).__name__} gives no numbers")
     return (
         array.astype(np.float32) if array.dtype.kind == "f" or array.dtype.name.startswith(("bf", "float")) else array
     )

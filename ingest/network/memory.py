@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.errors import SelectionError, WeightFileError
 from cnnfilterdb.ingest.network import choices
 from cnnfilterdb.ingest.network.arrays import layers_from_arrays
 from cnnfilterdb.ingest.network.composition import parameters as count_parameters
@@ -46,6 +46,11 @@ def weights_in_memory(
         SelectionError: An object of another type.
         WeightFileError: There is no such network, or an adapter cannot be merged.
     """
+    if any(cls.__module__.partition(".")[0] in ("keras", "tf_keras") for cls in type(weights).__mro__):
+        raise SelectionError(
+            f"{method}: a {type(weights).__name__} of Keras was given, which is read from its file only; save it with "
+            "model.save('model.keras') and pass that path"
+        )
     with choices.choosing(choices.of(network, merge_adapters)):
         if isinstance(weights, Mapping):
             return choices.applied(weights_from_state_dict(weights).printable(), "the mapping")
@@ -116,6 +121,11 @@ def weights_from_module(module: Any, example: Any = None, *, shapes: bool = Fals
 
     module = unwrapped(module)
     entries, shared = named_tensors(module, shapes=shapes)
+    if not entries and type(module).__name__ == "RecursiveScriptModule":
+        raise WeightFileError(
+            "a frozen module of TorchScript, whose weights are constants of its code; save it with torch.jit.save and "
+            "pass that path"
+        )
     parts = dict(module.named_modules())
     facts = {name: conv_facts(type(part).__name__, partial(_attribute, part)) for name, part in parts.items()}
     tensors: list[Tensor] = []

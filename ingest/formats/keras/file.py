@@ -18,7 +18,7 @@ import re
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count, takewhile
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -259,23 +259,27 @@ def read_shards(path: Path) -> Stored:
         WeightFileError: A shard is missing, outside of the folder or damaged, or variables are missing in all of them.
     """
     index = _json(path.read_bytes(), str(path))
-    names = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+    mapped = index.get("weight_map") if isinstance(index, dict) else None
+    # Keras 3.15 lists the shards of a group
+    entries = mapped.values() if isinstance(mapped, dict) else [None]
+    names = [name for entry in entries for name in (entry if isinstance(entry, list) else [entry])]
+    if not all(isinstance(name, str) for name in names):
         raise WeightFileError(f"{path}: has no map of weights to shards; expected the .weights.json that Keras writes")
-    shards = sorted(set(names.values()))
-    # The map has the first shard of a group that is continued in the next one
+    shards = sorted(set(names))
+    # Earlier versions name the first shard of a group that is continued in the next one
     last = re.fullmatch(r"(.*_)(\d{5})(\.weights\.h5)", shards[-1]) if shards else None
     if last is not None:
         following = f"{last[1]}{int(last[2]) + 1:05d}{last[3]}"
         shards += [following] if (path.parent / following).is_file() else []
     found: list[Variable] = []
-    for name in shards:
+    for number, name in enumerate(shards):
         shard = companion(path, name)
         limits.current().opened(shard.stat().st_size)
         source = _source(shard)
         with source.open() as file:
             guard(file, shard)
-            found += source.numbered(file)
+            # The layers of a shard come before those of the next one
+            found += [replace(one, place=(number << 48) + (one.place or 0)) for one in source.numbered(file)]
     metadata = index.get("metadata")
     expected = metadata.get("total_size") if isinstance(metadata, dict) else None
     held = sum(math.prod(one.tensor.shape) * _width(one.tensor.dtype) for one in found)
@@ -441,7 +445,9 @@ class _Source:
     def tensor(self, dataset: h5py.Dataset) -> Tensor:
         """A dataset as a tensor that is read later."""
         limits.current().allocate(_BYTES_PER_VARIABLE)
-        bfloat = self.text(dataset, "dtype") == "bfloat16" and dataset.dtype.itemsize == 2
+        # Legacy files of Keras 3 have it as two bytes without a meaning
+        opaque = dataset.dtype.kind == "V" and dataset.dtype.names is None
+        bfloat = (opaque or self.text(dataset, "dtype") == "bfloat16") and dataset.dtype.itemsize == 2
         name = str(dataset.name)
         return Tensor(
             name=name,

@@ -34,7 +34,7 @@ from cnnfilterdb.ingest.network.axes import turned
 from cnnfilterdb.ingest.network.composition import parameters as count_parameters
 from cnnfilterdb.ingest.network.extract import conv_depths, conv_facts
 from cnnfilterdb.ingest.network.folding import EPSILON_KERAS, BatchNorm, paired
-from cnnfilterdb.ingest.network.judge import natural, order_of_biases, shows_convolution
+from cnnfilterdb.ingest.network.judge import is_adapter, natural, order_of_biases, shows_convolution
 from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Tensor, Weights, stated
 from cnnfilterdb.ingest.network.variables import layers_from_variables
 
@@ -237,15 +237,29 @@ def _listed(variable: Variable, owners: _Owners, single: set[str]) -> _Weight:
     else:
         # Keras 3 repeats the name of the model in front
         owner = "/".join(group[:1] + (group[2:] if group[1:2] == group[:1] else group[1:]))
+    inside = _inside(node, group, single)
+    if inside:
+        owner = "/".join((owner, *inside))
     role = variable.role
     old = False
     for suffix, meaning in _ROLES_1.items():
-        if role == suffix or role.endswith(f"_{suffix}"):
+        if role == suffix or (role.endswith(f"_{suffix}") and not is_adapter(role)):
             role, old = meaning, True
-    found = conv_class(node.class_name) if node is not None else conv_class(owner.rpartition("/")[2], whole=False)
+    by_name = node is None or bool(inside)
+    found = (
+        conv_class(owner.rpartition("/")[2], whole=False) if by_name else conv_class(node.class_name) if node else None
+    )
     if role == "kernel" and found is not None and found.kind == "depthwise":
         role = "depthwise_kernel"  # as Keras 2 calls it, and Keras 3 does not
-    return _Weight(owner, role, variable.tensor, node, None if node else found, old and role == "kernel")
+    return _Weight(owner, role, variable.tensor, node, found if by_name else None, old and role == "kernel")
+
+
+def _inside(node: LayerNode | None, group: tuple[str, ...], single: set[str]) -> tuple[str, ...]:
+    """Names of the parts of a layer of a user's class that a weight belongs to, where it has several parts."""
+    if node is None or conv_class(node.class_name) or node.class_name in _OTHERS or group[0] in single:
+        return ()
+    place = len(group) - 1 - group[::-1].index(node.name) if node.name in group else 0
+    return group[place + 1 :]
 
 
 def _numbered(variable: Variable, owners: _Owners, group: Sequence[Variable]) -> _Weight:
@@ -286,6 +300,10 @@ _OTHERS = {
     "ConvLSTM2D": "a recurrent layer, whose kernels are those of four gates",
     "LocallyConnected2D": "its kernels differ from place to place",
 }
+_ADAPTER = (
+    "a factor of a LoRA adapter, which changes a layer and is not one; for the changed layer, save the model as "
+    ".keras, in which Keras merges them"
+)
 # Recurrent layers by the names that Keras and others give to their groups
 _RECURRENT = re.compile(r"conv_?(?:lstm|gru|rnn)", re.IGNORECASE)
 _DIMENSIONS = {1: "a one-dimensional convolution", 3: "a three-dimensional convolution"}
@@ -324,6 +342,9 @@ def layers_of(stored: Stored) -> tuple[tuple[ConvLayer, ...], tuple[Skipped, ...
     by_node: dict[LayerNode, list[_Weight]] = {}
     rest = []
     for weight in weights:
+        if is_adapter(weight.role):
+            left_out.append(Skipped(f"{weight.owner}/{weight.role}", _ADAPTER))
+            continue
         class_name = None if weight.node is None else weight.node.class_name
         if class_name is not None and (conv_class(class_name) is not None or class_name in _OTHERS):
             assert weight.node is not None

@@ -40,6 +40,7 @@ from cnnfilterdb.ingest.formats.shards import is_index, shards
 from cnnfilterdb.ingest.formats.torch.archive import ZIP, TorchArchive
 from cnnfilterdb.ingest.formats.torch.distributed import METADATA, distributed_content
 from cnnfilterdb.ingest.formats.torch.exported import exported_tensors
+from cnnfilterdb.ingest.formats.torch.parallel import refuse_parts
 from cnnfilterdb.ingest.formats.torch.script import Journey, first_kernel, follow
 from cnnfilterdb.ingest.formats.torch.script_code import Code
 from cnnfilterdb.ingest.formats.torch.tensors import (
@@ -264,6 +265,11 @@ def _open_single(archive: TorchArchive, name: str, depth: int) -> _Checkpoint:
         raise WeightFileError(
             f"{name}: TorchScript of PyTorch before 1.4; load it and save it again with a newer PyTorch"
         )
+    if any("/data/aotinductor/" in f"/{member}" for member in archive.infos):
+        raise WeightFileError(
+            f"{name}: a package of AOTInductor, compiled for one machine; pass the program of torch.export.save that "
+            "it was compiled from"
+        )
     if len(members) != 1:
         raise WeightFileError(
             f"{name}: a zip archive of {len(archive.infos)} members without data.pkl, not a PyTorch file; "
@@ -362,15 +368,19 @@ def _unpacked(content: Any, name: str, depth: int) -> Any:
             continue
         seen.add(id(node))
         limits.current().step()
-        groups = [node.attributes, node.items, node.elements] if isinstance(node, Object) else [node]
+        if isinstance(node, Object) and node.cls.name == "BytesIO" and isinstance(node.state, tuple):
+            node.state = list(node.state)
+        groups = [node.attributes, node.items, node.elements, node.state] if isinstance(node, Object) else [node]
         for group in groups:
+            if isinstance(group, tuple):
+                queue += [value for value in group if isinstance(value, dict | list | tuple | Object)]
             if not isinstance(group, dict | list):
                 continue
             for key, value in list(group.items() if isinstance(group, dict) else enumerate(group)):
                 if isinstance(value, bytes) and value.startswith((ZIP, _LEGACY)):
                     with suppress(WeightFileError, ValueError, KeyError):  # other bytes, which are no concern here
                         group[key] = _open(Blob.of(value), name, depth + 1).root
-                elif isinstance(value, dict | list | Object):
+                elif isinstance(value, dict | list | tuple | Object):
                     queue.append(value)
     return content
 
@@ -457,6 +467,7 @@ class TorchFormat:
         name = str(path)
         with undamaged(name, "PyTorch file"):
             checkpoint = _open_all(path)
+            refuse_parts(checkpoint.root, path)
             stored: dict[str, Any] = {}
             used = {use.weight.identity: use.facts for use in checkpoint.journey.uses}
 

@@ -327,6 +327,13 @@ def _persistent_object(meta: Any = None, *_: Any) -> Object:
     return Object(Global("torch_utils.persistence", str(meta.get("class_name"))[:200]), attributes=dict(meta["state"]))
 
 
+def _graph_module(attributes: Any = None, *_: Any) -> Object:
+    # torch.fx stores a module as its attributes and its source code
+    if not isinstance(attributes, dict):
+        raise ValueError("a module of torch.fx without attributes")
+    return Object(Global("torch.fx", "GraphModule"), attributes=dict(attributes))
+
+
 def _parameter(data: Any = None, *_: Any) -> Any:
     return replace(data, parameter=True) if isinstance(data, StoredTensor) else data
 
@@ -379,6 +386,8 @@ CONSTRUCTORS: dict[tuple[str, str], Callable[..., Any]] = {
     ("torch._utils", "_rebuild_meta_tensor_no_storage"): _rebuilt_without_data,
     ("torch._utils", "_rebuild_sparse_tensor"): _rebuilt_sparse,
     ("torch._utils", "_rebuild_sparse_csr_tensor"): _rebuilt_sparse,
+    ("torch.serialization", "_get_layout"): lambda name=None, *_: Global("torch", str(name)[:100].rpartition(".")[2]),
+    ("torch.fx.graph_module", "reduce_graph_module"): _graph_module,
     ("torch._utils", "_rebuild_device_tensor_from_numpy"): _rebuilt_from_array,
     ("torch._utils", "_rebuild_device_tensor_from_cpu_tensor"): _parameter,
     ("torch._utils", "_rebuild_xla_tensor"): _rebuilt_from_array,

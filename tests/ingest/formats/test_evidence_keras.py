@@ -6,6 +6,7 @@ import json
 import zipfile
 
 import h5py
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -132,8 +133,8 @@ def test_theano_turns_the_kernels_of_plain_convolutions_only(tmp_path):
 # Shards
 
 
-@pytest.fixture
-def shards(tmp_path):
+@pytest.fixture(params=[False, True], ids=["one shard each", "lists of shards"])
+def shards(tmp_path, request):
     kernels = [weight(3, 3, 3, 8), weight(3, 3, 8, 8), weight(3, 3, 8, 4)]
     names = [f"net_{number:05d}.weights.h5" for number in range(3)]
     groups = ["layers/conv2d", "layers/conv2d_1", "layers/conv2d_2"]
@@ -141,7 +142,9 @@ def shards(tmp_path):
         numbered(tmp_path / name, {group: (group.rpartition("/")[2], [kernel])})
     index = {
         "metadata": {"total_size": 4 * sum(kernel.size for kernel in kernels)},
-        "weight_map": {f"/{group}/vars": name for group, name in zip(groups, names, strict=True)},
+        "weight_map": {
+            f"/{group}/vars": [name] if request.param else name for group, name in zip(groups, names, strict=True)
+        },
     }
     (tmp_path / "net.weights.json").write_text(json.dumps(index))
     return tmp_path, kernels
@@ -175,3 +178,65 @@ def test_shards_that_the_index_does_not_list_in_full(shards):
     (folder / "net.weights.json").write_text(json.dumps(index))
     with pytest.raises(WeightFileError, match=r"hold 3,168 bytes of weights, 4,320 are expected"):
         formats.read(folder / "net.weights.json")
+
+
+def listed(path, layers, config=None):
+    """A file of Keras 2, and of Keras 3 as .h5; layers: {layer: {path of a weight: array}}."""
+    with h5py.File(path, "w") as file:
+        if config is not None:
+            file.attrs["model_config"] = json.dumps(config)
+        group = file.create_group("model_weights")
+        group.attrs["layer_names"], group.attrs["backend"] = list(layers), "tensorflow"
+        for layer, weights in layers.items():
+            own = group.create_group(layer)
+            own.attrs["weight_names"] = list(weights)
+            for name, array in weights.items():
+                own[name] = array
+    return path
+
+
+def configured(*layers):
+    entries = [{"class_name": name, "config": config} for name, config in layers]
+    return {"class_name": "Sequential", "config": {"name": "net", "layers": entries}}
+
+
+def test_layers_within_a_layer_of_the_users_own(tmp_path):
+    """Keras 3 writes all weights of a layer of an unknown class in one group, with the names of its parts."""
+    first, second, depthwise = weight(3, 3, 3, 8), weight(3, 3, 8, 8), weight(3, 3, 8, 1)
+    weights = {
+        "net/block/pos": weight(1, 16, 16, 8),
+        "net/block/conv2d/kernel": first,
+        "net/block/conv2d/bias": weight(8),
+        "net/block/depthwise_conv2d/kernel": depthwise,
+        "net/block/conv2d_1/kernel": second,
+        "net/block/conv2d_1/bias": weight(8),
+    }
+    path = listed(tmp_path / "net.h5", {"block": weights}, configured(("Block", {"name": "block"})))
+    found = formats.read(path)
+    layers = {layer.name: layer for layer in found.layers}
+    assert list(layers) == ["block/conv2d", "block/depthwise_conv2d", "block/conv2d_1"]
+    assert np.array_equal(layers["block/conv2d"].read(), first.transpose(3, 2, 0, 1))
+    assert np.array_equal(layers["block/conv2d_1"].read(), second.transpose(3, 2, 0, 1))
+    assert np.array_equal(layers["block/depthwise_conv2d"].read(), depthwise.transpose(2, 3, 0, 1))
+    assert len(found.skipped) == 1
+
+
+def test_adapters_are_reported_and_the_base_is_read(tmp_path):
+    kernel = weight(3, 3, 3, 8)
+    weights = {
+        "c/kernel": kernel,
+        "c/bias": weight(8),
+        "c/lora_kernel_a": weight(3, 3, 3, 2),
+        "c/lora_kernel_b": weight(2, 8),
+    }
+    found = formats.read(listed(tmp_path / "net.h5", {"c": weights}, configured(conv("c", 8))))
+    assert [np.array_equal(layer.read(), kernel.transpose(3, 2, 0, 1)) for layer in found.layers] == [True]
+    assert {entry.name for entry in found.skipped} == {"c/lora_kernel_a", "c/lora_kernel_b"}
+
+
+def test_bfloat16_in_a_file_that_does_not_say_so(tmp_path):
+    """Keras 3 writes it into .h5 as two bytes without a type."""
+    kernel = weight(3, 3, 3, 8).astype(ml_dtypes.bfloat16)
+    weights = {"c/kernel": kernel.view("V2"), "c/bias": np.zeros(8, "V2")}
+    (layer,) = formats.read(listed(tmp_path / "net.h5", {"c": weights}, configured(conv("c", 8)))).layers
+    assert np.array_equal(layer.read(), kernel.astype(np.float32).transpose(3, 2, 0, 1))

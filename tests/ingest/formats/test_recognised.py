@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import pickle
 import re
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,8 @@ FILES = {
     "k.gz": (gzip.compress(b"Entry not found"), "a gzip archive that contains neither a PyTorch file nor a pickle"),
     "m.svg": (b"<svg>" + b"x" * 5000, "an XML document"),
     "n.cfg": (b"[net]\nbatch=1\n", "pass the .weights file"),
+    "u.bin": ("Entry not found".encode("utf-16"), "a text of 15 characters \\('Entry not found'\\)"),
+    "v.bin": (b"\x1b[31mAccess denied\x1b[0m\n", "a text of 23 characters \\('\\[31mAccess denied"),
     "o.txt": ("ä".encode() * 3000, "a text \\('ä"),
 }
 
@@ -54,6 +57,23 @@ def test_files_are_called_by_their_name(tmp_path, name):
         formats.read(tmp_path / name)
     assert str(caught.value).isprintable()
     assert "download it again" not in str(caught.value)
+
+
+def test_several_arrays_in_one_file_are_not_called_damage(tmp_path):
+    with (tmp_path / "a.npy").open("wb") as file:
+        for _ in range(2):
+            np.save(file, np.ones((8, 3, 3, 3)))
+    with pytest.raises(WeightFileError, match=r"several arrays one after the other.*numpy\.savez") as caught:
+        formats.read(tmp_path / "a.npy")
+    assert "download" not in str(caught.value)
+
+
+def test_compiled_packages_of_pytorch_are_called_so(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.pt2", "w") as archive:
+        archive.writestr("a/archive_format", "pt2")
+        archive.writestr("a/data/aotinductor/model/kernel.so", b"\x7fELF")
+    with pytest.raises(WeightFileError, match="a package of AOTInductor"):
+        formats.read(tmp_path / "a.pt2")
 
 
 def test_folders_are_called_by_their_name(tmp_path):
@@ -89,3 +109,14 @@ def test_the_manual_lists_every_format():
     assert set(FORMATS) <= set(re.findall(r"`(\w+)`", manual))
     for format in formats.registered().values():
         assert any(suffix in manual for suffix in format.suffixes), format.name
+
+
+def test_the_manual_names_tests_that_exist():
+    manual = (Path(__file__).parents[3] / "docs" / "guides" / "weight-files.md").read_text(encoding="utf-8")
+    source = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parents[2].rglob("test_*.py"))
+    named = set(re.findall(r"`(test_\w+)`", manual))
+    assert len(named) > 40
+    assert {name for name in named if f"def {name}(" not in source} == set()
+    modules = set(re.findall(r"`((?:network|formats)(?:\.\w+)+)`", manual))
+    ingest = Path(formats.__file__).parents[1]
+    assert {one for one in modules if not (ingest / f"{one.replace('.', '/')}.py").is_file()} == set()

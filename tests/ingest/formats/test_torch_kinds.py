@@ -3,6 +3,7 @@ without numbers of their own, copies of a network, adapters, snapshots of StyleG
 
 from __future__ import annotations
 
+import argparse
 import json
 import pickle
 import subprocess
@@ -109,6 +110,72 @@ def test_shards_are_read_as_a_whole_or_not_at_all(sharded, index):
             formats.read(folder / name)
 
 
+@pytest.mark.parametrize(
+    "pattern",
+    ["model-{:05}-of-00002.fp16.bin", "model.fp16-{:05}-of-00002.bin", "model_{:05}_of_00002.pt", "model-{}-of-2.pth"],
+)
+def test_names_of_shards(tmp_path, pattern):
+    torch.manual_seed(0)
+    arrays = {"a": torch.randn(8, 3, 3, 3), "b": torch.randn(6, 8, 3, 3)}
+    paths = [tmp_path / pattern.format(number) for number in (1, 2)]
+    for path, (name, array) in zip(paths, arrays.items(), strict=True):
+        torch.save({f"{name}.weight": array}, path)
+    for path in paths:
+        assert_holds(formats.read(path), arrays)
+    paths[0].unlink()
+    with pytest.raises(WeightFileError, match=f"1 of the 2 shards of the model are missing, first {paths[0].name}"):
+        formats.read(paths[1])
+
+
+PLAIN = {"a.weight": torch.ones(8, 3, 3, 3), "b.weight": torch.ones(6, 8, 3, 3)}
+PARTS = {
+    "mp_rank_00_model_states.pt": ({"module": PLAIN, "mp_world_size": 2, "ds_version": "0.14"}, "one of 2 parts"),
+    "model_optim_rng.pt": (
+        {"model": PLAIN, "args": argparse.Namespace(tensor_model_parallel_size=4, pipeline_model_parallel_size=1)},
+        "one of 4 parts of a model, split over processes; merge",
+    ),
+    "nemo.ckpt": (
+        {"state_dict": PLAIN, "hyper_parameters": {"cfg": {}, "pipeline_model_parallel_size": 3}},
+        "one of 3 parts",
+    ),
+    "layer_03-model_00-model_states.pt": (PLAIN, "some layers of a model, which DeepSpeed split into stages"),
+    "zero_pp_rank_0_mp_rank_00_optim_states.pt": (
+        {"optimizer_state_dict": {"zero_stage": 2, "single_partition_of_fp32_groups": [torch.ones(80)]}},
+        r"the optimiser of DeepSpeed.*zero_to_fp32\.py",
+    ),
+    "zero_pp_rank_0_mp_rank_00_model_states.pt": (
+        {"module": {name: torch.empty(0) for name in PLAIN}, "ds_version": "0.14", "param_shapes": []},
+        r"empty tensors; DeepSpeed ZeRO 3.*zero_to_fp32\.py",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_parts_of_one_process_are_refused(tmp_path, name):
+    content, message = PARTS[name]
+    torch.save(content, tmp_path / name)
+    with pytest.raises(WeightFileError, match=message) as caught:
+        formats.read(tmp_path / name)
+    assert str(caught.value).isprintable()
+
+
+def test_what_one_process_has_written_alone_is_whole(tmp_path):
+    """DeepSpeed and Megatron write the same files where nothing was split."""
+    expected = {name.removesuffix(".weight"): value for name, value in PLAIN.items()}
+    content = {"module": PLAIN, "mp_world_size": 1, "dp_world_size": 8, "ds_version": "0.14", "optimizer": None}
+    assert_holds(saved(content, tmp_path / "mp_rank_00_model_states.pt"), expected)
+    (tmp_path / "mp_rank_00").mkdir()
+    path = tmp_path / "mp_rank_00" / "model_optim_rng.pt"
+    options = argparse.Namespace(tensor_model_parallel_size=1)
+    assert_holds(saved({"model": PLAIN, "args": options}, path), expected)
+    (tmp_path / "mp_rank_01").mkdir()
+    torch.save({"model": PLAIN}, tmp_path / "mp_rank_01" / path.name)
+    with pytest.raises(WeightFileError, match="one of 2 parts"):
+        formats.read(path)
+    with pytest.raises(WeightFileError, match="a checkpoint of 2 processes"):
+        formats.read(tmp_path)
+
+
 @pytest.mark.parametrize("suffix", ["npz", "h5", "pickle"])
 def test_shards_of_any_format_are_joined_or_refused(tmp_path, suffix):
     values = {name: part.numpy() for name, part in network(0).items() if part.dim() == 4}
@@ -181,6 +248,7 @@ def unusual():
         "masked": (masked_tensor(plain, plain > 0), None),
         "nested": (torch.nested.nested_tensor([plain, plain[:4]]), None),
         "lists": (plain.tolist(), None),
+        "no numbers": (np.full((8, 4, 3, 3), None), None),
         "dates": (np.zeros((8, 4, 3, 3), "M8[s]"), None),
         "memoryview": (memoryview(plain.numpy()), None),
     }
@@ -214,6 +282,7 @@ def test_unusual_tensors_in_files(tmp_path, kind, new):
     other = torch.randn(4, 8, 3, 3)
     weights = saved({"a.weight": value, "b.weight": other}, tmp_path / "a.pt", _use_new_zipfile_serialization=new)
     check_unusual(weights, numbers, other)
+    assert (numbers is None) == bool(weights.skipped)
 
 
 def test_names_of_tensors_in_memory_can_be_stored():
@@ -222,6 +291,28 @@ def test_names_of_tensors_in_memory_can_be_stored():
     assert [layer.name for layer in weights.printable().layers] == ["a\\ud800", "b\\x1b"]
     with pytest.raises(SelectionError, match="the class Conv2d was given; expected a path"):
         weights_in_memory(nn.Conv2d, "add")
+    keras = type("Sequential", (), {"__module__": "keras.src.models.sequential"})
+    with pytest.raises(SelectionError, match=r"a Sequential of Keras was given.*model\.save\('model\.keras'\)"):
+        weights_in_memory(keras(), "add")
+    assert weights_from_state_dict({("params", "conv", "weight"): weight}).layers[0].name == "params/conv"
+
+
+def test_tensors_of_a_transformation_fail_when_they_are_read():
+    found = []
+    torch.func.vmap(lambda tensor: found.append(tensor) or tensor)(torch.ones(2, 8, 4, 3, 3))
+    (layer,) = weights_from_state_dict({"a.weight": found[0]}).layers
+    with pytest.raises(WeightFileError, match=r"a\.weight: its numbers cannot be read from memory"):
+        layer.read()
+
+
+def test_frozen_modules_in_memory_are_called_so():
+    with pytest.raises(WeightFileError, match=r"a frozen module of TorchScript.*save it with torch\.jit\.save"):
+        weights_in_memory(torch.jit.freeze(torch.jit.script(two_layers())), "add")
+
+
+def test_modules_of_torch_fx(tmp_path):
+    net = two_layers()
+    assert_holds(saved(torch.fx.symbolic_trace(net), tmp_path / "a.pt"), kernels_of(net))
 
 
 def test_parts_of_distributed_tensors_are_reported(tmp_path):
@@ -385,6 +476,9 @@ def test_modulated_convolutions_have_an_axis_more(tmp_path):
     state |= {"conv1.conv.modulation.weight": torch.randn(16, 64), "to_rgb.conv.modulation.weight": torch.randn(32, 64)}
     weights = saved({"g_ema": state, "latent_avg": torch.zeros(64)}, tmp_path / "a.pt")
     assert_holds(weights, {"conv1.conv": kernel[0], "to_rgb.conv": rgb[0]})
+    for name, shape in {"fc.weight": (16, 64), "style_fc.0.weight": (16, 64), "bias": (1, 32, 1, 1)}.items():
+        other = saved({"up.conv.weight": kernel, f"up.conv.{name}": torch.randn(shape)}, tmp_path / "c.pt")
+        assert_holds(other, {"up.conv": kernel[0]})
     cube = saved({"a.weight": torch.randn(1, 8, 16, 3, 3), "b.weight": torch.randn(8, 8, 3, 3)}, tmp_path / "b.pt")
     assert [layer.name for layer in cube.layers] == ["b"]  # without a modulation it has three dimensions
 

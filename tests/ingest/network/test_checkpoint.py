@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -97,22 +97,64 @@ def test_the_average_itself_is_read():
 @pytest.mark.parametrize(
     "average",
     [
-        {"decay": 0.9, "shadow_params": list(FLAT.values())},
-        {name.replace(".", ""): value for name, value in FLAT.items()},
+        {"decay": 0.9, "shadow_params": list(FLAT.values())[:-1]},
+        {"decay": 0.9, "shadow_params": list(FLAT.values())[::-1]},
+        {name.replace(".", ""): value[:1] for name, value in FLAT.items()},
+        {name.replace(".", "_"): value for name, value in FLAT.items()},
         {"conv.bias": VECTOR, "other.weight": KERNEL},
     ],
 )
-def test_an_average_without_the_names_is_not(average):
+def test_an_average_whose_names_cannot_be_proved_is_not(average):
     found, skipped = read({"model": FLAT, "ema": average})
     assert found == [NAMES]
     assert skipped == {"ema": "a moving average whose tensors do not have the names of model"}
 
 
-def test_an_average_that_is_stored_as_buffers_without_dots_is_not_taken_beside_the_network():
-    average = {f"model_ema.{name.replace('.', '')}": value for name, value in FLAT.items()}
-    found, skipped = read({"state_dict": below("model") | average})
-    assert found == [NAMES]
-    assert list(skipped) == ["model_ema"]
+SHAPES = st.lists(
+    st.sampled_from([(4, 3, 3, 3), (4, 4, 3, 3), (4,), (4, 4)]), min_size=2, max_size=8
+).filter(lambda shapes: any(len(shape) == 4 for shape in shapes))  # fmt: skip
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    shapes=SHAPES,
+    form=st.sampled_from(["list", "parameters", "without dots", "beside", "of all"]),
+    wrapper=st.sampled_from(["", "module.", "diffusion_model."]),
+    buffers=st.booleans(),
+)
+def test_an_average_gets_back_the_names_that_it_has_lost(shapes, form, wrapper, buffers):
+    """torch_ema keeps a list, latent diffusion names without dots, of the network or of all: it is the model."""
+    names = {f"{wrapper}layers.{number}.weight": shape for number, shape in enumerate(shapes)}
+    network = {name: np.zeros(shape) for name, shape in names.items()}
+    if buffers:
+        network |= {f"{wrapper}bn.running_mean": np.zeros(4), f"{wrapper}bn.num_batches_tracked": np.zeros(())}
+    average = {name: np.full(shape, number + 1.0) for number, (name, shape) in enumerate(names.items())}
+    dotless = {name.replace(".", ""): value for name, value in average.items()}
+    if form == "list":
+        everything = [average.get(name, value) for name, value in network.items()]
+        root = {"model": network, "ema": {"decay": 0.9, "shadow_params": everything, "collected_params": None}}
+    elif form == "parameters":
+        root = {"model": network, "ema": {"decay": 0.9, "shadow_params": list(average.values())}}
+    elif form == "without dots":
+        root = {"model": network, "ema": {"num_updates": 3, **dotless}}
+    elif form == "beside":
+        root = {f"model.{name}": value for name, value in network.items()}
+        root |= {f"model_ema.{name}": value for name, value in dotless.items()} | {"model_ema.decay": np.zeros(())}
+    else:
+        root = network | {f"model_ema.{name}": value for name, value in dotless.items()}
+        root |= {"head.0.weight": np.zeros((2, 3)), "model_ema.head0weight": np.zeros((2, 3))}
+    found, left_out = networks(root, is_array)
+    kernels = {
+        entry.name: entry.value for one in found for entry in one.entries if entry.value.ndim == 4
+    }  # fmt: skip
+    expected = [value for name, value in average.items() if value.ndim == 4]
+    kept = [value for value in kernels.values() if value.any()]
+    assert len(kept) == len(expected)
+    for one, other in zip(kept, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+    # A network of one kernel is not told from a layer
+    assert len(kernels) == len(expected) or (form == "of all" and len(expected) == 1)
+    assert left_out or len(expected) == 1
 
 
 def test_what_is_only_called_so_is_no_average():

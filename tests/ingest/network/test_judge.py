@@ -141,6 +141,12 @@ def test_a_declared_layout_is_not_believed_against_all_evidence():
         ("up.noise", (1, 64, 1, 1), None),
         ("x", (1, 64, 1, 1), (1, 64, 1, 1)),
         ("pos_embed", (1, 64, 14, 14), None),
+        ("norms.0", (1, 64, 1, 1), None),
+        ("gn", (1, 64, 1, 1), None),
+        ("layer_scale_1", (64, 1, 1, 1), None),
+        ("rpe", (1, 1, 13, 13), None),
+        ("lut", (3, 33, 33, 33), None),
+        ("filter.complex", (16, 9, 64, 2), None),
         ("conv.lora_A.default", (4, 16, 3, 3), None),
         ("lora_unet_down.lora_down", (4, 320, 3, 3), None),
     ],
@@ -152,6 +158,51 @@ def test_parameters_of_four_axes_that_are_not_convolutions(name, shape, bias):
     weights = weights_from_state_dict(arrays)
     assert [layer.name for layer in weights.layers] == ["conv"]
     assert f"{name}.weight" in {entry.name for entry in weights.skipped}
+
+
+def test_kernels_of_separable_layers_in_a_list():
+    """get_weights() of Keras has no names: the bias, or the pointwise kernel that follows, shows the depthwise one."""
+    own, both, point = np.ones((3, 3, 16, 1), "f4"), np.ones((3, 3, 16, 2), "f4"), np.ones((1, 1, 32, 8), "f4")
+    listed = [np.ones((3, 3, 3, 16), "f4"), np.ones(16, "f4"), own, np.ones(16, "f4"), both, point, np.ones(8, "f4")]
+    layers = weights_from_state_dict({"weights": listed}).layers
+    assert [layer.shape for layer in layers] == [(16, 3, 3, 3), (16, 1, 3, 3), (32, 1, 3, 3), (8, 32, 1, 1)]
+    assert layers[1].kind == "depthwise"
+    assert layers[2].kind in ("depthwise", None)
+
+
+def test_a_map_in_a_list_is_no_kernel():
+    listed = [np.ones((1, 16, 16, 8), "f4"), np.ones((3, 3, 8, 16), "f4"), np.ones(16, "f4")]
+    weights = weights_from_state_dict({"weights": listed})
+    assert [layer.shape for layer in weights.layers] == [(16, 8, 3, 3)]
+    assert len(weights.skipped) == 1
+
+
+def test_recurrent_layers_of_keras_are_no_convolutions():
+    arrays = {"conv/kernel": np.ones((3, 3, 3, 8)), "conv/bias": np.ones(8)}
+    arrays |= {"cell/kernel": np.ones((3, 3, 8, 16)), "cell/recurrent_kernel": np.ones((3, 3, 4, 16))}
+    weights = weights_from_state_dict(arrays | {"cell/bias": np.ones(16)})
+    assert [layer.name for layer in weights.layers] == ["conv"]
+    assert {entry.name for entry in weights.skipped} == {"cell/kernel", "cell/recurrent_kernel"}
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    # As many as a side has, they would be square in another layout, too
+    inputs=st.sampled_from([2, 4, 6, 8, 9]),
+    channels=st.lists(st.integers(8, 64), min_size=1, max_size=4),
+    sides=st.lists(st.sampled_from([3, 5, 7]), min_size=4, max_size=4),
+    biased=st.booleans(),
+)
+def test_kernels_of_another_order_are_left_out(inputs, channels, sides, biased):
+    """(in, h, w, out), as cuda-convnet had it, is not among the layouts that are read."""
+    tensors = []
+    for number, (before, after, side) in enumerate(zip([inputs, *channels], channels, sides, strict=False)):
+        tensors.append(tensor(f"c{number}.weight", before, side, side, after))
+        tensors += [tensor(f"c{number}.bias", after)] if biased else []
+    kernels = [one for one in tensors if len(one.shape) == 4]
+    # As (out, h, w, in) of MLX it may be read where nothing contradicts
+    contradicted = biased and any(kernel.shape[0] != kernel.shape[3] for kernel in kernels)
+    assert judge.layout_of(kernels, tensors) in ((None,) if contradicted else (None, "OHWI"))
 
 
 @pytest.mark.parametrize("name", ["noise_conv", "out", "position"])

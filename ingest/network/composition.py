@@ -129,7 +129,7 @@ def compose(tensor: Tensor, index: Mapping[str, Tensor]) -> Weight | Skipped | N
 
 
 def _is_modulated(tensor: Tensor, prefix: str, index: Mapping[str, Tensor]) -> bool:
-    """Whether (1, out, in, h, w) is a kernel of StyleGAN2: a linear layer of its owner gives ``in`` numbers of style."""
+    """Whether (1, out, in, h, w) is that of StyleGAN2: a linear layer of its owner gives a style of ``in`` numbers."""
     _, first, second, height, width = tensor.shape
     if height != width:
         return False

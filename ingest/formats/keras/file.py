@@ -261,8 +261,8 @@ def read_shards(path: Path) -> Stored:
     index = _json(path.read_bytes(), str(path))
     mapped = index.get("weight_map") if isinstance(index, dict) else None
     # Keras 3.15 lists the shards of a group
-    entries = mapped.values() if isinstance(mapped, dict) else [None]
-    names = [name for entry in entries for name in (entry if isinstance(entry, list) else [entry])]
+    entries = list(mapped.values()) if isinstance(mapped, dict) else [None]
+    names: list[Any] = [name for entry in entries for name in (entry if isinstance(entry, list) else [entry])]
     if not all(isinstance(name, str) for name in names):
         raise WeightFileError(f"{path}: has no map of weights to shards; expected the .weights.json that Keras writes")
     shards = sorted(set(names))

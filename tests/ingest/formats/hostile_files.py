@@ -44,6 +44,7 @@ def intact(folder: Path) -> Iterator[tuple[str, Path, Path]]:
     import h5py
     import onnx
     import torch
+    import torch.distributed.checkpoint
     from safetensors.numpy import save_file
 
     rng = np.random.default_rng(0)
@@ -67,6 +68,15 @@ def intact(folder: Path) -> Iterator[tuple[str, Path, Path]]:
         group = file.create_group("conv")
         group.attrs["weight_names"] = [b"conv/kernel:0", b"conv/bias:0"]
         group["conv/kernel:0"], group["conv/bias:0"] = weight.transpose(2, 3, 1, 0), np.zeros(4, np.float32)
+    with h5py.File(home("keras v3") / "model.weights.h5", "w") as file:
+        group = file.create_group("layers/conv2d/vars")
+        group["0"], group["1"] = weight.transpose(2, 3, 1, 0), np.zeros(4, np.float32)
+    layers = [{"class_name": "Conv2D", "config": {"name": "conv2d", "filters": 4, "kernel_size": [3, 3]}}]
+    with zipfile.ZipFile(folder / "keras v3" / "net.keras", "w") as archive:
+        archive.writestr("config.json", json.dumps({"class_name": "Sequential", "config": {"layers": layers}}))
+        archive.write(folder / "keras v3" / "model.weights.h5", "model.weights.h5")
+    (folder / "keras v3" / "model.weights.h5").unlink()
+    torch.distributed.checkpoint.save(state, checkpoint_id=home("torch distributed"), no_dist=True)
     graph = onnx.helper.make_graph(
         [onnx.helper.make_node("Conv", ["x", "w"], ["y"])],
         "net",
@@ -77,9 +87,10 @@ def intact(folder: Path) -> Iterator[tuple[str, Path, Path]]:
     onnx.save(onnx.helper.make_model(graph), home("onnx") / "net.onnx")
     for name, suffix in (
         ("safetensors", ".safetensors"), ("npz", ".npz"), ("torch zip", ".pt"), ("torch legacy", ".pth"),
-        ("pickle", ".pkl"), ("torchscript", ".pt"), ("keras h5", ".h5"), ("onnx", ".onnx"),
+        ("pickle", ".pkl"), ("torchscript", ".pt"), ("keras h5", ".h5"), ("keras v3", ".keras"), ("onnx", ".onnx"),
     ):  # fmt: skip
         yield name, folder / name / f"net{suffix}", folder / name / f"net{suffix}"
+    yield "torch distributed", folder / "torch distributed" / ".metadata", folder / "torch distributed" / ".metadata"
     with zipfile.ZipFile(_HERE.parents[1] / "data" / "tensorflow.zip") as archive:
         archive.extractall(folder / "tensorflow")
     written = folder / "tensorflow"

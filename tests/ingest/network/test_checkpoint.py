@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -115,7 +115,6 @@ SHAPES = st.lists(
 ).filter(lambda shapes: any(len(shape) == 4 for shape in shapes))  # fmt: skip
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     shapes=SHAPES,
     form=st.sampled_from(["list", "parameters", "without dots", "beside", "of all"]),

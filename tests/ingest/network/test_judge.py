@@ -185,7 +185,6 @@ def test_recurrent_layers_of_keras_are_no_convolutions():
     assert {entry.name for entry in weights.skipped} == {"cell/kernel", "cell/recurrent_kernel"}
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     # As many as a side has, they would be square in another layout, too
     inputs=st.sampled_from([2, 4, 6, 8, 9]),

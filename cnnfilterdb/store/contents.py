@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -222,6 +223,17 @@ class Contents(Storage):
         names = (entry.name.removesuffix(".parquet") for _, entry, _ in entries(self.path, paths.models_pattern()))
         return set(filter(paths.is_slug, names))
 
+    def _committed(self) -> dict[str, Stamp]:
+        """The same, with what changes when a model is replaced."""
+        found = {}
+        for _, entry, _ in entries(self.path, paths.models_pattern()):
+            slug = entry.name.removesuffix(".parquet")
+            with suppress(FileNotFoundError):
+                status = entry.stat(follow_symlinks=False)
+                if paths.is_slug(slug):
+                    found[slug] = (status.st_ino, status.st_mtime_ns, status.st_size)
+        return found
+
     def _chosen(self, model_ids: Iterable[str] | None) -> set[str]:
         if model_ids is None:
             return self.slugs()
@@ -232,10 +244,10 @@ class Contents(Storage):
     def _table(
         self, kind: str, schema: pa.Schema, slugs: Iterable[str] | None = None, columns: Sequence[str] | None = None
     ) -> pa.Table:
-        """One table of the committed models; read again if a model is removed meanwhile."""
+        """One table of the committed models; read again if a model is removed or replaced meanwhile."""
         while True:
-            committed = self.slugs()
-            chosen = committed if slugs is None else committed.intersection(slugs)
+            committed = self._committed()
+            chosen = committed.keys() if slugs is None else committed.keys() & set(slugs)
             # With the file without rows, there is a table even if there are no models.
             place = paths.models_path if kind == paths.MODELS else paths.layers_path
             files = [self.path / place(slug) for slug in (paths.EMPTY, *sorted(chosen))]
@@ -247,5 +259,5 @@ class Contents(Storage):
                     continue
                 if isinstance(error, CorruptError):
                     raise
-                if self.slugs() >= committed:
+                if committed.items() <= self._committed().items():
                     raise damaged_file(self.path, files, schema, error) from error

@@ -32,6 +32,7 @@ from cnnfilterdb.errors import (
     UnknownModelError,
 )
 from cnnfilterdb.store import annotations as notes
+from cnnfilterdb.store import contents as contents_module
 from cnnfilterdb.store import folder as store_module
 from cnnfilterdb.store import writer as writer_module
 from cnnfilterdb.store.folder import Store
@@ -374,6 +375,25 @@ def test_a_damaged_table_is_named(store, write_model):
     with pytest.raises(CorruptError, match=slug("custom/a")) as caught:
         store.models()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("table", ["models", "layers"])
+def test_a_table_is_read_again_if_a_model_is_replaced_meanwhile(store, write_model, tmp_path, monkeypatch, table):
+    write_model(store, "custom/a", seed=1, shapes=[(2, 1, 3, 3)] * 3)
+    file = store.path / f"{table}/{slug('custom/a')}.parquet"
+
+    def disturbed(*arguments, original=contents_module.read_rows):
+        monkeypatch.setattr(contents_module, "read_rows", original)
+        file.rename(tmp_path / "away")  # as another process does when it replaces the model
+        try:
+            return original(*arguments)
+        finally:
+            (tmp_path / "away").rename(file)
+            write_model(store, "custom/a", seed=2, shapes=[(2, 1, 3, 3)] * 2, overwrite=True)
+
+    monkeypatch.setattr(contents_module, "read_rows", disturbed)
+    assert getattr(store, table)().num_rows == {"models": 1, "layers": 2}[table]
+    assert store.models()["domain"].to_pylist() == ["seed 2"]
 
 
 def test_init_sql_is_written_once_and_whole(store):

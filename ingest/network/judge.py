@@ -34,7 +34,8 @@ three layouts: OIHW (PyTorch, Chainer, Paddle, Caffe2), HWIO (TensorFlow, Keras,
 3. *Squares.* Under which layouts all kernels are square, and not all of them 1x1; if there is no such layout, those
    under which most kernels are square and larger than 1x1.
 4. *Neighbours.* How many layers take as many inputs as the layer before them gives outputs.
-5. *Names.* ``conv.weight`` is a name in the style of PyTorch, which MLX adopted: other names never come from MLX.
+5. *Norms.* Under which layouts every layer without a bias gives as many outputs as some normalisation has channels.
+6. *Names.* ``conv.weight`` is a name in the style of PyTorch, which MLX adopted: other names never come from MLX.
    ``num_batches_tracked`` is a name of PyTorch alone.
 
 How they decide:
@@ -43,10 +44,10 @@ How they decide:
 - If they leave several, those with squares come first, and among these, the one with the most neighbours. A layout
   comes before them if it is the only one under which no kernel is larger than 11, unless the names speak against it and
   its kernels are not square.
-- If several have as many neighbours, the names decide between PyTorch and MLX. Between PyTorch and the others they
-  decide if kernels have odd sides under PyTorch's layout only, or if one is ``num_batches_tracked``. Arrays in memory
-  are taken as PyTorch's, which the documentation of ``add`` requires. Otherwise nothing tells (a, a, b, b) from its
-  reverse: these kernels are left out.
+- If several have as many neighbours, the norms decide, if they fit one of them only; else the names decide between
+  PyTorch and MLX. Between PyTorch and the others they decide if kernels have odd sides under PyTorch's layout only, or
+  if one is ``num_batches_tracked``. Arrays in memory are taken as PyTorch's, which the documentation of ``add``
+  requires. Otherwise nothing tells (a, a, b, b) from its reverse: these kernels are left out.
 - A layout that the names speak against needs squares, and no fewer neighbours than the one that they speak for.
 - Kernels that are all 1x1 under one layout and larger under another may be either. They are taken as 1x1 if that is
   PyTorch's layout and the names are PyTorch's, or if the rules above have chosen it; otherwise they are left out.
@@ -345,7 +346,7 @@ def layout_of(
     elif len(possible) == 1:
         chosen = possible[0]
     else:
-        chosen = _favoured(possible, shapes, tensors, assumed)
+        chosen = _favoured(possible, kernels, tensors, assumed)
     return None if chosen is None or _is_of_another_order(chosen, shapes) else chosen
 
 
@@ -357,11 +358,12 @@ def _is_of_another_order(layout: Layout, shapes: Sequence[tuple[int, ...]]) -> b
 
 def _favoured(
     possible: Sequence[Layout],
-    shapes: Sequence[tuple[int, ...]],
+    kernels: Sequence[Tensor],
     tensors: Sequence[Tensor],
     assumed: Layout | None,
 ) -> Layout | None:
-    """The layout, of several possible ones, that squares, neighbours and names favour."""
+    """The layout, of several possible ones, that squares, neighbours, norms and names favour."""
+    shapes = [kernel.shape for kernel in kernels]
     sizes = {one: [_size(one, shape) for shape in shapes] for one in possible}
     all_square = [
         one
@@ -380,6 +382,8 @@ def _favoured(
         return tiny[0]
     candidates = square or possible
     best = [one for one in candidates if chained[one] == max(chained[other] for other in candidates)]
+    fitting = [one for one in best if _fits_norms(one, kernels, tensors)]
+    best = fitting if len(fitting) == 1 else best
     odd = [one for one in best if all(height % 2 for height, _ in sizes[one])]
     own = any(tensor.name.endswith("num_batches_tracked") for tensor in tensors)
     decided = "HWIO" not in best or own or odd == [pytorch]
@@ -393,6 +397,15 @@ def _favoured(
     if pytorch in possible and chosen != pytorch and (not square or chained[chosen] < chained["OIHW"]):
         return None
     return chosen
+
+
+def _fits_norms(layout: Layout, kernels: Sequence[Tensor], tensors: Sequence[Tensor]) -> bool:
+    """Whether every layer without a bias gives as many outputs as some normalisation has channels."""
+    own = {scope_of(kernel.name) for kernel in kernels}
+    vectors = [(scope_of(one.name), one.shape[0]) for one in tensors if len(one.shape) == 1]
+    biased = {scope for scope, _ in vectors}
+    channels = {length for scope, length in vectors if scope not in own}
+    return all(one.shape[AXES[layout][0]] in channels for one in kernels if scope_of(one.name) not in biased)
 
 
 def speaks_pytorch(tensors: Sequence[Tensor]) -> bool:

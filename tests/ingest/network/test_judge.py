@@ -125,6 +125,17 @@ def test_layouts(shapes, layout):
     assert judge.layout_of(kernels, tensors) == layout
 
 
+@pytest.mark.parametrize(("norm", "layout"), [(8, "HWIO"), (3, "OIHW"), (5, None), (None, None)])
+def test_norms_decide_where_a_kernel_and_its_reverse_have_one_form(norm, layout):
+    """(3, 3, 8, 8) may be 8 kernels of 3x3 for each of 8 channels, or 3 kernels of 8x8 for each of 3."""
+    kernels = [tensor(f"block{number}/conv/w", 3, 3, 8, 8) for number in range(3)]
+    norms = [] if norm is None else [tensor(f"block{number}/norm/scale", norm) for number in range(3)]
+    assert judge.layout_of(kernels, [*kernels, *norms]) == layout
+    # A layer with a bias, such as the last one, needs no norm
+    last = [tensor("head/w", 5, 3, 8, 8), tensor("head/b", 5)] if layout == "OIHW" else []
+    assert judge.layout_of(kernels + last[:1], [*kernels, *norms, *last]) == layout
+
+
 def test_a_declared_layout_is_not_believed_against_all_evidence():
     kernels = [tensor("a.weight", 32, 3, 3, 3), tensor("b.weight", 64, 3, 3, 32)]
     assert judge.layout_of(kernels, kernels, declared="OIHW") is None

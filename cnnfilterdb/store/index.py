@@ -238,6 +238,8 @@ class Index(Bases):
                     with suppress(LockedError):
                         locks.enter_context(self.store.locked(name))
                         free.add(name)
+                # Again, now that they cannot change: another process may have replaced a model while they were read.
+                damage = self.damage()
                 held = [path for path in damage if _lock_of(path) in free]
                 more = f" and {len(held) - 1} more" if len(held) > 1 else ""
                 self.store.quarantine(held, f"damaged index: {held[0]}{more} ({damage[held[0]]})" if held else "")

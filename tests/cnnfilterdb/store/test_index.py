@@ -56,6 +56,24 @@ def test_bases_of_every_kernel_size_are_pcas(sample, tensors):
         assert one.basis_id.startswith(f"{kernel}-")
 
 
+def test_histograms_of_a_model_that_was_replaced_while_they_were_checked_are_not_damaged(copy, monkeypatch, recwarn):
+    """The hashes of the layers were read before another process replaced the model, its histograms after that."""
+    before = files(copy)
+    with cnnfilterdb.open(copy) as db:
+        index, real = Index(db.storage), Index.damage
+        (histograms,) = (copy / "index").glob("3x3-*/histograms/custom-face-*.parquet")
+
+        def outdated(self):
+            monkeypatch.setattr(Index, "damage", real)
+            return {histograms.relative_to(copy).as_posix(): "computed from other weights"}
+
+        monkeypatch.setattr(Index, "damage", outdated)
+        index.build()
+    assert files(copy) == before
+    assert not (copy / ".quarantine").exists()
+    assert not recwarn.list
+
+
 def test_a_second_build_changes_nothing(copy):
     before = files(copy)
     index = Index(Store.open(copy))

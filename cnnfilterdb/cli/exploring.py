@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
 
 from cnnfilterdb.cli.options import Several, db_option, naming, open_reader
 from cnnfilterdb.cli.output import say
+from cnnfilterdb.cli.signals import Interrupted
 
 __all__ = ["explore"]
 
@@ -37,4 +39,8 @@ def explore(
         say("Ctrl-C ends it.")
         if not no_browser:
             server.show()
-        server.run()
+        try:
+            server.run()
+        except Interrupted as interrupted:  # the usual end, after which there is nothing to resume
+            say("The explorer has ended.")
+            sys.exit(128 + interrupted.number)

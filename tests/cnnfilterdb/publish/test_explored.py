@@ -74,7 +74,8 @@ def test_the_command_line_explores_a_release_on_a_hub(hub, release_path, tmp_pat
             assert "--db hf://datasets/owner/sample" in found["command"]
         finally:
             server.terminate()
-            _, errors = server.communicate()
+            said, errors = server.communicate()
+    assert (server.returncode, said.splitlines()[-1]) == (143, "The explorer has ended.")
     assert TOKEN not in errors
     assert "Traceback" not in errors
     assert not any("filters_" in one.path for one in hub.asked("GET")), "filters were read for statistics"

@@ -53,13 +53,18 @@ import re, sys
 from cnnfilterdb.cli import main
 sys.argv = ["cnnfilterdb", "index", "--memory", "400MB", "--quiet", "--db", sys.argv[1]]
 main()
-print(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
+status = open("/proc/self/status").read()
+peak, code = (int(re.search(rf"{name}:\\s+(\\d+)", status)[1]) for name in ("VmHWM", "RssFile"))
+print(1024 * (peak - code))
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of a process from Linux")
 def test_memory_is_kept_while_an_index_is_built(tmp_path):
-    """Ten row groups of 3x3 kernels. Compiling takes more memory, once: the index of a small model comes first."""
+    """Ten row groups of 3x3 kernels. Compiling takes more memory, once: the index of a small model comes first.
+
+    How much of the libraries is mapped, 130 MB or more, depends on what the system holds in its cache.
+    """
     rng = np.random.default_rng(0)
     large = rng.normal(size=(5, 512, 512, 3, 3)).astype(np.float32)
     for name, models in ("small", [rng.normal(size=(8, 8, 3, 3))]), ("large", large):
@@ -70,5 +75,5 @@ def test_memory_is_kept_while_an_index_is_built(tmp_path):
     for name in ("small", "large"):
         line = [sys.executable, "-P", "-c", INDEX, str(tmp_path / name)]
         done = subprocess.run(line, capture_output=True, text=True, check=True)
-        peaks.append(1024 * int(done.stdout.splitlines()[-1]))
-    assert peaks[1] < 400_000_000
+        peaks.append(int(done.stdout.splitlines()[-1]))
+    assert peaks[1] < 400_000_000 - 130_000_000

@@ -26,14 +26,14 @@ class Killed(BaseException):
 def store(object_store):
     """The file system of an S3 server with a bucket."""
     filesystem = fsspec.filesystem("s3", **object_store)
-    filesystem.mkdir("parts")
+    filesystem.mkdir("pushed")
     return filesystem
 
 
 @pytest.fixture
 def place(store, request):
     """An address where nothing is."""
-    return f"s3://parts/{request.node.name.replace('[', '-').rstrip(']')}"
+    return f"s3://pushed/{request.node.name.replace('[', '-').rstrip(']')}"
 
 
 @pytest.fixture(scope="module")

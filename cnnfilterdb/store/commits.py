@@ -27,11 +27,23 @@ from pathlib import Path
 from typing import Any
 
 from cnnfilterdb.core import paths
+from cnnfilterdb.core.listing import entries
 from cnnfilterdb.core.schema import is_model_id, storable
 from cnnfilterdb.errors import CorruptError, UnsafePathError
 from cnnfilterdb.store.durable import move, sha256, sync_folder, whole
 
-__all__ = ["Commit", "Removal", "decided", "discard", "discard_removed", "files_of", "finish", "undo", "unfinished"]
+__all__ = [
+    "Commit",
+    "Removal",
+    "decided",
+    "discard",
+    "discard_removed",
+    "files_of",
+    "finish",
+    "rows_set_aside",
+    "undo",
+    "unfinished",
+]
 
 _REPLACED = "replaced"
 _UNDO = "undo.json"
@@ -227,6 +239,16 @@ def files_of(root: Path, slug: str) -> list[str]:
     ):
         files += sorted(root.glob(pattern))
     return [path.relative_to(root).as_posix() for path in files]
+
+
+def rows_set_aside(root: Path) -> set[str]:
+    """The models rows that are set aside right now, while the rows that replace them are not in place yet."""
+    found = set()
+    for path, _, linked in entries(root, f"{paths.STAGING}/*/{_REPLACED}/{paths.models_pattern()}"):
+        folder, _, row = path.partition(f"/{_REPLACED}/")
+        if not linked and (root / folder / row).exists():
+            found.add(path)
+    return found
 
 
 def _belongs(file: Any, source: str, slug: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -16,13 +17,16 @@ from cnnfilterdb.core import paths
 from cnnfilterdb.core.listing import entries
 from cnnfilterdb.core.schema import LAYERS, MODELS, kernel_order, kernel_shape, storable
 from cnnfilterdb.errors import CorruptError, unknown_model
-from cnnfilterdb.store.commits import files_of
+from cnnfilterdb.store.commits import files_of, rows_set_aside
 from cnnfilterdb.store.diagnosis import first_damage
 from cnnfilterdb.store.gathered import Gathered, Stamp
 from cnnfilterdb.store.regular import check_regular, regular_files
 from cnnfilterdb.store.rows import damaged_file, read_rows
 
 __all__ = ["Contents"]
+
+# Seconds that the replacement of a model may take once it has begun, and between two looks
+_REPLACING, _PAUSE = 1.0, 0.005
 
 
 class Contents(Storage):
@@ -41,6 +45,7 @@ class Contents(Storage):
         self.path = paths.root(path)
         self.location = str(self.path.resolve())
         self.gathered = Gathered(self.path)
+        self._left: set[str] = set()  # what was set aside by writers that seem to have been killed
 
     @property
     def annotated(self) -> bool:
@@ -205,10 +210,24 @@ class Contents(Storage):
     def snapshot(self) -> dict[str, object]:
         """The state of the database: the stamp of every models row and basis (:mod:`cnnfilterdb.scan.steady`).
 
+        A model that is being replaced is waited for: without its row the model would seem to be removed. If its writer
+        was killed, the next one that writes finishes the replacement; until then the model is absent.
+
         Raises:
             UnsafePathError: A file that a query would read is a named pipe, a device, or a link that leaves the
                 folder.
         """
+        end = time.monotonic() + _REPLACING
+        while True:
+            found = self._state()
+            between = rows_set_aside(self.path) - self._left
+            if between and time.monotonic() < end:
+                time.sleep(_PAUSE)
+                continue
+            self._left |= between
+            return found
+
+    def _state(self) -> dict[str, object]:
         found = dict[str, object]()
         patterns = (paths.models_pattern(), paths.bases_pattern())
         for pattern in patterns:

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 
 import numpy as np
@@ -16,6 +17,7 @@ from cnnfilterdb.core import paths
 from cnnfilterdb.errors import CorruptError, DatabaseError, SelectionError
 from cnnfilterdb.scan import steady as steady_module
 from cnnfilterdb.scan.steady import steady
+from cnnfilterdb.store import commits
 from cnnfilterdb.store import folder as store_module
 
 WRITER = """
@@ -201,6 +203,51 @@ def test_a_stream_does_not_mind_other_models(two):
     writer.add(weights(3), "c")
     writer.index(refit=True)
     assert sum(batch.num_rows for batch in batches) == 24
+
+
+def test_a_model_that_is_being_replaced_is_not_absent(two, monkeypatch):
+    """The reader asks when the old row is set aside, and the new one is not in place yet."""
+    writer, reader = two
+    gone, asked, answers = threading.Event(), threading.Event(), []
+    real = commits._set_aside
+
+    def set_aside(root, folder, files):
+        real(root, folder, files)
+        if folder.name.startswith("custom-b-"):
+            gone.set()
+            asked.wait(60)
+
+    def ask():
+        gone.wait(60)
+        assert not (writer.storage.path / paths.models_path(paths.slug("custom/b"))).exists()
+        threading.Timer(0.2, asked.set).start()
+        answers.append(sorted(reader.models()["name"]))
+
+    monkeypatch.setattr(commits, "_set_aside", set_aside)
+    monkeypatch.setattr("cnnfilterdb.store.contents._REPLACING", 60)
+    thread = threading.Thread(target=ask)
+    thread.start()
+    writer.add(weights(9), "b", overwrite=True)
+    thread.join()
+    assert answers == [["a", "b"]]
+
+
+def test_the_replacement_of_a_killed_writer_is_waited_for_once(two, monkeypatch):
+    writer, reader = two
+    slug, root = paths.slug("custom/b"), writer.storage.path
+    for folder in ("", "replaced/"):
+        target = root / paths.STAGING / f"{slug}-killed" / f"{folder}models" / f"{slug}.parquet"
+        target.parent.mkdir(parents=True)
+        shutil.copy(root / paths.models_path(slug), target)
+    (root / paths.models_path(slug)).unlink()
+    looks = []
+    monkeypatch.setattr("cnnfilterdb.store.contents._REPLACING", 0.05)
+    monkeypatch.setattr("cnnfilterdb.store.contents.time.sleep", looks.append)
+    assert reader.models()["name"].tolist() == ["a"]
+    first = len(looks)
+    assert first
+    assert reader.models()["name"].tolist() == ["a"]
+    assert len(looks) == first
 
 
 FITTING = """

@@ -226,7 +226,7 @@ def read_of(layers: int, left_out: int) -> str:
 
 
 def share_of(held: int, parameters: int) -> str:
-    """How many of the parameters of a file are in what was read; empty where that cannot be told.
+    """How many of the parameters of a file are in what was read; empty where that is not known.
 
     >>> share_of(1584, 1605), share_of(8, 0)
     ('1,584 of 1,605 parameters (98.7%)', '')

@@ -10,8 +10,9 @@ import pandas as pd
 
 from cnnfilterdb.analysis.groups import Groups
 from cnnfilterdb.core.reports import counted
+from cnnfilterdb.core.schema import kernel_order
 
-__all__ = ["Caption", "coefficients_text", "method_text", "sizes_of"]
+__all__ = ["Caption", "caption_by_size", "coefficients_text", "method_text", "sizes_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +60,13 @@ def sizes_of(frame: pd.DataFrame) -> dict[str, int]:
         "layers": len(frame),
         "filters": int(frame["filters"].sum()),
     }
+
+
+def caption_by_size(what: str, frame: pd.DataFrame, where: str | None, all_layers: bool, method: str) -> str:
+    """The caption of a figure of the kernel sizes in a frame with a row per layer."""
+    kernels = ", ".join(sorted(frame["kernel"].unique(), key=kernel_order))
+    method = f"{method}; no basis is involved"
+    return str(Caption(what=what, **sizes_of(frame), kernel=kernels, where=where, all_layers=all_layers, method=method))
 
 
 def method_text(attrs: Mapping[Any, Any]) -> str:

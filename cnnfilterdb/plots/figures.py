@@ -18,9 +18,9 @@ from cnnfilterdb.analysis.groups import Grouping
 from cnnfilterdb.analysis.options import GroupOptions, ShiftOptions
 from cnnfilterdb.analysis.significance import how_computed, model_shifts, tested
 from cnnfilterdb.core.reports import counted
-from cnnfilterdb.core.schema import kernel_order, kernel_shape
+from cnnfilterdb.core.schema import kernel_shape
 from cnnfilterdb.errors import SelectionError, unknown_model
-from cnnfilterdb.plots.captions import Caption, coefficients_text, method_text, sizes_of
+from cnnfilterdb.plots.captions import Caption, caption_by_size, coefficients_text, method_text
 from cnnfilterdb.plots.look import StyleName
 from cnnfilterdb.plots.source import bases_of, cells_of, layer_measures, layers_by_size, sizes_text
 from cnnfilterdb.sql import literal
@@ -306,12 +306,11 @@ class Figures:
                 maps.setdefault(label, {})[str(size)] = (values, int(rows["filters"].sum()))
         if not maps:
             raise groupings.empty(Grouping(by, where, sizes_text(kernel)))
-        caption = Caption(
-            what=f"Variance of each weight of {counted(len(maps), 'group')} by {by}", **sizes_of(frame), where=where,
-            kernel=", ".join(sorted(frame["kernel"].unique(), key=kernel_order)), all_layers=all_layers,
-            method="In units of the variance of all weights of a layer; no basis is involved",
+        caption = caption_by_size(
+            f"Variance of each weight of {counted(len(maps), 'group')} by {by}", frame, where, all_layers,
+            "In units of the variance of all weights of a layer",
         )  # fmt: skip
-        return plots.variance(maps, title=title, ax=ax, style=style, caption=str(caption))
+        return plots.variance(maps, title=title, ax=ax, style=style, caption=caption)
 
     def means(
         self,
@@ -348,12 +347,11 @@ class Figures:
             filters = rows["filters"].to_numpy()
             values = np.average(np.stack(list(rows["scaled_mean"])), axis=0, weights=filters)
             maps.setdefault(label, {})[str(size)] = (values, int(filters.sum()))
-        caption = Caption(
-            what=f"Mean kernel of {counted(len(maps), 'group')} by {by}", **sizes_of(frame), where=where,
-            kernel=", ".join(sorted(frame["kernel"].unique(), key=kernel_order)), all_layers=all_layers,
-            method="Each kernel is divided by its largest absolute weight; no basis is involved",
+        caption = caption_by_size(
+            f"Mean kernel of {counted(len(maps), 'group')} by {by}", frame, where, all_layers,
+            "Each kernel is divided by its largest absolute weight",
         )  # fmt: skip
-        return plots.mean_kernels(maps, title=title, ax=ax, style=style, caption=str(caption))
+        return plots.mean_kernels(maps, title=title, ax=ax, style=style, caption=caption)
 
     def map(
         self,

@@ -296,7 +296,7 @@ def _usual(shifts: _Array, exchanged: _Array, alpha: float) -> tuple[_Array, _Ar
     Args:
         shifts: Draws for each candidate, (samples, candidates); the first candidate is 0.
         exchanged: Draws for two groups of one population, (samples,).
-        alpha: Share of the draws that are unusual. It lies at both ends for a candidate far from 0, and at the upper
+        alpha: Share of the draws that are unusual: at both ends for a candidate far from 0, and at the upper
             end alone for 0.
     """
     from scipy.special import ndtri

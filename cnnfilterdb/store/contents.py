@@ -19,13 +19,13 @@ from cnnfilterdb.core.schema import LAYERS, MODELS, kernel_order, kernel_shape, 
 from cnnfilterdb.errors import CorruptError, unknown_model
 from cnnfilterdb.store.commits import files_of, rows_set_aside
 from cnnfilterdb.store.diagnosis import first_damage
-from cnnfilterdb.store.gathered import Gathered, Stamp
+from cnnfilterdb.store.gathered import Gathered, Stamp, stamp_of
 from cnnfilterdb.store.regular import check_regular, regular_files
 from cnnfilterdb.store.rows import damaged_file, read_rows
 
 __all__ = ["Contents"]
 
-# Seconds that the replacement of a model may take once it has begun, and between two looks
+# Seconds that a reader waits for a model that is being replaced, and between two looks
 _REPLACING, _PAUSE = 1.0, 0.005
 
 
@@ -108,7 +108,7 @@ class Contents(Storage):
         found = {}
         for path, status in regular_files(self.path, paths.models_pattern()):
             stem = path.rpartition("/")[2].removesuffix(".parquet")
-            found[stem] = (status.st_ino, status.st_mtime_ns, status.st_size)
+            found[stem] = stamp_of(status)
         return found
 
     def gathered_damage(self) -> dict[str, str]:
@@ -202,10 +202,9 @@ class Contents(Storage):
     def stamp(self, slug: str) -> object:
         """Identifies one commit of a model among those of the same key; None if the model does not exist."""
         try:
-            status = (self.path / paths.models_path(slug)).lstat()
+            return stamp_of((self.path / paths.models_path(slug)).lstat())
         except FileNotFoundError:
             return None
-        return status.st_ino, status.st_mtime_ns, status.st_size
 
     def snapshot(self) -> dict[str, object]:
         """The state of the database: the stamp of every models row and basis (:mod:`cnnfilterdb.scan.steady`).
@@ -232,7 +231,7 @@ class Contents(Storage):
         patterns = (paths.models_pattern(), paths.bases_pattern())
         for pattern in patterns:
             for path, status in regular_files(self.path, pattern):
-                found[f"{self.path}/{path}"] = (status.st_ino, status.st_mtime_ns, status.st_size)
+                found[f"{self.path}/{path}"] = stamp_of(status)
         for pattern in paths.detail_patterns():
             check_regular(self.path, pattern)
         return found
@@ -250,7 +249,7 @@ class Contents(Storage):
             with suppress(FileNotFoundError):
                 status = entry.stat(follow_symlinks=False)
                 if paths.is_slug(slug):
-                    found[slug] = (status.st_ino, status.st_mtime_ns, status.st_size)
+                    found[slug] = stamp_of(status)
         return found
 
     def _chosen(self, model_ids: Iterable[str] | None) -> set[str]:

@@ -18,6 +18,7 @@ next writer gathers it again.
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -38,7 +39,7 @@ from cnnfilterdb.store.durable import sha256, sync, sync_folder, writing
 from cnnfilterdb.store.regular import check_size, read_small, require_regular
 from cnnfilterdb.store.writer import HISTOGRAM_ENCODING
 
-__all__ = ["LEAST", "Chunk", "Gathered", "Stamp"]
+__all__ = ["LEAST", "Chunk", "Gathered", "Stamp", "stamp_of"]
 
 #: Models that are read one by one before they are gathered.
 LEAST = 64
@@ -239,12 +240,16 @@ def _stems(root: Path, place: Callable[[str], str]) -> set[str]:
     return {path.rpartition("/")[2].removesuffix(".parquet") for path, _, _ in entries(root, place("*"))}
 
 
+def stamp_of(status: os.stat_result) -> Stamp:
+    """The stamp of a file by its status."""
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
 def _stamp(path: Path) -> Stamp | None:
     try:
-        status = path.lstat()
+        return stamp_of(path.lstat())
     except OSError:
         return None
-    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 @lru_cache(maxsize=256)

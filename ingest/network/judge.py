@@ -47,7 +47,7 @@ How they decide:
 - If several have as many neighbours, the norms decide, if they fit one of them only; else the names decide between
   PyTorch and MLX. Between PyTorch and the others they decide if kernels have odd sides under PyTorch's layout only, or
   if one is ``num_batches_tracked``. Arrays in memory are taken as PyTorch's, which the documentation of ``add``
-  requires. Otherwise nothing tells (a, a, b, b) from its reverse: these kernels are left out.
+  requires. Otherwise (a, a, b, b) and its reverse cannot be distinguished, and such kernels are left out.
 - A layout that the names speak against needs squares, and no fewer neighbours than the one that they speak for.
 - Kernels that are all 1x1 under one layout and larger under another may be either. They are taken as 1x1 if that is
   PyTorch's layout and the names are PyTorch's, or if the rules above have chosen it; otherwise they are left out.

@@ -245,13 +245,11 @@ def _listed(variable: Variable, owners: _Owners, single: set[str]) -> _Weight:
     for suffix, meaning in _ROLES_1.items():
         if role == suffix or (role.endswith(f"_{suffix}") and not is_adapter(role)):
             role, old = meaning, True
-    by_name = node is None or bool(inside)
-    found = (
-        conv_class(owner.rpartition("/")[2], whole=False) if by_name else conv_class(node.class_name) if node else None
-    )
+    known = None if node is None or inside else node.class_name
+    found = conv_class(owner.rpartition("/")[2], whole=False) if known is None else conv_class(known)
     if role == "kernel" and found is not None and found.kind == "depthwise":
         role = "depthwise_kernel"  # as Keras 2 calls it, and Keras 3 does not
-    return _Weight(owner, role, variable.tensor, node, found if by_name else None, old and role == "kernel")
+    return _Weight(owner, role, variable.tensor, node, found if known is None else None, old and role == "kernel")
 
 
 def _inside(node: LayerNode | None, group: tuple[str, ...], single: set[str]) -> tuple[str, ...]:

@@ -151,7 +151,7 @@ def test_an_average_gets_back_the_names_that_it_has_lost(shapes, form, wrapper, 
     assert len(kept) == len(expected)
     for one, other in zip(kept, expected, strict=True):
         np.testing.assert_array_equal(one, other)
-    # A network of one kernel is not told from a layer
+    # A network of one kernel looks like a layer
     assert len(kernels) == len(expected) or (form == "of all" and len(expected) == 1)
     assert left_out or len(expected) == 1
 

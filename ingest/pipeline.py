@@ -447,9 +447,13 @@ class Forecast:
         >>> str(Forecast(models=24, present=0, download=52_000_000, unknown=0, database=40_000_000))
         '24 models: 52 MB to download, about 40 MB of database'
         """
-        text = f"{self.models:,} model{'s' * (self.models != 1)}: {_megabytes(self.download)} to download"
-        if self.unknown:
-            text += f" (without {self.unknown:,} of unknown size)"
+        text = f"{self.models:,} model{'s' * (self.models != 1)}: "
+        if self.unknown and not self.download:
+            text += "an unknown amount to download"
+        else:
+            text += f"{_megabytes(self.download)} to download"
+            if self.unknown:
+                text += f" (without {self.unknown:,} of unknown size)"
         return f"{text}, about {_megabytes(self.database)} of database" if self.database else text
 
     def __add__(self, other: Forecast) -> Forecast:

@@ -52,6 +52,13 @@ def test_the_wheel_has_the_package_and_nothing_else(built, tracked):
     assert wheel.stat().st_size < 9e6
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/start.md"])
+def test_what_is_said_of_installing_works_before_the_first_release(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert "pip install cnnfilterdb" in text
+    assert "`pip install .` in a checkout" in text
+
+
 def test_the_sdist_has_everything(built, tracked):
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:

@@ -164,5 +164,11 @@ def report(by: str, metric: str, title: str | None, output: Path, path: Path, **
     """Write one self-contained HTML page about the database."""
     by, _ = named(by)
     db = open_reader(path)
-    command = shlex.join(["cnnfilterdb", *sys.argv[1:]])
+    command = shlex.join(["cnnfilterdb", *sys.argv[1:], *_from_environment(path)])
     say(str(db.report(output, by=by, metric=metric, title=title, command=command, **group_arguments(options))))
+
+
+def _from_environment(path: Path) -> tuple[str, ...]:
+    """The option that names the database, where only the environment did."""
+    source = click.get_current_context().get_parameter_source("path")
+    return ("--db", str(path)) if source is ParameterSource.ENVIRONMENT else ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cnnfilterdb.cli.options import db_option, open_reader, rows_options, where_option
-from cnnfilterdb.cli.output import Output, emit
+from cnnfilterdb.cli.output import Output, emit, warn
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from cnnfilterdb.core.schema import ModelFacts
 
 __all__ = ["layers", "models", "nearest", "related", "shared", "sql", "vocabulary"]
 
@@ -24,6 +27,9 @@ _SHOWN = (
     "model_id", "architecture", "task", "domain", "conv_layers", "stored_filters", "license", "untrained",
 )  # fmt: skip
 _LICENSES = ("model_id", "license", "paper", "url")
+
+#: Columns of the models that can be imported: the key, and facts.
+_AVAILABLE = ("model_id", "architecture", "task", "domain", "training_dataset", "license", "paper", "url")
 
 #: Rows of an answer that are read even if fewer are shown; of a larger one the rest is only counted.
 _WHOLE = 10_000
@@ -170,26 +176,51 @@ def vocabulary(name: str | None, rows: Output) -> None:
 
 
 def _available(source: str | None, where: str | None) -> pa.Table:
-    """The models of the catalog; ``where`` is a condition over these columns."""
+    """The models that can be imported by name; ``where`` is a condition over these columns."""
     import duckdb
     import pyarrow as pa
 
-    from cnnfilterdb import catalog
     from cnnfilterdb.analysis.queries import condition, run
 
     rows = [
-        {
-            "model_id": f"{model.source}/{model.name}",
-            "architecture": model.facts.architecture,
-            "task": model.facts.task,
-            "domain": model.facts.domain,
-            "training_dataset": model.facts.training_dataset,
-            "license": model.facts.license,
-            "paper": model.facts.paper,
-            "url": model.facts.url,
-        }
-        for model in catalog.models(source)
+        {"model_id": model_id} | {name: getattr(facts, name) for name in _AVAILABLE[1:]}
+        for model_id, facts in _offered(source)
     ]
     with duckdb.connect() as connection:
-        connection.register("available", pa.Table.from_pylist(rows))
+        texts = pa.schema([(name, pa.string()) for name in _AVAILABLE])
+        connection.register("available", pa.Table.from_pylist(rows, schema=texts))
         return run(connection, f"SELECT * FROM available WHERE {condition(where)} ORDER BY model_id")
+
+
+def _offered(source: str | None) -> Iterator[tuple[str, ModelFacts]]:
+    """The models of the catalog and of the sources of other packages, or of one source, with their facts.
+
+    A source of another package that fails is named in a warning; alone, it is an error.
+    """
+    from cnnfilterdb import catalog
+    from cnnfilterdb.errors import CnnFilterDbError, SelectionError
+    from cnnfilterdb.ingest import sources
+
+    known = catalog.models()
+    others = sources.plugins()
+    if source is not None:
+        known = tuple(model for model in known if model.source == source)
+        if not known and source not in others:
+            if source in sources.registered():
+                raise SelectionError(
+                    f"source {source} has no list of its models; name some to `cnnfilterdb ingest {source}`"
+                )
+            sources.get(source)  # raises
+        others = [source] if source in others else []
+    for model in known:
+        yield f"{model.source}/{model.name}", model.facts
+    for other in others:
+        try:
+            found = sources.available(other)
+        except CnnFilterDbError as error:
+            if source is not None:
+                raise
+            warn(f"warning: {error}")
+        else:
+            for name, facts in found:
+                yield f"{other}/{name}", facts

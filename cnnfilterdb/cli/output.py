@@ -6,6 +6,7 @@ import contextlib
 import json
 import shutil
 import sys
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -234,9 +235,15 @@ def say(text: str) -> None:
 
 
 def remark(text: str) -> None:
-    """Print a line about how a result was computed, unless --quiet is given."""
-    if not is_quiet():
-        say(text)
+    """Print a line about how a result was computed, unless --quiet is given; a terminal breaks it between words."""
+    if is_quiet():
+        return
+    lines = [text]
+    if on_terminal():
+        width = shutil.get_terminal_size().columns
+        lines = textwrap.wrap(escaped(text), width, break_long_words=False, break_on_hyphens=False) or [""]
+    for line in lines:
+        say(line)
 
 
 def is_quiet() -> bool:

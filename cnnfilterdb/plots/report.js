@@ -100,6 +100,12 @@
     show();
   }
 
+  // ---- what is shown whole needs no hint that it scrolls
+  const whole = new ResizeObserver((entries) => {
+    for (const { target } of entries) target.classList.toggle("whole", target.scrollWidth <= target.clientWidth);
+  });
+  document.querySelectorAll(".scroll").forEach((part) => whole.observe(part));
+
   // ---- heat maps: the values under the pointer
   const tip = document.getElementById("tip");
   for (const map of document.querySelectorAll("svg.map")) {

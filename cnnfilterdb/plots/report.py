@@ -199,7 +199,13 @@ def _environment() -> Environment:
             return value
         return "".join(char if char.isprintable() or char == "\n" else " " for char in value)
 
-    return Environment(autoescape=True, finalize=printable, undefined=StrictUndefined, trim_blocks=True)
+    def breakable(value: str) -> Markup:
+        """A text whose long words may continue on the next line after their separators."""
+        return Markup("<wbr>").join(re.split(r"(?<=[/_])(?=\w)", printable(value)))
+
+    environment = Environment(autoescape=True, finalize=printable, undefined=StrictUndefined, trim_blocks=True)
+    environment.filters["breakable"] = breakable
+    return environment
 
 
 def _source_hash(text: str) -> str:

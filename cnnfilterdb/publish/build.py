@@ -118,7 +118,8 @@ def build(
         created_by=f"cnnfilterdb {package_version()}",
     )
     shards = {table: [file.path for file in manifest.of(table)] for table in manifest.tables()}
-    texts = {paths.INIT: sql.render(address, kernels, published=True, shards=shards)}
+    mark = manifest.of("models")[0].sha256
+    texts = {paths.INIT: sql.render(address, kernels, published=True, shards=shards, mark=mark)}
     if data_set is not None:
         frame = models.to_pandas()
         texts |= {

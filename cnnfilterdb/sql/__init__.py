@@ -478,6 +478,7 @@ def render(
     annotated: bool = False,
     published: bool = False,
     shards: Mapping[str, Sequence[str]] | None = None,
+    mark: str | None = None,
 ) -> str:
     """The text of ``init.sql``: all definitions with their comments, and the location of the database.
 
@@ -490,8 +491,14 @@ def render(
         annotated: As in :func:`definitions`.
         published: As in :func:`definitions`.
         shards: As in :func:`definitions`.
+        mark: A text in the manifest of this release and of no other. If the client runs in a folder with such a
+            manifest, the files there are read, and not those at the location, which may not be published yet.
     """
-    head = _template("head.sql").substitute(path=literal(location))
+    places = literal(location)
+    if mark is not None:
+        here = f"FROM read_text({literal(paths.MARKER)}) WHERE contains(content, {literal(mark)})"
+        places = f"(SELECT '.' {here}), {places}"
+    head = _template("head.sql").substitute(places=places)
     found = definitions(kernels, annotated=annotated, published=published, shards=shards)
     text = "".join(f"\n{one.text}" if one.text.startswith("--") else one.text for one in found.values())
     return f"{head}{text}\n{''.join(one.comments for one in found.values())}"

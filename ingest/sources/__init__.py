@@ -113,6 +113,13 @@ def registered() -> Iterable[str]:
     return sorted({*_sources, *(point.name for point in entry_points(group="cnnfilterdb.sources"))})
 
 
+def plugins() -> list[str]:
+    """Names of the sources of other packages."""
+    points = entry_points(group="cnnfilterdb.sources")
+    modules = {name: made.__module__ for name, made in _sources.items()} | {one.name: one.module for one in points}
+    return sorted(name for name, module in modules.items() if not module.startswith(f"{__name__}."))
+
+
 def get(name: str, **options: Any) -> Source:
     """The source of that name.
 

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cnnfilterdb.cli.output import FORMATS, Output, emit, encoded
+from cnnfilterdb.cli.output import FORMATS, Output, emit, encoded, remark
 from cnnfilterdb.errors import DatabaseError
 
 TABLE = pa.table(
@@ -52,6 +52,17 @@ def test_csv_has_lists_as_json_and_keeps_null_apart_from_empty():
     assert "..." not in text
     assert text.splitlines()[2].startswith(",,")  # NULL is empty, an empty text is quoted
     assert text.splitlines()[3].startswith('"",')
+
+
+def test_a_terminal_breaks_remarks_between_words(monkeypatch, capsys):
+    monkeypatch.setattr("cnnfilterdb.cli.output.on_terminal", lambda: True)
+    monkeypatch.setenv("COLUMNS", "20")
+    remark("used 24 of 24 models, a\x1bb; not used: 3x3-864260c7-and-more")
+    assert capsys.readouterr().out.splitlines() == [
+        "used 24 of 24", r"models, a\x1bb; not", "used:", "3x3-864260c7-and-more",
+    ]  # fmt: skip
+    remark("")
+    assert capsys.readouterr().out == "\n"
 
 
 def test_json_keeps_null_and_every_value():

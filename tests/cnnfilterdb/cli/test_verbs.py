@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -19,7 +20,9 @@ import pytest
 import torch
 
 import cnnfilterdb
+from cnnfilterdb import ModelFacts
 from cnnfilterdb.cli import cli
+from cnnfilterdb.ingest import sources
 from cnnfilterdb.ingest.fetch.cache import Cache
 
 
@@ -153,13 +156,16 @@ def test_plots_are_pictures(run, sample_path, tmp_path, kind):
     assert target.read_bytes().startswith(b"\x89PNG")
 
 
-def test_plot_of_a_layer_and_the_report(run, sample_path, tmp_path):
+def test_plot_of_a_layer_and_the_report(run, sample_path, tmp_path, monkeypatch):
     target = tmp_path / "filters.png"
     assert run("plot", "filters", "--model", "custom/face", "--layer", 1, "--db", sample_path, "-o", target)[0] == 0
     assert target.read_bytes().startswith(b"\x89PNG")
     page = tmp_path / "page.html"
-    assert run("report", "--db", sample_path, "-o", page)[0] == 0
-    assert "custom/face" in page.read_text(encoding="utf-8")
+    monkeypatch.setenv("CNNFILTERDB", str(sample_path))
+    assert run("report", "-o", page)[0] == 0
+    text = page.read_text(encoding="utf-8")
+    assert "custom/face" in text.replace("<wbr>", "")
+    assert f"<code>cnnfilterdb report -o {page} --db {sample_path}</code>" in text  # as it works elsewhere, too
 
 
 def test_ingest_continues_after_failures(run, checkpoint, tmp_path):
@@ -195,6 +201,76 @@ def test_one_source_of_the_catalog(run, tmp_path):
     assert status == 2
     assert "--available" in err
     assert run("models", "--available", "--source", "tim", "--db", tmp_path / "none.db")[0] == 1
+
+
+class _Zoo:
+    """A source of another package, as small as it may be."""
+
+    name = "zoo"
+
+    def list(self, patterns=()):
+        return ["lion"]
+
+    def describe(self, name):
+        return ModelFacts(domain="thermal", license="MIT")
+
+    def resolve(self, name):
+        raise ConnectionError("the zoo is closed")
+
+
+class _Closed(_Zoo):
+    name = "closed"
+
+    def list(self, patterns=()):
+        raise ConnectionError("no list today")
+
+
+@pytest.fixture
+def other_packages(monkeypatch):
+    """Two packages have sources, of which one fails."""
+    real = sources.entry_points
+
+    def points(group, name=None):
+        made = [
+            SimpleNamespace(name=one.name, load=lambda one=one: one, module=one.__module__) for one in (_Zoo, _Closed)
+        ]
+        return [*real(group=group), *made] if name is None else [one for one in made if one.name == name]
+
+    monkeypatch.setattr(sources, "entry_points", points)
+    monkeypatch.setattr(sources, "_sources", dict(sources._sources))
+
+
+def test_what_other_packages_offer_is_available(run, other_packages):
+    status, out, err = run("models", "--available", "--where", "domain = 'thermal'", "--format", "json")
+    assert (status, err) == (
+        0,
+        "warning: source closed failed: ConnectionError: no list today; report it to the author of the source\n",
+    )
+    assert "zoo/lion" in [row["model_id"] for row in json.loads(out)]
+    status, out, err = run("models", "--available", "--source", "zoo", "--format", "json")
+    assert (status, err) == (0, "")
+    assert [(row["model_id"], row["license"]) for row in json.loads(out)] == [("zoo/lion", "MIT")]
+    status, out, err = run("models", "--available", "--source", "closed")
+    assert (status, out) == (1, "")
+    assert err.startswith("error: source closed failed: ConnectionError: no list today")
+
+
+def test_a_source_without_a_list_of_its_models(run):
+    status, _, err = run("models", "--available", "--source", "files")
+    assert (status, err) == (
+        1,
+        "error: source files has no list of its models; name some to `cnnfilterdb ingest files`\n",
+    )
+
+
+def test_an_import_of_unknown_size_says_so(run, other_packages, tmp_path):
+    status, _, err = run("ingest", "zoo", "--db", tmp_path / "new.db")
+    assert status == 1
+    assert err.splitlines() == [
+        "1 model: an unknown amount to download and keep in the cache",
+        "failed: zoo/lion: ConnectionError: the zoo is closed",
+        "0 done, 0 skipped, 1 failed",
+    ]
 
 
 def test_every_summary_is_complete(run):

@@ -13,7 +13,7 @@ from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.plots import Coefficients, GroupingData, Method, ReportData, report
 
 HOSTILE = "<script>alert('x')</script><img src=http://evil.example/x onerror=alert(1)>\"&\u0000$title${tiles}"
-VOID = {"meta", "img", "br", "link", "input", "hr"}
+VOID = {"meta", "img", "br", "link", "input", "hr", "wbr"}
 
 
 class Page(HTMLParser):
@@ -198,6 +198,24 @@ def test_the_page_has_no_barriers_and_fits_the_window(opened, barriers, width, s
         details.evaluate("element => { element.open = true }")
     assert barriers(page) == []
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_only_what_is_cut_off_says_that_it_scrolls(opened):
+    page = opened(viewport={"width": 390, "height": 900})
+    page.wait_for_function("document.querySelector('.scroll.whole')")
+    found = page.evaluate(
+        """[...document.querySelectorAll('.scroll')].filter(part => part.clientWidth).map(part => [
+            part.scrollWidth > part.clientWidth, getComputedStyle(part, '::after').content.includes('scroll')])"""
+    )
+    assert all(cut == told for cut, told in found)
+    assert {cut for cut, _ in found} == {True, False}
+
+
+def test_long_names_continue_behind_their_separators(data):
+    models = data.models.assign(name=["pypi/mc_cnn", "b", "c", "d", "e"], sparsity=0.125)
+    text = report(dataclasses.replace(data, models=models))
+    assert '<th scope="row">pypi/<wbr>mc_<wbr>cnn' in text
+    assert any(row[0] == "pypi/mc_cnn" for row in Page(text).rows)
 
 
 def test_a_browser_runs_the_script(opened):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import traceback
+from pathlib import Path
 
 import duckdb
 import numpy as np
@@ -279,12 +280,22 @@ def line(hub, run, tmp_path, monkeypatch):
     HfFileSystem.clear_instance_cache()
 
 
-def test_the_verbs(hub, db, line, tmp_path):
+def test_the_verbs(hub, db, line, shift, tmp_path, monkeypatch):
     output = line("publish", REPO, "--db", db.path, "--dry-run", tmp_path / "release")
     assert f"{'filters_3x3':<16} {3190:>14,} rows      1 file" in output
     assert "left out: 1 model\n      1  no licence: " in output
     assert output.endswith(f"{tmp_path / 'release'}: release 1.0.0 of 5 models; nothing was uploaded\n")
     assert not hub.asked("")
+    monkeypatch.chdir(tmp_path / "release")  # where `duckdb -init init.sql` reads the files beside it, not the Hub's
+    with duckdb.connect() as connection:
+        connection.execute(Path("init.sql").read_text(encoding="utf-8"))
+        assert connection.sql("SELECT count(*) FROM filters_3x3").fetchall() == [(3190,)]
+        assert connection.sql("SELECT count(*) FROM kl_shift(domain)").fetchall() == [(len(shift) ** 2,)]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cnnfilterdb.json").write_text("{}")  # another release is not taken for this one
+    with duckdb.connect() as connection:
+        connection.execute((tmp_path / "release/init.sql").read_text(encoding="utf-8").split("\n\n")[0])
+        assert connection.sql("SELECT getvariable('cnnfilterdb_path')").fetchall() == [(f"{ADDRESS}@v1.0.0",)]
     assert f"published v1.0.0: {hub.url}/datasets/{REPO}/tree/v1.0.0" in line("publish", REPO, "--db", db.path)
     assert line("releases", REPO, "--format", "csv").splitlines()[1].startswith("v1.0.0,")
     output = line("pull", f"{REPO}@v1.0.0", "--db", tmp_path / "pulled", "--where", "domain = 'natural'")

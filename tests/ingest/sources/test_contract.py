@@ -132,7 +132,7 @@ def plugins(monkeypatch):
             sources,
             "entry_points",
             lambda group, name=None: [
-                SimpleNamespace(name=one, load=load) for one, load in found.items() if name in (None, one)
+                SimpleNamespace(name=one, load=load, module="zoo") for one, load in found.items() if name in (None, one)
             ],
         )
         monkeypatch.setattr(sources, "_sources", {})
@@ -155,7 +155,7 @@ def test_a_broken_plugin_hides_no_other(plugins, error):
         raise error
 
     plugins(zoo=lambda: Zoo, broken=load)
-    assert list(registered()) == ["broken", "zoo"]
+    assert list(registered()) == sources.plugins() == ["broken", "zoo"]
     with pytest.raises(IngestError, match=f"source broken failed: {type(error).__name__}: .*; report it to") as caught:
         get("broken")
     assert "\n" not in str(caught.value)

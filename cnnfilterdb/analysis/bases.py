@@ -198,7 +198,7 @@ def coefficient_range(
     total, done = pc.sum(layers["filters"]).as_py(), 0
     low, high = np.inf, -np.inf
     files = store.filter_files(basis.kernel, sorted(chosen))
-    for found in scan(files, basis.kernel, _Extremes(basis, chosen), resources=store.resources):
+    for found in scan(files, basis.kernel, _Extremes(basis, chosen), layers=chosen, resources=store.resources):
         low, high = min(low, found[0]), max(high, found[1])
         done += found[2]
         if progress:

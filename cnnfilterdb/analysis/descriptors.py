@@ -85,7 +85,7 @@ def of_layers(
 
     sums: dict[tuple[str, int], DescriptorSums] = {}
     files = store.filter_files(kernel, sorted(wanted))
-    for found in scan(files, kernel, _Description(kernel, wanted), resources=store.resources):
+    for found in scan(files, kernel, _Description(kernel, wanted), layers=wanted, resources=store.resources):
         for key, part in found:
             sums[key] = sums[key].merge(part) if key in sums else part
     means = pd.DataFrame([sums[key].means() for key in keys], columns=list(DESCRIPTORS), dtype=float)

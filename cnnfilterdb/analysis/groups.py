@@ -321,7 +321,7 @@ def scanned(
 
     count = _Counts(basis, low, high, bins, places)
     files = store.filter_files(basis.kernel, sorted(places))
-    for found in scan(files, basis.kernel, count, resources=store.resources):
+    for found in scan(files, basis.kernel, count, layers=places, resources=store.resources):
         for group, factor, histogram in found:
             counts[group] += factor * histogram.counts
             outside[group] += histogram.below.sum() + histogram.above.sum()

@@ -75,7 +75,7 @@ def shapes(store: FilterFiles, rows: pa.Table, by: str, kernel: str) -> pd.DataF
         groups.setdefault(model_id, {})[layer] = group
     counts = np.zeros((len(coded.dictionary), len(names)), np.int64)
     files = store.filter_files(kernel, sorted(groups))
-    for part in scan(files, kernel, _Named(kernel, groups), resources=store.resources):
+    for part in scan(files, kernel, _Named(kernel, groups), layers=groups, resources=store.resources):
         for group, found in part.items():
             counts[group] += found
     filters = counts.sum(axis=1)

@@ -28,7 +28,7 @@ from itertools import count
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from cnnfilterdb.core.workers import limited, threads
+from cnnfilterdb.core.workers import limited, one_blas_thread, threads
 from cnnfilterdb.errors import CnnFilterDbError, RemoteError, WorkerLostError
 
 if TYPE_CHECKING:
@@ -310,7 +310,7 @@ def _lost(attempt: _Attempt, future: Future[Any], error: BaseException) -> Futur
 
 def _work(function: Callable[[T], U], unit: T) -> U:
     """Apply a function to a unit in another process, which has one processor for it."""
-    with limited(1):
+    with limited(1), one_blas_thread():
         return function(unit)
 
 
@@ -375,6 +375,13 @@ class Threads(Runner):
     def __init__(self, workers: int, *, repeats: bool = True) -> None:
         self.workers = workers
         self.repeats = repeats
+
+    def run(
+        self, function: Callable[[T], U], units: Iterable[T], **options: Any
+    ) -> Generator[tuple[T, Future[U]], None, None]:
+        """See :meth:`Runner.run`."""
+        with one_blas_thread():
+            yield from super().run(function, units, **options)
 
     def _open(self, demand: Demand) -> Executor:
         return _ThreadPool(self.workers, thread_name_prefix="unit")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-__all__ = ["limited", "threads"]
+__all__ = ["limited", "one_blas_thread", "threads"]
 
 _limit: ContextVar[int | None] = ContextVar("threads", default=None)
 
@@ -31,3 +31,16 @@ def limited(threads: int) -> Iterator[None]:
         yield
     finally:
         _limit.reset(token)
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Keep the linear algebra of NumPy and SciPy to the calling thread within the block, where BLAS allows that.
+
+    Units of work take all processors already. Threads that BLAS starts for each of them wait for each other: the
+    eigenvalues of layers took seven times the processor time, and longer than on one thread.
+    """
+    from threadpoolctl import ThreadpoolController
+
+    with ThreadpoolController().limit(limits=1, user_api="blas"):
+        yield

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cnnfilterdb.core.schema import weight_columns
-from cnnfilterdb.scan.scan import FilterFile, FilterFiles, Run, open_parquet, scan
+from cnnfilterdb.scan.scan import FilterFile, FilterFiles, Run, joined, open_parquet, scan
 from cnnfilterdb.stats import Nearest, Pattern
 
 __all__ = ["nearest_filters"]
@@ -47,7 +47,7 @@ def nearest_filters(
 
     best = Nearest(limit)
     search = _Search(pattern, limit, wanted)
-    for found in scan(files, kernel, search, resources=store.resources, progress=progress):
+    for found in scan(files, kernel, search, layers=wanted, resources=store.resources, progress=progress):
         best.merge(found)
     lookup = _Lookup(files, kernel)
     rows = [lookup.row(file, int(row)) for file, row, _ in best.places.reshape(-1, 3).tolist()]
@@ -74,15 +74,18 @@ class _Search:
 
     def __call__(self, runs: list[Run]) -> Nearest:
         found = Nearest(self.limit)
-        for run in runs:
-            if self.wanted is None or run.layer in self.wanted.get(run.model_id, ()):
+        for wanted, run in joined(runs, self._wanted):
+            if wanted:
                 similarity, which = self.pattern.similarity(run.columns)
                 # Only candidates get a place, which excludes most of a row group.
-                chosen = np.flatnonzero(similarity >= found.least)
+                chosen = found.candidates(similarity)
                 places = np.empty((len(chosen), 3), np.int64)
                 places[:, 0], places[:, 1], places[:, 2] = run.number, run.row + chosen, which[chosen]
                 found.update(similarity[chosen], places)
         return found
+
+    def _wanted(self, run: Run) -> bool:
+        return self.wanted is None or run.layer in self.wanted.get(run.model_id, ())
 
 
 def _columns(kernel: str) -> list[str]:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from heapq import merge
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +30,7 @@ from cnnfilterdb.scan.scan import (
     failures,
     filters_metadata,
     first_line,
+    layer_bounds,
     open_parquet,
 )
 
@@ -59,8 +59,8 @@ def filters_of(storage: FilterFiles, kernel: str, layers: Mapping[str, Collectio
     def row_groups() -> Iterator[_Place]:
         for model_id, path, metadata, group in _in_order(storage.filter_files(kernel, sorted(layers)), kernel, layers):
             chosen = layers[model_id]
-            low, high = _layers(metadata, group)
-            if any(low is None or low <= layer <= high for layer in chosen):
+            bounds = layer_bounds(metadata, group)
+            if bounds is None or any(bounds[0] <= layer <= bounds[1] for layer in chosen):
                 rows = metadata.row_group(group).num_rows
                 yield _Place(path, None if runner.remote else metadata, group, rows, kernel, chosen)
 
@@ -182,9 +182,3 @@ def _in_order(files: Sequence[FilterFile], kernel: str, layers: Mapping[str, Col
                     yield model_id, shard, metadata, group
 
     yield from merge(of_files(), *map(of_shards, origins.values()), key=itemgetter(0))
-
-
-def _layers(metadata: pq.FileMetaData, group: int) -> tuple[Any, Any]:
-    """Smallest and largest layer of a row group; None if its statistics do not contain them."""
-    statistics = metadata.row_group(group).column(1).statistics
-    return (statistics.min, statistics.max) if statistics is not None and statistics.has_min_max else (None, None)

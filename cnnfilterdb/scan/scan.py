@@ -6,7 +6,7 @@ Memory is bounded by the row groups in flight, regardless of the size of the dat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
@@ -34,6 +34,7 @@ __all__ = [
     "filters_metadata",
     "first_line",
     "joined",
+    "layer_bounds",
     "open_parquet",
     "scan",
 ]
@@ -161,6 +162,23 @@ def constant(metadata: pq.FileMetaData, group: int, column: str) -> Any:
     return statistics.min
 
 
+def layer_bounds(metadata: pq.FileMetaData, group: int) -> tuple[int, int] | None:
+    """Smallest and largest layer of a row group; None if its statistics do not contain them."""
+    names = metadata.schema.names
+    statistics = metadata.row_group(group).column(names.index("layer")).statistics if "layer" in names else None
+    return (statistics.min, statistics.max) if statistics is not None and statistics.has_min_max else None
+
+
+def _matters(metadata: pq.FileMetaData, group: int, layers: Mapping[str, Collection[int]] | None) -> bool:
+    """Whether some of these layers of the models may be in a row group."""
+    if layers is None:
+        return True
+    model_id, bounds = constant(metadata, group, "model_id"), layer_bounds(metadata, group)
+    if model_id is None or bounds is None:
+        return True
+    return any(bounds[0] <= layer <= bounds[1] for layer in layers.get(model_id, ()))
+
+
 @dataclass(frozen=True, slots=True)
 class _RowGroup:
     """A row group that is scanned.
@@ -230,6 +248,7 @@ def scan(
     kernel: str,
     work: Callable[[list[Run]], T],
     *,
+    layers: Mapping[str, Collection[int]] | None = None,
     resources: Resources | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Generator[T, None, None]:
@@ -241,8 +260,10 @@ def scan(
         work: Called with the runs of one row group, in a worker; it should release the interpreter lock, as the
             compiled functions of :mod:`cnnfilterdb.stats` do. For a runner beyond this process it can be pickled. If it
             has a method ``of(model_ids)``, that returns the same for some models only, so that little is sent.
+        layers: The layers of each model that matter; row groups in which none of them can be are not read. The runs of
+            the others come whole. None reads all.
         resources: What the scan may use; by default threads, one for each processor.
-        progress: Called with the number of filters done since the last call.
+        progress: Called with the number of filters read since the last call.
 
     Raises:
         CorruptError: A file is not readable, or not one of filters of that size.
@@ -256,7 +277,7 @@ def scan(
             metadata, first = filters_metadata(path, kernel), 0
             for group in range(metadata.num_row_groups):
                 rows = metadata.row_group(group).num_rows
-                if isinstance(path, Path) or path.wanted(metadata, group):
+                if (isinstance(path, Path) or path.wanted(metadata, group)) and _matters(metadata, group, layers):
                     model_id = constant(metadata, group, "model_id")
                     yield _RowGroup(path, number, group, first, rows, model_id, None if runner.remote else metadata)
                 first += rows

@@ -33,6 +33,7 @@ __all__ = [
     "forms",
     "layer_sums",
     "levels",
+    "power_law_tail",
     "project",
     "similarities",
     "squares",
@@ -520,6 +521,33 @@ def _entropies(spectra: Any, out: Any) -> None:  # pragma: no cover (compiled)
 
 
 @njit(**_COMPILED)
+def _power_law_tail(logs: Any, sums: Any, last: int, less: int) -> tuple[int, float]:  # pragma: no cover (compiled)
+    count = len(logs)
+    found, least, bound, refused = -1, np.inf, np.inf, -1
+    # Some starts first: their smallest distance is a bound by which most of the others are refused early.
+    for step in (64, 1):
+        for start in range(0, last + 1, step):
+            if sums[start] <= 1e-12:
+                break
+            size = count - start
+            slope = -(size - less) / sums[start]
+            largest = 0.0
+            # One value that is too far off is enough. Often it is the one that refused the last tail: it comes first.
+            for i in range(-1, size):
+                place = refused if i < 0 else start + i
+                if place >= start:
+                    expected = -np.expm1(slope * (logs[place] - logs[start]))
+                    largest = max(largest, abs(expected - (place - start) / size))
+                    if largest > bound:
+                        refused = place
+                        break
+            bound = min(bound, largest)
+            if step == 1 and largest < least:
+                found, least = start, largest
+    return found, least
+
+
+@njit(**_COMPILED)
 def _levels(bits: Any, most: int) -> int:  # pragma: no cover (compiled)
     slots = 4
     while slots < 4 * most:
@@ -591,45 +619,53 @@ def _similarities(
 ) -> None:  # pragma: no cover (compiled)
     k = addresses.shape[0]
     block = np.empty((k, _BLOCK), np.float32)
-    scaled = np.empty((k, _BLOCK))
+    weights = np.empty((k, _BLOCK))
     peak = np.empty(_BLOCK, np.float32)
     length = np.empty(_BLOCK)
     part = np.empty(_BLOCK)
+    top = np.empty(_BLOCK)
+    names = np.empty(_BLOCK, np.int64)
     for start in range(0, count, _BLOCK):
         size = min(_BLOCK, count - start)
         _gather(addresses, start, size, block)
-        # Scaled by the largest weight, so that squares of tiny weights do not vanish.
-        _scale_block(block, scaled, peak, size)
+        # Not weights: in double precision the square of no weight vanishes or overflows.
+        _peak_block(block, peak, size)
+        for j in range(k):
+            for b in range(size):
+                weights[j, b] = np.float64(block[j, b])
         if offset:
             part[:size] = 0
             for j in range(k):
                 for b in range(size):
-                    part[b] += scaled[j, b]
+                    part[b] += weights[j, b]
             for j in range(k):
                 for b in range(size):
-                    scaled[j, b] -= part[b] / k
+                    weights[j, b] -= part[b] / k
         length[:size] = 0
         for j in range(k):
             for b in range(size):
-                length[b] += scaled[j, b] * scaled[j, b]
-        for b in range(size):
-            best[start + b] = -np.inf
-            which[start + b] = 0
+                length[b] += weights[j, b] * weights[j, b]
+        # A filter has one length, so the variant with the largest product is the most similar one. Without branches,
+        # the compiler does several filters at once.
+        top[:size] = -np.inf
+        names[:size] = 0
         for v in range(variants.shape[0]):
             part[:size] = 0
             for j in range(k):
                 for b in range(size):
-                    part[b] += variants[v, j] * scaled[j, b]
+                    part[b] += variants[v, j] * weights[j, b]
             for b in range(size):
-                # After centring, a constant kernel consists of rounding errors, not of a direction.
-                if length[b] > 1e-24:
-                    value = part[b] / np.sqrt(length[b])
-                    if value > best[start + b]:
-                        best[start + b] = value
-                        which[start + b] = v
-                    if sign and -value > best[start + b]:
-                        best[start + b] = -value
-                        which[start + b] = -1 - v
+                negated = sign and part[b] < 0
+                value = -part[b] if negated else part[b]
+                better = value > top[b]
+                top[b] = value if better else top[b]
+                names[b] = (-1 - v if negated else v) if better else names[b]
+        for b in range(size):
+            # After centring, a constant kernel consists of rounding errors, not of a direction.
+            largest = np.float64(peak[b])
+            directed = length[b] > 1e-24 * largest * largest
+            best[start + b] = top[b] / np.sqrt(length[b] if directed else 1.0) if directed else -np.inf
+            which[start + b] = names[b] if directed else 0
 
 
 def _addresses(columns: Columns) -> npt.NDArray[np.uint64]:
@@ -820,6 +856,24 @@ def entropies(spectra: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
     out = np.empty(len(spectra))
     _entropies(spectra, out)
     return out
+
+
+def power_law_tail(
+    logs: npt.NDArray[np.float64], sums: npt.NDArray[np.float64], last: int, less: int
+) -> tuple[int, float]:
+    """Where the tail of sorted values starts whose distance from its power law is smallest, and that distance.
+
+    Args:
+        logs: (n,), the logarithms of the values, rising.
+        sums: (n,), of the logarithms from each on, less as many times its own.
+        last: The last value that a tail may start with.
+        less: What is subtracted from the number of values in the estimate of the exponent.
+
+    Returns:
+        The number of the first value and the Kolmogorov-Smirnov distance; -1 and infinity if all values are equal.
+    """
+    start, distance = _power_law_tail(logs, sums, last, less)
+    return int(start), float(distance)
 
 
 def levels(rows: npt.NDArray[np.float32], most: int) -> int:

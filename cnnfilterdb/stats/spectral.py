@@ -93,22 +93,16 @@ def power_law(values: npt.NDArray[np.float64]) -> tuple[float, float, float] | N
     count = len(values)
     if count < _SHORTEST:
         return None
+    from cnnfilterdb.stats import compiled
+
     small = count < _SMALL
     logs = np.log(values)
     left = np.arange(count, 0, -1)
-    sums = np.cumsum(logs[::-1])[::-1] - left * logs
-    best: tuple[float, float, float] | None = None
-    for start in range(count - (_SHORTEST if small else 2) + 1):
-        size = count - start
-        if sums[start] <= 1e-12:
-            break
-        alpha = 1 + (size - 1 if small else size) / sums[start]
-        # The share below each value of the tail, expected and found.
-        expected = -np.expm1((1 - alpha) * (logs[start:] - logs[start]))
-        distance = float(np.abs(expected - np.arange(size) / size).max())
-        if best is None or distance < best[1]:
-            best = float(alpha), distance, float(values[start])
-    return best
+    sums: _Array = np.cumsum(logs[::-1])[::-1] - left * logs
+    start, distance = compiled.power_law_tail(logs, sums, count - (_SHORTEST if small else 2), int(small))
+    if start < 0:
+        return None
+    return 1 + (count - start - small) / float(sums[start]), distance, float(values[start])
 
 
 def _eigenvalues(matrix: npt.NDArray[np.float32]) -> _Array:

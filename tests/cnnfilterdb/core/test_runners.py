@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import operator
 import time
 from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
 from importlib import import_module
 from random import Random
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from cnnfilterdb.core.resources import runner_of
 from cnnfilterdb.core.runners import TRIES, Given, Processes, Serial, Threads
@@ -23,6 +28,10 @@ def results(runner, function, units, **options):
 
 def square(number: int) -> int:
     return number * number
+
+
+def blas_threads(_: object = None) -> set[int]:
+    return {found["num_threads"] for found in threadpool_info() if found["user_api"] == "blas"}
 
 
 class Unreliable(Executor):
@@ -263,3 +272,19 @@ def test_a_limit_of_threads_ends_with_its_block():
     with limited(1):
         assert threads() == 1
     assert threads() == before
+
+
+def test_linear_algebra_starts_no_threads_beside_those_of_the_runner(monkeypatch):
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "3")
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    with threadpool_limits(3, user_api="blas"):
+        assert results(Threads(2), blas_threads, range(4)) == [(unit, {1}) for unit in range(4)]
+        with closing(Threads(2).run(blas_threads, range(9))) as units:  # and is left early
+            assert next(units)[1].result() == {1}
+        assert blas_threads() == {3}
+    processes = Processes(1)
+    unit = partial(threadpool_info)
+    unit.first = np.dtype(float)  # what a unit is made of is imported before it is run
+    ((_, found),) = results(processes, operator.call, [unit])
+    processes.stop()
+    assert {library["num_threads"] for library in found if library["user_api"] == "blas"} == {1}

@@ -54,6 +54,26 @@ def test_runs_are_the_layers_in_order_across_row_groups(tmp_path_factory, layers
     assert filters.tolist() == layers
 
 
+@given(
+    st.lists(st.integers(1, 12), min_size=1, max_size=6), st.integers(1, 20), st.sets(st.integers(0, 6)), st.booleans()
+)
+@settings(max_examples=40)
+def test_row_groups_without_wanted_layers_are_not_read(tmp_path_factory, layers, group_rows, wanted, statistics):
+    path = tmp_path_factory.mktemp("scan") / "m.parquet"
+    write(path, layers, group_rows, write_statistics=statistics)
+    everything = list(scan([path], "3x3", list))
+    read = list(scan([path], "3x3", list, layers={"custom/m": wanted, "custom/other": {0}}))
+
+    def places(row_groups):
+        return [(run.row, run.layer, run.filters) for group in row_groups for run in group]
+
+    needed = [group for group in everything if not statistics or wanted & {run.layer for run in group}]
+    # By their smallest and largest layer, so that one between two wanted ones may be read, too.
+    assert set(places(needed)) <= set(places(read)) <= set(places(everything))
+    if len(wanted) == 1 or not statistics:
+        assert places(read) == places(needed)
+
+
 def test_neighbouring_runs_are_joined(tmp_path):
     path = tmp_path / "m.parquet"
     weights = write(path, [3, 1, 4, 1, 5], 14)

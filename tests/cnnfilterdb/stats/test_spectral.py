@@ -59,6 +59,30 @@ def test_a_power_law_above_a_uniform_bulk_is_found(exponent):
     assert found[2] == pytest.approx(1, rel=0.3)
 
 
+@given(
+    st.lists(st.floats(0.01, 1e4) | st.integers(1, 5).map(float), min_size=8, max_size=200), st.integers(0, 2**32 - 1)
+)
+def test_the_tail_is_the_one_of_the_definition(values, seed):
+    """Every start is tried in full, as the paper says; the product refuses most of them early."""
+    values = np.sort(np.concatenate([values, np.random.default_rng(seed).pareto(2, len(values)) + 1]))
+    small = len(values) < 20
+    best = None
+    for start in range(len(values) - (7 if small else 1)):
+        tail = values[start:]
+        logs = np.log(tail / tail[0])
+        if logs.sum() <= 1e-12:
+            break
+        alpha = 1 + (len(tail) - small) / logs.sum()
+        distance = np.abs(1 - np.exp((1 - alpha) * logs) - np.arange(len(tail)) / len(tail)).max()
+        if best is None or distance < best[1] - 1e-12:
+            best = alpha, distance, tail[0]
+    found = power_law(values)
+    assert found is not None
+    assert found[1] == pytest.approx(best[1], abs=1e-9)
+    if found[2] == best[2]:  # tails that fit as well as each other differ by rounding
+        assert found[0] == pytest.approx(best[0])
+
+
 def test_what_has_no_spectrum():
     zeros = layer_spectrum(np.zeros((8, 8, 3, 3), np.float32))
     assert (zeros.alpha, zeros.alpha_hat, zeros.lambda_max, zeros.stable_rank) == (None,) * 4

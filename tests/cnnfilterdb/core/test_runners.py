@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import operator
 import time
 from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
 from contextlib import closing
-from functools import partial
 from importlib import import_module
 from random import Random
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -283,8 +280,7 @@ def test_linear_algebra_starts_no_threads_beside_those_of_the_runner(monkeypatch
             assert next(units)[1].result() == {1}
         assert blas_threads() == {3}
     processes = Processes(1)
-    unit = partial(threadpool_info)
-    unit.first = np.dtype(float)  # what a unit is made of is imported before it is run
-    ((_, found),) = results(processes, operator.call, [unit])
+    units = ["__import__('numpy').__name__", "__import__('threadpoolctl').threadpool_info()"]
+    _, (_, found) = results(processes, eval, units)
     processes.stop()
     assert {library["num_threads"] for library in found if library["user_api"] == "blas"} == {1}

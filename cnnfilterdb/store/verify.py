@@ -62,7 +62,8 @@ UNREAD = "is no file of the database, and is not read; move it elsewhere"
 TOLERANCE = 1e-9
 
 _THREADS = 4
-_BATCH = 64 * 1024  # rows read at a time
+#: Rows read at a time, and filters that are checked at a time: memory does not grow with the layer.
+_BATCH = 64 * 1024
 
 
 def verify_models(
@@ -321,33 +322,37 @@ class _Check:
             rows_of = RowCursor(file.iter_batches(_BATCH, use_threads=False), kernel)
             for batch in layers.to_batches(max_chunksize=1):
                 (layer,) = batch.to_pylist()
-                self._layer(path, layer, *rows_of.take(layer["filters"]))
+                self._layer(path, layer, rows_of)
 
-    def _layer(
-        self,
-        path: str,
-        layer: dict[str, Any],
-        models: set[str],
-        keys: npt.NDArray[np.int32],
-        weights: npt.NDArray[np.float32],
-    ) -> None:
+    def _layer(self, path: str, layer: dict[str, Any], rows_of: RowCursor) -> None:
         where = f"layer {layer['layer']} ({layer['layer_name']})"
-        if models != {self.model_id}:
-            self._problem(path, f"{where} belongs to {', '.join(sorted(models - {self.model_id or ''}))}")
         count, out_channels = layer["filters"], 1 if layer["out_channels"] is None else layer["out_channels"]
         in_channels = max(1, count // max(1, out_channels))
-        out_channel, in_channel = np.divmod(np.arange(count), in_channels)
-        if count != out_channels * in_channels or not (
-            (keys[0] == layer["layer"]).all() and (keys[1] == out_channel).all() and (keys[2] == in_channel).all()
-        ):
+        models: set[str] = set()
+        ordered, finite = count == out_channels * in_channels, True
+        digest, moments = hashlib.sha256(), None
+        for start in range(0, count, _BATCH):
+            found, keys, weights = rows_of.take(min(_BATCH, count - start))
+            models |= found
+            out_channel, in_channel = np.divmod(np.arange(start, start + len(weights)), in_channels)
+            ordered = ordered and bool(
+                (keys[0] == layer["layer"]).all() and (keys[1] == out_channel).all() and (keys[2] == in_channel).all()
+            )
+            digest.update(weights.data)
+            finite = finite and bool(np.isfinite(weights).all())
+            if finite:
+                part = Moments.of(weights.astype(np.float32, copy=False))
+                moments = part if moments is None else moments.merge(part)
+        if models != {self.model_id}:
+            self._problem(path, f"{where} belongs to {', '.join(sorted(models - {self.model_id or ''}))}")
+        if not ordered:
             self._problem(path, f"{where}: its {count:,} filters are not in order of layer, out_channel, in_channel")
-        digest = hashlib.sha256(weights.data).hexdigest()
-        if digest != layer["tensor_sha256"]:
-            self._problem(path, f"{where}: SHA-256 of the weight is {digest}, expected {layer['tensor_sha256']}")
-        if not np.isfinite(weights).all():
+        if digest.hexdigest() != layer["tensor_sha256"]:
+            expected = layer["tensor_sha256"]
+            self._problem(path, f"{where}: SHA-256 of the weight is {digest.hexdigest()}, expected {expected}")
+        if not finite:
             self._problem(path, f"{where} contains NaN or infinite weights")
-        elif layer["scaled_mean"] is not None or layer["scaled_scatter"] is not None:
-            moments = Moments.of(weights.astype(np.float32, copy=False))
+        elif moments is not None and (layer["scaled_mean"] is not None or layer["scaled_scatter"] is not None):
             for column, value in (("scaled_mean", moments.mean), ("scaled_scatter", moments.packed())):
                 if not _close(layer[column], value):
                     self._problem(paths.layers_path(self._slug), f"{where}: {column} is not that of its filters")

@@ -20,7 +20,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from cnnfilterdb.catalog.names import match, near
-from cnnfilterdb.errors import SelectionError, UnknownModelError
+from cnnfilterdb.core.errors import SelectionError, UnknownModelError
 
 if TYPE_CHECKING:
     from cnnfilterdb.catalog.entries import Catalog, CatalogModel, Collection, Dataset, License, Term

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from cnnfilterdb.errors import UnknownModelError
+from cnnfilterdb.core.errors import UnknownModelError
 
 __all__ = ["match", "near"]
 

@@ -34,8 +34,8 @@ from cnnfilterdb.catalog.entries import (
     license_parts,
 )
 from cnnfilterdb.catalog.names import match
+from cnnfilterdb.core.errors import CatalogError, UnknownModelError
 from cnnfilterdb.core.schema import is_sha256
-from cnnfilterdb.errors import CatalogError, UnknownModelError
 
 __all__ = ["METADATA", "catalog_problems", "read_catalog"]
 

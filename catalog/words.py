@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.core.errors import SelectionError
 
 if TYPE_CHECKING:
     from cnnfilterdb.catalog.entries import Catalog, CatalogModel

@@ -14,7 +14,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from cnnfilterdb.errors import (
+from cnnfilterdb.core.errors import (
     BadWeightsError,
     CatalogError,
     CnnFilterDbError,

@@ -15,11 +15,11 @@ import pyarrow as pa
 from cnnfilterdb import sql
 from cnnfilterdb.analysis.queries import translated, unreachable
 from cnnfilterdb.analysis.storage import Storage
-from cnnfilterdb.core import paths
+from cnnfilterdb.core import paths, sqltext
+from cnnfilterdb.core.errors import CorruptError, DamagedIndexError, DatabaseError
 from cnnfilterdb.core.footers import stated_rows
 from cnnfilterdb.core.reports import printable
 from cnnfilterdb.core.schema import FINGERPRINTS, HISTOGRAMS, LAYERS, MODELS
-from cnnfilterdb.errors import CorruptError, DamagedIndexError, DatabaseError
 
 __all__ = ["Connection"]
 
@@ -108,7 +108,7 @@ class Connection:
             if self._closed:
                 raise DatabaseError(f"{self._storage.location}: closed; open it again with cnnfilterdb.open")
             if self.confined:
-                sql.check_confined(query)
+                sqltext.check_confined(query)
             self._storage.check(query)
             known = self._storage.definitions()
             if self._root is None:
@@ -160,7 +160,7 @@ class Connection:
             odd = [path for path, rows in stated.items() if rows is None or rows > limits[path]]
             try:
                 if odd:
-                    files = ", ".join(sql.literal(sql.without_wildcards(path)) for path in odd)
+                    files = ", ".join(sqltext.literal(sql.without_wildcards(path)) for path in odd)
                     footers = f"SELECT file_name, num_rows FROM parquet_file_metadata([{files}])"
                     stated.update(cursor.execute(footers).fetchall())
             except duckdb.Error as error:

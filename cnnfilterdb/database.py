@@ -16,11 +16,11 @@ from cnnfilterdb import catalog
 from cnnfilterdb.analysis.bases import FittedBasis
 from cnnfilterdb.analysis.options import names_given, names_of
 from cnnfilterdb.core import paths
+from cnnfilterdb.core.errors import DamagedIndexError, DatabaseError, LockedError, NotADatabaseError, SelectionError
 from cnnfilterdb.core.reports import Problem, Progress, TransferReport
 from cnnfilterdb.core.resources import Resources
 from cnnfilterdb.core.schema import AnnotatedFacts, check_fact_types
 from cnnfilterdb.core.sharding import Share
-from cnnfilterdb.errors import DamagedIndexError, DatabaseError, LockedError, NotADatabaseError, SelectionError
 from cnnfilterdb.imports import Imports
 from cnnfilterdb.parts.listing import is_parts_list
 from cnnfilterdb.parts.locations import Opened, opened

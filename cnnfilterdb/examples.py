@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cnnfilterdb.core.errors import NotADatabaseError
 from cnnfilterdb.database import FilterDB, create, open
-from cnnfilterdb.errors import NotADatabaseError
 from cnnfilterdb.reader import Reader
 
 __all__ = ["example", "reference"]

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from cnnfilterdb.core import paths
+from cnnfilterdb.core.errors import CnnFilterDbError, DatabaseError
 from cnnfilterdb.core.version import package_version
 from cnnfilterdb.core.workers import threads
-from cnnfilterdb.errors import CnnFilterDbError, DatabaseError
 
 if TYPE_CHECKING:
     from cnnfilterdb.ingest.fetch.download import Session
@@ -209,7 +209,7 @@ def _file_system(place: Path) -> str:
 
 def _writing(place: Path) -> list[Finding]:
     """Whether files can be written, renamed, synchronised and locked in a folder, and how long that takes."""
-    from cnnfilterdb.store.durable import sync, sync_folder
+    from cnnfilterdb.core.durable import sync, sync_folder
 
     remedy = "choose a folder of your own with --db, or check its permissions and the disk"
     try:

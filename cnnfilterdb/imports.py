@@ -9,9 +9,9 @@ from typing import Any, Unpack
 
 from cnnfilterdb import catalog
 from cnnfilterdb.analysis.options import names_of
+from cnnfilterdb.core.errors import SelectionError
 from cnnfilterdb.core.reports import IngestReport, Observer
 from cnnfilterdb.core.schema import GivenFacts, ModelFacts, check_fact_types
-from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.reader import Reader
 from cnnfilterdb.store import annotations as notes
 from cnnfilterdb.store.folder import Store

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from cnnfilterdb.analysis.options import ShiftOptions, check_options, names_of
+from cnnfilterdb.core.errors import PublishError, SelectionError
 from cnnfilterdb.core.reports import Exported, Progress
-from cnnfilterdb.errors import PublishError, SelectionError
 from cnnfilterdb.questions.lineage import Lineage
 
 if TYPE_CHECKING:

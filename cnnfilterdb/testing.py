@@ -29,8 +29,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cnnfilterdb import catalog
+from cnnfilterdb.core.errors import CnnFilterDbError, UnknownModelError, WeightFileError
 from cnnfilterdb.core.schema import ModelFacts
-from cnnfilterdb.errors import CnnFilterDbError, UnknownModelError, WeightFileError
 from cnnfilterdb.ingest import formats
 from cnnfilterdb.ingest.network.layers import Weights
 from cnnfilterdb.ingest.sources import Source, as_source

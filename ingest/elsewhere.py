@@ -19,12 +19,12 @@ import pyarrow.parquet as pq
 
 from cnnfilterdb import catalog
 from cnnfilterdb.core import paths
+from cnnfilterdb.core.durable import unwritable
+from cnnfilterdb.core.errors import CnnFilterDbError, IngestError, LockedError, WorkerLostError
 from cnnfilterdb.core.reports import Failure, IngestReport, Observer
 from cnnfilterdb.core.runners import Demand
-from cnnfilterdb.errors import CnnFilterDbError, IngestError, LockedError, WorkerLostError
 from cnnfilterdb.ingest import pipeline, sources
 from cnnfilterdb.ingest.network.layers import Weights
-from cnnfilterdb.store.durable import unwritable
 from cnnfilterdb.store.folder import Store
 from cnnfilterdb.store.index import Index, Projection
 

@@ -16,15 +16,15 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from cnnfilterdb import stats
+from cnnfilterdb.core.errors import BadWeightsError, SelectionError, WeightFileError
 from cnnfilterdb.core.reports import Progress, counted, printable, read_of, share_of
 from cnnfilterdb.core.schema import LAYERS, papers_layers
-from cnnfilterdb.errors import BadWeightsError, SelectionError, WeightFileError
+from cnnfilterdb.core.sqltext import literal
 from cnnfilterdb.ingest.measurement import measure
 from cnnfilterdb.ingest.network.families import recognised
 from cnnfilterdb.ingest.network.folding import folded
 from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Weights
 from cnnfilterdb.ingest.pipeline import weights_given
-from cnnfilterdb.sql import literal
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -31,8 +31,8 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from cnnfilterdb import errors
-from cnnfilterdb.errors import CnnFilterDbError, IngestError, WeightFileError
+from cnnfilterdb.core import errors
+from cnnfilterdb.core.errors import CnnFilterDbError, IngestError, WeightFileError
 from cnnfilterdb.ingest import formats
 from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Weights
 

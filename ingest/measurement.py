@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from cnnfilterdb.core.errors import BadWeightsError
 from cnnfilterdb.core.schema import MAX_KERNEL_WEIGHTS
-from cnnfilterdb.errors import BadWeightsError
 from cnnfilterdb.ingest.network.layers import ConvLayer
 from cnnfilterdb.stats import LayerStatistics, layer_statistics, statistics_row
 

@@ -38,11 +38,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from cnnfilterdb.core.errors import CatalogError, MissingExtraError, UnsafeFileError, WeightFileError
 from cnnfilterdb.core.reports import IngestReport, Observer
 from cnnfilterdb.core.runners import Threads
 from cnnfilterdb.core.schema import ModelFacts
 from cnnfilterdb.core.workers import threads
-from cnnfilterdb.errors import CatalogError, MissingExtraError, UnsafeFileError, WeightFileError
 from cnnfilterdb.ingest import formats
 from cnnfilterdb.ingest.formats import frame, hdf5, limits
 from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Weights

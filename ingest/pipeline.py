@@ -18,12 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cnnfilterdb import catalog
-from cnnfilterdb.core.reports import Failure, IngestReport, Observer
-from cnnfilterdb.core.runners import Threads
-from cnnfilterdb.core.schema import ModelFacts
-from cnnfilterdb.core.sharding import Share
-from cnnfilterdb.core.workers import limited, threads
-from cnnfilterdb.errors import (
+from cnnfilterdb.core.durable import unwritable
+from cnnfilterdb.core.errors import (
     BadWeightsError,
     CnnFilterDbError,
     IngestError,
@@ -31,6 +27,11 @@ from cnnfilterdb.errors import (
     NoConvolutionError,
     WeightFileError,
 )
+from cnnfilterdb.core.reports import Failure, IngestReport, Observer
+from cnnfilterdb.core.runners import Threads
+from cnnfilterdb.core.schema import ModelFacts
+from cnnfilterdb.core.sharding import Share
+from cnnfilterdb.core.workers import limited, threads
 from cnnfilterdb.ingest import formats, isolation
 from cnnfilterdb.ingest.measurement import measure
 from cnnfilterdb.ingest.network import memory
@@ -39,7 +40,6 @@ from cnnfilterdb.ingest.network.folding import SUFFIX, folded
 from cnnfilterdb.ingest.network.layers import ConvLayer, Weights
 from cnnfilterdb.ingest.sources import as_source, get
 from cnnfilterdb.stats import LayerStatistics, looks_untrained
-from cnnfilterdb.store.durable import unwritable
 from cnnfilterdb.store.folder import Store
 from cnnfilterdb.store.writer import Writer
 

@@ -28,13 +28,13 @@ from cnnfilterdb import catalog
 from cnnfilterdb.analysis.bases import basis_table
 from cnnfilterdb.cli.progress import progress_bars, progress_observer
 from cnnfilterdb.core import paths
+from cnnfilterdb.core.durable import sha256
+from cnnfilterdb.core.recipes import RECIPES
 from cnnfilterdb.core.schema import FINGERPRINTS, HISTOGRAMS, release_schema
 from cnnfilterdb.publish.card import models_page
 from cnnfilterdb.publish.licenses import decide
 from cnnfilterdb.publish.shards import plain
 from cnnfilterdb.release.manifest import LeftOut, Manifest, ReleaseFile
-from cnnfilterdb.stats import RECIPES
-from cnnfilterdb.store.durable import sha256
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "cnnfilterdb" / "release" / "reference"

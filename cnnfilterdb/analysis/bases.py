@@ -12,12 +12,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from cnnfilterdb.core.errors import CorruptError, SelectionError
 from cnnfilterdb.core.paths import is_basis_id
+from cnnfilterdb.core.recipes import RECIPES, Recipe
 from cnnfilterdb.core.reports import Progress
 from cnnfilterdb.core.schema import BASES, HISTOGRAMS, indexable, is_model_id, kernel_shape, storable
-from cnnfilterdb.errors import CorruptError, SelectionError
 from cnnfilterdb.scan.scan import FilterFiles, Run, joined, scan
-from cnnfilterdb.stats import RECIPES, Basis, Histogram, Moments, Recipe
+from cnnfilterdb.stats import Basis, Histogram, Moments
 
 __all__ = [
     "MAX_BINS",

@@ -11,8 +11,7 @@ import duckdb
 from cnnfilterdb.analysis.groups import Grouping
 from cnnfilterdb.analysis.queries import condition, expression, run
 from cnnfilterdb.core.reports import counted
-from cnnfilterdb.sql import literal
-from cnnfilterdb.sql.expressions import is_constant
+from cnnfilterdb.core.sqltext import is_constant, literal
 
 __all__ = ["Coverage", "coverage"]
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from cnnfilterdb import stats
-from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.core.errors import SelectionError
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,8 +12,8 @@ import pyarrow as pa
 
 from cnnfilterdb.analysis.queries import condition, run
 from cnnfilterdb.core.schema import filter_schema, kernel_shape, weight_columns
+from cnnfilterdb.core.sqltext import literal
 from cnnfilterdb.scan.scan import FilterFiles, Run, scan
-from cnnfilterdb.sql import literal
 from cnnfilterdb.stats import DESCRIPTORS, DescriptorSums, descriptors
 
 if TYPE_CHECKING:

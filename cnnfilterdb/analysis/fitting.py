@@ -12,11 +12,12 @@ from operator import itemgetter
 import pyarrow as pa
 
 from cnnfilterdb.analysis.bases import FittedBasis, coefficient_range, histogram_table, moments_of, ranges
+from cnnfilterdb.core.errors import CorruptError
+from cnnfilterdb.core.recipes import RECIPES
 from cnnfilterdb.core.reports import Progress
 from cnnfilterdb.core.resources import Resources
-from cnnfilterdb.errors import CorruptError
 from cnnfilterdb.scan.scan import FilterFile, FilterFiles, Run, scan
-from cnnfilterdb.stats import BINS, RECIPES, Basis, Histogram, histograms
+from cnnfilterdb.stats import BINS, Basis, Histogram, histograms
 
 __all__ = ["basis_key", "fit", "hashes_of", "model_histograms"]
 

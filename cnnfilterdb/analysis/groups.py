@@ -17,10 +17,11 @@ import pyarrow as pa
 
 from cnnfilterdb.analysis.bases import FittedBasis, coefficient_range, ranges
 from cnnfilterdb.analysis.queries import condition, run
-from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.core.errors import SelectionError
+from cnnfilterdb.core.recipes import RECIPES
+from cnnfilterdb.core.sqltext import expression, literal
 from cnnfilterdb.scan.scan import FilterFiles, Run, joined, scan
-from cnnfilterdb.sql import expression, literal
-from cnnfilterdb.stats import RECIPES, Basis, Histogram, balance_weights
+from cnnfilterdb.stats import Basis, Histogram, balance_weights
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,8 +11,7 @@ import duckdb
 import pyarrow as pa
 
 from cnnfilterdb.core import paths
-from cnnfilterdb.core.reports import printable
-from cnnfilterdb.errors import (
+from cnnfilterdb.core.errors import (
     CnnFilterDbError,
     DamagedIndexError,
     DatabaseError,
@@ -20,8 +19,9 @@ from cnnfilterdb.errors import (
     RemoteError,
     SelectionError,
 )
+from cnnfilterdb.core.reports import printable
+from cnnfilterdb.core.sqltext import expression
 from cnnfilterdb.scan.steady import Snapshot, steady, watched
-from cnnfilterdb.sql import expression
 
 if TYPE_CHECKING:
     import pandas as pd

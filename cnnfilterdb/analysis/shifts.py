@@ -12,8 +12,8 @@ import numpy.typing as npt
 from cnnfilterdb import stats
 from cnnfilterdb.analysis.groups import Groups, by_model
 from cnnfilterdb.analysis.options import ComponentWeights
+from cnnfilterdb.core.errors import SelectionError
 from cnnfilterdb.core.schema import kernel_shape
-from cnnfilterdb.errors import SelectionError
 
 if TYPE_CHECKING:
     import pandas as pd

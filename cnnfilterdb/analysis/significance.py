@@ -19,8 +19,8 @@ from cnnfilterdb.analysis.groups import Grouping, Groups
 from cnnfilterdb.analysis.options import ComponentWeights
 from cnnfilterdb.analysis.queries import condition, run
 from cnnfilterdb.analysis.shifts import component_weights
-from cnnfilterdb.errors import SelectionError
-from cnnfilterdb.sql import expression, literal
+from cnnfilterdb.core.errors import SelectionError
+from cnnfilterdb.core.sqltext import expression, literal
 
 if TYPE_CHECKING:
     import pandas as pd

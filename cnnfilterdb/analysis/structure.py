@@ -14,11 +14,11 @@ import pyarrow as pa
 from cnnfilterdb import stats
 from cnnfilterdb.analysis.bases import moments_of
 from cnnfilterdb.analysis.queries import condition, run
+from cnnfilterdb.core.errors import SelectionError
 from cnnfilterdb.core.schema import kernel_shape, weight_columns
-from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.core.sqltext import literal
 from cnnfilterdb.scan.ordered import filters_of
 from cnnfilterdb.scan.scan import FilterFiles, Run, scan
-from cnnfilterdb.sql import literal
 
 if TYPE_CHECKING:
     import pandas as pd

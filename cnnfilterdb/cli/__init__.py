@@ -25,8 +25,8 @@ from cnnfilterdb.cli import (
 from cnnfilterdb.cli.options import common_options, everywhere
 from cnnfilterdb.cli.output import event, log_as, warn
 from cnnfilterdb.cli.signals import Interrupted, ending_soon
+from cnnfilterdb.core.errors import CnnFilterDbError, QueryError, SelectionError
 from cnnfilterdb.core.reports import escaped
-from cnnfilterdb.errors import CnnFilterDbError, QueryError, SelectionError
 
 __all__ = ["cli", "main"]
 

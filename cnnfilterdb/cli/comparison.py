@@ -87,7 +87,7 @@ def basis(file: Path, where: str | None, kernel: str, variant: str, path: Path) 
       cnnfilterdb basis natural.json --where "domain = 'natural'"
       cnnfilterdb shift domain --basis natural.json
     """
-    from cnnfilterdb.exchange.basis_files import save_basis
+    from cnnfilterdb import save_basis
 
     fitted = open_reader(path).basis(where=where, kernel=kernel, variant=variant)
     save_basis(fitted, file)

@@ -20,7 +20,7 @@ from cnnfilterdb.cli.options import (
 )
 from cnnfilterdb.cli.output import QUIET, Output, emit, remark, say
 from cnnfilterdb.cli.progress import progress_bars
-from cnnfilterdb.store.durable import replacing
+from cnnfilterdb.core.durable import replacing
 
 __all__ = ["explain", "study", "test"]
 

@@ -29,7 +29,7 @@ def doctor(offline: bool, path: Path | str, rows: Output) -> None:
     """
     import pyarrow as pa
 
-    from cnnfilterdb.health import doctor as examine
+    from cnnfilterdb import doctor as examine
 
     if not isinstance(path, Path):
         raise click.UsageError(f"--db {path}: expected a folder; a release is not written to")

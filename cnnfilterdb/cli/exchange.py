@@ -24,8 +24,8 @@ from cnnfilterdb.cli.options import (
 )
 from cnnfilterdb.cli.output import Output, emit, say, warn
 from cnnfilterdb.cli.progress import progress_bars
+from cnnfilterdb.core.errors import DatabaseError
 from cnnfilterdb.core.reports import counted
-from cnnfilterdb.errors import DatabaseError
 
 if TYPE_CHECKING:
     from cnnfilterdb.core.reports import TransferReport
@@ -67,7 +67,7 @@ def publish(
       cnnfilterdb publish me/filters --db mine.db --db hf://datasets/me/filters@v1.0.0
       cnnfilterdb publish me/filters
     """
-    from cnnfilterdb.release.manifest import Manifest
+    from cnnfilterdb import Manifest
 
     db = open_reader(path)
     with progress_bars(quiet) as progress:
@@ -143,7 +143,7 @@ def pull(location: str, where: str | None, overwrite: bool, shard: str | None, p
       cnnfilterdb pull me/filters@v1.0.0 --where "domain LIKE 'medical%'"
       cnnfilterdb pull s3://bucket/release --db mine.db
     """
-    from cnnfilterdb.database import pull
+    from cnnfilterdb import pull
 
     with progress_bars(quiet) as progress:
         outcome = pull(location, path, where=where, shard=shard, overwrite=overwrite, progress=_models(progress))
@@ -176,7 +176,7 @@ def releases(repo: str, rows: Output) -> None:
     """List the releases of the data set OWNER/NAME, newest first."""
     import pandas as pd
 
-    from cnnfilterdb.publish.hub import releases
+    from cnnfilterdb import releases
 
     found = releases(repo)
     emit(pd.DataFrame({"tag": [one.tag for one in found], "commit": [one.commit for one in found]}), rows)

@@ -30,7 +30,7 @@ def explore(
 
     The printed URL contains a token, without which nothing is answered. Nothing is written to the database.
     """
-    from cnnfilterdb.explore.server import ExplorerServer
+    from cnnfilterdb import ExplorerServer
 
     with open_reader(path) as db:
         db._ensure_index()  # a folder that can be written to may lack it; the server only reads

@@ -22,7 +22,7 @@ from cnnfilterdb.cli.options import (
     open_reader,
 )
 from cnnfilterdb.cli.output import print_basis, say
-from cnnfilterdb.store.durable import replacing
+from cnnfilterdb.core.durable import replacing
 
 __all__ = ["plot", "report"]
 

@@ -22,9 +22,9 @@ from cnnfilterdb.cli.options import (
 )
 from cnnfilterdb.cli.output import print_shift, print_summary, remark, say, warn
 from cnnfilterdb.cli.progress import progress_bars, progress_observer, status
+from cnnfilterdb.core.errors import WeightFileError
 from cnnfilterdb.core.paths import MARKER
 from cnnfilterdb.core.reports import counted, read_of, share_of
-from cnnfilterdb.errors import WeightFileError
 
 if TYPE_CHECKING:
     from cnnfilterdb.core.reports import IngestReport

@@ -11,7 +11,7 @@ import click
 from cnnfilterdb.cli.options import compared_db_option, network_options, open_reader, quiet_option, rows_options
 from cnnfilterdb.cli.output import Output, emit, remark, warn
 from cnnfilterdb.cli.progress import progress_bars
-from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.core.errors import SelectionError
 
 if TYPE_CHECKING:
     from cnnfilterdb.ingest.inspection import Comparison

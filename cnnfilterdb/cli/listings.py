@@ -198,7 +198,7 @@ def _offered(source: str | None) -> Iterator[tuple[str, ModelFacts]]:
     A source of another package that fails is named in a warning; alone, it is an error.
     """
     from cnnfilterdb import catalog
-    from cnnfilterdb.errors import CnnFilterDbError, SelectionError
+    from cnnfilterdb.core.errors import CnnFilterDbError, SelectionError
     from cnnfilterdb.ingest import sources
 
     known = catalog.models()

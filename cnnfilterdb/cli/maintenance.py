@@ -21,8 +21,8 @@ from cnnfilterdb.cli.options import (
 )
 from cnnfilterdb.cli.output import Output, emit, remark, say
 from cnnfilterdb.cli.progress import progress_bars
+from cnnfilterdb.core.errors import CorruptError
 from cnnfilterdb.core.reports import counted
-from cnnfilterdb.errors import CorruptError
 
 __all__ = ["annotate", "cache", "index", "remove", "verify"]
 

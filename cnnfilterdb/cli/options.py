@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from cnnfilterdb.cli.output import FORMATS, QUIET, Output, log_as
-from cnnfilterdb.errors import NotADatabaseError, SelectionError
+from cnnfilterdb.core.errors import NotADatabaseError, SelectionError
 
 if TYPE_CHECKING:
     from cnnfilterdb.database import FilterDB
@@ -323,7 +323,7 @@ def group_arguments(options: dict[str, Any]) -> dict[str, Any]:
     arguments["where"] = trained_only(arguments.pop("where"), arguments.pop("trained"))
     basis = arguments["basis"]
     if basis and basis.endswith((".json", ".npz")):
-        from cnnfilterdb.exchange.basis_files import load_basis
+        from cnnfilterdb import load_basis
 
         arguments["basis"] = load_basis(basis)
     return arguments
@@ -422,7 +422,7 @@ def models_condition(db: Reader, patterns: Sequence[str], where: str | None = No
         UnknownModelError: A key or wildcard that matches no model.
     """
     from cnnfilterdb.analysis.queries import condition
-    from cnnfilterdb.sql import literal
+    from cnnfilterdb.core.sqltext import literal
     from cnnfilterdb.store.annotations import matching
 
     if not patterns:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cnnfilterdb.cli.tables import Column, columns_of, number_column, table_text
+from cnnfilterdb.core.durable import replacing
 from cnnfilterdb.core.reports import escaped
-from cnnfilterdb.store.durable import replacing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -147,7 +147,7 @@ def encoded(table: pa.Table, style: str) -> str | bytes:
     """A table in one of :data:`FORMATS`; every value is complete."""
     if style == "table":
         return table_text(columns_of(table, short=False))[0] if table.num_columns else ""
-    from cnnfilterdb.exchange import rows
+    from cnnfilterdb.core import rows
 
     return rows.encoded(table, style)
 

@@ -1,1 +1,1 @@
-"""What do all rooms share? The tables and their columns, file names, reports, and threads."""
+"""What do all rooms share? Errors, the tables and their columns, file names, texts of SQL, reports, and threads."""

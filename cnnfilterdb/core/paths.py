@@ -35,7 +35,7 @@ import stat
 from pathlib import Path
 from urllib.parse import quote
 
-from cnnfilterdb.errors import UnsafePathError
+from cnnfilterdb.core.errors import UnsafePathError
 
 __all__ = [
     "ANNOTATIONS",

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from typing import Any, TypeVar
 
+from cnnfilterdb.core.errors import MissingExtraError, RemoteError
 from cnnfilterdb.core.runners import Demand, Runner
-from cnnfilterdb.errors import MissingExtraError, RemoteError
 
 __all__ = ["Ray"]
 

@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from cnnfilterdb.errors import CnnFilterDbError
+from cnnfilterdb.core.errors import CnnFilterDbError
 
 __all__ = [
     "Exported",

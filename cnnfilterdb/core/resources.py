@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from cnnfilterdb.core.errors import SelectionError
 from cnnfilterdb.core.runners import KINDS, Given, Processes, Runner, Serial, Threads
 from cnnfilterdb.core.workers import threads as processors
-from cnnfilterdb.errors import SelectionError
 
 __all__ = ["LEAST_MEMORY", "Resources", "parse_size", "runner_of"]
 

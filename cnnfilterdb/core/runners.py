@@ -28,8 +28,8 @@ from itertools import count
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from cnnfilterdb.core.errors import CnnFilterDbError, RemoteError, WorkerLostError
 from cnnfilterdb.core.workers import limited, one_blas_thread, threads
-from cnnfilterdb.errors import CnnFilterDbError, RemoteError, WorkerLostError
 
 if TYPE_CHECKING:
     from concurrent.futures import ProcessPoolExecutor

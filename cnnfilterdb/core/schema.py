@@ -16,7 +16,7 @@ from typing import Any, TypedDict
 
 import pyarrow as pa
 
-from cnnfilterdb.errors import DatabaseError, SelectionError
+from cnnfilterdb.core.errors import DatabaseError, SelectionError
 
 __all__ = [
     "ANNOTATED",

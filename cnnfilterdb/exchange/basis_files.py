@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from cnnfilterdb.core.durable import replacing
+from cnnfilterdb.core.errors import DatabaseError
 from cnnfilterdb.core.schema import kernel_shape
-from cnnfilterdb.errors import DatabaseError
 from cnnfilterdb.stats import Basis
-from cnnfilterdb.store.durable import replacing
 
 __all__ = ["load_basis", "save_basis"]
 

@@ -35,14 +35,14 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
+from cnnfilterdb.core.durable import replacing
+from cnnfilterdb.core.errors import CorruptError, DatabaseError, MissingExtraError, SelectionError
 from cnnfilterdb.core.reports import Exported, Progress
 from cnnfilterdb.core.schema import LAYERS, MODELS, filter_schema, kernel_shape, weight_columns
+from cnnfilterdb.core.sqltext import literal
 from cnnfilterdb.core.version import package_version
-from cnnfilterdb.errors import CorruptError, DatabaseError, MissingExtraError, SelectionError
 from cnnfilterdb.exchange.papers_hdf5 import frame_image, released_frame
 from cnnfilterdb.scan.ordered import filters_of
-from cnnfilterdb.sql import literal
-from cnnfilterdb.store.durable import replacing
 from cnnfilterdb.store.writer import filter_settings, row_group_rows
 
 if TYPE_CHECKING:

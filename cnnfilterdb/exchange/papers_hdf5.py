@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cnnfilterdb.core.schema import PAPERS_LAYER
-from cnnfilterdb.sql import literal
+from cnnfilterdb.core.sqltext import literal
 
 __all__ = ["frame_image", "released_frame"]
 

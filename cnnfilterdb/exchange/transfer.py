@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cnnfilterdb.core.durable import unwritable
+from cnnfilterdb.core.errors import CnnFilterDbError, CorruptError, DatabaseError
 from cnnfilterdb.core.reports import Progress, TransferReport, printable
 from cnnfilterdb.core.runners import Threads
-from cnnfilterdb.errors import CnnFilterDbError, CorruptError, DatabaseError
 from cnnfilterdb.exchange.origins import IDENTITY, DatabaseOrigin, FolderOrigin, ReleaseOrigin, signatures
 from cnnfilterdb.release.release import Release
 from cnnfilterdb.scan.ordered import RowCursor
 from cnnfilterdb.stats import layer_statistics, statistics_row
 from cnnfilterdb.store import annotations as notes
-from cnnfilterdb.store.durable import unwritable
 from cnnfilterdb.store.folder import Store
 from cnnfilterdb.store.index import Index, Projection
 from cnnfilterdb.store.writer import Writer

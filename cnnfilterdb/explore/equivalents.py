@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from cnnfilterdb.sql import expression, literal
+from cnnfilterdb.core.sqltext import expression, literal
 
 __all__ = ["DEFAULTS", "call", "command", "python"]
 

@@ -7,7 +7,7 @@ from contextvars import ContextVar
 
 import duckdb
 
-from cnnfilterdb.errors import CnnFilterDbError
+from cnnfilterdb.core.errors import CnnFilterDbError
 
 __all__ = ["CancelledError", "Job", "current"]
 

@@ -12,9 +12,9 @@ import duckdb
 import pyarrow as pa
 
 from cnnfilterdb.analysis.queries import run
-from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.core.errors import SelectionError
+from cnnfilterdb.core.sqltext import expression, identifier, literal
 from cnnfilterdb.explore.watched import WatchedReader
-from cnnfilterdb.sql import expression, identifier, literal
 
 __all__ = ["COLUMNS", "FACETS", "Models", "Selection"]
 

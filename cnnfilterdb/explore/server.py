@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Self
 import anyio
 import anyio.to_thread
 
-from cnnfilterdb.errors import CnnFilterDbError, DatabaseError, MissingExtraError
+from cnnfilterdb.core.errors import CnnFilterDbError, DatabaseError, MissingExtraError
 from cnnfilterdb.explore.jobs import CancelledError, Job, current
 from cnnfilterdb.explore.views import MEDIA_TYPES, Explorer
 from cnnfilterdb.explore.watched import WatchedReader

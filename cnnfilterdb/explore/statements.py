@@ -8,7 +8,7 @@ import duckdb
 import pyarrow as pa
 
 from cnnfilterdb.analysis.queries import one_line, translated
-from cnnfilterdb.errors import QueryError
+from cnnfilterdb.core.errors import QueryError
 from cnnfilterdb.explore.watched import WatchedReader
 from cnnfilterdb.sql import needs_fingerprints, needs_index
 

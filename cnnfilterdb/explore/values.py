@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow as pa
 
 from cnnfilterdb.analysis.groups import Groups
-from cnnfilterdb.exchange.rows import encoded
+from cnnfilterdb.core.rows import encoded
 
 __all__ = [
     "densities",

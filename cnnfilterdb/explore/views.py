@@ -16,15 +16,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cnnfilterdb import sql as sqltext
 from cnnfilterdb import stats
 from cnnfilterdb.analysis import shifts
 from cnnfilterdb.analysis.groups import BALANCES
 from cnnfilterdb.analysis.queries import condition
-from cnnfilterdb.core import schema
+from cnnfilterdb.core import schema, sqltext
+from cnnfilterdb.core.errors import CnnFilterDbError, SelectionError, unknown_model
+from cnnfilterdb.core.recipes import RECIPES
+from cnnfilterdb.core.rows import plain_rows
 from cnnfilterdb.core.version import package_version
-from cnnfilterdb.errors import CnnFilterDbError, SelectionError, unknown_model
-from cnnfilterdb.exchange.rows import plain_rows
 from cnnfilterdb.explore.equivalents import DEFAULTS, call, command, python
 from cnnfilterdb.explore.jobs import CancelledError
 from cnnfilterdb.explore.selection import COLUMNS, Models, Selection
@@ -133,7 +133,7 @@ class Explorer:
             "compared": [kernel for kernel in kernels if schema.indexable(kernel)],
             "groupings": ("part", *_GROUPINGS) if self._db.storage.composed else _GROUPINGS,
             "metrics": list(stats.METRICS),
-            "recipes": list(stats.RECIPES),
+            "recipes": list(RECIPES),
             "balances": BALANCES,
             "columns": described,
             "tables": tables(kernels),

@@ -16,9 +16,9 @@ from cnnfilterdb.analysis.bases import FittedBasis
 from cnnfilterdb.analysis.groups import Grouping, Groups, Histograms
 from cnnfilterdb.connection import Connection
 from cnnfilterdb.core.schema import PAPERS_LAYER
+from cnnfilterdb.core.sqltext import literal
 from cnnfilterdb.explore.jobs import current
 from cnnfilterdb.questions.lineage import Lineage
-from cnnfilterdb.sql import literal
 
 __all__ = ["WatchedReader"]
 

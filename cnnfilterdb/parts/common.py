@@ -29,11 +29,11 @@ import pyarrow.compute as pc
 from cnnfilterdb.analysis.bases import Bases, FittedBasis
 from cnnfilterdb.analysis.fitting import basis_key, fit, model_histograms
 from cnnfilterdb.core import paths
+from cnnfilterdb.core.recipes import RECIPES
 from cnnfilterdb.core.reports import Progress
 from cnnfilterdb.core.schema import HISTOGRAMS, indexable, kernel_order, papers_layers, storable
 from cnnfilterdb.parts.parts import Counted, OpenPart, Parts
 from cnnfilterdb.scan.steady import steady
-from cnnfilterdb.stats import RECIPES
 from cnnfilterdb.store.index import Index
 
 __all__ = ["CommonBases"]

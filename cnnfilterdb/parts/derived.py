@@ -24,9 +24,9 @@ import pyarrow.parquet as pq
 from cnnfilterdb.analysis.bases import FittedBasis, basis_table
 from cnnfilterdb.core import paths
 from cnnfilterdb.core.caching import cache_folder
+from cnnfilterdb.core.durable import make_folder, replacing, writing
+from cnnfilterdb.core.errors import DatabaseError
 from cnnfilterdb.core.schema import BASES, FINGERPRINTS, HISTOGRAMS
-from cnnfilterdb.errors import DatabaseError
-from cnnfilterdb.store.durable import make_folder, replacing, writing
 from cnnfilterdb.store.fingerprints import FINGERPRINT_ENCODING
 from cnnfilterdb.store.index import read_basis
 from cnnfilterdb.store.seals import sealed, write_sealed

@@ -22,9 +22,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from cnnfilterdb.core.errors import DatabaseError, NotADatabaseError, SelectionError
 from cnnfilterdb.core.paths import PARTS_SUFFIX
 from cnnfilterdb.core.reports import printable
-from cnnfilterdb.errors import DatabaseError, NotADatabaseError, SelectionError
 from cnnfilterdb.release.address import REFERENCE
 
 __all__ = ["DUPLICATES", "PartsList", "check_duplicates", "check_location", "check_name", "is_parts_list"]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.core.errors import SelectionError
 from cnnfilterdb.parts.common import CommonBases
 from cnnfilterdb.parts.listing import PartsList, check_duplicates, check_location, check_name, is_parts_list
 from cnnfilterdb.parts.locations import Opened, opened

@@ -16,10 +16,10 @@ import pyarrow.compute as pc
 from cnnfilterdb import sql
 from cnnfilterdb.analysis.bases import Bases
 from cnnfilterdb.analysis.storage import Storage
-from cnnfilterdb.core import paths
+from cnnfilterdb.core import paths, sqltext
+from cnnfilterdb.core.errors import DatabaseError, QueryError, SelectionError, unknown_model
 from cnnfilterdb.core.reports import Problem, Progress
 from cnnfilterdb.core.schema import kernel_order
-from cnnfilterdb.errors import DatabaseError, QueryError, SelectionError, unknown_model
 from cnnfilterdb.parts.derived import DerivedFolder
 from cnnfilterdb.release.address import REFERENCE, reference_folder
 from cnnfilterdb.release.release import Release
@@ -211,7 +211,7 @@ class Parts(Storage):
     def _require(self, number: int, own: Sequence[str]) -> None:
         part = self.parts[number]
         if not part.has_filters:
-            condition = f"part != {sql.literal(part.name)}"
+            condition = f"part != {sqltext.literal(part.name)}"
             raise SelectionError(
                 f"the part {part.name} has the statistics of {len(own):,} of these models, not their filters; "
                 f'narrow the question with where="{condition}", or leave this part out'

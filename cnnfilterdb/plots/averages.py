@@ -13,8 +13,8 @@ from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure as MatplotlibFigure
 from matplotlib.figure import FigureBase
 
+from cnnfilterdb.core.errors import SelectionError
 from cnnfilterdb.core.schema import kernel_shape
-from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.plots.look import StyleName, look, styled
 from cnnfilterdb.plots.page import image_rows_page
 from cnnfilterdb.plots.style import (

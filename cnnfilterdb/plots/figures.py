@@ -17,13 +17,13 @@ from cnnfilterdb.analysis import groups as groupings
 from cnnfilterdb.analysis.groups import Grouping
 from cnnfilterdb.analysis.options import GroupOptions, ShiftOptions
 from cnnfilterdb.analysis.significance import how_computed, model_shifts, tested
+from cnnfilterdb.core.errors import SelectionError, unknown_model
 from cnnfilterdb.core.reports import counted
 from cnnfilterdb.core.schema import kernel_shape
-from cnnfilterdb.errors import SelectionError, unknown_model
+from cnnfilterdb.core.sqltext import literal
 from cnnfilterdb.plots.captions import Caption, caption_by_size, coefficients_text, method_text
 from cnnfilterdb.plots.look import StyleName
 from cnnfilterdb.plots.source import bases_of, cells_of, layer_measures, layers_by_size, sizes_text
-from cnnfilterdb.sql import literal
 from cnnfilterdb.stats import adjusted_holm, variance_map
 from cnnfilterdb.stats.arguments import whole_number
 

@@ -16,7 +16,7 @@ from matplotlib.image import AxesImage
 from scipy.cluster.hierarchy import leaves_list, linkage, optimal_leaf_ordering
 from scipy.spatial.distance import squareform
 
-from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.core.errors import SelectionError
 from cnnfilterdb.plots.look import StyleName, look, styled
 from cnnfilterdb.plots.page import Figure, place_title, say_named
 from cnnfilterdb.plots.style import (

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure as MatplotlibFigure
 from matplotlib.figure import FigureBase
 from matplotlib.image import AxesImage
 
+from cnnfilterdb.core.errors import SelectionError
 from cnnfilterdb.core.schema import kernel_shape
-from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.plots.look import StyleName, look, styled
 from cnnfilterdb.plots.page import Figure, image_rows_page, place_title
 from cnnfilterdb.plots.style import (

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as MatplotlibFigure
 from matplotlib.figure import FigureBase
 
-from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.core.errors import SelectionError
 from cnnfilterdb.plots.look import StyleName, look, styled
 from cnnfilterdb.plots.page import Figure, place_title
 from cnnfilterdb.plots.style import (

@@ -23,9 +23,9 @@ from markupsafe import Markup
 from matplotlib.figure import Figure as MatplotlibFigure
 from PIL import Image
 
+from cnnfilterdb.core.errors import SelectionError
 from cnnfilterdb.core.reports import counted
 from cnnfilterdb.core.schema import kernel_shape
-from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.plots.heatmap import METRIC_LABELS, ordered_groups
 from cnnfilterdb.plots.kernels import eigenfilters
 from cnnfilterdb.plots.page import to_png

@@ -13,10 +13,10 @@ from cnnfilterdb import plots
 from cnnfilterdb.analysis.options import GroupOptions, ShiftOptions
 from cnnfilterdb.analysis.queries import condition, expression
 from cnnfilterdb.analysis.shifts import check_measure, matrix
-from cnnfilterdb.errors import CnnFilterDbError, SelectionError
+from cnnfilterdb.core.durable import write_text
+from cnnfilterdb.core.errors import CnnFilterDbError, SelectionError
+from cnnfilterdb.core.recipes import RECIPES
 from cnnfilterdb.plots.source import bases_of, frame_of, layer_measures
-from cnnfilterdb.stats import RECIPES
-from cnnfilterdb.store.durable import write_text
 
 if TYPE_CHECKING:
     from cnnfilterdb.questions.statistics import Statistics

@@ -14,7 +14,7 @@ from matplotlib.figure import FigureBase
 from matplotlib.path import Path
 from scipy.special import ndtr
 
-from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.core.errors import SelectionError
 from cnnfilterdb.plots.look import StyleName, look, styled
 from cnnfilterdb.plots.page import Figure, place_title, say_named
 from cnnfilterdb.plots.style import (

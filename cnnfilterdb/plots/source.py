@@ -13,9 +13,9 @@ from cnnfilterdb.analysis import groups as groupings
 from cnnfilterdb.analysis.bases import moments_of
 from cnnfilterdb.analysis.groups import Grouping, Groups
 from cnnfilterdb.analysis.queries import condition, expression, run
-from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.core.errors import SelectionError
+from cnnfilterdb.core.sqltext import literal
 from cnnfilterdb.plots.captions import sizes_of
-from cnnfilterdb.sql import literal
 from cnnfilterdb.stats import Basis
 
 if TYPE_CHECKING:

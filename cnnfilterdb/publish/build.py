@@ -12,16 +12,16 @@ import pyarrow.compute as pc
 
 from cnnfilterdb import sql
 from cnnfilterdb.analysis.bases import basis_table
-from cnnfilterdb.core import paths
+from cnnfilterdb.core import paths, sqltext
+from cnnfilterdb.core.durable import make_folder, sha256, sync, sync_folder, writing
+from cnnfilterdb.core.errors import CnnFilterDbError, PublishError
 from cnnfilterdb.core.reports import Progress
 from cnnfilterdb.core.version import package_version
-from cnnfilterdb.errors import CnnFilterDbError, PublishError
 from cnnfilterdb.publish import card
 from cnnfilterdb.publish.licenses import decide
 from cnnfilterdb.publish.shards import SIZES, write_filter_shards, write_shards
 from cnnfilterdb.publish.sources import Query, ReleaseSource
 from cnnfilterdb.release.manifest import LeftOut, Manifest
-from cnnfilterdb.store.durable import make_folder, sha256, sync, sync_folder, writing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -184,7 +184,7 @@ def _permitted(models: pa.Table, data_set: DataSet | None) -> tuple[list[str], l
 
 def _save_figure(draw: Draw, folder: Path, model_ids: Sequence[str]) -> str | None:
     """Save the shifts between domains as a picture; None if there are fewer than two domains."""
-    ids = ", ".join(sql.literal(model_id) for model_id in model_ids)
+    ids = ", ".join(sqltext.literal(model_id) for model_id in model_ids)
     try:
         figure = draw(f"model_id IN ({ids})")
     except CnnFilterDbError:

@@ -1,7 +1,7 @@
 """The texts of a release: the dataset card, the page of its models, and how to cite it. No I/O.
 
 The card is the template ``card.md`` beside this module. The metadata of models can be any text, so all of it passes
-through :mod:`cnnfilterdb.publish.markdown`.
+through :mod:`cnnfilterdb.core.markdown`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import pyarrow as pa
 
 from cnnfilterdb.catalog.entries import CONDITIONS
 from cnnfilterdb.core import paths
+from cnnfilterdb.core.markdown import code, line, link, table, text
 from cnnfilterdb.core.reports import counted
 from cnnfilterdb.core.schema import describe, filter_schema, kernel_order, release_schema
 from cnnfilterdb.publish.licenses import UNKNOWN, Verdict, card_licenses, known, terms
-from cnnfilterdb.publish.markdown import code, line, link, table, text
 from cnnfilterdb.release.manifest import Manifest
 
 __all__ = ["citation", "features", "models_page", "readme", "size_category"]

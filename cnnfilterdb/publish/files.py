@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from cnnfilterdb.core.durable import sha256
+from cnnfilterdb.core.errors import DatabaseError, PublishError
 from cnnfilterdb.core.paths import MARKER
-from cnnfilterdb.errors import DatabaseError, PublishError
 from cnnfilterdb.release.manifest import Manifest
-from cnnfilterdb.store.durable import sha256
 
 __all__ = ["LocalFile", "release_files"]
 

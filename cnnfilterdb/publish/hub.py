@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cnnfilterdb.core.errors import PublishError
 from cnnfilterdb.core.paths import MARKER
 from cnnfilterdb.core.reports import Progress
-from cnnfilterdb.errors import PublishError
 from cnnfilterdb.publish.files import LocalFile, release_files
 from cnnfilterdb.publish.repository import DatasetRepository, Refused, StoredFile, without_bars
 from cnnfilterdb.release.manifest import Manifest, version_of

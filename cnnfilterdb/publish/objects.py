@@ -17,9 +17,9 @@ from typing import Any
 
 import fsspec
 
+from cnnfilterdb.core.errors import CnnFilterDbError, PublishError, RemoteError
 from cnnfilterdb.core.paths import MARKER
 from cnnfilterdb.core.reports import Progress, counted
-from cnnfilterdb.errors import CnnFilterDbError, PublishError, RemoteError
 from cnnfilterdb.publish.files import LocalFile, release_files
 from cnnfilterdb.publish.repository import AGAIN
 from cnnfilterdb.release.manifest import MANIFEST_BYTES, Manifest

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cnnfilterdb.core.errors import CorruptError, PublishError
 from cnnfilterdb.core.reports import Progress
-from cnnfilterdb.errors import CorruptError, PublishError
 from cnnfilterdb.publish.build import DataSet, build
 from cnnfilterdb.publish.hub import Published, next_version, upload
 from cnnfilterdb.publish.objects import ObjectFolder

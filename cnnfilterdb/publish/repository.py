@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from cnnfilterdb.core.errors import PublishError
 from cnnfilterdb.core.reports import printable
 from cnnfilterdb.core.version import package_version
-from cnnfilterdb.errors import PublishError
 from cnnfilterdb.release.remote import ANSWER_BYTES, SLOWEST, RequestBudget
 
 __all__ = ["AGAIN", "DatasetRepository", "Refused", "StoredFile", "without_bars"]

@@ -20,10 +20,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cnnfilterdb.core import paths
+from cnnfilterdb.core.durable import sha256, writing
 from cnnfilterdb.core.reports import Progress
 from cnnfilterdb.core.schema import release_schema, weight_columns
 from cnnfilterdb.release.manifest import ReleaseFile
-from cnnfilterdb.store.durable import sha256, writing
 from cnnfilterdb.store.fingerprints import FINGERPRINT_ENCODING
 from cnnfilterdb.store.writer import HISTOGRAM_ENCODING, filter_settings
 

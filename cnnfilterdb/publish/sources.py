@@ -13,18 +13,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cnnfilterdb import sql
 from cnnfilterdb.analysis.bases import Bases, FittedBasis
 from cnnfilterdb.analysis.storage import Storage
-from cnnfilterdb.core import paths
+from cnnfilterdb.core import paths, sqltext
+from cnnfilterdb.core.errors import PublishError
+from cnnfilterdb.core.recipes import RECIPES
 from cnnfilterdb.core.reports import Progress
 from cnnfilterdb.core.schema import FINGERPRINTS, HISTOGRAMS, filter_schema
-from cnnfilterdb.errors import PublishError
 from cnnfilterdb.parts.parts import Parts
 from cnnfilterdb.publish.shards import ModelRows, WholeShard
 from cnnfilterdb.release.release import Release, ReleaseShard, model_of
 from cnnfilterdb.scan.scan import filters_metadata
-from cnnfilterdb.stats import RECIPES
 from cnnfilterdb.store.folder import Store
 from cnnfilterdb.store.index import Index
 
@@ -170,12 +169,12 @@ class PartsSource(ReleaseSource):
 
     def histograms(self, bases: Sequence[FittedBasis], model_ids: Sequence[str]) -> Iterator[pa.Table]:
         """The histograms, from the parts and from what was counted for all of them."""
-        columns = ", ".join(map(sql.identifier, HISTOGRAMS.names))
+        columns = ", ".join(map(sqltext.identifier, HISTOGRAMS.names))
         for fitted in bases:
             for recipe in RECIPES:
                 yield self._chosen(
                     f"SELECT {columns} FROM histograms SEMI JOIN layers USING (model_id, layer, tensor_sha256) "
-                    f"WHERE basis_id = {sql.literal(fitted.basis_id)} AND recipe = {sql.literal(recipe)} "
+                    f"WHERE basis_id = {sqltext.literal(fitted.basis_id)} AND recipe = {sqltext.literal(recipe)} "
                     "ORDER BY model_id, layer",
                     HISTOGRAMS,
                     model_ids,
@@ -183,7 +182,7 @@ class PartsSource(ReleaseSource):
 
     def fingerprints(self, model_ids: Sequence[str]) -> Iterator[pa.Table]:
         """The fingerprints of the parts."""
-        columns = ", ".join(map(sql.identifier, FINGERPRINTS.names))
+        columns = ", ".join(map(sqltext.identifier, FINGERPRINTS.names))
         yield self._chosen(
             f"SELECT {columns} FROM fingerprints SEMI JOIN layers USING (model_id, layer, tensor_sha256) "
             "ORDER BY model_id, layer",

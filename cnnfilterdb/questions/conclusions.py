@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Unpack
 from cnnfilterdb.analysis import significance
 from cnnfilterdb.analysis.options import ComponentWeights, GroupOptions, check_options, names_of
 from cnnfilterdb.analysis.shifts import check_measure
-from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.core.errors import SelectionError
 from cnnfilterdb.questions.statistics import Statistics
 
 if TYPE_CHECKING:

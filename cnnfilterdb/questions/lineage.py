@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from cnnfilterdb.analysis import descent, lineage
 from cnnfilterdb.analysis.queries import run
-from cnnfilterdb.errors import SelectionError, unknown_model
+from cnnfilterdb.core.errors import SelectionError, unknown_model
+from cnnfilterdb.core.sqltext import literal
 from cnnfilterdb.questions.structure import Structure
 from cnnfilterdb.questions.tables import undisturbed
-from cnnfilterdb.sql import literal
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack
 import numpy as np
 import pyarrow as pa
 
-from cnnfilterdb import sql as sqltext
 from cnnfilterdb import stats
 from cnnfilterdb.analysis import descriptors, shifts
 from cnnfilterdb.analysis import groups as groupings
@@ -26,8 +25,9 @@ from cnnfilterdb.analysis.options import (
 )
 from cnnfilterdb.analysis.queries import condition
 from cnnfilterdb.analysis.shifts import ShiftMatrix
+from cnnfilterdb.core import sqltext
+from cnnfilterdb.core.errors import SelectionError
 from cnnfilterdb.core.schema import kernel_shape
-from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.questions.tables import Tables, undisturbed
 from cnnfilterdb.stats.arguments import whole_number
 

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cnnfilterdb import sql as sqltext
 from cnnfilterdb import stats
 from cnnfilterdb.analysis import groups as groupings
 from cnnfilterdb.analysis import structure
 from cnnfilterdb.analysis.groups import Grouping
 from cnnfilterdb.analysis.queries import condition
+from cnnfilterdb.core import sqltext
+from cnnfilterdb.core.errors import SelectionError
 from cnnfilterdb.core.schema import kernel_shape
-from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.questions.conclusions import Conclusions
 from cnnfilterdb.questions.tables import undisturbed
 from cnnfilterdb.stats.arguments import whole_number

@@ -13,17 +13,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cnnfilterdb import sql as sqltext
-from cnnfilterdb import stats
+from cnnfilterdb import sql, stats
 from cnnfilterdb.analysis.bases import Bases
 from cnnfilterdb.analysis.options import names_of
 from cnnfilterdb.analysis.queries import QueryResult, condition, only_reads, run, translated
 from cnnfilterdb.analysis.storage import Storage
 from cnnfilterdb.connection import Connection
-from cnnfilterdb.core import paths
-from cnnfilterdb.core.reports import Problem, Progress, html_table, printable
-from cnnfilterdb.core.schema import filter_schema, kernel_name, kernel_shape, weight_columns
-from cnnfilterdb.errors import (
+from cnnfilterdb.core import paths, sqltext
+from cnnfilterdb.core.errors import (
     CnnFilterDbError,
     CorruptError,
     DamagedIndexError,
@@ -32,6 +29,8 @@ from cnnfilterdb.errors import (
     SelectionError,
     unknown_model,
 )
+from cnnfilterdb.core.reports import Problem, Progress, html_table, printable
+from cnnfilterdb.core.schema import filter_schema, kernel_name, kernel_shape, weight_columns
 from cnnfilterdb.scan import nearest
 from cnnfilterdb.scan.ordered import filters_of
 from cnnfilterdb.scan.steady import Snapshot, steady, watched
@@ -394,8 +393,8 @@ class Tables:
         >>> db.sql("SELECT count(*) FROM models WHERE domain = ?", ["natural"]).fetchall()
         [(2,)]
         """
-        if sqltext.needs_index(query):
-            self._ensure_index(fingerprints=sqltext.needs_fingerprints(query))
+        if sql.needs_index(query):
+            self._ensure_index(fingerprints=sql.needs_fingerprints(query))
 
         def relation() -> duckdb.DuckDBPyRelation:
             connection = self._connect(query)

@@ -7,8 +7,8 @@ import re
 import stat
 from pathlib import Path
 
+from cnnfilterdb.core.errors import NotADatabaseError
 from cnnfilterdb.core.paths import MARKER, PARTS_SUFFIX
-from cnnfilterdb.errors import NotADatabaseError
 from cnnfilterdb.release.manifest import MANIFEST_BYTES
 
 __all__ = ["REFERENCE", "folder_to_write", "hub_address", "is_release", "reference_folder"]

@@ -15,7 +15,7 @@ from typing import Any
 
 import fsspec
 
-from cnnfilterdb.errors import RemoteError
+from cnnfilterdb.core.errors import RemoteError
 from cnnfilterdb.release.remote import RangeFile, RequestBudget, reaching, read_range
 
 __all__ = ["BLOCK", "CachedFileSystem", "RenamedFileSystem"]

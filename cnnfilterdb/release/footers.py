@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from cnnfilterdb.core.errors import CnnFilterDbError, CorruptError
 from cnnfilterdb.core.schema import release_schema
-from cnnfilterdb.errors import CnnFilterDbError, CorruptError
 from cnnfilterdb.release.manifest import ReleaseFile
 
 __all__ = ["check_footer", "open_shard", "open_table", "unpacked_limit"]

@@ -25,9 +25,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from cnnfilterdb.core import paths
+from cnnfilterdb.core.errors import DatabaseError
 from cnnfilterdb.core.reports import printable
 from cnnfilterdb.core.schema import FORMAT_VERSION, is_sha256, marker_text, storable
-from cnnfilterdb.errors import DatabaseError
 
 __all__ = [
     "MANIFEST_BYTES",

@@ -28,10 +28,7 @@ from cnnfilterdb import sql
 from cnnfilterdb.analysis.bases import Bases, FittedBasis
 from cnnfilterdb.analysis.storage import Storage
 from cnnfilterdb.core import paths
-from cnnfilterdb.core.paths import MARKER
-from cnnfilterdb.core.reports import Problem, Progress
-from cnnfilterdb.core.schema import kernel_order, marker_sealed
-from cnnfilterdb.errors import (
+from cnnfilterdb.core.errors import (
     CnnFilterDbError,
     CorruptError,
     DatabaseError,
@@ -41,6 +38,9 @@ from cnnfilterdb.errors import (
     SelectionError,
     unknown_model,
 )
+from cnnfilterdb.core.paths import MARKER
+from cnnfilterdb.core.reports import Problem, Progress
+from cnnfilterdb.core.schema import kernel_order, marker_sealed
 from cnnfilterdb.release.address import reference_folder
 from cnnfilterdb.release.cached_filesystem import CachedFileSystem, RenamedFileSystem
 from cnnfilterdb.release.footers import open_shard

@@ -22,8 +22,8 @@ from typing import Any, TypeVar
 
 import fsspec
 
+from cnnfilterdb.core.errors import CnnFilterDbError, MissingExtraError, RemoteError
 from cnnfilterdb.core.reports import printable
-from cnnfilterdb.errors import CnnFilterDbError, MissingExtraError, RemoteError
 
 __all__ = [
     "ANSWER_BYTES",

@@ -23,11 +23,11 @@ import pyarrow.parquet as pq
 
 from cnnfilterdb.analysis.bases import FittedBasis, fitted_basis, ranges
 from cnnfilterdb.analysis.fingerprints import wrong_numbers
+from cnnfilterdb.core.errors import CnnFilterDbError, CorruptError
+from cnnfilterdb.core.recipes import RECIPES
 from cnnfilterdb.core.schema import MAX_KERNEL_WEIGHTS, is_model_id, is_sha256, kernel_name, kernel_shape, storable
-from cnnfilterdb.errors import CnnFilterDbError, CorruptError
 from cnnfilterdb.release.footers import open_table
 from cnnfilterdb.release.manifest import Manifest, ReleaseFile, shown
-from cnnfilterdb.stats import RECIPES
 
 __all__ = ["SmallTables"]
 

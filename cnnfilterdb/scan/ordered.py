@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cnnfilterdb.core import paths
+from cnnfilterdb.core.errors import CorruptError
 from cnnfilterdb.core.schema import filter_schema, weight_columns
-from cnnfilterdb.errors import CorruptError
 from cnnfilterdb.scan.scan import (
     FilterFile,
     FilterFiles,

@@ -18,10 +18,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cnnfilterdb.core.errors import CnnFilterDbError, CorruptError, RemoteError
 from cnnfilterdb.core.reports import printable
 from cnnfilterdb.core.resources import Resources
 from cnnfilterdb.core.schema import filter_schema, weight_columns
-from cnnfilterdb.errors import CnnFilterDbError, CorruptError, RemoteError
 
 __all__ = [
     "FilterFile",

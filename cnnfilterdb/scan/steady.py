@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
-from cnnfilterdb.errors import CorruptError, DatabaseError
+from cnnfilterdb.core.errors import CorruptError, DatabaseError
 
 __all__ = ["SECONDS", "Snapshot", "steady", "watched"]
 

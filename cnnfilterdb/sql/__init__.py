@@ -21,8 +21,8 @@ from string import Template
 
 from cnnfilterdb.core import paths
 from cnnfilterdb.core.schema import ANNOTATED, PAPERS_LAYER, indexable, weight_columns
+from cnnfilterdb.core.sqltext import literal
 from cnnfilterdb.sql.documentation import comments
-from cnnfilterdb.sql.expressions import check_confined, expression
 
 __all__ = [
     "COMMENTED",
@@ -33,12 +33,8 @@ __all__ = [
     "Definition",
     "Relations",
     "assembled",
-    "check_confined",
     "definitions",
-    "expression",
-    "identifier",
     "identifiers_in",
-    "literal",
     "needed",
     "needs_fingerprints",
     "needs_index",
@@ -131,24 +127,6 @@ def needs_fingerprints(query: str) -> bool:
     (True, False)
     """
     return not NEEDS_FINGERPRINTS.isdisjoint(identifiers_in(query))
-
-
-def literal(text: str) -> str:
-    """Quote a text as a SQL literal.
-
-    >>> literal("it's")
-    "'it''s'"
-    """
-    return "'" + text.replace("'", "''") + "'"
-
-
-def identifier(name: str) -> str:
-    """Quote a name as a SQL identifier.
-
-    >>> identifier('a"b')
-    '"a""b"'
-    """
-    return '"' + name.replace('"', '""') + '"'
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cnnfilterdb.core import paths
+from cnnfilterdb.core.sqltext import literal
 from cnnfilterdb.sql import (
     RELEASED_MODELS,
     Definition,
     Relations,
     assembled,
-    literal,
     parquet_rows,
     read_annotations,
     without_wildcards,

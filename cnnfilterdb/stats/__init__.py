@@ -64,7 +64,7 @@ from cnnfilterdb.stats.quality import (
 from cnnfilterdb.stats.randomness import randomness_threshold
 from cnnfilterdb.stats.sampling import Initializer
 from cnnfilterdb.stats.shapes import SHAPE_COSINE, SHAPES, NamedShapes, by_chance, named_shapes, shape_bank
-from cnnfilterdb.stats.shift import EMPTY_BIN, RECIPES, Recipe, balance_weights, probabilities, shares
+from cnnfilterdb.stats.shift import EMPTY_BIN, balance_weights, probabilities, shares
 from cnnfilterdb.stats.similarity import Nearest, Pattern, symmetries
 from cnnfilterdb.stats.sketch import SKETCH_LEVELS, SKETCH_NUMBERS, WeightSketch, sketch_cosine, weight_sketch
 from cnnfilterdb.stats.spectral import LayerSpectrum, layer_spectrum, power_law
@@ -88,7 +88,6 @@ __all__ = [
     "MARGIN",
     "METRICS",
     "QUALITY_RULES",
-    "RECIPES",
     "SHAPES",
     "SHAPE_COSINE",
     "SKETCH_LEVELS",
@@ -111,7 +110,6 @@ __all__ = [
     "Pattern",
     "PopulationShift",
     "Purity",
-    "Recipe",
     "ShiftTest",
     "WeightDifference",
     "WeightSketch",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.core.errors import SelectionError
 
 __all__ = ["between", "random_numbers", "whole_number"]
 

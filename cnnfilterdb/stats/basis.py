@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from cnnfilterdb.core.errors import SelectionError
 from cnnfilterdb.core.schema import kernel_shape
-from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.stats.moments import Moments
 
 if TYPE_CHECKING:

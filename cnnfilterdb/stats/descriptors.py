@@ -14,8 +14,8 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
+from cnnfilterdb.core.errors import SelectionError
 from cnnfilterdb.core.schema import kernel_shape
-from cnnfilterdb.errors import SelectionError
 
 __all__ = ["DESCRIPTORS", "DescriptorSums", "dct_energies", "descriptors", "variance_map"]
 

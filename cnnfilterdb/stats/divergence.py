@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.core.errors import SelectionError
 from cnnfilterdb.stats.shift import probabilities, shares
 
 __all__ = ["METRICS", "kl_shift", "kl_shift_components", "paired_shift"]

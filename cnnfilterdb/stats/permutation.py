@@ -14,7 +14,7 @@ from math import comb
 import numpy as np
 import numpy.typing as npt
 
-from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.core.errors import SelectionError
 from cnnfilterdb.stats.arguments import random_numbers, whole_number
 from cnnfilterdb.stats.divergence import kl_shift, paired_shift
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from cnnfilterdb.core.errors import SelectionError
 from cnnfilterdb.core.schema import kernel_shape
-from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.stats.arguments import random_numbers
 from cnnfilterdb.stats.basis import Basis
 

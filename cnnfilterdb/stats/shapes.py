@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.core.errors import SelectionError
 
 __all__ = ["SHAPES", "SHAPE_COSINE", "NamedShapes", "by_chance", "named_shapes", "shape_bank"]
 

@@ -3,41 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.core.errors import SelectionError
 
-__all__ = ["EMPTY_BIN", "RECIPES", "Recipe", "balance_weights", "probabilities", "shares"]
+__all__ = ["EMPTY_BIN", "balance_weights", "probabilities", "shares"]
 
 #: Density that the papers' notebook gives to an empty bin: the machine epsilon of float32, in units of density.
 EMPTY_BIN = float(np.finfo(np.float32).eps)
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """How one of the papers compares groups.
-
-    Attributes:
-        low: Left edge of the histograms; None means the smallest coefficient of the basis.
-        high: Right edge; None means the largest coefficient.
-        weights: Weights of the components: ``explained_variance`` ratio, or ``uniform``.
-    """
-
-    low: float | None
-    high: float | None
-    weights: str
-
-
-#: ``cvpr2022``: CNN Filter DB (arXiv 2203.15331), one range over all coefficients, weighted by explained variance
-#: ratio. ``medneurips2022``: Does Medical Imaging learn different Convolution Filters? (arXiv 2210.13799), range -3 to
-#: 3, equal weights. Both: 70 bins, symmetric KL divergence as a sum, in nats.
-RECIPES = {
-    "cvpr2022": Recipe(None, None, "explained_variance"),
-    "medneurips2022": Recipe(-3.0, 3.0, "uniform"),
-}
 
 
 def shares(counts: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

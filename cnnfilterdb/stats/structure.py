@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.core.errors import SelectionError
 
 __all__ = ["COLOURS", "first_layer_profile", "mean_symmetry", "spatial_correlation", "subspace_overlap"]
 

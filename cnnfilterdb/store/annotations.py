@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cnnfilterdb.core import paths
+from cnnfilterdb.core.durable import sha256, write_text
+from cnnfilterdb.core.errors import CorruptError, DatabaseError, SelectionError, UnknownModelError, unknown_model
 from cnnfilterdb.core.reports import Problem
 from cnnfilterdb.core.schema import ANNOTATED
-from cnnfilterdb.errors import CorruptError, DatabaseError, SelectionError, UnknownModelError, unknown_model
-from cnnfilterdb.store.durable import sha256, write_text
 from cnnfilterdb.store.regular import read_small
 
 __all__ = [

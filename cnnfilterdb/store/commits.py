@@ -27,10 +27,10 @@ from pathlib import Path
 from typing import Any
 
 from cnnfilterdb.core import paths
+from cnnfilterdb.core.durable import move, sha256, sync_folder, whole
+from cnnfilterdb.core.errors import CorruptError, UnsafePathError
 from cnnfilterdb.core.listing import entries
 from cnnfilterdb.core.schema import is_model_id, storable
-from cnnfilterdb.errors import CorruptError, UnsafePathError
-from cnnfilterdb.store.durable import move, sha256, sync_folder, whole
 
 __all__ = [
     "Commit",

@@ -14,9 +14,9 @@ import pyarrow as pa
 from cnnfilterdb import sql
 from cnnfilterdb.analysis.storage import Storage
 from cnnfilterdb.core import paths
+from cnnfilterdb.core.errors import CorruptError, unknown_model
 from cnnfilterdb.core.listing import entries
 from cnnfilterdb.core.schema import LAYERS, MODELS, kernel_order, kernel_shape, storable
-from cnnfilterdb.errors import CorruptError, unknown_model
 from cnnfilterdb.store.commits import files_of, rows_set_aside
 from cnnfilterdb.store.diagnosis import first_damage
 from cnnfilterdb.store.gathered import Gathered, Stamp, stamp_of

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cnnfilterdb.core import paths
+from cnnfilterdb.core.errors import DatabaseError
 from cnnfilterdb.core.reports import printable
 from cnnfilterdb.core.schema import BASES, FINGERPRINTS, HISTOGRAMS, LAYERS, MODELS, filter_schema, storable
-from cnnfilterdb.errors import DatabaseError
 from cnnfilterdb.store.regular import check_size, require_regular
 
 __all__ = ["first_damage"]

@@ -22,12 +22,12 @@ import pyarrow.parquet as pq
 
 from cnnfilterdb.analysis.fingerprints import fingerprint, wrong_fingerprints
 from cnnfilterdb.core import paths
+from cnnfilterdb.core.durable import move, sync_folder, writing
+from cnnfilterdb.core.errors import CnnFilterDbError, CorruptError, LockedError
 from cnnfilterdb.core.reports import Progress
 from cnnfilterdb.core.schema import FINGERPRINTS, weight_columns
-from cnnfilterdb.errors import CnnFilterDbError, CorruptError, LockedError
 from cnnfilterdb.scan.ordered import RowCursor
 from cnnfilterdb.scan.steady import steady
-from cnnfilterdb.store.durable import move, sync_folder, writing
 from cnnfilterdb.store.folder import Store
 from cnnfilterdb.store.rows import sealed_rows
 from cnnfilterdb.store.seals import write_sealed

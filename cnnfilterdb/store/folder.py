@@ -26,6 +26,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from cnnfilterdb.core import paths
+from cnnfilterdb.core.durable import make_folder, move, sha256, sync_folder, write_text, writing
+from cnnfilterdb.core.errors import (
+    CorruptError,
+    DatabaseError,
+    LockedError,
+    NotADatabaseError,
+    SelectionError,
+    UnsafePathError,
+    unknown_model,
+)
 from cnnfilterdb.core.reports import Problem, Progress
 from cnnfilterdb.core.schema import (
     FORMAT_VERSION,
@@ -35,15 +45,6 @@ from cnnfilterdb.core.schema import (
     marker_text,
 )
 from cnnfilterdb.core.version import package_version
-from cnnfilterdb.errors import (
-    CorruptError,
-    DatabaseError,
-    LockedError,
-    NotADatabaseError,
-    SelectionError,
-    UnsafePathError,
-    unknown_model,
-)
 from cnnfilterdb.store import annotations as notes
 from cnnfilterdb.store.commits import (
     Commit,
@@ -56,7 +57,6 @@ from cnnfilterdb.store.commits import (
     unfinished,
 )
 from cnnfilterdb.store.contents import Contents
-from cnnfilterdb.store.durable import make_folder, move, sha256, sync_folder, write_text, writing
 from cnnfilterdb.store.regular import read_small
 from cnnfilterdb.store.rows import WITHOUT_ROWS
 from cnnfilterdb.store.seals import seal_text, write_sealed

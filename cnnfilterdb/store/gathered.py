@@ -32,10 +32,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cnnfilterdb.core import paths
+from cnnfilterdb.core.durable import sha256, sync, sync_folder, writing
+from cnnfilterdb.core.errors import CnnFilterDbError, CorruptError, DatabaseError
 from cnnfilterdb.core.listing import entries
 from cnnfilterdb.core.schema import FINGERPRINTS, HISTOGRAMS, LAYERS, MODELS
-from cnnfilterdb.errors import CnnFilterDbError, CorruptError, DatabaseError
-from cnnfilterdb.store.durable import sha256, sync, sync_folder, writing
 from cnnfilterdb.store.regular import check_size, read_small, require_regular
 from cnnfilterdb.store.writer import HISTOGRAM_ENCODING
 

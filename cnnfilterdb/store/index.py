@@ -37,13 +37,14 @@ import pyarrow as pa
 from cnnfilterdb.analysis.bases import Bases, FittedBasis, basis_table, fitted_basis, histogram_table, ranges
 from cnnfilterdb.analysis.fitting import basis_key, fit, hashes_of, model_histograms
 from cnnfilterdb.core import paths
+from cnnfilterdb.core.durable import make_folder, move, sync_folder, whole, writing
+from cnnfilterdb.core.errors import CnnFilterDbError, CorruptError, LockedError
 from cnnfilterdb.core.listing import entries
+from cnnfilterdb.core.recipes import RECIPES
 from cnnfilterdb.core.reports import Progress
 from cnnfilterdb.core.schema import BASES, HISTOGRAMS, indexable, papers_layers
-from cnnfilterdb.errors import CnnFilterDbError, CorruptError, LockedError
 from cnnfilterdb.scan.steady import steady
-from cnnfilterdb.stats import RECIPES, Basis, Histogram, histograms
-from cnnfilterdb.store.durable import make_folder, move, sync_folder, whole, writing
+from cnnfilterdb.stats import Basis, Histogram, histograms
 from cnnfilterdb.store.fingerprints import Fingerprints
 from cnnfilterdb.store.folder import Store
 from cnnfilterdb.store.rows import sealed_rows

@@ -15,8 +15,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from cnnfilterdb.core import paths
+from cnnfilterdb.core.errors import CorruptError
 from cnnfilterdb.core.listing import entries
-from cnnfilterdb.errors import CorruptError
 
 __all__ = ["check_regular", "check_size", "read_small", "regular_files", "require_regular"]
 

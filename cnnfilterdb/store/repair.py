@@ -5,8 +5,8 @@ from __future__ import annotations
 from contextlib import suppress
 
 from cnnfilterdb.core import paths
+from cnnfilterdb.core.errors import CorruptError, LockedError
 from cnnfilterdb.core.reports import Problem, Progress
-from cnnfilterdb.errors import CorruptError, LockedError
 from cnnfilterdb.store import annotations as notes
 from cnnfilterdb.store.folder import Store
 from cnnfilterdb.store.index import Index

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cnnfilterdb.core import paths
+from cnnfilterdb.core.errors import CorruptError
 from cnnfilterdb.core.reports import printable
 from cnnfilterdb.core.schema import BASES, FINGERPRINTS, HISTOGRAMS, LAYERS, MODELS
-from cnnfilterdb.errors import CorruptError
 from cnnfilterdb.store.regular import check_size, require_regular
 from cnnfilterdb.store.seals import sealed
 

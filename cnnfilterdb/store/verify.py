@@ -26,6 +26,9 @@ import pyarrow.parquet as pq
 from cnnfilterdb.analysis.bases import fitted_basis
 from cnnfilterdb.analysis.fingerprints import wrong_fingerprints
 from cnnfilterdb.core import paths
+from cnnfilterdb.core.durable import sha256
+from cnnfilterdb.core.errors import CorruptError, DatabaseError, UnsafePathError
+from cnnfilterdb.core.recipes import RECIPES
 from cnnfilterdb.core.reports import Problem, Progress
 from cnnfilterdb.core.resources import Resources
 from cnnfilterdb.core.schema import (
@@ -39,10 +42,8 @@ from cnnfilterdb.core.schema import (
     marker_sealed,
     weight_columns,
 )
-from cnnfilterdb.errors import CorruptError, DatabaseError, UnsafePathError
 from cnnfilterdb.scan.ordered import RowCursor
-from cnnfilterdb.stats import RECIPES, Moments
-from cnnfilterdb.store.durable import sha256
+from cnnfilterdb.stats import Moments
 from cnnfilterdb.store.regular import check_size, read_small, require_regular
 from cnnfilterdb.store.rows import WITHOUT_ROWS
 from cnnfilterdb.store.seals import sealed, text_sealed

@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cnnfilterdb.core import paths
+from cnnfilterdb.core.durable import sha256, sync, sync_folder, writing
+from cnnfilterdb.core.errors import BadWeightsError
 from cnnfilterdb.core.schema import HISTOGRAMS, LAYERS, MODELS, filter_schema, kernel_name, weight_columns
 from cnnfilterdb.core.version import package_version
-from cnnfilterdb.errors import BadWeightsError
 from cnnfilterdb.store.commits import Commit
-from cnnfilterdb.store.durable import sha256, sync, sync_folder, writing
 from cnnfilterdb.store.seals import write_sealed
 
 __all__ = [

@@ -13,9 +13,9 @@ from typing import Any
 import jinja2
 from matplotlib.figure import Figure as MatplotlibFigure
 
+from cnnfilterdb.core import markdown
 from cnnfilterdb.plots import to_png
 from cnnfilterdb.plots.style import compact
-from cnnfilterdb.publish import markdown
 
 __all__ = ["Block", "Claim", "Picture", "Rows", "Section", "Study", "number", "probability"]
 

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from cnnfilterdb import stats
+from cnnfilterdb.core.errors import SelectionError
 from cnnfilterdb.core.reports import Progress, counted
-from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.study import drawing
 from cnnfilterdb.study.document import Block, Claim, Picture, Rows, Section, Study, number, probability
 from cnnfilterdb.study.outliers import Outliers, find_outliers, properties

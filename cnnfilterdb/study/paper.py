@@ -15,8 +15,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from cnnfilterdb import catalog, plots, stats
-from cnnfilterdb.errors import SelectionError
-from cnnfilterdb.sql import literal
+from cnnfilterdb.core.errors import SelectionError
+from cnnfilterdb.core.sqltext import literal
 from cnnfilterdb.study.document import Block, Picture, Rows, Section, number, probability
 from cnnfilterdb.study.outliers import Outliers
 from cnnfilterdb.study.question import DIFFERS, OPEN, Answered

@@ -12,7 +12,7 @@ import pandas as pd
 
 from cnnfilterdb import stats
 from cnnfilterdb.analysis.options import GroupOptions
-from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.core.errors import SelectionError
 from cnnfilterdb.plots import null_distributions
 from cnnfilterdb.study import drawing
 from cnnfilterdb.study.document import Picture, Rows

@@ -18,7 +18,7 @@ import pandas as pd
 
 from cnnfilterdb import stats
 from cnnfilterdb.analysis.options import GroupOptions
-from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.core.errors import SelectionError
 
 if TYPE_CHECKING:
     from cnnfilterdb.questions.conclusions import Conclusions

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import IO
 
-from cnnfilterdb.errors import DownloadError, HashMismatchError
+from cnnfilterdb.core.errors import DownloadError, HashMismatchError
 from cnnfilterdb.ingest.fetch.cache import Readable
 
 __all__ = ["is_zip", "members"]

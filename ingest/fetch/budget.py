@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from cnnfilterdb.errors import DownloadError
+from cnnfilterdb.core.errors import DownloadError
 
 __all__ = ["GRACE", "LARGEST", "SLOWEST", "Budget", "supervised", "within"]
 

@@ -33,9 +33,9 @@ from typing import IO, Protocol, TypeVar
 from filelock import FileLock
 
 from cnnfilterdb.core.caching import cache_folder
+from cnnfilterdb.core.durable import sha256 as sha256_of
+from cnnfilterdb.core.errors import DownloadError, HashMismatchError
 from cnnfilterdb.core.paths import PARTS
-from cnnfilterdb.errors import DownloadError, HashMismatchError
-from cnnfilterdb.store.durable import sha256 as sha256_of
 
 __all__ = ["ByteProgress", "Cache", "CacheEntry", "Readable", "Trust", "sha256_of", "writing_cache"]
 

@@ -25,7 +25,7 @@ from unearth.auth import MultiDomainBasicAuth
 from unearth.fetchers import PyPIClient
 from unearth.link import Link
 
-from cnnfilterdb.errors import DownloadError, HashMismatchError
+from cnnfilterdb.core.errors import DownloadError, HashMismatchError
 from cnnfilterdb.ingest.fetch.budget import GRACE, LARGEST, Budget, within
 from cnnfilterdb.ingest.fetch.cache import ByteProgress, sha256_of, writing_cache
 from cnnfilterdb.ingest.fetch.pip_settings import Settings

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+from cnnfilterdb.core.errors import DownloadError, HashMismatchError
 from cnnfilterdb.core.schema import is_sha256
-from cnnfilterdb.errors import DownloadError, HashMismatchError
 from cnnfilterdb.ingest.fetch.budget import GRACE, Budget, supervised
 from cnnfilterdb.ingest.fetch.cache import ByteProgress, Cache, sha256_of, writing_cache
 from cnnfilterdb.ingest.fetch.hub_cache import (

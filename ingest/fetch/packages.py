@@ -15,7 +15,7 @@ from packaging.version import InvalidVersion, Version
 from unearth import Link, PackageFinder
 from unearth.collector import is_secure_origin
 
-from cnnfilterdb.errors import DownloadError, HashMismatchError
+from cnnfilterdb.core.errors import DownloadError, HashMismatchError
 from cnnfilterdb.ingest.fetch.download import Session, explain_failure
 from cnnfilterdb.ingest.fetch.pip_settings import Settings, read_settings
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from cnnfilterdb.errors import DownloadError, WeightFileError
+from cnnfilterdb.core.errors import DownloadError, WeightFileError
 from cnnfilterdb.ingest.fetch.cache import ByteProgress
 from cnnfilterdb.ingest.network.composition import parameters
 from cnnfilterdb.ingest.network.layers import Tensor

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import platformdirs
 
-from cnnfilterdb.errors import DownloadError
+from cnnfilterdb.core.errors import DownloadError
 
 __all__ = ["Settings", "read_settings"]
 

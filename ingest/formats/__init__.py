@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from cnnfilterdb.catalog.entries import FORMATS
+from cnnfilterdb.core.errors import CnnFilterDbError, WeightFileError
 from cnnfilterdb.core.reports import escaped
-from cnnfilterdb.errors import CnnFilterDbError, WeightFileError
 from cnnfilterdb.ingest.formats import limits
 from cnnfilterdb.ingest.formats.companions import leads_out
 from cnnfilterdb.ingest.formats.recognised import described_file, described_folder, described_text

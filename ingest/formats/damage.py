@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from cnnfilterdb.errors import CnnFilterDbError, WeightFileError
+from cnnfilterdb.core.errors import CnnFilterDbError, WeightFileError
 
 __all__ = ["reason_of", "undamaged"]
 

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from cnnfilterdb.errors import CnnFilterDbError, WeightFileError
+from cnnfilterdb.core.errors import CnnFilterDbError, WeightFileError
 from cnnfilterdb.ingest.formats import pickle
 from cnnfilterdb.ingest.formats.pickled_arrays import Array
 

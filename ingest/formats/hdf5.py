@@ -15,7 +15,7 @@ from typing import Any
 
 import h5py
 
-from cnnfilterdb.errors import WeightFileError
+from cnnfilterdb.core.errors import WeightFileError
 from cnnfilterdb.ingest.formats import limits
 
 __all__ = ["check_heaps", "guard", "guard_dataset", "member", "texts"]

@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
-from cnnfilterdb.errors import WeightFileError
+from cnnfilterdb.core.errors import WeightFileError
 
 __all__ = ["Limits", "active", "current", "reading"]
 

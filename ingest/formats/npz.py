@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib import format as npy
 
-from cnnfilterdb.errors import WeightFileError
+from cnnfilterdb.core.errors import WeightFileError
 from cnnfilterdb.ingest.formats import limits, pickle, register
 from cnnfilterdb.ingest.formats.damage import undamaged
 from cnnfilterdb.ingest.formats.pickled_arrays import Array

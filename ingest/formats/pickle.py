@@ -18,7 +18,7 @@ import pickletools
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NoReturn, Protocol
 
-from cnnfilterdb.errors import UnsafeFileError, WeightFileError
+from cnnfilterdb.core.errors import UnsafeFileError, WeightFileError
 from cnnfilterdb.ingest.formats import limits
 from cnnfilterdb.ingest.formats.damage import undamaged
 from cnnfilterdb.ingest.formats.pickled_arrays import ARRAY_CONSTRUCTORS, Array, ElementType

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from cnnfilterdb.errors import WeightFileError
+from cnnfilterdb.core.errors import WeightFileError
 from cnnfilterdb.ingest.network.judge import ADAPTER, is_adapter
 from cnnfilterdb.ingest.network.layers import Skipped, Tensor
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from cnnfilterdb.errors import WeightFileError
+from cnnfilterdb.core.errors import WeightFileError
 from cnnfilterdb.ingest.network import choices
 from cnnfilterdb.ingest.network.averages import names_of_average
 from cnnfilterdb.ingest.network.copies import (

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 
-from cnnfilterdb.errors import SelectionError, WeightFileError
+from cnnfilterdb.core.errors import SelectionError, WeightFileError
 from cnnfilterdb.ingest.network.copies import without_copies
 from cnnfilterdb.ingest.network.layers import Weights
 

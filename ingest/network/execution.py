@@ -21,7 +21,7 @@ from torch.jit import ScriptModule
 from torch.optim.swa_utils import AveragedModel
 from torch.overrides import TorchFunctionMode
 
-from cnnfilterdb.errors import BadWeightsError
+from cnnfilterdb.core.errors import BadWeightsError
 
 __all__ = ["Execution", "execute", "named_tensors", "unwrapped"]
 

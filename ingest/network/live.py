@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cnnfilterdb.errors import WeightFileError
+from cnnfilterdb.core.errors import WeightFileError
 from cnnfilterdb.ingest.network.layers import Tensor
 
 __all__ = ["identity_of", "is_array", "is_torch", "named_tensor", "shape_of"]

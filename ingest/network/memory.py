@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from cnnfilterdb.errors import SelectionError, WeightFileError
+from cnnfilterdb.core.errors import SelectionError, WeightFileError
 from cnnfilterdb.ingest.network import choices
 from cnnfilterdb.ingest.network.arrays import layers_from_arrays
 from cnnfilterdb.ingest.network.composition import parameters as count_parameters

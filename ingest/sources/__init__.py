@@ -14,8 +14,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
+from cnnfilterdb.core.errors import IngestError, SelectionError, UnknownModelError
 from cnnfilterdb.core.schema import ModelFacts
-from cnnfilterdb.errors import IngestError, SelectionError, UnknownModelError
 from cnnfilterdb.ingest.fetch.cache import ByteProgress
 from cnnfilterdb.ingest.network.layers import Weights
 

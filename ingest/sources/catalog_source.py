@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cnnfilterdb import catalog
-from cnnfilterdb.errors import DownloadError, UnknownModelError
+from cnnfilterdb.core.errors import DownloadError, UnknownModelError
 from cnnfilterdb.ingest.fetch.cache import Cache
 from cnnfilterdb.ingest.sources import Source
 

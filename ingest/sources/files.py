@@ -16,8 +16,8 @@ from functools import cache
 from pathlib import Path, PurePath
 from types import MappingProxyType
 
+from cnnfilterdb.core.errors import DownloadError, UnknownModelError
 from cnnfilterdb.core.schema import ModelFacts
-from cnnfilterdb.errors import DownloadError, UnknownModelError
 from cnnfilterdb.ingest import formats
 from cnnfilterdb.ingest.fetch.cache import ByteProgress, sha256_of
 from cnnfilterdb.ingest.formats.companions import leads_out

@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cnnfilterdb.core.errors import DownloadError, UnknownModelError, WeightFileError
 from cnnfilterdb.core.reports import counted
 from cnnfilterdb.core.schema import ModelFacts
-from cnnfilterdb.errors import DownloadError, UnknownModelError, WeightFileError
 from cnnfilterdb.ingest.fetch.cache import ByteProgress, Cache, sha256_of
 from cnnfilterdb.ingest.fetch.hub_cache import HubCache, RepositoryFile, RepositoryFiles
 from cnnfilterdb.ingest.fetch.hugging_face import HuggingFace

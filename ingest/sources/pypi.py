@@ -20,8 +20,8 @@ from types import MappingProxyType
 from typing import IO, TYPE_CHECKING
 from urllib.parse import quote
 
+from cnnfilterdb.core.errors import CatalogError, DownloadError, HashMismatchError, IngestError
 from cnnfilterdb.core.schema import ModelFacts
-from cnnfilterdb.errors import CatalogError, DownloadError, HashMismatchError, IngestError
 from cnnfilterdb.ingest.fetch import archive
 from cnnfilterdb.ingest.fetch.cache import ByteProgress, Cache, sha256_of
 from cnnfilterdb.ingest.fetch.download import NoRangesError, RemoteFile, download

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from cnnfilterdb.core.errors import DownloadError, IngestError
 from cnnfilterdb.core.schema import ModelFacts
-from cnnfilterdb.errors import DownloadError, IngestError
 from cnnfilterdb.ingest.fetch.cache import ByteProgress, Cache, sha256_of
 from cnnfilterdb.ingest.fetch.download import Session
 from cnnfilterdb.ingest.fetch.hub_cache import HubCache, RepositoryFile

@@ -23,8 +23,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from cnnfilterdb.core.errors import CatalogError, DownloadError, HashMismatchError, IngestError
 from cnnfilterdb.core.schema import ModelFacts
-from cnnfilterdb.errors import CatalogError, DownloadError, HashMismatchError, IngestError
 from cnnfilterdb.ingest import formats
 from cnnfilterdb.ingest.fetch import pip_settings
 from cnnfilterdb.ingest.fetch.cache import ByteProgress, Cache, Trust, sha256_of

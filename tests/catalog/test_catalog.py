@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cnnfilterdb import catalog
-from cnnfilterdb.errors import SelectionError, UnknownModelError
+from cnnfilterdb.core.errors import SelectionError, UnknownModelError
 
 NAMES = ["deepcr/mask-decam", "deepcr/mask-acs-wfc", "facenet-pytorch/onet", "facenet-pytorch/pnet", "odd/[x]*"]
 

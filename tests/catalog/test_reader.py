@@ -6,7 +6,7 @@ import pytest
 
 from cnnfilterdb.catalog.entries import FORMATS
 from cnnfilterdb.catalog.reader import catalog_problems, read_catalog
-from cnnfilterdb.errors import CatalogError
+from cnnfilterdb.core.errors import CatalogError
 
 
 def test_a_valid_catalog(folder):

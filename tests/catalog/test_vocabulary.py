@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from cnnfilterdb import catalog
 from cnnfilterdb.catalog.words import FRAMEWORKS, VOCABULARIES
-from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.core.errors import SelectionError
 
 CHECKED = {"domain": "domains", "task": "tasks", "framework": "frameworks", "family": "families"}
 

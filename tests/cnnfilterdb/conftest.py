@@ -14,8 +14,9 @@ import pytest
 from cnnfilterdb.analysis.bases import FittedBasis, basis_table
 from cnnfilterdb.cli import main
 from cnnfilterdb.core.paths import basis_path
+from cnnfilterdb.core.recipes import RECIPES
 from cnnfilterdb.core.schema import HISTOGRAMS
-from cnnfilterdb.stats import RECIPES, Basis, Moments
+from cnnfilterdb.stats import Basis, Moments
 from cnnfilterdb.store.folder import Store
 from cnnfilterdb.store.seals import write_sealed
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import cnnfilterdb
-from cnnfilterdb.errors import (
+from cnnfilterdb.core.errors import (
     CnnFilterDbError,
     NotADatabaseError,
     QueryError,

@@ -14,7 +14,7 @@ import pytest
 
 from cnnfilterdb import sql
 from cnnfilterdb.connection import Connection
-from cnnfilterdb.errors import DatabaseError, QueryError
+from cnnfilterdb.core.errors import DatabaseError, QueryError
 from cnnfilterdb.store.folder import Store
 
 QUESTIONS = [

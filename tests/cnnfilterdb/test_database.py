@@ -9,7 +9,7 @@ import pytest
 
 import cnnfilterdb
 from cnnfilterdb.core import schema
-from cnnfilterdb.errors import NotADatabaseError, SelectionError, UnknownModelError
+from cnnfilterdb.core.errors import NotADatabaseError, SelectionError, UnknownModelError
 
 
 def by_domain(db, kernel="3x3"):

@@ -7,8 +7,7 @@ import sys
 import pytest
 
 import cnnfilterdb
-from cnnfilterdb import errors
-from cnnfilterdb.core import reports
+from cnnfilterdb.core import errors, reports
 
 
 def test_the_list_of_names_is_sorted_and_every_name_is_there():

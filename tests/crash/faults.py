@@ -54,7 +54,7 @@ def run(
     """
     from world import VERBS, Worlds, forked
 
-    from cnnfilterdb.errors import CnnFilterDbError
+    from cnnfilterdb.core.errors import CnnFilterDbError
 
     chooser, tried = random.Random(seed), Counter[str]()
     chosen = list(verbs or VERBS)

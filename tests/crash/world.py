@@ -24,9 +24,9 @@ import numpy as np
 from safetensors.numpy import save_file
 
 import cnnfilterdb
+from cnnfilterdb.core.durable import sha256
+from cnnfilterdb.core.errors import UnknownModelError
 from cnnfilterdb.database import FilterDB
-from cnnfilterdb.errors import UnknownModelError
-from cnnfilterdb.store.durable import sha256
 
 
 def weights(seed: int) -> dict[str, np.ndarray]:

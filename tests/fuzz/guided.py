@@ -53,7 +53,7 @@ class Target:
             AssertionError: A message that cannot be printed in one line.
             Exception: Any other error than one of this package.
         """
-        from cnnfilterdb.errors import CnnFilterDbError
+        from cnnfilterdb.core.errors import CnnFilterDbError
 
         self.replaced.write_bytes(data)
         try:

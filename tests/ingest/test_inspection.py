@@ -18,7 +18,7 @@ from torch import nn
 
 import cnnfilterdb
 from cnnfilterdb import stats
-from cnnfilterdb.errors import SelectionError, WeightFileError
+from cnnfilterdb.core.errors import SelectionError, WeightFileError
 from cnnfilterdb.ingest import formats
 from cnnfilterdb.ingest.inspection import LABELS
 

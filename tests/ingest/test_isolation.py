@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from cnnfilterdb.errors import UnsafeFileError, WeightFileError
+from cnnfilterdb.core.errors import UnsafeFileError, WeightFileError
 from cnnfilterdb.ingest import formats, isolation
 from cnnfilterdb.ingest.isolation import IsolatedReader
 from cnnfilterdb.ingest.network.folding import folded

@@ -18,14 +18,14 @@ import pytest
 
 import cnnfilterdb
 from cnnfilterdb.cli import main
-from cnnfilterdb.core.reports import Observer
-from cnnfilterdb.errors import (
+from cnnfilterdb.core.errors import (
     BadWeightsError,
     CnnFilterDbError,
     MissingExtraError,
     UnsafeFileError,
     WeightFileError,
 )
+from cnnfilterdb.core.reports import Observer
 from cnnfilterdb.ingest.papers_dataset import ReleasedDataset, overrides
 
 pytest.importorskip("tables")

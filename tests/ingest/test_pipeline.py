@@ -11,8 +11,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import cnnfilterdb
+from cnnfilterdb.core.errors import BadWeightsError, DownloadError, NoConvolutionError, UnsafeFileError, WeightFileError
 from cnnfilterdb.core.schema import ModelFacts
-from cnnfilterdb.errors import BadWeightsError, DownloadError, NoConvolutionError, UnsafeFileError, WeightFileError
 from cnnfilterdb.ingest import pipeline
 from cnnfilterdb.ingest.fetch.cache import writing_cache
 

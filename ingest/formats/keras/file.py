@@ -29,7 +29,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from cnnfilterdb.errors import WeightFileError
+from cnnfilterdb.core.errors import WeightFileError
 from cnnfilterdb.ingest.formats import limits
 from cnnfilterdb.ingest.formats.blob import Blob
 from cnnfilterdb.ingest.formats.companions import companion

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from onnx import SparseTensorProto, TensorProto, helper, numpy_helper
 
-from cnnfilterdb.errors import WeightFileError
+from cnnfilterdb.core.errors import WeightFileError
 from cnnfilterdb.ingest.formats import limits
 from cnnfilterdb.ingest.formats.companions import companion
 from cnnfilterdb.ingest.formats.damage import reason_of

@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from onnx import AttributeProto, numpy_helper
 
-from cnnfilterdb.errors import WeightFileError
+from cnnfilterdb.core.errors import WeightFileError
 from cnnfilterdb.ingest.formats import limits
 
 __all__ = ["MAX_STEPS", "Graph", "Step", "Value", "flatten"]

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from cnnfilterdb.errors import WeightFileError
+from cnnfilterdb.core.errors import WeightFileError
 from cnnfilterdb.ingest.formats import register
 from cnnfilterdb.ingest.formats.companions import companion
 from cnnfilterdb.ingest.formats.damage import undamaged

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 import cnnfilterdb
-from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.core.errors import SelectionError
 
 LABELS = {"a": ("ct", "U-Net"), "b": ("ct", "U-Net"), "c": ("ct", "ResNet"), "d": ("natural", "U-Net"),
           "e": ("natural", "ResNet"), "f": ("natural", "ResNet"), "g": (None, "ResNet")}  # fmt: skip

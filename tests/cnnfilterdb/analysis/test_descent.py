@@ -10,7 +10,7 @@ from matplotlib.image import imread
 
 import cnnfilterdb
 from cnnfilterdb.cli import cli
-from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.core.errors import SelectionError
 
 torch = pytest.importorskip("torch")
 

@@ -8,8 +8,8 @@ import pytest
 from scipy.fft import dctn
 
 import cnnfilterdb
+from cnnfilterdb.core.errors import SelectionError
 from cnnfilterdb.core.schema import kernel_shape
-from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.stats import (
     DESCRIPTORS,
     QUALITY_RULES,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cnnfilterdb.analysis.groups import BALANCES, Grouping, by_model
-from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.core.errors import SelectionError
 from cnnfilterdb.stats import Basis, Moments
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import cnnfilterdb
 from cnnfilterdb.analysis.lineage import paired_layers
-from cnnfilterdb.errors import SelectionError, UnknownModelError
+from cnnfilterdb.core.errors import SelectionError, UnknownModelError
 
 SHAPES = {"a": (16, 3, 3, 3), "b": (32, 16, 3, 3), "c": (8, 32, 5, 5)}
 

@@ -8,7 +8,7 @@ from scipy.spatial.distance import jensenshannon
 from scipy.stats import wasserstein_distance
 
 import cnnfilterdb
-from cnnfilterdb.errors import DatabaseError, SelectionError
+from cnnfilterdb.core.errors import DatabaseError, SelectionError
 from cnnfilterdb.stats import Basis
 
 

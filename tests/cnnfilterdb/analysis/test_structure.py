@@ -6,8 +6,8 @@ import pytest
 
 import cnnfilterdb
 from cnnfilterdb import stats
+from cnnfilterdb.core.errors import SelectionError
 from cnnfilterdb.core.schema import kernel_shape
-from cnnfilterdb.errors import SelectionError
 
 
 @pytest.fixture(scope="module")

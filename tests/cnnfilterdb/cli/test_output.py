@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cnnfilterdb.cli.output import FORMATS, Output, emit, encoded, remark
-from cnnfilterdb.errors import DatabaseError
+from cnnfilterdb.core.errors import DatabaseError
 
 TABLE = pa.table(
     {

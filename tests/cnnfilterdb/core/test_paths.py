@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cnnfilterdb.core import paths
-from cnnfilterdb.errors import DatabaseError, UnsafePathError
+from cnnfilterdb.core.errors import DatabaseError, UnsafePathError
 
 HOSTILE = [
     "",

@@ -10,8 +10,8 @@ import pytest
 from safetensors.numpy import save_file
 
 import cnnfilterdb
+from cnnfilterdb.core.errors import MissingExtraError
 from cnnfilterdb.core.ray_runner import Ray
-from cnnfilterdb.errors import MissingExtraError
 
 ray = pytest.importorskip("ray")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::Warning")]

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import cnnfilterdb
+from cnnfilterdb.core.errors import DatabaseError, SelectionError
 from cnnfilterdb.core.resources import Resources, parse_size
-from cnnfilterdb.errors import DatabaseError, SelectionError
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_info, threadpool_limits
 
+from cnnfilterdb.core.errors import RemoteError, SelectionError, WorkerLostError
 from cnnfilterdb.core.resources import runner_of
 from cnnfilterdb.core.runners import TRIES, Given, Processes, Serial, Threads
 from cnnfilterdb.core.workers import limited, threads
-from cnnfilterdb.errors import RemoteError, SelectionError, WorkerLostError
 
 
 def results(runner, function, units, **options):

@@ -21,8 +21,8 @@ from scipy.stats import entropy
 from sklearn.decomposition import PCA
 
 import cnnfilterdb
+from cnnfilterdb.core.errors import CorruptError, DatabaseError, MissingExtraError, RemoteError, SelectionError
 from cnnfilterdb.core.reports import Exported
-from cnnfilterdb.errors import CorruptError, DatabaseError, MissingExtraError, RemoteError, SelectionError
 from cnnfilterdb.exchange import export as export_module
 from cnnfilterdb.exchange.export import FACTS, FORMATS, export
 from cnnfilterdb.stats import Moments
@@ -530,7 +530,7 @@ def test_a_real_limit_on_the_size_of_files(mixed_path, tmp_path):
         import resource, signal, sys
         from pathlib import Path
         import cnnfilterdb
-        from cnnfilterdb.errors import DatabaseError
+        from cnnfilterdb.core.errors import DatabaseError
         from cnnfilterdb.exchange.export import FORMATS, export
 
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

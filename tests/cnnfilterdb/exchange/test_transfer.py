@@ -15,9 +15,9 @@ import pandas as pd
 import pytest
 
 import cnnfilterdb
+from cnnfilterdb.core import durable
+from cnnfilterdb.core.errors import CorruptError, DatabaseError, NotADatabaseError, RemoteError, SelectionError
 from cnnfilterdb.database import pull
-from cnnfilterdb.errors import CorruptError, DatabaseError, NotADatabaseError, RemoteError, SelectionError
-from cnnfilterdb.store import durable
 
 
 def weights(seed: int, channels: int = 8) -> dict[str, np.ndarray]:

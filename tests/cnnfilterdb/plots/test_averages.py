@@ -3,7 +3,7 @@ import pytest
 from matplotlib.image import imread
 
 from cnnfilterdb.cli import main
-from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.core.errors import SelectionError
 from cnnfilterdb.plots import variance
 from cnnfilterdb.stats import variance_map
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from matplotlib.figure import Figure as PlainFigure
 
-from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.core.errors import SelectionError
 from cnnfilterdb.plots import heatmap, ordered_groups
 
 # Shifts between tasks as published with version 1.0.0 of the authors' data set, in the published order.

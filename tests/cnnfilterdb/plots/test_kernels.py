@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure as PlainFigure
 
-from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.core.errors import SelectionError
 from cnnfilterdb.plots import eigenfilters, filter_grid
 
 

@@ -11,7 +11,7 @@ from matplotlib.text import Text
 
 from cnnfilterdb import plots
 from cnnfilterdb.cli import main
-from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.core.errors import SelectionError
 from cnnfilterdb.plots.look import LOOKS, look
 
 RNG = np.random.default_rng(3)

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from cnnfilterdb.cli import main
-from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.core.errors import SelectionError
 from cnnfilterdb.plots import model_map, phenotypes, spread
 from cnnfilterdb.plots.style import compact
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import cnnfilterdb
-from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.core.errors import SelectionError
 from cnnfilterdb.plots import null_distributions
 from cnnfilterdb.stats import adjusted_holm
 

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 from matplotlib.collections import PathCollection
 
-from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.core.errors import SelectionError
 from cnnfilterdb.plots import depth_deciles, quality
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.core.errors import SelectionError
 from cnnfilterdb.plots import Coefficients, GroupingData, Method, ReportData, report
 
 HOSTILE = "<script>alert('x')</script><img src=http://evil.example/x onerror=alert(1)>\"&\u0000$title${tiles}"

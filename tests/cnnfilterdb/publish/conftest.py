@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cnnfilterdb.core.durable import sha256
 from cnnfilterdb.core.paths import MARKER, shard_path
 from cnnfilterdb.core.schema import release_schema
 from cnnfilterdb.publish import hub as publishing
 from cnnfilterdb.release.manifest import Manifest, ReleaseFile
-from cnnfilterdb.store.durable import sha256
 
 TOKEN = "hf_secretsecret"
 

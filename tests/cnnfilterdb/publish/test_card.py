@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
+from cnnfilterdb.core.markdown import code, line, link, table, text
 from cnnfilterdb.core.paths import shard_path
 from cnnfilterdb.core.schema import MODELS, describe, release_schema
 from cnnfilterdb.publish.card import citation, features, models_page, readme, size_category
-from cnnfilterdb.publish.markdown import code, line, link, table, text
 from cnnfilterdb.release.manifest import LeftOut, Manifest, ReleaseFile
 
 REPO = "owner/my-kernels"

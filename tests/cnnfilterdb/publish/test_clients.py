@@ -16,7 +16,7 @@ ADDRESS = f"hf://datasets/{REPO}@v1.0.0"
 
 PUBLISH = """
 from pathlib import Path
-from cnnfilterdb.errors import PublishError
+from cnnfilterdb.core.errors import PublishError
 from cnnfilterdb.core.paths import MARKER
 from cnnfilterdb.release.manifest import Manifest
 from cnnfilterdb.publish.hub import upload

@@ -5,7 +5,7 @@ import traceback
 
 import pytest
 
-from cnnfilterdb.errors import PublishError
+from cnnfilterdb.core.errors import PublishError
 from cnnfilterdb.publish import hub as publishing
 
 TOKEN = "hf_secretsecret"

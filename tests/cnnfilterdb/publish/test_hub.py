@@ -2,9 +2,9 @@ import json
 
 import pytest
 
+from cnnfilterdb.core.errors import PublishError
 from cnnfilterdb.core.paths import MARKER
 from cnnfilterdb.core.schema import FORMAT_VERSION
-from cnnfilterdb.errors import PublishError
 from cnnfilterdb.publish import hub as publishing
 from cnnfilterdb.publish.hub import Released
 

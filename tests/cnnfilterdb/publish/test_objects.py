@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 
 import cnnfilterdb
+from cnnfilterdb.core.errors import NotADatabaseError, PublishError, RemoteError
 from cnnfilterdb.core.paths import MARKER
-from cnnfilterdb.errors import NotADatabaseError, PublishError, RemoteError
 from cnnfilterdb.publish import objects
 from cnnfilterdb.publish.objects import ObjectFolder
 

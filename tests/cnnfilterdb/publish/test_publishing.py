@@ -14,7 +14,7 @@ import pytest
 from huggingface_hub import HfFileSystem
 
 import cnnfilterdb
-from cnnfilterdb.errors import CorruptError, PublishError, RemoteError
+from cnnfilterdb.core.errors import CorruptError, PublishError, RemoteError
 
 TOKEN = "hf_secretsecret"
 REPO = "owner/sample"

@@ -626,7 +626,7 @@ def pull(folder: Path) -> None:
 
 def attempt(name: str, folder: Path) -> dict[str, str]:
     """What became of asking and of pulling: "ok", or the message."""
-    from cnnfilterdb.errors import CnnFilterDbError
+    from cnnfilterdb.core.errors import CnnFilterDbError
 
     outcome = {}
     try:

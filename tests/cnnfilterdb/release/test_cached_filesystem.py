@@ -11,7 +11,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cnnfilterdb.errors import RemoteError, SelectionError
+from cnnfilterdb.core.errors import RemoteError, SelectionError
 from cnnfilterdb.release.cached_filesystem import BLOCK, CachedFileSystem
 from cnnfilterdb.release.remote import reaching
 

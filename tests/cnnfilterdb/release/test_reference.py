@@ -11,7 +11,7 @@ from click.testing import CliRunner
 import cnnfilterdb
 from cnnfilterdb import catalog
 from cnnfilterdb.cli import cli
-from cnnfilterdb.errors import NotADatabaseError, SelectionError
+from cnnfilterdb.core.errors import NotADatabaseError, SelectionError
 from cnnfilterdb.publish.licenses import decide
 from cnnfilterdb.release.manifest import Manifest
 

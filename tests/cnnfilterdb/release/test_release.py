@@ -14,8 +14,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.spec import AbstractBufferedFile
 
 import cnnfilterdb
-from cnnfilterdb.core.paths import MARKER
-from cnnfilterdb.errors import (
+from cnnfilterdb.core.errors import (
     CnnFilterDbError,
     DatabaseError,
     MissingExtraError,
@@ -23,6 +22,7 @@ from cnnfilterdb.errors import (
     RemoteError,
     UnknownModelError,
 )
+from cnnfilterdb.core.paths import MARKER
 from cnnfilterdb.release.address import is_release
 from cnnfilterdb.release.cached_filesystem import BLOCK
 from cnnfilterdb.release.manifest import Manifest

@@ -10,7 +10,7 @@ import fsspec
 import pytest
 
 import cnnfilterdb
-from cnnfilterdb.errors import CnnFilterDbError, PublishError, RemoteError
+from cnnfilterdb.core.errors import CnnFilterDbError, PublishError, RemoteError
 from cnnfilterdb.publish import repository
 from cnnfilterdb.release import remote
 from cnnfilterdb.release.release import Release

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import cnnfilterdb
-from cnnfilterdb.errors import CorruptError, QueryError, SelectionError
+from cnnfilterdb.core.durable import sha256
+from cnnfilterdb.core.errors import CorruptError, QueryError, SelectionError
 from cnnfilterdb.release.manifest import Manifest
-from cnnfilterdb.store.durable import sha256
 
 ROOT = Path(__file__).parents[3]
 EDGE = [[1, 0, -1], [1, 0, -1], [1, 0, -1]]

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cnnfilterdb.core.errors import CorruptError
 from cnnfilterdb.core.resources import Resources
 from cnnfilterdb.core.schema import filter_schema, weight_columns
 from cnnfilterdb.core.workers import threads
-from cnnfilterdb.errors import CorruptError
 from cnnfilterdb.scan.scan import joined, scan
 
 

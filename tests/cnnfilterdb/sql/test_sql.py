@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import cnnfilterdb
-from cnnfilterdb.errors import QueryError, SelectionError
-from cnnfilterdb.sql import NEEDS_INDEX, identifier, literal
+from cnnfilterdb.core.errors import QueryError, SelectionError
+from cnnfilterdb.core.sqltext import identifier, literal
+from cnnfilterdb.sql import NEEDS_INDEX
 from cnnfilterdb.stats import METRICS
 
 README = Path(__file__).parents[3] / "README.md"

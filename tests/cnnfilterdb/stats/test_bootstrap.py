@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.core.errors import SelectionError
 from cnnfilterdb.stats import METRICS, bootstrap, bootstrap_shift, kl_shift
 
 LOW, HIGH, BINS, SIZE = -1.0, 1.0, 6, 3

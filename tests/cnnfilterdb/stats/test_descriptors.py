@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.fft import dctn
 
+from cnnfilterdb.core.errors import SelectionError
 from cnnfilterdb.core.schema import kernel_shape
-from cnnfilterdb.errors import SelectionError
 from cnnfilterdb.stats import DESCRIPTORS, DescriptorSums, binary_residual, dct_energies, descriptors, variance_map
 
 SIZES = ["1x1", "1x2", "2x2", "1x3", "3x1", "3x3", "2x5", "4x4", "5x5", "7x7", "3x7", "11x11"]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import jensenshannon
 from scipy.stats import entropy, wasserstein_distance
 
-from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.core.errors import SelectionError
 from cnnfilterdb.stats import METRICS, kl_shift, kl_shift_components, probabilities
 
 LOW, HIGH, BINS, SIZE = -2.0, 3.0, 20, 4

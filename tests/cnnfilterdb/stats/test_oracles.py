@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.stats import entropy
 from sklearn.decomposition import PCA
 
-from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.core.errors import SelectionError
 from cnnfilterdb.stats import Basis, Histogram, Moments, histograms, kl_shift, kl_shift_components, probabilities
 
 

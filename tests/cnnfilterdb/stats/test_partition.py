@@ -12,7 +12,7 @@ from scipy.spatial.distance import pdist, squareform
 from scipy.stats import f_oneway
 from sklearn.manifold import ClassicalMDS
 
-from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.core.errors import SelectionError
 from cnnfilterdb.stats import dispersion, embedding, gower, neighbour_purity, partition
 
 DUNE = Path(__file__).parents[2] / "data" / "dune.csv"

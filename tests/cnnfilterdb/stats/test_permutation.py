@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import false_discovery_control
 
-from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.core.errors import SelectionError
 from cnnfilterdb.stats import METRICS, adjusted_bh, adjusted_holm, kl_shift, overall_test, paired_shift, shift_test
 
 WEIGHTS = np.array([0.7, 0.3])

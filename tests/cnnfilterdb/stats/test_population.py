@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.core.errors import SelectionError
 from cnnfilterdb.stats import METRICS, PopulationShift, paired_shift, population_shift, shift_test
 from cnnfilterdb.stats.population import _lower_tail
 

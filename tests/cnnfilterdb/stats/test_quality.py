@@ -11,7 +11,7 @@ import torchconvquality as tcq
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.core.errors import SelectionError
 from cnnfilterdb.stats import (
     QUALITY_RULES,
     Moments,

@@ -414,7 +414,7 @@ def attempt(folder: Path) -> dict[str, Any]:
     It is opened for reading, asked, and then opened for writing, asked again and written to.
     """
     import cnnfilterdb
-    from cnnfilterdb.errors import CnnFilterDbError
+    from cnnfilterdb.core.errors import CnnFilterDbError
 
     said: dict[str, Any] = {"found": 0}
 

@@ -9,7 +9,7 @@ import pytest
 import cnnfilterdb
 from cnnfilterdb.cli import cli
 from cnnfilterdb.core import paths
-from cnnfilterdb.errors import CorruptError, SelectionError, UnknownModelError
+from cnnfilterdb.core.errors import CorruptError, SelectionError, UnknownModelError
 
 
 def layer(seed):

@@ -12,7 +12,7 @@ import pytest
 
 import cnnfilterdb
 from cnnfilterdb.cli import cli
-from cnnfilterdb.errors import CnnFilterDbError, DamagedIndexError
+from cnnfilterdb.core.errors import CnnFilterDbError, DamagedIndexError
 from cnnfilterdb.store.folder import Store
 from cnnfilterdb.store.index import Index
 from cnnfilterdb.store.seals import write_sealed

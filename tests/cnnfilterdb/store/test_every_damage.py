@@ -11,7 +11,7 @@ import pytest
 
 import cnnfilterdb
 from cnnfilterdb.core import paths
-from cnnfilterdb.errors import CnnFilterDbError
+from cnnfilterdb.core.errors import CnnFilterDbError
 
 _FLIPS = 4  # bytes that are changed in each file, besides its first and its last
 

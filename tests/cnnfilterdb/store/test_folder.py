@@ -20,9 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cnnfilterdb.core.paths import slug
-from cnnfilterdb.core.schema import FORMAT_VERSION, LAYERS, MODELS, weight_columns
-from cnnfilterdb.errors import (
+from cnnfilterdb.core.errors import (
     BadWeightsError,
     CorruptError,
     DatabaseError,
@@ -31,6 +29,8 @@ from cnnfilterdb.errors import (
     SelectionError,
     UnknownModelError,
 )
+from cnnfilterdb.core.paths import slug
+from cnnfilterdb.core.schema import FORMAT_VERSION, LAYERS, MODELS, weight_columns
 from cnnfilterdb.store import annotations as notes
 from cnnfilterdb.store import contents as contents_module
 from cnnfilterdb.store import folder as store_module
@@ -529,7 +529,7 @@ def test_a_real_limit_on_the_size_of_files(store):
     script = """
         import resource, signal, sys
         import numpy as np
-        from cnnfilterdb.errors import DatabaseError
+        from cnnfilterdb.core.errors import DatabaseError
         from cnnfilterdb.store.folder import Store
 
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import cnnfilterdb
-from cnnfilterdb.errors import CnnFilterDbError
+from cnnfilterdb.core.errors import CnnFilterDbError
 from cnnfilterdb.store.seals import write_sealed
 
 SCRIPT = Path(__file__).with_name("hostile.py")

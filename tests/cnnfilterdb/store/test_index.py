@@ -14,8 +14,8 @@ from sklearn.decomposition import PCA
 
 import cnnfilterdb
 from cnnfilterdb.analysis.bases import moments_of
+from cnnfilterdb.core.errors import DatabaseError, SelectionError
 from cnnfilterdb.core.schema import papers_layers
-from cnnfilterdb.errors import DatabaseError, SelectionError
 from cnnfilterdb.stats import Basis, sparse_kernels
 from cnnfilterdb.store import annotations as notes
 from cnnfilterdb.store.folder import Store

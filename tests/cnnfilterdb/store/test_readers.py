@@ -14,7 +14,7 @@ import pytest
 
 import cnnfilterdb
 from cnnfilterdb.core import paths
-from cnnfilterdb.errors import CorruptError, DatabaseError, SelectionError
+from cnnfilterdb.core.errors import CorruptError, DatabaseError, SelectionError
 from cnnfilterdb.scan import steady as steady_module
 from cnnfilterdb.scan.steady import steady
 from cnnfilterdb.store import commits

@@ -9,6 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cnnfilterdb.core.durable import sha256
+from cnnfilterdb.core.errors import UnknownModelError
 from cnnfilterdb.core.paths import (
     basis_path,
     empty_filters_path,
@@ -20,8 +22,6 @@ from cnnfilterdb.core.paths import (
 )
 from cnnfilterdb.core.reports import Problem
 from cnnfilterdb.core.schema import filter_schema
-from cnnfilterdb.errors import UnknownModelError
-from cnnfilterdb.store.durable import sha256
 from cnnfilterdb.store.folder import Store
 from cnnfilterdb.store.writer import filter_settings
 

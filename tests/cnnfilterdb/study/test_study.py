@@ -9,7 +9,7 @@ import pytest
 
 import cnnfilterdb
 from cnnfilterdb import catalog
-from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.core.errors import SelectionError
 from cnnfilterdb.study.document import Rows
 from cnnfilterdb.study.paper import _second_figure, present
 from cnnfilterdb.study.question import ALIKE, DIFFERS, OPEN, main_question

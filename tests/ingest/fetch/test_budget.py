@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from cnnfilterdb.errors import DownloadError
+from cnnfilterdb.core.errors import DownloadError
 from cnnfilterdb.ingest.fetch import download as module
 from cnnfilterdb.ingest.fetch.budget import SLOWEST, Budget, supervised, within
 from cnnfilterdb.ingest.fetch.download import RemoteFile, Session, download

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cnnfilterdb.core.caching import cache_folder
-from cnnfilterdb.errors import DownloadError, HashMismatchError
+from cnnfilterdb.core.errors import DownloadError, HashMismatchError
 from cnnfilterdb.ingest.fetch.cache import Cache, Trust, sha256_of, writing_cache
 
 DATA = b"weights" * 1000

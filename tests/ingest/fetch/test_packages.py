@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from cnnfilterdb.errors import DownloadError, HashMismatchError
+from cnnfilterdb.core.errors import DownloadError, HashMismatchError
 from cnnfilterdb.ingest.fetch.packages import Offer, PackageIndex
 from cnnfilterdb.ingest.fetch.pip_settings import Settings
 

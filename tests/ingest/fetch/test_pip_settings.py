@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from cnnfilterdb.errors import DownloadError
+from cnnfilterdb.core.errors import DownloadError
 from cnnfilterdb.ingest.fetch.pip_settings import Settings, read_settings
 
 

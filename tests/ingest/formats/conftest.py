@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from cnnfilterdb.errors import CnnFilterDbError
+from cnnfilterdb.core.errors import CnnFilterDbError
 from cnnfilterdb.ingest import formats
 
 _ZIP = Path(__file__).parents[2] / "data" / "tensorflow.zip"
@@ -124,7 +124,7 @@ _FUZZ = """
 import json, random, sys, time, warnings
 from pathlib import Path
 warnings.simplefilter("ignore")
-from cnnfilterdb.errors import CnnFilterDbError
+from cnnfilterdb.core.errors import CnnFilterDbError
 from cnnfilterdb.ingest import formats
 from cnnfilterdb.ingest.formats.limits import Limits
 formats.registered()

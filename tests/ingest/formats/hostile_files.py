@@ -637,7 +637,7 @@ def _read_all() -> None:
     import resource
     import warnings
 
-    from cnnfilterdb.errors import CnnFilterDbError
+    from cnnfilterdb.core.errors import CnnFilterDbError
     from cnnfilterdb.ingest import formats, pipeline
 
     warnings.simplefilter("ignore")

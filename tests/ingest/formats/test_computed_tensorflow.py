@@ -8,7 +8,7 @@ import struct
 import numpy as np
 import pytest
 
-from cnnfilterdb.errors import WeightFileError
+from cnnfilterdb.core.errors import WeightFileError
 from cnnfilterdb.ingest import formats
 
 rng = np.random.default_rng(0)

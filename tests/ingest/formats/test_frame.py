@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cnnfilterdb.errors import UnsafeFileError, WeightFileError
+from cnnfilterdb.core.errors import UnsafeFileError, WeightFileError
 from cnnfilterdb.ingest.formats import frame
 from cnnfilterdb.ingest.network.objects import Object
 

@@ -26,7 +26,7 @@ _PROGRAM = """
 import json, sys, time, warnings
 from pathlib import Path
 warnings.simplefilter("ignore")
-from cnnfilterdb.errors import CnnFilterDbError
+from cnnfilterdb.core.errors import CnnFilterDbError
 from cnnfilterdb.ingest import formats
 import onnx.reference
 formats.registered()

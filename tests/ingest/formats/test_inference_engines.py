@@ -17,7 +17,7 @@ import torch
 import torch.distributed.checkpoint as distributed
 from torch import nn
 
-from cnnfilterdb.errors import WeightFileError
+from cnnfilterdb.core.errors import WeightFileError
 from cnnfilterdb.ingest import formats
 
 _DATA = Path(__file__).parents[2] / "data"

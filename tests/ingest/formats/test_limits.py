@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from cnnfilterdb.errors import WeightFileError
+from cnnfilterdb.core.errors import WeightFileError
 from cnnfilterdb.ingest import formats
 from cnnfilterdb.ingest.formats import limits
 
@@ -27,7 +27,7 @@ _PROGRAM = """
 import sys, time, warnings
 from pathlib import Path
 warnings.simplefilter("ignore")
-from cnnfilterdb.errors import CnnFilterDbError
+from cnnfilterdb.core.errors import CnnFilterDbError
 from cnnfilterdb.ingest import formats
 start, path = time.process_time(), Path(sys.argv[1])
 try:

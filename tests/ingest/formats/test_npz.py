@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cnnfilterdb.errors import UnsafeFileError, WeightFileError
+from cnnfilterdb.core.errors import UnsafeFileError, WeightFileError
 from cnnfilterdb.ingest import formats
 from cnnfilterdb.ingest.network import judge
 

@@ -19,7 +19,7 @@ from onnx.reference import ReferenceEvaluator
 from torch import nn
 from torch.nn import functional as F
 
-from cnnfilterdb.errors import CnnFilterDbError, WeightFileError
+from cnnfilterdb.core.errors import CnnFilterDbError, WeightFileError
 from cnnfilterdb.ingest.formats.onnx import constants as onnx_constants
 from cnnfilterdb.ingest.formats.onnx import graph
 from cnnfilterdb.ingest.formats.onnx.model import OnnxFormat

@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from cnnfilterdb.errors import WeightFileError
+from cnnfilterdb.core.errors import WeightFileError
 from cnnfilterdb.ingest import formats
 
 _DATA = Path(__file__).parents[2] / "data"

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cnnfilterdb.errors import CnnFilterDbError, UnsafeFileError, WeightFileError
+from cnnfilterdb.core.errors import CnnFilterDbError, UnsafeFileError, WeightFileError
 from cnnfilterdb.ingest.formats.pickle import load
 from cnnfilterdb.ingest.formats.pickled_arrays import Array
 from cnnfilterdb.ingest.network.objects import Global, Object

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from cnnfilterdb.catalog.entries import FORMATS
+from cnnfilterdb.core.errors import WeightFileError
 from cnnfilterdb.core.reports import escaped
-from cnnfilterdb.errors import WeightFileError
 from cnnfilterdb.ingest import formats
 
 FILES = {

@@ -20,7 +20,7 @@ from safetensors.numpy import save_file as save_numpy
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from cnnfilterdb.errors import CnnFilterDbError, WeightFileError
+from cnnfilterdb.core.errors import CnnFilterDbError, WeightFileError
 from cnnfilterdb.ingest.formats.safetensors import SafetensorsFormat
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cnnfilterdb.errors import WeightFileError
+from cnnfilterdb.core.errors import WeightFileError
 from cnnfilterdb.ingest import formats
 from cnnfilterdb.ingest.fetch.cache import Cache
 from cnnfilterdb.ingest.formats.protobuf import MalformedError, fields, float32s, integers

@@ -7,7 +7,7 @@ import tflite
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cnnfilterdb.errors import WeightFileError
+from cnnfilterdb.core.errors import WeightFileError
 from cnnfilterdb.ingest import formats
 
 QUICK = settings(max_examples=60)

@@ -24,7 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from cnnfilterdb.errors import CnnFilterDbError, UnsafeFileError, WeightFileError
+from cnnfilterdb.core.errors import CnnFilterDbError, UnsafeFileError, WeightFileError
 from cnnfilterdb.ingest import formats
 from cnnfilterdb.ingest.formats.torch.checkpoint import TorchFormat
 

@@ -21,7 +21,7 @@ from torch._subclasses import FakeTensorMode
 from torch.masked import masked_tensor
 
 import cnnfilterdb
-from cnnfilterdb.errors import SelectionError, UnsafeFileError, WeightFileError
+from cnnfilterdb.core.errors import SelectionError, UnsafeFileError, WeightFileError
 from cnnfilterdb.ingest import formats
 from cnnfilterdb.ingest.network.memory import weights_from_state_dict, weights_in_memory
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from cnnfilterdb.errors import CnnFilterDbError
+from cnnfilterdb.core.errors import CnnFilterDbError
 from cnnfilterdb.ingest.formats.torch.checkpoint import TorchFormat
 from cnnfilterdb.ingest.network.memory import weights_from_module
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 import cnnfilterdb
-from cnnfilterdb.errors import SelectionError, WeightFileError
+from cnnfilterdb.core.errors import SelectionError, WeightFileError
 from cnnfilterdb.ingest import formats
 from cnnfilterdb.ingest.network.memory import weights_in_memory
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from cnnfilterdb.errors import WeightFileError
+from cnnfilterdb.core.errors import WeightFileError
 from cnnfilterdb.ingest import formats
 from cnnfilterdb.ingest.network.checkpoint import networks
 from cnnfilterdb.ingest.network.objects import Global, Object

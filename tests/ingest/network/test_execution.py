@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from cnnfilterdb.errors import BadWeightsError
+from cnnfilterdb.core.errors import BadWeightsError
 from cnnfilterdb.ingest.network.execution import execute, named_tensors, unwrapped
 from cnnfilterdb.ingest.network.memory import weights_from_module
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from cnnfilterdb.errors import BadWeightsError, WeightFileError
+from cnnfilterdb.core.errors import BadWeightsError, WeightFileError
 from cnnfilterdb.ingest.network.extract import (
     ConvFacts,
     conv_depths,

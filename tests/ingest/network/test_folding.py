@@ -13,7 +13,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import cnnfilterdb
 from cnnfilterdb import catalog
-from cnnfilterdb.errors import BadWeightsError, SelectionError
+from cnnfilterdb.core.errors import BadWeightsError, SelectionError
 from cnnfilterdb.ingest import formats
 from cnnfilterdb.ingest.network import memory
 from cnnfilterdb.ingest.network.folding import folded

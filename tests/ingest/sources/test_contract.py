@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from cnnfilterdb.core.errors import DownloadError, IngestError, SelectionError, UnknownModelError
 from cnnfilterdb.core.schema import ModelFacts
-from cnnfilterdb.errors import DownloadError, IngestError, SelectionError, UnknownModelError
 from cnnfilterdb.ingest import sources
 from cnnfilterdb.ingest.fetch.cache import Cache
 from cnnfilterdb.ingest.sources import Source, as_source, available, get, registered

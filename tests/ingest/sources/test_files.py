@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from cnnfilterdb.errors import DownloadError, UnknownModelError
+from cnnfilterdb.core.errors import DownloadError, UnknownModelError
 from cnnfilterdb.ingest.sources import get
 from cnnfilterdb.ingest.sources.files import FilesSource, _names, suffixes
 

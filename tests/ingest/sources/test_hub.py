@@ -8,7 +8,7 @@ import torch
 from safetensors.numpy import save
 from safetensors.torch import save as save_torch
 
-from cnnfilterdb.errors import DownloadError, HashMismatchError, UnknownModelError, WeightFileError
+from cnnfilterdb.core.errors import DownloadError, HashMismatchError, UnknownModelError, WeightFileError
 from cnnfilterdb.ingest import formats
 from cnnfilterdb.ingest.fetch.cache import Cache
 from cnnfilterdb.ingest.fetch.hugging_face import HuggingFace

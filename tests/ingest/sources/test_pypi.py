@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from cnnfilterdb.errors import CatalogError, DownloadError, HashMismatchError, UnknownModelError
+from cnnfilterdb.core.errors import CatalogError, DownloadError, HashMismatchError, UnknownModelError
 from cnnfilterdb.ingest.fetch.cache import Cache
 from cnnfilterdb.ingest.fetch.packages import PackageIndex
 from cnnfilterdb.ingest.fetch.pip_settings import Settings, read_settings

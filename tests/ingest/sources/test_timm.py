@@ -15,7 +15,7 @@ from safetensors.torch import save
 import cnnfilterdb
 from cnnfilterdb import catalog
 from cnnfilterdb.cli import cli
-from cnnfilterdb.errors import DownloadError, HashMismatchError, UnknownModelError
+from cnnfilterdb.core.errors import DownloadError, HashMismatchError, UnknownModelError
 from cnnfilterdb.ingest import formats
 from cnnfilterdb.ingest.fetch.cache import Cache
 from cnnfilterdb.ingest.fetch.download import Session

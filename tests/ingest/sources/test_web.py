@@ -23,8 +23,7 @@ import torch
 from torch import nn
 
 from cnnfilterdb import catalog
-from cnnfilterdb.core.schema import ModelFacts
-from cnnfilterdb.errors import (
+from cnnfilterdb.core.errors import (
     CatalogError,
     DownloadError,
     HashMismatchError,
@@ -32,6 +31,7 @@ from cnnfilterdb.errors import (
     UnknownModelError,
     WeightFileError,
 )
+from cnnfilterdb.core.schema import ModelFacts
 from cnnfilterdb.ingest import formats, sources
 from cnnfilterdb.ingest.fetch.cache import Cache
 from cnnfilterdb.ingest.fetch.download import Session

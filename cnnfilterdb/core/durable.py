@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cnnfilterdb.errors import DatabaseError
+from cnnfilterdb.core.errors import DatabaseError
 
 __all__ = [
     "make_folder",

@@ -1,4 +1,7 @@
-"""Checks of SQL that comes from a user: a ``by`` or ``where`` is one expression, and confined SQL writes nothing."""
+"""Parts of a query: values and names quoted, and the user's own text checked.
+
+A ``by`` or ``where`` is one expression, and confined SQL writes nothing.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,9 @@ from itertools import pairwise
 
 import duckdb
 
-from cnnfilterdb.errors import QueryError, SelectionError
+from cnnfilterdb.core.errors import QueryError, SelectionError
 
-__all__ = ["check_confined", "expression", "is_constant"]
+__all__ = ["check_confined", "expression", "identifier", "is_constant", "literal"]
 
 #: How a subquery may begin after a bracket.
 _SUBQUERY = frozenset(
@@ -27,6 +30,24 @@ _PREFIXES = ("duckdb_", "json_execute", "parquet_", "pragma_", "read_")
 _WRITING = frozenset({"attach", "copy", "export", "secret"})
 
 _NAMES = (duckdb.token_type.identifier, duckdb.token_type.keyword)
+
+
+def literal(text: str) -> str:
+    """Quote a text as a SQL literal.
+
+    >>> literal("it's")
+    "'it''s'"
+    """
+    return "'" + text.replace("'", "''") + "'"
+
+
+def identifier(name: str) -> str:
+    """Quote a name as a SQL identifier.
+
+    >>> identifier('a"b')
+    '"a""b"'
+    """
+    return '"' + name.replace('"', '""') + '"'
 
 
 def expression(text: str, argument: str = "expression") -> str:

@@ -5,9 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cnnfilterdb.errors import QueryError, SelectionError
-from cnnfilterdb.sql import expression, literal
-from cnnfilterdb.sql.expressions import check_confined
+from cnnfilterdb.core.errors import QueryError, SelectionError
+from cnnfilterdb.core.sqltext import check_confined, expression, literal
 
 
 @pytest.mark.parametrize(

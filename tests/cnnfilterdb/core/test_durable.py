@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cnnfilterdb.errors import DatabaseError
-from cnnfilterdb.store.durable import replacing, write_text, writing
+from cnnfilterdb.core.durable import replacing, write_text, writing
+from cnnfilterdb.core.errors import DatabaseError
 from cnnfilterdb.store.seals import sealed, write_sealed
 
 
@@ -71,7 +71,7 @@ def test_a_folder_is_refused_and_a_missing_one_is_named(tmp_path):
 KILLED = """
 import os, sys
 from pathlib import Path
-from cnnfilterdb.store.durable import replacing
+from cnnfilterdb.core.durable import replacing
 with replacing(Path(sys.argv[1])) as part:
     part.write_text("half")
     os._exit(9)

@@ -11,7 +11,6 @@ from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from cnnfilterdb.ingest.formats import limits
 from cnnfilterdb.ingest.formats.blob import Blob
@@ -62,6 +61,8 @@ def unzstandard(data: bytes) -> bytes:
         ValueError: It is damaged.
         WeightFileError: It is larger than the limits of the file permit.
     """
+    import pyarrow as pa  # not on top: reading a file without compression needs none of it
+
     found = bytearray()
     try:
         with pa.CompressedInputStream(pa.BufferReader(data), "zstd") as stream:
@@ -75,6 +76,8 @@ def unzstandard(data: bytes) -> bytes:
 
 def _unlz4(data: bytes) -> bytes:
     """A block of LZ4 after its length, in four bytes."""
+    import pyarrow as pa
+
     size = int.from_bytes(data[:4], "little")
     limits.current().allocate(size)
     try:

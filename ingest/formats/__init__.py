@@ -7,7 +7,7 @@ file, never at its name alone, and passes it to the matching format. No format e
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -76,24 +76,32 @@ def register(cls: Callable[[], Format]) -> Callable[[], Format]:
 
 def registered() -> dict[str, Format]:
     """All formats by name, in the order in which they are tried."""
-    modules = list(dict.fromkeys(FORMATS.values()))
+    return {fmt.name: fmt for fmt in _tried()}
+
+
+def _tried() -> Iterator[Format]:
+    """The formats in the order in which they are tried; a module is imported when its turn has come.
+
+    So a file of a format that is tried early does not wait for the imports of the others. The order matters: a NumPy
+    archive is a zip file, too, which the PyTorch format would claim. Formats of other packages come last.
+    """
+    modules = [f"{__name__}.{module}" for module in dict.fromkeys(FORMATS.values())]
     for module in modules:
-        import_module(f"{__name__}.{module}")
-    # Independent of the order of imports: a NumPy archive is a zip file too, which the PyTorch format would claim.
-    order = {f"{__name__}.{module}": place for place, module in enumerate(modules)}
-    return dict(sorted(_formats.items(), key=lambda item: order.get(type(item[1]).__module__, len(order))))
+        import_module(module)
+        yield from [fmt for fmt in _formats.values() if type(fmt).__module__ == module]
+    yield from [fmt for fmt in _formats.values() if type(fmt).__module__ not in modules]
 
 
 def is_weight_file(path: Path) -> bool:
     """Whether a file has a suffix of a format and begins as one does."""
-    if not any(path.name.lower().endswith(suffix) for fmt in registered().values() for suffix in fmt.suffixes):
+    if not any(path.name.lower().endswith(suffix) for fmt in _tried() for suffix in fmt.suffixes):
         return False
     try:
         with path.open("rb") as file:
             head = file.read(4096)
     except OSError:
         return False
-    return any(fmt.matches(path, head) for fmt in registered().values())
+    return any(fmt.matches(path, head) for fmt in _tried())
 
 
 def known_here_only(path: Path) -> bool:
@@ -116,7 +124,7 @@ def known_here_only(path: Path) -> bool:
 
 
 def _format_of(path: Path, head: bytes) -> Format | None:
-    return next((fmt for fmt in registered().values() if fmt.matches(path, head)), None)
+    return next((fmt for fmt in _tried() if fmt.matches(path, head)), None)
 
 
 def main_file(path: Path) -> Path:

@@ -50,7 +50,7 @@ _PICTURES = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", 
 
 
 @click.command(short_help="Draw a figure.")
-@click.argument("kind", type=click.Choice(list(_USED)))
+@click.argument("kind", metavar="KIND", type=click.Choice(list(_USED)))
 @by_option
 @click.option("--model", metavar="KEY", help="For `filters`: the model.")
 @click.option("--layer", type=click.IntRange(min=0), default=0, show_default=True, help="For `filters`: the layer.")
@@ -95,7 +95,7 @@ def plot(
     by, name = named(by)
     db = open_reader(path)
     draw = db.plot
-    arguments: dict[str, Any] = {}
+    chosen: dict[str, Any] = {}
     if kind == "filters":
         if model is None:
             raise click.UsageError("plot filters requires --model KEY; `cnnfilterdb models` lists the keys")
@@ -131,10 +131,8 @@ def plot(
         figure.savefig(part, dpi=dpi, format=target.suffix[1:].lower())
     say(str(target))
     if kind not in ("filters", "lineage", "variance", "means"):
-        counted = db.quality(
-            by, where=arguments["where"], kernel=arguments["kernel"], all_layers=arguments["all_layers"]
-        )
-        print_basis({"coverage": counted.attrs["coverage"]})
+        drawn: Any = {"basis": "selection"} | chosen  # without a stored basis, where the figure shows none
+        print_basis({"coverage": db._coverage(by, drawn)})
 
 
 def _refuse_unused(ctx: click.Context, kind: str) -> None:

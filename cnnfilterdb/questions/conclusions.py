@@ -187,7 +187,8 @@ class Conclusions(Statistics):
             dimensions: Number of coordinates.
             metric: A symmetric metric of :meth:`Reader.kl_shift`.
             weights: As in :meth:`Reader.kl_shift`.
-            **options: Those of :meth:`Reader.groups`; ``balance`` is ``models`` by default.
+            **options: Those of :meth:`Reader.groups`; ``balance`` is ``models`` by default, and ``min_models`` counts
+                the groups of the first expression.
 
         Returns:
             ``x0``, ``x1``, ... and the columns of ``by``, by ``model_id``; ``attrs["explained"]`` is the share of each
@@ -204,7 +205,7 @@ class Conclusions(Statistics):
         custom/scans         1.7 -0.1  medical ct
         """
         names = [by] if isinstance(by, str) else list(by)
-        data = self._labelled("embed", tuple(names), options, metric, weights, "model_id")
+        data = self._labelled("embed", tuple(names), options, metric, weights, names[0] if names else "model_id")
         return significance.embedding_frame(data, weights, metric, dimensions)
 
     def neighbour_purity(
@@ -265,4 +266,8 @@ class Conclusions(Statistics):
         models = self.groups("model_id", **options)
         wanted = names_of("by", [text for text in expressions if text is not None])
         data = significance.labelled(self._connect("facts"), models, wanted)
-        return data if least <= 1 else significance.at_least(data, by, least)
+        if least <= 1:
+            return data
+        if by not in data.labels:
+            raise SelectionError(f"{question}: min_models counts the models of each group; give by, such as domain")
+        return significance.at_least(data, by, least)

@@ -111,6 +111,10 @@ def test_dispersion_embedding_and_purity(db):
         first[places["domain"] == "ct"].min() > first[places["domain"] == "natural"].max()
     )
     assert len(db.embed()) == 7
+    sizes = places["domain"].value_counts()
+    assert len(db.embed(by="domain", min_models=sizes.max())) == sizes[sizes == sizes.max()].sum()
+    with pytest.raises(SelectionError, match="embed: min_models counts the models of each group; give by"):
+        db.embed(min_models=2)
     purity = db.neighbour_purity("domain", permutations=99)
     assert purity.loc["all", ["share", "models"]].tolist() == [1, 6]
     across = db.neighbour_purity("domain", across="family", permutations=99)

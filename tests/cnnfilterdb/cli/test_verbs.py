@@ -156,6 +156,15 @@ def test_plots_are_pictures(run, sample_path, tmp_path, kind):
     assert target.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("kind", ["shift", "quality", "map"])
+def test_a_plot_states_what_small_groups_it_leaves_out(run, sample_path, tmp_path, kind):
+    asked = ["--min-models", "2", "--db", sample_path]
+    _, out, _ = run("plot", kind, "-o", tmp_path / "x.png", *asked)
+    _, expected, _ = run("shift", "domain", *asked)
+    assert "in groups that are too small" in out
+    assert out.splitlines()[1] == expected.splitlines()[-1]
+
+
 def test_plot_of_a_layer_and_the_report(run, sample_path, tmp_path, monkeypatch):
     target = tmp_path / "filters.png"
     assert run("plot", "filters", "--model", "custom/face", "--layer", 1, "--db", sample_path, "-o", target)[0] == 0

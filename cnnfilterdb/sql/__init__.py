@@ -311,6 +311,32 @@ def _database_files(shards: Mapping[str, Sequence[str]] | None) -> str:
     return f"[{_FOLDER_PATH} || file FOR file IN CASE pattern {cases} END]"
 
 
+def _without_rows() -> str:
+    """Macros for the time in which the views of a folder are created: its files are those without rows.
+
+    DuckDB looks up the columns of a view or macro when it creates it. Every file has those of the file without rows,
+    and looking for the files of hundreds of models a hundred times takes longer than all the rest.
+    """
+    stands_for = {
+        paths.models_pattern(): paths.models_path(paths.EMPTY),
+        paths.layers_pattern(): paths.layers_path(paths.EMPTY),
+        paths.bases_pattern(): paths.basis_path(paths.EMPTY),
+        paths.fingerprints_pattern(): paths.fingerprints_path(paths.EMPTY),
+    }
+    cases = " ".join(f"WHEN {literal(f'/{many}')} THEN {literal(f'/{file}')}" for many, file in stands_for.items())
+    folder = paths.kernel_folder("")
+    several, one = (
+        literal(path.removeprefix(folder)) for path in (paths.filters_pattern(""), paths.empty_filters_path(""))
+    )
+    histograms = literal(f"/{paths.histograms_path(paths.EMPTY, paths.EMPTY)}")
+    return f"""
+-- While views are created, the files without rows stand for all: they have the same columns, and nothing is searched.
+CREATE OR REPLACE MACRO database_files(pattern) AS
+    {_FOLDER_PATH} || CASE pattern {cases} ELSE replace(pattern, {several}, {one}) END;
+CREATE OR REPLACE MACRO histogram_files(kernel := NULL) AS database_files({histograms});
+"""
+
+
 def definitions(
     kernels: Iterable[str],
     *,
@@ -478,5 +504,10 @@ def render(
         places = f"(SELECT '.' {here}), {places}"
     head = _template("head.sql").substitute(places=places)
     found = definitions(kernels, annotated=annotated, published=published, shards=shards)
-    text = "".join(f"\n{one.text}" if one.text.startswith("--") else one.text for one in found.values())
-    return f"{head}{text}\n{''.join(one.comments for one in found.values())}"
+    last: list[Definition] = []
+    if not published:
+        head += _without_rows()
+        last = [found.pop(name) for name in ("database_files", "histogram_files")]
+    everything = [*found.values(), *last]
+    text = "".join(f"\n{one.text}" if one.text.startswith("--") else one.text for one in everything)
+    return f"{head}{text}\n{''.join(one.comments for one in everything)}"

@@ -274,6 +274,27 @@ def test_thousands_of_groups(tmp_path):
 # -------------------------------------------------------------------------------------------------- descriptions
 
 
+def test_views_are_created_without_looking_for_the_files_of_models(sample_path, sql, tmp_path):
+    """It would be done a hundred times; the files without rows have the same columns."""
+    places = [path.relative_to(sample_path) for path in sample_path.rglob("_empty*") if path.is_file()]
+    places += [path.relative_to(sample_path) for path in (sample_path / "index/_empty").rglob("*.parquet")]
+    for place in places:
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(sample_path / place, tmp_path / place)
+    for place in ("models", "layers", "filters/kernel=3x3/source=custom", "index/3x3-0a/histograms"):
+        (tmp_path / place).mkdir(parents=True, exist_ok=True)
+        (tmp_path / place / "damaged-0123456789.parquet").write_bytes(b"")  # an error for those who open it
+    connection = duckdb.connect()
+    connection.execute("SET VARIABLE cnnfilterdb_path = $path", {"path": str(tmp_path)})
+    connection.execute((sample_path / "init.sql").read_text(encoding="utf-8"))
+    columns = "SELECT table_name, column_name, data_type FROM duckdb_columns() WHERE schema_name = 'main' ORDER BY ALL"
+    assert connection.sql(columns).fetchall() == sql.sql(columns).fetchall()
+    with pytest.raises(duckdb.Error):
+        connection.sql("FROM models").fetchall()
+    connection.execute("SET VARIABLE cnnfilterdb_path = $path", {"path": str(sample_path)})
+    assert connection.sql("FROM kl_shift(domain)").fetchall() == sql.sql("FROM kl_shift(domain)").fetchall()
+
+
 def test_everything_in_init_sql_is_explained(sample_path, sql):
     text = (sample_path / "init.sql").read_text(encoding="utf-8")
     readme = README.read_text(encoding="utf-8")

@@ -1,5 +1,6 @@
 # make demo   imports trained models, prints their shifts by domain, writes a report
-# make test   runs the test suite
+# make test   runs the test suite, without the tests marked thorough
+# make thorough  runs those: kills, hostile files, real models, notebooks, a browser; CI runs both
 # make lowest runs it with the lowest versions of the dependencies
 # make check  runs linters and the type checker; ESLint, too, where npm is installed
 # make reference  builds the corpus of statistics that the package contains
@@ -15,7 +16,7 @@ DEMO := demo.db
 # make fuzz N=100 SECONDS=20   reads N randomly damaged files of each kind besides the hostile ones of the test suite, and
 #                    fuzzes each reader, manifests and folders for SECONDS, guided by coverage
 
-.PHONY: crash fuzz hostile demo test lowest check docs bench reference clean
+.PHONY: crash fuzz hostile demo test thorough lowest check docs bench reference clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -36,8 +37,12 @@ demo: $(VENV)/installed
 # One process per core. Tests of one file stay together, so that its fixtures are made once; tests/conftest.py puts the
 # files in order.
 WORKERS ?= auto
+IN_PARALLEL := -n $(WORKERS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 test: $(VENV)/installed-dev
-	$(BIN)/pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest $(IN_PARALLEL) -m "not thorough"
+
+thorough: $(VENV)/installed-dev
+	$(BIN)/pytest $(IN_PARALLEL) -m thorough
 
 # mypy does not follow the import hook of an editable install; a folder of links shows it the layout of the package.
 .PHONY: .types

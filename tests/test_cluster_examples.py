@@ -17,6 +17,8 @@ from safetensors.numpy import save_file
 
 import cnnfilterdb
 
+pytestmark = pytest.mark.thorough
+
 EXAMPLES = Path(__file__).parents[1] / "examples" / "cluster"
 
 

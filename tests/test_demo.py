@@ -11,7 +11,7 @@ import pytest
 import cnnfilterdb
 from cnnfilterdb import catalog
 
-pytestmark = pytest.mark.network
+pytestmark = [pytest.mark.thorough, pytest.mark.network]
 
 
 @pytest.fixture(scope="module")

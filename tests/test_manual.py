@@ -105,6 +105,7 @@ def built(tmp_path_factory):
     return folder
 
 
+@pytest.mark.thorough
 def test_the_manual_builds_without_a_warning(built):
     pages = {path.relative_to(built): path.read_text(encoding="utf-8") for path in built.rglob("*.html")}
     sql = pages[Path("reference/sql.html")]
@@ -119,6 +120,7 @@ def test_the_manual_builds_without_a_warning(built):
     assert not [name for name, page in pages.items() if re.search(r"<(script|link|img)[^>]+(src|href)=\"https?:", page)]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
 def test_the_manual_has_no_barriers(built, browser, barriers, width, scheme):
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)

@@ -15,8 +15,10 @@ import pytest
 
 import cnnfilterdb
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="rights and limits of processes")
-
+pytestmark = [
+    pytest.mark.thorough,
+    pytest.mark.skipif(sys.platform != "linux", reason="rights and limits of processes"),
+]
 # CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER, without which root may write only what the rights permit
 _CAPABILITIES, _PR_CAPBSET_DROP = range(4), 24
 

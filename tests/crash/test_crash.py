@@ -8,7 +8,10 @@ import pytest
 
 FOLDER = Path(__file__).parent
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and watches system calls by LD_PRELOAD")
+pytestmark = [
+    pytest.mark.thorough,
+    pytest.mark.skipif(sys.platform != "linux", reason="forks, and watches system calls by LD_PRELOAD"),
+]
 
 
 def run(script: str, rounds: int, seconds: int) -> str:

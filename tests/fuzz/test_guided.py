@@ -13,10 +13,10 @@ guided = importlib.util.module_from_spec(_SPEC)
 sys.modules["guided"] = guided
 _SPEC.loader.exec_module(guided)
 
-pytestmark = pytest.mark.skipif(
-    sys.platform != "linux", reason="atheris is built for Linux, and memory is limited there"
-)
-
+pytestmark = [
+    pytest.mark.thorough,
+    pytest.mark.skipif(sys.platform != "linux", reason="atheris is built for Linux, and memory is limited there"),
+]
 FOUND = sorted(path for path in guided.FOUND.rglob("*") if path.is_file())
 
 

@@ -14,6 +14,8 @@ import cnnfilterdb
 from cnnfilterdb.core.runners import Processes
 from cnnfilterdb.core.sharding import Share
 
+pytestmark = pytest.mark.thorough
+
 EDGE = [[1, 0, -1], [2, 0, -2], [1, 0, -1]]
 
 

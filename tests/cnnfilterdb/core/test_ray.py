@@ -14,7 +14,7 @@ from cnnfilterdb.core.errors import MissingExtraError
 from cnnfilterdb.core.ray_runner import Ray
 
 ray = pytest.importorskip("ray")
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::Warning")]
+pytestmark = [pytest.mark.thorough, pytest.mark.filterwarnings("ignore::Warning")]
 
 EDGE = [[1, 0, -1], [2, 0, -2], [1, 0, -1]]
 

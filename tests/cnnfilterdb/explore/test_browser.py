@@ -9,6 +9,8 @@ import pytest
 
 from .conftest import MARKUP, TOKEN
 
+pytestmark = pytest.mark.thorough
+
 #: Milliseconds until a page that waits in vain is given up, on however busy a machine.
 PATIENCE = 300_000
 

@@ -271,6 +271,7 @@ def test_a_part_that_vanishes(two, sample):
 # --------------------------------------------------------------------------------------------------------- kinds
 
 
+@pytest.mark.thorough
 @settings(max_examples=6)
 @given(split=st.lists(st.integers(0, 2), min_size=5, max_size=5))
 def test_any_split_answers_as_the_whole(split, sample, sample_path, tmp_path_factory):

@@ -16,6 +16,8 @@ import pytest
 
 import cnnfilterdb
 
+pytestmark = pytest.mark.thorough
+
 SCRIPT = Path(__file__).with_name("hostile.py")
 
 

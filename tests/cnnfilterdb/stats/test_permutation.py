@@ -112,7 +112,7 @@ def test_p_is_never_zero_and_the_same_seed_gives_the_same_result():
     assert overall.shift == pytest.approx(first.shift[0])
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_error_rates_and_power():
     """Type I error at 5 % and power, each from 400 simulated pairs of six models, for which chance allows +-2.1 %."""
     rng = np.random.default_rng(11)

@@ -13,6 +13,8 @@ import cnnfilterdb
 from cnnfilterdb.core import paths
 from cnnfilterdb.core.errors import CnnFilterDbError
 
+pytestmark = pytest.mark.thorough
+
 _FLIPS = 4  # bytes that are changed in each file, besides its first and its last
 
 #: Kinds of files in a database, and whether repair restores them without the source of the model.

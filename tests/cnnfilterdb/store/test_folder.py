@@ -437,6 +437,7 @@ def failing(monkeypatch, point: int, error: int) -> list[str]:
     return failed
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("there", [False, True], ids=["new", "overwrite"])
 def test_a_full_disk_is_one_line_and_leaves_nothing_visible(store, write_model, there):
     small = [(2, 1, 3, 3), (1, 2, 5, 5)]
@@ -607,6 +608,7 @@ KILLED = """
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 @pytest.mark.parametrize("case", ["new", "overwrite", "remove"])
 def test_a_model_is_there_whole_or_not_at_all_whenever_the_process_is_killed(tmp_path, write_model, case):
@@ -676,6 +678,7 @@ LOOP = """
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_kills_at_any_time_leave_a_sound_database(store):
     assert run_script(LOOP, store.path).stderr == ""
@@ -941,6 +944,7 @@ REMOVED = """
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_a_removal_of_annotated_models_is_whole_and_can_be_repeated_whenever_it_is_killed(tmp_path, store, write_model):
     for name in "abc":

@@ -60,6 +60,7 @@ def test_there_are_many():
     assert set(hostile.PLACES) <= places
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", TRIED)
 def test_one_line_that_names_the_file_and_nothing_done(outcomes, name):
     outcome, case = dict(outcomes[name]), hostile.CASES[name]

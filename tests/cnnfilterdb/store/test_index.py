@@ -435,6 +435,7 @@ def small_files(path):
     ]
 
 
+@pytest.mark.thorough
 def test_every_flipped_byte_is_found_and_repaired(copy):
     with cnnfilterdb.open(copy) as db:
         db.annotate("custom/face", domain="portraits", new_words=True)

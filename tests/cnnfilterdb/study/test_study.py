@@ -219,6 +219,7 @@ def test_a_page_loads_nothing_and_names_are_inert(tmp_path):
     assert study.to_html() == html
 
 
+@pytest.mark.thorough
 def test_every_number_of_the_json_is_finite(alike):
     text = alike.study(permutations=9, scan=True).to_json()
     found = json.loads(text)

@@ -14,7 +14,10 @@ _SPEC = importlib.util.spec_from_file_location("hostile_files", Path(__file__).w
 hostile = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(hostile)
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits and measures the memory of a child process")
+pytestmark = [
+    pytest.mark.thorough,
+    pytest.mark.skipif(sys.platform != "linux", reason="limits and measures the memory of a child process"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,8 @@ from cnnfilterdb.ingest.sources import Source, get
 from cnnfilterdb.ingest.sources import timm as adapter
 from cnnfilterdb.ingest.sources.timm import TimmSource
 
+pytestmark = pytest.mark.thorough
+
 NAME = "resnet18.a1_in1k"
 REPO = f"timm/{NAME}"
 
@@ -268,8 +270,8 @@ def test_standardised_weights(timm, name, expected):
     "name",
     [
         "lowformer_b0.in1k",
-        pytest.param("coat_tiny.in1k", marks=pytest.mark.slow),
-        pytest.param("hrnet_w18_small.gluon_in1k", marks=pytest.mark.slow),
+        pytest.param("coat_tiny.in1k", marks=pytest.mark.thorough),
+        pytest.param("hrnet_w18_small.gluon_in1k", marks=pytest.mark.thorough),
     ],
 )
 def test_shared_transposed_and_parallel_layers(timm, checkpoint, tmp_path, name):

@@ -47,6 +47,7 @@ def created(connection):
     return {name for (name,) in rows}
 
 
+@pytest.mark.thorough
 def test_eight_threads_ask_four_hundred_questions(connection):
     expected = {query: ask(connection, query) for query in QUESTIONS}
     fresh = Connection(connection._storage)

@@ -49,6 +49,7 @@ def test_diff(run, sample_path):
     assert out == ""
 
 
+@pytest.mark.thorough
 def test_study(run, sample_path, tmp_path):
     line = ("study", "medical", "--db", sample_path, "--permutations", 9, "--no-scan")
     page, folder = tmp_path / "study.html", tmp_path / "figures"

@@ -59,6 +59,7 @@ print(1024 * (peak - code))
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of a process from Linux")
 def test_memory_is_kept_while_an_index_is_built(tmp_path):
     """Ten row groups of 3x3 kernels. Compiling takes more memory, once: the index of a small model comes first.

@@ -565,6 +565,7 @@ MEMORY = """
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_does_not_grow_with_the_number_of_filters(tmp_path):
     rng = np.random.default_rng(0)

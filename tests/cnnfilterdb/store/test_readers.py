@@ -39,6 +39,7 @@ WRITER = """
 """
 
 
+@pytest.mark.thorough
 def test_a_reader_beside_a_writer_sees_one_state_at_a_time(tmp_path):
     rng = np.random.default_rng(1)
     with cnnfilterdb.create(tmp_path / "a.db") as db:
@@ -265,6 +266,7 @@ FITTING = """
 """
 
 
+@pytest.mark.thorough
 def test_a_reader_beside_a_fit_answers_all_the_time(tmp_path):
     path = tmp_path / "fit.db"
     with cnnfilterdb.create(path) as db:

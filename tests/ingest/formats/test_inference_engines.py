@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.distributed.checkpoint as distributed
 from torch import nn
 
 from cnnfilterdb.core.errors import WeightFileError
@@ -202,6 +201,8 @@ def test_a_part_for_another_delegate_is_reported(tmp_path):
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """A checkpoint of one process, and the weights in it."""
+    from torch.distributed import checkpoint as distributed  # takes seconds
+
     folder = tmp_path_factory.mktemp("distributed") / "step_100"
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 16, 3))
     optimiser = torch.optim.Adam(net.parameters())

@@ -226,32 +226,38 @@ def test_an_index_leads_nowhere_else(sharded):
 # Tensors that are not plain arrays
 
 
-def unusual():
-    """Tensors by kind, and the numbers that they stand for; None where there are none to be had."""
+def negative():
+    found = torch.view_as_complex(torch.randn(8, 4, 3, 3, 2)).conj().imag
+    assert found.is_neg()
+    return found, found.resolve_neg()
+
+
+#: Makes of a plain tensor one of a kind, and the numbers that it stands for; None where there are none to be had.
+UNUSUAL = {
+    "sparse": lambda plain: (plain.to_sparse(), plain),
+    "mkldnn": lambda plain: (plain.to_mkldnn(), plain),
+    "negative bit": lambda plain: negative(),
+    "meta": lambda plain: (plain.to("meta"), None),
+    "lazy": lambda plain: (nn.LazyConv2d(3, 3).state_dict()["weight"], None),
+    "conjugate": lambda plain: (torch.complex(plain, plain).conj().real, plain),
+    "channels last": lambda plain: (plain.to(memory_format=torch.channels_last), plain),
+    "ml_dtypes": lambda plain: (plain.bfloat16().float().numpy().astype(ml_dtypes.bfloat16), plain.bfloat16().float()),
+    "float8": lambda plain: (plain.to(torch.float8_e4m3fn), plain.to(torch.float8_e4m3fn).float()),
+    "big-endian": lambda plain: (plain.numpy().astype(">f8"), plain),
+    "masked array": lambda plain: (np.ma.masked_array(plain.numpy()), plain),
+    "fake": lambda plain: (FakeTensorMode().from_tensor(plain), None),
+    "masked": lambda plain: (masked_tensor(plain, plain > 0), None),
+    "nested": lambda plain: (torch.nested.nested_tensor([plain, plain[:4]]), None),
+    "lists": lambda plain: (plain.tolist(), None),
+    "no numbers": lambda plain: (np.full((8, 4, 3, 3), None), None),
+    "dates": lambda plain: (np.zeros((8, 4, 3, 3), "M8[s]"), None),
+    "memoryview": lambda plain: (memoryview(plain.numpy()), None),
+}
+
+
+def unusual(kind):
     torch.manual_seed(0)
-    plain = torch.randn(8, 4, 3, 3)
-    negative = torch.view_as_complex(torch.randn(8, 4, 3, 3, 2)).conj().imag
-    assert negative.is_neg()
-    return {
-        "sparse": (plain.to_sparse(), plain),
-        "mkldnn": (plain.to_mkldnn(), plain),
-        "negative bit": (negative, negative.resolve_neg()),
-        "meta": (plain.to("meta"), None),
-        "lazy": (nn.LazyConv2d(3, 3).state_dict()["weight"], None),
-        "conjugate": (torch.complex(plain, plain).conj().real, plain),
-        "channels last": (plain.to(memory_format=torch.channels_last), plain),
-        "ml_dtypes": (plain.bfloat16().float().numpy().astype(ml_dtypes.bfloat16), plain.bfloat16().float()),
-        "float8": (plain.to(torch.float8_e4m3fn), plain.to(torch.float8_e4m3fn).float()),
-        "big-endian": (plain.numpy().astype(">f8"), plain),
-        "masked array": (np.ma.masked_array(plain.numpy()), plain),
-        "fake": (FakeTensorMode().from_tensor(plain), None),
-        "masked": (masked_tensor(plain, plain > 0), None),
-        "nested": (torch.nested.nested_tensor([plain, plain[:4]]), None),
-        "lists": (plain.tolist(), None),
-        "no numbers": (np.full((8, 4, 3, 3), None), None),
-        "dates": (np.zeros((8, 4, 3, 3), "M8[s]"), None),
-        "memoryview": (memoryview(plain.numpy()), None),
-    }
+    return UNUSUAL[kind](torch.randn(8, 4, 3, 3))
 
 
 def check_unusual(weights, numbers, other):
@@ -266,9 +272,9 @@ def check_unusual(weights, numbers, other):
         assert reasons(weights)["a.weight"]
 
 
-@pytest.mark.parametrize("kind", unusual())
+@pytest.mark.parametrize("kind", UNUSUAL)
 def test_unusual_tensors_in_memory(kind):
-    value, numbers = unusual()[kind]
+    value, numbers = unusual(kind)
     other = torch.randn(4, 8, 3, 3)
     weights = weights_from_state_dict({"a.weight": value, "b.weight": other})
     check_unusual(weights, numbers, other)
@@ -278,7 +284,7 @@ def test_unusual_tensors_in_memory(kind):
 @pytest.mark.parametrize("new", [True, False])
 @pytest.mark.parametrize("kind", ["sparse", "negative bit", "meta", "lazy"])
 def test_unusual_tensors_in_files(tmp_path, kind, new):
-    value, numbers = unusual()[kind]
+    value, numbers = unusual(kind)
     other = torch.randn(4, 8, 3, 3)
     weights = saved({"a.weight": value, "b.weight": other}, tmp_path / "a.pt", _use_new_zipfile_serialization=new)
     check_unusual(weights, numbers, other)

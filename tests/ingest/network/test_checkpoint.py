@@ -345,19 +345,20 @@ def shared(levels, content):
 
 
 @pytest.mark.parametrize(
-    "root",
+    "make",
     [
-        deep(50_000, FLAT),
-        deep(50_000, FLAT, lambda inner: [inner]),
-        deep(50_000, FLAT, lambda inner: Object(Global("a", "B"), attributes={"a": inner})),
-        {"conv.weight": KERNEL, "rest": deep(50_000, FLAT)},
-        shared(60, FLAT),
-        {str(number): FLAT for number in range(5000)},
-        deep(60, FLAT, lambda inner: {"a": inner, "b": inner}),
+        lambda: deep(50_000, FLAT),
+        lambda: deep(50_000, FLAT, lambda inner: [inner]),
+        lambda: deep(50_000, FLAT, lambda inner: Object(Global("a", "B"), attributes={"a": inner})),
+        lambda: {"conv.weight": KERNEL, "rest": deep(50_000, FLAT)},
+        lambda: shared(60, FLAT),
+        lambda: {str(number): FLAT for number in range(5000)},
+        lambda: deep(60, FLAT, lambda inner: {"a": inner, "b": inner}),
     ],
     ids=["dicts", "lists", "objects", "beside", "shared", "many", "doubled"],
 )
-def test_hostile_nesting_ends_soon_and_in_one_line(root):
+def test_hostile_nesting_ends_soon_and_in_one_line(make):
+    root = make()
     start = time.process_time()
     with pytest.raises(WeightFileError, match="save the state dict alone") as caught:
         read(root)

@@ -34,6 +34,9 @@ _AVAILABLE = ("model_id", "architecture", "task", "domain", "training_dataset", 
 #: Rows of an answer that are read even if fewer are shown; of a larger one the rest is only counted.
 _WHOLE = 10_000
 
+#: Rows of a query that are in memory at a time while it is written to a file or pipe.
+_BATCH = 16_384
+
 
 @click.command(short_help="List models, in the database or available.")
 @click.option("--available", is_flag=True, help="List the models of the catalog instead of those in the database.")
@@ -105,7 +108,7 @@ def sql(query: str, rows: Output, path: Path) -> None:
     text = sys.stdin.read() if query == "-" else query
     found, most = open_reader(path).sql(text), rows.most()
     if not most:
-        emit(found.to_arrow_table(), rows)
+        emit(found.to_arrow_reader(_BATCH), rows)
         return
     # There are tens of millions of filters, of which a table shows some.
     table = found.limit(max(most, _WHOLE) + 1).to_arrow_table()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import shutil
 import sys
@@ -11,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import click
 
@@ -113,34 +114,68 @@ class Output:
 
 
 def emit(
-    rows: pd.DataFrame | pa.Table, how: Output, *, missing: Mapping[str, str] | None = None, total: int | None = None
+    rows: pd.DataFrame | pa.Table | pa.RecordBatchReader,
+    how: Output,
+    *,
+    missing: Mapping[str, str] | None = None,
+    total: int | None = None,
 ) -> None:
     """Print rows, or write them to a file.
 
     Args:
-        rows: A table; the index of a frame is not written.
+        rows: A table, or a stream, which is written batch by batch; the index of a frame is not written.
         how: Format and place.
         missing: What a table shows for NULL, by column; in every other format NULL stays NULL.
         total: How many rows there are, if these are only the first.
     """
     import pyarrow as pa
 
-    table = rows if isinstance(rows, pa.Table) else pa.Table.from_pandas(rows, preserve_index=False)
-    table = table.replace_schema_metadata(None)
     style = how.chosen()
+    if isinstance(rows, pa.RecordBatchReader) and style == "table":
+        rows = rows.read_all()  # the width of a column is that of its widest cell
     if style == "table" and how.output is None:
+        table = _table_of(rows)
         _print_table(table, how.most(), missing or {}, table.num_rows if total is None else total)
         return
     if how.output is None and on_terminal() and style in ("parquet", "arrow"):
         raise click.UsageError(f"{style} is binary: add -o FILE or redirect standard output")
-    data = encoded(table, style)
     if how.output is None:
-        if isinstance(data, str) and on_terminal():
-            data = escaped(data, keep="\n\t")
-        click.echo(data, nl=False)
+        _write(rows, style, cast("BinaryIO", _Printed()))
         return
-    with replacing(how.output) as part:
-        part.write_bytes(data if isinstance(data, bytes) else data.encode())
+    with replacing(how.output) as part, part.open("wb") as file:
+        _write(rows, style, file)
+
+
+def _table_of(rows: pd.DataFrame | pa.Table) -> pa.Table:
+    import pyarrow as pa
+
+    table = rows if isinstance(rows, pa.Table) else pa.Table.from_pandas(rows, preserve_index=False)
+    return table.replace_schema_metadata(None)
+
+
+def _write(rows: pd.DataFrame | pa.Table | pa.RecordBatchReader, style: str, target: BinaryIO) -> None:
+    import pyarrow as pa
+
+    from cnnfilterdb.core.rows import write
+
+    if style == "table":
+        target.write(str(encoded(_table_of(rows), style)).encode())
+    else:
+        write(rows if isinstance(rows, pa.RecordBatchReader) else _table_of(rows).to_reader(), style, target)
+
+
+class _Printed(io.RawIOBase):
+    """Standard output, which shows no control characters on a terminal."""
+
+    def writable(self) -> bool:
+        """Whether it can be written to."""
+        return True
+
+    def write(self, data: Any) -> int:
+        """Print bytes; on a terminal they are text that ends with a whole character."""
+        content = bytes(data)
+        click.echo(escaped(content.decode(), keep="\n\t") if on_terminal() else content, nl=False)
+        return len(content)
 
 
 def encoded(table: pa.Table, style: str) -> str | bytes:

@@ -6,17 +6,20 @@ import io
 import json
 from collections.abc import Iterator
 from decimal import Decimal
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
 
 from cnnfilterdb.core.errors import SelectionError
 
-__all__ = ["encoded", "plain_rows"]
+__all__ = ["encoded", "plain_rows", "write"]
 
 #: First characters of a text that a spreadsheet would interpret as a formula.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+#: Most rows, and about how many bytes, of a row group of Parquet and of a batch of Arrow.
+_GROUP_ROWS, _GROUP_BYTES = 1 << 20, 1 << 27
 
 
 def encoded(table: pa.Table, style: str) -> str | bytes:
@@ -31,30 +34,93 @@ def encoded(table: pa.Table, style: str) -> str | bytes:
     >>> encoded(pa.table({"name": ["a", None], "share": [0.5, 1.0]}), "csv")
     'name,share\\na,0.5\\n,1.0\\n'
     """
-    if style in ("csv", "tsv"):
-        return _separated(table, "," if style == "csv" else "\t")
-    if style == "json":
-        lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) for row in plain_rows(table)]
-        return "[\n" + ",\n".join(lines) + ("\n]\n" if lines else "]\n")
-    if style == "jsonl":
-        return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in plain_rows(table))
     target = io.BytesIO()
+    write(table.to_reader(), style, target)
+    data = target.getvalue()
+    return data if style in ("parquet", "arrow") else data.decode()
+
+
+def write(rows: pa.RecordBatchReader, style: str, target: BinaryIO) -> None:
+    """Write rows as :func:`encoded` returns them, batch by batch: memory does not grow with their number.
+
+    Args:
+        rows: The rows.
+        style: The format.
+        target: Where to write; each text that it is given ends at the end of a row.
+
+    Raises:
+        SelectionError: The format cannot store a column.
+    """
+    if style not in ("parquet", "arrow"):
+        for text in _texts(rows, style):
+            target.write(text.encode())
+        return
     try:
         if style == "arrow":
-            with pa.ipc.new_file(target, table.schema) as writer:
-                writer.write_table(table)
+            with pa.ipc.new_file(target, rows.schema) as file:
+                for table in _large(rows):
+                    file.write_table(table)
         else:
             import pyarrow.parquet as pq
 
-            pq.write_table(table, target)
+            with pq.ParquetWriter(target, rows.schema) as file:
+                for table in _large(rows):
+                    file.write_table(table)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise SelectionError(f"{style} cannot store these columns: {error}; cast them or use another format") from error
-    return target.getvalue()
+
+
+def _texts(rows: pa.RecordBatchReader, style: str) -> Iterator[str]:
+    """CSV, TSV, JSON or JSON lines, a batch at a time."""
+    tables = (pa.Table.from_batches([batch]) for batch in rows)
+    if style in ("csv", "tsv"):
+        delimiter = "," if style == "csv" else "\t"
+        yield delimiter.join(_quoted(_inert(name), delimiter) for name in rows.schema.names) + "\n"
+        yield from (_separated(table, delimiter) for table in tables)
+        return
+    lines = (
+        [json.dumps(row, ensure_ascii=False, allow_nan=False) for row in plain_rows(table)]
+        for table in tables
+        if table.num_rows
+    )
+    if style == "jsonl":
+        yield from ("\n".join([*batch, ""]) for batch in lines)
+        return
+    between = "[\n"
+    for batch in lines:
+        yield between + ",\n".join(batch)
+        between = ",\n"
+    yield "[\n]\n" if between == "[\n" else "\n]\n"
+
+
+def _large(rows: pa.RecordBatchReader) -> Iterator[pa.Table]:
+    """The rows in groups of a size that a file is read well in; one group at least."""
+    waiting: list[pa.RecordBatch] = []
+    count = size = groups = 0
+
+    def group() -> pa.Table:
+        nonlocal count, size, groups
+        table = pa.Table.from_batches(waiting, rows.schema).combine_chunks()
+        waiting.clear()
+        count, size, groups = 0, 0, groups + 1
+        return table
+
+    for batch in rows:
+        if waiting and count + batch.num_rows > _GROUP_ROWS:
+            left = _GROUP_ROWS - count
+            waiting.append(batch.slice(0, left))
+            batch = batch.slice(left)
+            yield group()
+        waiting.append(batch)
+        count, size = count + batch.num_rows, size + batch.nbytes
+        if size >= _GROUP_BYTES:
+            yield group()
+    if waiting or not groups:
+        yield group()
 
 
 def _separated(table: pa.Table, delimiter: str) -> str:
-    """CSV or TSV: NULL is an empty cell, an empty text is ``""``; lists and structs are JSON."""
-    lines = [delimiter.join(_quoted(_inert(name), delimiter) for name in table.column_names)]
+    """Lines of CSV or TSV: NULL is an empty cell, an empty text is ``""``; lists and structs are JSON."""
     columns = []
     for column in table.columns:
         kind = column.type
@@ -65,8 +131,7 @@ def _separated(table: pa.Table, delimiter: str) -> str:
                 for value in column.to_pylist()
             ]
         )
-    lines += [delimiter.join(row) for row in zip(*columns, strict=True)]
-    return "\n".join(lines) + "\n"
+    return "".join(delimiter.join(row) + "\n" for row in zip(*columns, strict=True))
 
 
 def _inert(text: str) -> str:

@@ -15,8 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import cnnfilterdb
+from cnnfilterdb.analysis.queries import QueryResult
 from cnnfilterdb.cli.output import FORMATS, Output, emit, encoded, remark
 from cnnfilterdb.core.errors import DatabaseError
+from cnnfilterdb.core.rows import write
 
 TABLE = pa.table(
     {
@@ -114,6 +117,62 @@ def test_the_suffix_selects_the_format(tmp_path, style, suffix):
     expected = encoded(table, style)
     assert target.read_bytes() == (expected if isinstance(expected, bytes) else expected.encode())
     assert [path.name for path in tmp_path.iterdir()] == [target.name]
+
+
+@pytest.mark.parametrize("style", ["csv", "tsv", "json", "jsonl", "parquet", "arrow"])
+def test_a_stream_is_written_as_it_comes_and_as_its_table_is(monkeypatch, style):
+    monkeypatch.setattr("cnnfilterdb.core.rows._GROUP_ROWS", 3)
+    table = pa.concat_tables([TABLE.select(["text", "double", "list"])] * 4).combine_chunks()
+    target, written = io.BytesIO(), []
+
+    def batches():
+        for start in range(0, table.num_rows, 2):
+            written.append(target.tell())
+            yield from table.slice(start, 2).to_batches()
+
+    write(pa.RecordBatchReader.from_batches(table.schema, batches()), style, target)
+    if style in ("parquet", "arrow"):
+        read = pq.read_table if style == "parquet" else lambda file: pa.ipc.open_file(file).read_all()
+        assert read(pa.BufferReader(target.getvalue())).equals(table)
+    else:
+        assert target.getvalue() == encoded(table, style).encode()
+    assert written == sorted(written)
+    assert len(set(written)) > len(written) / 2  # no more than two batches wait
+
+
+def test_groups_of_large_rows_are_small(monkeypatch):
+    monkeypatch.setattr("cnnfilterdb.core.rows._GROUP_BYTES", 100_000)
+    wide = pa.table({"x": [[1.5] * 5670] * 10})
+    target = io.BytesIO()
+    write(wide.to_reader(1), "parquet", target)
+    file = pq.ParquetFile(target)
+    assert file.num_row_groups == 4
+    assert file.read() == wide
+
+
+def test_a_large_answer_is_never_a_table(run, sample_path, tmp_path, monkeypatch):
+    monkeypatch.setattr(QueryResult, "to_arrow_table", None)
+    monkeypatch.setattr("cnnfilterdb.cli.listings._BATCH", 100)
+    query = "SELECT * EXCLUDE (w) FROM filters_3x3 ORDER BY ALL"
+    status, out, err = run("sql", query, "--format", "csv", "--db", sample_path)
+    assert (status, err) == (0, "")
+    assert run("sql", query, "-o", tmp_path / "x.csv", "--db", sample_path)[0] == 0
+    assert (tmp_path / "x.csv").read_text() == out
+    frame = pd.read_csv(io.StringIO(out), dtype={f"w{i}": np.float32 for i in range(9)})
+    with cnnfilterdb.open(sample_path) as db:
+        expected = db.filters().sort_values(["model_id", "layer", "out_channel", "in_channel"])
+    pd.testing.assert_frame_equal(frame, expected.reset_index(drop=True)[frame.columns], check_dtype=False)
+
+
+def test_a_stream_that_fails_leaves_no_file(tmp_path):
+    def batches():
+        yield from TABLE.select(["text"]).to_batches()
+        raise DatabaseError("the files were replaced")
+
+    target = tmp_path / "rows.csv"
+    with pytest.raises(DatabaseError, match="replaced"):
+        emit(pa.RecordBatchReader.from_batches(TABLE.select(["text"]).schema, batches()), Output(output=target))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_format_beats_the_suffix_and_frames_are_rows_too(tmp_path):

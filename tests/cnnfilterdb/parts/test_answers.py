@@ -159,6 +159,7 @@ def test_confined(part_paths, object_store, tmp_path):
             db.sql("COPY models TO 'x.csv'")
 
 
+@pytest.mark.thorough
 def test_a_release_goes_through_as_export_and_report(parts, sample, tmp_path):
     done = parts.export(tmp_path / "all.npz")
     assert (done.filters, done.models) == (

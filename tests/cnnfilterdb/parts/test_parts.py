@@ -363,6 +363,7 @@ def test_parts_are_merged_with_the_models_and_annotations_that_they_show(two, pa
 # -------------------------------------------------------------------------------------------------------- remote
 
 
+@pytest.mark.thorough
 def test_two_releases_in_object_stores(part_paths, object_store, monkeypatch):
     """Each is read through a file system of its own, though both have the same protocol."""
     store = fsspec.filesystem("s3", **object_store)

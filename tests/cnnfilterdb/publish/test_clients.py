@@ -141,6 +141,7 @@ print(json.dumps(answer))
 """
 
 
+@pytest.mark.thorough
 def test_datasets(published, client):
     pytest.importorskip("datasets")
     found = client(DATASETS)
@@ -159,6 +160,7 @@ print(json.dumps(snapshot_download("owner/kernels", repo_type="dataset", revisio
 """
 
 
+@pytest.mark.thorough
 def test_xet(xet_hub, make, client, tmp_path, filesystem):
     """Chunks that are there are not sent again, neither those of an earlier release nor those of a cut run."""
     hub = xet_hub

@@ -149,6 +149,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.thorough
 def test_datasets(client, published, sample, shift, notebook, tmp_path):
     pytest.importorskip("datasets")
     found = client(DATASETS, target=str(tmp_path / "filters.parquet"))

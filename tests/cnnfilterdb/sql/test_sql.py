@@ -255,6 +255,7 @@ def test_a_group_outside_the_range_is_named(tmp_path, tensors):
             db.sql("FROM kl_shift(domain)").fetchall()
 
 
+@pytest.mark.thorough
 def test_thousands_of_groups(tmp_path):
     rng = np.random.default_rng(0)
     layers = {f"l{i}.weight": rng.normal(size=(2, 2, 3, 3)).astype(np.float32) for i in range(2001)}

@@ -19,6 +19,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from cnnfilterdb.ingest.formats.limits import Limits
 
+pytestmark = pytest.mark.thorough
+
 _SECONDS = 20
 _SLACK = 48 << 20  # modules that a reader imports when it is used
 

@@ -19,6 +19,8 @@ from cnnfilterdb.core.errors import WeightFileError
 from cnnfilterdb.ingest import formats
 from cnnfilterdb.ingest.formats import limits
 
+pytestmark = pytest.mark.thorough
+
 # The peak of a process that has imported the readers is some 200 MB
 _MAX_MEMORY = 600 << 20
 _MAX_SECONDS = 20

@@ -42,6 +42,7 @@ ALLOWED: dict[str, set[str]] = {
     "imports": CORE | {"analysis", "catalog", "ingest", "reader", "store"},
     "database": CORE | {"analysis", "catalog", "exchange", "imports", "parts", "reader", "release", "store"},
     "examples": CORE | {"database", "reader"},
+    "errors": CORE,
     # The public names, each imported when it is first used.
     "": CORE | {"analysis", "database", "examples", "exchange", "explore", "health", "ingest", "publish", "reader"}
     | {"release", "stats", "study"},

@@ -1,5 +1,6 @@
 """The package's root: what `import cnnfilterdb` offers, and what it costs."""
 
+import importlib
 import inspect
 import subprocess
 import sys
@@ -17,6 +18,14 @@ def test_the_list_of_names_is_sorted_and_every_name_is_there():
         found = getattr(cnnfilterdb, name)
         assert name == "__version__" or found.__name__ == name
     assert set(cnnfilterdb.__all__) <= set(dir(cnnfilterdb))
+
+
+def test_the_errors_are_a_module_too():
+    public = importlib.import_module("cnnfilterdb.errors")
+    for name in errors.__all__:
+        assert getattr(public, name) is getattr(errors, name)
+    with pytest.raises(public.NotADatabaseError):
+        cnnfilterdb.open("no such folder")
 
 
 def test_all_errors_and_records_are_in_it():

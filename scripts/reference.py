@@ -6,7 +6,7 @@ Imports the models of the collection `pypi` whose licences permit publication in
 build/reference.db, which is kept, so that an interrupted run resumes), and writes their statistics as a release without
 filters to cnnfilterdb/release/reference: all models and layers, the fingerprints of all layers, and the moments, basis
 and histograms of 3x3 kernels.
-The same inputs give the same bytes.
+The same inputs give the same bytes on the same kind of processor; on another one, sums may differ in their last digits.
 """
 
 from __future__ import annotations

@@ -99,7 +99,21 @@ def cli() -> None:
 
 common_options(cli)
 
-_INTERRUPTED = "Interrupted. Finished models were kept; repeat the command to resume."
+
+def _interrupted(arguments: Sequence[str]) -> str:
+    """What an interrupted command says; only one that works model by model can be resumed.
+
+    >>> _interrupted(["--threads", "2", "ingest", "pypi"])
+    'Interrupted. Finished models were kept; repeat the command to resume.'
+    >>> _interrupted(["sql", "FROM models"])
+    'Interrupted.'
+    """
+    verb = next((word for word in arguments if word in cli.commands), "")
+    lasting = {one.name for theme in ("Import models", "Share", "Maintain") for one in _THEMES[theme]}
+    return (
+        "Interrupted. Finished models were kept; repeat the command to resume." if verb in lasting else "Interrupted."
+    )
+
 
 for _verbs in _THEMES.values():
     for _verb in _verbs:
@@ -114,8 +128,9 @@ def main() -> None:
     """
     warnings.showwarning = _show_warning  # for this process, which is the command line
     log_as("text")
+    message = _interrupted(sys.argv[1:])
     try:
-        with ending_soon(_INTERRUPTED):
+        with ending_soon(message):
             cli.main(standalone_mode=False, prog_name="cnnfilterdb")
     except click.exceptions.Exit as exit_:
         sys.exit(exit_.exit_code)
@@ -124,10 +139,10 @@ def main() -> None:
             error.show()
         sys.exit(error.exit_code)
     except Interrupted as interrupted:
-        warn(_INTERRUPTED)
+        warn(message)
         sys.exit(128 + interrupted.number)
     except (click.Abort, KeyboardInterrupt):
-        warn(_INTERRUPTED)
+        warn(message)
         sys.exit(130)
     except CnnFilterDbError as error:
         warn(f"error: {_for_the_command_line(str(error))}")

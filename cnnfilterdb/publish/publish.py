@@ -11,6 +11,7 @@ from cnnfilterdb.core.reports import Progress
 from cnnfilterdb.publish.build import DataSet, build
 from cnnfilterdb.publish.hub import Published, next_version, upload
 from cnnfilterdb.publish.objects import ObjectFolder
+from cnnfilterdb.publish.repository import check_repository
 from cnnfilterdb.publish.sources import Query, ReleaseSource
 from cnnfilterdb.release.manifest import Manifest, version_of
 
@@ -47,6 +48,7 @@ def publish(
     if version is not None and version_of(version) is None:
         raise PublishError(f"version: {version!r} given; expected three numbers, such as 1.0.0")
     repo, version = data_set.repo, (version or "").removeprefix("v")
+    check_repository(repo)
     if folder is None:
         version = version or next_version(repo, token=token, endpoint=endpoint)
     version = version or "1.0.0"

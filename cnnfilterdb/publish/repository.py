@@ -24,7 +24,7 @@ from cnnfilterdb.core.reports import printable
 from cnnfilterdb.core.version import package_version
 from cnnfilterdb.release.remote import ANSWER_BYTES, SLOWEST, RequestBudget
 
-__all__ = ["AGAIN", "DatasetRepository", "Refused", "StoredFile", "without_bars"]
+__all__ = ["AGAIN", "DatasetRepository", "Refused", "StoredFile", "check_repository", "without_bars"]
 
 _log = logging.getLogger(__name__)
 
@@ -98,10 +98,7 @@ class DatasetRepository:
     def __init__(self, name: str, token: str | None = None, endpoint: str | None = None) -> None:
         from huggingface_hub import HfApi, get_token
 
-        if not _is_name(name):
-            raise PublishError(
-                f"{name!r} is not a repository; expected owner/name, of letters, digits, '-', '_' and '.'"
-            )
+        check_repository(name)
         self.name = name
         # Read now, not when something else imported huggingface_hub
         self.endpoint = (endpoint or os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
@@ -376,15 +373,23 @@ def _wait(refused: Refused, attempt: int) -> None:
     time.sleep(min(2.0**attempt, 8.0) if refused.wait is None else min(refused.wait, _LONGEST))
 
 
-def _is_name(name: str) -> bool:
+def check_repository(name: str) -> None:
+    """Refuse what cannot be the name of a repository.
+
+    Raises:
+        PublishError: It is not ``owner/name``.
+    """
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
     try:
         validate_repo_id(name)
     except HFValidationError:
-        return False
-    return name.count("/") == 1
+        valid = False
+    else:
+        valid = name.count("/") == 1
+    if not valid:
+        raise PublishError(f"{name!r} is not a repository; expected owner/name, of letters, digits, '-', '_' and '.'")
 
 
 @contextmanager

@@ -79,6 +79,8 @@ class FilesSource(Source):
         for pattern in [patterns] if isinstance(patterns, str) else patterns:
             files = dict(_expand(Path(pattern).expanduser(), self._folder))
             if not files:
+                if not glob.has_magic(pattern) and not _below(self._folder, Path(pattern).expanduser()).exists():
+                    raise UnknownModelError(f"files: {pattern!r} does not exist; expected a file, folder or pattern")
                 raise UnknownModelError(
                     f"files: {pattern!r} is not a weight file and contains none; "
                     f"folders and globs are searched for {' '.join(sorted(suffixes()))}"

@@ -101,7 +101,7 @@ def test_a_path_is_a_name_too(folder):
     assert FilesSource().resolve(str(path)) == path
 
 
-@pytest.mark.parametrize("pattern", ["missing.pt", "empty", "*.nothing", "**/*.pt"])
+@pytest.mark.parametrize("pattern", ["empty", "*.nothing", "**/*.pt"])
 def test_what_matches_nothing(tmp_path, monkeypatch, pattern):
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path)
@@ -192,7 +192,7 @@ def test_paths_begin_in_the_folder(folder):
     assert source.list(["*/net.pth"]) == ["medical/net", "thermal/net"]
     assert source.list(["medical"]) == ["net"]
     assert FilesSource(folder=folder).resolve("thermal/net.pth") == folder / "thermal" / "net.pth"
-    with pytest.raises(UnknownModelError, match="is not a weight file and contains none"):
+    with pytest.raises(UnknownModelError, match=r"files: 'nothing.pt' does not exist; expected a file, folder or"):
         source.list(["nothing.pt"])
 
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 from cnnfilterdb.core.errors import CorruptError, SelectionError
 from cnnfilterdb.core.paths import is_basis_id
 from cnnfilterdb.core.recipes import RECIPES, Recipe
-from cnnfilterdb.core.reports import Progress
+from cnnfilterdb.core.reports import Progress, counted
 from cnnfilterdb.core.schema import BASES, HISTOGRAMS, indexable, is_model_id, kernel_shape, storable
 from cnnfilterdb.scan.scan import FilterFiles, Run, joined, scan
 from cnnfilterdb.stats import Basis, Histogram, Moments
@@ -63,6 +63,13 @@ class FittedBasis:
     models: tuple[str, ...]
     layers: int
     sequence: int = 0
+
+    def __repr__(self) -> str:
+        """What it was fitted on, in one line; the keys of its models are left out."""
+        return (
+            f"<FittedBasis {self.basis_id} of {counted(self.layers, 'layer')} of {counted(len(self.models), 'model')}, "
+            f"fitted on {self.created_at:%Y-%m-%d}: {self.basis!r}>"
+        )
 
 
 def ranges(basis: Basis, recipes: Mapping[str, Recipe] = RECIPES) -> list[tuple[float, float]]:

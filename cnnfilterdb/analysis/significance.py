@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import duckdb
 import numpy as np
@@ -294,15 +294,23 @@ def partition_frame(
 
 
 def dispersion_frame(
-    data: Labelled, by: str, weights: ComponentWeights, metric: str, *, permutations: int, seed: int
+    data: Labelled,
+    by: str,
+    weights: ComponentWeights,
+    metric: str,
+    *,
+    centre: Literal["median", "centroid"],
+    permutations: int,
+    seed: int,
 ) -> pd.DataFrame:
     """The frame of :meth:`Reader.dispersion_test`."""
     import pandas as pd
 
     names, codes = data.codes(by)
-    found = stats.dispersion(model_shifts(data, weights, metric), codes, permutations=permutations, seed=seed)
+    shifts = model_shifts(data, weights, metric)
+    found = stats.dispersion(shifts, codes, centre=centre, permutations=permutations, seed=seed)
     frame = pd.DataFrame({"models": np.bincount(codes), "distance": found.means}, index=pd.Index(names, name=by))
-    frame.attrs |= how_computed(data, metric, permutations) | {"f": found.f, "p": found.p}
+    frame.attrs |= how_computed(data, metric, permutations) | {"centre": centre, "f": found.f, "p": found.p}
     return frame
 
 

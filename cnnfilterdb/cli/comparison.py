@@ -20,6 +20,7 @@ from cnnfilterdb.cli.options import (
     rows_options,
     trained_only,
     trained_option,
+    weights_option,
     where_option,
 )
 from cnnfilterdb.cli.output import Output, emit, print_basis, print_shift, remark, say
@@ -34,6 +35,7 @@ __all__ = ["basis", "diff", "lineage", "quality", "shift", "structure"]
               help="One row per pair, with a 95 % interval over N resamples of the models.")  # fmt: skip
 @click.option("--nearest", metavar="GROUP", help="The groups nearest to GROUP.")
 @metric_option
+@weights_option
 @group_options
 @rows_options
 @db_option
@@ -50,9 +52,12 @@ def shift(
     """
     if sum((components, bootstrap is not None, nearest is not None)) > 1:
         raise click.UsageError("give one of --components, --bootstrap and --nearest")
+    if components and options["weights"]:
+        raise click.UsageError("--weights does not apply to --components, which are not weighted")
     by, name = named(by)
     db, arguments = open_reader(path), group_arguments(options)
     if components:
+        del arguments["weights"]
         frame = db.kl_shift_components(by, **arguments)
     elif bootstrap is not None:
         frame = db.kl_shift_intervals(by, samples=bootstrap, **arguments)

@@ -16,21 +16,16 @@ from cnnfilterdb.cli.options import (
     metric_option,
     named,
     open_reader,
+    permutations_option,
     rows_options,
+    seed_option,
+    within_option,
 )
 from cnnfilterdb.cli.output import QUIET, Output, emit, remark, say
 from cnnfilterdb.cli.progress import progress_bars
 from cnnfilterdb.core.durable import replacing
 
 __all__ = ["explain", "study", "test"]
-
-_permutations_option = click.option(
-    "--permutations", type=click.IntRange(min=1), default=999, show_default=True, help="Number of random permutations.",
-)  # fmt: skip
-_within_option = click.option(
-    "--within", metavar="SQL", help="Permute within strata only, such as `family`, which holds them fixed."
-)
-_seed_option = click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random numbers.")
 
 
 @click.command(short_help="Test shifts between groups against chance.")
@@ -39,9 +34,9 @@ _seed_option = click.option("--seed", type=int, default=0, show_default=True, he
     "--level", type=float, metavar="SHARE", help="Add intervals that hold with this probability, such as 0.95."
 )
 @click.option("--tolerance", type=float, metavar="SHIFT", help="Also test whether groups differ by less than SHIFT.")
-@_within_option
-@_permutations_option
-@_seed_option
+@within_option
+@permutations_option
+@seed_option
 @metric_option
 @group_options
 @rows_options
@@ -82,9 +77,9 @@ def test(
 @click.command(short_help="Show which factors explain the differences.")
 @click.argument("factors", nargs=-1, required=True)
 @click.option("--marginal", is_flag=True, help="Each factor after all others, instead of after those before it.")
-@_within_option
-@_permutations_option
-@_seed_option
+@within_option
+@permutations_option
+@seed_option
 @metric_option
 @group_options
 @rows_options

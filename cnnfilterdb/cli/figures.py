@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,40 +19,86 @@ from cnnfilterdb.cli.options import (
     metric_option,
     named,
     open_reader,
+    permutations_option,
+    seed_option,
+    weights_option,
+    within_option,
 )
 from cnnfilterdb.cli.output import print_basis, say
 from cnnfilterdb.core.durable import replacing
 
-__all__ = ["plot", "report"]
+__all__ = ["ARGUMENTS", "METHODS", "USED", "plot", "report"]
 
-#: The options that each kind of plot has besides --by, --where, --kernel, --title, --style, --dpi and --output.
-_USED = {
-    "shift": {"metric", "recipe", "balance", "basis", "bins", "limits", "min_models", "min_filters", "all_layers"},
-    "ridge": {"recipe", "balance", "basis", "bins", "limits", "min_models", "min_filters", "all_layers"},
-    "eigenfilters": {"min_models", "min_filters", "all_layers"},
-    "quality": {"min_models", "min_filters", "all_layers"},
-    "variance": {"min_models", "min_filters", "all_layers"},
-    "means": {"min_models", "min_filters", "all_layers"},
-    "map": {"metric", "recipe", "balance", "basis", "bins", "limits", "min_models", "min_filters", "all_layers"},
-    "spread": {"metric", "recipe", "balance", "basis", "bins", "limits", "min_models", "min_filters", "all_layers"},
-    "phenotypes": {"recipe", "min_models", "min_filters", "all_layers"},
-    "filters": {"model", "layer"},
-    "lineage": set(),
-    "null": {"metric", "recipe", "balance", "basis", "bins", "limits", "min_models", "min_filters", "all_layers"},
+_GROUPS = {"by", "where", "kernel", "all_layers", "min_models", "min_filters"}
+_COUNTED = _GROUPS | {"recipe", "balance", "basis", "bins", "limits"}
+_COMPARED = _COUNTED | {"metric"}
+
+#: The options that each kind of plot has besides --title, --style, --dpi and --output: the arguments of its method.
+USED: dict[str, set[str]] = {
+    "shift": _COMPARED | {"weights", "order"},
+    "ridge": _COUNTED | {"xlim"},
+    "phenotypes": _GROUPS | {"recipe", "components"},
+    "eigenfilters": _GROUPS,
+    "quality": _GROUPS,
+    "variance": _GROUPS,
+    "means": _GROUPS,
+    "map": _COMPARED,
+    "spread": _COMPARED,
+    "filters": {"model", "layer", "top", "scale", "columns"},
+    "lineage": {"kurtosis"},
+    "null": _COMPARED | {"within", "top", "permutations", "seed"},
 }
 
-#: Kinds that show models or their layers, not groups.
-_OF_MODELS = ("filters", "lineage")
+#: Arguments of methods that have another name than their option.
+ARGUMENTS = {"limits": "range", "model": "model_id"}
+
+#: Methods of ``db.plot`` that have another name than their kind.
+METHODS = {"shift": "kl_shift"}
+
+#: Kinds that draw several kernel sizes at once.
+_BY_SIZE = ("variance", "means")
 
 #: Formats of pictures, by suffix.
 _PICTURES = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".eps", ".ps")
 
 
+class _Span(click.ParamType):
+    """The range of an axis: a word, or LOW,HIGH."""
+
+    name = "span"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value in ("auto", "full"):
+            return value
+        try:
+            low, high = (float(end) for end in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r}: expected auto, full, or two numbers such as -2,2", param, ctx)
+        return low, high
+
+
 @click.command(short_help="Draw a figure.")
-@click.argument("kind", metavar="KIND", type=click.Choice(list(_USED)))
+@click.argument("kind", metavar="KIND", type=click.Choice(list(USED)))
 @by_option
 @click.option("--model", metavar="KEY", help="For `filters`: the model.")
 @click.option("--layer", type=click.IntRange(min=0), default=0, show_default=True, help="For `filters`: the layer.")
+@click.option("--scale", type=click.Choice(["filter", "layer"]), default="filter", show_default=True,
+              help="For `filters`: the range of colours is that of each kernel, or that of the layer.")  # fmt: skip
+@click.option("--columns", type=click.IntRange(min=1), help="For `filters`: kernels per row.")
+@click.option("--top", type=click.IntRange(min=1),
+              help="For `filters`: how many kernels, by default 256; for `null`: pairs, by default 12.")  # fmt: skip
+@click.option("--order", type=click.Choice(["mean", "cluster", "none"]), default="mean", show_default=True,
+              help="For `shift`: by mean shift, similar groups side by side, or as they come.")  # fmt: skip
+@click.option("--xlim", type=_Span(), default="auto", show_default=True, metavar="LOW,HIGH",
+              help="For `ridge`: range of coefficients; `auto` leaves out thin tails, `full` does not.")  # fmt: skip
+@click.option("--components", type=click.IntRange(min=0), nargs=2, default=(0, 1), show_default=True, metavar="X Y",
+              help="For `phenotypes`: numbers of the two components.")  # fmt: skip
+@click.option("--kurtosis", type=click.Choice(["rises", "falls"]),
+              help="For `lineage`: how the kurtosis of weights moves from parents to children.")  # fmt: skip
+@within_option
+@permutations_option
+@seed_option
+@weights_option
 @metric_option
 @group_options
 @click.option("--title", help="Title of the figure.")
@@ -65,8 +110,8 @@ _PICTURES = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", 
               help="Pixels per inch.")  # fmt: skip
 @db_option
 def plot(
-    kind: str, by: str, model: str | None, layer: int, title: str | None, style: Literal["screen", "paper"],
-    output: Path | None, dpi: int, path: Path, **options: Any,
+    kind: str, title: str | None, style: Literal["screen", "paper"], output: Path | None, dpi: int, path: Path,
+    **options: Any,
 ) -> None:  # fmt: skip
     """Draw a figure.
 
@@ -83,6 +128,9 @@ def plot(
     filters       the kernels of a layer (--model, --layer)
     lineage       the trees of models that were trained from one another
     null          the shifts that occur by chance, beside the observed ones
+
+    `variance` and `means` draw all kernel sizes of at least 3x3, or those of a list such as --kernel 3x3,7x7.
+    `map`, `spread` and `null` compare models one by one: --balance is models unless given.
     """
     ctx = click.get_current_context()
     target = output or Path(f"{kind}.png")
@@ -92,62 +140,44 @@ def plot(
             f"expected one of {', '.join(_PICTURES)}"
         )
     _refuse_unused(ctx, kind)
-    by, name = named(by)
+    by, name = named(options.pop("by"))
+    if kind == "filters" and options["model"] is None:
+        raise click.UsageError("plot filters requires --model KEY; `cnnfilterdb models` lists the keys")
     db = open_reader(path)
-    draw = db.plot
-    chosen: dict[str, Any] = {}
-    if kind == "filters":
-        if model is None:
-            raise click.UsageError("plot filters requires --model KEY; `cnnfilterdb models` lists the keys")
-        figure = draw.filters(model, layer=layer, title=title, style=style)
-    elif kind == "lineage":
-        figure = draw.lineage(title=title, style=style)
-    else:
-        metric = options.pop("metric")
-        arguments = group_arguments(options)
-        chosen = {key: value for key, value in arguments.items() if key in _USED[kind] or key in ("where", "kernel")}
-        if "limits" in _USED[kind]:
-            chosen["range"] = arguments["range"]
-        if "metric" in _USED[kind]:
-            chosen["metric"] = metric
-        if kind in ("map", "spread", "null") and ctx.get_parameter_source("balance") is ParameterSource.DEFAULT:
-            chosen["balance"] = "models"  # models are compared one by one
-        if kind in ("variance", "means") and ctx.get_parameter_source("kernel") is ParameterSource.DEFAULT:
-            chosen["kernel"] = None  # large kernels are of most interest: all sizes, unless one is given
-        method: dict[str, Callable[..., Any]] = {
-            "shift": draw.kl_shift,
-            "ridge": draw.ridge,
-            "eigenfilters": draw.eigenfilters,
-            "quality": draw.quality,
-            "variance": draw.variance,
-            "means": draw.means,
-            "map": draw.map,
-            "spread": draw.spread,
-            "null": draw.null,
-            "phenotypes": draw.phenotypes,
-        }
-        figure = method[kind](by=by, title=title or (name if name != by else None), style=style, **chosen)
+    # What is not given is left to the method, whose defaults may differ from kind to kind.
+    given = {option for option in options if ctx.get_parameter_source(option) is not ParameterSource.DEFAULT}
+    arguments = group_arguments(options)
+    chosen: dict[str, Any] = {
+        ARGUMENTS.get(option, option): arguments["range" if option == "limits" else option]
+        for option in USED[kind] & given
+    }
+    if "by" in USED[kind]:
+        chosen |= {"by": by, "where": arguments["where"]}
+        title = title or (name if name != by else None)
+    if "kernel" in chosen and kind in _BY_SIZE:
+        chosen["kernel"] = chosen["kernel"].split(",")
+    if chosen.get("order") == "none":
+        chosen["order"] = None
+    figure = getattr(db.plot, METHODS.get(kind, kind))(**chosen, title=title, style=style)
     with replacing(target) as part:
         figure.savefig(part, dpi=dpi, format=target.suffix[1:].lower())
     say(str(target))
-    if kind not in ("filters", "lineage", "variance", "means"):
-        drawn: Any = {"basis": "selection"} | chosen  # without a stored basis, where the figure shows none
+    if "by" in USED[kind] and kind not in _BY_SIZE:
+        # Without a stored basis, where the figure shows none.
+        drawn: Any = arguments if "basis" in USED[kind] else arguments | {"basis": "selection"}
         print_basis({"coverage": db._coverage(by, drawn)})
 
 
 def _refuse_unused(ctx: click.Context, kind: str) -> None:
     """Refuse options that this kind of plot would ignore."""
-    special = set().union(*_USED.values()) | {"trained"}
-    if kind in _OF_MODELS:
-        special |= {"by", "where", "kernel"}
-    used = _USED[kind] | ({"trained"} if kind not in _OF_MODELS else set())
-    for name in sorted(special - used):
-        if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT:
-            option = next(parameter.opts[0] for parameter in ctx.command.params if parameter.name == name)
-            kinds = ", ".join(
-                other for other in _USED if name in _USED[other] or (name == "by" and other not in _OF_MODELS)
-            )
-            raise click.UsageError(f"{option} does not apply to `plot {kind}`" + (f"; to: {kinds}" if kinds else ""))
+    for option in sorted(set().union(*USED.values(), {"trained"})):
+        # --trained-only is a condition, as --where is.
+        needed = "where" if option == "trained" else option
+        if needed in USED[kind] or ctx.get_parameter_source(option) is ParameterSource.DEFAULT:
+            continue
+        flag = next(parameter.opts[0] for parameter in ctx.command.params if parameter.name == option)
+        kinds = ", ".join(other for other in USED if needed in USED[other])
+        raise click.UsageError(f"{flag} does not apply to `plot {kind}`; to: {kinds}")
 
 
 @click.command(short_help="Write a report as one HTML page.")

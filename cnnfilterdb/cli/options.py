@@ -309,6 +309,19 @@ def metric_option(command: F) -> F:
     )(command)  # fmt: skip
 
 
+permutations_option = click.option(
+    "--permutations", type=click.IntRange(min=1), default=999, show_default=True, help="Number of random permutations.",
+)  # fmt: skip
+within_option = click.option(
+    "--within", metavar="SQL", help="Permute within strata only, such as `family`, which holds them fixed."
+)
+seed_option = click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random numbers.")
+weights_option = click.option(
+    "--weights", type=click.Choice(["uniform", "explained_variance"]),
+    help="Weights of the components in a shift; by default those of the recipe.",
+)  # fmt: skip
+
+
 def group_arguments(options: dict[str, Any]) -> dict[str, Any]:
     """The options of :func:`group_options` as arguments of the methods of a Reader.
 

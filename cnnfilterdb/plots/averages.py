@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize, PowerNorm
+from matplotlib.colors import FuncNorm, Normalize, PowerNorm
 from matplotlib.figure import Figure as MatplotlibFigure
 from matplotlib.figure import FigureBase
 
@@ -21,12 +21,15 @@ from cnnfilterdb.plots.style import (
     DIVERGING,
     MUTED,
     SEQUENTIAL,
+    bar_room,
     colour_bar,
     colour_map,
     column_labels,
     compact,
     distinct_labels,
     finite_array,
+    plain,
+    root_ticks,
     row_label_width,
     row_labels,
 )
@@ -35,6 +38,13 @@ __all__ = ["Averages", "mean_kernels", "variance"]
 
 #: For each group, by kernel size: one value per weight, shape (k,), row by row, and the number of kernels.
 Averages = Mapping[Any, Mapping[str, tuple[npt.ArrayLike, int]]]
+
+#: Kernels from which an image sets the range of colours: the standard error of a mean of scaled weights, which are at
+#: most 1, is then at most 0.1. The mean of two kernels is as strong as a kernel, and would leave all others white.
+_ENOUGH = 100
+
+#: Height of the colour bar, unless the images are lower, in inches.
+_BAR = 1.4
 
 
 @styled
@@ -55,7 +65,8 @@ def variance(
 
     Args:
         maps: For each group, by kernel size, the variances (k,) and the number of kernels.
-        vmax: Variance shown in the brightest colour, for all images; by default the largest of all.
+        vmax: Variance shown in the brightest colour, for all images; by default the largest, without images of fewer
+            than 100 kernels if there are others. Colours change with the square root.
         title: Title of the figure.
         ax: Panel or part of a figure to draw on, without colour bar; by default a new figure is created.
         style: ``screen``, or ``paper`` for the width of a column.
@@ -68,9 +79,8 @@ def variance(
         SelectionError: Nothing to draw, or variances that do not fit their kernel size.
     """
     images = _images(maps, "variances")
-    # Square roots, so that both values near 1 and the peaks of large kernels are visible.
-    norm = PowerNorm(0.5, 0, vmax or max(float(values.max()) for values in images.values()) or 1.0)
-    return _rows(maps, images, norm, SEQUENTIAL, title, ax)
+    bound = vmax or _largest(maps, images)
+    return _rows(maps, images, PowerNorm(0.5, 0, bound), SEQUENTIAL, "variance (layer = 1)", title, ax)
 
 
 @styled
@@ -91,7 +101,8 @@ def mean_kernels(
 
     Args:
         maps: For each group, by kernel size, the means (k,) and the number of kernels.
-        vmax: Weight of the darkest red; by default the largest absolute mean.
+        vmax: Weight of the darkest red; by default the largest absolute mean, without images of fewer than 100 kernels
+            if there are others. Colours change with the square root, so that faint means are visible.
         title: Title of the figure.
         ax: Panel or part of a figure to draw on, without colour bar; by default a new figure is created.
         style: ``screen``, or ``paper`` for the width of a column.
@@ -104,8 +115,23 @@ def mean_kernels(
         SelectionError: Nothing to draw, or means that do not fit their kernel size.
     """
     images = _images(maps, "means")
-    bound = vmax or max(float(np.abs(values).max()) for values in images.values()) or 1.0
-    return _rows(maps, images, Normalize(-bound, bound), DIVERGING, title, ax)
+    bound = vmax or _largest(maps, images)
+    norm = FuncNorm((_signed_root, _signed_square), -bound, bound)
+    return _rows(maps, images, norm, DIVERGING, "mean of scaled weights", title, ax)
+
+
+def _signed_root(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return np.sign(values) * np.sqrt(np.abs(values))
+
+
+def _signed_square(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return np.sign(values) * np.square(values)
+
+
+def _largest(maps: Averages, images: Mapping[tuple[Any, str], npt.NDArray[np.float64]]) -> float:
+    """The largest absolute value of the images, of those of enough kernels if there are any; 1 if all are zero."""
+    trusted = [values for (label, size), values in images.items() if maps[label][size][1] >= _ENOUGH]
+    return max(float(np.abs(values).max()) for values in trusted or images.values()) or 1.0
 
 
 def _images(maps: Averages, what: str) -> dict[tuple[Any, str], npt.NDArray[np.float64]]:
@@ -128,6 +154,7 @@ def _rows(
     images: Mapping[tuple[Any, str], npt.NDArray[np.float64]],
     norm: Normalize,
     colours: str,
+    what: str,
     title: str | None,
     ax: Axes | FigureBase | None,
 ) -> MatplotlibFigure:
@@ -135,12 +162,16 @@ def _rows(
     sizes = sorted({size for _, size in images}, key=lambda size: kernel_shape(size))
     names = distinct_labels(maps)
     # Lengths in image widths, which are the same for all sizes: the room between columns, and under a row.
-    room = look().column - 0.68 - row_label_width(names, [], look().body)
+    signed, bound = norm.vmin != 0, float(norm.vmax or 1.0)
+    ticks = [plain(tick) for tick in root_ticks(bound, _BAR, signed=signed)]
+    room = look().column - 0.06 - bar_room(what, ticks, _BAR) - row_label_width(names, [], look().body)
     unit = float(np.clip(min(room / (1.14 * len(sizes)), 7.0 / len(maps)), 0.4, 0.7))
     across, down = 0.14, 0.20 / unit
     wide, high = len(sizes) * (1 + across) - across, len(maps) * (1 + down)
-    bar_height = min(unit * high, 1.4)
-    page = image_rows_page(names, unit * wide, unit * (1 + down), bar=bar_height, title=title, ax=ax)
+    bar = min(unit * high, _BAR)
+    page = image_rows_page(
+        names, unit * wide, unit * (1 + down), bar=bar, room=bar_room(what, ticks, bar), title=title, ax=ax
+    )  # fmt: skip
     for number, (label, group) in enumerate(maps.items()):
         axes, row = page.place(number)
         for column, size in enumerate(sizes):
@@ -160,7 +191,11 @@ def _rows(
         row_labels(axes, [row * (1 + down) + 0.5 for row in range(len(there))], there, [], look().body)
         column_labels(axes, [column * (1 + across) + 0.5 for column in range(len(sizes))], sizes, look().body)
     if page.bar is not None:
-        colour_bar(page.bar, ScalarMappable(norm, colours))
+        beyond = any(float(np.abs(values).max()) > bound for values in images.values())
+        colour_bar(
+            page.bar, ScalarMappable(norm, colours), label=what, ticks=root_ticks(bound, bar, signed=signed),
+            extend="neither" if not beyond else "both" if signed else "max",
+        )  # fmt: skip
     return page.figure
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from cnnfilterdb.analysis.groups import Groups
+from cnnfilterdb.analysis.options import GroupOptions
 from cnnfilterdb.core.reports import counted
 from cnnfilterdb.core.schema import kernel_order
 
-__all__ = ["Caption", "caption_by_size", "coefficients_text", "method_text", "sizes_of"]
+__all__ = ["Caption", "caption_by_size", "caption_of_models", "coefficients_text", "method_text", "sizes_of"]
+
+#: How many kernel sizes a caption lists.
+_LISTED = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +28,7 @@ class Caption:
         models: Number of models.
         layers: Number of their layers.
         filters: Number of filters in them.
-        kernel: Kernel sizes of the filters.
+        kernel: Kernel size of the filters, or several.
         where: Condition that narrowed the rows.
         all_layers: Whether transposed and dead layers are among the layers.
         method: How the numbers were computed.
@@ -37,7 +41,7 @@ class Caption:
     models: int
     layers: int
     filters: int
-    kernel: str
+    kernel: str | Sequence[str]
     where: str | None = None
     all_layers: bool = False
     method: str = ""
@@ -46,11 +50,18 @@ class Caption:
         parts = [
             f"{self.what}: {counted(self.models, 'model')}",
             counted(self.layers, "layer"),
-            counted(self.filters, f"{self.kernel} filter"),
+            self._filters(),
             f"{'with' if self.all_layers else 'without'} transposed and dead layers",
         ]
         selected = f", where {self.where}" if self.where else ""
         return ", ".join(parts) + f"{selected}." + (f" {self.method}." if self.method else "")
+
+    def _filters(self) -> str:
+        """The number of filters, with their sizes where these are few."""
+        sizes = [self.kernel] if isinstance(self.kernel, str) else self.kernel
+        if len(sizes) > _LISTED:
+            return f"{counted(self.filters, 'filter')} of {len(sizes)} kernel sizes"
+        return counted(self.filters, f"{', '.join(sizes)} filter")
 
 
 def sizes_of(frame: pd.DataFrame) -> dict[str, int]:
@@ -64,9 +75,27 @@ def sizes_of(frame: pd.DataFrame) -> dict[str, int]:
 
 def caption_by_size(what: str, frame: pd.DataFrame, where: str | None, all_layers: bool, method: str) -> str:
     """The caption of a figure of the kernel sizes in a frame with a row per layer."""
-    kernels = ", ".join(sorted(frame["kernel"].unique(), key=kernel_order))
+    kernels = sorted(frame["kernel"].unique(), key=kernel_order)
     method = f"{method}; no basis is involved"
     return str(Caption(what=what, **sizes_of(frame), kernel=kernels, where=where, all_layers=all_layers, method=method))
+
+
+def caption_of_models(what: str, attrs: Mapping[Any, Any], options: GroupOptions, reading: str = "") -> str:
+    """The caption of a figure of single models.
+
+    Args:
+        what: What is drawn.
+        attrs: Their numbers, and how shifts were computed: the ``.attrs`` of a result that states both.
+        options: The options that selected them.
+        reading: How the figure is read.
+    """
+    sizes = {name: attrs[name] for name in ("models", "layers", "filters")}
+    return str(
+        Caption(
+            what=what, **sizes, kernel=attrs["kernel"], where=options.get("where"),
+            all_layers=options.get("all_layers", False), method=". ".join(filter(None, (method_text(attrs), reading))),
+        )
+    )  # fmt: skip
 
 
 def method_text(attrs: Mapping[Any, Any]) -> str:
@@ -80,11 +109,13 @@ def method_text(attrs: Mapping[Any, Any]) -> str:
     return ", ".join(parts)
 
 
-def coefficients_text(groups: Groups) -> str:
-    """How the coefficients of groups were counted."""
+def coefficients_text(groups: Groups, shown: int | None = None) -> str:
+    """How the coefficients of groups were counted, and whether only so many of them are shown."""
     question = groups.grouping
     bins = _range_text(groups.counts.shape[2], groups.low, groups.high)
-    return f"Basis {groups.basis_id or 'given'}, recipe {question.recipe}, {bins}, balance {question.balance}"
+    method = f"Basis {groups.basis_id or 'given'}, recipe {question.recipe}, {bins}, balance {question.balance}"
+    components = groups.counts.shape[1]
+    return method if shown is None or components <= shown else f"{method}. The first {shown} of {components} components"
 
 
 def _range_text(bins: int, low: float, high: float) -> str:

@@ -21,8 +21,9 @@ from cnnfilterdb.core.errors import SelectionError, unknown_model
 from cnnfilterdb.core.reports import counted
 from cnnfilterdb.core.schema import kernel_shape
 from cnnfilterdb.core.sqltext import literal
-from cnnfilterdb.plots.captions import Caption, caption_by_size, coefficients_text, method_text
+from cnnfilterdb.plots.captions import Caption, caption_by_size, caption_of_models, coefficients_text, method_text
 from cnnfilterdb.plots.look import StyleName
+from cnnfilterdb.plots.ridge import SHOWN
 from cnnfilterdb.plots.source import bases_of, cells_of, layer_measures, layers_by_size, sizes_text
 from cnnfilterdb.stats import adjusted_holm, variance_map
 from cnnfilterdb.stats.arguments import whole_number
@@ -125,13 +126,13 @@ class Figures:
             ax=ax,
             style=style,
             caption=self._caption(f"Coefficients of {counted(len(groups.labels), 'group')} by {by}", by, options,
-                                  coefficients_text(groups)),
+                                  coefficients_text(groups, SHOWN)),
         )  # fmt: skip
 
     def eigenfilters(
         self,
-        *,
         by: str | None = None,
+        *,
         where: str | None = None,
         kernel: str = "3x3",
         all_layers: bool = False,
@@ -154,7 +155,7 @@ class Figures:
             ax: Where to draw; by default on a new figure.
             style: ``screen`` or ``paper``.
 
-        >>> figure = db.plot.eigenfilters(by="domain")
+        >>> figure = db.plot.eigenfilters("domain")
         >>> figure.savefig("eigenfilters.pdf")
         """
         options: GroupOptions = {"where": where, "kernel": kernel, "all_layers": all_layers, "basis": "selection",
@@ -308,7 +309,7 @@ class Figures:
             raise groupings.empty(Grouping(by, where, sizes_text(kernel)))
         caption = caption_by_size(
             f"Variance of each weight of {counted(len(maps), 'group')} by {by}", frame, where, all_layers,
-            "In units of the variance of all weights of a layer",
+            "Below each: its number of kernels, in units of the variance of all weights of their layer",
         )  # fmt: skip
         return plots.variance(maps, title=title, ax=ax, style=style, caption=caption)
 
@@ -349,7 +350,7 @@ class Figures:
             maps.setdefault(label, {})[str(size)] = (values, int(filters.sum()))
         caption = caption_by_size(
             f"Mean kernel of {counted(len(maps), 'group')} by {by}", frame, where, all_layers,
-            "Each kernel is divided by its largest absolute weight",
+            "Below each: its number of kernels, each divided by its largest absolute weight",
         )  # fmt: skip
         return plots.mean_kernels(maps, title=title, ax=ax, style=style, caption=caption)
 
@@ -379,7 +380,7 @@ class Figures:
         """
         placed = self._db.embed(by=by, metric=metric, **options)
         explained = placed.attrs["explained"]
-        caption = _caption_of_models(f"Models by their shifts, coloured by {by}", placed.attrs, options)
+        caption = caption_of_models(f"Models by their shifts, coloured by {by}", placed.attrs, options)
         return plots.model_map(
             placed[["x0", "x1"]], placed[by].tolist(), explained=explained, title=title, ax=ax, style=style,
             caption=caption,
@@ -414,7 +415,8 @@ class Figures:
         what = f"Shifts between models of {counted(len(set(data.labels[by])), 'group')} by {by}"
         return plots.spread(
             shifts, data.labels[by], label=plots.METRIC_LABELS[metric], title=title, ax=ax, style=style,
-            caption=_caption_of_models(what, how_computed(data, metric, None), options),
+            caption=caption_of_models(what, how_computed(data, metric, None), options,
+                                      "Bars: middle half of the pairs, lines: 5 % to 95 %, circles: medians"),
         )  # fmt: skip
 
     def null(
@@ -471,10 +473,11 @@ class Figures:
             title=title,
             ax=ax,
             style=style,
-            caption=_caption_of_models(
+            caption=caption_of_models(
                 f"{counted(len(chosen), 'pair')} of {len(order):,} by {by}" + (f" within {within}" if within else ""),
                 how_computed(data, metric, permutations),
                 options,
+                f"p adjusted for {counted(len(order), 'pair')}, in colour up to 0.05; darker grey: the largest 5 %",
             ),
         )
 
@@ -581,14 +584,3 @@ class Figures:
                 all_layers=options.get("all_layers", False), method=method,
             )
         )  # fmt: skip
-
-
-def _caption_of_models(what: str, attrs: Mapping[Any, Any], options: GroupOptions) -> str:
-    """The caption of a figure of single models."""
-    sizes = {name: attrs[name] for name in ("models", "layers", "filters")}
-    return str(
-        Caption(
-            what=what, **sizes, kernel=attrs["kernel"], where=options.get("where"),
-            all_layers=options.get("all_layers", False), method=method_text(attrs),
-        )
-    )  # fmt: skip

@@ -20,9 +20,12 @@ from cnnfilterdb.core.errors import SelectionError
 from cnnfilterdb.plots.look import StyleName, look, styled
 from cnnfilterdb.plots.page import Figure, place_title, say_named
 from cnnfilterdb.plots.style import (
+    BAR_AT,
+    BAR_WIDE,
     INK,
     RULE,
     SEQUENTIAL,
+    bar_room,
     bare,
     colour_bar,
     colour_map,
@@ -55,8 +58,8 @@ _ANNOTATED = 40
 #: Points below which numbers are left out of the cells unless requested.
 _LEGIBLE = 3.9
 
-#: Room for the colour bar and its labels, in inches.
-_BAR = 0.85
+#: Least height of the colour bar, in inches.
+_BAR = 1.3
 
 #: A group is an outlier if its median shift is more than this many times that of most groups.
 _OUTLYING = 4.0
@@ -150,14 +153,18 @@ def heatmap(
 
     size = look().body if groups <= (20 if look().notes else 12) else look().small
     left = 0.06 + row_label_width(names, notes, size, heading)
-    least = 0.21 if look().notes else 0.125  # inches: room for numbers, or for the names alone
-    cell = float(np.clip((look().column - left - _BAR) / groups, least, 0.56))
+    names_need = 1.15 * size / 72 / np.sin(np.pi / 4)  # inches between names at an angle of 45 degrees
+    least = max(0.21 if look().notes else 0.125, names_need)  # room for numbers, or for the names alone
+    right = bar_room(label, ["0.000"], _BAR)
+    cell = float(np.clip((look().column - left - right) / groups, least, 0.56))
     cell = min(cell, look().tallest / groups)
     figure: MatplotlibFigure
     bar: Axes | None = None
     step = named_rows(cell * np.sin(np.pi / 4), size)  # of names at an angle of 45 degrees
     if ax is None:
-        page, ax, bar = _page(cell * groups, left, names, title, with_notes=bool(notes))
+        page, ax, bar = _page(
+            cell * groups, left, right, names, size, title, with_notes=bool(notes), all_named=step == 1
+        )  # fmt: skip
         figure = page
         say_named(page, step)
     else:
@@ -188,16 +195,24 @@ def heatmap(
 
 
 def _page(
-    side: float, left: float, names: Sequence[str], title: str | None, *, with_notes: bool
+    side: float,
+    left: float,
+    right: float,
+    names: Sequence[str],
+    size: float,
+    title: str | None,
+    *,
+    with_notes: bool,
+    all_named: bool,
 ) -> tuple[Figure, Axes, Axes]:
     """A new figure with room for the labels: the figure, the panel (``side`` inches) and that of the colour bar."""
-    label_width = max(text_width(name, look().body) for name in names)
-    bottom = 0.16 + (label_width + 0.1) * np.sin(np.pi / 4)
+    # Names hang from the panel at an angle of 45 degrees: the corner of a line of text is its lowest point.
+    hanging = (max(text_width(name, size) for name in names) + 1.2 * size / 72) * np.sin(np.pi / 4)
     upper = 0.08 + (0.24 if title else 0.0) + (0.14 if with_notes else 0.0)
-    bar = max(side, 1.3)
-    figure = Figure(left + side + _BAR, upper + bar + bottom)
+    bar = max(side, _BAR)
+    figure = Figure(left + side + right, upper + max(side + 0.08 + hanging, bar + 0.08) + (0.0 if all_named else 0.16))
     place_title(figure, title)
-    return figure, figure.panel(left, upper, side, side), figure.panel(left + side + 0.14, upper, 0.12, bar)
+    return figure, figure.panel(left, upper, side, side), figure.panel(left + side + BAR_AT, upper, BAR_WIDE, bar)
 
 
 def brightest(values: npt.NDArray[np.float64]) -> float:

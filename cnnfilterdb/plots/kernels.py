@@ -19,9 +19,12 @@ from cnnfilterdb.core.schema import kernel_shape
 from cnnfilterdb.plots.look import StyleName, look, styled
 from cnnfilterdb.plots.page import Figure, image_rows_page, place_title
 from cnnfilterdb.plots.style import (
+    BAR_AT,
+    BAR_WIDE,
     DIVERGING,
     MUTED,
     RULE,
+    bar_room,
     bare,
     colour_bar,
     colour_map,
@@ -42,6 +45,9 @@ _SPACE = 0.14
 
 #: Size of the channel labels of a grid, in points.
 _TINY = 4.5
+
+#: The label of their colour bars.
+_WEIGHT = "weight"
 
 
 class BasisLike(Protocol):
@@ -119,9 +125,10 @@ def filter_grid(
     bar: Axes | None = None
     if ax is None:
         labels, headings = _channel_labels(channels, rows, columns, drawn)
-        room = min(5.0, look().column - 1.0)
+        bound = _bound_names(peak if scale == "layer" else None)
+        room = min(5.0, look().column - 0.4 - bar_room(_WEIGHT, bound, 1.0))
         unit = float(np.clip(min(room / wide, 7.0 / high), 0.12, 0.15 * kernel_w))
-        figure, ax, bar = _grid_page(unit * wide, unit * high, labels, headings, (title, subtitle), note)
+        figure, ax, bar = _grid_page(unit * wide, unit * high, labels, headings, (title, subtitle), note, bound)
     else:
         labels, headings = [], []
         ax = panel_of(ax, title)
@@ -195,6 +202,7 @@ def _grid_page(
     headings: Sequence[str],
     titles: tuple[str | None, str | None],
     note: str,
+    bound: Sequence[str],
 ) -> tuple[MatplotlibFigure, Axes, Axes]:
     """A new figure with room for labels: the figure, the panel of so many inches, and that of the colour bar."""
     left = 0.06 + (row_label_width(labels, [], _TINY) if labels else 0.0)
@@ -206,19 +214,25 @@ def _grid_page(
         left + text_width(note, look().small),
     )
     bar = float(np.clip(height, 0.55, 1.4))
-    figure = Figure(max(left + width + 0.62, min(wanted + 0.12, 5.12)), upper + max(height, bar + 0.06) + bottom)
+    right = bar_room(_WEIGHT, bound, bar)
+    figure = Figure(max(left + width + right, min(wanted + 0.12, 5.12)), upper + max(height, bar + 0.06) + bottom)
     place_title(figure, *titles)
     if note:
         figure.write(note, left, 0.05)
-    return figure, figure.panel(left, upper, width, height), figure.panel(left + width + 0.14, upper + 0.03, 0.09, bar)
+    panel = figure.panel(left, upper, width, height)
+    return figure, panel, figure.panel(left + width + BAR_AT, upper + 0.03, BAR_WIDE, bar)
 
 
 def _grid_bar(bar: Axes, panel: Axes, peak: float | None) -> None:
     """The colour bar of a grid: weights of the layer, or shares of each kernel's largest weight."""
     bound = peak or 1.0
-    colour_bar(bar, ScalarMappable(Normalize(-bound, bound), DIVERGING), ticks=[-bound, 0.0, bound])
-    names = ["−max", "0", "max"] if peak is None else [f"{-bound:.2g}".replace("-", "−"), "0", f"{bound:.2g}"]
-    bar.set_yticks([-bound, 0.0, bound], labels=names)
+    colour_bar(bar, ScalarMappable(Normalize(-bound, bound), DIVERGING), label=_WEIGHT, ticks=[-bound, 0.0, bound],
+               names=_bound_names(peak))  # fmt: skip
+
+
+def _bound_names(peak: float | None) -> list[str]:
+    """The labels of the colour bar of a grid."""
+    return ["−max", "0", "max"] if peak is None else [f"−{peak or 1.0:.2g}", "0", f"{peak or 1.0:.2g}"]
 
 
 @styled
@@ -268,13 +282,14 @@ def eigenfilters(
     names = distinct_labels(bases)
     ratio = kernel_h / kernel_w
     # Lengths in kernel widths: the gap between two columns, and between two rows, where the share is printed.
-    room = look().column - 0.68 - row_label_width(names, [], look().body)
+    bar = bar_room(_WEIGHT, [f"−{vmax:.3g}"], 0.4)
+    room = look().column - 0.06 - bar - row_label_width(names, [], look().body)
     unit = float(np.clip(min(6.0 / len(bases), room / (1.16 * shown)), 0.04 * look().small, 0.46))
     across, down = 0.16, 0.20 / unit
     wide = shown * (1 + across) - across
     high = len(bases) * (ratio + down)
     bar_height = min(unit * ratio if len(bases) == 1 else unit * high, 1.4)
-    page = image_rows_page(names, unit * wide, unit * (ratio + down), bar=bar_height, title=title, ax=ax)
+    page = image_rows_page(names, unit * wide, unit * (ratio + down), bar=bar_height, room=bar, title=title, ax=ax)
     for number, basis in enumerate(bases.values()):
         axes, row = page.place(number)
         top = row * (ratio + down)
@@ -299,7 +314,7 @@ def eigenfilters(
         row_labels(axes, [row * (ratio + down) + 0.5 * ratio for row in range(len(there))], there, [], look().body)
         column_labels(axes, centres, heads, look().title)
     if page.bar is not None:
-        colour_bar(page.bar, ScalarMappable(Normalize(-vmax, vmax), DIVERGING), ticks=[-vmax, 0.0, vmax])
+        colour_bar(page.bar, ScalarMappable(Normalize(-vmax, vmax), DIVERGING), label=_WEIGHT, ticks=[-vmax, 0.0, vmax])
     return page.figure
 
 

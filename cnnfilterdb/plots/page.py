@@ -20,6 +20,8 @@ from matplotlib.text import Text
 
 from cnnfilterdb.plots.look import caption_given, look
 from cnnfilterdb.plots.style import (
+    BAR_AT,
+    BAR_WIDE,
     INK,
     MUTED,
     bare,
@@ -35,6 +37,9 @@ __all__ = ["Figure", "ImageRows", "image_rows_page", "place_title", "say_named",
 
 #: Width of the narrowest page that has a caption, in inches.
 _NARROWEST = 3.25
+
+#: Room between rows of images that stand beside each other, in inches.
+_BETWEEN = 0.14
 
 #: What the formats of files call a caption.
 _KEYS = {"png": "Description", "svg": "Description", "svgz": "Description", "pdf": "Subject"}
@@ -190,7 +195,14 @@ class ImageRows:
 
 
 def image_rows_page(
-    names: Sequence[str], width: float, pitch: float, *, bar: float, title: str | None, ax: Axes | FigureBase | None
+    names: Sequence[str],
+    width: float,
+    pitch: float,
+    *,
+    bar: float,
+    room: float,
+    title: str | None,
+    ax: Axes | FigureBase | None,
 ) -> ImageRows:
     """A page for rows of small images with column labels above them and a colour bar at their right.
 
@@ -201,6 +213,7 @@ def image_rows_page(
         width: Width of a row of images, in inches.
         pitch: Height of a row, in inches.
         bar: Height of the colour bar, in inches.
+        room: Room for it and its labels, in inches.
         title: Title of the figure.
         ax: What to draw on; None for a new page.
     """
@@ -210,15 +223,15 @@ def image_rows_page(
         return ImageRows(root_figure(images), [images], len(names), None)
     left, upper = 0.06 + row_label_width(names, [], look().body), 0.28 + (0.26 if title else 0.0)
     block, height = left + width, pitch * len(names)
-    blocks = 1 if height <= look().tallest else math.ceil(math.sqrt(height / (block + 0.2)))
+    blocks = 1 if height <= look().tallest else math.ceil(math.sqrt(height / (block + _BETWEEN)))
     rows = math.ceil(len(names) / blocks)
     blocks = math.ceil(len(names) / rows)
-    wide = blocks * block + (blocks - 1) * 0.2
-    figure = Figure(wide + 0.62, upper + max(pitch * rows, bar) + 0.08)
+    wide = blocks * block + (blocks - 1) * _BETWEEN
+    figure = Figure(wide + room, upper + max(pitch * rows, bar) + 0.08)
     place_title(figure, title)
     panels = []
     for number in range(blocks):
         there = min(rows, len(names) - number * rows)
-        panels.append(figure.panel(number * (block + 0.2) + left, upper, width, pitch * there))
+        panels.append(figure.panel(number * (block + _BETWEEN) + left, upper, width, pitch * there))
         bare(panels[-1])
-    return ImageRows(figure, panels, rows, figure.panel(wide + 0.14, upper, 0.09, bar))
+    return ImageRows(figure, panels, rows, figure.panel(wide + BAR_AT, upper, BAR_WIDE, bar))

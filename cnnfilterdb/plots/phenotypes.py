@@ -19,6 +19,7 @@ from cnnfilterdb.plots.style import (
     MUTED,
     SEQUENTIAL,
     bare,
+    colour_bar,
     colour_map,
     compact,
     distinct_labels,
@@ -131,7 +132,5 @@ def phenotypes(
             axes.set_ylabel(f"$c_{{{components[1]}}}$", fontsize=look().body, color=INK, labelpad=1)
     assert image is not None
     if bar is not None:
-        figure.colorbar(image, cax=bar).outline.set_visible(False)
-        bar.tick_params(which="both", labelsize=look().small, length=2, labelcolor=INK)
-        bar.set_ylabel("density", fontsize=look().small, color=INK)
+        colour_bar(bar, image, label="density")
     return figure

@@ -431,7 +431,8 @@ def _map(data: ReportData, grouping: GroupingData, groups: pd.DataFrame | None) 
     if apart:
         caption.append(
             f"{counted(len(apart), 'group')} of fewer than {_FEWEST_PER_BIN * bins:,} filters, too few for reliable "
-            "histograms, are set apart and do not influence the colours."
+            f"histograms, {'is' if len(apart) == 1 else 'are'} set apart and {'does' if len(apart) == 1 else 'do'} not "
+            "influence the colours."
         )
     if len(order) > len(drawn):
         caption.append(f"{len(drawn)} groups are drawn, {len(order) - len(drawn):,} are not.")

@@ -35,7 +35,10 @@ from cnnfilterdb.plots.style import (
     split,
 )
 
-__all__ = ["binned_density", "ridge", "silverman_bandwidth"]
+__all__ = ["SHOWN", "binned_density", "ridge", "silverman_bandwidth"]
+
+#: How many components are drawn unless they are named: the first ones.
+SHOWN = 9
 
 #: How far a curve reaches up, in rows: above 1 it overlaps the row above.
 _REACH = 1.55
@@ -250,7 +253,7 @@ def _checked(
     for name, total in zip(names, array.sum(axis=(1, 2)), strict=True):
         if not total > 0:
             raise SelectionError(f"counts: group {name!r} has no filters in the range; leave it out")
-    shown = list(range(min(width, 9))) if components is None else [int(component) for component in components]
+    shown = list(range(min(width, SHOWN))) if components is None else [int(component) for component in components]
     if not shown or not all(0 <= component < width for component in shown):
         raise SelectionError(f"components: expected some of 0 to {width - 1}, found {shown}")
     return array, names, shown
@@ -359,5 +362,5 @@ def _ticks(left: float, right: float) -> list[float]:
     middle = 0.0 if left < 0 < right else 0.5 * (left + right)
     reach = 0.8 * min(middle - left, right - middle)
     power = 10.0 ** np.floor(np.log10(reach))
-    step = max(float(nice * power) for nice in (1, 2, 5) if nice * power <= reach * (1 + 1e-9))
+    step = max(float(nice * power) for nice in (1, 1.5, 2, 3, 5) if nice * power <= reach * (1 + 1e-9))
     return [middle - step, middle, middle + step]

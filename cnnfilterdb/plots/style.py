@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterable, Sequence
 from functools import cache, lru_cache
 from typing import Any, Literal
@@ -24,6 +25,8 @@ from cnnfilterdb.core.errors import SelectionError
 from cnnfilterdb.plots.look import look
 
 __all__ = [
+    "BAR_AT",
+    "BAR_WIDE",
     "CURVES",
     "DIVERGING",
     "INK",
@@ -31,6 +34,7 @@ __all__ = [
     "MUTED",
     "RULE",
     "SEQUENTIAL",
+    "bar_room",
     "bare",
     "colour_bar",
     "colour_map",
@@ -47,8 +51,10 @@ __all__ = [
     "logarithmic",
     "named_rows",
     "panel_of",
+    "plain",
     "ramp",
     "root_figure",
+    "root_ticks",
     "row_label_width",
     "row_labels",
     "shorten",
@@ -69,6 +75,9 @@ CURVES = "viridis"
 
 #: Longest label, in characters; longer ones lose their middle.
 LABEL_WIDTH = 35
+
+#: The gap between a panel and its colour bar, and the width of the bar, in inches.
+BAR_AT, BAR_WIDE = 0.14, 0.09
 
 _ELLIPSIS = "…"
 
@@ -226,6 +235,7 @@ def colour_bar(
     *,
     label: str | None = None,
     ticks: Sequence[float] | None = None,
+    names: Sequence[str] | None = None,
     extend: Literal["neither", "both", "min", "max"] = "neither",
 ) -> None:
     """Draw the colour scale of an image.
@@ -233,8 +243,9 @@ def colour_bar(
     Args:
         bar: The panel it fills.
         image: The image.
-        label: What the values are.
+        label: What the values are, in as many lines as the height of the panel requires.
         ticks: Values to label; without it, about four.
+        names: Their labels; without it, the values themselves.
         extend: Which ends of the scale also include values beyond it.
     """
     figure = bar.get_figure(root=True)
@@ -242,10 +253,59 @@ def colour_bar(
     artist = figure.colorbar(image, cax=bar, ticks=ticks, extend=extend)
     artist.outline.set_visible(False)
     if label:
-        artist.set_label(label, fontsize=look().body, color=INK)
-    if ticks is None:
+        artist.set_label("\n".join(_bar_lines(label, height_of(bar))), fontsize=look().body, color=INK, linespacing=1.1)
+    if ticks is None and bar.get_yscale() == "linear":
         bar.locator_params(axis="y", nbins=5)
+    elif ticks is not None:
+        artist.set_ticks(list(ticks), labels=names or [plain(tick) for tick in ticks])
+    artist.minorticks_off()
     bar.tick_params(labelsize=look().small, length=2, color=RULE, labelcolor=INK)
+
+
+def bar_room(label: str, names: Sequence[str], height: float) -> float:
+    """Room in inches that a colour bar of so many inches needs at the right of a panel.
+
+    Args:
+        label: What the values are.
+        names: The labels of its ticks.
+        height: Its height, in inches.
+    """
+    ticks = max(text_width(name, look().small) for name in names)
+    return BAR_AT + BAR_WIDE + 0.09 + ticks + 0.06 + 1.2 * look().body / 72 * len(_bar_lines(label, height)) + 0.04
+
+
+def _bar_lines(label: str, height: float) -> list[str]:
+    """The lines of the label of a colour bar: as few as fit beside it."""
+    words, lines = label.split(), [label]
+    for count in range(1, len(words) + 1):
+        lines = textwrap.wrap(label, max(len(label) // count + count, *map(len, words)))
+        if all(text_width(line, look().body) <= height for line in lines):
+            break
+    return lines
+
+
+def plain(value: float) -> str:
+    """A number with the sign that matplotlib writes."""
+    return f"{value:.3g}".replace("-", "−")
+
+
+def root_ticks(bound: float, height: float, *, signed: bool = False) -> list[float]:
+    """Ticks of a colour bar whose colours change with the square root: squares of evenly spaced numbers.
+
+    Args:
+        bound: The largest value.
+        height: Height of the bar, in inches.
+        signed: Whether it goes from minus to plus that value.
+
+    >>> root_ticks(12.0, 1.4), [round(tick, 4) for tick in root_ticks(0.4, 1.4, signed=True)]
+    ([0.0, 1.0, 4.0, 9.0], [-0.36, -0.16, -0.04, 0.0, 0.04, 0.16, 0.36])
+    """
+    root = math.sqrt(bound)
+    most = min(4.5, max(1.0, height / (2 if signed else 1) / (1.5 * look().small / 72)))
+    power = 10.0 ** math.floor(math.log10(root / most))
+    step = next(nice * power for nice in (1, 2, 5, 10) if root / (nice * power) <= most * (1 + 1e-9))
+    ticks = [(number * step) ** 2 for number in range(int(root / step * (1 + 1e-9)) + 1)]
+    return [-tick for tick in ticks[:0:-1]] + ticks if signed else ticks
 
 
 def root_figure(axes: Axes) -> MatplotlibFigure:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Literal, Unpack
 
 from cnnfilterdb.analysis import significance
 from cnnfilterdb.analysis.options import ComponentWeights, GroupOptions, check_options, names_of
@@ -142,6 +142,7 @@ class Conclusions(Statistics):
         self,
         by: str,
         *,
+        centre: Literal["median", "centroid"] = "median",
         permutations: int = 999,
         seed: int = 0,
         metric: str = "kl",
@@ -152,6 +153,8 @@ class Conclusions(Statistics):
 
         Args:
             by: Grouping expression, with one value per model.
+            centre: What distances are measured from: the spatial ``median`` of a group, on which single odd models
+                have little influence, or its ``centroid``.
             permutations: Number of random permutations.
             seed: The same seed gives the same result.
             metric: A symmetric metric of :meth:`Reader.kl_shift`.
@@ -159,7 +162,7 @@ class Conclusions(Statistics):
             **options: Those of :meth:`Reader.groups`; ``balance`` is ``models`` by default.
 
         Returns:
-            ``models`` and mean ``distance`` from the centroid of each group; ``attrs["f"]`` and ``attrs["p"]`` are the
+            ``models`` and mean ``distance`` from the centre of each group; ``attrs["f"]`` and ``attrs["p"]`` are the
             test.
 
         Raises:
@@ -169,7 +172,9 @@ class Conclusions(Statistics):
         {'Classification': 2, 'Segmentation': 1}
         """
         data = self._labelled("dispersion_test", (by,), options, metric, weights, by)
-        return significance.dispersion_frame(data, by, weights, metric, permutations=permutations, seed=seed)
+        return significance.dispersion_frame(
+            data, by, weights, metric, centre=centre, permutations=permutations, seed=seed
+        )
 
     def embed(
         self,

@@ -48,6 +48,8 @@ class Basis:
     >>> basis = Basis.fit(Moments.of(rng.normal(size=(500, 9)).astype(np.float32)), "3x3")
     >>> basis.components.shape, bool(np.isclose(basis.explained_variance_ratio.sum(), 1))
     ((9, 9), True)
+    >>> basis.with_range(-2.5, 2.5)
+    <Basis of 500 3x3 filters, explained variance ratio 0.131 0.125 0.120 ..., range -2.500 to 2.500>
     """
 
     kernel: str
@@ -60,6 +62,15 @@ class Basis:
     high: float | None = None
     bins: int = BINS
     variant: str = "all"
+
+    def __repr__(self) -> str:
+        """What it was fitted on, in one line; the arrays are left out."""
+        ratios = " ".join(f"{ratio:.3f}" for ratio in self.explained_variance_ratio[:3])
+        more = " ..." if len(self.explained_variance_ratio) > 3 else ""
+        limits = "" if self.low is None or self.high is None else f", range {self.low:.3f} to {self.high:.3f}"
+        variant = "" if self.variant == "all" else f", {self.variant}"
+        of = f"{self.filters:,} {self.kernel} filters"
+        return f"<Basis of {of}, explained variance ratio {ratios}{more}{limits}{variant}>"
 
     def _repr_html_(self) -> str:
         """What it was fitted on, for notebooks; the arrays are left out."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +35,8 @@ _RANK = 1e-8
 _EQUAL = 1e-9
 #: A residual below this share of the total is rounding: it counts as this share, so that no F is infinite.
 _RESIDUE = 1e-12
+#: Most steps towards a spatial median.
+_STEPS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +66,7 @@ class Dispersion:
     """Whether groups differ in their spread.
 
     Attributes:
-        distances: Distance of each model from the centroid of its group, (m,), in roots of the unit of the shift.
+        distances: Distance of each model from the centre of its group, (m,), in roots of the unit of the shift.
         means: Mean distance of each group, (g,).
         f: F statistic of an analysis of variance of the distances.
         p: Probability of an F at least as large by chance. Where the distances of no group vary, there is nothing to
@@ -220,39 +223,54 @@ def partition(
 
 
 def dispersion(
-    shifts: npt.NDArray[np.float64], groups: npt.NDArray[np.int64], *, permutations: int = 999, seed: int = 0
+    shifts: npt.NDArray[np.float64],
+    groups: npt.NDArray[np.int64],
+    *,
+    centre: Literal["median", "centroid"] = "median",
+    permutations: int = 999,
+    seed: int = 0,
 ) -> Dispersion:
     """Test of equal spread (Anderson, *Distance-based tests for homogeneity of multivariate dispersions*, 2006).
 
     Where groups differ in spread, a partition of variation can find a difference although their centres are equal. The
-    distance of each model from the centroid of its group is measured in the space of the principal coordinates; the
-    contribution of negative eigenvalues is subtracted, as ``betadisper`` of the R package vegan does. Residuals are
-    permuted.
+    distance of each model from the centre of its group is measured in the space of the principal coordinates; the
+    contribution of negative eigenvalues is subtracted. Residuals are permuted.
+
+    The centre is the spatial median, the point from which the sum of the distances is least, as ``betadisper`` of the R
+    package vegan and ``permdisp`` of scikit-bio have it by default: shifts have long tails, and one odd model pulls a
+    centroid towards itself, which makes all others look spread out. Of two models it is the middle.
 
     Args:
         shifts: Shifts between models, (m, m), symmetric.
         groups: Number of the group of each model, (m,), from 0, none left out.
+        centre: ``median``, or ``centroid``, with which the test is one of the mean distance from the mean.
         permutations: Number of random permutations.
         seed: Of the random numbers.
 
     Raises:
-        SelectionError: Fewer than two groups, or no group of two models.
+        SelectionError: Fewer than two groups, no group of two models, or an unknown centre.
 
-    >>> points = np.array([0.0, 1.0, 10.0, 30.0])
-    >>> found = dispersion((points[:, None] - points) ** 2, np.array([0, 0, 1, 1]))
-    >>> found.means.tolist()
-    [0.5, 10.0]
+    >>> points = np.array([0.0, 1.0, 2.0, 9.0, 10.0, 30.0])
+    >>> groups = np.array([0, 0, 0, 0, 1, 1])
+    >>> shifts = (points[:, None] - points) ** 2
+    >>> [dispersion(shifts, groups, centre=centre).means.round(3).tolist() for centre in ("median", "centroid")]
+    [[2.5, 10.0], [3.0, 10.0]]
     """
     centred = gower(np.asarray(shifts, np.float64))
     sizes = np.bincount(groups)
     whole_number(1, "permutations", permutations, "better 999")
+    if centre not in ("median", "centroid"):
+        raise SelectionError(f"centre: {centre!r} given; expected 'median' or 'centroid'")
     if len(sizes) < 2 or sizes.max() < 2:
         raise SelectionError("dispersion: at least two groups are needed, one of them with two models")
-    means = np.eye(len(sizes))[groups] / sizes[groups][:, None]
-    # |x - c|^2 = G_xx - 2 G_xc + G_cc, which is negative where the negative eigenvalues outweigh the others.
-    to_centres = centred @ means
-    squared = np.diag(centred) - 2 * to_centres[np.arange(len(groups)), groups]
-    squared = squared + np.einsum("mg,mg->g", means, to_centres)[groups]
+    values, vectors = np.linalg.eigh((centred + centred.T) / 2)
+    squared = np.zeros(len(groups))
+    # The products of the coordinates along positive eigenvalues, and those along negative ones, which are subtracted.
+    for sign in (1, -1):
+        products = (vectors * (sign * values).clip(0)) @ vectors.T
+        for group in range(len(sizes)):
+            inside = np.flatnonzero(groups == group)
+            squared[inside] += sign * _from_centre(products[np.ix_(inside, inside)], centre)
     distances = np.sqrt(np.abs(squared))
     averages = np.bincount(groups, distances) / sizes
     residuals = distances - averages[groups]
@@ -261,6 +279,44 @@ def dispersion(
     null = np.array([_anova(rng.permutation(residuals), groups, sizes) for _ in range(permutations)])
     p = (np.count_nonzero(null >= observed - _EQUAL * abs(observed)) + 1) / (permutations + 1) if observed > 0 else 1.0
     return Dispersion(distances, averages, observed, float(p))
+
+
+def _from_centre(products: npt.NDArray[np.float64], centre: str) -> npt.NDArray[np.float64]:
+    """Squared distances (n,) of points from their centre, of which the scalar products (n, n) are known.
+
+    Centres are weighted means of the points, so that no coordinates are needed. The spatial median is found by
+    Weiszfeld's iteration, with the step of Vardi and Zhang (2000) where it is at a point.
+    """
+    count = len(products)
+    shares = np.full(count, 1 / count)
+    scale = float(np.sqrt(products.diagonal().max(initial=0.0)))
+    squared = _squared_from(products, shares)
+    if centre == "centroid" or count < 3 or scale == 0:
+        return squared
+    for _ in range(_STEPS):
+        distances = np.sqrt(squared)
+        # Distances are differences of products, which are exact to half of the digits.
+        there = distances <= 1e-7 * scale
+        nearness = np.where(there, 0.0, 1 / np.where(there, 1.0, distances))
+        if not nearness.any():
+            break
+        step = nearness / nearness.sum() - shares
+        if there.any():
+            force = nearness - nearness.sum() * shares
+            pull = float(np.sqrt(max(force @ products @ force, 0.0)))
+            step *= max(0.0, 1 - np.count_nonzero(there) / pull) if pull > 0 else 0.0
+        shares = shares + step
+        squared = _squared_from(products, shares)
+        if step @ products @ step <= (1e-8 * scale) ** 2:
+            break
+    return squared
+
+
+def _squared_from(products: npt.NDArray[np.float64], shares: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Squared distances (n,) of points from their mean, weighted by shares (n,)."""
+    along = products @ shares
+    squared: npt.NDArray[np.float64] = (products.diagonal() - 2 * along + shares @ along).clip(0)
+    return squared
 
 
 def embedding(shifts: npt.NDArray[np.float64], dimensions: int = 2) -> Embedding:

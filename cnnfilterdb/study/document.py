@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
 
 import jinja2
+from markupsafe import Markup, escape
 from matplotlib.figure import Figure as MatplotlibFigure
 
 from cnnfilterdb.core import markdown
@@ -197,7 +199,7 @@ class Study:
         environment = jinja2.Environment(
             autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
         )
-        environment.filters |= {"cell": _cell, "p": _p, "compact": compact}
+        environment.filters |= {"cell": _cell, "p": _p, "compact": compact, "prose": _prose}
         text = files("cnnfilterdb.study").joinpath("study.html").read_text(encoding="utf-8")
         style = files("cnnfilterdb.plots").joinpath("report.css").read_text(encoding="utf-8")
         return environment.from_string(text).render(study=self, style=style, kind=_kind, source=_source, size=_size)
@@ -238,6 +240,11 @@ def _cell(value: Any) -> str:
     if hasattr(value, "item"):
         return _cell(value.item())
     return number(value) if isinstance(value, float) else "".join(c if c.isprintable() else " " for c in str(value))
+
+
+def _prose(text: str) -> Markup:
+    """A paragraph for a page, in which what stands between backticks is code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _kind(block: Block) -> str:

@@ -154,9 +154,10 @@ _READING = (
     "large between small sets, so the column By chance shows its mean over random exchanges of the labels of whole "
     "units, and the next one its 95th percentile. From and To are the 95 % interval of the shift between the "
     "populations; with the family or task held fixed, of the shift that remains among families or tasks with both, if "
-    "they were as frequent among the other units as among the medical ones. A row of one family or task is judged by "
-    "the p-value adjusted for their number. The last row counts every model as independent, which models of one origin "
-    "are not: it shows how much that matters."
+    "they were as frequent among the other units as among the medical ones. With the task held fixed, the models of "
+    "one origin count once for each of their tasks. A row of one family or task is judged by the p-value "
+    "adjusted for their number. The last row counts every model as independent, which models of one origin are not: it "
+    "shows how much that matters."
 )
 _DECISIONS = (
     "The same question asked with another recipe, measure, weighting, basis, kernel size or selection. Rows without "

@@ -29,6 +29,9 @@ PROPERTIES: dict[str, tuple[str, str, str]] = {
     "depthwise": ("Depthwise filters", "", "depthwise kernels"),
 }
 
+#: Those of them that are whole numbers.
+_COUNTS = ("filters", "layers")
+
 #: Models that the figure of outliers shows.
 _SHOWN = 25
 
@@ -63,14 +66,20 @@ class Outliers:
     def table(self) -> Rows:
         """The medical outliers, with their properties."""
         rows = [
-            [model, row["family"], row["domain"], row["reasons"], row["distance"], *(row[name] for name in PROPERTIES)]
+            [
+                model,
+                row["family"],
+                row["domain"],
+                row["reasons"],
+                row["distance"],
+                *(int(row[name]) if name in _COUNTS else row[name] for name in PROPERTIES),
+            ]
             for model, row in self.found.iterrows()
         ]
         columns = ("Model", "Family", "Domain", "Set apart by", "Distance", *(one[0] for one in PROPERTIES.values()))
         return Rows(
             f"Medical models whose median shift to the others is beyond {self.limit:.2f} nats, the 95th percentile "
-            f"of "
-            "the other models. They are set apart by what lies outside of the middle 90 % of the others.",
+            "of the other models. They are set apart by what lies outside of the middle 90 % of the others.",
             columns,
             rows,
         )

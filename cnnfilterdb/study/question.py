@@ -121,7 +121,7 @@ class Answered:
         """All contrasts as rows."""
         rows = [[*contrast_row(one), self.adjusted.get(one.what), self.verdict(one)] for one in self.rows()]
         columns = [*CONTRAST_COLUMNS, "p, adjusted", "These models show"]
-        return Rows("Medical against other models. Shifts in nats; intervals are of the difference.", columns, rows)
+        return Rows("Medical units against others. Shifts and their intervals are in nats.", columns, rows)
 
 
 CONTRAST_COLUMNS = ("Compared", "Medical", "Other", "Shift", "By chance", "95 % of chance", "From", "To", "p")
@@ -347,8 +347,8 @@ def purity_table(units: Sample, permutations: int) -> tuple[Rows, stats.Purity] 
             rows.append([what, neighbours, found.models, found.share, found.null_mean, found.null_high, found.p])
     if first is None:
         return None
-    columns = ("Among", "Nearest", "Medical models", "Share medical", "By chance", "95 % of chance", "p")
-    return Rows("How many of the nearest models of a medical model are medical.", columns, rows), first
+    columns = ("Among", "Nearest", "Medical units", "Share medical", "By chance", "95 % of chance", "p")
+    return Rows("How many of the units nearest to a medical unit are medical.", columns, rows), first
 
 
 def domains_table(units: Sample, permutations: int) -> Rows | None:
@@ -363,7 +363,7 @@ def domains_table(units: Sample, permutations: int) -> Rows | None:
         return None
     adjusted = stats.adjusted_holm(np.array([one.p for one in found]))
     rows = [[*contrast_row(one), float(p)] for one, p in zip(found, adjusted, strict=True)]
-    columns = ("Domain", "Models", "Other", *CONTRAST_COLUMNS[3:], "p, adjusted")
+    columns = ("Domain", "Units", "Other", *CONTRAST_COLUMNS[3:], "p, adjusted")
     return Rows("Each domain of at least three units against all others.", columns, rows)
 
 

@@ -4,7 +4,8 @@ from matplotlib.image import imread
 
 from cnnfilterdb.cli import main
 from cnnfilterdb.core.errors import SelectionError
-from cnnfilterdb.plots import variance
+from cnnfilterdb.plots import mean_kernels, variance
+from cnnfilterdb.plots.style import root_ticks
 from cnnfilterdb.stats import variance_map
 
 
@@ -134,3 +135,34 @@ def test_command_line(sample_path, tmp_path, monkeypatch, capsys, options):
     picture = imread(target)
     # Drawn on, and on more than one grey.
     assert len(np.unique(picture.reshape(-1, picture.shape[2]), axis=0)) > 50
+
+
+def test_images_of_few_kernels_do_not_set_the_range(assert_legible):
+    faint = {"3x3": (np.full(9, -0.1), 5000), "5x5": (np.full(25, 0.025), 800)}
+    figure = mean_kernels({"faces": faint | {"7x7": (np.linspace(-1, 1, 49), 2)}})
+    assert_legible(figure)
+    images = figure.axes[0].images
+    assert {(image.norm.vmin, image.norm.vmax) for image in images} == {(-0.1, 0.1)}
+    # By square roots: a quarter of the largest mean has half its colour.
+    assert [image.norm(image.get_array()[0, 0]) for image in images[:2]] == pytest.approx([0.0, 0.75])
+    bar = figure.axes[-1]
+    assert bar.get_ylabel().replace("\n", " ") == "mean of scaled weights"
+    assert bar.get_yticklabels()[0].get_text().startswith("−0.0")
+    alone = mean_kernels({"faces": {"7x7": (np.linspace(-1, 1, 49), 2)}}).axes[0].images[0]
+    assert alone.norm.vmax == 1
+    assert variance({"faces": {"3x3": (np.full(9, 1.5), 100), "5x5": (np.full(25, 9.0), 99)}}).axes[0].images[
+        1
+    ].norm.vmax == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize(
+    ("bound", "height", "signed"), [(12, 1.4, False), (0.4, 1.4, True), (3e-5, 0.4, True), (7, 0.2, False)]
+)
+def test_ticks_of_square_roots_are_evenly_spaced_and_leave_room(bound, height, signed):
+    ticks = root_ticks(bound, height, signed=signed)
+    places = np.sign(ticks) * np.sqrt(np.abs(ticks))
+    assert np.ptp(np.diff(places)) == pytest.approx(0, abs=1e-9)
+    assert max(ticks) <= bound * (1 + 1e-9)
+    assert 0 in ticks
+    span = (2 if signed else 1) * np.sqrt(bound)
+    assert np.diff(places).min() / span * height >= 6.5 / 72  # a line of text

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from cnnfilterdb.plots import heatmap
+from cnnfilterdb.plots.captions import Caption
 
 DRAWN = {
     "kl_shift": lambda plot, **options: plot.kl_shift("domain", **options),
@@ -72,3 +73,13 @@ def test_a_caption_of_ones_own_and_a_panel_without_one(sample):
 @pytest.mark.parametrize("by", ["model_id", "layer", "conv_layers"])
 def test_groups_may_have_the_names_of_columns_that_captions_count(sample, by):
     assert "4 models, 8 layers" in sample.plot.quality(by, where=WHERE).caption
+
+
+def test_many_kernel_sizes_are_counted_and_few_are_listed():
+    def text(sizes):
+        return str(Caption(what="Means", models=1, layers=2, filters=30, kernel=sizes))
+
+    assert text(["3x3", "5x5"]).startswith("Means: 1 model, 2 layers, 30 3x3, 5x5 filters, without")
+    assert text([f"{side}x{side}" for side in range(3, 9)]).startswith(
+        "Means: 1 model, 2 layers, 30 filters of 6 kernel sizes, without"
+    )

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as PlainFigure
 
 from cnnfilterdb.core.errors import SelectionError
@@ -170,3 +171,16 @@ def test_small_values_in_small_cells_keep_three_decimals():
     values = np.full((25, 25), 0.004)
     np.fill_diagonal(values, 0)
     assert {text.get_text() for text in heatmap(square(values)).axes[0].texts} == {".004", ".000"}
+
+
+@pytest.mark.parametrize("style", ["screen", "paper"])
+@pytest.mark.parametrize("names", [["a", "b"], ["faces", "medical electron microscopy"] * 3, list("abcdefghijkl") * 3])
+def test_a_page_ends_below_its_lowest_label(names, style, assert_legible):
+    names = [f"{name} {number}" for number, name in enumerate(names)]
+    matrix = pd.DataFrame(1 - np.eye(len(names)), names, names)
+    figure = heatmap(matrix, style=style, order=None, label="directed KL divergence, row from column (nats)")
+    assert_legible(figure)
+    assert len(figure.axes[0].get_yticklabels()) == len(names)
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    lowest = min(artist.get_tightbbox(renderer).y0 for artist in figure.axes)
+    assert lowest / figure.dpi <= 0.15  # inches

@@ -151,3 +151,11 @@ def test_eigenfilters_that_cannot_be_drawn(make_basis):
         eigenfilters({"a": make_basis()}, components=0)
     with pytest.raises(SelectionError, match="positive"):
         eigenfilters({"a": make_basis()}, vmax=0.0)
+
+
+@pytest.mark.parametrize("style", ["screen", "paper"])
+def test_the_colour_bar_and_its_label_fit_beside_the_kernels(kernels, assert_legible, style):
+    for factor in (1.0, 1e-6, 12345.0):
+        figure = filter_grid(factor * kernels, scale="layer", style=style)
+        assert figure.axes[1].get_ylabel() == "weight"
+        assert_legible(figure)

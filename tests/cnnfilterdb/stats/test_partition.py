@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import minimize
 from scipy.spatial.distance import pdist, squareform
 from scipy.stats import f_oneway
 from sklearn.manifold import ClassicalMDS
@@ -103,11 +104,59 @@ def test_dispersion_where_distances_are_not_euclidean(dune):
         axis = vector * np.sqrt(abs(value))
         centres = np.array([axis[groups == group].mean() for group in range(4)])
         squared += np.sign(value) * (axis - centres[groups]) ** 2
-    found = dispersion(distances**2, groups)
+    found = dispersion(distances**2, groups, centre="centroid")
     np.testing.assert_allclose(found.distances, np.sqrt(np.abs(squared)), rtol=1e-6)
     expected = f_oneway(*(found.distances[groups == group] for group in range(4)))
     assert found.f == pytest.approx(expected.statistic)
     assert found.p == pytest.approx(expected.pvalue, abs=0.03)
+
+
+def _median(axes):
+    """The spatial median of points (n, k), by minimisation."""
+    found = minimize(
+        lambda place: np.linalg.norm(axes - place, axis=1).sum(), np.median(axes, axis=0), method="BFGS",
+        options={"gtol": 1e-9},
+    )  # fmt: skip
+    return found.x
+
+
+def test_spread_about_the_median_where_distances_are_not_euclidean(dune):
+    """As vegan's betadisper: a spatial median along the positive eigenvalues, and another along the negative ones."""
+    distances, codes = dune
+    groups = codes["management"]
+    values, vectors = np.linalg.eigh(gower(distances**2))
+    squared = np.zeros(len(groups))
+    for sign in (1, -1):
+        axes = (vectors * np.sqrt((sign * values).clip(0)))[:, sign * values > 1e-9]
+        for group in range(4):
+            inside = groups == group
+            squared[inside] += sign * np.sum((axes[inside] - _median(axes[inside])) ** 2, axis=1)
+    found = dispersion(distances**2, groups)
+    np.testing.assert_allclose(found.distances, np.sqrt(np.abs(squared)), atol=2e-4)
+    expected = f_oneway(*(found.distances[groups == group] for group in range(4)))
+    assert found.f == pytest.approx(expected.statistic)
+    assert found.p == pytest.approx(expected.pvalue, abs=0.03)
+
+
+def test_one_odd_model_moves_the_median_little():
+    points = np.append(np.random.default_rng(0).normal(size=(20, 2)), [[50.0, 0.0]], axis=0)
+    points = np.concatenate([points, points[:20]])
+    groups = np.repeat([0, 1], [21, 20])
+    far = dispersion(squared(points), groups)
+    np.testing.assert_allclose(
+        far.distances[:21], np.linalg.norm(points[:21] - _median(points[:21]), axis=1), atol=1e-4
+    )
+    # Without the odd model: hardly another distance of the rest, which a centroid would have moved by 50 / 21.
+    assert np.abs(far.distances[:20] - far.distances[21:]).max() < 0.3
+    mean = dispersion(squared(points), groups, centre="centroid")
+    assert np.abs(mean.distances[:20] - mean.distances[21:]).max() > 2
+
+
+def test_a_median_may_be_at_a_model():
+    corners = np.array([[0, 0], [1, 0], [-1, 0], [0, 1], [0, -1.0]])
+    points = np.concatenate([corners, [[5.0, 5.0], [5.0, 5.0], [5.0, 5.0], [9.0, 5.0]]])
+    found = dispersion(squared(points), np.repeat([0, 1], [5, 4]))
+    np.testing.assert_allclose(found.distances, [0, 1, 1, 1, 1, 0, 0, 0, 4], atol=1e-6)
 
 
 @settings(max_examples=40)
@@ -161,14 +210,19 @@ def test_unequal_spread_is_found():
     rng = np.random.default_rng(0)
     groups = np.repeat([0, 1], 25)
     points = rng.normal(size=(50, 2)) * np.where(groups, 3.0, 1.0)[:, None]
-    found = dispersion(squared(points), groups)
+    found = dispersion(squared(points), groups, centre="centroid")
     centres = np.stack([points[groups == group].mean(axis=0) for group in (0, 1)])
     distances = np.linalg.norm(points - centres[groups], axis=1)
     np.testing.assert_allclose(found.distances, distances, rtol=1e-6)
     assert found.f == pytest.approx(f_oneway(distances[:25], distances[25:]).statistic)
     assert found.p == 0.001
-    equal = dispersion(squared(rng.normal(size=(50, 2))), groups)
-    assert equal.p > 0.05
+    about_medians = dispersion(squared(points), groups)
+    assert about_medians.p == 0.001
+    # permdisp of scikit-bio 0.7 for these points, with test="median" and test="centroid".
+    assert about_medians.f == pytest.approx(67.35148838747916, rel=1e-5)
+    assert found.f == pytest.approx(68.14802231304571)
+    equal = squared(rng.normal(size=(50, 2)))
+    assert all(dispersion(equal, groups, centre=centre).p > 0.05 for centre in ("median", "centroid"))
 
 
 def test_coordinates_give_the_distances_back():
@@ -256,6 +310,8 @@ def test_what_cannot_be_answered():
         partition(good, [])
     with pytest.raises(SelectionError, match="two groups"):
         dispersion(good, np.zeros(5, int))
+    with pytest.raises(SelectionError, match="centre: 'middle' given"):
+        dispersion(good, np.array([0, 0, 1, 1, 1]), centre="middle")
     with pytest.raises(SelectionError, match="dimensions: 9"):
         embedding(good, 9)
     with pytest.raises(SelectionError, match="neighbours"):

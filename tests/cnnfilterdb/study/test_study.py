@@ -74,6 +74,24 @@ def test_a_difference_is_found(different, difference):
     assert verdicts["Medical models against all others"].effect.startswith(f"shift {shift:.3f} nats")
 
 
+def test_the_numbers_in_sentences_are_those_of_the_api(different, difference):
+    """In this database every model is of an origin of its own, so that its units are its models."""
+    text = " ".join([*difference.answer, *(block for section in difference.sections for block in section.blocks
+                                           if isinstance(block, str))]).replace("\N{NO-BREAK SPACE}", " ")  # fmt: skip
+    (row,) = different.shift_test("domain", permutations=99).to_dict("records")
+    assert f"{row['models_a']} independent medical units" in text
+    assert f"differ from {row['models_b']} others by {row['shift']:.3f} nats" in text
+    assert f"differ by {row['null_mean']:.3f} on average, and by less than {row['null_high']:.3f} in 95 of 100" in text
+    assert f"(p {row['p']:.3f})" in text
+    shares = different.variance_explained(["family", "domain"], permutations=99).set_index("factor")["r2"]
+    assert f"medical or not {100 * shares['domain']:.0f} %" in text
+    assert f"family {100 * shares['family']:.0f} %" in text
+    assert f"After family and task, medical or not explains {100 * shares['domain']:.1f} %" in text
+    spread = different.dispersion_test("domain", permutations=99)["distance"]
+    assert f"a medical unit is {spread['medical mri']:.3f} from the centre of its side" in text
+    assert f"others are {spread['natural']:.3f}" in text
+
+
 def test_the_factors_of_the_first_page_are_adjusted_for_their_number(difference):
     study = difference
     tables = [block for section in study.sections for block in section.blocks if isinstance(block, Rows)]
@@ -217,6 +235,9 @@ def test_a_page_loads_nothing_and_names_are_inert(tmp_path):
     assert "<script>" not in study.to_markdown()
     assert study.to_dict()["claims"][0]["verdict"] == OPEN
     assert study.to_html() == html
+    # Commands in sentences are code, which no backtick shows.
+    assert "<code>cnnfilterdb ingest --collection medical-2022</code>" in html
+    assert "`" not in re.sub(r"<style>.*?</style>", "", html, flags=re.DOTALL)
 
 
 @pytest.mark.thorough

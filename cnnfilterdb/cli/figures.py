@@ -12,6 +12,7 @@ from click.core import ParameterSource
 
 from cnnfilterdb.cli.options import (
     FileToWrite,
+    ParamType,
     by_option,
     db_option,
     group_arguments,
@@ -62,7 +63,7 @@ _BY_SIZE = ("variance", "means")
 _PICTURES = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".eps", ".ps")
 
 
-class _Span(click.ParamType):
+class _Span(ParamType):
     """The range of an axis: a word, or LOW,HIGH."""
 
     name = "span"

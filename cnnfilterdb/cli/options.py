@@ -19,13 +19,14 @@ if TYPE_CHECKING:
     from cnnfilterdb.database import FilterDB
     from cnnfilterdb.reader import Reader
 
-    _ParamType = click.ParamType[Any]
+    ParamType = click.ParamType[Any]
 else:
-    _ParamType = click.ParamType  # a generic class since click 8.4
+    ParamType = click.ParamType  # a generic class since click 8.4
 
 __all__ = [
     "FACTS",
     "FileToWrite",
+    "ParamType",
     "Several",
     "all_layers_option",
     "by_option",
@@ -45,13 +46,17 @@ __all__ = [
     "network_options",
     "open_database",
     "open_reader",
+    "permutations_option",
     "quiet_option",
     "resources",
     "rows_options",
+    "seed_option",
     "shard_option",
     "trained_only",
     "trained_option",
+    "weights_option",
     "where_option",
+    "within_option",
     "written_db_option",
 ]
 
@@ -92,7 +97,7 @@ class FileToWrite(click.Path):
         return path
 
 
-class _Location(_ParamType):
+class _Location(ParamType):
     """A folder, an address, whose slashes a path would change, or the name of the corpus in the package."""
 
     name = "location"

@@ -28,10 +28,10 @@ from cnnfilterdb.plots.style import (
     compact,
     distinct_labels,
     finite_array,
-    plain,
     root_ticks,
     row_label_width,
     row_labels,
+    signed_number,
 )
 
 __all__ = ["Averages", "mean_kernels", "variance"]
@@ -163,7 +163,7 @@ def _rows(
     names = distinct_labels(maps)
     # Lengths in image widths, which are the same for all sizes: the room between columns, and under a row.
     signed, bound = norm.vmin != 0, float(norm.vmax or 1.0)
-    ticks = [plain(tick) for tick in root_ticks(bound, _BAR, signed=signed)]
+    ticks = [signed_number(tick) for tick in root_ticks(bound, _BAR, signed=signed)]
     room = look().column - 0.06 - bar_room(what, ticks, _BAR) - row_label_width(names, [], look().body)
     unit = float(np.clip(min(room / (1.14 * len(sizes)), 7.0 / len(maps)), 0.4, 0.7))
     across, down = 0.14, 0.20 / unit

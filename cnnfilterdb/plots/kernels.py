@@ -125,10 +125,10 @@ def filter_grid(
     bar: Axes | None = None
     if ax is None:
         labels, headings = _channel_labels(channels, rows, columns, drawn)
-        bound = _bound_names(peak if scale == "layer" else None)
-        room = min(5.0, look().column - 0.4 - bar_room(_WEIGHT, bound, 1.0))
+        ends = _bound_names(peak if scale == "layer" else None)
+        room = min(5.0, look().column - 0.4 - bar_room(_WEIGHT, ends, 1.0))
         unit = float(np.clip(min(room / wide, 7.0 / high), 0.12, 0.15 * kernel_w))
-        figure, ax, bar = _grid_page(unit * wide, unit * high, labels, headings, (title, subtitle), note, bound)
+        figure, ax, bar = _grid_page(unit * wide, unit * high, labels, headings, (title, subtitle), note, ends)
     else:
         labels, headings = [], []
         ax = panel_of(ax, title)
@@ -202,7 +202,7 @@ def _grid_page(
     headings: Sequence[str],
     titles: tuple[str | None, str | None],
     note: str,
-    bound: Sequence[str],
+    ends: Sequence[str],
 ) -> tuple[MatplotlibFigure, Axes, Axes]:
     """A new figure with room for labels: the figure, the panel of so many inches, and that of the colour bar."""
     left = 0.06 + (row_label_width(labels, [], _TINY) if labels else 0.0)
@@ -214,7 +214,7 @@ def _grid_page(
         left + text_width(note, look().small),
     )
     bar = float(np.clip(height, 0.55, 1.4))
-    right = bar_room(_WEIGHT, bound, bar)
+    right = bar_room(_WEIGHT, ends, bar)
     figure = Figure(max(left + width + right, min(wanted + 0.12, 5.12)), upper + max(height, bar + 0.06) + bottom)
     place_title(figure, *titles)
     if note:

@@ -51,13 +51,13 @@ __all__ = [
     "logarithmic",
     "named_rows",
     "panel_of",
-    "plain",
     "ramp",
     "root_figure",
     "root_ticks",
     "row_label_width",
     "row_labels",
     "shorten",
+    "signed_number",
     "split",
     "text_width",
 ]
@@ -257,7 +257,7 @@ def colour_bar(
     if ticks is None and bar.get_yscale() == "linear":
         bar.locator_params(axis="y", nbins=5)
     elif ticks is not None:
-        artist.set_ticks(list(ticks), labels=names or [plain(tick) for tick in ticks])
+        artist.set_ticks(list(ticks), labels=names or [signed_number(tick) for tick in ticks])
     artist.minorticks_off()
     bar.tick_params(labelsize=look().small, length=2, color=RULE, labelcolor=INK)
 
@@ -284,7 +284,7 @@ def _bar_lines(label: str, height: float) -> list[str]:
     return lines
 
 
-def plain(value: float) -> str:
+def signed_number(value: float) -> str:
     """A number with the sign that matplotlib writes."""
     return f"{value:.3g}".replace("-", "−")
 

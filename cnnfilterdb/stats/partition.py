@@ -271,6 +271,8 @@ def dispersion(
         for group in range(len(sizes)):
             inside = np.flatnonzero(groups == group)
             squared[inside] += sign * _from_centre(products[np.ix_(inside, inside)], centre)
+    # Models that are equal are apart by the rounding of the eigenvectors.
+    squared[np.abs(squared) <= _RESIDUE * centred.diagonal().max()] = 0
     distances = np.sqrt(np.abs(squared))
     averages = np.bincount(groups, distances) / sizes
     residuals = distances - averages[groups]

@@ -76,12 +76,16 @@ def inspect(
     for line in found.coverage if people else found.coverage[1:]:
         (remark if people else warn)(line)
     if people:
+        # A channel of nine weights has nine levels, whatever they are.
+        weights = layers["filters"] * layers["kernel_h"] * layers["kernel_w"] / layers["out_channels"]
+        layers = layers.assign(levels=layers["levels"].where(layers["levels"] < weights))
         layers = layers[[column for column in SHOWN if layers[column].notna().any()]]
         remark("")
     if comparison is None:
         emit(layers, rows)
         if why and people:
-            remark(f"\nnot compared with other models: {why}")
+            remark("")
+            remark(f"not compared with other models: {why}")
         return
     if not nearest_only:
         percentiles = comparison.layers.drop(columns=["layer_name", "kernel"]).set_index("layer")

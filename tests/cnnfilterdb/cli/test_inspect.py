@@ -31,6 +31,17 @@ def test_a_file_without_a_database(run, face, tmp_path, monkeypatch):
     assert "read 2 of 2 convolution weights" not in run("inspect", face, "--quiet")[1]
 
 
+def test_levels_are_shown_where_weights_repeat(run, tmp_path):
+    rng = np.random.default_rng(0)
+    path = tmp_path / "net.safetensors"
+    weights = {"free.weight": rng.normal(size=(4, 1, 3, 3)), "ternary.weight": rng.integers(-1, 2, (4, 4, 3, 3))}
+    save_file({name: weight.astype(np.float32) for name, weight in weights.items()}, path)
+    out = run("inspect", path, "--no-compare")[1]
+    heading, free, ternary = (line for line in out.splitlines() if line.startswith(("layer_name", "free", "ternary")))
+    at = slice(heading.index("levels"), heading.index("levels") + len("levels"))
+    assert (free[at].strip(), ternary[at].strip()) == ("", "3")
+
+
 def test_formats_for_programs_are_complete(run, face, tmp_path):
     found = cnnfilterdb.inspect(face).layers
     status, out, _ = run("inspect", face, "--format", "json")
@@ -95,4 +106,4 @@ def test_what_cannot_be_compared_is_still_described(run, tmp_path):
     status, out, _ = run("inspect", path)
     assert status == 0
     assert "5x5" in out
-    assert "not compared with other models: the reference corpus has the statistics of 3x3 filters" in out
+    assert "\n\nnot compared with other models: the reference corpus has the statistics of 3x3 filters" in out

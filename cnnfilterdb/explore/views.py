@@ -27,7 +27,7 @@ from cnnfilterdb.core.rows import plain_rows
 from cnnfilterdb.core.version import package_version
 from cnnfilterdb.explore.equivalents import DEFAULTS, call, command, python
 from cnnfilterdb.explore.jobs import CancelledError
-from cnnfilterdb.explore.selection import COLUMNS, Models, Selection
+from cnnfilterdb.explore.selection import COLUMNS, FACETS, Models, Selection
 from cnnfilterdb.explore.statements import answer
 from cnnfilterdb.explore.values import (
     densities,
@@ -263,8 +263,11 @@ class Explorer:
         frame = self._db.embed(metric=metric, **options)
         facts, _ = self._models.rows(Selection(), limit=1_000_000)
         columns = [colour] if colour in facts.column_names else []
-        extra = self._db._table(f"SELECT model_id, {colour} FROM models") if not columns else facts
+        by = FACETS.get(colour, colour)
+        extra = facts if columns else self._db._table(f"SELECT model_id, {by} AS {colour} FROM models")
         colours = dict(zip(extra["model_id"].to_pylist(), extra[colour].to_pylist(), strict=True))
+        if any(colours.get(key) is None for key in frame.index):
+            by = f"coalesce(({by})::VARCHAR, 'unknown')"  # the figure leaves out models without a value
         return {
             "models": frame.index.tolist(),
             "x": frame["x0"].tolist(),
@@ -275,7 +278,7 @@ class Explorer:
             "sql": f"SELECT group_a, group_b, {'shift' if metric == 'kl' else metric} "
             + call("kl_shift" if metric == "kl" else "shift_metrics", "model_id", **options),
             "python": python("embed", defaults=alike, metric=metric, **options),
-            "command": command("plot map", db=self._shown, defaults=alike, by=colour, metric=metric, **options),
+            "command": command("plot map", db=self._shown, defaults=alike, by=by, metric=metric, **options),
         }
 
     def model(self, request: Request) -> dict[str, Any]:
@@ -349,7 +352,7 @@ class Explorer:
             "start": [outs, ins],
             "largest": float(np.abs(finite).max()) if finite.size else 0.0,
             "sql": f"FROM filters_{kernel} WHERE {here} ORDER BY out_channel, in_channel",
-            "command": command("plot filters", db=self._shown, model=key, layer=number),
+            "command": command("plot filters", db=self._shown, model=key, layer=number, scale="layer"),
         }
         text = json.dumps(header).encode()
         return len(text).to_bytes(4, "little") + text + np.ascontiguousarray(part, "<f4").tobytes()

@@ -18,6 +18,7 @@ import pytest
 from click.testing import CliRunner
 
 import cnnfilterdb
+from cnnfilterdb import plots
 from cnnfilterdb.cli import cli
 from cnnfilterdb.explore import server
 from cnnfilterdb.explore.jobs import CancelledError, Job, current
@@ -347,7 +348,30 @@ def test_quality_is_that_of_the_method_of_sql_and_of_the_command_line(served, db
     assert printed(answer["command"])["sparsity"].tolist() == pytest.approx(direct["sparsity"].tolist())
 
 
-def test_the_map_is_the_embedding(served, db):
+@pytest.fixture
+def drawn(tmp_path, monkeypatch):
+    """The arguments with which the command line of a figure calls the function that draws it."""
+
+    def run(command, function):
+        calls = []
+        draw = getattr(plots, function)
+
+        def spied(*given, **options):
+            calls.append((given, options))
+            return draw(*given, **options)
+
+        monkeypatch.setattr(plots, function, spied)
+        monkeypatch.chdir(tmp_path)
+        done = CliRunner().invoke(cli, shlex.split(command)[1:], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        monkeypatch.setattr(plots, function, draw)
+        ((given, options),) = calls
+        return given, options
+
+    return run
+
+
+def test_the_map_is_the_embedding(served, db, drawn):
     answer = served.ask("map", colour="task", balance="models")
     direct = db.embed()
     assert answer["models"] == direct.index.tolist()
@@ -356,12 +380,19 @@ def test_the_map_is_the_embedding(served, db):
     tasks = db.models().set_index("model_id")["task"]
     assert [None if pd.isna(tasks[key]) else tasks[key] for key in answer["models"]] == answer["colour"]
     assert answer["python"] == "db.embed()"
-    assert shlex.split(answer["command"])[1:3] == ["plot", "map"]
+    assert None in answer["colour"]
+    by_size = served.ask("map", colour="size", balance="models")
+    for given in (answer, by_size):
+        (points, labels), _ = drawn(given["command"], "model_map")
+        np.testing.assert_allclose(np.abs(points), np.abs(np.column_stack([given["x"], given["y"]])), atol=1e-6)
+        assert labels == ["unknown" if colour is None else colour for colour in given["colour"]]
     # SQL gives the distances.
     shift = db.kl_shift("model_id", balance="models")
     for first, second, value in db.sql(answer["sql"]).fetchall():
         assert shift.loc[first, second] == pytest.approx(value, rel=1e-6, abs=1e-9)
-    assert "balance='filters'" in served.ask("map", balance="filters")["python"]
+    by_filters = served.ask("map", colour="task", balance="filters")
+    assert "balance='filters'" in by_filters["python"]
+    assert "--balance filters" in by_filters["command"]
     assert "not a column" in served.error("map", colour="x, 1")
 
 
@@ -398,7 +429,7 @@ def test_related_models_are_those_of_sql_and_of_the_command_line(tensors, tmp_pa
         assert printed(answer["command"])["cosine"].tolist() == [pytest.approx(row["cosine"])]
 
 
-def test_a_layer_is_its_weights(served, db):
+def test_a_layer_is_its_weights(served, db, drawn):
     body = served.request(
         "/api/layer", json.dumps({"model": "custom/ct-a", "layer": 1, "out": 5, "in": 3}).encode(), authorised()
     )[1]
@@ -409,7 +440,11 @@ def test_a_layer_is_its_weights(served, db):
     assert head["whole"] == list(whole.shape) == [32, 16, 3, 3]
     assert np.array_equal(weights, whole[5:, 3:])
     assert head["largest"] == pytest.approx(np.abs(whole).max())
-    assert len(db.sql(head["sql"]).df()) == 32 * 16
+    rows = db.sql(head["sql"]).df().filter(regex=r"^w\d$").to_numpy(np.float32)
+    assert np.array_equal(rows, whole.reshape(-1, 9))
+    (kernels,), options = drawn(head["command"], "filter_grid")
+    assert np.array_equal(kernels, whole.reshape(-1, 3, 3))
+    assert options["scale"] == "layer"  # as the page shows it
     assert "no layer 7" in served.error("layer", model="custom/ct-a", layer=7)
     found = served.ask("coefficients", model="custom/ct-a", layer=1)
     assert found["labels"] == ["this layer", "family U-Net"]

@@ -103,7 +103,8 @@ class Imports(Reader):
         """Add your own model under the source ``custom``.
 
         Args:
-            weights: A file, the folder of one model, a mapping of names to tensors or arrays, or a ``torch.nn.Module``.
+            weights: A file, the folder of one model, a mapping of names to tensors or arrays, a ``torch.nn.Module`` or
+                a ``keras.Model``.
                 Arrays that are named as in PyTorch are (out, in, h, w).
             name: Its name.
             overwrite: Replace a model of that name.

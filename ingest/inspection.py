@@ -21,6 +21,7 @@ from cnnfilterdb.core.reports import Progress, counted, printable, read_of, shar
 from cnnfilterdb.core.schema import LAYERS, papers_layers
 from cnnfilterdb.core.sqltext import literal
 from cnnfilterdb.ingest.measurement import measure
+from cnnfilterdb.ingest.network.contents import CLASSES, contents_line, without_layers
 from cnnfilterdb.ingest.network.families import recognised
 from cnnfilterdb.ingest.network.folding import folded
 from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Weights
@@ -29,7 +30,7 @@ from cnnfilterdb.ingest.pipeline import weights_given
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["LABELS", "Comparison", "Inspection", "inspect"]
+__all__ = ["LABELS", "Comparison", "Inspection", "contents_table", "inspect"]
 
 #: The labels of layers, and what each means.
 LABELS: Mapping[str, str] = {
@@ -124,6 +125,9 @@ class Inspection:
             ``kernel_rank`` (:func:`cnnfilterdb.stats.kernel_rank`), and ``labels``, those of :data:`LABELS` that apply,
             separated by commas.
         skipped: What looked like a convolution and was left out, with the reason.
+        contents: Tensors and numbers of the whole file by what became of them, classes of
+            :mod:`cnnfilterdb.ingest.network.contents`; empty where the
+            format does not tell.
         untrained: Whether no layer differs from random initialisation; None where this cannot be determined.
         warnings: What deserves attention, one line each.
     """
@@ -137,6 +141,7 @@ class Inspection:
     parameters: int | None
     layers: pd.DataFrame
     skipped: tuple[Skipped, ...]
+    contents: Mapping[str, tuple[int, int]]
     untrained: bool | None
     warnings: tuple[str, ...]
     _given: Any
@@ -165,12 +170,14 @@ class Inspection:
             text += f", {others:,} of them {what}"
         text += f"; {counted(stored['filters'].sum(), 'spatial kernel')}"
         held = int((self.layers["filters"] * self.layers["kernel_h"] * self.layers["kernel_w"]).sum())
-        if share := share_of(held, self.parameters or 0):
+        whole = contents_line(self.contents)
+        if not whole and (share := share_of(held, self.parameters or 0)):
             text += f"; {share}"
         by_reason: dict[str, list[str]] = {}
         for one in self.skipped:
             by_reason.setdefault(one.reason, []).append(one.name)
-        return (text, *(f"excluded {len(names):,}: {_listed(names)}: {why}" for why, names in by_reason.items()))
+        known = (text, whole) if whole else (text,)
+        return (*known, *(f"excluded {len(names):,}: {_listed(names)}: {why}" for why, names in by_reason.items()))
 
     @property
     def statement(self) -> str:
@@ -306,7 +313,7 @@ def inspect(
     with limits on memory and time (:mod:`cnnfilterdb.ingest.isolation`).
 
     Args:
-        weights: A weight file, a mapping of names to tensors or arrays, or a ``torch.nn.Module``.
+        weights: A weight file, a mapping of names to tensors or arrays, a ``torch.nn.Module`` or a ``keras.Model``.
         fold_bn: Fold batch normalisations into the kernels first.
         network: Which network of a file with several; see :meth:`FilterDB.add`.
         merge_adapters: Merge LoRA adapters into their layers; see :meth:`FilterDB.add`.
@@ -325,7 +332,8 @@ def inspect(
     warning: binary: 1 of 2 layers (half of the kernels or more have weights of one magnitude): head
     warning: quantised: 1 of 2 layers (few different weights per output channel, or integers in the file): head
     warning: low rank: 1 of 2 layers (the kernels span fewer dimensions than they have weights): head
-    read 2 of 2 convolution weights; 176 spatial kernels; 1,584 of 1,584 parameters (100.0%)
+    read 2 of 2 convolution weights; 176 spatial kernels
+    kernels in 2 of 2 tensors, 1,584 of 1,584 numbers (100.0%)
     >>> found.layers[["layer_name", "kernel", "filters", "sparsity", "labels"]]
       layer_name kernel  filters  sparsity                       labels
     0       stem    3x3       48       0.0                       random
@@ -363,12 +371,31 @@ def inspect(
         parameters=read.parameters,
         layers=layers,
         skipped=(*read.skipped, *damaged),
+        contents=_without(read, damaged),
         untrained=untrained,
         warnings=tuple(_warnings(layers, damaged, untrained)),
         _given=weights,
         _kept=tuple(kept),
         _fold_bn=fold_bn,
     )
+
+
+def _without(read: Weights, damaged: Sequence[Skipped]) -> Mapping[str, tuple[int, int]]:
+    names = {one.name for one in damaged}
+    return without_layers(read, [layer for layer in read.layers if layer.name in names])
+
+
+def contents_table(contents: Mapping[str, tuple[int, int]]) -> pd.DataFrame:
+    """The contents of a file as a table: ``class``, ``tensors``, ``numbers`` and ``meaning``.
+
+    >>> contents_table({"kernels": (2, 1584)})[["class", "tensors", "numbers"]]
+         class  tensors  numbers
+    0  kernels        2     1584
+    """
+    import pandas as pd
+
+    rows = [(what, *contents[what], meaning) for what, meaning in CLASSES.items() if what in contents]
+    return pd.DataFrame(rows, columns=["class", "tensors", "numbers", "meaning"])
 
 
 def _layers(read: Weights, fold_bn: bool) -> tuple[ConvLayer, ...]:

@@ -284,7 +284,8 @@ def _weights(described: dict[str, Any], array: Callable[[int, str], Any]) -> Wei
             )
         )
     skipped = tuple(Skipped(name, reason) for name, reason in described.pop("skipped"))
-    return Weights(**described, layers=tuple(layers), skipped=skipped)
+    contents = {what: (tensors, numbers) for what, (tensors, numbers) in described.pop("contents").items()}
+    return Weights(**described, layers=tuple(layers), skipped=skipped, contents=contents)
 
 
 def _exactly(stream: IO[bytes], count: int) -> bytearray:

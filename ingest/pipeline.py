@@ -34,10 +34,12 @@ from cnnfilterdb.core.sharding import Share
 from cnnfilterdb.core.workers import limited, threads
 from cnnfilterdb.ingest import formats, isolation
 from cnnfilterdb.ingest.measurement import measure
-from cnnfilterdb.ingest.network import memory
+from cnnfilterdb.ingest.network import choices, memory
+from cnnfilterdb.ingest.network.contents import CONTENTS, as_text
 from cnnfilterdb.ingest.network.families import recognised
 from cnnfilterdb.ingest.network.folding import SUFFIX, folded
 from cnnfilterdb.ingest.network.layers import ConvLayer, Weights
+from cnnfilterdb.ingest.network.live import is_keras
 from cnnfilterdb.ingest.sources import as_source, get
 from cnnfilterdb.stats import LayerStatistics, looks_untrained
 from cnnfilterdb.store.folder import Store
@@ -230,6 +232,8 @@ def take_in(
         projector.finish(writer)
         known = asdict(facts)
         original = {f"file: {name}": text for name, text in weights.metadata.items()} | (facts.original or {})
+        if weights.contents:
+            original[CONTENTS] = as_text(weights.contents)
         writer.commit(
             known
             | {
@@ -407,6 +411,12 @@ def weights_given(
             layers = read(path, network=network, merge_adapters=merge_adapters)
             facts = get("files").describe(str(path))
             yield layers, str(path), {"weights_sha256": facts.weights_sha256, "url": facts.url}
+    elif is_keras(weights):
+        from cnnfilterdb.ingest.formats.keras.live import weights_from_keras  # only they need h5py
+
+        with choices.choosing(choices.of(network, merge_adapters)):
+            found = choices.applied(weights_from_keras(weights, method), f"the model {type(weights).__name__}")
+        yield found.printable(), None, {}
     else:
         yield memory.weights_in_memory(weights, method, network=network, merge_adapters=merge_adapters), None, {}
 

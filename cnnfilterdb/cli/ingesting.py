@@ -7,6 +7,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -172,16 +173,20 @@ def import_(file: Path, trust: bool, overwrite: bool, path: Path, quiet: bool) -
 
 def _coverage(db: FilterDB, model_ids: list[str]) -> str:
     """How much of the files of models is in the database."""
+    from cnnfilterdb.ingest.network.contents import CONTENTS, added, contents_line, from_text
+
     layers, weights = db.sql(
         "SELECT count(*), sum(filters * kernel_h * kernel_w) FROM layers WHERE list_contains($1, model_id)", [model_ids]
     ).fetchall()[0]
-    filters, left_out, parameters, known = db.sql(
-        "SELECT sum(stored_filters), sum(coalesce(len(skipped), 0)), sum(parameters), count(parameters) = count(*) "
-        "FROM models WHERE list_contains($1, model_id)",
-        [model_ids],
+    filters, left_out, parameters, known, contents = db.sql(
+        "SELECT sum(stored_filters), sum(coalesce(len(skipped), 0)), sum(parameters), count(parameters) = count(*), "
+        "list(original[$2]) FROM models WHERE list_contains($1, model_id)",
+        [model_ids, CONTENTS],
     ).fetchall()[0]
     text = f"{read_of(layers, left_out)}, {counted(filters, 'filter')}"
+    whole = [from_text(one) for one in contents]
     share = share_of(int(weights), int(parameters)) if known else ""
+    share = contents_line(reduce(added, whole)) if all(whole) else share
     return f"{text}; {share}" if share else text
 
 

@@ -24,6 +24,7 @@ __all__ = ["inspect"]
 @click.option("--fold-bn", is_flag=True, help="Fold batch normalisations into the kernels first.")
 @network_options
 @compared_db_option
+@click.option("--contents", is_flag=True, help="Print what became of each tensor of the file, as a table.")
 @click.option("--no-compare", is_flag=True, help="Compare with no database.")
 @click.option("--family", help="Compare with the layers of this family only.")
 @click.option("--kernel", metavar="SIZE", help="Kernel size of the nearest models.")
@@ -33,7 +34,8 @@ __all__ = ["inspect"]
 @rows_options
 @quiet_option
 def inspect(
-    file: Path, fold_bn: bool, network: str | None, merge_adapters: bool, path: Path | str | None, no_compare: bool,
+    file: Path, fold_bn: bool, network: str | None, merge_adapters: bool, path: Path | str | None, contents: bool,
+    no_compare: bool,
     family: str | None, kernel: str | None, nearest_only: bool, top: int, rows: Output, quiet: bool,
 ) -> None:  # fmt: skip
     """Print what FILE is, what deserves attention, how much of it was read, and its convolution layers.
@@ -44,15 +46,18 @@ def inspect(
     \b
       cnnfilterdb inspect net.safetensors
       cnnfilterdb inspect net.onnx --format json
+      cnnfilterdb inspect net.onnx --contents
       cnnfilterdb inspect net.pt --db filters.db --family ResNet
     """
-    from cnnfilterdb.ingest.inspection import SHOWN
+    from cnnfilterdb.ingest.inspection import SHOWN, contents_table
     from cnnfilterdb.ingest.inspection import inspect as look_at
 
     chosen = path is not None or family or kernel or nearest_only
+    if contents and chosen:
+        raise click.UsageError("--contents excludes --db, --family, --kernel and --nearest")
     if no_compare and chosen:
         raise click.UsageError("--no-compare excludes --db, --family, --kernel and --nearest")
-    db = None if no_compare else open_reader("reference" if path is None else path)
+    db = None if no_compare or contents else open_reader("reference" if path is None else path)
     with progress_bars(quiet) as progress:
         found = look_at(file, fold_bn=fold_bn, network=network, merge_adapters=merge_adapters, progress=progress)
     comparison, why = None, ""
@@ -73,14 +78,20 @@ def inspect(
             remark(found.statement)
     for warning in found.warnings:
         warn(f"warning: {warning}")
-    for line in found.coverage if people else found.coverage[1:]:
-        (remark if people else warn)(line)
+    for line in found.coverage:
+        if people:
+            remark(line)
+        elif line.startswith("excluded "):
+            warn(line)
     if people:
         # A channel of nine weights has nine levels, whatever they are.
         weights = layers["filters"] * layers["kernel_h"] * layers["kernel_w"] / layers["out_channels"]
         layers = layers.assign(levels=layers["levels"].where(layers["levels"] < weights))
         layers = layers[[column for column in SHOWN if layers[column].notna().any()]]
         remark("")
+    if contents:
+        emit(contents_table(found.contents), rows)
+        return
     if comparison is None:
         emit(layers, rows)
         if why and people:

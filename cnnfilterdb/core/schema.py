@@ -230,7 +230,8 @@ MODELS = pa.schema(
         _field(
             "original",
             pa.map_(pa.string(), pa.string()),
-            "what the source states, by its own names and before corrections, where it states more than this table",
+            "what the source states, by its own names and before corrections, where it states more than this table; "
+            "`file: NAME` is what the file states, `contents` what it holds, as JSON: [tensors, numbers] by class",
         ),
         _field("skipped", pa.list_(pa.string()), "what looked like a convolution and was left out, with the reason"),
         _field(

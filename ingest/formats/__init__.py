@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import reduce
 from importlib import import_module
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -22,6 +23,7 @@ from cnnfilterdb.ingest.formats.recognised import described_file, described_fold
 from cnnfilterdb.ingest.formats.shards import separate_shards
 from cnnfilterdb.ingest.network import choices
 from cnnfilterdb.ingest.network.adapters import scaling_beside
+from cnnfilterdb.ingest.network.contents import added
 from cnnfilterdb.ingest.network.layers import ConvLayer, Weights
 
 __all__ = ["Format", "is_weight_file", "known_here_only", "main_file", "read", "register", "registered"]
@@ -199,6 +201,7 @@ def _joined(parts: Sequence[Weights]) -> Weights:
         ),
         parameters=None if None in counts else sum(count or 0 for count in counts),
         skipped=tuple(dict.fromkeys(one for part in parts for one in part.skipped)),
+        contents=reduce(added, (part.contents for part in parts)) if all(part.contents for part in parts) else {},
     )
 
 

@@ -73,6 +73,7 @@ def explicit_layer(
         groups=groups,
         stride=stride,
         dilation=dilation,
+        tensors=tensor.parts,
     )
 
 

@@ -21,6 +21,7 @@ from cnnfilterdb.core.errors import WeightFileError
 from cnnfilterdb.ingest.formats import limits, register
 from cnnfilterdb.ingest.formats.damage import undamaged
 from cnnfilterdb.ingest.formats.protobuf import mapped
+from cnnfilterdb.ingest.network.contents import contents_of
 from cnnfilterdb.ingest.network.judge import natural
 from cnnfilterdb.ingest.network.layers import Skipped, Tensor, Weights
 from cnnfilterdb.ingest.network.variables import is_training_state, layers_from_variables
@@ -63,9 +64,11 @@ class FlaxFormat:
             if reader.place != len(data) or not isinstance(root, dict):
                 raise ValueError("more than one value")
             arrays, skipped = [], []
+            sizes: list[int] = []
             training: dict[str, Skipped] = {}
             for names, array in _arrays(root, ()):
                 name = "/".join(names)
+                sizes.append(math.prod(array.shape) if isinstance(array, _Array) else 0)
                 if names[0] in _TRAINING or is_training_state(name):
                     if isinstance(array, _Array) and len(array.shape) > 2:
                         training[names[0]] = Skipped(names[0], "state of the training")
@@ -79,7 +82,9 @@ class FlaxFormat:
             # Earlier versions of Flax sorted the names; numbers in them are compared as numbers
             arrays.sort(key=lambda tensor: natural(tensor.name))
             layers, more, count = layers_from_variables(arrays, ordered=False)
-            return Weights("flax", "jax", layers, count, (*skipped, *training.values(), *more))
+            skipped += [*training.values(), *more]
+            contents = contents_of(arrays, layers, skipped, whole=(len(sizes), sum(sizes)))
+            return Weights("flax", "jax", layers, count, tuple(skipped), contents=contents)
 
 
 def _plain(names: tuple[str, ...]) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from cnnfilterdb.ingest.formats.damage import undamaged
 from cnnfilterdb.ingest.formats.dtypes import by_code
 from cnnfilterdb.ingest.formats.protobuf import mapped
 from cnnfilterdb.ingest.network.composition import parameters
+from cnnfilterdb.ingest.network.contents import contents_of
 from cnnfilterdb.ingest.network.extract import layers_from_tensors
 from cnnfilterdb.ingest.network.layers import Skipped, Tensor, Weights
 
@@ -65,9 +66,14 @@ class GgufFormat:
             WeightFileError: The file is damaged, or of version 1.
         """
         with undamaged(str(path), _WHAT):
-            tensors, skipped = _Reader(path).tensors()
+            tensors, packed, skipped = _Reader(path).tensors()
             layers, more = layers_from_tensors(tensors, ordered=True)
-            return Weights("gguf", None, layers, parameters(tensors), (*skipped, *more))
+            contents = contents_of((*tensors, *packed), layers, (*skipped, *more))
+            return Weights("gguf", None, layers, parameters(tensors), (*skipped, *more), contents=contents)
+
+
+def _unread() -> npt.NDArray[np.generic]:
+    raise WeightFileError("a tensor in quantised blocks, which are not read")
 
 
 class _Reader:
@@ -117,7 +123,8 @@ class _Reader:
             else:
                 self.skip(_SIZES[kind])
 
-    def tensors(self) -> tuple[list[Tensor], list[Skipped]]:
+    def tensors(self) -> tuple[list[Tensor], list[Tensor], list[Skipped]]:
+        """The tensors, those in quantised blocks, which are not read, and what of these is reported."""
         count, values = self.number("<Q"), self.number("<Q")
         alignment = 32
         for _ in range(values):
@@ -136,14 +143,17 @@ class _Reader:
             sides = tuple(self.number("<Q") for _ in range(rank))
             entries.append((name, sides[::-1], self.number("<I"), self.number("<Q")))
         begin = -(-self.place // alignment) * alignment
-        found, skipped = [], []
+        found, packed, skipped = [], [], []
         for name, shape, kind, offset in entries:
             dtype = _DTYPES.get(kind)
             if dtype is not None:
                 found.append(Tensor(name, shape, dtype.name, self._reader(name, shape, dtype, begin + offset)))
-            elif len(shape) in (3, 4, 5):
-                skipped.append(Skipped(name, f"a tensor of shape {shape} in quantised blocks (type {kind} of ggml)"))
-        return found, skipped
+                continue
+            reason = f"a tensor of shape {shape} in quantised blocks (type {kind} of ggml)"
+            packed.append(Tensor(name, shape, "qint8", _unread, unreadable=reason))
+            if len(shape) in (3, 4, 5):
+                skipped.append(Skipped(name, reason))
+        return found, packed, skipped
 
     def _reader(
         self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], start: int

@@ -19,6 +19,7 @@ from cnnfilterdb.ingest.formats import limits, register
 from cnnfilterdb.ingest.formats.damage import undamaged
 from cnnfilterdb.ingest.formats.dtypes import by_code
 from cnnfilterdb.ingest.formats.protobuf import mapped
+from cnnfilterdb.ingest.network.contents import contents_of
 from cnnfilterdb.ingest.network.layers import Skipped, Tensor, Weights
 from cnnfilterdb.ingest.network.variables import layers_from_variables
 
@@ -62,7 +63,8 @@ class MxnetFormat:
         with undamaged(str(path), _WHAT):
             tensors, skipped = _Reader(path).tensors()
             layers, more, count = layers_from_variables(tensors, ordered=True, layout="OIHW")
-            return Weights("mxnet", "mxnet", layers, count, (*skipped, *more))
+            contents = contents_of(tensors, layers, more)
+            return Weights("mxnet", "mxnet", layers, count, (*skipped, *more), contents=contents)
 
 
 class _Reader:

@@ -28,8 +28,9 @@ from cnnfilterdb.ingest.formats.damage import undamaged
 from cnnfilterdb.ingest.formats.pickled_arrays import Array
 from cnnfilterdb.ingest.formats.tensorflow.graphdef import widened
 from cnnfilterdb.ingest.network.arrays import layers_from_arrays
-from cnnfilterdb.ingest.network.checkpoint import networks
+from cnnfilterdb.ingest.network.checkpoint import all_tensors, networks
 from cnnfilterdb.ingest.network.composition import parameters
+from cnnfilterdb.ingest.network.contents import contents_of
 from cnnfilterdb.ingest.network.layers import ConvLayer, Tensor, Weights
 from cnnfilterdb.ingest.network.variables import is_training_state
 
@@ -173,6 +174,7 @@ def _weights(root: Any, path: Path) -> Weights:
     layers: list[ConvLayer] = []
     skipped = list(left_out)
     count = 0
+    every: list[Tensor] = []
     for network in found:
         tensors = []
         for entry in network.entries:
@@ -185,4 +187,7 @@ def _weights(root: Any, path: Path) -> Weights:
         layers += more
         skipped += reasons
         count += parameters(tensors)
-    return Weights("npz", None, tuple(layers), count, tuple(skipped))
+        every += tensors
+    whole = all_tensors(root, _is_array)
+    contents = {} if whole is None else contents_of(every, layers, skipped, whole=whole)
+    return Weights("npz", None, tuple(layers), count, tuple(skipped), contents=contents)

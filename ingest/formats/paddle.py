@@ -21,6 +21,7 @@ from cnnfilterdb.ingest.formats.damage import undamaged
 from cnnfilterdb.ingest.formats.dtypes import by_code
 from cnnfilterdb.ingest.formats.explicit import explicit_layer, placed
 from cnnfilterdb.ingest.formats.protobuf import Fields, MalformedError, fields, integers, mapped, message, text_of
+from cnnfilterdb.ingest.network.contents import contents_of
 from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Tensor, Weights
 
 __all__ = ["PaddleFormat"]
@@ -69,7 +70,8 @@ class PaddleFormat:
             parameters = _parameters(stored, _persistent(blocks[0]))
             found, depths, skipped = _layers(blocks[0], parameters)
             count = sum(math.prod(one.shape) for one in parameters.values() if one.dtype.startswith("float"))
-            return Weights("paddle", "paddle", placed(found, depths), count, tuple(skipped))
+            contents = contents_of(parameters.values(), found, skipped)
+            return Weights("paddle", "paddle", placed(found, depths), count, tuple(skipped), contents=contents)
 
 
 def _files(path: Path) -> tuple[Path, Path]:

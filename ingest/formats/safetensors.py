@@ -31,8 +31,10 @@ from cnnfilterdb.ingest.formats.shards import is_index, shards
 from cnnfilterdb.ingest.network.arrays import layers_from_arrays
 from cnnfilterdb.ingest.network.checkpoint import networks
 from cnnfilterdb.ingest.network.composition import parameters
+from cnnfilterdb.ingest.network.contents import contents_of
 from cnnfilterdb.ingest.network.judge import Layout, natural
 from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Tensor, Weights, stated
+from cnnfilterdb.ingest.network.variables import is_training_state
 
 __all__ = ["SafetensorsFormat"]
 
@@ -145,19 +147,22 @@ def _read_file(path: Path) -> tuple[dict[str, _Stored], dict[str, str]]:
 
 def _layers(
     tensors: Mapping[str, _Stored], layout: Layout | None
-) -> tuple[tuple[ConvLayer, ...], int, tuple[Skipped, ...]]:
+) -> tuple[tuple[ConvLayer, ...], int, tuple[Skipped, ...], Mapping[str, tuple[int, int]]]:
     names = sorted(tensors, key=natural)
     found, left_out = networks({name: tensors[name] for name in names}, lambda value: isinstance(value, _Stored))
     layers: list[ConvLayer] = []
     skipped = list(left_out)
     total = 0
+    every: list[Tensor] = []
     for network in found:
         named = [entry.value.tensor(entry.name) for entry in network.entries]
         more, reasons = layers_from_arrays(named, declared=layout)
         layers += more
         skipped += reasons
         total += parameters(named)
-    return tuple(layers), total, tuple(skipped)
+        every += (one for one in named if not is_training_state(one.name))
+    whole = len(tensors), sum(math.prod(one.shape) for one in tensors.values())
+    return tuple(layers), total, tuple(skipped), contents_of(every, layers, skipped, whole=whole)
 
 
 @register
@@ -193,6 +198,6 @@ class SafetensorsFormat:
                 libraries.add(texts.pop("format", None))
                 metadata |= texts
             library = libraries.pop() if len(libraries) == 1 else None
-            layers, total, skipped = _layers(tensors, _LAYOUTS.get(library or ""))
+            layers, total, skipped, contents = _layers(tensors, _LAYOUTS.get(library or ""))
         framework = _FRAMEWORKS.get(library or "")
-        return Weights("safetensors", framework, layers, total, skipped, metadata=metadata)
+        return Weights("safetensors", framework, layers, total, skipped, metadata=metadata, contents=contents)

@@ -29,6 +29,7 @@ from cnnfilterdb.ingest.formats.keras.config import leaves, parse
 from cnnfilterdb.ingest.formats.keras.file import Stored, Variable
 from cnnfilterdb.ingest.formats.keras.model import layers_of
 from cnnfilterdb.ingest.formats.tensorflow.dataflow import Dataflow, Function, GraphDefinition, dataflow_layers
+from cnnfilterdb.ingest.network.contents import contents_of
 from cnnfilterdb.ingest.network.layers import Skipped, Tensor, Weights
 from cnnfilterdb.ingest.network.variables import layers_from_variables
 
@@ -241,7 +242,8 @@ def _graph_model(topology: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> 
 
     found, skipped = dataflow_layers(flow, weight)
     _, _, count = layers_from_variables([tensor for tensor in tensors.values() if tensor.shape], ordered=False)
-    return Weights("tfjs", "tensorflow", tuple(found), count, tuple(skipped))
+    contents = contents_of(tensors.values(), found, skipped)
+    return Weights("tfjs", "tensorflow", tuple(found), count, tuple(skipped), contents=contents)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -251,7 +253,8 @@ def _graph_model(topology: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> 
 def _manifest_alone(tensors: Mapping[str, Tensor]) -> Weights:
     # The manifest has the weights in the order in which the network was built
     found, skipped, count = layers_from_variables(list(tensors.values()), ordered=True)
-    return Weights("tfjs", "tensorflow", found, count, skipped)
+    contents = contents_of(tensors.values(), found, skipped)
+    return Weights("tfjs", "tensorflow", found, count, skipped, contents=contents)
 
 
 def _layers_model(topology: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Weights:
@@ -278,5 +281,5 @@ def _layers_model(topology: Mapping[str, Any], tensors: Mapping[str, Tensor]) ->
         version=str(topology.get("keras_version") or "") or None,
         backend=None,
     )
-    found, skipped, count = layers_of(stored)
-    return Weights("tfjs", "keras", found, count, skipped)
+    found, skipped, count, contents = layers_of(stored)
+    return Weights("tfjs", "keras", found, count, skipped, contents=contents)

@@ -22,6 +22,7 @@ from cnnfilterdb.ingest.formats.flatbuffer import Table
 from cnnfilterdb.ingest.formats.protobuf import mapped
 from cnnfilterdb.ingest.formats.tensorflow.dataflow import layer_name
 from cnnfilterdb.ingest.network.axes import Pair, turned, unique_names
+from cnnfilterdb.ingest.network.contents import contents_of
 from cnnfilterdb.ingest.network.extract import conv_depths
 from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Tensor, Weights, stated
 
@@ -80,7 +81,10 @@ class TfliteFormat:
             model = _Model(path, mapped(path))
             found, skipped = model.layers()
             metadata = stated([("description", model.description)])
-            return Weights(self.name, "tensorflow", tuple(found), model.parameters(), tuple(skipped), metadata=metadata)
+            contents = contents_of(model.stored(), found, skipped)
+            return Weights(
+                self.name, "tensorflow", tuple(found), model.parameters(), tuple(skipped), None, metadata, contents
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +127,11 @@ class _Model:
             else:
                 found += layers
         return unique_names(found, [one.name for one in found]), skipped
+
+    def stored(self) -> list[Tensor]:
+        """The tensors that are stored, each buffer once."""
+        tensors = (tensor for graph in self.graphs for tensor in graph.tensors if tensor.stored)
+        return list({one.buffer: one.tensor() for one in reversed(list(tensors))}.values())
 
     def parameters(self) -> int:
         """Numbers of parameters: stored tensors of floating or quantised type."""

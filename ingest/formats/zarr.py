@@ -29,6 +29,7 @@ from cnnfilterdb.ingest.formats.dtypes import NAMED
 from cnnfilterdb.ingest.formats.ocdbt import MANIFEST, stored_values
 from cnnfilterdb.ingest.network.arrays import layers_from_arrays
 from cnnfilterdb.ingest.network.composition import parameters as count_parameters
+from cnnfilterdb.ingest.network.contents import contents_of
 from cnnfilterdb.ingest.network.judge import natural
 from cnnfilterdb.ingest.network.layers import Skipped, Tensor, Weights
 
@@ -68,10 +69,12 @@ class ZarrFormat:
             orbax = (path.parent / _ORBAX).is_file()
             names = _names(path.parent / _ORBAX) if orbax else {}
             tensors, skipped = [], []
+            sizes: list[int] = []
             training: dict[str, Skipped] = {}
             for key, described in _descriptions(values):
                 name = names.get(key, key.replace(".", "/") if orbax or path.name == MANIFEST else key)
                 parts = name.split("/")
+                sizes.append(math.prod(described["shape"]))
                 if parts[0] in _TRAINING:
                     if len(described["shape"]) > 2:
                         training[parts[0]] = Skipped(parts[0], "state of the training")
@@ -87,12 +90,14 @@ class ZarrFormat:
             tensors.sort(key=lambda tensor: natural(tensor.name))
             layers, more = layers_from_arrays(tensors, declared="HWIO" if orbax else None)
             count = count_parameters(tensors)
+            left_out = [*skipped, *training.values(), *more]
             return Weights(
                 "orbax" if orbax else "zarr",
                 "jax" if orbax else None,
                 tuple(layers),
                 count,
-                (*skipped, *training.values(), *more),
+                tuple(left_out),
+                contents=contents_of(tensors, layers, left_out, whole=(len(sizes), sum(sizes))),
             )
 
 

@@ -131,7 +131,8 @@ def _merged(layer: str, parts: dict[str, Tensor], index: dict[str, Tensor], scal
             weight = weight * (_float32(size).reshape(out, 1, 1, 1) / np.where(norm > 0, norm, 1)).astype(np.float32)
         return weight
 
-    return replace(base, read=read)
+    merged_parts = [base, down, up, *(one for one in (size, alpha) if one is not None)]
+    return replace(base, read=read, parts=tuple(part for one in merged_parts for part in one.parts))
 
 
 def _float32(tensor: Tensor) -> npt.NDArray[np.float32]:

@@ -76,6 +76,7 @@ def turned(
         groups=groups,
         stride=stride,
         dilation=dilation,
+        tensors=tensor.parts,
     )
 
 

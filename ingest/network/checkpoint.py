@@ -7,6 +7,7 @@ plain containers and on the :class:`~cnnfilterdb.ingest.formats.pickle.Object` t
 
 from __future__ import annotations
 
+import math
 import re
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -27,7 +28,7 @@ from cnnfilterdb.ingest.network.copies import (
 from cnnfilterdb.ingest.network.layers import Skipped
 from cnnfilterdb.ingest.network.objects import Object
 
-__all__ = ["Entry", "Network", "networks"]
+__all__ = ["Entry", "Network", "all_tensors", "networks"]
 
 # A hostile file may nest containers without end, or share one among so many that walking every path would not end.
 _MAX_DEPTH = 100
@@ -137,6 +138,33 @@ def networks(root: Any, is_tensor: Callable[[Any], bool]) -> tuple[list[Network]
     found = finder.find(root, "") if wanted is None else finder.selected(root, wanted)
     finder.report_unread(root)
     return found, finder.skipped
+
+
+def all_tensors(
+    root: Any, is_tensor: Callable[[Any], bool], identity: Callable[[Any], Any] = id
+) -> tuple[int, int] | None:
+    """Number of different tensors in a checkpoint, and of their elements; None if it has too many parts to be counted.
+
+    >>> import numpy as np
+    >>> weight = np.zeros((8, 3))
+    >>> all_tensors({"a": weight, "optimizer": [weight, np.zeros(2)]}, lambda value: isinstance(value, np.ndarray))
+    (2, 26)
+    """
+    children = _Finder(is_tensor).children
+    found: dict[Any, int] = {}
+    seen: dict[int, Any] = {}  # by id; the object is kept, or its id would be used again
+    queue = deque([root])
+    while queue:
+        node = queue.popleft()
+        if is_tensor(node):
+            found[identity(node)] = math.prod(_shape(node))
+        elif id(node) not in seen and (_is_container(node) or node is root):
+            seen[id(node)] = node
+            if len(seen) > _MAX_SEARCH:
+                return None
+            queue.extend(child for _, child in children(node))
+            queue.extend(node.args if isinstance(node, Object) else ())
+    return len(found), sum(found.values())
 
 
 class _Finder:

@@ -13,6 +13,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 
 from cnnfilterdb.core.errors import SelectionError, WeightFileError
+from cnnfilterdb.ingest.network.contents import without_layers
 from cnnfilterdb.ingest.network.copies import without_copies
 from cnnfilterdb.ingest.network.layers import Weights
 
@@ -66,7 +67,9 @@ def applied(weights: Weights, origin: str) -> Weights:
         parts = dict.fromkeys(re.split(r"[./]", name)[0] for name in names)
         known = ", ".join(list(parts)[:8]) or "none"
         raise WeightFileError(f"{origin}: has no network {network!r}; parts of it with convolutions: {known}")
-    return replace(weights, layers=layers, parameters=None)
+    kept = {layer.name for layer in layers}
+    gone = [layer for layer in weights.layers if layer.name not in kept]
+    return replace(weights, layers=layers, parameters=None, contents=without_layers(weights, gone))
 
 
 _current: ContextVar[Choices | None] = ContextVar("choices", default=None)

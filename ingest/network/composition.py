@@ -30,6 +30,7 @@ class Weight:
         dtype: Element type as stored.
         read: Returns the effective weight, of this shape.
         weight_norm: Normalisation that made composing it necessary.
+        tensors: Names, in the file, of the tensors that it is composed from.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Weight:
     dtype: str
     read: Callable[[], npt.NDArray[np.float32]]
     weight_norm: str | None = None
+    tensors: tuple[str, ...] = ()
 
 
 _Read = Callable[[], npt.NDArray[np.float32]]
@@ -115,6 +117,7 @@ def compose(tensor: Tensor, index: Mapping[str, Tensor]) -> Weight | Skipped | N
             (first, second, height, width),
             tensor.dtype,
             lambda: np.ascontiguousarray(_float32(tensor)[0]),
+            tensors=tensor.parts,
         )
     if rank in _DIMENSIONS:
         return Skipped(tensor.name, _DIMENSIONS[rank])
@@ -125,7 +128,9 @@ def compose(tensor: Tensor, index: Mapping[str, Tensor]) -> Weight | Skipped | N
         return composed
     name = owner.removesuffix(".") if leaf == "weight" or leaf in parts else ""
     first, second, height, width = tensor.shape
-    return Weight(name or tensor.name, owner, (first, second, height, width), tensor.dtype, *composed)
+    read, weight_norm, others = composed
+    held = tuple(part for one in (tensor, *others) for part in one.parts)
+    return Weight(name or tensor.name, owner, (first, second, height, width), tensor.dtype, read, weight_norm, held)
 
 
 def _is_modulated(tensor: Tensor, prefix: str, index: Mapping[str, Tensor]) -> bool:
@@ -165,8 +170,8 @@ def _same_shape(tensor: Tensor, other: Tensor | None) -> bool:
 
 def _composed(
     tensor: Tensor, index: Mapping[str, Tensor], prefix: str, leaf: str, parametrised: bool
-) -> tuple[_Read, str | None] | Skipped:
-    """How to read the effective weight, and the normalisation that made composing it necessary."""
+) -> tuple[_Read, str | None, tuple[Tensor, ...]] | Skipped:
+    """How to read the effective weight, the normalisation that made composing it necessary, and its other parts."""
 
     def part(name: str) -> Tensor | None:
         return index.get(prefix + name)
@@ -178,32 +183,32 @@ def _composed(
         sides = zip(gain.shape, tensor.shape, strict=False) if gain else ()
         if gain is None or len(gain.shape) not in (0, 4) or any(side not in (1, full) for side, full in sides):
             return Skipped(tensor.name, "weight normalisation whose gain is missing or does not fit")
-        return lambda: _weight_norm(_float32(tensor), _float32(gain)), "weight_norm"
+        return lambda: _weight_norm(_float32(tensor), _float32(gain)), "weight_norm", (gain,)
     if leaf in ("weight_orig", "weight_bar", "original"):
         if mask := part("weight_mask"):
             if mask.shape != tensor.shape:
                 return Skipped(tensor.name, f"pruning with a mask of shape {mask.shape}")
-            return lambda: _float32(tensor) * _float32(mask), None
+            return lambda: _float32(tensor) * _float32(mask), None, (mask,)
         left, right = (part("0._u"), part("0._v")) if parametrised else (part("weight_u"), part("weight_v"))
         if left is None:
             return Skipped(tensor.name, _UNKNOWN)
         vectors = [left] if right is None else [left, right]
         if not _axes(tensor.shape, *(math.prod(vector.shape) for vector in vectors)):
             return Skipped(tensor.name, f"spectral normalisation with a vector of shape {left.shape}")
-        return lambda: _spectral_norm(_float32(tensor), *map(_float32, vectors)), "spectral_norm"
+        return lambda: _spectral_norm(_float32(tensor), *map(_float32, vectors)), "spectral_norm", tuple(vectors)
     if _same_shape(tensor, part("weight_orig")) and part("weight_u"):
-        return lambda: _float32(tensor), "spectral_norm"
+        return lambda: _float32(tensor), "spectral_norm", ()
     scale = next((found for name in _SCALES if (found := part(name)) is not None), None)
     if scale is not None and tensor.dtype.startswith("float8"):
         if scale.name.endswith("_inv") or math.prod(scale.shape) not in (1, tensor.shape[0]):
             return Skipped(
                 tensor.name, f"elements of type {tensor.dtype} with a scale of shape {scale.shape} for blocks"
             )
-        return lambda: _float32(tensor) * _float32(scale).reshape(-1, 1, 1, 1), None
+        return lambda: _float32(tensor) * _float32(scale).reshape(-1, 1, 1, 1), None, (scale,)
     # timm's ScaledStdConv2d keeps its gain beside the weight
     gain = part("gain")
     scaled = gain is not None and gain.shape == (tensor.shape[0], 1, 1, 1)
-    return lambda: _float32(tensor), "scaled_std" if scaled else None
+    return lambda: _float32(tensor), "scaled_std" if scaled else None, ()
 
 
 def _float32(tensor: Tensor) -> npt.NDArray[np.float32]:

@@ -28,6 +28,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 
+from cnnfilterdb.ingest.network.contents import without_layers
 from cnnfilterdb.ingest.network.layers import Skipped, Weights
 
 __all__ = [
@@ -171,9 +172,11 @@ def without_copies(weights: Weights) -> Weights:
     def is_left_out(path: list[str]) -> bool:
         return any(".".join(path[: level + 1]) in dropped for level in range(_LEVELS))
 
+    gone = [layer for layer in weights.layers if is_left_out(paths[layer.name])]
     return replace(
         weights,
         layers=tuple(layer for layer in weights.layers if not is_left_out(paths[layer.name])),
+        contents=without_layers(weights, gone),
         skipped=(*weights.skipped, *(Skipped(name, reason) for name, reason in dropped.items())),
     )
 

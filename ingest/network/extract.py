@@ -16,9 +16,10 @@ import numpy.typing as npt
 
 from cnnfilterdb.ingest.network import choices
 from cnnfilterdb.ingest.network.adapters import merged, unmerged
-from cnnfilterdb.ingest.network.checkpoint import networks
+from cnnfilterdb.ingest.network.checkpoint import all_tensors, networks
 from cnnfilterdb.ingest.network.composition import Weight, compose
 from cnnfilterdb.ingest.network.composition import parameters as count_parameters
+from cnnfilterdb.ingest.network.contents import contents_of
 from cnnfilterdb.ingest.network.folding import EPSILON_TORCH, batch_norms, paired_by_name
 from cnnfilterdb.ingest.network.judge import Layout, settled, speaks_pytorch
 from cnnfilterdb.ingest.network.layers import ConvLayer, Kind, Skipped, Tensor, Weights
@@ -328,6 +329,7 @@ def _layer(weight: Weight, facts: ConvFacts, evidence: _Evidence) -> ConvLayer:
         stride=facts.stride,
         dilation=facts.dilation,
         weight_norm=weight.weight_norm or facts.weight_norm,
+        tensors=weight.tensors,
     )
 
 
@@ -404,6 +406,7 @@ def weights_from_checkpoint(
     layers: list[ConvLayer] = []
     skipped = list(left_out)
     parameters = 0
+    every: list[Tensor] = []
     first: dict[Any, str] = {}
     for network in found:
         tensors = []
@@ -422,4 +425,7 @@ def weights_from_checkpoint(
         layers += found_here[0]
         skipped += found_here[1]
         parameters += count_parameters(tensors)
-    return Weights(format, framework, tuple(layers), parameters, tuple(skipped))
+        every += tensors
+    whole = all_tensors(root, is_tensor, identity)
+    contents = {} if whole is None else contents_of(every, layers, skipped, whole=whole)
+    return Weights(format, framework, tuple(layers), parameters, tuple(skipped), contents=contents)

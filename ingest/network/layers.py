@@ -32,6 +32,7 @@ class Tensor:
         read: Returns the array as stored, but floating types narrower or wider than float32 as float32.
         parameter: False if the file marks it as a buffer (a fixed blur kernel), None if that is unknown.
         unreadable: Why its numbers cannot be read, if that is known beforehand; :attr:`read` then fails.
+        parts: Names, in the file, of the tensors whose numbers it holds. They stay when the tensor is renamed.
     """
 
     name: str
@@ -40,6 +41,12 @@ class Tensor:
     read: Callable[[], npt.NDArray[np.generic]]
     parameter: bool | None = None
     unreadable: str | None = None
+    parts: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """A tensor that is made for a file is its own only part."""
+        if not self.parts:
+            object.__setattr__(self, "parts", (self.name,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +79,7 @@ class ConvLayer:
             is None if no normalisation is known to follow.
         channels: False if the file lists the kernels of the layer in a row, without stating how many of them belong
             to one output channel. The shape is then (1, kernels, kernel height, kernel width).
+        tensors: Names, in the file, of the tensors that the weight is read from; empty where they are not known.
     """
 
     name: str
@@ -91,6 +99,7 @@ class ConvLayer:
     weight_norm: str | None = None
     batch_norm: Callable[[], npt.NDArray[np.float32] | None] | None = None
     channels: bool = True
+    tensors: tuple[str, ...] = ()
 
     @property
     def kernel(self) -> str:
@@ -141,6 +150,8 @@ class Weights:
         skipped: What looked like a convolution and was left out.
         producer: Program that wrote the file and its version, where the file says so.
         metadata: What the file states about itself in fields meant for that, by its own names.
+        contents: How many tensors and numbers the file holds, by what became of them
+            (:mod:`cnnfilterdb.ingest.network.contents`); empty where the format does not tell.
     """
 
     format: str
@@ -150,6 +161,7 @@ class Weights:
     skipped: tuple[Skipped, ...] = ()
     producer: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+    contents: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     def printable(self) -> Weights:
         """The same without control characters, and what cannot be encoded, in names and reasons."""

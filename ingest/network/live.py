@@ -10,7 +10,10 @@ import numpy.typing as npt
 from cnnfilterdb.core.errors import WeightFileError
 from cnnfilterdb.ingest.network.layers import Tensor
 
-__all__ = ["identity_of", "is_array", "is_torch", "named_tensor", "shape_of"]
+__all__ = ["KERAS", "identity_of", "is_array", "is_keras", "is_torch", "named_tensor", "shape_of"]
+
+#: The packages that have models of Keras.
+KERAS = ("keras", "tf_keras", "tensorflow")
 
 _LAZY = ("UninitializedParameter", "UninitializedBuffer")
 _DISTRIBUTED = ("DTensor", "ShardedTensor", "AsyncCollectiveTensor")
@@ -26,6 +29,12 @@ def is_array(value: Any) -> bool:
 def is_torch(value: Any) -> bool:
     """Whether a value is a tensor of PyTorch, whose layout is known."""
     return any(cls.__module__.partition(".")[0] == "torch" for cls in type(value).__mro__)
+
+
+def is_keras(value: Any) -> bool:
+    """Whether an object is a model or a layer of Keras, without importing it."""
+    packages = {cls.__module__.partition(".")[0] for cls in type(value).__mro__}
+    return not packages.isdisjoint(KERAS) and hasattr(value, "_flatten_layers") and hasattr(value, "weights")
 
 
 def shape_of(value: Any) -> tuple[int, ...] | None:

@@ -15,6 +15,7 @@ from cnnfilterdb.core.errors import SelectionError, WeightFileError
 from cnnfilterdb.ingest.network import choices
 from cnnfilterdb.ingest.network.arrays import layers_from_arrays
 from cnnfilterdb.ingest.network.composition import parameters as count_parameters
+from cnnfilterdb.ingest.network.contents import contents_of
 from cnnfilterdb.ingest.network.extract import (
     conv_depths,
     conv_facts,
@@ -46,11 +47,6 @@ def weights_in_memory(
         SelectionError: An object of another type.
         WeightFileError: There is no such network, or an adapter cannot be merged.
     """
-    if any(cls.__module__.partition(".")[0] in ("keras", "tf_keras") for cls in type(weights).__mro__):
-        raise SelectionError(
-            f"{method}: a {type(weights).__name__} of Keras was given, which is read from its file only; save it with "
-            "model.save('model.keras') and pass that path"
-        )
     with choices.choosing(choices.of(network, merge_adapters)):
         if isinstance(weights, Mapping):
             return choices.applied(weights_from_state_dict(weights).printable(), "the mapping")
@@ -58,7 +54,8 @@ def weights_in_memory(
             return choices.applied(weights_from_module(weights).printable(), f"the module {type(weights).__name__}")
     given = f"the class {weights.__name__}" if isinstance(weights, type) else f"a {type(weights).__name__}"
     raise SelectionError(
-        f"{method}: {given} was given; expected a path, a mapping of names to tensors, or a torch.nn.Module"
+        f"{method}: {given} was given; expected a path, a mapping of names to tensors, a torch.nn.Module "
+        "or a keras.Model"
     )
 
 
@@ -156,7 +153,10 @@ def weights_from_module(module: Any, example: Any = None, *, shapes: bool = Fals
         known_epsilons = {name: given.epsilon for name, given in facts.items() if given.epsilon is not None}
         norms = batch_norms(tensors, epsilons=known_epsilons)
         layers = tuple(paired(one, norms.get(execution.norms.get(one.name, "")), known=True) for one in layers)
-    return Weights("module", "pytorch", _placed(layers, execution, mixtures), count_parameters(tensors), skipped)
+    whole = len(entries), sum(math.prod(value.shape) for _, value, _ in entries)
+    contents = contents_of(tensors, layers, skipped, whole=whole)
+    layers = _placed(layers, execution, mixtures)
+    return Weights("module", "pytorch", layers, count_parameters(tensors), skipped, contents=contents)
 
 
 def _experts(tensor: Tensor, shape: Any) -> list[Tensor]:
@@ -177,7 +177,7 @@ def _experts(tensor: Tensor, shape: Any) -> list[Tensor]:
         return kernels
 
     return [
-        Tensor(f"{prefix}experts.{expert}.weight", tuple(shape), tensor.dtype, partial(row, expert), tensor.parameter)
+        replace(tensor, name=f"{prefix}experts.{expert}.weight", shape=tuple(shape), read=partial(row, expert))
         for expert in range(tensor.shape[0])
     ]
 

@@ -185,10 +185,12 @@ def test_damaged_layers_are_left_out_with_a_warning():
 def test_coverage_names_what_was_excluded():
     state = arrays() | {"mask.kernel": np.ones((4, 4, 3, 3), np.float32), "fc.weight": np.ones((10, 100), np.float32)}
     found = cnnfilterdb.inspect(state)
-    first, excluded = found.coverage
+    first, contents, excluded = found.coverage
     held = sum(value.size for name, value in arrays().items() if value.ndim == 4)
     assert first.startswith("read 4 of 5 convolution weights, 1 of them 1x1; 352 spatial kernels")
-    assert f"{held:,} of {found.parameters:,} parameters" in first
+    numbers = sum(np.size(value) for value in state.values())
+    assert f"{held:,} of {numbers:,} numbers" in contents
+    assert "the rest: 1 excluded (144), 1 matrix (1,000)" in contents
     assert excluded == "excluded 1: mask.kernel: four dimensions, but its name does not end in weight"
 
 

@@ -35,6 +35,7 @@ from cnnfilterdb.ingest.formats.blob import Blob
 from cnnfilterdb.ingest.formats.companions import companion
 from cnnfilterdb.ingest.formats.damage import undamaged
 from cnnfilterdb.ingest.formats.hdf5 import check_heaps, guard, guard_dataset, member, texts
+from cnnfilterdb.ingest.formats.keras.config import LayerNode
 from cnnfilterdb.ingest.network.layers import Tensor
 
 __all__ = [
@@ -91,6 +92,8 @@ class Stored:
         backend: Backend of Keras, if the file states it.
         partial: Why it may not be the whole model; None where nothing suggests it.
         named: Whether it is not of Keras, but of named arrays, as Chainer and users' own programs write them.
+        whole: Arrays of numbers in the file and their elements, where it may hold more than the weights.
+        parts: Layers that hold weights and that the configuration does not have, of a model in memory.
     """
 
     variables: tuple[Variable, ...]
@@ -100,6 +103,8 @@ class Stored:
     backend: str | None
     partial: str | None = None
     named: bool = False
+    whole: tuple[int, int] | None = None
+    parts: tuple[LayerNode, ...] = ()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -193,7 +198,8 @@ class KerasArchive:
         with self.open() as file:
             guard(file, self.path)
             variables = source.numbered(file)
-        return Stored(variables, True, self.config(), None, None)
+            whole = source.whole(file)
+        return Stored(variables, True, self.config(), None, None, whole=whole)
 
 
 def _json(text: str | bytes, name: str) -> Any:
@@ -228,10 +234,11 @@ def read_hdf5(path: Path) -> Stored:
         if isinstance(weights, h5py.Group) and (names := source.names(weights, "layer_names")) is not None:
             variables = source.listed(weights, names)
             parsed = None if config is None else _json(config, f"{path}: model_config")
-            return Stored(variables, False, parsed, version, backend)
+            return Stored(variables, False, parsed, version, backend, whole=source.whole(file))
         variables = source.numbered(file)
         if variables:
-            return Stored(variables, True, None, version, backend, _lone_shard(path, variables))
+            partial = _lone_shard(path, variables)
+            return Stored(variables, True, None, version, backend, partial, whole=source.whole(file))
         if "nb_layers" in file.attrs:
             raise WeightFileError(
                 f"{path}: weights of Keras 0, which does not say what its layers are; "
@@ -346,6 +353,11 @@ def _longest_text(path: Path) -> int:
         return check_heaps(content)
 
 
+def _is_number(dtype: np.dtype[Any]) -> bool:
+    """Whether an array has numbers, among them those of bfloat16, which Keras stores as two bytes without a meaning."""
+    return dtype.kind in "fiu" or (dtype.kind == "V" and dtype.names is None and dtype.itemsize == 2)
+
+
 @dataclass(frozen=True, slots=True)
 class _Source:
     """An HDF5 file of Keras.
@@ -441,6 +453,31 @@ class _Source:
             limits.current().step(len(node))
             stack += reversed([((*path, name), member(node, name, self.origin)) for name in node])
         return tuple(found)
+
+    def whole(self, file: h5py.File) -> tuple[int, int]:
+        """Number of all arrays of numbers in a file, and of their elements."""
+        sizes: list[int] = []
+        seen: set[int] = set()
+        stack: list[Any] = [file]
+        while stack:
+            group = stack.pop()
+            for name in group:
+                limits.current().step()
+                if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                    continue
+                try:
+                    node = group[name]
+                    address = h5py.h5o.get_info(node.id).addr
+                except (KeyError, OSError, RuntimeError, ValueError):  # damage that does not concern the weights
+                    continue
+                if address in seen:
+                    continue
+                seen.add(address)
+                if isinstance(node, h5py.Group):
+                    stack.append(node)
+                elif isinstance(node, h5py.Dataset) and _is_number(node.dtype):
+                    sizes.append(math.prod(node.shape or ()))
+        return len(sizes), sum(sizes)
 
     def tensor(self, dataset: h5py.Dataset) -> Tensor:
         """A dataset as a tensor that is read later."""

@@ -32,6 +32,7 @@ from cnnfilterdb.ingest.formats.keras.file import (
 from cnnfilterdb.ingest.network.arrays import layers_from_arrays
 from cnnfilterdb.ingest.network.axes import turned
 from cnnfilterdb.ingest.network.composition import parameters as count_parameters
+from cnnfilterdb.ingest.network.contents import contents_of
 from cnnfilterdb.ingest.network.extract import conv_depths, conv_facts
 from cnnfilterdb.ingest.network.folding import EPSILON_KERAS, BatchNorm, paired
 from cnnfilterdb.ingest.network.judge import is_adapter, natural, order_of_biases, shows_convolution
@@ -75,19 +76,20 @@ class KerasFormat:
             if stored.named:
                 return _named(stored)
             format = "keras-v3" if stored.numbered else "keras-h5"
-            layers, skipped, parameters = layers_of(stored)
+            layers, skipped, parameters, contents = layers_of(stored)
             if stored.partial:
                 skipped = (*skipped, Skipped(path.name, stored.partial))
             producer = f"keras {stored.version}" if stored.version else None
             metadata = stated([("keras_version", stored.version), ("backend", stored.backend)])
-            return Weights(format, "keras", layers, parameters, skipped, producer, metadata)
+            return Weights(format, "keras", layers, parameters, skipped, producer, metadata, contents)
 
 
 def _named(stored: Stored) -> Weights:
     """The layers of an HDF5 file of named arrays, whose layout is judged."""
     tensors = [replace(one.tensor, name="/".join((*one.group, one.role))) for one in stored.variables]
     layers, skipped = layers_from_arrays(tensors, ordered=False)
-    return Weights("hdf5", None, tuple(layers), count_parameters(tensors), tuple(skipped))
+    contents = contents_of(tensors, layers, skipped)
+    return Weights("hdf5", None, tuple(layers), count_parameters(tensors), tuple(skipped), contents=contents)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -131,9 +133,10 @@ class _Weight:
 class _Owners:
     """Finds the layer of a weight in the configuration."""
 
-    def __init__(self, model: LayerNode | None) -> None:
+    def __init__(self, model: LayerNode | None, parts: Iterable[LayerNode] = ()) -> None:
         self.by_path: dict[tuple[str, ...], LayerNode] = {}
         self.tops: dict[str, LayerNode] = {}
+        self.parts = {part.full_name: part for part in parts}
         if model is not None:
             self.by_path = {leaf.path: leaf for leaf in leaves(model)}
             self.tops = {child.name: child for child in model.children or ()}
@@ -147,6 +150,9 @@ class _Owners:
         return next((node for node in above if node is not None and node.class_name in _OTHERS), None)
 
     def listed(self, group: tuple[str, ...]) -> LayerNode | None:
+        exactly = self.parts.get("/".join(group))
+        if exactly is not None:
+            return exactly
         top = self.tops.get(group[0])
         if top is None or top.children is None:
             return top
@@ -167,7 +173,7 @@ def _agreement(leaf: LayerNode, group: tuple[str, ...]) -> int:
 
 def _weights(stored: Stored, model: LayerNode | None) -> tuple[list[_Weight], list[Skipped]]:
     """The weights with their layers, and what was left out: copies, and the kernels of recurrent layers."""
-    owners = _Owners(model)
+    owners = _Owners(model, stored.parts)
     kept = [
         variable for variable in stored.variables if not (variable.group and _TRAINING.fullmatch(variable.group[0]))
     ]
@@ -329,10 +335,12 @@ _KERNELS: Mapping[str, tuple[tuple[str, str], ...]] = {
 }
 
 
-def layers_of(stored: Stored) -> tuple[tuple[ConvLayer, ...], tuple[Skipped, ...], int]:
-    """The layers of a file, what was left out, and the number of parameters."""
+def layers_of(
+    stored: Stored,
+) -> tuple[tuple[ConvLayer, ...], tuple[Skipped, ...], int, Mapping[str, tuple[int, int]]]:
+    """The layers of a file, what was left out, the number of parameters, and the contents of the file."""
     model = parse(stored.config)
-    order = list(leaves(model)) if model is not None else []
+    order = _with_parts(list(leaves(model)) if model is not None else [], stored.parts)
     if model is not None:
         place(model)
     weights, left_out = _weights(stored, model)
@@ -387,7 +395,24 @@ def layers_of(stored: Stored) -> tuple[tuple[ConvLayer, ...], tuple[Skipped, ...
         }
         ranked = [(number, layer if layer.name in turned_before else _flipped(layer)) for number, layer in ranked]
     ranked.sort(key=lambda item: item[0])
-    return tuple(layer for _, layer in ranked), skipped, _parameters(weights)
+    layers = [layer for _, layer in ranked]
+    named = [replace(weight.tensor, name=f"{weight.owner}/{weight.role}") for weight in weights]
+    whole = stored.whole or (len(stored.variables), sum(math.prod(one.tensor.shape) for one in stored.variables))
+    buffers = {f"{weight.owner}/{weight.role}" for weight in weights if not _is_parameter(weight)}
+    contents = contents_of(named, layers, skipped, whole=whole, buffers=buffers)
+    return tuple(layers), skipped, _parameters(weights), contents
+
+
+def _with_parts(order: list[LayerNode], parts: Sequence[LayerNode]) -> list[LayerNode]:
+    """Layers in order, and after each of them those inside it."""
+    inside: dict[str, list[LayerNode]] = {leaf.full_name: [] for leaf in order}
+    rest: list[LayerNode] = []
+    for part in parts:
+        above = part.full_name
+        while above and above not in inside:
+            above = above.rpartition("/")[0]
+        (inside[above] if above else rest).append(part)
+    return [*(one for leaf in order for one in (leaf, *inside.pop(leaf.full_name, ()))), *rest]
 
 
 def _is_unproved(weight: _Weight, bias: tuple[int, ...] | None, stored: Stored) -> bool:
@@ -414,10 +439,12 @@ def _holder(layer: ConvLayer, nodes: Mapping[str, LayerNode]) -> LayerNode | Non
 
 
 def _parameters(weights: Iterable[_Weight]) -> int:
-    return sum(
-        math.prod(weight.tensor.shape)
-        for weight in weights
-        if weight.role not in _BUFFERS
+    return sum(math.prod(weight.tensor.shape) for weight in weights if _is_parameter(weight))
+
+
+def _is_parameter(weight: _Weight) -> bool:
+    return (
+        weight.role not in _BUFFERS
         and weight.tensor.dtype.startswith(("float", "bfloat"))
         and (weight.node is None or weight.node.class_name != "Normalization")
     )

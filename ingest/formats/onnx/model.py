@@ -26,8 +26,9 @@ from cnnfilterdb.ingest.formats.onnx.constants import Constants, UnknownConstant
 from cnnfilterdb.ingest.formats.onnx.graph import Graph, Step, Value, flatten
 from cnnfilterdb.ingest.formats.onnx.runtime import IDENTIFIER, onnx_model
 from cnnfilterdb.ingest.formats.protobuf import MalformedError, varint
+from cnnfilterdb.ingest.network.contents import contents_of
 from cnnfilterdb.ingest.network.extract import conv_depths, conv_facts
-from cnnfilterdb.ingest.network.layers import ConvLayer, Kind, Skipped, Weights, stated
+from cnnfilterdb.ingest.network.layers import ConvLayer, Kind, Skipped, Tensor, Weights, stated
 
 __all__ = ["OnnxFormat"]
 
@@ -57,12 +58,16 @@ class OnnxFormat:
             model = _parsed(path)
             graph = flatten(model, str(path))
             exporter = _Exporter.of(model)
-            layers, skipped = _layers(graph, Constants(path), exporter)
+            constants = Constants(path)
+            layers, skipped, left_out = _layers(graph, constants, exporter)
             producer = f"{model.producer_name} {model.producer_version}".strip() or None
             entries = [("domain", model.domain), ("doc_string", model.doc_string)]
             entries += [(entry.key, entry.value) for entry in model.metadata_props]
             metadata = stated([("producer", producer), *entries])
-            return Weights(self.name, exporter.framework, layers, _parameters(graph), skipped, producer, metadata)
+            contents = _contents(graph, layers, skipped, left_out)
+            return Weights(
+                self.name, exporter.framework, layers, _parameters(graph), skipped, producer, metadata, contents
+            )
 
 
 def _parsed(path: Path) -> onnx.ModelProto:
@@ -174,7 +179,9 @@ _DIMENSIONS = {3: "a one-dimensional convolution", 5: "a three-dimensional convo
 
 def _layers(
     graph: Graph, constants: Constants, exporter: _Exporter
-) -> tuple[tuple[ConvLayer, ...], tuple[Skipped, ...]]:
+) -> tuple[tuple[ConvLayer, ...], tuple[Skipped, ...], set[str]]:
+    """The layers, what was left out, and the names of the tensors of the weights that were."""
+    left_out: set[str] = set()
     layers: list[ConvLayer] = []
     depths: list[int | None] = []
     skipped: list[Skipped] = []
@@ -192,6 +199,8 @@ def _layers(
             layer, key = _layer(step, op, constants, exporter)
         except UnknownConstantError as error:
             skipped.append(Skipped(step.name, str(error)))
+            weight = step.input(op.weight)
+            left_out |= {one.name for one in constants.sources(weight)} if weight and weight.constant else set()
             continue
         if key in seen:
             first = seen[key]
@@ -211,7 +220,7 @@ def _layers(
         replace(layer, conv_depth=rank, conv_depth_norm=norm, depth_source=None if rank is None else "graph")
         for layer, (rank, norm) in zip(layers, conv_depths(depths), strict=True)
     )
-    return tuple(ranked), tuple(skipped)
+    return tuple(ranked), tuple(skipped), left_out
 
 
 def _unused(name: str, names: set[str]) -> str:
@@ -258,6 +267,9 @@ def _layer(step: Step, op: _Op, constants: Constants, exporter: _Exporter) -> tu
         dead=not step.used,
         bn_folded=_bn_folded(step, op, source, exporter),
         weight_norm=_weight_norm([source.name for source in sources], constants.operators(weight)),
+        tensors=tuple(
+            part.name for value in (weight, scale, zero) if value is not None for part in constants.sources(value)
+        ),
     )
     return layer, constants.key(weight)
 
@@ -453,6 +465,24 @@ _INTEGERS: Mapping[str, tuple[int, ...]] = {
     "ConvInteger": (1,),
     "MatMulInteger": (1,),
 }
+
+
+def _contents(
+    graph: Graph, layers: Sequence[ConvLayer], skipped: Sequence[Skipped], left_out: Collection[str]
+) -> dict[str, tuple[int, int]]:
+    """What became of the constants that are stored as tensors, each once."""
+    integers = set(_inputs(graph, _INTEGERS))
+    stored = {
+        id(value.tensor): Tensor(
+            value.name,
+            tuple(value.tensor.dims),
+            "qint8" if value in integers else onnx_dtype_name(value.tensor),
+            read=lambda: np.empty(0),
+        )
+        for value in graph.tensors
+    }
+    buffers = {value.name for value in _inputs(graph, _NO_PARAMETERS)}
+    return contents_of(stored.values(), layers, skipped, left_out=left_out, buffers=buffers)
 
 
 def _parameters(graph: Graph) -> int:

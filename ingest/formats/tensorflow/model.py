@@ -13,8 +13,9 @@ shapes only.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from cnnfilterdb.ingest.formats.protobuf import fields, mapped, message
 from cnnfilterdb.ingest.formats.tensorflow.bundle import MAGIC, Bundle, first_version, prefix_of
 from cnnfilterdb.ingest.formats.tensorflow.dataflow import Dataflow, dataflow_layers
 from cnnfilterdb.ingest.formats.tensorflow.graphdef import definition, meta_graphs
+from cnnfilterdb.ingest.network.contents import contents_of
 from cnnfilterdb.ingest.network.judge import natural
 from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Tensor, Weights
 from cnnfilterdb.ingest.network.variables import is_training_state, layers_from_variables
@@ -132,8 +134,35 @@ def _frozen(path: Path) -> Weights:
         )
 
     found, skipped = dataflow_layers(flow, _guarded(path, weight))
-    constants = {tensor.name: tensor for tensor in flow.constants() if tensor.shape}
-    return Weights("tf-graph", "tensorflow", tuple(found), _parameters(constants.values()), tuple(skipped))
+    return _of_constants("tf-graph", flow, found, skipped)
+
+
+def _of_constants(format: str, flow: Dataflow, found: Sequence[ConvLayer], skipped: Sequence[Skipped]) -> Weights:
+    """The weights of a graph whose tensors are constants of it."""
+    constants = {tensor.name: tensor for tensor in flow.constants()}
+    count = _parameters(tensor for tensor in constants.values() if tensor.shape)
+    contents = contents_of(constants.values(), found, skipped)
+    return Weights(format, "tensorflow", tuple(found), count, tuple(skipped), contents=contents)
+
+
+def _of_bundle(
+    bundle: Bundle, found: Sequence[ConvLayer], skipped: Sequence[Skipped], names: Mapping[str, str]
+) -> dict[str, tuple[int, int]]:
+    """What became of the variables of a checkpoint.
+
+    Args:
+        bundle: The checkpoint.
+        found: The layers.
+        skipped: What was left out.
+        names: What the graph calls variables, by key.
+    """
+    every = [
+        replace(tensor, name=names.get(key, key.removesuffix("/.ATTRIBUTES/VARIABLE_VALUE")))
+        for key, tensor in bundle.tensors.items()
+    ]
+    kept = [one for one in every if not any(map(is_training_state, (one.name, *one.parts)))]
+    whole = len(every), sum(math.prod(one.shape) for one in every)
+    return contents_of(kept, found, skipped, whole=whole)
 
 
 def _saved_model(folder: Path) -> Weights:
@@ -165,7 +194,9 @@ def _checkpoint(path: Path) -> Weights:
         companion(path, meta.name)
         return _with_graph(meta, message(fields(mapped(meta), (2,))[2][-1]), bundle, "tf-checkpoint")
     found, skipped, count = _by_name(bundle, set(), {})
-    return Weights("tf-checkpoint", "tensorflow", found, count, (*bundle.skipped, *skipped))
+    skipped = (*bundle.skipped, *skipped)
+    contents = _of_bundle(bundle, found, skipped, {key: name for name, key in bundle.names.items()})
+    return Weights("tf-checkpoint", "tensorflow", found, count, skipped, contents=contents)
 
 
 def _first_version(path: Path, tensors: Mapping[str, Tensor], incomplete: list[Skipped]) -> Weights:
@@ -202,8 +233,7 @@ def _with_graph(path: Path, graph: memoryview, bundle: Bundle | None, format: st
 
     found, skipped = dataflow_layers(flow, _guarded(path, weight))
     if bundle is None:
-        constants = {tensor.name: tensor for tensor in flow.constants() if tensor.shape}
-        return Weights(format, "tensorflow", tuple(found), _parameters(constants.values()), tuple(skipped))
+        return _of_constants(format, flow, found, skipped)
     seen = {bundle.checksums[key] for key in keys}
     same = {key for key, sums in bundle.checksums.items() if sums in seen}
     named = {key: flow.node(number).name for number, key in restored.items()}
@@ -211,7 +241,10 @@ def _with_graph(path: Path, graph: memoryview, bundle: Bundle | None, format: st
     # What the graph has already reported about a variable, by its name there
     reported = {entry.name for entry in skipped}
     skipped += [entry for entry in (*bundle.skipped, *reasons) if entry.name not in reported]
-    return Weights(format, "tensorflow", (*found, *further), count, tuple(skipped))
+    layers = (*found, *further)
+    names = {key: name for name, key in bundle.names.items()} | named
+    contents = _of_bundle(bundle, layers, skipped, names)
+    return Weights(format, "tensorflow", layers, count, tuple(skipped), contents=contents)
 
 
 def _by_name(

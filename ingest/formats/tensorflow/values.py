@@ -78,7 +78,8 @@ def computed(
     def read() -> npt.NDArray[np.generic]:
         return np.asarray(_value(graph, number, order, sources), np.float32)
 
-    return Tensor(sources[largest].name, shape, sources[largest].dtype, read), graph.node(largest).name
+    parts = tuple(part for source in sources.values() for part in source.parts)
+    return Tensor(sources[largest].name, shape, sources[largest].dtype, read, parts=parts), graph.node(largest).name
 
 
 def _behind(graph: _Graph, number: int, is_stored: Callable[[str], bool]) -> list[int]:

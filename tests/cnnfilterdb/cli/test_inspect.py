@@ -25,8 +25,9 @@ def test_a_file_without_a_database(run, face, tmp_path, monkeypatch):
     found = cnnfilterdb.inspect(face)
     assert status == 0
     assert out.splitlines()[:2] == [found.title, found.coverage[0]]
+    assert out.splitlines()[2] == found.coverage[1]
     assert err.splitlines() == [f"warning: {warning}" for warning in found.warnings]
-    assert out.splitlines()[3].split()[:2] == ["layer_name", "kernel"]
+    assert out.splitlines()[4].split()[:2] == ["layer_name", "kernel"]
     assert not (tmp_path / "filters.db").exists()
     assert "read 2 of 2 convolution weights" not in run("inspect", face, "--quiet")[1]
 
@@ -65,6 +66,18 @@ def test_what_is_excluded_is_reported_in_every_format(run, tmp_path):
     line = "excluded 1: mask.table: four dimensions, but its name does not end in weight"
     assert line in run("inspect", path)[1].splitlines()
     assert line in run("inspect", path, "--format", "json")[2].splitlines()
+
+
+def test_the_contents_of_a_file_are_a_table(run, face):
+    contents = cnnfilterdb.inspect(face).contents
+    status, out, _ = run("inspect", face, "--contents", "--format", "json")
+    rows = json.loads(out)
+    assert status == 0
+    assert {row["class"]: (row["tensors"], row["numbers"]) for row in rows} == contents
+    assert contents["kernels"][0] == 2
+    assert all(row["meaning"] for row in rows)
+    assert "kernels" in run("inspect", face, "--contents")[1]
+    assert run("inspect", face, "--contents", "--nearest")[0] == 2
 
 
 def test_beside_a_database(run, face, sample_path):

@@ -40,8 +40,10 @@ def test_every_verb_has_help_and_the_readme_names_it(run):
 def test_add_models_layers_remove(run, checkpoint, tmp_path):
     db = tmp_path / "my.db"
     assert run("add", checkpoint, "--name", "mine", "--domain", "thermal", "--db", db) == (
-        0, "custom/mine: 1 of 1 convolution weight, 24 filters; 216 of 216 parameters (100.0%)\n", "",
-    )  # fmt: skip
+        0,
+        "custom/mine: 1 of 1 convolution weight, 24 filters; kernels in 1 of 1 tensor, 216 of 216 numbers (100.0%)\n",
+        "",
+    )
     status, out, _ = run("models", "--db", db)
     assert status == 0
     assert "custom/mine" in out
@@ -66,8 +68,12 @@ def test_what_is_left_out_of_a_file_is_listed(run, tmp_path):
         {name: torch.from_numpy(rng.standard_normal(shape).astype("f4")) for name, shape in arrays.items()},
         tmp_path / "a.pt",
     )
-    parameters = 216 + 8 + 648 + 12 * 144
-    read = f"1 of 14 convolution weights, 24 filters; 216 of {parameters:,} parameters ({216 / parameters:.1%})"
+    left_out = 648 + 12 * 144
+    numbers = 216 + 8 + left_out
+    read = (
+        f"1 of 14 convolution weights, 24 filters; kernels in 1 of 15 tensors, 216 of {numbers:,} numbers "
+        f"({216 / numbers:.1%}); the rest: 13 excluded ({left_out:,}), 1 vector (8)"
+    )
     for line in (["add", tmp_path / "a.pt", "--name", "a"], ["ingest", "files", tmp_path, "--allow-untrained"]):
         status, out, _ = run(*line, "--db", tmp_path / "my.db")
         lines = out.splitlines()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 from cnnfilterdb.ingest.network.adapters import unmerged
 from cnnfilterdb.ingest.network.extract import layers_from_tensors
@@ -15,6 +17,10 @@ from cnnfilterdb.ingest.network.variables import is_training_state, layers_from_
 __all__ = ["layers_from_arrays"]
 
 _RECURRENT = "a kernel of a recurrent layer, which is that of several gates"
+_GAIN = (
+    "may be the gain, or the direction, of a kernel with weight normalisation: in a list without names, nothing tells; "
+    "save the arrays with names"
+)
 _TORCH_NAME = re.compile(r"(?:^|\.)\w*weight(?:_\w+)?$")
 
 
@@ -37,20 +43,34 @@ def layers_from_arrays(
         The layers, and what looked like one but was left out. The layout is decided by
         :mod:`cnnfilterdb.ingest.network.judge`.
     """
-    tensors = _caffe_names(
-        [
-            replace(tensor, name=re.sub(r":\d+$", "", tensor.name))  # the number of an output of TensorFlow
-            for tensor in tensors
-            if not is_training_state(tensor.name)
-        ]
-    )
+    plain = [
+        replace(tensor, name=re.sub(r":\d+$", "", tensor.name))  # the number of an output of TensorFlow
+        for tensor in tensors
+        if not is_training_state(tensor.name)
+    ]
+    named = _caffe_names(plain)
+    layers, skipped = _judged(named, ordered, declared, assumed)
+    given = {new.name: old.name for old, new in zip(plain, named, strict=True)}
+    return layers, [replace(one, name=given.get(one.name, one.name)) for one in skipped]
+
+
+def _judged(
+    tensors: Sequence[Tensor], ordered: bool, declared: Layout | None, assumed: Layout | None
+) -> tuple[Sequence[ConvLayer], Sequence[Skipped]]:
+    """The layers among arrays that have names."""
     index = {tensor.name: tensor for tensor in tensors}
     gates = [Skipped(tensor.name, _RECURRENT) for tensor in tensors if is_recurrent(tensor.name, index)]
     if gates:
         kernels_of_gates = {one.name for one in gates}
         tensors = [tensor for tensor in tensors if tensor.name not in kernels_of_gates]
-        layers, skipped = layers_from_arrays(tensors, ordered=ordered, declared=declared, assumed=assumed)
+        layers, skipped = _judged(tensors, ordered, declared, assumed)
         return layers, [*skipped, *gates]
+    pairs = [pair for pair in pairwise(tensors) if _are_gain_and_direction(*pair)]
+    if pairs:
+        unclear = {one.name for pair in pairs for one in pair}
+        rest = [tensor for tensor in tensors if tensor.name not in unclear]
+        layers, skipped = _judged(rest, ordered, declared, assumed)
+        return layers, [*skipped, *(Skipped(one.name, _GAIN) for one in tensors if one.name in unclear)]
     kernels = [
         tensor
         for tensor in tensors
@@ -79,23 +99,58 @@ def _caffe_names(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Name the arrays of lists: [weight, bias] of one layer, as Caffe's are often stored, or those of all layers.
 
     In a list of all layers, a kernel or a matrix is followed by its vectors (``numpy.savez(path, *arrays)``,
-    ``get_weights()`` of Keras): the first one names its outputs.
+    ``get_weights()`` of Keras): the first one names its outputs. Spectral normalisation of PyTorch has two vectors
+    after a kernel, as long as the sides of its matrix, and the bias before it.
     """
     lists: dict[str, dict[int, Tensor]] = {}
     for tensor in tensors:
         match = re.fullmatch(r"(.*?)(\d{1,6})", tensor.name)
         if match is not None and "parametrizations." not in match[1]:
             lists.setdefault(match[1], {})[int(match[2])] = tensor
-    names: dict[str, str] = {}
+    names: dict[str, str] = {}  # new name by name
     for stem, found in lists.items():
         if not any(len(tensor.shape) == 4 for tensor in found.values()) and len(found) > 2:
             continue
         short = max(found) <= 1 and stem.endswith((".", "/"))
         owner = ""
         for number, tensor in sorted(found.items()):
-            if len(tensor.shape) in (2, 4):
+            if tensor.name in names:
+                continue
+            left, right = found.get(number + 1), found.get(number + 2)
+            if left is not None and right is not None and _is_spectral(tensor.shape, left.shape, right.shape):
+                owner = f"{tensor.name}."
+                parts = {"weight_orig": tensor, "weight_u": left, "weight_v": right}
+                before = found.get(number - 1)
+                if before is not None and before.name not in names and before.shape == left.shape:
+                    parts["bias"] = before
+                names |= {part.name: f"{owner}{leaf}" for leaf, part in parts.items()}
+            elif len(tensor.shape) in (2, 4):
                 owner = stem if short else f"{tensor.name}."
                 names[tensor.name] = f"{owner}weight"
             elif len(tensor.shape) == 1 and owner and (number - 1) in found and len(found[number - 1].shape) in (2, 4):
                 names[tensor.name] = f"{owner}bias"
     return [replace(tensor, name=names.get(tensor.name, tensor.name)) for tensor in tensors]
+
+
+def _are_gain_and_direction(first: Tensor, second: Tensor) -> bool:
+    """Whether two arrays of a list without names have the shapes of the parts of weight normalisation."""
+    nameless = first.name not in first.parts and second.name not in second.parts
+    return (
+        nameless
+        and len(second.shape) == 4
+        and 1 < second.shape[0] < math.prod(second.shape)
+        and first.shape == (second.shape[0], 1, 1, 1)
+    )
+
+
+def _is_spectral(weight: tuple[int, ...], left: tuple[int, ...], right: tuple[int, ...]) -> bool:
+    """Whether two vectors are as long as the sides of the matrix of a kernel larger than 1x1.
+
+    >>> _is_spectral((16, 8, 3, 3), (16,), (72,)), _is_spectral((16, 8, 4, 4), (8,), (256,))
+    (True, True)
+    >>> _is_spectral((16, 8, 3, 3), (16,), (16,)), _is_spectral((8, 8, 1, 1), (8,), (8,))
+    (False, False)
+    """
+    if len(weight) != 4 or len(left) != 1 or len(right) != 1 or weight[2:] == (1, 1):
+        return False
+    return left[0] in weight[:2] and left[0] * right[0] == math.prod(weight)

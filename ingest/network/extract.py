@@ -6,6 +6,7 @@ rest None.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -185,6 +186,8 @@ def layers_from_tensors(
 
 _TRANSPOSED_NAME = re.compile(r"deconv|transpose|convt(?:rans)?(?![a-z])|trans_?conv|conv_?trans(?!i)|tconv")
 _UPSAMPLING_NAME = re.compile(r"(?:^|[._])up")
+# The left singular vector of spectral normalisation, below the name of a layer
+_LEFT = ("weight_u", "parametrizations.weight.0._u")
 _DEPTHWISE_NAME = re.compile(r"dw|depth_?wise", re.IGNORECASE)
 
 
@@ -280,6 +283,10 @@ class _Evidence:
         groups = out // second if out and out % second == 0 and first % (out // second) == 0 else None
         if bias is not None and bias != first:
             return groups is not None, groups
+        # PyTorch unfolds the weight of a transposed layer along its second axis to normalise it
+        left = next((found for name in _LEFT if (found := self.index.get(f"{weight.prefix}{name}"))), None)
+        if left is not None and math.prod(left.shape) == second != first:
+            return True, groups
         named = _named_transposed(weight)
         if out != first and groups is not None and before in (None, first):
             return True, groups

@@ -17,7 +17,9 @@ axes need not be one. It is not, and is reported with the reason, when
   tokens and the form of a list of vectors (n, 1, 1, c);
 - it consists of complex numbers, by its name and a last axis of 2, as the filters of GFNet: (h, w, channels, 2);
 - its layout is known, and a kernel of its size would be larger than any: 64 if both sides are larger than 1;
-- it is a kernel of the gates of a recurrent layer of Keras, beside a ``recurrent_kernel`` (:func:`is_recurrent`);
+- it is a kernel of the gates of a recurrent layer of Keras, beside a ``recurrent_kernel`` (:func:`is_recurrent`), or
+  may be one in a list without names: two kernels (h, w, in, n) and (h, w, f, n) of which the first has no bias, with n
+  of 3 or 4 times f, so that the first does not give what the second takes;
 - it is a factor of an adapter (LoRA, LoHa, LoKr, IA3, OFT): it changes a layer and is not one. The base layer is
   imported.
 
@@ -87,6 +89,7 @@ __all__ = [
     "ADAPTER",
     "AXES",
     "CONTRADICTED",
+    "GATES",
     "UNCLEAR",
     "Layout",
     "is_adapter",
@@ -119,6 +122,12 @@ UNCLEAR = (
 CONTRADICTED = (
     "its layout is not clear: biases or sizes contradict the layout that the file or its names state; convert kernels "
     "to (out, in, h, w) and save them again"
+)
+
+#: Why kernels are left out that may be those of gates.
+GATES = (
+    "may be a kernel of a recurrent layer, which is that of several gates: in a list without names, nothing tells; "
+    "save the arrays with names"
 )
 
 #: Why a factor of an adapter is left out.
@@ -472,6 +481,18 @@ def settled(
             tuple(Skipped(kernel.name, CONTRADICTED if declared else UNCLEAR) for kernel in kernels),
         )
     biases = {kernel.name: index.get(f"{scope_of(kernel.name)}.bias".removeprefix(".")) for kernel in kernels}
+    gates = {
+        one.name
+        for first, second in pairwise(tensors)
+        if layout == "HWIO" and {first.name, second.name} <= chosen and biases[first.name] is None
+        if _are_gates(first.shape, second.shape) and first.name not in first.parts
+        for one in (first, second)
+    }
+    if gates:
+        rest, unclear = settled(
+            [one for one in tensors if one.name not in gates], declared=declared, assumed="HWIO", doubted=doubted
+        )
+        return rest, (*unclear, *(Skipped(one.name, GATES) for one in kernels if one.name in gates))
     halves = {
         first.name
         for first, second in pairwise(tensors)
@@ -481,6 +502,16 @@ def settled(
         kernel.name: _turned(kernel, layout, biases[kernel.name], depthwise=kernel.name in halves) for kernel in kernels
     }
     return [turned.get(one.name, one) for one in tensors], ()
+
+
+def _are_gates(first: tuple[int, ...], second: tuple[int, ...]) -> bool:
+    """Whether two kernels (h, w, in, n) and (h, w, f, n) have the shapes of those of a ConvLSTM or a ConvGRU.
+
+    >>> _are_gates((3, 3, 8, 64), (3, 3, 16, 64)), _are_gates((3, 3, 8, 16), (3, 3, 16, 64))
+    (True, False)
+    """
+    same = first[:2] == second[:2] != (1, 1) and first[3] == second[3]
+    return same and second[2] > 0 and second[3] in (3 * second[2], 4 * second[2])
 
 
 def _is_named_weight(name: str) -> bool:

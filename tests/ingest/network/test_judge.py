@@ -181,6 +181,59 @@ def test_kernels_of_separable_layers_in_a_list():
     assert layers[2].kind in ("depthwise", None)
 
 
+@pytest.mark.parametrize("gates", [3, 4])
+@pytest.mark.parametrize("biased", [True, False])
+def test_gates_in_a_list_are_left_out(gates, biased):
+    """get_weights() of a ConvLSTM or a ConvGRU between convolutions: kernels for input and state, and a bias of all."""
+    shapes = [(3, 3, 3, 8), (8,), (5, 5, 8, gates * 16), (5, 5, 16, gates * 16), (gates * 16,), (3, 3, 16, 4), (4,)]
+    listed = [np.ones(shape, "f4") for shape in shapes if biased or shape != (gates * 16,)]
+    weights = weights_from_state_dict({"weights": listed})
+    assert [layer.shape for layer in weights.layers] == [(8, 3, 3, 3), (4, 16, 3, 3)]
+    assert [(entry.name, entry.reason) for entry in weights.skipped] == [("2", judge.GATES), ("3", judge.GATES)]
+    plain = [np.ones(shape, "f4") for shape in ((3, 3, 3, 8), (3, 3, 8, 16), (3, 3, 16, 64), (64,))]
+    assert len(weights_from_state_dict({"weights": plain}).layers) == 3
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("wrap", ["spectral_norm", "parametrized"])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("writer", ["npz", "memory"])
+def test_spectral_normalisation_in_a_list(tmp_path, wrap, bias, writer):
+    """The values of a state dict: the two vectors after a kernel tell, and which axis is that of the outputs."""
+    torch = pytest.importorskip("torch")
+    norm = torch.nn.utils.spectral_norm if wrap == "spectral_norm" else torch.nn.utils.parametrizations.spectral_norm
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3, bias=bias),
+        norm(torch.nn.Conv2d(8, 16, 3, bias=bias)),
+        norm(torch.nn.ConvTranspose2d(16, 4, 4, bias=bias)),
+    )
+    net(torch.randn(1, 3, 16, 16))
+    net.eval()
+    net(torch.randn(1, 3, 16, 16))
+    listed = [value.numpy() for value in net.state_dict().values()]
+    if writer == "npz":
+        np.savez(tmp_path / "a.npz", *listed)
+        weights = formats.read(tmp_path / "a.npz")
+    else:
+        weights = weights_from_state_dict({"weights": listed})
+    effective = [part.weight.detach().numpy() for part in net]
+    effective[2] = effective[2].transpose(1, 0, 2, 3)
+    assert [layer.shape for layer in weights.layers] == [kernel.shape for kernel in effective]
+    assert [layer.weight_norm for layer in weights.layers] == [None, "spectral_norm", "spectral_norm"]
+    for layer, kernel in zip(weights.layers, effective, strict=True):
+        np.testing.assert_allclose(layer.read(), kernel, rtol=1e-4, atol=1e-7)
+
+
+def test_gains_and_directions_in_a_list_are_left_out():
+    shapes = [(8, 3, 3, 3), (8,), (16,), (16, 1, 1, 1), (16, 8, 3, 3), (4, 16, 3, 3), (4,)]
+    listed = [np.ones(shape, "f4") for shape in shapes]
+    weights = weights_from_state_dict({"weights": listed})
+    assert [layer.shape for layer in weights.layers] == [(8, 3, 3, 3), (4, 16, 3, 3)]
+    assert [entry.name for entry in weights.skipped] == ["3", "4"]
+    assert all("weight normalisation" in entry.reason for entry in weights.skipped)
+
+
 def test_a_map_in_a_list_is_no_kernel():
     listed = [np.ones((1, 16, 16, 8), "f4"), np.ones((3, 3, 8, 16), "f4"), np.ones(16, "f4")]
     weights = weights_from_state_dict({"weights": listed})

@@ -15,7 +15,7 @@ import pyarrow as pa
 from cnnfilterdb.core.errors import CorruptError, SelectionError
 from cnnfilterdb.core.paths import is_basis_id
 from cnnfilterdb.core.recipes import RECIPES, Recipe
-from cnnfilterdb.core.reports import Progress, counted
+from cnnfilterdb.core.reports import Progress, counted, first_line
 from cnnfilterdb.core.schema import BASES, HISTOGRAMS, indexable, is_model_id, kernel_shape, storable
 from cnnfilterdb.scan.scan import FilterFiles, Run, joined, scan
 from cnnfilterdb.stats import Basis, Histogram, Moments
@@ -356,7 +356,7 @@ def fitted_basis(row: Mapping[str, Any]) -> FittedBasis:
         )
         wrong = wrong or _wrong_values(basis)
     except (LookupError, TypeError, ValueError) as error:
-        raise CorruptError(f"not a basis ({str(error).partition(chr(10))[0]:.100})") from error
+        raise CorruptError(f"not a basis ({first_line(error, 100)})") from error
     if wrong:
         raise CorruptError(f"basis {str(fitted.basis_id)!r:.100}: wrong {wrong}")
     return fitted

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cnnfilterdb.core.errors import DatabaseError
+from cnnfilterdb.core.reports import first_line
 
 __all__ = [
     "make_folder",
@@ -60,7 +61,7 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in _FULL:
             raise DatabaseError(f"{path}: the disk is full; free some space and run it again") from error
-        reason = os.strerror(error.errno) if error.errno else str(error).partition("\n")[0]
+        reason = os.strerror(error.errno) if error.errno else first_line(error)
         raise DatabaseError(f"{path}: cannot be written: {reason}; check the folder and its permissions") from error
 
 

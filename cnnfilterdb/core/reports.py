@@ -20,6 +20,7 @@ __all__ = [
     "TransferReport",
     "counted",
     "escaped",
+    "first_line",
     "html_table",
     "printable",
     "read_of",
@@ -244,6 +245,15 @@ def printable(text: object) -> str:
     'conv ]0;title a b'
     """
     return " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+
+
+def first_line(error: object, most: int = 1000) -> str:
+    r"""The message of an error of a library, without lines that only help its developers, safe to print.
+
+    >>> first_line(OSError("type: \x0f;\nin deserialize.cpp"))
+    'type: ;'
+    """
+    return printable(str(error).partition("\n")[0])[:most]
 
 
 def escaped(text: str, keep: str = "") -> str:

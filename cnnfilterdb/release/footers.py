@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cnnfilterdb.core.errors import CnnFilterDbError, CorruptError
+from cnnfilterdb.core.reports import first_line
 from cnnfilterdb.core.schema import release_schema
 from cnnfilterdb.release.manifest import ReleaseFile
 
@@ -115,7 +116,7 @@ def _reading(where: str) -> Iterator[None]:
     except CnnFilterDbError:
         raise
     except (pa.ArrowException, OSError, ValueError, NotImplementedError) as error:
-        raise CorruptError(f"{where}: cannot be read ({_first_line(error)}); {_REMEDY}") from error
+        raise CorruptError(f"{where}: cannot be read ({first_line(error, 200)}); {_REMEDY}") from error
 
 
 def _check_text(content: bytes, metadata: pq.FileMetaData, file: ReleaseFile, where: str) -> None:
@@ -152,10 +153,6 @@ def _children(array: pa.Array) -> Iterator[pa.Array]:
 
 
 _REMEDY = "do not use this release, or ask its publisher to rebuild it"
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0][:200]
 
 
 def _difference(found: pa.Schema, expected: pa.Schema) -> str:

@@ -25,6 +25,7 @@ from cnnfilterdb.analysis.bases import FittedBasis, fitted_basis, ranges
 from cnnfilterdb.analysis.fingerprints import wrong_numbers
 from cnnfilterdb.core.errors import CnnFilterDbError, CorruptError
 from cnnfilterdb.core.recipes import RECIPES
+from cnnfilterdb.core.reports import first_line
 from cnnfilterdb.core.schema import MAX_KERNEL_WEIGHTS, is_model_id, is_sha256, kernel_name, kernel_shape, storable
 from cnnfilterdb.release.footers import open_table
 from cnnfilterdb.release.manifest import Manifest, ReleaseFile, shown
@@ -128,7 +129,7 @@ class SmallTables:
         except (pa.ArrowException, OSError, ValueError) as error:
             if isinstance(error, CnnFilterDbError):
                 raise
-            self._refuse(name, f"cannot be read ({str(error).partition(chr(10))[0][:200]})")
+            self._refuse(name, f"cannot be read ({first_line(error, 200)})")
         _check_required(table, name, self._refuse)
         return table
 

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from cnnfilterdb.core import paths
 from cnnfilterdb.core.errors import CorruptError
+from cnnfilterdb.core.reports import first_line
 from cnnfilterdb.core.schema import filter_schema, weight_columns
 from cnnfilterdb.scan.scan import (
     FilterFile,
@@ -29,7 +30,6 @@ from cnnfilterdb.scan.scan import (
     damaged,
     failures,
     filters_metadata,
-    first_line,
     layer_bounds,
     open_parquet,
 )

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cnnfilterdb.core.errors import CnnFilterDbError, CorruptError, RemoteError
-from cnnfilterdb.core.reports import printable
+from cnnfilterdb.core.reports import first_line
 from cnnfilterdb.core.resources import Resources
 from cnnfilterdb.core.schema import filter_schema, weight_columns
 
@@ -32,7 +32,6 @@ __all__ = [
     "damaged",
     "failures",
     "filters_metadata",
-    "first_line",
     "joined",
     "layer_bounds",
     "open_parquet",
@@ -236,11 +235,6 @@ def damaged(path: FilterFile, what: str) -> CnnFilterDbError:
     if not isinstance(path, Path):
         return RemoteError(f"{path}: {what}; check the network and try again")
     return CorruptError(f"{path}: {what}; run `cnnfilterdb verify`, remove the model and import it again")
-
-
-def first_line(error: Exception) -> str:
-    """The message of an error, without lines that only help the developers of the library that raised it."""
-    return printable(str(error).partition("\n")[0])
 
 
 def scan(

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from cnnfilterdb.core import paths
 from cnnfilterdb.core.errors import DatabaseError
-from cnnfilterdb.core.reports import printable
+from cnnfilterdb.core.reports import first_line, printable
 from cnnfilterdb.core.schema import BASES, FINGERPRINTS, HISTOGRAMS, LAYERS, MODELS, filter_schema, storable
 from cnnfilterdb.store.regular import check_size, require_regular
 
@@ -45,7 +45,7 @@ def first_damage(store: DatabaseFolder) -> str | None:
         except DatabaseError as error:
             return printable(error)
         except (OSError, ValueError, pa.ArrowException) as error:
-            reason = printable(str(error).partition("\n")[0])
+            reason = first_line(error)
             return f"{path}: cannot be read ({reason:.200}); {_remedy(store.path, path)}"
     return None
 

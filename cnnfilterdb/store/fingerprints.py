@@ -24,7 +24,7 @@ from cnnfilterdb.analysis.fingerprints import fingerprint, wrong_fingerprints
 from cnnfilterdb.core import paths
 from cnnfilterdb.core.durable import move, sync_folder, writing
 from cnnfilterdb.core.errors import CnnFilterDbError, CorruptError, LockedError
-from cnnfilterdb.core.reports import Progress
+from cnnfilterdb.core.reports import Progress, first_line
 from cnnfilterdb.core.schema import FINGERPRINTS, weight_columns
 from cnnfilterdb.scan.ordered import RowCursor
 from cnnfilterdb.scan.steady import steady
@@ -82,7 +82,7 @@ class Fingerprints:
                     table = sealed_rows(self.store.path, relative, FINGERPRINTS)
                     wrong = wrong_fingerprints(table, committed[path.stem], hashes)
                 except (OSError, ValueError, pa.ArrowException, CnnFilterDbError) as error:
-                    wrong = str(error).partition("\n")[0]
+                    wrong = first_line(error)
                 if wrong:
                     found[relative] = wrong
         return found
@@ -182,12 +182,12 @@ def _rows(path: Path, model_id: str, kernel: str, layers: Sequence[dict[str, Any
                     "tensor_sha256": layer["tensor_sha256"],
                 } | fingerprint(kernels, kernel, layer["out_channels"])
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise CorruptError(f"{path}: cannot be read ({str(error).partition(chr(10))[0]:.200})") from error
+        raise CorruptError(f"{path}: cannot be read ({first_line(error, 200)})") from error
 
 
 def _wrong_empty(root: Path) -> str | None:
     try:
         rows: int = sealed_rows(root, paths.fingerprints_path(paths.EMPTY), FINGERPRINTS).num_rows
     except (OSError, ValueError, pa.ArrowException, CnnFilterDbError) as error:
-        return str(error).partition("\n")[0]
+        return first_line(error)
     return "has rows" if rows else None

@@ -36,7 +36,7 @@ from cnnfilterdb.core.errors import (
     UnsafePathError,
     unknown_model,
 )
-from cnnfilterdb.core.reports import Problem, Progress
+from cnnfilterdb.core.reports import Problem, Progress, first_line
 from cnnfilterdb.core.schema import (
     FORMAT_VERSION,
     check_format,
@@ -127,7 +127,7 @@ class Store(Contents):
             if type(version) is not int:
                 raise TypeError(f"{version!r} is not a number")
         except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            reason = str(error).partition("\n")[0]
+            reason = first_line(error)
             raise DatabaseError(f"{marker}: no format version in it ({reason:.200}); restore this file") from error
         if layout is not None:
             raise NotADatabaseError(

@@ -35,6 +35,7 @@ from cnnfilterdb.core import paths
 from cnnfilterdb.core.durable import sha256, sync, sync_folder, writing
 from cnnfilterdb.core.errors import CnnFilterDbError, CorruptError, DatabaseError
 from cnnfilterdb.core.listing import entries
+from cnnfilterdb.core.reports import first_line
 from cnnfilterdb.core.schema import FINGERPRINTS, HISTOGRAMS, LAYERS, MODELS
 from cnnfilterdb.store.regular import check_size, read_small, require_regular
 from cnnfilterdb.store.writer import HISTOGRAM_ENCODING
@@ -302,7 +303,7 @@ def _rows(root: Path, files: Iterable[str], schema: pa.Schema, there: list[int])
         except FileNotFoundError:
             continue
         except (OSError, ValueError, pa.ArrowException) as error:
-            raise CorruptError(f"{path}: cannot be read ({str(error).partition(chr(10))[0]:.200})") from error
+            raise CorruptError(f"{path}: cannot be read ({first_line(error, 200)})") from error
         if rows >= _ROWS or size >= _BYTES:
             yield pa.concat_tables(pending).combine_chunks()
             pending, size, rows = [], 0, 0

@@ -41,7 +41,7 @@ from cnnfilterdb.core.durable import make_folder, move, sync_folder, whole, writ
 from cnnfilterdb.core.errors import CnnFilterDbError, CorruptError, LockedError
 from cnnfilterdb.core.listing import entries
 from cnnfilterdb.core.recipes import RECIPES
-from cnnfilterdb.core.reports import Progress
+from cnnfilterdb.core.reports import Progress, first_line
 from cnnfilterdb.core.schema import BASES, HISTOGRAMS, indexable, papers_layers
 from cnnfilterdb.scan.steady import steady
 from cnnfilterdb.stats import Basis, Histogram, histograms
@@ -429,7 +429,7 @@ def _only_row(table: pa.Table) -> dict[str, Any]:
 def _reason(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "missing"
-    return str(error).partition("\n")[0]
+    return first_line(error)
 
 
 def _wrong_histograms(

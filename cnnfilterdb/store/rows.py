@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from cnnfilterdb.core import paths
 from cnnfilterdb.core.errors import CorruptError
-from cnnfilterdb.core.reports import printable
+from cnnfilterdb.core.reports import first_line
 from cnnfilterdb.core.schema import BASES, FINGERPRINTS, HISTOGRAMS, LAYERS, MODELS
 from cnnfilterdb.store.regular import check_size, require_regular
 from cnnfilterdb.store.seals import sealed
@@ -55,7 +55,7 @@ def damaged_file(root: Path, files: Iterable[Path], schema: pa.Schema, error: Ex
         try:
             read_rows(root, [file], schema, schema.names)
         except (OSError, pa.ArrowException) as found:
-            reason = printable(str(found).partition("\n")[0])
+            reason = first_line(found)
             return CorruptError(f"{file}: cannot be read ({reason}); remove the model and import it again")
     return CorruptError(f"a table could not be read a moment ago ({error}); try again")
 

@@ -29,7 +29,7 @@ from cnnfilterdb.core import paths
 from cnnfilterdb.core.durable import sha256
 from cnnfilterdb.core.errors import CorruptError, DatabaseError, UnsafePathError
 from cnnfilterdb.core.recipes import RECIPES
-from cnnfilterdb.core.reports import Problem, Progress
+from cnnfilterdb.core.reports import Problem, Progress, first_line
 from cnnfilterdb.core.resources import Resources
 from cnnfilterdb.core.schema import (
     BASES,
@@ -125,12 +125,12 @@ def verify_folder(root: Path) -> list[Problem]:
         if not marker_sealed(read_small(root, paths.MARKER).decode()):
             problems.append(Problem(None, marker, BROKEN_SEAL))
     except (OSError, ValueError, RecursionError, DatabaseError) as error:
-        problems.append(Problem(None, marker, f"cannot be read: {_reason(error)}"))
+        problems.append(Problem(None, marker, f"cannot be read: {first_line(error)}"))
     try:
         if os.path.lexists(init) and not text_sealed(read_small(root, paths.INIT)):
             problems.append(Problem(None, init, BROKEN_SEAL))
     except (OSError, DatabaseError) as error:
-        problems.append(Problem(None, init, f"cannot be read: {_reason(error)}"))
+        problems.append(Problem(None, init, f"cannot be read: {first_line(error)}"))
     return problems
 
 
@@ -161,10 +161,6 @@ class _Damaged(Exception):
     """A file that cannot be read to its end."""
 
 
-def _reason(error: Exception) -> str:
-    return str(error).partition("\n")[0]
-
-
 def _read(path: Path, schema: pa.Schema) -> pa.Table:
     """Read a small table, checking the checksums of its pages and its columns."""
     try:
@@ -172,7 +168,7 @@ def _read(path: Path, schema: pa.Schema) -> pa.Table:
         check_size(file, path)
         table = file.read()
     except (OSError, ValueError, pa.ArrowException, CorruptError) as error:
-        raise _Damaged(f"cannot be read: {_reason(error)}") from error
+        raise _Damaged(f"cannot be read: {first_line(error)}") from error
     if not table.schema.equals(schema):
         raise _Damaged("its columns are not those of the schema")
     return table
@@ -308,7 +304,7 @@ class _Check:
             try:
                 self._filter_file(path, kernel, expected)
             except (_Damaged, CorruptError, OSError, ValueError, pa.ArrowException) as error:
-                self._problem(path, f"cannot be read: {_reason(error)}")
+                self._problem(path, f"cannot be read: {first_line(error)}")
 
     def _filter_file(self, path: str, kernel: str, layers: pa.Table) -> None:
         import pyarrow.compute as pc

@@ -20,10 +20,14 @@ pytestmark = [
 FOUND = sorted(path for path in guided.FOUND.rglob("*") if path.is_file())
 
 
+@pytest.fixture(scope="module")
+def targets(tmp_path_factory):
+    return {one.name: one for one in guided.targets(tmp_path_factory.mktemp("fuzz") / "targets")}
+
+
 @pytest.mark.parametrize("path", FOUND, ids=lambda path: f"{path.parent.name}/{path.name}")
-def test_inputs_that_failed_once(path, tmp_path):
-    target = next(one for one in guided.targets(tmp_path / "targets") if one.name == path.parent.name)
-    target.tried(path.read_bytes())
+def test_inputs_that_failed_once(path, targets):
+    targets[path.parent.name].tried(path.read_bytes())
 
 
 def test_new_inputs_are_read_or_refused(tmp_path):

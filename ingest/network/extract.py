@@ -24,6 +24,7 @@ from cnnfilterdb.ingest.network.contents import contents_of
 from cnnfilterdb.ingest.network.folding import EPSILON_TORCH, batch_norms, paired_by_name
 from cnnfilterdb.ingest.network.judge import Layout, settled, speaks_pytorch
 from cnnfilterdb.ingest.network.layers import ConvLayer, Kind, Skipped, Tensor, Weights
+from cnnfilterdb.ingest.network.likeness import alike, side_path
 from cnnfilterdb.ingest.network.objects import Object
 
 __all__ = [
@@ -142,7 +143,8 @@ def layers_from_tensors(
     except where the input itself may have one channel: in the first layer of the network or of a part of it. The length
     of the bias, or of the normalisation that follows, distinguishes a transposed layer from others; its name decides
     only if they do not. A layer with as many input channels as the layer before it in the file has output channels is
-    a plain convolution; otherwise its shape does not show whether it is grouped, and kind and groups are None.
+    a plain convolution; otherwise its shape does not show whether it is grouped, and kind and groups are None, unless
+    other layers prove it (:mod:`~cnnfilterdb.ingest.network.likeness`).
 
     Args:
         tensors: The tensors of one network.
@@ -176,6 +178,7 @@ def layers_from_tensors(
     for weight in weights:
         given = (facts or {}).get(weight.prefix.removesuffix("."), ConvFacts())
         layers.append(_layer(weight, given, evidence))
+    layers = alike(layers, ordered=ordered)
     known_epsilons = {name: given.epsilon for name, given in (facts or {}).items() if given.epsilon is not None}
     norms = batch_norms(tensors, epsilon=epsilon, epsilons=known_epsilons)
     return paired_by_name(layers, tensors, norms, ordered=ordered), skipped
@@ -237,8 +240,15 @@ class _Evidence:
         channels: int | None = None
         last: Weight | None = None  # the weight that a norm would belong to
         previous: Weight | None = None
+        side, entered = "", channels  # the shortcut or gate that the layer before is in, and what went into that
         for tensor, part in zip(tensors, found, strict=True):
             if isinstance(part, Weight):
+                # What a shortcut or a gate of channels gives is not what the next layer of its block reads
+                inside = side_path(part.name)
+                if inside != side:
+                    if side and part.name.startswith(side.rpartition(".")[0]):
+                        channels = entered
+                    side, entered = inside, channels
                 # A layer like the one before may be its parallel branch, with the same input
                 if (
                     previous is not None

@@ -19,7 +19,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
 
 from cnnfilterdb.ingest.network.layers import ConvLayer
 
@@ -84,9 +83,11 @@ def _grouped(layer: ConvLayer, groups: int) -> ConvLayer:
 def _cardinality(layers: Sequence[ConvLayer]) -> int | None:
     """The number of groups of all layers ``conv2`` that follow a ``conv1`` in their block; None where they differ."""
     found, widest = [], 0
-    for first, second in pairwise(layers):
+    by_name = {layer.name: layer for layer in layers}
+    for second in layers:
         block, _, leaf = second.name.rpartition(".")
-        if leaf == "conv2" and first.name == f"{block}.conv1":
+        first = by_name.get(f"{block}.conv1")
+        if leaf == "conv2" and first is not None:
             if first.shape[0] % second.shape[1]:
                 return None
             found.append(first.shape[0] // second.shape[1])

@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save_file
 
 import cnnfilterdb
+from cnnfilterdb.ingest.network.contents import CONTENTS, from_text
 from cnnfilterdb.ingest.network.layers import stated
 
 KERNELS = np.random.default_rng(0).normal(size=(8, 3, 3, 3)).astype(np.float32)
@@ -53,6 +54,7 @@ def test_metadata_of_files_is_shown_and_kept(tmp_path, make, expected):
     with cnnfilterdb.create(tmp_path / "a.db") as db:
         db.add(file, name="mine", original={"licence": "as the author wrote"})
         kept = db.sql("SELECT original FROM models").fetchall()[0][0]
+        assert from_text(kept.pop(CONTENTS)) == found.contents
         assert kept == {f"file: {name}": text for name, text in expected.items()} | {"licence": "as the author wrote"}
         assert db.verify() == []
 

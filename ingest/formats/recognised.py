@@ -168,6 +168,9 @@ def described_folder(path: Path) -> str | None:
     names = {entry.name for entry in path.iterdir()}
     if len(parts := [name for name in names if re.fullmatch(r"mp_rank_\d+(?:_\d+)*", name)]) > 1:
         return f"a checkpoint of {len(parts)} processes; merge them with the program that wrote them"
+    if "model_index.json" in names:
+        parts = sorted(child.name for child in path.iterdir() if (child / "config.json").is_file())
+        return f"a pipeline of diffusers, of several models ({', '.join(parts[:8])}); pass the folder of one of them"
     if ".zarray" in names or any((child / ".zarray").is_file() for child in path.iterdir()):
         return str(_Known("a Zarr folder without the description of its group", _ZARR))
     return None

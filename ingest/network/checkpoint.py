@@ -134,6 +134,9 @@ def networks(root: Any, is_tensor: Callable[[Any], bool]) -> tuple[list[Network]
     (['conv.weight'], [Skipped(name='optimizer', reason='state of the training')])
     """
     finder = _Finder(is_tensor)
+    if isinstance(root, Mapping) and root.keys() == {"state", "param_groups"}:
+        finder.skip("the file", "the state of an optimiser, not a network")
+        return [], finder.skipped
     wanted = choices.chosen().network
     found = finder.find(root, "") if wanted is None else finder.selected(root, wanted)
     finder.report_unread(root)

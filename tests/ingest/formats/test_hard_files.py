@@ -340,6 +340,11 @@ def test_what_belongs_to_the_training_is_reported(tmp_path):
         "optimizer_states": "state of the training",
         "hyper_parameters": "state of the training",
     }
+    alone = saved(moments, tmp_path / "optimizer.pt")
+    assert not alone.layers
+    assert [(one.name, one.reason) for one in alone.skipped] == [
+        ("the file", "the state of an optimiser, not a network")
+    ]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

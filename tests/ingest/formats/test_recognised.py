@@ -83,6 +83,15 @@ def test_folders_are_called_by_their_name(tmp_path):
         formats.read(tmp_path)
 
 
+def test_a_pipeline_of_diffusers_names_its_models(tmp_path):
+    for name in ("unet", "vae"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    with pytest.raises(WeightFileError, match=r"a pipeline of diffusers, .*\(unet, vae\); pass the folder"):
+        formats.read(tmp_path)
+
+
 def test_a_folder_of_one_weight_file_is_that_model(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(WeightFileError, match="a folder of no weight file"):

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from cnnfilterdb.errors import SelectionError
+from cnnfilterdb.core.errors import SelectionError
 from cnnfilterdb.ingest.formats.keras.config import LayerNode, conv_class, leaves, parse
 from cnnfilterdb.ingest.formats.keras.file import Stored, Variable
 from cnnfilterdb.ingest.formats.keras.model import layers_of

@@ -288,6 +288,20 @@ def test_an_import_of_unknown_size_says_so(run, other_packages, tmp_path):
     ]
 
 
+def test_the_demo_ends_with_what_to_do_next(run, sample_path, tmp_path, monkeypatch):
+    shutil.copytree(sample_path, tmp_path / "demo.db")
+    monkeypatch.setattr("cnnfilterdb.cli.ingesting._collected", lambda name: {})
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: None)
+    monkeypatch.setattr("cnnfilterdb.database.FilterDB.report", lambda self, page, **_: page)
+    status, out, err = run("demo", "--db", tmp_path / "demo.db", "--report", tmp_path / "report")
+    assert (status, err) == (0, "warning: 1 of the models used are flagged untrained: custom/ct-a\n")
+    assert out.splitlines()[-3:] == [
+        f"Figures and a report: {tmp_path / 'report' / 'report.html'}",
+        "0 done, 0 skipped, 0 failed",
+        f'Next: cnnfilterdb sql --db {tmp_path / "demo.db"} "FROM kl_shift(task)"',
+    ]
+
+
 def test_every_summary_is_complete(run):
     _, out, _ = run("--help")
     lines = out[out.index("Import models:") :].splitlines()

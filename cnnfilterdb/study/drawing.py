@@ -17,8 +17,10 @@ from cnnfilterdb.plots.style import (
     bare,
     distinct_labels,
     logarithmic,
+    root_figure,
     row_label_width,
     row_labels,
+    text_width,
 )
 from cnnfilterdb.study.sample import Contrast
 
@@ -99,29 +101,62 @@ def places(
         coordinates: (n, 2).
         medical: Which are medical, (n,).
         shown: Share of the differences along each axis.
-        names: Label of each unit, empty for none, (n,).
+        names: Label of each unit, empty for none, (n,); one that would lie on a unit or on another label is left out.
     """
-    figure = Figure(look().page, 4.4)
-    axes = figure.panel(0.5, 0.1, look().page - 0.6, 3.85)
+    figure = Figure(look().page, 4.6)
+    axes = figure.panel(0.5, 0.3, look().page - 0.6, 3.85)
     bare(axes, keep=("left", "bottom"))
     for chosen, colour, label, layer in ((~medical, OTHER, "other", 1), (medical, MEDICAL, "medical", 2)):
         axes.scatter(
             coordinates[chosen, 0], coordinates[chosen, 1], s=22, color=colour, alpha=0.8, linewidths=0.4,
             edgecolors="white", label=label, zorder=layer,
         )  # fmt: skip
-    middle = float(np.mean(axes.get_xlim()))
-    for (x, y), name in zip(coordinates, names, strict=True):
-        if name:
-            left = x > middle
-            axes.annotate(
-                name, (x, y), xytext=(-5 if left else 5, 0), textcoords="offset points", fontsize=look().small,
-                color=INK, va="center", ha="right" if left else "left", parse_math=False,
-            )  # fmt: skip
     axes.set_aspect("equal", adjustable="datalim")
+    _name_points(axes, coordinates, names)
     axes.set_xlabel(f"first axis, {100 * shown[0]:.0f} % of the differences", fontsize=look().body, color=INK)
     axes.set_ylabel(f"second axis, {100 * shown[1]:.0f} %", fontsize=look().body, color=INK)
-    axes.legend(fontsize=look().small, frameon=False, loc="best", labelcolor=INK)
+    axes.legend(
+        fontsize=look().small, frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0,
+        labelcolor=INK,
+    )  # fmt: skip
     return figure
+
+
+#: Where a label may stand: its offset from the point, and which part of it is there, as shares of its size.
+_BESIDE: Sequence[tuple[tuple[float, float], tuple[float, float]]] = (
+    ((5, 0), (0.0, 0.5)),
+    ((-5, 0), (1.0, 0.5)),
+    ((0, 5), (0.5, 0.0)),
+    ((0, -5), (0.5, 1.0)),
+)
+
+
+def _name_points(axes: Axes, coordinates: npt.NDArray[np.float64], names: Sequence[str]) -> None:
+    """Write names beside points, where they touch no other point and no other name."""
+    axes.apply_aspect()
+    unit = 72 / root_figure(axes).dpi
+    points = axes.transData.transform(coordinates) * unit
+    low, high = (unit * np.array(corner) for corner in (axes.bbox.min, axes.bbox.max))
+    # Lower and upper corners of what is taken: points have a radius of about 2.5 points.
+    taken = [(point - 2.5, point + 2.5) for point in points]
+    for point, place, name in zip(points, coordinates, names, strict=True):
+        if not name:
+            continue
+        size = np.array([72 * text_width(name, look().small), 1.2 * look().small])
+        for offset, anchor in _BESIDE:
+            lower = point + np.array(offset) - size * np.array(anchor)
+            upper = lower + size
+            if (lower < low).any() or (upper > high).any():
+                continue
+            if any((lower < there[1]).all() and (upper > there[0]).all() for there in taken):
+                continue
+            taken.append((lower, upper))
+            axes.annotate(
+                name, place, xytext=offset, textcoords="offset points", fontsize=look().small, color=INK,
+                ha=("left", "center", "right")[round(2 * anchor[0])],
+                va=("bottom", "center", "top")[round(2 * anchor[1])], parse_math=False,
+            )  # fmt: skip
+            break
 
 
 def ranked(names: Sequence[str], values: Sequence[float], notes: Sequence[str], usual: float, limit: float) -> Figure:

@@ -413,7 +413,8 @@ def _map(units: Sample, outliers: Outliers | None) -> list[Block]:
         Picture(
             "map", figure, "Medical and other units in a plane.",
             "Classical scaling: distances in the plane approach the roots of the shifts between units. If medical "
-            "models had filters of their own, the coloured points would form a group. Outliers are named.",
+            "models had filters of their own, the coloured points would form a group. Outliers are named "
+            "where there is room.",
         )
     ]  # fmt: skip
 

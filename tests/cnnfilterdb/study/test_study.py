@@ -6,11 +6,13 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 import cnnfilterdb
 from cnnfilterdb import catalog
 from cnnfilterdb.core.errors import SelectionError
 from cnnfilterdb.study.document import Rows
+from cnnfilterdb.study.drawing import places
 from cnnfilterdb.study.paper import _second_figure, present
 from cnnfilterdb.study.question import ALIKE, DIFFERS, OPEN, main_question
 from cnnfilterdb.study.sample import read_sample
@@ -266,3 +268,20 @@ def test_what_cannot_be_asked(alike, tmp_path):
         db.add(tensors, "only", domain="natural", family="U-Net", task="Segmentation")
         with pytest.raises(SelectionError, match="no medical model with 3x3 kernels; ingest one"):
             db.study()
+
+
+def test_names_in_the_plane_touch_nothing():
+    rng = np.random.default_rng(0)
+    coordinates = np.concatenate([0.02 * rng.normal(size=(30, 2)), rng.uniform(-1, 1, (10, 2)), [[1.5, 0], [1.5, 0.0]]])
+    names = [f"package-{number}/model" for number in range(len(coordinates))]
+    figure = places(coordinates, np.arange(len(names)) < 20, [0.5, 0.2], names)
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw(renderer)
+    (axes,) = figure.axes
+    boxes = [text.get_window_extent(renderer) for text in axes.texts]
+    assert 5 <= len(boxes) < len(names)
+    points = axes.transData.transform(coordinates)
+    for number, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[:number])
+        assert not any(box.contains(*point) for point in points)
+        assert 0 <= box.x0 < box.x1 <= figure.bbox.width

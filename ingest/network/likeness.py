@@ -9,7 +9,8 @@ because a network branches, three other observations do:
    this one.
 2. *Cardinality.* In the blocks of ResNeXt and its relatives ``conv1`` gives as many channels as ``conv2`` takes. Where
    three blocks or more agree on the number of groups, and no block contradicts, that number is taken.
-3. *Repetition.* Two layers of one shape whose names differ in their numbers only are those of one class, repeated.
+3. *Repetition.* Two layers of one shape and one name, in blocks whose names differ in their numbers only, are those of
+   one class, repeated: ``block1.conv`` and ``block2.conv``, but not ``conv1`` and ``conv2``, nor ``0`` and ``1``.
 
 Layers with four input channels or fewer may read an image. Only the second observation decides them.
 """
@@ -130,4 +131,7 @@ def _repeated(layers: Sequence[ConvLayer]) -> list[ConvLayer]:
 
 
 def _likeness(layer: ConvLayer) -> tuple[str, tuple[int, ...]]:
-    return re.sub(r"\d+", "#", layer.name), layer.shape
+    parts = layer.name.split(".")
+    named = next((place for place in reversed(range(len(parts))) if not parts[place].isdecimal()), 0)
+    blocks, own = ".".join(parts[:named]), ".".join(parts[named:])
+    return f"{re.sub(r'[0-9]+', '#', blocks)}.{own}", layer.shape

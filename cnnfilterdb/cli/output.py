@@ -113,6 +113,10 @@ class Output:
         return (_ROWS if on_terminal() else 0) if self.limit is None else self.limit
 
 
+#: Formats that are no text.
+_BINARY = ("parquet", "arrow")
+
+
 def emit(
     rows: pd.DataFrame | pa.Table | pa.RecordBatchReader,
     how: Output,
@@ -137,10 +141,10 @@ def emit(
         table = _table_of(rows)
         _print_table(table, how.most(), missing or {}, table.num_rows if total is None else total)
         return
-    if how.output is None and on_terminal() and style in ("parquet", "arrow"):
+    if how.output is None and on_terminal() and style in _BINARY:
         raise click.UsageError(f"{style} is binary: add -o FILE or redirect standard output")
     if how.output is None:
-        _write(rows, style, cast("BinaryIO", _Printed()))
+        _write(rows, style, cast("BinaryIO", _Printed(binary=style in _BINARY)))
         return
     with replacing(how.output) as part, part.open("wb") as file:
         _write(rows, style, file)
@@ -165,16 +169,28 @@ def _write(rows: pd.DataFrame | pa.Table | pa.RecordBatchReader, style: str, tar
 
 
 class _Printed(io.RawIOBase):
-    """Standard output, which shows no control characters on a terminal."""
+    """Standard output, which shows no control characters on a terminal.
+
+    Args:
+        binary: What is written is no text; else each piece is, and ends with a whole character.
+    """
+
+    def __init__(self, *, binary: bool) -> None:
+        super().__init__()
+        self._binary = binary
 
     def writable(self) -> bool:
         """Whether it can be written to."""
         return True
 
     def write(self, data: Any) -> int:
-        """Print bytes; on a terminal they are text that ends with a whole character."""
+        """Print bytes."""
         content = bytes(data)
-        click.echo(escaped(content.decode(), keep="\n\t") if on_terminal() else content, nl=False)
+        if self._binary:
+            click.echo(content, nl=False)
+        else:
+            text = content.decode()
+            click.echo(escaped(text, keep="\n\t") if on_terminal() else text, nl=False)
         return len(content)
 
 

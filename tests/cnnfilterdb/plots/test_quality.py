@@ -1,8 +1,10 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from matplotlib.collections import PathCollection
 
+import cnnfilterdb
 from cnnfilterdb.core.errors import SelectionError
 from cnnfilterdb.plots import depth_deciles, quality
 
@@ -46,6 +48,20 @@ def test_every_layer_is_seen(layers):
         assert len(dots) == len(layers)
         assert (dots >= low).all()
         assert (dots <= high).all()
+
+
+@pytest.mark.parametrize(("all_layers", "expected"), [(False, 1), (True, 2)])
+def test_the_figure_has_the_layers_of_the_table(tmp_path, all_layers, expected):
+    """Neither has transposed layers, which the papers leave out, unless all are asked for."""
+    torch.manual_seed(0)
+    with cnnfilterdb.create(tmp_path / "a.db") as db:
+        db.add(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ConvTranspose2d(8, 8, 3)), "m", domain="natural")
+        assert db.quality("domain", all_layers=all_layers)["layers"].tolist() == [expected]
+        figure = db.plot.quality("domain", all_layers=all_layers)
+        drawn = [one for axes in figure.axes for one in axes.collections if isinstance(one, PathCollection)]
+        caption = " ".join(text.get_text() for text in figure.texts)
+    assert f"{expected} layer" in caption
+    assert drawn
 
 
 def test_entropy_without_a_positive_threshold_is_left_out(layers):

@@ -201,6 +201,7 @@ def overwrite(file, change):
     os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize("table", ["models", "layers", "histograms-3x3-*", "members"])
 def test_damage_is_never_an_error_of_a_question(path, damage, table):

@@ -179,6 +179,7 @@ def of_the_paper(tmp_path_factory):
     db.close()
 
 
+@pytest.mark.thorough
 def test_the_statements_of_the_paper(of_the_paper):
     study = of_the_paper.study(permutations=19, scan=False)
     paper = next(section for section in study.sections if section.key == "paper")

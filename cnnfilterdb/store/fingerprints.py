@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -142,13 +143,9 @@ class _Model:
 
 
 def _size(model: _Model) -> int:
-    """Bytes of the largest layer with its keys: one is in memory at a time."""
+    """Bytes of the largest layer: one is in memory at a time."""
     return max(
-        (
-            4 * (3 + len(weight_columns(kernel))) * row["filters"]
-            for kernel, rows in model.layers.items()
-            for row in rows
-        ),
+        (4 * len(weight_columns(kernel)) * row["filters"] for kernel, rows in model.layers.items() for row in rows),
         default=0,
     )
 
@@ -170,12 +167,14 @@ def _rows(path: Path, model_id: str, kernel: str, layers: Sequence[dict[str, Any
             for layer in layers:
                 if layer["tensor_sha256"] is None:
                     raise CorruptError(f"{model_id}: a stored layer has no hash; remove the model and import it again")
-                models, keys, kernels = rows_of.take(layer["filters"])
-                if models != {model_id} or (keys[0] != layer["layer"]).any():
-                    raise CorruptError(
-                        f"{path}: its filters are not those of the layers; `cnnfilterdb verify` checks it"
-                    )
-                del keys  # a third of the memory of the layer
+                kernels = np.empty((layer["filters"], len(weight_columns(kernel))), np.float32)
+                for start in range(0, len(kernels), _BATCH):  # so that the keys of a large layer take no memory
+                    models, keys, part = rows_of.take(min(_BATCH, len(kernels) - start))
+                    if models != {model_id} or (keys[0] != layer["layer"]).any():
+                        raise CorruptError(
+                            f"{path}: its filters are not those of the layers; `cnnfilterdb verify` checks it"
+                        )
+                    kernels[start : start + len(part)] = part
                 yield {
                     "model_id": model_id,
                     "layer": layer["layer"],

@@ -127,7 +127,7 @@ class Inspection:
         skipped: What looked like a convolution and was left out, with the reason.
         contents: Tensors and numbers of the whole file by what became of them, classes of
             :mod:`cnnfilterdb.ingest.network.contents`; empty where the
-            format does not tell.
+            reader does not count them.
         untrained: Whether no layer differs from random initialisation; None where this cannot be determined.
         warnings: What deserves attention, one line each.
     """

@@ -113,10 +113,6 @@ class Output:
         return (_ROWS if on_terminal() else 0) if self.limit is None else self.limit
 
 
-#: Formats that are no text.
-_BINARY = ("parquet", "arrow")
-
-
 def emit(
     rows: pd.DataFrame | pa.Table | pa.RecordBatchReader,
     how: Output,
@@ -134,6 +130,8 @@ def emit(
     """
     import pyarrow as pa
 
+    from cnnfilterdb.core.rows import BINARY
+
     style = how.chosen()
     if isinstance(rows, pa.RecordBatchReader) and style == "table":
         rows = rows.read_all()  # the width of a column is that of its widest cell
@@ -141,10 +139,10 @@ def emit(
         table = _table_of(rows)
         _print_table(table, how.most(), missing or {}, table.num_rows if total is None else total)
         return
-    if how.output is None and on_terminal() and style in _BINARY:
+    if how.output is None and on_terminal() and style in BINARY:
         raise click.UsageError(f"{style} is binary: add -o FILE or redirect standard output")
     if how.output is None:
-        _write(rows, style, cast("BinaryIO", _Printed(binary=style in _BINARY)))
+        _write(rows, style, cast("BinaryIO", _Printed(binary=style in BINARY)))
         return
     with replacing(how.output) as part, part.open("wb") as file:
         _write(rows, style, file)

@@ -13,7 +13,10 @@ import pyarrow as pa
 
 from cnnfilterdb.core.errors import SelectionError
 
-__all__ = ["encoded", "plain_rows", "write"]
+__all__ = ["BINARY", "encoded", "plain_rows", "write"]
+
+#: Formats that are no text.
+BINARY = ("parquet", "arrow")
 
 #: First characters of a text that a spreadsheet would interpret as a formula.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -37,7 +40,7 @@ def encoded(table: pa.Table, style: str) -> str | bytes:
     target = io.BytesIO()
     write(table.to_reader(), style, target)
     data = target.getvalue()
-    return data if style in ("parquet", "arrow") else data.decode()
+    return data if style in BINARY else data.decode()
 
 
 def write(rows: pa.RecordBatchReader, style: str, target: BinaryIO) -> None:
@@ -51,7 +54,7 @@ def write(rows: pa.RecordBatchReader, style: str, target: BinaryIO) -> None:
     Raises:
         SelectionError: The format cannot store a column.
     """
-    if style not in ("parquet", "arrow"):
+    if style not in BINARY:
         for text in _texts(rows, style):
             target.write(text.encode())
         return

@@ -30,11 +30,14 @@ from cnnfilterdb.scan.scan import (
     damaged,
     failures,
     filters_metadata,
-    layer_bounds,
+    may_hold,
     open_parquet,
 )
 
-__all__ = ["RowCursor", "filters_of"]
+__all__ = ["PIECE", "RowCursor", "filters_of"]
+
+#: Rows that are read, or filters of a layer that are looked at, at a time: memory does not grow with the layer.
+PIECE = 64 * 1024
 
 
 def filters_of(storage: FilterFiles, kernel: str, layers: Mapping[str, Collection[int]]) -> Iterator[pa.Table]:
@@ -59,8 +62,7 @@ def filters_of(storage: FilterFiles, kernel: str, layers: Mapping[str, Collectio
     def row_groups() -> Iterator[_Place]:
         for model_id, path, metadata, group in _in_order(storage.filter_files(kernel, sorted(layers)), kernel, layers):
             chosen = layers[model_id]
-            bounds = layer_bounds(metadata, group)
-            if bounds is None or any(bounds[0] <= layer <= bounds[1] for layer in chosen):
+            if may_hold(metadata, group, chosen):
                 rows = metadata.row_group(group).num_rows
                 yield _Place(path, None if runner.remote else metadata, group, rows, kernel, chosen)
 
@@ -119,6 +121,11 @@ class RowCursor:
         self._columns = weight_columns(kernel)
         self._batches: Iterator[pa.RecordBatch] = iter(batches)
         self._batch: pa.RecordBatch | None = None
+
+    def pieces(self, count: int) -> Iterator[tuple[int, set[str], npt.NDArray[np.int32], npt.NDArray[np.float32]]]:
+        """The next rows, :data:`PIECE` at a time: the number of the first, and what :meth:`take` returns."""
+        for start in range(0, count, PIECE):
+            yield start, *self.take(min(PIECE, count - start))
 
     def take(self, count: int) -> tuple[set[str], npt.NDArray[np.int32], npt.NDArray[np.float32]]:
         """The next rows.

@@ -33,7 +33,7 @@ __all__ = [
     "failures",
     "filters_metadata",
     "joined",
-    "layer_bounds",
+    "may_hold",
     "open_parquet",
     "scan",
 ]
@@ -161,21 +161,22 @@ def constant(metadata: pq.FileMetaData, group: int, column: str) -> Any:
     return statistics.min
 
 
-def layer_bounds(metadata: pq.FileMetaData, group: int) -> tuple[int, int] | None:
-    """Smallest and largest layer of a row group; None if its statistics do not contain them."""
+def may_hold(metadata: pq.FileMetaData, group: int, layers: Collection[int]) -> bool:
+    """Whether some of these layers may be in a row group, by its smallest and largest layer."""
     names = metadata.schema.names
     statistics = metadata.row_group(group).column(names.index("layer")).statistics if "layer" in names else None
-    return (statistics.min, statistics.max) if statistics is not None and statistics.has_min_max else None
+    if statistics is None or not statistics.has_min_max:
+        return True
+    low, high = statistics.min, statistics.max
+    return any(low <= layer <= high for layer in layers)
 
 
 def _matters(metadata: pq.FileMetaData, group: int, layers: Mapping[str, Collection[int]] | None) -> bool:
     """Whether some of these layers of the models may be in a row group."""
     if layers is None:
         return True
-    model_id, bounds = constant(metadata, group, "model_id"), layer_bounds(metadata, group)
-    if model_id is None or bounds is None:
-        return True
-    return any(bounds[0] <= layer <= bounds[1] for layer in layers.get(model_id, ()))
+    model_id = constant(metadata, group, "model_id")
+    return model_id is None or may_hold(metadata, group, layers.get(model_id, ()))
 
 
 @dataclass(frozen=True, slots=True)

@@ -628,7 +628,7 @@ def _similarities(
     for start in range(0, count, _BLOCK):
         size = min(_BLOCK, count - start)
         _gather(addresses, start, size, block)
-        # Not weights: in double precision the square of no weight vanishes or overflows.
+        # Not scaled: in double precision the square of no weight vanishes or overflows.
         _peak_block(block, peak, size)
         for j in range(k):
             for b in range(size):

@@ -27,16 +27,13 @@ from cnnfilterdb.core.durable import move, sync_folder, writing
 from cnnfilterdb.core.errors import CnnFilterDbError, CorruptError, LockedError
 from cnnfilterdb.core.reports import Progress, first_line
 from cnnfilterdb.core.schema import FINGERPRINTS, weight_columns
-from cnnfilterdb.scan.ordered import RowCursor
+from cnnfilterdb.scan.ordered import PIECE, RowCursor
 from cnnfilterdb.scan.steady import steady
 from cnnfilterdb.store.folder import Store
 from cnnfilterdb.store.rows import sealed_rows
 from cnnfilterdb.store.seals import write_sealed
 
 __all__ = ["FINGERPRINT_ENCODING", "Fingerprints"]
-
-#: Rows read at a time.
-_BATCH = 64 * 1024
 
 #: How the fingerprints are encoded: the bytes of their numbers are random, but some of them are few.
 FINGERPRINT_ENCODING: dict[str, Any] = {
@@ -163,13 +160,12 @@ def _table(model: _Model) -> pa.Table:
 def _rows(path: Path, model_id: str, kernel: str, layers: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     try:
         with pq.ParquetFile(path) as file:
-            rows_of = RowCursor(file.iter_batches(_BATCH, use_threads=False), kernel)
+            rows_of = RowCursor(file.iter_batches(PIECE, use_threads=False), kernel)
             for layer in layers:
                 if layer["tensor_sha256"] is None:
                     raise CorruptError(f"{model_id}: a stored layer has no hash; remove the model and import it again")
                 kernels = np.empty((layer["filters"], len(weight_columns(kernel))), np.float32)
-                for start in range(0, len(kernels), _BATCH):  # so that the keys of a large layer take no memory
-                    models, keys, part = rows_of.take(min(_BATCH, len(kernels) - start))
+                for start, models, keys, part in rows_of.pieces(len(kernels)):
                     if models != {model_id} or (keys[0] != layer["layer"]).any():
                         raise CorruptError(
                             f"{path}: its filters are not those of the layers; `cnnfilterdb verify` checks it"

@@ -42,7 +42,7 @@ from cnnfilterdb.core.schema import (
     marker_sealed,
     weight_columns,
 )
-from cnnfilterdb.scan.ordered import RowCursor
+from cnnfilterdb.scan.ordered import PIECE, RowCursor
 from cnnfilterdb.stats import Moments
 from cnnfilterdb.store.regular import check_size, read_small, require_regular
 from cnnfilterdb.store.rows import WITHOUT_ROWS
@@ -63,8 +63,6 @@ UNREAD = "is no file of the database, and is not read; move it elsewhere"
 TOLERANCE = 1e-9
 
 _THREADS = 4
-#: Rows read at a time, and filters that are checked at a time: memory does not grow with the layer.
-_BATCH = 64 * 1024
 
 
 def verify_models(
@@ -316,7 +314,7 @@ class _Check:
             if rows != expected:
                 self._problem(path, f"{rows:,} filters, expected {expected:,} by the layers table")
                 return
-            rows_of = RowCursor(file.iter_batches(_BATCH, use_threads=False), kernel)
+            rows_of = RowCursor(file.iter_batches(PIECE, use_threads=False), kernel)
             for batch in layers.to_batches(max_chunksize=1):
                 (layer,) = batch.to_pylist()
                 self._layer(path, layer, rows_of)
@@ -328,8 +326,7 @@ class _Check:
         models: set[str] = set()
         ordered, finite = count == out_channels * in_channels, True
         digest, moments = hashlib.sha256(), None
-        for start in range(0, count, _BATCH):
-            found, keys, weights = rows_of.take(min(_BATCH, count - start))
+        for start, found, keys, weights in rows_of.pieces(count):
             models |= found
             out_channel, in_channel = np.divmod(np.arange(start, start + len(weights)), in_channels)
             ordered = ordered and bool(

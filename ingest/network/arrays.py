@@ -18,7 +18,7 @@ __all__ = ["layers_from_arrays"]
 
 _RECURRENT = "a kernel of a recurrent layer, which is that of several gates"
 _GAIN = (
-    "may be the gain, or the direction, of a kernel with weight normalisation: in a list without names, nothing tells; "
+    "may be the gain, or the direction, of a kernel with weight normalisation: a list without names does not show it; "
     "save the arrays with names"
 )
 _TORCH_NAME = re.compile(r"(?:^|\.)\w*weight(?:_\w+)?$")

@@ -126,7 +126,7 @@ CONTRADICTED = (
 
 #: Why kernels are left out that may be those of gates.
 GATES = (
-    "may be a kernel of a recurrent layer, which is that of several gates: in a list without names, nothing tells; "
+    "may be a kernel of a recurrent layer, which is that of several gates: a list without names does not show it; "
     "save the arrays with names"
 )
 

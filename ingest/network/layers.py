@@ -151,7 +151,7 @@ class Weights:
         producer: Program that wrote the file and its version, where the file says so.
         metadata: What the file states about itself in fields meant for that, by its own names.
         contents: How many tensors and numbers the file holds, by what became of them
-            (:mod:`cnnfilterdb.ingest.network.contents`); empty where the format does not tell.
+            (:mod:`cnnfilterdb.ingest.network.contents`); empty where the reader does not count them.
     """
 
     format: str

@@ -1,8 +1,8 @@
 """Groups of a layer that its own shape does not show, proved by the layers around it.
 
 A weight (out, second, h, w) is that of a plain layer with ``second`` input channels, or of a grouped one with a
-multiple of them. The layer before it in the file mostly tells, because its outputs are the inputs. Where it does not,
-because a network branches, three other observations do:
+multiple of them. The layer before it in the file usually shows which, because its outputs are the inputs. Where it
+does not, because a network branches, three other observations do:
 
 1. *Shortcuts and branches.* A layer whose name says that it is parallel to others (``downsample``, ``shortcut``,
    ``branch1``) reads what the first layer of its block reads. If that is plain and takes ``second`` channels, so is

@@ -207,7 +207,7 @@ def test_only_what_is_cut_off_says_that_it_scrolls(opened):
         """[...document.querySelectorAll('.scroll')].filter(part => part.clientWidth).map(part => [
             part.scrollWidth > part.clientWidth, getComputedStyle(part, '::after').content.includes('scroll')])"""
     )
-    assert all(cut == told for cut, told in found)
+    assert all(cut == stated for cut, stated in found)
     assert {cut for cut, _ in found} == {True, False}
 
 

@@ -255,7 +255,8 @@ def test_progress_and_unknown_models(full):
 
 
 def test_verification_reads_layers_across_batches_and_row_groups(store, monkeypatch):
-    monkeypatch.setattr("cnnfilterdb.store.verify._BATCH", 7)
+    for module in ("scan.ordered", "store.verify"):
+        monkeypatch.setattr(f"cnnfilterdb.{module}.PIECE", 7)
     monkeypatch.setattr("cnnfilterdb.store.writer.ROW_GROUP_ROWS", 10)
     rng = np.random.default_rng(0)
     with store.writer(A) as writer:

@@ -22,10 +22,12 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 #: Extras of the package, and packages of the extra `dev`, that the tests run with.
 EXTRAS = ("explore", "hdf5", "http")
-TOOLS = ("flatbuffers", "hypothesis", "polars", "pytest", "scikit-learn", "tflite")
+TOOLS = (
+    "flatbuffers", "hypothesis", "joblib", "markdown-it-py", "networkx", "polars", "pytest", "scikit-learn", "tflite"
+)  # fmt: skip
 #: Modules that are not installed.
 ABSENT = frozenset(
-    {"axe_playwright_python", "datasets", "markdown_it", "moto", "playwright", "s3fs", "sphinx", "timm", "torch",
+    {"axe_playwright_python", "datasets", "moto", "playwright", "s3fs", "sphinx", "timm", "torch",
      "torchconvquality", "torchvision"}
 )  # fmt: skip
 

@@ -12,7 +12,10 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 #: Modules whose distribution has another name.
-DISTRIBUTIONS = {"PIL": "pillow", "google": "protobuf", "yaml": "pyyaml", "ml_dtypes": "ml_dtypes"}
+DISTRIBUTIONS = {
+    "PIL": "pillow", "google": "protobuf", "yaml": "pyyaml", "ml_dtypes": "ml_dtypes", "markdown_it": "markdown-it-py",
+    "sklearn": "scikit-learn"
+}  # fmt: skip
 #: Declared for a library that imports it by itself.
 INDIRECT = {"pytz"}
 
@@ -21,12 +24,18 @@ def names(requirements: list[str]) -> set[str]:
     return {re.match(r"[\w.-]+", requirement)[0].lower() for requirement in requirements}
 
 
-def imported() -> dict[str, str]:
-    """Distributions that the package imports, with a module that does."""
+def imported(*folders: str, anywhere: bool = True) -> dict[str, str]:
+    """Distributions that the modules of some folders import, with a module that does.
+
+    Args:
+        folders: The folders.
+        anywhere: Whether imports inside functions and conditions count.
+    """
     found: dict[str, str] = {}
-    for folder in ("cnnfilterdb", "ingest", "catalog"):
+    for folder in folders:
         for path in (ROOT / folder).rglob("*.py"):
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            for node in ast.walk(tree) if anywhere else tree.body:
                 modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
                 modules += [node.module] if isinstance(node, ast.ImportFrom) else []
                 for module in modules:
@@ -39,9 +48,18 @@ def imported() -> dict[str, str]:
 def test_every_import_is_declared_and_every_declaration_imported():
     declared = names(PROJECT["project"]["dependencies"])
     optional = names([one for extra in PROJECT["project"]["optional-dependencies"].values() for one in extra])
-    found = imported()
+    found = imported("cnnfilterdb", "ingest", "catalog")
     assert not {name: path for name, path in found.items() if name not in declared | optional}
     assert not declared - found.keys() - INDIRECT
+
+
+def test_tests_and_benchmarks_import_what_developers_install():
+    """What only one of them needs is imported where it is used, or with pytest.importorskip."""
+    project = PROJECT["project"]
+    declared = names(project["dependencies"] + project["optional-dependencies"]["dev"])
+    ours = {path.stem.lower() for path in (ROOT / "tests").rglob("*")} | {"tests", "benchmarks"}
+    found = imported("tests/catalog", "tests/cnnfilterdb", "tests/ingest", "benchmarks", "scripts", anywhere=False)
+    assert {name: path for name, path in found.items() if name not in declared | ours} == {}
 
 
 def test_every_dependency_is_pinned():

@@ -28,8 +28,9 @@ import numpy as np
 import numpy.typing as npt
 
 #: Kernel sizes beside 1x1, and every how many models there is one with layers of that size.
-SIZES = {(3, 3): 1, (2, 2): 6, (5, 5): 7, (7, 7): 12, (1, 3): 12, (1, 5): 15, (4, 4): 20, (1, 64): 30, (9, 9): 60,
-         (1, 7): 80, (7, 1): 120, (8, 8): 120, (1, 96): 120, (6, 6): 240, (11, 11): 240}  # fmt: skip
+SIZES = {(3, 3): 1, (2, 2): 6, (5, 5): 7, (7, 7): 12, (1, 3): 12, (1, 5): 15, (4, 4): 20, (1, 256): 40, (1, 7): 80,
+         (3, 1): 120, (1, 128): 120, (1, 192): 120, (1, 96): 120, (1, 32): 120, (1, 64): 120, (9, 9): 120,
+         (7, 1): 120, (16, 1): 240, (10, 10): 240, (11, 11): 240, (5, 4): 240, (6, 6): 240, (8, 8): 240}  # fmt: skip
 #: Layers per model: 3x3, and 1x1, whose kernels are only counted.
 LAYERS, POINTWISE = 18, 12
 #: Verbs, with their arguments.

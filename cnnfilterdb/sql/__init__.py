@@ -191,16 +191,8 @@ def _kernel_block(kernel: str, filters: str, key: str) -> str:
     text += _template("nearest.sql").substitute(kernel=kernel, size=size)
     if not indexable(kernel):
         return text
-    greatest = ", ".join(f"abs({column})" for column in columns)
     return text + _template("coefficients.sql").substitute(
-        kernel=kernel,
-        peak=f"greatest({greatest})" if size > 1 else greatest,
-        # Divided as REAL, as every other part of the package scales; summed as DOUBLE.
-        scaled=", ".join(f"CAST({column} / peak AS DOUBLE)" for column in columns),
-        coefficients=",\n       ".join(
-            f"list_inner_product(scaled, basis.components[{i + 1}]) - basis.offsets[{i + 1}] AS c{i}"
-            for i in range(size)
-        ),
+        kernel=kernel, coefficients=", ".join(f"c[{i + 1}] AS c{i}" for i in range(size))
     )
 
 

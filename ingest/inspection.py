@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from cnnfilterdb import stats
 from cnnfilterdb.core.errors import BadWeightsError, SelectionError, WeightFileError
-from cnnfilterdb.core.reports import Progress, counted, printable, read_of, share_of
+from cnnfilterdb.core.reports import Progress, counted, printable, read_of
 from cnnfilterdb.core.schema import LAYERS, papers_layers
 from cnnfilterdb.core.sqltext import literal
 from cnnfilterdb.ingest.measurement import measure
@@ -169,10 +169,7 @@ class Inspection:
             what = "1x1" if others == (self.layers["kernel"] == "1x1").sum() else "1x1, empty or too large to be stored"
             text += f", {others:,} of them {what}"
         text += f"; {counted(stored['filters'].sum(), 'spatial kernel')}"
-        held = int((self.layers["filters"] * self.layers["kernel_h"] * self.layers["kernel_w"]).sum())
         whole = contents_line(self.contents)
-        if not whole and (share := share_of(held, self.parameters or 0)):
-            text += f"; {share}"
         by_reason: dict[str, list[str]] = {}
         for one in self.skipped:
             by_reason.setdefault(one.reason, []).append(one.name)

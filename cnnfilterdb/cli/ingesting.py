@@ -25,7 +25,7 @@ from cnnfilterdb.cli.output import print_shift, print_summary, remark, say, warn
 from cnnfilterdb.cli.progress import progress_bars, progress_observer, status
 from cnnfilterdb.core.errors import WeightFileError
 from cnnfilterdb.core.paths import MARKER
-from cnnfilterdb.core.reports import counted, read_of, share_of
+from cnnfilterdb.core.reports import counted, read_of
 
 if TYPE_CHECKING:
     from cnnfilterdb.core.reports import IngestReport
@@ -175,19 +175,15 @@ def _coverage(db: FilterDB, model_ids: list[str]) -> str:
     """How much of the files of models is in the database."""
     from cnnfilterdb.ingest.network.contents import CONTENTS, added, contents_line, from_text
 
-    layers, weights = db.sql(
-        "SELECT count(*), sum(filters * kernel_h * kernel_w) FROM layers WHERE list_contains($1, model_id)", [model_ids]
-    ).fetchall()[0]
-    filters, left_out, parameters, known, contents = db.sql(
-        "SELECT sum(stored_filters), sum(coalesce(len(skipped), 0)), sum(parameters), count(parameters) = count(*), "
-        "list(original[$2]) FROM models WHERE list_contains($1, model_id)",
+    (layers,) = db.sql("SELECT count(*) FROM layers WHERE list_contains($1, model_id)", [model_ids]).fetchall()[0]
+    filters, left_out, contents = db.sql(
+        "SELECT sum(stored_filters), sum(coalesce(len(skipped), 0)), list(original[$2]) FROM models "
+        "WHERE list_contains($1, model_id)",
         [model_ids, CONTENTS],
     ).fetchall()[0]
     text = f"{read_of(layers, left_out)}, {counted(filters, 'filter')}"
     whole = [from_text(one) for one in contents]
-    share = share_of(int(weights), int(parameters)) if known else ""
-    share = contents_line(reduce(added, whole)) if all(whole) else share
-    return f"{text}; {share}" if share else text
+    return f"{text}; {contents_line(reduce(added, whole))}" if all(whole) else text
 
 
 def _say_left_out(db: FilterDB, model_ids: list[str]) -> None:

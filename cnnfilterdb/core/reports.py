@@ -24,7 +24,6 @@ __all__ = [
     "html_table",
     "printable",
     "read_of",
-    "share_of",
 ]
 
 #: Called with the current step, the amount done and the total.
@@ -224,15 +223,6 @@ def read_of(layers: int, left_out: int) -> str:
     ('41 of 46 convolution weights', '1 of 1 convolution weight')
     """
     return f"{layers:,} of {counted(layers + left_out, 'convolution weight')}"
-
-
-def share_of(held: int, parameters: int) -> str:
-    """How many of the parameters of a file are in what was read; empty where that is not known.
-
-    >>> share_of(1584, 1605), share_of(8, 0)
-    ('1,584 of 1,605 parameters (98.7%)', '')
-    """
-    return f"{held:,} of {parameters:,} parameters ({held / parameters:.1%})" if 0 <= held <= parameters > 0 else ""
 
 
 def printable(text: object) -> str:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from cnnfilterdb.core.errors import WeightFileError
 from cnnfilterdb.ingest.formats import limits, register
 from cnnfilterdb.ingest.formats.damage import undamaged
-from cnnfilterdb.ingest.formats.explicit import explicit_layer, placed
+from cnnfilterdb.ingest.formats.explicit import explicit_layer, explicit_weights
 from cnnfilterdb.ingest.formats.protobuf import (
     Field,
     Fields,
@@ -74,41 +74,41 @@ class CaffeFormat:
 
 def _weights(path: Path, entries: list[Fields], generation: int) -> Weights:
     name_field, type_field, bottom, top, blob_field, conv_field = _FIELDS[generation]
-    found: list[ConvLayer] = []
-    depths: list[int | None] = []
-    skipped: list[Skipped] = []
+    found: list[tuple[ConvLayer | Skipped, int]] = []
+    stored: list[Tensor] = []
     reached: dict[str, int] = {}
-    count = 0
-    for entry in entries:
+    for place, entry in enumerate(entries):
         limits.current().allocate(_BYTES_PER_LAYER)
         name = text_of(entry.get(name_field))
         kind = text_of(entry.get(type_field)) if generation == _LAYER else _type_v1(entry.get(type_field, [0]))
         inputs, outputs = ([text_of([value]) for value in entry.get(field, [])] for field in (bottom, top))
         depth = max((reached.get(one, -1) for one in inputs), default=-1) + 1
         reached |= dict.fromkeys(outputs, depth)
-        blobs = [message(value) for value in entry.get(blob_field, [])]
-        if kind not in _STATISTICS:
-            count += sum(math.prod(_shape(blob)) for blob in blobs)
+        blobs = [
+            _blob(path, f"{place}/{name}/{number}", message(value), kind, is_kernel=number == 0)
+            for number, value in enumerate(entry.get(blob_field, []))
+        ]
+        stored += blobs
         if kind not in _CONVOLUTIONS or not blobs:
             if blobs and (kind in _CONVOLUTIONS or "conv" in kind.lower()):
-                skipped.append(Skipped(name, f"a layer of type {kind}"))
+                found.append((Skipped(name, f"a layer of type {kind}", tuple(one.name for one in blobs)), depth))
             continue
         given = fields(message(entry[conv_field][-1])) if conv_field in entry else {}
-        tensor = Tensor(name, _shape(blobs[0]), "float32", _reader(path, name, blobs[0]))
         one = explicit_layer(
             name,
-            tensor,
+            blobs[0],
             transposed=_CONVOLUTIONS[kind],
             groups=(integers(given.get(5, [])) or [1])[-1],
             stride=_pair(given, 6, 13, 14),
             dilation=_pair(given, 18, None, None),
         )
-        if isinstance(one, Skipped):
-            skipped.append(one)
-        else:
-            found.append(one)
-            depths.append(depth)
-    return Weights("caffe", "caffe", placed(found, depths), count, tuple(skipped))
+        found.append((one, depth))
+    return explicit_weights("caffe", "caffe", stored, found)
+
+
+def _blob(path: Path, name: str, blob: memoryview, kind: str, *, is_kernel: bool) -> Tensor:
+    shape = _shape(blob, is_kernel=is_kernel and kind in _CONVOLUTIONS)
+    return Tensor(name, shape, "float32", _reader(path, name, blob, shape), parameter=kind not in _STATISTICS)
 
 
 def _type_v1(values: list[Field]) -> str:
@@ -126,21 +126,24 @@ def _pair(given: Fields, both: int, vertical: int | None, horizontal: int | None
     return pair if all(0 < number < 1 << 31 for number in pair) else None
 
 
-def _shape(blob: memoryview) -> tuple[int, ...]:
+def _shape(blob: memoryview, *, is_kernel: bool) -> tuple[int, ...]:
+    """Shape of a blob. In files of 2014 vectors and matrices have four sides, too, of which the first are 1."""
     parts = fields(blob, (1, 2, 3, 4, 7))
     if 7 in parts:
         sides = integers(fields(message(parts[7][-1]), (1,)).get(1, []))
     else:
         sides = [integers(parts.get(number, [0]))[-1] for number in (1, 2, 3, 4)]
+        while not is_kernel and sides[:1] == [1]:
+            del sides[0]
     if any(not 0 <= side < 1 << 40 for side in sides):
         raise MalformedError(f"a blob of the impossible shape {tuple(sides)}")
     return tuple(sides)
 
 
-def _reader(path: Path, name: str, blob: memoryview) -> Callable[[], npt.NDArray[np.generic]]:
+def _reader(path: Path, name: str, blob: memoryview, shape: tuple[int, ...]) -> Callable[[], npt.NDArray[np.generic]]:
     def read() -> npt.NDArray[np.generic]:
         with undamaged(str(path), _WHAT):
-            shape, parts = _shape(blob), fields(blob, (5, 8))
+            parts = fields(blob, (5, 8))
             dtype, values = ("<f4", parts[5]) if 5 in parts else ("<f8", parts.get(8, []))
             width = int(dtype[-1])
             limits.current().allocate(3 * width * math.prod(shape))

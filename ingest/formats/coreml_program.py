@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from cnnfilterdb.ingest.formats.explicit import explicit_layer
 from cnnfilterdb.ingest.formats.protobuf import Fields, MalformedError, fields, integers, mapped, message, text_of
 from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Tensor
 
-__all__ = ["program_layers"]
+__all__ = ["Program"]
 
 _WHAT = "Core ML program"
 _MARK = 0xDEADBEEF
@@ -38,79 +37,83 @@ _TYPES = by_code({
     13: "bfloat16", 21: "int8", 22: "int16", 23: "int32",
     24: "int64", 31: "uint8", 32: "uint16", 33: "uint32", 34: "uint64",
 })  # fmt: skip
+_TEXT = 2
 # Fields of TensorValue that hold numbers, and how they are written if they are not packed
 _FLOATS, _INTEGERS, _BOOLEANS, _LONGS, _DOUBLES, _BYTES = 1, 2, 3, 5, 6, 7
 _CONVOLUTIONS = {"conv": False, "conv_transpose": True}
 
 
-@dataclass(frozen=True, slots=True)
-class _Constant:
-    """A tensor of the program.
+class Program:
+    """A program.
 
     Attributes:
-        shape: Its shape.
-        dtype: Element type as stored.
-        read: Reads it.
-        unreadable: Why it cannot be read.
+        found: Its convolutions and what was left out, with their depths, the longest paths from an input.
     """
 
-    shape: tuple[int, ...]
-    dtype: str
-    read: Callable[[], npt.NDArray[Any]]
-    unreadable: str | None = None
+    def __init__(self, path: Path, program: memoryview) -> None:
+        """Read the operations; the constants when the layers are read.
+
+        Args:
+            path: The ``model.mlmodel`` that contains it.
+            program: The message.
+
+        Raises:
+            MalformedError: It is damaged.
+        """
+        self.path = path
+        self.found: list[tuple[ConvLayer | Skipped, int]] = []
+        self._stored: dict[str, Tensor] = {}
+        for function, content in _entries(fields(program, (2,)).get(2, [])):
+            for _, block in _entries(fields(content, (3,)).get(3, [])):
+                self._add(function, block, {}, {})
+
+    @property
+    def stored(self) -> Iterable[Tensor]:
+        """Its tensors; functions may share those of the file beside it."""
+        return self._stored.values()
+
+    def _add(self, prefix: str, block: memoryview, constants: dict[str, Tensor], reached: dict[str, int]) -> None:
+        for operation in fields(block, (3,)).get(3, []):
+            limits.current().allocate(_BYTES_PER_OPERATION)
+            limits.current().create()
+            given = fields(message(operation))
+            kind = text_of(given.get(1))
+            outputs = [fields(message(one)) for one in given.get(3, [])]
+            names = [text_of(one.get(1)) for one in outputs]
+            attributes = {key: fields(value) for key, value in _entries(given.get(5, []))}
+            inputs = {key: _argument(value) for key, value in _entries(given.get(2, []))}
+            name = names[0] if names else kind
+            if kind == "const" and "val" in attributes and names:
+                constants[name] = self._constant(f"{prefix}/{name}", attributes["val"])
+                continue
+            if kind.startswith("constexpr_") and names:
+                shape, _ = _type(fields(message(outputs[0][2][-1]))) if 2 in outputs[0] else ((), 0)
+                own = {key: self._constant(f"{prefix}/{name}/{key}", value) for key, value in attributes.items()}
+                own |= {key: constants[one] for key, one in inputs.items() if one in constants}
+                constants[name] = _computed(kind, name, shape, own)
+                continue
+            depth = max((reached.get(one, -1) for one in inputs.values()), default=-1) + 1
+            reached |= dict.fromkeys(names, depth)
+            if kind in _CONVOLUTIONS:
+                self.found.append((_layer(name, kind, inputs, constants), depth))
+            for number, inner in enumerate(given.get(4, [])):
+                with limits.current().nested():
+                    self._add(f"{prefix}/{name}/{number}", message(inner), dict(constants), dict(reached))
+
+    def _constant(self, name: str, value: Fields) -> Tensor:
+        """A constant, which is noted unless it is a text."""
+        constant, code = _constant(self.path, name, value)
+        if code != _TEXT:
+            self._stored.setdefault(constant.parts[0], constant)
+        return constant
 
 
-def program_layers(path: Path, program: memoryview) -> Iterator[tuple[ConvLayer | Skipped, int]]:
-    """The convolutions of a program with their depths, the longest paths from an input.
-
-    Args:
-        path: The ``model.mlmodel`` that contains it.
-        program: The message.
-
-    Raises:
-        MalformedError: It is damaged.
-    """
-    for _, function in _entries(fields(program, (2,)).get(2, [])):
-        for _, block in _entries(fields(function, (3,)).get(3, [])):
-            yield from _block(path, block, {}, {})
-
-
-def _block(
-    path: Path, block: memoryview, constants: dict[str, _Constant], reached: dict[str, int]
-) -> Iterator[tuple[ConvLayer | Skipped, int]]:
-    for operation in fields(block, (3,)).get(3, []):
-        limits.current().allocate(_BYTES_PER_OPERATION)
-        limits.current().create()
-        given = fields(message(operation))
-        kind = text_of(given.get(1))
-        outputs = [fields(message(one)) for one in given.get(3, [])]
-        names = [text_of(one.get(1)) for one in outputs]
-        attributes = {key: fields(value) for key, value in _entries(given.get(5, []))}
-        inputs = {key: _argument(value) for key, value in _entries(given.get(2, []))}
-        if kind == "const" and "val" in attributes and names:
-            constants[names[0]] = _constant(path, attributes["val"])
-            continue
-        if kind.startswith("constexpr_") and names:
-            shape, _ = _type(fields(message(outputs[0][2][-1]))) if 2 in outputs[0] else ((), None)
-            own = {key: _constant(path, value) for key, value in attributes.items()}
-            own |= {key: constants[name] for key, name in inputs.items() if name in constants}
-            constants[names[0]] = _computed(kind, shape, own)
-            continue
-        depth = max((reached.get(name, -1) for name in inputs.values()), default=-1) + 1
-        reached |= dict.fromkeys(names, depth)
-        if kind in _CONVOLUTIONS:
-            yield _layer(names[0] if names else kind, kind, inputs, constants), depth
-        for inner in given.get(4, []):
-            with limits.current().nested():
-                yield from _block(path, message(inner), dict(constants), dict(reached))
-
-
-def _layer(name: str, kind: str, inputs: dict[str, str], constants: dict[str, _Constant]) -> ConvLayer | Skipped:
+def _layer(name: str, kind: str, inputs: dict[str, str], constants: dict[str, Tensor]) -> ConvLayer | Skipped:
     weight = constants.get(inputs.get("weight", ""))
     if weight is None:
         return Skipped(name, "a convolution whose weight is computed")
     if weight.unreadable is not None:
-        return Skipped(name, weight.unreadable)
+        return Skipped(name, weight.unreadable, weight.parts)
 
     def numbers(key: str) -> list[int]:
         constant = constants.get(inputs.get(key, ""))
@@ -120,7 +123,7 @@ def _layer(name: str, kind: str, inputs: dict[str, str], constants: dict[str, _C
 
     return explicit_layer(
         name,
-        Tensor(name, weight.shape, weight.dtype, weight.read),
+        weight,
         transposed=_CONVOLUTIONS[kind],
         groups=(numbers("groups") or [1])[0],
         stride=_pair(numbers("strides")),
@@ -147,10 +150,10 @@ def _argument(value: memoryview) -> str:
     return text_of(fields(message(bindings[0]), (1,)).get(1)) if len(bindings) == 1 else ""
 
 
-def _type(value: Fields) -> tuple[tuple[int, ...], np.dtype[Any] | None]:
-    """Shape and element type of a ValueType; a side that is not fixed is 0."""
+def _type(value: Fields) -> tuple[tuple[int, ...], int]:
+    """Shape and element type of a ValueType; a side that is not fixed is 0, and so is the type of what is no tensor."""
     if 1 not in value:
-        return (), None
+        return (), 0
     tensor = fields(message(value[1][-1]))
     sides = []
     for dimension in tensor.get(3, []):
@@ -158,24 +161,31 @@ def _type(value: Fields) -> tuple[tuple[int, ...], np.dtype[Any] | None]:
         sides += integers(fields(message(constant[-1]), (1,)).get(1, [])) if constant else [0]
     if len(sides) > 16 or any(not 0 <= side < 1 << 40 for side in sides):
         raise MalformedError("a tensor of an impossible shape")
-    return tuple(sides), _TYPES.get((integers(tensor.get(1, [])) or [0])[-1])
+    return tuple(sides), (integers(tensor.get(1, [])) or [0])[-1]
 
 
-def _constant(path: Path, value: Fields) -> _Constant:
-    shape, dtype = _type(fields(message(value[2][-1]))) if 2 in value else ((), None)
+def _constant(path: Path, name: str, value: Fields) -> tuple[Tensor, int]:
+    """A constant, whose part is its place in the file beside the program, if it is there; and its type."""
+    shape, code = _type(fields(message(value[2][-1]))) if 2 in value else ((), 0)
+    blob = fields(message(value[5][-1])) if 5 in value else {}
+    place = integers(blob.get(2, [])) or [0]
+    parts = (f"{text_of(blob.get(1))}: {place[-1]}",) if blob else (name,)
+    dtype = _TYPES.get(code)
     if dtype is None:
-        return _Constant(shape, "", lambda: np.zeros(0), "elements of a type that is not read")
+        why = f"elements of the type number {code}, which are not read"
+        return Tensor(name, shape, f"number {code}", lambda: np.zeros(0), unreadable=why, parts=parts), code
     size = math.prod(shape) * dtype.itemsize
 
     def read() -> npt.NDArray[Any]:
         with undamaged(str(path), _WHAT):
             limits.current().allocate(size + 4 * math.prod(shape))
-            content = _blob(path, fields(message(value[5][-1])), size) if 5 in value else _immediate(value, dtype)
+            content = _blob(path, blob, size) if blob else _immediate(value, dtype)
             if len(content) != size:
                 raise MalformedError(f"{len(content):,} bytes for a tensor of {size:,}")
             return np.frombuffer(content, dtype).reshape(shape)
 
-    return _Constant(shape, dtype.name, read)
+    stands = f"q{dtype.name}" if dtype.name in ("int8", "uint8") else dtype.name
+    return Tensor(name, shape, stands, read, parts=parts), code
 
 
 def _blob(path: Path, blob: Fields, size: int) -> memoryview:
@@ -207,22 +217,24 @@ def _immediate(value: Fields, dtype: np.dtype[Any]) -> bytes:
     return b""
 
 
-def _computed(kind: str, shape: tuple[int, ...], given: dict[str, _Constant]) -> _Constant:
+def _computed(kind: str, name: str, shape: tuple[int, ...], given: dict[str, Tensor]) -> Tensor:
     """A weight that is computed from compressed constants."""
-    lost = next((one.unreadable for key, one in given.items() if one.unreadable and key != "name"), None)
+    given = {key: one for key, one in given.items() if key != "name"}
+    parts = tuple(part for one in given.values() for part in one.parts)
+    lost = any(one.unreadable for one in given.values())
     compute = {"constexpr_affine_dequantize": _affine, "constexpr_lut_to_dense": _palette}.get(kind)
-    if compute is None or lost is not None or 0 in shape:
+    if compute is None or lost or 0 in shape:
         why = f"a compressed weight ({kind.removeprefix('constexpr_')}), which is not read; convert without compression"
-        return _Constant(shape, "", lambda: np.zeros(0), why)
+        return Tensor(name, shape, "", lambda: np.zeros(0), unreadable=why, parts=parts)
 
     def read() -> npt.NDArray[Any]:
         limits.current().allocate(16 * math.prod(shape))
-        values = compute(shape, {key: one.read() for key, one in given.items() if not one.unreadable})
+        values = compute(shape, {key: one.read() for key, one in given.items()})
         if values.shape != shape:
             raise MalformedError(f"a compressed weight of shape {values.shape} for {shape}")
         return values
 
-    return _Constant(shape, "qint8" if compute is _affine else "float32", read)
+    return Tensor(name, shape, "qint8" if compute is _affine else "float32", read, parts=parts)
 
 
 def _affine(shape: tuple[int, ...], given: dict[str, npt.NDArray[Any]]) -> npt.NDArray[np.float32]:

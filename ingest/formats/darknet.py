@@ -18,7 +18,7 @@ from cnnfilterdb.core.errors import WeightFileError
 from cnnfilterdb.ingest.formats import limits, register
 from cnnfilterdb.ingest.formats.companions import companion
 from cnnfilterdb.ingest.formats.damage import undamaged
-from cnnfilterdb.ingest.formats.explicit import explicit_layer, placed
+from cnnfilterdb.ingest.formats.explicit import explicit_layer, explicit_weights
 from cnnfilterdb.ingest.formats.protobuf import mapped
 from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Tensor, Weights
 
@@ -57,8 +57,9 @@ class DarknetFormat:
             data = mapped(path)
             network = _network(path)
             sections = list(_sections(network))
-            layers, skipped, end = _layers(path, data, sections)
+            found, stored, end = _layers(path, data, sections)
             size = len(data) - _header(data)
+            skipped = [one for one, _ in found if isinstance(one, Skipped)]
             if end > size or end % 4:
                 raise WeightFileError(
                     f"{path}: contains {size // 4:,} numbers, {network.name} needs {end // 4:,}; "
@@ -69,7 +70,9 @@ class DarknetFormat:
                     f"{path}: contains {size // 4:,} numbers, but {network.name} describes {end // 4:,}; "
                     "put the matching .cfg beside it, under the same name"
                 )
-            return Weights("darknet", "darknet", layers, size // 4, tuple(skipped))
+            if end < size:
+                stored.append(Tensor(skipped[-1].name, ((size - end) // 4,), "float32", read=lambda: np.empty(0)))
+            return explicit_weights("darknet", "darknet", stored, found)
 
 
 def _network(path: Path) -> Path:
@@ -111,16 +114,15 @@ def _header(data: memoryview) -> int:
 
 def _layers(
     path: Path, data: memoryview, sections: list[tuple[str, dict[str, str]]]
-) -> tuple[tuple[ConvLayer, ...], list[Skipped], int]:
-    """The layers, what was left out, and where the numbers of the last layer end."""
+) -> tuple[list[tuple[ConvLayer | Skipped, int | None]], list[Tensor], int]:
+    """The layers and what was left out, with depths; the tensors; and where the numbers of the last layer end."""
     if not sections or sections[0][0] not in ("net", "network"):
         raise WeightFileError(f"{path}: its .cfg does not begin with [net]; put the matching one beside the weights")
     begin = _header(data)
     channels = [_number(sections[0][1], "channels", 3)]  # channels into each section, then out of it
     depths = [0]
-    found: list[ConvLayer] = []
-    places: list[int | None] = []
-    skipped: list[Skipped] = []
+    found: list[tuple[ConvLayer | Skipped, int | None]] = []
+    stored: list[Tensor] = []
     place = 0
     for number, (kind, values) in enumerate(sections[1:]):
         name, taken, depth = f"{number}/{kind}", channels[-1], depths[-1]
@@ -135,21 +137,23 @@ def _layers(
             start = begin + place + 4 * vectors * out
             place += 4 * (vectors * out + math.prod(shape))
             if begin + place > len(data) and _is_cut(path):
-                skipped.append(Skipped(name, "a layer beyond the end of the file, which has only the first ones"))
+                found.append((Skipped(name, "a layer beyond the end of the file, which has only the first ones"), None))
                 place -= 4 * (vectors * out + math.prod(shape))
                 break
+            weight = Tensor(f"{name}/weight", shape, "float32", _reader(path, data, start, shape))
+            stored.append(weight)
+            # Before it the bias; and scales, means and variances of a normalisation
+            for vector in range(vectors):
+                read = _reader(path, data, start - 4 * out * (vectors - vector), (out,))
+                stored.append(Tensor(f"{name}/{vector}", (out,), "float32", read, parameter=vector < 2))
             one = explicit_layer(
                 name,
-                Tensor(name, shape, "float32", _reader(path, data, start, shape)),
+                weight,
                 groups=groups,
                 stride=(_number(values, "stride_y", stride), _number(values, "stride_x", stride)),
                 dilation=(_number(values, "dilation", 1),) * 2,
             )
-            if isinstance(one, Skipped):
-                skipped.append(one)
-            else:
-                found.append(one)
-                places.append(depth)
+            found.append((one, depth))
             depth += 1
         elif kind == "route":
             sources = [_place(part, number) for part in values.get("layers", "").split(",") if part.strip()]
@@ -163,13 +167,14 @@ def _layers(
             out = taken * _number(values, "stride", 1) ** 2
         elif kind not in _PLAIN:
             if any(one[0] in ("convolutional", "conv") for one in sections[number + 2 :]):
-                skipped.append(Skipped(name, "a layer of unknown size; the convolutions after it are left out"))
+                why = "a layer of unknown size; the convolutions after it are left out"
             else:
-                skipped.append(Skipped(name, "a layer that is not a convolution, the last ones of the file"))
+                why = "a layer that is not a convolution, the last ones of the file"
+            found.append((Skipped(name, why), None))
             break
         channels.append(out)
         depths.append(depth)
-    return placed(found, places), skipped, place
+    return found, stored, place
 
 
 def _is_cut(path: Path) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,11 +23,13 @@ from cnnfilterdb.ingest.formats import limits, register
 from cnnfilterdb.ingest.formats.companions import companion
 from cnnfilterdb.ingest.formats.damage import undamaged
 from cnnfilterdb.ingest.formats.dtypes import by_code
-from cnnfilterdb.ingest.formats.explicit import explicit_layer, placed
+from cnnfilterdb.ingest.formats.explicit import explicit_layer, explicit_weights
 from cnnfilterdb.ingest.formats.flatbuffer import Table
 from cnnfilterdb.ingest.formats.protobuf import mapped
-from cnnfilterdb.ingest.formats.xnnpack import Found, XnnpackGraph, address, dequantised
+from cnnfilterdb.ingest.formats.xnnpack import Found, XnnpackGraph, dequantised, part_of
 from cnnfilterdb.ingest.network.axes import unique_names
+from cnnfilterdb.ingest.network.composition import parameters
+from cnnfilterdb.ingest.network.contents import contents_of
 from cnnfilterdb.ingest.network.extract import layers_from_tensors
 from cnnfilterdb.ingest.network.folding import BatchNorm, paired
 from cnnfilterdb.ingest.network.layers import Skipped, Tensor, Weights
@@ -116,20 +118,22 @@ class _Weights:
         self.named = _named(self.entries, segments)
 
     def weights(self) -> Weights:
-        tensors, skipped = [], []
+        tensors, opaque, skipped = [], [], []
         for entry in self.entries:
             limits.current().allocate(_BYTES_PER_VALUE)
             name, layout = entry.text(0), entry.table(2)
             if layout is None:
                 skipped.append(Skipped(name, "bytes for a delegate; pass the .pte file beside it"))
+                opaque.append(Tensor(name, (len(self.named[name]),), "uint8", lambda: np.empty(0)))
                 continue
             constant = _Constant(
                 name, layout.number(0, "<b"), layout.integers(1), layout.integers(2, "u1"), self.named[name]
             )
             tensors.append(constant.tensor(self.path))
         layers, more = layers_from_tensors(tensors, ordered=False)
-        count = sum(math.prod(one.shape) for one in tensors if one.dtype.startswith(("float", "bfloat")))
-        return Weights("executorch", "pytorch", layers, count, (*skipped, *more))
+        left_out = (*skipped, *more)
+        contents = contents_of((*tensors, *opaque), layers, left_out)
+        return Weights("executorch", "pytorch", layers, parameters(tensors), left_out, contents=contents)
 
 
 @dataclass(eq=False, slots=True)
@@ -149,11 +153,6 @@ class _Constant:
     shape: list[int]
     order: list[int]
     data: memoryview
-
-    @property
-    def is_number(self) -> bool:
-        """Whether it is of floating or quantised type."""
-        return self.type in _DTYPES and _DTYPES[self.type].name.startswith(("float", "bfloat", "int8"))
 
     def tensor(self, path: Path) -> Tensor:
         shape = tuple(self.shape)
@@ -175,7 +174,8 @@ class _Constant:
                 turned = values.transpose(np.argsort(order)) if order else values
                 return turned.astype(np.float32) if dtype.name.startswith(("float", "bfloat")) else turned
 
-        return Tensor(self.name, shape, f"number {self.type}" if dtype is None else dtype.name, read)
+        named = f"number {self.type}" if dtype is None else "qint8" if dtype.name == "int8" else dtype.name
+        return Tensor(self.name, shape, named, read, parts=(part_of(self.data),))
 
 
 class _Program:
@@ -232,21 +232,22 @@ class _Program:
     def weights(self) -> Weights:
         found: list[Found] = []
         skipped: list[Skipped] = []
-        taken: set[int] = set()
+        taken: set[tuple[str, ...]] = set()
         for number, plan in enumerate(self.plans):
             layers, more = plan.layers()
             skipped += more
             # Another entry point may be a part of the same network, or have depths of its own
-            new = [one for one in layers if one.place not in taken]
+            new = [one for one in layers if one.layer.tensors not in taken]
             found += new if number == 0 else [replace(one, depth=None) for one in new]
-            taken |= {one.place for one in new}
+            taken |= {one.layer.tensors for one in new}
         numbered = [
             one.layer if one.layer.name else replace(one.layer, name=f"conv{number}")
             for number, one in enumerate(found)
         ]
         named = unique_names(numbered, [one.name for one in numbered])
-        count = sum({key: size for plan in self.plans for key, size in plan.parameters().items()}.values())
-        return Weights("executorch", "pytorch", placed(named, [one.depth for one in found]), count, tuple(skipped))
+        placed = zip(named, [one.depth for one in found], strict=True)
+        stored = {tensor.parts: tensor for plan in self.plans for tensor in plan.stored()}
+        return explicit_weights("executorch", "pytorch", stored.values(), [*placed, *((one, None) for one in skipped)])
 
 
 @dataclass(eq=False, slots=True)
@@ -275,6 +276,7 @@ class _Plan:
         self.delegates = table.tables(_DELEGATES)
         self.chains = table.tables(_CHAINS)
         self.graphs: list[XnnpackGraph] = []
+        self.opaque: list[Tensor] = []  # bytes of other delegates
         self._constants: dict[int, _Constant] = {}
         self._used: set[int] = set()
 
@@ -339,14 +341,16 @@ class _Plan:
         self._constants[number] = found
         return found
 
-    def parameters(self) -> dict[int, int]:
-        """Numbers of parameters, by the places of the constants of floating or quantised type."""
-        sizes = {}
+    def stored(self) -> Iterator[Tensor]:
+        """The constants, after the layers were read."""
         for number in range(len(self.values)):
             constant = self.constant(number)
-            if constant is not None and constant.is_number:
-                sizes[address(constant.data)] = math.prod(constant.shape)
-        return sizes | {key: size for graph in self.graphs for key, size in graph.parameters().items()}
+            if constant is not None:
+                tensor = constant.tensor(self.program.path)
+                yield replace(tensor, name=tensor.name or tensor.parts[0])
+        for graph in self.graphs:
+            yield from graph.stored()
+        yield from self.opaque
 
     # -----------------------------------------------------------------------------------------------------------------
     # Calls
@@ -406,21 +410,20 @@ class _Plan:
         traced = self._weight(weight, makers)
         if isinstance(traced, str):
             return Skipped(self.name, traced)
-        constant, tensor = traced
         layer = explicit_layer(
-            tensor.name.removesuffix(".weight"),
-            tensor,
+            traced.name.removesuffix(".weight"),
+            traced,
             transposed=bool(self.integer(transposed)),
             groups=self.integer(groups),
             stride=_pair(self.integers(stride)),
             dilation=_pair(self.integers(dilation)),
         )
         if isinstance(layer, Skipped):
-            return Skipped(layer.name or self.name, layer.reason)
-        return Found(layer, depth, address(constant.data))
+            return replace(layer, name=layer.name or self.name)
+        return Found(layer, depth)
 
-    def _weight(self, number: int, makers: Mapping[int, _Call]) -> tuple[_Constant, Tensor] | str:
-        """The weight of a convolution, as stored and as used; or why it cannot be read."""
+    def _weight(self, number: int, makers: Mapping[int, _Call]) -> Tensor | str:
+        """The weight of a convolution; or why it cannot be read."""
         constant, call = self.constant(number), makers.get(number)
         if constant is None and call is None:
             return "its weight is an input"
@@ -432,7 +435,7 @@ class _Plan:
             return f"elements of type {constant.type}, which are not read"
         tensor = constant.tensor(self.program.path)
         if call is None:
-            return constant, tensor
+            return tensor
         _, scale, zero, axis = call.arguments[:4]
         by_channel = call.operator.endswith("channel")
 
@@ -442,7 +445,9 @@ class _Plan:
                 return dequantised(tensor.read(), scales, zeros, self.integer(axis))
             return dequantised(tensor.read(), np.array([self.real(scale)]), np.array([self.integer(zero)]), 0)
 
-        return constant, replace(tensor, dtype=f"q{tensor.dtype}", read=read)
+        held = [self.constant(one) for one in (scale, zero)] if by_channel else []
+        parts = (*tensor.parts, *(part_of(one.data) for one in held if one is not None))
+        return replace(tensor, dtype=f"q{tensor.dtype.removeprefix('q')}", read=read, parts=parts)
 
     def _numbers(self, number: int) -> npt.NDArray[np.generic]:
         constant = self.constant(number)
@@ -463,14 +468,15 @@ class _Plan:
     def _delegated(self, number: int, tensors: Sequence[int], depths: dict[int, int]) -> list[Found | Skipped]:
         """The layers that a delegate computes."""
         delegate = self.delegates[number]
-        backend = delegate.text(0)
+        backend, blob = delegate.text(0), self.program.delegated(delegate.table(1))
         if backend != "XnnpackBackend":
             reason = (
                 f"a part compiled for {backend[:100]}, whose weights are not read; export it for XNNPACK, or pass the "
                 "checkpoint or the .pt2 file of torch.export"
             )
-            return [Skipped(f"{self.name}: delegate {number}", reason)]
-        blob = self.program.delegated(delegate.table(1))
+            name = f"{self.name}: delegate {number}"
+            self.opaque.append(Tensor(name, (len(blob),), "uint8", lambda: np.empty(0)))
+            return [Skipped(name, reason)]
         graph = XnnpackGraph(self.program.path, blob, self.program.by_name)
         self.graphs.append(graph)
         found, outputs = graph.layers([depths.get(one) for one in tensors])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from xml.parsers import expat
@@ -22,8 +22,9 @@ from cnnfilterdb.ingest.formats import limits, register
 from cnnfilterdb.ingest.formats.companions import companion
 from cnnfilterdb.ingest.formats.damage import undamaged
 from cnnfilterdb.ingest.formats.dtypes import by_code
-from cnnfilterdb.ingest.formats.explicit import explicit_layer, placed
+from cnnfilterdb.ingest.formats.explicit import explicit_layer, explicit_weights
 from cnnfilterdb.ingest.formats.protobuf import mapped
+from cnnfilterdb.ingest.network.judge import is_floating
 from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Tensor, Weights
 
 __all__ = ["OpenvinoFormat"]
@@ -52,8 +53,10 @@ _CONVOLUTIONS = {
     "GroupConvolutionBackpropData": (True, True),
     "DeformableConvolution": (False, False),
 }
-# Element types of parameters, rather than of shapes and indices
-_NUMBERS = ("f32", "f16", "bf16", "i8", "u8")
+# What constants are counted as: integers of few bits stand for numbers, others are shapes and indices
+_COUNTED = {code: dtype.name for code, dtype in _DTYPES.items()} | {
+    "i4": "qint8", "u4": "quint8", "nf4": "float4", "i8": "qint8", "u8": "quint8"
+}  # fmt: skip
 _BYTES_PER_OPERATION = 2048  # of memory
 _MAX_STEPS = 64  # operations between a weight and its constant
 
@@ -95,6 +98,8 @@ class _Model:
         self._current: str | None = None
         self._in_input = False
         self._bodies = 0
+        self._inside: _Operation | None = None
+        self._constants_inside: list[_Operation] = []
         self._edges: list[tuple[str, str, str]] = []
         content = path.read_bytes()
         parser = expat.ParserCreate()
@@ -123,10 +128,10 @@ class _Model:
                     f"{self.path}: an OpenVINO model of version {version or 'unknown'}; versions 10 and 11 are read, "
                     "convert it again with a newer Model Optimizer"
                 )
-        elif tag == "body":
-            self._bodies += 1  # of a loop, with its own numbering
+        elif tag.endswith("body"):
+            self._bodies += 1  # of a loop or a condition, with its own numbering
         elif self._bodies:
-            return
+            self._start_inside(tag, attributes)
         elif tag == "layer":
             limits.current().allocate(_BYTES_PER_OPERATION)
             self._current = attributes["id"]
@@ -141,8 +146,18 @@ class _Model:
         elif tag == "edge":
             self._edges.append((attributes["from-layer"], attributes["to-layer"], attributes["to-port"]))
 
+    def _start_inside(self, tag: str, attributes: Mapping[str, str]) -> None:
+        """A part of a body, whose constants are noted below the name of the operation that it belongs to."""
+        if tag == "layer":
+            limits.current().allocate(_BYTES_PER_OPERATION)
+            owner = "" if self._current is None else self.operations[self._current].name
+            self._inside = _Operation(f"{owner}/{attributes.get('name', '')}", attributes.get("type", ""))
+        elif tag == "data" and self._inside is not None and self._inside.kind == "Const":
+            self._inside.attributes = dict(attributes)
+            self._constants_inside.append(self._inside)
+
     def _end(self, tag: str) -> None:
-        if tag == "body":
+        if tag.endswith("body"):
             self._bodies -= 1
         elif tag == "input":
             self._in_input = False
@@ -151,27 +166,33 @@ class _Model:
 
     def weights(self) -> Weights:
         depths = self._depths()
-        found: list[tuple[int | None, ConvLayer]] = []
-        skipped = []
+        found: list[tuple[ConvLayer | Skipped, int | None]] = []
         for operation in self.operations.values():
-            if operation.kind not in _CONVOLUTIONS:
-                if operation.kind.endswith("Convolution") or operation.kind in ("TensorIterator", "Loop", "If"):
-                    skipped.append(Skipped(operation.name, f"an operation of type {operation.kind}"))
-                continue
-            layer = self._layer(operation)
-            if isinstance(layer, Skipped):
-                skipped.append(layer)
-            else:
-                found.append((depths.get(operation), layer))
-        found.sort(key=lambda item: (item[0] is None, item[0] or 0))
-        layers = placed([layer for _, layer in found], [depth for depth, _ in found])
-        count = sum(
-            math.prod(_shape(operation))
-            for operation in self.operations.values()
-            if operation.kind == "Const"
-            and operation.attributes.get("element_type") in ("f32", "f16", "bf16", "i8", "u8")
-        )
-        return Weights("openvino", "openvino", layers, count, tuple(skipped))
+            if operation.kind in _CONVOLUTIONS:
+                found.append((self._layer(operation), depths.get(operation)))
+            elif operation.kind.endswith("Convolution") or operation.kind in ("TensorIterator", "Loop", "If"):
+                why = f"an operation of type {operation.kind}"
+                weight = operation.inputs.get(1)
+                found.append((Skipped(operation.name, why, () if weight is None else self._sources(weight)), None))
+        found.sort(key=lambda item: (item[1] is None, item[1] or 0))
+        return explicit_weights("openvino", "openvino", self._stored(), found)
+
+    def _stored(self) -> list[Tensor]:
+        """The constants, those at one place of the ``.bin`` once."""
+        at: dict[tuple[str | None, str | None], list[_Operation]] = {}
+        for operation in (*self.operations.values(), *self._constants_inside):
+            if operation.kind == "Const":
+                at.setdefault((operation.attributes.get("offset"), operation.attributes.get("size")), []).append(
+                    operation
+                )
+        return [
+            replace(self._constant(uses[0]), parts=tuple(operation.name for operation in uses)) for uses in at.values()
+        ]
+
+    def _constant(self, operation: _Operation) -> Tensor:
+        """A constant to be counted."""
+        code = operation.attributes.get("element_type", "")
+        return Tensor(operation.name, _shape(operation), _COUNTED.get(code, code), read=lambda: np.empty(0))
 
     def _depths(self) -> dict[_Operation, int]:
         """Longest path from an input."""
@@ -198,14 +219,16 @@ class _Model:
         weight = operation.inputs.get(2 if operation.kind == "DeformableConvolution" else 1)
         if weight is None:
             return Skipped(operation.name, "a convolution without a weight")
-        traced = self._traced(weight)
+        traced, sources = self._traced(weight), self._sources(weight)
         if isinstance(traced, str):
-            return Skipped(operation.name, f"its weight is {traced}")
-        shape, dtype, read = traced
+            return Skipped(operation.name, f"its weight is {traced}", sources)
+        shape = traced.shape
         groups = 1
         if grouped:
             groups, shape = shape[0], (shape[0] * shape[1], *shape[2:]) if len(shape) > 1 else shape
-        tensor = Tensor(operation.name, shape, dtype, lambda: self._guarded(read).reshape(shape))
+        tensor = Tensor(
+            operation.name, shape, traced.dtype, lambda: self._guarded(traced.read).reshape(shape), parts=sources
+        )
         stride, dilation = (_pair(operation.attributes.get(key)) for key in ("strides", "dilations"))
         return explicit_layer(
             operation.name, tensor, transposed=transposed, groups=groups, stride=stride, dilation=dilation
@@ -215,42 +238,56 @@ class _Model:
         with undamaged(str(self.path), _WHAT):
             return read()
 
-    def _traced(
-        self, operation: _Operation, steps: int = _MAX_STEPS
-    ) -> tuple[tuple[int, ...], str, Callable[[], npt.NDArray[Any]]] | str:
-        """Shape, element type and reader of a constant after the operations on it; or why it cannot be read."""
+    def _sources(self, weight: _Operation) -> tuple[str, ...]:
+        """Names of the constants that a weight is computed from, without shapes; none if it depends on an input."""
+        seen, queue = {weight}, [weight]
+        while queue:
+            operation = queue.pop()
+            limits.current().step()
+            if operation.kind != "Const" and not operation.inputs:
+                return ()
+            new = [one for one in operation.inputs.values() if one not in seen]
+            seen.update(new)
+            queue += new
+        constants = (one for one in seen if one.kind == "Const")
+        return tuple(sorted(one.name for one in constants if is_floating(self._constant(one))))
+
+    def _traced(self, operation: _Operation, steps: int = _MAX_STEPS) -> Tensor | str:
+        """A constant after the operations on it; or why it cannot be read."""
         if steps <= 0:
             return f"computed by more than {_MAX_STEPS} operations"
         limits.current().step()
         kind, inputs = operation.kind, operation.inputs
         if kind == "Const":
-            dtype = _DTYPES.get(operation.attributes.get("element_type", ""))
+            code = operation.attributes.get("element_type", "")
+            dtype = _DTYPES.get(code)
             if dtype is None:
-                return f"of type {operation.attributes.get('element_type')}, which is not read"
-            return _shape(operation), dtype.name, lambda: self._constant(operation, dtype)
+                return f"of type {code}, which is not read"
+            return Tensor(operation.name, _shape(operation), dtype.name, lambda: self._numbers(operation, dtype))
         if kind in ("Convert", "Reshape", "Subtract", "Multiply", "FakeQuantize", "Transpose") and 0 in inputs:
             parts = [self._traced(inputs[number], steps - 1 if number == 0 else 8) for number in sorted(inputs)]
             for part in parts:
                 if isinstance(part, str):
                     return part
             known = [part for part in parts if not isinstance(part, str)]
-            shape, dtype_name, read = known[0]
+            first = known[0]
             if kind == "Convert":
-                return shape, dtype_name, read
+                return first
             if kind == "Reshape":
-                target = _sides(known[1][2](), shape)
-                return target, dtype_name, lambda: read().reshape(target)
+                target = _sides(known[1].read(), first.shape)
+                return replace(first, shape=target, read=lambda: first.read().reshape(target))
             if kind == "Transpose":
-                order = tuple(int(axis) for axis in known[1][2]().reshape(-1))
-                return tuple(shape[axis] for axis in order), dtype_name, lambda: read().transpose(order)
-            if np.broadcast_shapes(*(part[0] for part in known)) != shape:
+                order = tuple(int(axis) for axis in known[1].read().reshape(-1))
+                turned = tuple(first.shape[axis] for axis in order)
+                return replace(first, shape=turned, read=lambda: first.read().transpose(order))
+            if np.broadcast_shapes(*(part.shape for part in known)) != first.shape:
                 return f"computed by a {kind} that changes its shape"
             # The integers of a compressed model represent numbers
-            stands = f"q{dtype_name}" if dtype_name in ("int8", "uint8") else dtype_name
-            return shape, stands, lambda: _computed(operation, [part[2]() for part in known])
+            stands = f"q{first.dtype}" if first.dtype in ("int8", "uint8") else first.dtype
+            return replace(first, dtype=stands, read=lambda: _computed(operation, [part.read() for part in known]))
         return f"computed by {kind}"
 
-    def _constant(self, operation: _Operation, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    def _numbers(self, operation: _Operation, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
         shape = _shape(operation)
         start, size = int(operation.attributes["offset"]), int(operation.attributes["size"])
         limits.current().allocate(8 * math.prod(shape))

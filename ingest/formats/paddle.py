@@ -8,7 +8,7 @@ The parameters are in the order of their names, each with a header that states t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,8 @@ from cnnfilterdb.core.errors import WeightFileError
 from cnnfilterdb.ingest.formats import limits, register
 from cnnfilterdb.ingest.formats.damage import undamaged
 from cnnfilterdb.ingest.formats.dtypes import by_code
-from cnnfilterdb.ingest.formats.explicit import explicit_layer, placed
+from cnnfilterdb.ingest.formats.explicit import explicit_layer, explicit_weights
 from cnnfilterdb.ingest.formats.protobuf import Fields, MalformedError, fields, integers, mapped, message, text_of
-from cnnfilterdb.ingest.network.contents import contents_of
 from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Tensor, Weights
 
 __all__ = ["PaddleFormat"]
@@ -68,10 +67,7 @@ class PaddleFormat:
                 raise MalformedError("a program without operations")
             limits.current().opened(stored.stat().st_size)
             parameters = _parameters(stored, _persistent(blocks[0]))
-            found, depths, skipped = _layers(blocks[0], parameters)
-            count = sum(math.prod(one.shape) for one in parameters.values() if one.dtype.startswith("float"))
-            contents = contents_of(parameters.values(), found, skipped)
-            return Weights("paddle", "paddle", placed(found, depths), count, tuple(skipped), contents=contents)
+            return explicit_weights("paddle", "paddle", parameters.values(), _layers(blocks[0], parameters))
 
 
 def _files(path: Path) -> tuple[Path, Path]:
@@ -151,11 +147,8 @@ def _reader(path: Path, content: memoryview, dtype: np.dtype[Any], shape: tuple[
     return read
 
 
-def _layers(block: Fields, parameters: Mapping[str, Tensor]) -> tuple[list[ConvLayer], list[int | None], list[Skipped]]:
+def _layers(block: Fields, parameters: Mapping[str, Tensor]) -> Iterator[tuple[ConvLayer | Skipped, int]]:
     reached: dict[str, int] = {}
-    found: list[ConvLayer] = []
-    depths: list[int | None] = []
-    skipped: list[Skipped] = []
     for value in block.get(4, []):
         limits.current().allocate(_BYTES_PER_OPERATION)
         operation = fields(message(value), (1, 2, 3, 4))
@@ -165,15 +158,9 @@ def _layers(block: Fields, parameters: Mapping[str, Tensor]) -> tuple[list[ConvL
         reached |= {name: depth for names in outputs.values() for name in names}
         name = (inputs.get("Filter") or [kind])[0]
         if kind in _OTHERS:
-            skipped.append(Skipped(name, _OTHERS[kind]))
+            yield Skipped(name, _OTHERS[kind]), depth
         elif kind in _CONVOLUTIONS:
-            one = _layer(name, kind, parameters.get(name), operation)
-            if isinstance(one, Skipped):
-                skipped.append(one)
-            else:
-                found.append(one)
-                depths.append(depth)
-    return found, depths, skipped
+            yield _layer(name, kind, parameters.get(name), operation), depth
 
 
 def _arguments(values: list[Any]) -> dict[str, list[str]]:

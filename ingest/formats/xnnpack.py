@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from cnnfilterdb.ingest.formats.flatbuffer import Table
 from cnnfilterdb.ingest.network.axes import turned
 from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Tensor
 
-__all__ = ["Found", "XnnpackGraph", "address", "dequantised"]
+__all__ = ["Found", "XnnpackGraph", "dequantised", "part_of"]
 
 _WHAT = "ExecuTorch program"
 _BYTES_PER_VALUE = 1024  # of memory
@@ -95,12 +95,10 @@ class Found:
     Attributes:
         layer: The layer.
         depth: Longest path from an input; None where it is not known.
-        place: Where the bytes of its weight are.
     """
 
     layer: ConvLayer
     depth: int | None
-    place: int
 
 
 class XnnpackGraph:
@@ -154,13 +152,15 @@ class XnnpackGraph:
             value.number(0, "<h"), tuple(value.integers(2, "<u4")), value.number(3, "<I"), rule, parameters
         )
 
-    def parameters(self) -> dict[int, int]:
-        """Numbers of parameters, by the places of the constants of floating or quantised type."""
-        return {
-            address(self._bytes(value.constant)): math.prod(value.shape)
-            for value in self.values.values()
-            if value.constant
-        }
+    def stored(self) -> Iterable[Tensor]:
+        """The constants."""
+        return (self._tensor(value) for value in self.values.values() if value.constant)
+
+    def _tensor(self, value: _Value) -> Tensor:
+        """A constant as it is stored, to be counted."""
+        dtype = _DTYPES[value.type].name if value.type in _DTYPES else f"number {value.type}"
+        named = dtype if value.type in _FLOATING or value.rule is None else f"q{dtype}"
+        return Tensor(part_of(self._bytes(value.constant)), value.shape, named, lambda: np.empty(0))
 
     def layers(self, before: Sequence[int | None]) -> tuple[list[Found | Skipped], list[int | None]]:
         """The layers in order, and the depths of the outputs.
@@ -194,9 +194,10 @@ class XnnpackGraph:
         if value is None or not value.constant:
             return Skipped("XNNPACK", "its weight is computed")
         if value.type not in _DTYPES or (value.type not in _FLOATING and value.rule not in (_BY_CHANNEL, _BY_TENSOR)):
-            return Skipped("XNNPACK", f"a weight of type {value.type} of XNNPACK, which is not read")
+            part = part_of(self._bytes(value.constant))
+            return Skipped("XNNPACK", f"a weight of type {value.type} of XNNPACK, which is not read", (part,))
         along = 3 if form == "depthwise" else 0
-        dtype = _DTYPES[value.type].name
+        stored = self._tensor(value)
 
         def read() -> npt.NDArray[np.float32]:
             with undamaged(str(self.path), _WHAT):
@@ -205,7 +206,7 @@ class XnnpackGraph:
         groups, inputs = table.number(_GROUPS, "<I"), table.number(_GROUP_INPUTS, "<I")
         layer = turned(
             "",
-            Tensor("", value.shape, dtype if value.type in _FLOATING else f"q{dtype}", read),
+            replace(stored, read=read),
             form=form,
             axes=axes,
             channels=groups * inputs,
@@ -216,7 +217,7 @@ class XnnpackGraph:
             return replace(layer, name="XNNPACK")
         if form == "transposed":
             layer = replace(layer, in_channels=groups * inputs, groups=groups)
-        return Found(layer, depth, address(self._bytes(value.constant)))
+        return Found(layer, depth)
 
     def _numbers(self, value: _Value, along: int) -> npt.NDArray[np.float32]:
         limits.current().allocate(16 * math.prod(value.shape))
@@ -255,9 +256,9 @@ class XnnpackGraph:
         return self.after[start : start + size]
 
 
-def address(data: memoryview) -> int:
-    """Where bytes are in memory, which is the same for all views of them."""
-    return np.frombuffer(data, np.uint8).ctypes.data if len(data) else 0
+def part_of(data: memoryview) -> str:
+    """A name of a constant by where its bytes are, which all views of them share."""
+    return f"bytes at {np.frombuffer(data, np.uint8).ctypes.data if len(data) else 0}"
 
 
 def dequantised(

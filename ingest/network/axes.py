@@ -40,11 +40,11 @@ def turned(
         dilation: (vertical, horizontal).
     """
     if len(tensor.shape) != 4:
-        return Skipped(name, f"a weight of shape {tensor.shape}; expected four dimensions")
+        return Skipped(name, f"a weight of shape {tensor.shape}; expected four dimensions", tensor.parts)
     if not tensor.dtype.startswith(("float", "bfloat", "qint", "quint")):
-        return Skipped(name, f"elements of type {tensor.dtype}")
+        return Skipped(name, f"elements of type {tensor.dtype}", tensor.parts)
     if 0 in tensor.shape:
-        return Skipped(name, f"empty: shape {tensor.shape}")
+        return Skipped(name, f"empty: shape {tensor.shape}", tensor.parts)
     first, second, height, width = (tensor.shape[axis] for axis in axes)
     kind: Kind | None
     groups: int | None

@@ -57,7 +57,6 @@ def contents_of(
     skipped: Iterable[Skipped],
     *,
     whole: tuple[int, int] | None = None,
-    left_out: Collection[str] = (),
     buffers: Collection[str] = (),
 ) -> dict[str, tuple[int, int]]:
     """Count the tensors of a file by what became of them.
@@ -65,9 +64,8 @@ def contents_of(
     Args:
         tensors: All tensors of its networks.
         layers: The layers that were read.
-        skipped: What was left out. An entry stands for the tensor of its name and for all tensors below that name.
+        skipped: What was left out. An entry stands for its tensors, for that of its name, and for all below that name.
         whole: Tensors and numbers of the file, where it holds more than these tensors.
-        left_out: Names of further tensors that belong to what was left out.
         buffers: Names of tensors that are known not to be trained.
 
     Returns:
@@ -81,7 +79,7 @@ def contents_of(
     {'kernels': (1, 216), 'matrices': (1, 80), 'vectors': (1, 8), 'beside': (1, 96)}
     """
     read = {name for layer in layers for name in layer.tensors}
-    reported = {one.name for one in skipped} | set(left_out)
+    reported = {name for one in skipped for name in (one.name, *one.tensors)}
     found: dict[str, tuple[int, int]] = {}
     for tensor in tensors:
         if any(part in read for part in tensor.parts):

@@ -113,10 +113,17 @@ class ConvLayer:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A tensor or node that looks like a convolution but was left out, and why."""
+    """A tensor or node that looks like a convolution but was left out, and why.
+
+    Attributes:
+        name: Its name in the file.
+        reason: Why it was left out.
+        tensors: Names, in the file, of the tensors of its weight, where they are neither that name nor below it.
+    """
 
     name: str
     reason: str
+    tensors: tuple[str, ...] = field(default=(), compare=False)
 
 
 #: Entries that are kept of what a file states about itself, and characters of a name and of a text.

@@ -4,6 +4,7 @@ pip install coremltools==9.0
 python tests/data/make_coreml_program.py
 """
 
+import json
 import tempfile
 import zipfile
 from pathlib import Path
@@ -12,6 +13,7 @@ import coremltools
 import coremltools.optimize.coreml as compression
 import numpy as np
 from coremltools.converters.mil import Builder
+from coremltools.converters.mil.frontend.milproto.load import load
 
 OUT = Path(__file__).with_name("coreml_program.zip")
 IOS = coremltools.target.iOS15
@@ -43,6 +45,21 @@ def read_by_coremltools(model):
     return found
 
 
+def counted(path):
+    """The constants of a program that are no texts, and their numbers, as coremltools loads it."""
+    model = coremltools.models.MLModel(path, skip_model_load=True)
+    specification = model.get_spec()
+    found = []
+    for function in load(specification, specification.specificationVersion, model.weights_dir).functions.values():
+        for one in function.operations:
+            if one.op_type == "const":
+                found.append(one.outputs[0].val)
+            elif one.op_type.startswith("constexpr_"):
+                found += [value.val for value in one.inputs.values() if value.op is None]
+    sizes = [array.size for array in map(np.asarray, found) if array.dtype.kind != "U"]
+    return len(sizes), sum(sizes)
+
+
 with tempfile.TemporaryDirectory() as folder:
     truth = {f"f32/{name}": weight for name, weight in weights.items()}
     for name, precision in (("f32", coremltools.precision.FLOAT32), ("f16", coremltools.precision.FLOAT16)):
@@ -62,6 +79,8 @@ with tempfile.TemporaryDirectory() as folder:
         small = coremltools.models.MLModel(f"{folder}/{name}.mlpackage", skip_model_load=True)
         truth |= {f"{name}/{layer}": weight for layer, weight in read_by_coremltools(small).items()}
     np.savez(f"{folder}/net.npz", **truth)
+    counts = {f"{name}.mlpackage": counted(f"{folder}/{name}.mlpackage") for name in ("f32", "f16", "q8", "p4")}
+    Path(folder, "counts.json").write_text(json.dumps(counts))
     with zipfile.ZipFile(OUT, "w", zipfile.ZIP_DEFLATED) as archive:
         for file in sorted(Path(folder).rglob("*")):
             if file.is_file():

@@ -6,6 +6,8 @@ too. Beside the weights as ``net.npz``, those that the partitioner for XNNPACK a
 """
 
 import io
+import json
+import math
 import tempfile
 import zipfile
 from pathlib import Path
@@ -16,6 +18,7 @@ import torch
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import XNNPACKQuantizer, get_symmetric_quantization_config
 from executorch.exir import ExecutorchBackendConfig, to_edge, to_edge_transform_and_lower
+from executorch.exir._serialize._program import deserialize_pte_binary
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 
@@ -73,6 +76,20 @@ fused = torch.nn.utils.fusion.fuse_conv_bn_eval(net.stem, net.norm)
 weights["fused"] = fused.weight.detach().numpy()
 weights |= {f"int8/{name}": value for name, value in dequantised(stored).items() if value.ndim == 4}
 
+
+def counted(path):
+    """The constant tensors of a program on the portable kernels, and their numbers, as ExecuTorch reads it."""
+    sizes = {}
+    for plan in deserialize_pte_binary(path.read_bytes()).program.execution_plan:
+        for value in (one.val for one in plan.values if type(one.val).__name__ == "Tensor"):
+            extra = value.extra_tensor_info
+            if value.data_buffer_idx and value.allocation_info is None:
+                sizes[value.data_buffer_idx] = math.prod(value.sizes)
+            elif extra is not None and extra.location.name == "EXTERNAL":
+                sizes[extra.fully_qualified_name] = math.prod(value.sizes)
+    return len(sizes), sum(sizes.values())
+
+
 with tempfile.TemporaryDirectory() as name:
     folder = Path(name)
 
@@ -96,3 +113,5 @@ with tempfile.TemporaryDirectory() as name:
         for file in sorted(folder.rglob("*.pt[de]")):
             archive.write(file, file.relative_to(folder))
         archive.writestr("net.npz", truth.getvalue())
+        portable = ("portable.pte", "methods.pte", "segments.pte", "int8.pte", "apart/net.pte")
+        archive.writestr("counts.json", json.dumps({file: counted(folder / file) for file in portable}))

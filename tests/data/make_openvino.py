@@ -1,9 +1,10 @@
-"""Writes tests/data/openvino.zip with OpenVINO itself: pip install openvino==2025.3.0 onnx, then run this file.
+"""Writes tests/data/openvino.zip with OpenVINO itself: pip install openvino==2026.4.1 onnx, then run this file.
 
 One network of random weights with every kind of convolution, as float32, as float16, and its weights as ``net.npz``.
 """
 
 import io
+import json
 import tempfile
 import zipfile
 from pathlib import Path
@@ -27,6 +28,14 @@ OPTIONS = {
     "up": {"strides": [2, 2]},
     "updw": {"strides": [2, 2], "group": 5},
 }
+
+
+def counted(path):
+    """The constants of a model and their numbers, those at one place of the file once, as OpenVINO reads them."""
+    constants = (one for one in ov.Core().read_model(path).get_ops() if one.get_type_name() == "Constant")
+    sizes = {one.data.ctypes.data: one.data.size for one in constants}
+    return len(sizes), sum(sizes.values())
+
 
 nodes, last = [], "x"
 for name, options in OPTIONS.items():
@@ -53,3 +62,5 @@ with tempfile.TemporaryDirectory() as folder:
         for name in ("net.xml", "net.bin", "net_f16.xml", "net_f16.bin"):
             archive.write(Path(folder) / name, name)
         archive.writestr("net.npz", truth.getvalue())
+        counts = {name: counted(Path(folder) / name) for name in ("net.xml", "net_f16.xml")}
+        archive.writestr("counts.json", json.dumps(counts))

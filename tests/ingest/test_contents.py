@@ -1,7 +1,10 @@
 """The contents of a weight file add up to what another program finds in it, whatever is read, left out or beside."""
 
+import json
 import math
+import zipfile
 from collections import Counter
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -175,6 +178,21 @@ def test_every_number_of_a_file_is_in_one_class(tmp_path, name, kinds):
         beside = {"beside": (len(arrays), sum(one.size for one in arrays.values()))} if name == "net.pt" else {}
         assert found == {what: n for what, n in (expected_of(kinds) | beside).items() if what in found}
         assert found.keys() == (expected_of(kinds) | beside).keys()
+
+
+@pytest.mark.parametrize("archive", ["openvino", "coreml", "coreml_program", "executorch"])
+def test_the_counts_are_those_of_the_program_of_the_format(tmp_path, archive):
+    """Tensors and numbers of each file as OpenVINO, coremltools and ExecuTorch count them (tests/data/make_*.py)."""
+    with zipfile.ZipFile(Path(__file__).parents[1] / "data" / f"{archive}.zip") as stored:
+        stored.extractall(tmp_path)
+    counts = json.loads((tmp_path / "counts.json").read_text())
+    for name, counted in counts.items():
+        found = formats.read(tmp_path / name)
+        assert (sum(one for one, _ in found.contents.values()), sum(one for _, one in found.contents.values())) == (
+            counted[0],
+            counted[1],
+        ), name
+        assert found.contents["kernels"][0] >= len(found.layers)
 
 
 def test_all_parts_of_a_composed_weight_are_kernels():

@@ -59,12 +59,12 @@ class OnnxFormat:
             graph = flatten(model, str(path))
             exporter = _Exporter.of(model)
             constants = Constants(path)
-            layers, skipped, left_out = _layers(graph, constants, exporter)
+            layers, skipped = _layers(graph, constants, exporter)
             producer = f"{model.producer_name} {model.producer_version}".strip() or None
             entries = [("domain", model.domain), ("doc_string", model.doc_string)]
             entries += [(entry.key, entry.value) for entry in model.metadata_props]
             metadata = stated([("producer", producer), *entries])
-            contents = _contents(graph, layers, skipped, left_out)
+            contents = _contents(graph, layers, skipped)
             return Weights(
                 self.name, exporter.framework, layers, _parameters(graph), skipped, producer, metadata, contents
             )
@@ -179,9 +179,7 @@ _DIMENSIONS = {3: "a one-dimensional convolution", 5: "a three-dimensional convo
 
 def _layers(
     graph: Graph, constants: Constants, exporter: _Exporter
-) -> tuple[tuple[ConvLayer, ...], tuple[Skipped, ...], set[str]]:
-    """The layers, what was left out, and the names of the tensors of the weights that were."""
-    left_out: set[str] = set()
+) -> tuple[tuple[ConvLayer, ...], tuple[Skipped, ...]]:
     layers: list[ConvLayer] = []
     depths: list[int | None] = []
     skipped: list[Skipped] = []
@@ -198,9 +196,9 @@ def _layers(
         try:
             layer, key = _layer(step, op, constants, exporter)
         except UnknownConstantError as error:
-            skipped.append(Skipped(step.name, str(error)))
             weight = step.input(op.weight)
-            left_out |= {one.name for one in constants.sources(weight)} if weight and weight.constant else set()
+            sources = constants.sources(weight) if weight and weight.constant else ()
+            skipped.append(Skipped(step.name, str(error), tuple(one.name for one in sources)))
             continue
         if key in seen:
             first = seen[key]
@@ -220,7 +218,7 @@ def _layers(
         replace(layer, conv_depth=rank, conv_depth_norm=norm, depth_source=None if rank is None else "graph")
         for layer, (rank, norm) in zip(layers, conv_depths(depths), strict=True)
     )
-    return tuple(ranked), tuple(skipped), left_out
+    return tuple(ranked), tuple(skipped)
 
 
 def _unused(name: str, names: set[str]) -> str:
@@ -467,9 +465,7 @@ _INTEGERS: Mapping[str, tuple[int, ...]] = {
 }
 
 
-def _contents(
-    graph: Graph, layers: Sequence[ConvLayer], skipped: Sequence[Skipped], left_out: Collection[str]
-) -> dict[str, tuple[int, int]]:
+def _contents(graph: Graph, layers: Sequence[ConvLayer], skipped: Sequence[Skipped]) -> dict[str, tuple[int, int]]:
     """What became of the constants that are stored as tensors, each once."""
     integers = set(_inputs(graph, _INTEGERS))
     stored = {
@@ -482,7 +478,7 @@ def _contents(
         for value in graph.tensors
     }
     buffers = {value.name for value in _inputs(graph, _NO_PARAMETERS)}
-    return contents_of(stored.values(), layers, skipped, left_out=left_out, buffers=buffers)
+    return contents_of(stored.values(), layers, skipped, buffers=buffers)
 
 
 def _parameters(graph: Graph) -> int:

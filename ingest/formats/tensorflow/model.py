@@ -208,7 +208,10 @@ def _first_version(path: Path, tensors: Mapping[str, Tensor], incomplete: list[S
     ]
     kept.sort(key=lambda tensor: natural(tensor.name))
     found, skipped, count = layers_from_variables(kept, ordered=False)
-    return Weights("tf-checkpoint", "tensorflow", found, count, (*incomplete, *skipped))
+    left_out = (*incomplete, *skipped)
+    whole = len(tensors), sum(math.prod(tensor.shape) for tensor in tensors.values())
+    contents = contents_of(kept, found, left_out, whole=whole)
+    return Weights("tf-checkpoint", "tensorflow", found, count, left_out, contents=contents)
 
 
 def _with_graph(path: Path, graph: memoryview, bundle: Bundle | None, format: str) -> Weights:

@@ -1,7 +1,7 @@
 """OpenVINO, Core ML, GGUF, Darknet, Caffe, MXNet, ncnn and Flax.
 
-The first three are files that their own libraries have written (tests/data/make_openvino.py, make_coreml.py,
-make_gguf.py); the others are written here byte by byte, as their sources define them.
+Files of OpenVINO, Core ML, GGUF and ncnn were written by their own programs (tests/data/make_openvino.py,
+make_coreml.py, make_gguf.py, make_ncnn.py); the others are written here byte by byte, as their sources define them.
 """
 
 from __future__ import annotations
@@ -105,6 +105,30 @@ def test_openvino_with_integers(tmp_path):
     assert np.array_equal(layer.read(), expected)
 
 
+def test_constants_of_openvino_are_counted_wherever_they_are(tmp_path):
+    path, _ = compressed(tmp_path)
+    text = path.read_text()
+    # A second use of the weight, and an operation with a network of its own that has constants
+    ports = '<input><port id="0"/><port id="1"/></input>'
+    second = f'<layer id="9" name="again" type="Convolution"><data strides="1,1"/>{ports}</layer>'
+    inner = '<layer id="0" name="w" type="Const"><data element_type="f32" shape="2,2" offset="76" size="16"/></layer>'
+    loop = f'<layer id="10" name="loop" type="If"><then_body><layers>{inner}</layers></then_body></layer>'
+    edges = "".join(
+        f'<edge from-layer="{source}" from-port="9" to-layer="9" to-port="{port}"/>'
+        for source, port in ((0, 0), (7, 1))
+    )
+    path.write_text(text.replace("</layers><edges>", f"{second}{loop}</layers><edges>{edges}", 1))
+    weights = formats.read(path)
+    assert [(one.name, one.reason) for one in weights.skipped] == [
+        ("again", "shares the weight of l8"),
+        ("loop", "an operation of type If"),
+    ]
+    # The constant of the loop is at the place of the scales, which are a part of the kernel
+    assert weights.contents == {"kernels": (3, 80)}
+    path.write_text(path.read_text().replace('shape="2,2" offset="76" size="16"', 'shape="2,2" offset="0" size="16"'))
+    assert formats.read(path).contents == {"kernels": (3, 80), "excluded": (1, 4)}
+
+
 def test_openvino_files_that_are_refused(tmp_path):
     path, _ = compressed(tmp_path, entity='<!DOCTYPE net [<!ENTITY a "aaaa">]>')
     with pytest.raises(WeightFileError, match="declares a document type or entities"):
@@ -121,7 +145,16 @@ def test_openvino_files_that_are_refused(tmp_path):
 # Core ML
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("net", "float32"), ("net_f16", "float16")])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("net", "float32"),
+        ("net_f16", "float16"),
+        ("net_linear8", "quint8"),
+        ("net_linear3", "quint8"),
+        ("net_table4", "quint8"),
+    ],
+)
 def test_core_ml(tmp_path, name, dtype):
     truth = unzipped("coreml.zip", tmp_path)
     weights = formats.read(tmp_path / f"{name}.mlmodel")
@@ -130,16 +163,17 @@ def test_core_ml(tmp_path, name, dtype):
     assert [layer.stride for layer in weights.layers] == [(2, 2), (1, 1), (2, 2)]
     for layer in weights.layers:
         assert layer.dtype == dtype
-        assert np.array_equal(layer.read(), truth[layer.name].astype(dtype).astype(np.float32))
+        expected = truth[f"{name}/{layer.name}" if dtype == "quint8" else layer.name]
+        assert np.array_equal(layer.read(), expected.astype("f2" if dtype == "float16" else "f4").astype(np.float32))
 
 
 def test_core_ml_in_a_pipeline_and_as_an_empty_program(tmp_path):
-    truth = unzipped("coreml.zip", tmp_path)
+    unzipped("coreml.zip", tmp_path)
     network = (tmp_path / "net.mlmodel").read_bytes()
     path = tmp_path / "other.mlmodel"
     head = field(1, 4) + field(2, b"")
     path.write_bytes(head + field(202, field(1, network)))
-    assert [layer.name for layer in formats.read(path).layers] == list(truth)
+    assert [layer.name for layer in formats.read(path).layers] == ["stem", "dw", "up"]
     path.write_bytes(head + field(502, b""))
     assert formats.read(path).layers == ()  # a program without functions
 
@@ -212,6 +246,13 @@ def test_darknet(tmp_path):
     assert [layer.in_channels for layer in weights.layers] == [3, 8, 4, 12]
     assert [layer.stride for layer in weights.layers] == [(2, 2), (1, 1), (1, 1), (1, 1)]
     assert [layer.conv_depth for layer in weights.layers] == [0, 1, 2, 3]
+    numbers = (path.stat().st_size - 20) // 4
+    assert weights.contents == {
+        "kernels": (4, sum(kernel.size for kernel in kernels.values())),
+        "vectors": (6, 8 + 8 + 4 + 8 + 8 + 5),
+        "buffers": (4, 4 * 8),
+    }
+    assert sum(size for _, size in weights.contents.values()) == weights.parameters + 4 * 8 == numbers
     for layer, kernel in zip(weights.layers, kernels.values(), strict=True):
         assert np.array_equal(layer.read(), kernel)
 
@@ -231,6 +272,8 @@ def test_darknet_layers_behind_one_of_unknown_size_are_reported(tmp_path):
     weights = formats.read(path)
     assert len(weights.layers) == 3
     assert "the convolutions after it are left out" in weights.skipped[0].reason
+    assert weights.contents["excluded"] == (1, 5 + 5 * 12 * 9)
+    assert sum(size for _, size in weights.contents.values()) == (path.stat().st_size - 20) // 4
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -273,6 +316,12 @@ def test_caffe(tmp_path, old):
         content += field(blobs, blob(kernel, old)) + field(blobs, blob(random_weight(len(kernel)), old))
         net += field(layer, content + field(options_field, options[key]))
         last = key
+    net += field(
+        layer,
+        field(name, "fc") + field(kind, 14 if old else "InnerProduct") + field(blobs, blob(random_weight(3, 8), old)),
+    )
+    if not old:
+        net += field(layer, field(name, "bn") + field(kind, "BatchNorm") + field(blobs, blob(random_weight(8))))
     path = tmp_path / "net.caffemodel"
     path.write_bytes(net)
     weights = formats.read(path)
@@ -284,6 +333,12 @@ def test_caffe(tmp_path, old):
     assert [layer.stride for layer in weights.layers] == [(2, 2), (1, 1), (2, 3)]
     assert [layer.dilation for layer in weights.layers] == [(1, 1), (2, 2), (1, 1)]
     assert [layer.conv_depth for layer in weights.layers] == [0, 1, 2]
+    expected = {
+        "kernels": (3, sum(kernel.size for kernel in kernels.values())),
+        "matrices": (1, 24),
+        "vectors": (3, 24),
+    }
+    assert weights.contents == (expected if old else expected | {"buffers": (1, 8)})
     for layer in weights.layers:
         kernel = kernels[layer.name]
         assert np.array_equal(layer.read(), stored(kernel, 1) if layer.name == "up" else kernel)
@@ -406,9 +461,37 @@ def test_ncnn(tmp_path, half):
         ("up", "transposed", 1, 8, (2, 2)),
     ]
     assert [layer.conv_depth for layer in weights.layers] == [0, 1, 2]
+    sizes = sum(kernel.size for kernel in kernels.values())
+    assert weights.contents == {"kernels": (3, sizes), "vectors": (3, 24), "buffers": (2, 16)}
     for layer in weights.layers:
         expected = kernels[layer.name].astype(np.float16 if half else np.float32).astype(np.float32)
         assert np.array_equal(layer.read(), expected)
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("net", "float32"), ("net_f16", "float16")])
+def test_ncnn_of_its_converter(tmp_path, name, dtype):
+    truth = unzipped("ncnn.zip", tmp_path)
+    weights = formats.read(tmp_path / f"{name}.param")
+    facts = [(layer.kind, layer.groups, layer.in_channels, layer.stride) for layer in weights.layers]
+    assert facts == [
+        ("conv", 1, 3, (1, 1)),
+        ("depthwise", 8, 8, (1, 1)),
+        ("grouped", 2, 8, (1, 1)),
+        ("transposed", 1, 12, (2, 2)),
+        ("transposed", 3, 6, (1, 1)),
+        ("conv", 1, 6, (1, 1)),
+    ]
+    assert [layer.conv_depth for layer in weights.layers] == list(range(6))
+    for layer, key in zip(weights.layers, ("stem", "dw", "grouped", "up", "updw", "head"), strict=True):
+        expected = truth[f"{key}.weight"].astype(dtype).astype(np.float32)
+        expected = stored(expected, layer.groups) if layer.kind == "transposed" else expected
+        # pnnx fuses the normalisation of the first layer in an order of its own
+        tolerance = 0 if key != "stem" else 1e-6 if dtype == "float32" else 1e-3
+        assert np.allclose(layer.read(), expected, rtol=tolerance, atol=0)
+    assert [(one.name.rstrip("_0123456789"), one.reason) for one in weights.skipped] == [
+        ("conv1d", "a one-dimensional convolution")
+    ]
+    assert weights.contents["kernels"] == (6, sum(layer.read().size for layer in weights.layers))
 
 
 def test_ncnn_whose_files_do_not_belong_together(tmp_path):
@@ -416,10 +499,17 @@ def test_ncnn_whose_files_do_not_belong_together(tmp_path):
     path.with_suffix(".bin").write_bytes(path.with_suffix(".bin").read_bytes() + bytes(4))
     with pytest.raises(WeightFileError, match="check that the two files belong together"):
         formats.read(path)
-    path.write_text(path.read_text().replace("BatchNorm  ", "LayerNorm  "))
+    path.write_text(path.read_text().replace("BatchNorm  ", "Quantize   "))
     weights = formats.read(path)
     assert [layer.name for layer in weights.layers] == ["stem"]
-    assert [entry.name for entry in weights.skipped] == ["dw", "up"]
+    assert [(entry.name, entry.reason) for entry in weights.skipped] == [
+        ("bn", "a layer of type Quantize, whose size is not known"),
+        ("dw", "its numbers follow those of bn, whose size is not known"),
+        ("up", "its numbers follow those of bn, whose size is not known"),
+    ]
+    # What is left is one tensor; the mark of the first layer is no number
+    size = path.with_suffix(".bin").stat().st_size
+    assert sum(numbers for _, numbers in weights.contents.values()) == size // 4 - 1
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -470,6 +560,9 @@ def intact(folder):
         ("openvino", "net.xml", "net.xml"),
         ("openvino", "net.xml", "net.bin"),
         ("coreml", "net.mlmodel", "net.mlmodel"),
+        ("coreml", "net_linear3.mlmodel", "net_linear3.mlmodel"),
+        ("ncnn", "net.param", "net.param"),
+        ("ncnn", "net_f16.param", "net_f16.bin"),
         ("gguf", "net.gguf", "net.gguf"),
     ):
         home = inside(damaged)

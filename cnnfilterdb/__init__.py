@@ -46,14 +46,14 @@ if TYPE_CHECKING:
     from cnnfilterdb.analysis.shifts import ShiftMatrix
     from cnnfilterdb.core.reports import Exported, Failure, IngestReport, Observer, Problem, TransferReport
     from cnnfilterdb.core.schema import ModelFacts
-    from cnnfilterdb.database import FilterDB, create, open, pull
-    from cnnfilterdb.examples import example, reference
+    from cnnfilterdb.database.examples import example, reference
+    from cnnfilterdb.database.filterdb import FilterDB, create, open, pull
+    from cnnfilterdb.database.reader import Reader
     from cnnfilterdb.exchange.basis_files import load_basis, save_basis
     from cnnfilterdb.explore.server import ExplorerServer
     from cnnfilterdb.health import Finding, doctor
     from cnnfilterdb.ingest.inspection import Comparison, Inspection, inspect
     from cnnfilterdb.publish.hub import Published, Released, releases
-    from cnnfilterdb.reader import Reader
     from cnnfilterdb.release.manifest import LeftOut, Manifest, ReleaseFile
     from cnnfilterdb.stats import Basis, Moments
     from cnnfilterdb.study.document import Study
@@ -126,7 +126,7 @@ _lazy = {
     "ExplorerServer": "cnnfilterdb.explore.server",
     "Exported": "cnnfilterdb.core.reports",
     "Failure": "cnnfilterdb.core.reports",
-    "FilterDB": "cnnfilterdb.database",
+    "FilterDB": "cnnfilterdb.database.filterdb",
     "Finding": "cnnfilterdb.health",
     "FittedBasis": "cnnfilterdb.analysis.bases",
     "Groups": "cnnfilterdb.analysis.groups",
@@ -140,20 +140,20 @@ _lazy = {
     "Problem": "cnnfilterdb.core.reports",
     "Published": "cnnfilterdb.publish.hub",
     "QueryResult": "cnnfilterdb.analysis.queries",
-    "Reader": "cnnfilterdb.reader",
+    "Reader": "cnnfilterdb.database.reader",
     "ReleaseFile": "cnnfilterdb.release.manifest",
     "Released": "cnnfilterdb.publish.hub",
     "ShiftMatrix": "cnnfilterdb.analysis.shifts",
     "Study": "cnnfilterdb.study.document",
     "TransferReport": "cnnfilterdb.core.reports",
-    "create": "cnnfilterdb.database",
+    "create": "cnnfilterdb.database.filterdb",
     "doctor": "cnnfilterdb.health",
-    "example": "cnnfilterdb.examples",
+    "example": "cnnfilterdb.database.examples",
     "inspect": "cnnfilterdb.ingest.inspection",
     "load_basis": "cnnfilterdb.exchange.basis_files",
-    "open": "cnnfilterdb.database",
-    "pull": "cnnfilterdb.database",
-    "reference": "cnnfilterdb.examples",
+    "open": "cnnfilterdb.database.filterdb",
+    "pull": "cnnfilterdb.database.filterdb",
+    "reference": "cnnfilterdb.database.examples",
     "releases": "cnnfilterdb.publish.hub",
     "save_basis": "cnnfilterdb.exchange.basis_files",
 }

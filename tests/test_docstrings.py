@@ -25,10 +25,10 @@ MODULES = sorted(
 
 #: Modules whose examples use ``db``, which is the example database.
 ABOUT_A_DATABASE = {
-    "cnnfilterdb.database",
-    "cnnfilterdb.imports",
+    "cnnfilterdb.database.filterdb",
+    "cnnfilterdb.database.imports",
     "cnnfilterdb.plots.figures",
-    "cnnfilterdb.reader",
+    "cnnfilterdb.database.reader",
     "cnnfilterdb.questions.conclusions",
     "cnnfilterdb.questions.lineage",
     "cnnfilterdb.questions.statistics",

@@ -29,7 +29,7 @@ from cnnfilterdb.core.reports import counted, read_of
 
 if TYPE_CHECKING:
     from cnnfilterdb.core.reports import IngestReport
-    from cnnfilterdb.database import FilterDB
+    from cnnfilterdb.database.filterdb import FilterDB
     from cnnfilterdb.ingest.pipeline import Forecast
 
 __all__ = ["add", "demo", "import_", "ingest"]

@@ -16,8 +16,8 @@ from cnnfilterdb.cli.output import FORMATS, QUIET, Output, log_as
 from cnnfilterdb.core.errors import NotADatabaseError, SelectionError
 
 if TYPE_CHECKING:
-    from cnnfilterdb.database import FilterDB
-    from cnnfilterdb.reader import Reader
+    from cnnfilterdb.database.filterdb import FilterDB
+    from cnnfilterdb.database.reader import Reader
 
     ParamType = click.ParamType[Any]
 else:
@@ -417,8 +417,6 @@ def open_database(path: Path | str, *, create: bool = False) -> FilterDB:
 @contextlib.contextmanager
 def _remedy(path: Path | str | Several) -> Iterator[None]:
     """Replace the error for a path that is not a database by one with a remedy for the command line."""
-    from cnnfilterdb.parts.listing import is_parts_list
-
     try:
         yield
     except NotADatabaseError as error:
@@ -426,8 +424,6 @@ def _remedy(path: Path | str | Several) -> Iterator[None]:
             raise NotADatabaseError(
                 f"{path}: no such database; give one with --db, or create it with `cnnfilterdb demo`, `ingest` or `add`"
             ) from error
-        if isinstance(path, Path) and not path.is_dir() and not is_parts_list(path):
-            raise NotADatabaseError(f"{path}: is a file; expected the folder of a database after --db") from error
         raise
 
 

@@ -56,7 +56,6 @@ __all__ = [
     "MEMBERS",
     "MODELS",
     "PARTS",
-    "PARTS_SUFFIX",
     "QUARANTINE",
     "STAGING",
     "UNFINISHED",
@@ -77,6 +76,7 @@ __all__ = [
     "is_basis_id",
     "is_gathered_table",
     "is_indexed",
+    "is_parts_list",
     "is_slug",
     "kernel_folder",
     "layers_path",
@@ -128,9 +128,6 @@ PARTS = "parts"
 
 #: Folder in there of the bases that were fitted on all parts; those that belong to one part are not in it.
 FITTED = "fitted"
-
-#: How the name of a file ends that lists parts.
-PARTS_SUFFIX = ".parts.toml"
 
 #: Everything that a database folder consists of, besides single files.
 FOLDERS = frozenset({LOCKS, STAGING, QUARANTINE, GATHERED, MODELS, LAYERS, "filters", INDEX})
@@ -188,6 +185,15 @@ def slug(model_id: str) -> str:
     readable = re.sub(r"[^A-Za-z0-9_]+", "-", model_id).strip("-_")[:_READABLE].rstrip("-_")
     digest = hashlib.sha256(model_id.encode("utf-8", "surrogatepass")).hexdigest()[:_HASH]
     return f"{readable or 'model'}-{digest}"
+
+
+def is_parts_list(location: object) -> bool:
+    """Whether a location is that of a list of parts, by its name.
+
+    >>> is_parts_list("corpus.parts.toml"), is_parts_list("facts.toml")
+    (True, False)
+    """
+    return str(location).endswith(".parts.toml") and "://" not in str(location)
 
 
 def is_slug(text: str) -> bool:

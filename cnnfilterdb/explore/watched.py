@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from cnnfilterdb.analysis import groups as groupings
 from cnnfilterdb.analysis.bases import FittedBasis
+from cnnfilterdb.analysis.connection import Connection
 from cnnfilterdb.analysis.groups import Grouping, Groups, Histograms
-from cnnfilterdb.connection import Connection
 from cnnfilterdb.core.schema import PAPERS_LAYER
 from cnnfilterdb.core.sqltext import literal
 from cnnfilterdb.explore.jobs import current

@@ -23,11 +23,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cnnfilterdb.core.errors import DatabaseError, NotADatabaseError, SelectionError
-from cnnfilterdb.core.paths import PARTS_SUFFIX
+from cnnfilterdb.core.paths import is_parts_list
 from cnnfilterdb.core.reports import printable
 from cnnfilterdb.release.address import REFERENCE
 
-__all__ = ["DUPLICATES", "PartsList", "check_duplicates", "check_location", "check_name", "is_parts_list"]
+__all__ = ["DUPLICATES", "PartsList", "check_duplicates", "check_location", "check_name"]
 
 #: What to do about models of the same key in several parts.
 DUPLICATES = ("error", "first")
@@ -90,15 +90,6 @@ class PartsList:
         except (DatabaseError, SelectionError) as error:
             raise DatabaseError(f"{path}: {error}") from None
         return cls(path, parts, duplicates)
-
-
-def is_parts_list(location: object) -> bool:
-    """Whether a location is that of a list of parts, by its name.
-
-    >>> is_parts_list("corpus.parts.toml"), is_parts_list("facts.toml")
-    (True, False)
-    """
-    return str(location).endswith(PARTS_SUFFIX) and "://" not in str(location)
 
 
 def check_duplicates(duplicates: object) -> str:

@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from cnnfilterdb.core.errors import SelectionError
+from cnnfilterdb.core.paths import is_parts_list
 from cnnfilterdb.parts.common import CommonBases
-from cnnfilterdb.parts.listing import PartsList, check_duplicates, check_location, check_name, is_parts_list
+from cnnfilterdb.parts.listing import PartsList, check_duplicates, check_location, check_name
 from cnnfilterdb.parts.locations import Opened, opened
 from cnnfilterdb.parts.parts import OpenPart, Parts
 from cnnfilterdb.release.release import Release

@@ -274,7 +274,7 @@ class Parts(Storage):
 
     def shown(self) -> str | tuple[str, ...]:
         """The list of the parts, or the options that name them."""
-        if self.location.endswith(paths.PARTS_SUFFIX):
+        if paths.is_parts_list(self.location):
             return self.location
         words = [word for part in self.parts for word in ("--db", part.location)]
         return (*words, "--duplicates", "first") if self.first_wins else tuple(words)

@@ -1,6 +1,6 @@
 """Implements ``db.plot``: passes the data of a database to the functions that draw.
 
-The drawing functions (:mod:`cnnfilterdb.plots`) know nothing of databases. From a :class:`~cnnfilterdb.reader.Reader`
+The drawing functions (:mod:`cnnfilterdb.plots`) know nothing of databases. From a :class:`~cnnfilterdb.Reader`
 this module uses its public methods and one internal, ``_connect()``: the DuckDB connection that has the views.
 """
 

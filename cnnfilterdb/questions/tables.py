@@ -15,10 +15,10 @@ import pyarrow as pa
 
 from cnnfilterdb import sql, stats
 from cnnfilterdb.analysis.bases import Bases
+from cnnfilterdb.analysis.connection import Connection
 from cnnfilterdb.analysis.options import names_of
 from cnnfilterdb.analysis.queries import QueryResult, condition, only_reads, run, translated
 from cnnfilterdb.analysis.storage import Storage
-from cnnfilterdb.connection import Connection
 from cnnfilterdb.core import paths, sqltext
 from cnnfilterdb.core.errors import (
     CnnFilterDbError,

@@ -8,7 +8,7 @@ import stat
 from pathlib import Path
 
 from cnnfilterdb.core.errors import NotADatabaseError
-from cnnfilterdb.core.paths import MARKER, PARTS_SUFFIX
+from cnnfilterdb.core.paths import MARKER, is_parts_list
 from cnnfilterdb.release.manifest import MANIFEST_BYTES
 
 __all__ = ["REFERENCE", "folder_to_write", "hub_address", "is_release", "reference_folder"]
@@ -60,7 +60,7 @@ def folder_to_write(path: str | Path) -> Path:
     """The absolute path of a folder to write to, so that it stays valid after a change of directory."""
     if path == REFERENCE:
         raise NotADatabaseError(f"{path}: the corpus in the package, which can only be read; ./{path} is a folder")
-    if str(path).endswith(PARTS_SUFFIX):
+    if is_parts_list(path):
         raise NotADatabaseError(f"{path}: a list of parts, which can only be read; open the one to write to")
     if is_release(path):
         raise NotADatabaseError(f"{path}: a release, which can only be read; pull copies it into a folder")

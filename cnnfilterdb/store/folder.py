@@ -6,10 +6,10 @@ same lock. The SQL views and every method here ignore files without a models row
 
 One process writes a model at a time, by a lock in ``.locks/``; processes that write different models do not wait for
 each other. A reader takes no lock. It compares :meth:`Store.snapshot` before and after a query, and repeats the query
-if a model was replaced or removed meanwhile (:mod:`cnnfilterdb.connection`).
+if a model was replaced or removed meanwhile (:mod:`cnnfilterdb.analysis.connection`).
 
 Only files that the package itself has staged are deleted. Files that belong to no model, because ``models/`` was moved
-away or half a folder was copied, are not touched until :meth:`cnnfilterdb.database.FilterDB.repair` moves
+away or half a folder was copied, are not touched until :meth:`cnnfilterdb.FilterDB.repair` moves
 them to ``.quarantine/``; files that are not in the form of the package's own are never touched.
 """
 
@@ -112,9 +112,9 @@ class Store(Contents):
         store = cls(Path(path))
         if not os.path.lexists(store.path / paths.MARKER):
             found = store.path
-            what = "not a database" if found.is_dir() else "not a folder" if found.exists() else "does not exist"
+            what = "not a database" if found.is_dir() else "is a file" if found.exists() else "does not exist"
             raise NotADatabaseError(
-                f"{found}: {what}; pass an existing database folder or create one with `cnnfilterdb ingest`"
+                f"{found}: {what}; expected the folder of a database, which `cnnfilterdb ingest` or `add` creates"
             )
         store._check()
         return store

@@ -23,7 +23,7 @@ _WAITING = 60
 _IMPORTED = (
     "duckdb",
     "cnnfilterdb.cli",
-    "cnnfilterdb.database",
+    "cnnfilterdb.database.filterdb",
     "cnnfilterdb.catalog.words",
     "cnnfilterdb.exchange.transfer",
     "cnnfilterdb.analysis.groups",

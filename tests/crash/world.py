@@ -26,7 +26,7 @@ from safetensors.numpy import save_file
 import cnnfilterdb
 from cnnfilterdb.core.durable import sha256
 from cnnfilterdb.core.errors import UnknownModelError
-from cnnfilterdb.database import FilterDB
+from cnnfilterdb.database.filterdb import FilterDB
 
 
 def weights(seed: int) -> dict[str, np.ndarray]:

@@ -292,7 +292,7 @@ def test_the_demo_ends_with_what_to_do_next(run, sample_path, tmp_path, monkeypa
     shutil.copytree(sample_path, tmp_path / "demo.db")
     monkeypatch.setattr("cnnfilterdb.cli.ingesting._collected", lambda name: {})
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: None)
-    monkeypatch.setattr("cnnfilterdb.database.FilterDB.report", lambda self, page, **_: page)
+    monkeypatch.setattr("cnnfilterdb.database.filterdb.FilterDB.report", lambda self, page, **_: page)
     status, out, err = run("demo", "--db", tmp_path / "demo.db", "--report", tmp_path / "report")
     assert (status, err) == (0, "warning: 1 of the models used are flagged untrained: custom/ct-a\n")
     assert out.splitlines()[-3:] == [

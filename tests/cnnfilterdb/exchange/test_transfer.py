@@ -17,7 +17,7 @@ import pytest
 import cnnfilterdb
 from cnnfilterdb.core import durable
 from cnnfilterdb.core.errors import CorruptError, DatabaseError, NotADatabaseError, RemoteError, SelectionError
-from cnnfilterdb.database import pull
+from cnnfilterdb.database.filterdb import pull
 
 
 def weights(seed: int, channels: int = 8) -> dict[str, np.ndarray]:

@@ -283,7 +283,7 @@ def test_small_folders_are_joined(tmp_path, few):
 
 def test_rows_that_a_copy_cannot_have_are_refused(path, monkeypatch):
     """A copy states as many rows as its models can have; others are not read."""
-    from cnnfilterdb import connection
+    from cnnfilterdb.analysis import connection
 
     limits = [(table, schema, 0 if table == "layers" else most, names)
               for table, schema, most, names in connection._MOST_ROWS]  # fmt: skip

@@ -21,10 +21,9 @@ from cnnfilterdb.core.reports import Problem, Progress, TransferReport
 from cnnfilterdb.core.resources import Resources
 from cnnfilterdb.core.schema import AnnotatedFacts, check_fact_types
 from cnnfilterdb.core.sharding import Share
-from cnnfilterdb.imports import Imports
-from cnnfilterdb.parts.listing import is_parts_list
+from cnnfilterdb.database.imports import Imports
+from cnnfilterdb.database.reader import Reader
 from cnnfilterdb.parts.locations import Opened, opened
-from cnnfilterdb.reader import Reader
 from cnnfilterdb.release.address import REFERENCE, folder_to_write, hub_address, is_release
 from cnnfilterdb.store import annotations as notes
 from cnnfilterdb.store.folder import Store
@@ -422,7 +421,7 @@ def open(
         ...
     cnnfilterdb.NotADatabaseError: ...nowhere: does not exist; ...
     """
-    if not isinstance(path, str | Path) or is_parts_list(path):
+    if not isinstance(path, str | Path) or paths.is_parts_list(path):
         from cnnfilterdb.parts.opening import opened_list, opened_parts
 
         if read_only is False:

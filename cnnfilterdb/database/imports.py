@@ -12,7 +12,7 @@ from cnnfilterdb.analysis.options import names_of
 from cnnfilterdb.core.errors import SelectionError
 from cnnfilterdb.core.reports import IngestReport, Observer
 from cnnfilterdb.core.schema import GivenFacts, ModelFacts, check_fact_types
-from cnnfilterdb.reader import Reader
+from cnnfilterdb.database.reader import Reader
 from cnnfilterdb.store import annotations as notes
 from cnnfilterdb.store.folder import Store
 from cnnfilterdb.store.index import Index, Projection

@@ -13,7 +13,7 @@ import duckdb
 import pytest
 
 from cnnfilterdb import sql
-from cnnfilterdb.connection import Connection
+from cnnfilterdb.analysis.connection import Connection
 from cnnfilterdb.core.errors import DatabaseError, QueryError
 from cnnfilterdb.store.folder import Store
 
@@ -95,7 +95,7 @@ def test_a_pickled_copy_opens_its_own(connection, sample_path):
 
 FORK = """
 import os, sys, time
-from cnnfilterdb.connection import Connection
+from cnnfilterdb.analysis.connection import Connection
 from cnnfilterdb.store.folder import Store
 connection = Connection(Store.open(sys.argv[1]))
 query = "SELECT sum(w0) FROM filters_3x3"

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cnnfilterdb.core.errors import NotADatabaseError
-from cnnfilterdb.database import FilterDB, create, open
-from cnnfilterdb.reader import Reader
+from cnnfilterdb.database.filterdb import FilterDB, create, open
+from cnnfilterdb.database.reader import Reader
 
 __all__ = ["example", "reference"]
 

@@ -33,7 +33,7 @@ SIZES = {(3, 3): 1, (2, 2): 6, (5, 5): 7, (7, 7): 12, (1, 3): 12, (1, 5): 15, (4
          (7, 1): 120, (16, 1): 240, (10, 10): 240, (11, 11): 240, (5, 4): 240, (6, 6): 240, (8, 8): 240}  # fmt: skip
 #: Layers per model: 3x3, and 1x1, whose kernels are only counted.
 LAYERS, POINTWISE = 18, 12
-#: Verbs, with their arguments.
+#: Verbs, with their arguments; REPORT is a file.
 COMMANDS: Sequence[Sequence[str]] = (
     ("--help",),
     ("models",),
@@ -42,6 +42,7 @@ COMMANDS: Sequence[Sequence[str]] = (
     ("quality", "domain"),
     ("sql", "SELECT count(*) FROM models"),
     ("sql", "FROM kl_shift(domain)"),
+    ("report", "-o", "REPORT"),
 )
 IMPORTS = "import duckdb, pyarrow, pandas"
 #: A checkout need not have bytecode beside its files.
@@ -104,6 +105,7 @@ def seconds(arguments: Sequence[str], repeat: int) -> float:
 
 def measure(databases: dict[str, Path], repeat: int) -> None:
     """Print the processor time of each command on each database."""
+    BYTECODE.mkdir(exist_ok=True)
     base = seconds(["-c", IMPORTS], repeat)
     print(f"`python -c {IMPORTS!r}`: {base:.2f} s of processor time\n")
     print(f"| command | {' | '.join(f'{name}, s | ratio' for name in databases)} |")
@@ -112,7 +114,8 @@ def measure(databases: dict[str, Path], repeat: int) -> None:
         cells = []
         for path in databases.values():
             place = [] if command == ("--help",) else ["--db", str(path)]
-            found = seconds(["-m", "cnnfilterdb", *command, *place], repeat)
+            line = [str(BYTECODE / "report.html") if word == "REPORT" else word for word in command]
+            found = seconds(["-m", "cnnfilterdb", *line, *place], repeat)
             cells.append(f"{found:.2f} | {found / base:.2f}")
         print(f"| `{' '.join(command)}` | {' | '.join(cells)} |", flush=True)
     cells = [f"{found:.2f} | {found / base:.2f}" for found in (init(path, repeat) for path in databases.values())]

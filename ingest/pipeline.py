@@ -491,7 +491,7 @@ def forecast(
     kernels = {model.name: model.conv3x3_filters or 0 for model in catalog.models() if model.source == source.name}
     keys = {name: f"{source.name}/{stored_name(name, fold_bn=fold_bn)}" for name in names}
     wanted = [name for name, key in keys.items() if overwrite or store is None or not store.has(key)]
-    sizes = [source.download_size(name) for name in wanted]
+    sizes = list({source.download_key(name): source.download_size(name) for name in wanted}.values())
     return Forecast(
         models=len(wanted),
         present=len(names) - len(wanted),

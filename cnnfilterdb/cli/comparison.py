@@ -23,7 +23,7 @@ from cnnfilterdb.cli.options import (
     weights_option,
     where_option,
 )
-from cnnfilterdb.cli.output import Output, emit, print_basis, print_shift, remark, say
+from cnnfilterdb.cli.output import Output, emit, print_basis, print_shift, remark
 
 __all__ = ["basis", "diff", "lineage", "quality", "shift", "structure"]
 
@@ -97,7 +97,7 @@ def basis(file: Path, where: str | None, kernel: str, variant: str, path: Path) 
     fitted = open_reader(path).basis(where=where, kernel=kernel, variant=variant)
     save_basis(fitted, file)
     ratios = " ".join(f"{ratio:.3f}" for ratio in fitted.explained_variance_ratio[:9])
-    say(f"{file}: {fitted.filters:,} filters; explained variance ratio {ratios}")
+    remark(f"{file}: {fitted.filters:,} filters; explained variance ratio {ratios}")
 
 
 @click.command(short_help="Compare the weights of two models.")

@@ -22,7 +22,7 @@ from cnnfilterdb.cli.options import (
     where_option,
     written_db_option,
 )
-from cnnfilterdb.cli.output import Output, emit, say, warn
+from cnnfilterdb.cli.output import Output, emit, remark, say, warn
 from cnnfilterdb.cli.progress import progress_bars
 from cnnfilterdb.core.errors import DatabaseError
 from cnnfilterdb.core.reports import counted
@@ -80,9 +80,9 @@ def publish(
         _print_files(manifest)
         _print_left_out(manifest.left_out)
     if isinstance(done, Manifest):
-        say(f"{folder}: release {manifest.version} of {counted(manifest.models, 'model')}; nothing was uploaded")
+        remark(f"{folder}: release {manifest.version} of {counted(manifest.models, 'model')}; nothing was uploaded")
         return
-    say(
+    remark(
         f"published {done.tag}: {done.url} ({done.new_files} new files, at most {done.uploaded_bytes / 1e6:,.1f} MB "
         f"uploaded; {done.unchanged_files} unchanged)"
     )
@@ -124,7 +124,7 @@ def push(address: str, no_verify: bool, path: Path, quiet: bool) -> None:
     db = open_reader(path)
     with progress_bars(quiet) as progress:
         manifest = db.push(address, verify=not no_verify, progress=progress)
-    say(f"{address}: a part of {counted(manifest.models, 'model')} and {counted(manifest.filters, 'filter')}")
+    remark(f"{address}: a part of {counted(manifest.models, 'model')} and {counted(manifest.filters, 'filter')}")
 
 
 @click.command(short_help="Import a release, or part of it.")
@@ -209,7 +209,7 @@ def export(
     where = models_condition(db, models, where)
     with progress_bars(quiet) as progress:
         done = db.export(file, to=format_, where=where, kernel=kernel, progress=progress)
-    say(f"{done.path}: {counted(done.filters, 'filter')} of {counted(done.models, 'model')}, {done.bytes:,} bytes")
+    remark(f"{done.path}: {counted(done.filters, 'filter')} of {counted(done.models, 'model')}, {done.bytes:,} bytes")
 
 
 def _models(progress: Callable[[str, int, int], None]) -> Callable[[str, int, int], None]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from cnnfilterdb.cli.options import Several, db_option, naming, open_reader
-from cnnfilterdb.cli.output import say
+from cnnfilterdb.cli.output import remark, say
 from cnnfilterdb.cli.signals import Interrupted
 
 __all__ = ["explore"]
@@ -36,11 +36,11 @@ def explore(
         db._ensure_index()  # a folder that can be written to may lack it; the server only reads
         server = ExplorerServer(db, shown=naming(path), host=host, port=port, seconds=seconds, memory=memory)
         say(f"{server.shown} in the browser: {server.url}")
-        say("Ctrl-C ends it.")
+        remark("Ctrl-C ends it.")
         if not no_browser:
             server.show()
         try:
             server.run()
         except Interrupted as interrupted:  # the usual end, after which there is nothing to resume
-            say("The explorer has ended.")
+            remark("The explorer has ended.")
             sys.exit(128 + interrupted.number)

@@ -111,7 +111,8 @@ def ingest(
     wanted = {source: list(names)} if source is not None else _collected(str(collection))
     with _downloads(keep=not no_cache):
         expected = _forecast(path, wanted, **options)
-        _announce(expected, keep=not no_cache, ask=not yes, quiet=quiet)
+        if not options["offline"]:
+            _announce(expected, keep=not no_cache, ask=not yes, quiet=quiet)
         db = open_database(path, create=True)
         outcome = _ingest_all(db, wanted, quiet=quiet, **options)
     if outcome.done and not quiet:
@@ -145,7 +146,7 @@ def add(
     db = open_database(path, create=True)
     chosen: dict[str, Any] = {"fold_bn": fold_bn, "network": network, "merge_adapters": merge_adapters}
     model_id = db.add(file, name, overwrite=overwrite, new_words=new_word, **chosen, **known)
-    say(f"{model_id}: {_coverage(db, [model_id])}")
+    remark(f"{model_id}: {_coverage(db, [model_id])}")
     _say_left_out(db, [model_id])
 
 
@@ -194,9 +195,9 @@ def _say_left_out(db: FilterDB, model_ids: list[str]) -> None:
         [model_ids],
     ).fetchall()
     for model_id, entry in left_out[:_LISTED]:
-        say(f"left out: {entry}" if len(model_ids) == 1 else f"left out: {model_id}: {entry}")
+        remark(f"left out: {entry}" if len(model_ids) == 1 else f"left out: {model_id}: {entry}")
     if len(left_out) > _LISTED:
-        say(
+        remark(
             f"left out: {len(left_out) - _LISTED:,} more; "
             'list all with cnnfilterdb sql "SELECT model_id, unnest(skipped) FROM models"'
         )

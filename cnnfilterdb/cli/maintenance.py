@@ -52,7 +52,7 @@ def annotate(
     known = {key: value for key, value in facts.items() if value is not None}
     db = open_database(path)
     annotated = db.annotate(*models, where=where, file=file, reset=reset, new_words=new_word, **known)
-    say(f"annotated {counted(len(annotated), 'model')}")
+    remark(f"annotated {counted(len(annotated), 'model')}")
 
 
 @click.command(short_help="Update bases, histograms and fingerprints.")
@@ -67,7 +67,7 @@ def index(refit: bool, prune: bool, path: Path, quiet: bool) -> None:
         db.index(refit=refit, prune=prune, progress=progress)
     for fitted in db.bases():
         ratios = " ".join(f"{ratio:.3f}" for ratio in fitted.basis.explained_variance_ratio[:9])
-        say(f"{fitted.basis_id}: {counted(len(fitted.models), 'model')}, {counted(fitted.layers, 'layer')}, "
+        remark(f"{fitted.basis_id}: {counted(len(fitted.models), 'model')}, {counted(fitted.layers, 'layer')}, "
                    f"{counted(fitted.basis.filters, 'filter')}; explained variance ratio {ratios}")  # fmt: skip
 
 
@@ -125,7 +125,7 @@ def remove(models: tuple[str, ...], path: Path) -> None:
     db = open_database(path)
     chosen = matching(models, db.storage.model_ids())
     db.remove(*chosen)
-    say(f"removed {counted(len(chosen), 'model')}; {len(db.storage.model_ids()):,} left")
+    remark(f"removed {counted(len(chosen), 'model')}; {len(db.storage.model_ids()):,} left")
 
 
 @click.command(short_help="List or clear the cache.")
@@ -148,7 +148,7 @@ def cache(action: str, rows: Output) -> None:
 
     files = Cache(cache_folder())
     if action == "clear":
-        say(f"{files.folder}: {files.clear() / 1e6:,.1f} MB freed")
+        remark(f"{files.folder}: {files.clear() / 1e6:,.1f} MB freed")
         return
     entries = files.entries()
     table = pa.table(

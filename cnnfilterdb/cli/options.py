@@ -165,7 +165,7 @@ written_db_option = click.option(
     "--db", "path", type=_Location(), default=DEFAULT_DB, envvar="CNNFILTERDB", show_default=True,
     show_envvar=True, metavar="DIR", help="Folder of the database.",
 )  # fmt: skip
-_QUIET = "Print results and errors only: no progress, no remarks."
+_QUIET = "Print results, warnings and errors only: no progress, no remarks."
 quiet_option = click.option("--quiet", "-q", is_flag=True, callback=_remember, is_eager=True, help=_QUIET)
 where_option = click.option("--where", metavar="SQL", help="Condition over the columns of models and layers.")
 kernel_option = click.option("--kernel", default="3x3", show_default=True, metavar="SIZE", help="Kernel size.")

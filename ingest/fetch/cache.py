@@ -37,7 +37,7 @@ from cnnfilterdb.core.durable import sha256 as sha256_of
 from cnnfilterdb.core.errors import DownloadError, HashMismatchError
 from cnnfilterdb.core.paths import PARTS
 
-__all__ = ["ByteProgress", "Cache", "CacheEntry", "Readable", "Trust", "sha256_of", "writing_cache"]
+__all__ = ["ByteProgress", "Cache", "CacheEntry", "Readable", "Trust", "searched", "sha256_of", "writing_cache"]
 
 _log = logging.getLogger(__name__)
 
@@ -75,6 +75,15 @@ def writing_cache(folder: Path) -> Iterator[None]:
             f"{folder}: the cache cannot be written: {error.strerror or error}; "
             "set CNNFILTERDB_CACHE to a folder that is writable"
         ) from error
+
+
+def searched(cache: Path, folder: Path | None) -> str:
+    """Where a file was looked for, for messages.
+
+    >>> searched(Path("cache"), None), searched(Path("cache"), Path("files"))
+    ('not in the cache cache, and no folder is given', 'not in the cache cache nor below files')
+    """
+    return f"not in the cache {cache}" + (", and no folder is given" if folder is None else f" nor below {folder}")
 
 
 @dataclass(frozen=True, slots=True)

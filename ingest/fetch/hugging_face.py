@@ -22,7 +22,7 @@ from urllib.parse import quote, urlsplit
 from cnnfilterdb.core.errors import DownloadError, HashMismatchError
 from cnnfilterdb.core.schema import is_sha256
 from cnnfilterdb.ingest.fetch.budget import GRACE, Budget, supervised
-from cnnfilterdb.ingest.fetch.cache import ByteProgress, Cache, sha256_of, writing_cache
+from cnnfilterdb.ingest.fetch.cache import ByteProgress, Cache, searched, sha256_of, writing_cache
 from cnnfilterdb.ingest.fetch.hub_cache import (
     HubCache,
     RepositoryFile,
@@ -53,6 +53,7 @@ class HuggingFace:
     Args:
         cache: Where they are kept; the user's cache by default.
         offline: Do not access the network. By default the value of ``HF_HUB_OFFLINE``.
+        folder: Where the caller has looked for files before, for messages.
         endpoint: Address of the server. By default the value of ``HF_ENDPOINT``, else the public one.
         token: Token of the user. By default the one that huggingface_hub uses.
         patience: How often a request that fails for a temporary reason is repeated.
@@ -66,6 +67,7 @@ class HuggingFace:
         *,
         cache: Cache | None = None,
         offline: bool = False,
+        folder: Path | None = None,
         endpoint: str | None = None,
         token: str | None = None,
         patience: int = 5,
@@ -75,7 +77,7 @@ class HuggingFace:
         # Read now, not when some other module first imports huggingface_hub
         self.endpoint = (endpoint or os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
         self.local = HubCache(self.cache.folder / "huggingface", self.cache.folder / "huggingface-partial")
-        self._token, self._patience = token, patience
+        self._folder, self._token, self._patience = folder, token, patience
 
     def repository(self, repo: str, revision: str = "main") -> RepositoryFiles:
         """Ask for the commit and the files of a repository.
@@ -229,8 +231,9 @@ class HuggingFace:
     def _reachable(self, repo: str, files: Sequence[str]) -> None:
         if self.offline:
             raise DownloadError(
-                f"{repo}: offline, and {' or '.join(files) or 'nothing of it'} is not in the cache "
-                f"{self.local.folder}; put the file into a folder and pass it with --from (option folder), or go online"
+                f"{repo}: offline, and {' or '.join(files) or 'its weight file'} is "
+                f"{searched(self.local.folder, self._folder)}; put the file into a folder and pass it with --from "
+                "(option folder), or go online"
             )
 
     def _missing(self, repo: str, files: Sequence[str], revision: str) -> DownloadError:

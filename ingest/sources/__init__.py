@@ -96,6 +96,10 @@ class Source:
         """Bytes that :meth:`resolve` would download; 0 for a cached or local file, None where it is unknown."""
         return None
 
+    def download_key(self, name: str) -> str:
+        """What :meth:`resolve` would download: models of the same key share one download. By default, none do."""
+        return name
+
 
 _sources: dict[str, Callable[..., Any]] = {}
 
@@ -178,7 +182,7 @@ class _Adapted(Source):
         self.name = source.name
         self.unsupported = getattr(source, "unsupported", Source.unsupported)
         self.isolated = getattr(source, "isolated", Source.isolated)
-        for optional in ("enrich", "download_size"):
+        for optional in ("enrich", "download_size", "download_key"):
             if hasattr(source, optional):
                 setattr(self, optional, getattr(source, optional))
         parameters = signature(source.resolve).parameters.values()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,10 +73,14 @@ class CatalogSource(Source):
             return ()
         if not self._folder.is_dir():
             raise DownloadError(f"{self._folder}: no such folder to look for {file} in; pass an existing one")
-        found = sorted(self._folder.rglob(escape(file)), key=lambda path: (len(path.parts), path))
-        return tuple(path for path in found if path.is_file())
+        return tuple(path for path in self._listing.get(file, ()) if path.is_file())
 
-    def _searched(self) -> str:
-        """Where a file was looked for, for messages."""
-        where = f"not in the cache {self._cache.folder}"
-        return f"{where}, and no folder is given" if self._folder is None else f"{where} nor below {self._folder}"
+    @cached_property
+    def _listing(self) -> Mapping[str, Sequence[Path]]:
+        """The files of the folder by name; listed once, because hundreds of models may look for theirs."""
+        found: dict[str, list[Path]] = {}
+        assert self._folder is not None
+        for parent, _, files in os.walk(self._folder):
+            for file in files:
+                found.setdefault(file, []).append(Path(parent, file))
+        return {file: sorted(paths, key=lambda path: (len(path.parts), path)) for file, paths in found.items()}

@@ -148,7 +148,7 @@ class HubSource(Source):
         """
         self._folder = None if folder is None else Path(folder).expanduser()
         self._partial = partial
-        self._client = client or HuggingFace(cache=cache, offline=offline)
+        self._client = client or HuggingFace(cache=cache, offline=offline, folder=self._folder)
         self._found: dict[str, RepositoryFile] = {}
         self._hashes: dict[str, str] = {}
         self._cards: dict[str, ModelFacts] = {}

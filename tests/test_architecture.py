@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,11 @@ def sources() -> list[tuple[str, Path]]:
 MODULES = {name for name, _ in sources()}
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def room(module: str) -> str:
     """The room of a module: its first part below the package; the package itself is the room ``""``."""
     return [*module.split("."), ""][1]
@@ -99,7 +105,7 @@ def test_imports_run_in_one_direction(name: str, path: Path):
     here = room(name)
     wrong = [
         f"{path.relative_to(ROOT)}:{line}: {here or 'the package root'} must not import {target}"
-        for line, target in imports(ast.parse(path.read_text(encoding="utf-8")))
+        for line, target in imports(parsed(path))
         if room(target) not in ALLOWED[here] | {here}
     ]
     assert not wrong, "\n".join(wrong)
@@ -108,7 +114,7 @@ def test_imports_run_in_one_direction(name: str, path: Path):
 def test_the_table_names_every_room_and_arrow_and_has_no_circle():
     found: dict[str, set[str]] = {room(name): set() for name, _ in sources()}
     for name, path in sources():
-        found[room(name)] |= {room(target) for _, target in imports(ast.parse(path.read_text(encoding="utf-8")))}
+        found[room(name)] |= {room(target) for _, target in imports(parsed(path))}
     found[""] |= {room(target) for target in cnnfilterdb._lazy.values()}
     assert {name: targets - {name} for name, targets in found.items()} == ALLOWED
     rooms, below = dict(ALLOWED), set()
@@ -121,10 +127,7 @@ def test_the_table_names_every_room_and_arrow_and_has_no_circle():
 
 
 def test_modules_import_each_other_in_no_circle():
-    graph = {
-        name: {target for _, target in imports(ast.parse(path.read_text(encoding="utf-8"))) if target != name}
-        for name, path in sources()
-    }
+    graph = {name: {target for _, target in imports(parsed(path)) if target != name} for name, path in sources()}
     while graph:
         free = [name for name, targets in graph.items() if not targets & graph.keys()]
         assert free, f"a circle among {', '.join(sorted(graph))}"
@@ -138,7 +141,7 @@ def test_nothing_below_knows_the_database_even_for_types():
         f"{path.relative_to(ROOT)}:{node.lineno}"
         for name, path in sources()
         if room(name) not in above
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in ast.walk(parsed(path))
         if isinstance(node, ast.ImportFrom) and str(node.module).startswith("cnnfilterdb.database")
     ]
     assert not wrong, "\n".join(wrong)
@@ -151,7 +154,7 @@ def test_the_top_of_the_package_is_small():
 
 def test_every_room_says_what_question_it_answers():
     for path in [*(ROOT / "cnnfilterdb").glob("*/__init__.py"), *(ROOT / "ingest").rglob("__init__.py")]:
-        first = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n")[0]
+        first = (ast.get_docstring(parsed(path)) or "").partition("\n")[0]
         assert len(first) > 20, path
 
 
@@ -201,7 +204,7 @@ def test_only_paths_spells_the_names_of_files():
     for name, path in sources():
         if not name.startswith("cnnfilterdb") or name in allowed or name.startswith("cnnfilterdb.ingest"):
             continue
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        tree = parsed(path)
         texts = {
             id(node.body[0].value)
             for node in ast.walk(tree)
@@ -230,7 +233,7 @@ def test_one_name_means_one_thing():
     for name, path in sources():
         if room(name) == "cli":  # a verb has the name of the method that it calls
             continue
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        for node in parsed(path).body:
             if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
                 rooms.setdefault(node.name, set()).add(name)
     twice = {name: sorted(found) for name, found in rooms.items() if len(found) > 1 and name not in same}

@@ -13,6 +13,7 @@ import pyarrow as pa
 from cnnfilterdb.core import paths
 from cnnfilterdb.core.errors import (
     CnnFilterDbError,
+    CorruptError,
     DamagedIndexError,
     DatabaseError,
     QueryError,
@@ -26,7 +27,17 @@ from cnnfilterdb.scan.steady import Snapshot, steady, watched
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["QueryResult", "condition", "expression", "one_line", "only_reads", "run", "translated", "unreachable"]
+__all__ = [
+    "FAILURES",
+    "QueryResult",
+    "condition",
+    "expression",
+    "one_line",
+    "only_reads",
+    "run",
+    "translated",
+    "unreachable",
+]
 
 T = TypeVar("T")
 
@@ -46,6 +57,17 @@ _INDEX_FILE = re.compile(
     rf"|/{re.escape(paths.GATHERED)}/|/{paths.INDEX}/{paths.FINGERPRINTS}/[^/'\"]+\.parquet"
     r"| is not in the index |Referenced column (bases|histograms|inner_h|h)\."
 )
+
+#: Another table of a database in a message of DuckDB.
+_TABLE_FILE = re.compile(rf"/(({paths.MODELS}|{paths.LAYERS})/|filters[/_])[^'\"]*\.parquet")
+
+#: What DuckDB says of a damaged file without its name, and of a sound one that cannot be opened.
+_NAMELESS, _SOUND = "TProtocolException", re.compile("Cannot open|No such file|No files found|Permission|Too many open")
+
+_CHECK = "`cnnfilterdb verify` lists all problems"
+
+#: What a query raises: DuckDB's own error, or one of decoding DuckDB's message, which quotes bytes of a damaged file.
+FAILURES = (duckdb.Error, UnicodeDecodeError)
 
 
 def condition(where: str | None) -> str:
@@ -74,15 +96,15 @@ def run(connection: duckdb.DuckDBPyConnection, query: str) -> pa.Table:
     """
     try:
         return connection.sql(query).to_arrow_table()
-    except duckdb.Error as error:
+    except FAILURES as error:
         raise translated(error, SelectionError) from error
 
 
-def translated(error: duckdb.Error, kind: type[CnnFilterDbError]) -> CnnFilterDbError:
+def translated(error: duckdb.Error | UnicodeDecodeError, kind: type[CnnFilterDbError]) -> CnnFilterDbError:
     """The error of this package for one of DuckDB.
 
     Args:
-        error: DuckDB's.
+        error: What a query raised, one of :data:`FAILURES`.
         kind: The class of an error in the query itself.
     """
     if remote := unreachable(error):
@@ -96,6 +118,10 @@ def translated(error: duckdb.Error, kind: type[CnnFilterDbError]) -> CnnFilterDb
     if isinstance(error, duckdb.OutOfMemoryException):
         reason = str(error).partition("\n")[0].removeprefix("Out of Memory Error: ")
         return DatabaseError(f"the query needs more memory ({reason}); give more with memory=, or fewer threads=")
+    if isinstance(error, UnicodeDecodeError):
+        return CorruptError(f"a file is damaged: DuckDB quotes text of it that is not UTF-8; {_CHECK}")
+    if _NAMELESS in str(error) or (_TABLE_FILE.search(str(error)) and not _SOUND.search(str(error))):
+        return CorruptError(f"a file is damaged ({one_line(error):.300}); {_CHECK}")
     if isinstance(error, duckdb.IOException | duckdb.InternalError):
         return DatabaseError(one_line(error))
     return kind(one_line(error))
@@ -214,7 +240,7 @@ class QueryResult:
         before: Snapshot = {} if whole and name != "arrow" else self._snapshot()  # of what may be a stream
         try:
             value = steady(self._snapshot, ask, since=self._since) if whole else ask()
-        except duckdb.Error as error:
+        except FAILURES as error:
             raise self._explained(translated(error, QueryError)) from error
         if isinstance(value, pa.RecordBatchReader):
             return pa.RecordBatchReader.from_batches(value.schema, self._streamed(value, before))
@@ -229,7 +255,7 @@ class QueryResult:
         """A stream of rows, which ends in an error of this package."""
         try:
             yield from watched(self._snapshot, before, rows)
-        except duckdb.Error as error:
+        except FAILURES as error:
             raise self._explained(translated(error, QueryError)) from error
         except (pa.ArrowException, OSError) as error:
             raise QueryError(one_line(error)) from error

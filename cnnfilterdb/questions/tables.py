@@ -17,7 +17,7 @@ from cnnfilterdb import sql, stats
 from cnnfilterdb.analysis.bases import Bases
 from cnnfilterdb.analysis.connection import Connection
 from cnnfilterdb.analysis.options import names_of
-from cnnfilterdb.analysis.queries import QueryResult, condition, only_reads, run, translated
+from cnnfilterdb.analysis.queries import FAILURES, QueryResult, condition, only_reads, run, translated
 from cnnfilterdb.analysis.storage import Storage
 from cnnfilterdb.core import paths, sqltext
 from cnnfilterdb.core.errors import (
@@ -417,7 +417,7 @@ class Tables:
             except (duckdb.Error, DatabaseError):  # files may have vanished
                 since, found = None, steady(self.storage.snapshot, relation)
             return QueryResult(found, relation, self.storage.snapshot, self._explained, since)
-        except duckdb.Error as error:
+        except FAILURES as error:
             raise self._explained(translated(error, QueryError)) from error
         except DatabaseError as error:
             raise self._explained(error) from error

@@ -6,9 +6,10 @@ range need the filters themselves, which are then scanned once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import duckdb
 import numpy as np
@@ -21,12 +22,28 @@ from cnnfilterdb.core.errors import SelectionError
 from cnnfilterdb.core.recipes import RECIPES
 from cnnfilterdb.core.sqltext import expression, literal
 from cnnfilterdb.scan.scan import FilterFiles, Run, joined, scan
-from cnnfilterdb.stats import Basis, Histogram, balance_weights
+from cnnfilterdb.stats import Basis, Histogram, balance_weights, joint_histogram
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["BALANCES", "Grouping", "Groups", "Histograms", "by_model", "scanned", "selection", "stored", "summed"]
+    from cnnfilterdb.stats.compiled import Columns
+
+__all__ = [
+    "BALANCES",
+    "Grouping",
+    "Groups",
+    "Histograms",
+    "by_model",
+    "joint_counts",
+    "scanned",
+    "selection",
+    "stored",
+    "summed",
+]
+
+K = TypeVar("K")
+T = TypeVar("T")
 
 #: What may have the same weight within a group.
 BALANCES = ("filters", "layers", "models", "families")
@@ -320,10 +337,10 @@ def scanned(
     counts = np.zeros((len(labels), k, bins))
     outside = np.zeros(len(labels), np.int64)
 
-    count = _Counts(basis, low, high, bins, places)
+    count = _Counted(partial(Histogram.of_columns, basis=basis, low=low, high=high, bins=bins), places)
     files = store.filter_files(basis.kernel, sorted(places))
     for found in scan(files, basis.kernel, count, layers=places, resources=store.resources):
-        for group, factor, histogram in found:
+        for (group, factor), histogram in found:
             counts[group] += factor * histogram.counts
             outside[group] += histogram.below.sum() + histogram.above.sum()
 
@@ -331,26 +348,59 @@ def scanned(
 
 
 @dataclass(frozen=True, slots=True)
-class _Counts:
-    """Histograms of some runs, each with its group and the factor that balances it."""
+class _Counted(Generic[K, T]):
+    """What is counted of some runs, each with the place of its layers."""
 
-    basis: Basis
-    low: float
-    high: float
-    bins: int
-    places: Mapping[str, Mapping[int, tuple[int, float]]]
+    count: Callable[[Columns], T]
+    places: Mapping[str, Mapping[int, K]]
 
-    def of(self, model_ids: Iterable[str]) -> _Counts:
+    def of(self, model_ids: Iterable[str]) -> _Counted[K, T]:
         """The same for some models."""
         return replace(self, places={model_id: self.places.get(model_id, {}) for model_id in model_ids})
 
-    def __call__(self, runs: list[Run]) -> list[tuple[int, float, Histogram]]:
+    def __call__(self, runs: list[Run]) -> list[tuple[K, T]]:
         there = joined(runs, lambda run: self.places.get(run.model_id, {}).get(run.layer))
-        return [
-            (*place, Histogram.of_columns(run.columns, self.basis, self.low, self.high, self.bins))
-            for place, run in there
-            if place
-        ]
+        return [(place, self.count(run.columns)) for place, run in there if place is not None]
+
+
+def joint_counts(
+    store: FilterFiles,
+    groups: Groups,
+    rows: pa.Table,
+    components: tuple[int, int],
+    cells: int,
+    progress: Callable[[int], None] | None = None,
+) -> npt.NDArray[np.int64]:
+    """The filters of groups by two of their coefficients, from the filters themselves.
+
+    Args:
+        store: The storage whose files are scanned.
+        groups: The groups, with their basis and range.
+        rows: The layers of their grouping, from :func:`selection`; those of other groups are not read.
+        components: Numbers of the two components.
+        cells: Number of cells in each direction.
+        progress: Called with the number of filters done since the last call.
+
+    Returns:
+        (groups, cells of the first component, cells of the second). What is outside the range is not counted.
+    """
+    # By their texts: NaN is a group, and does not equal itself.
+    numbers = {repr(label): number for number, label in enumerate(groups.labels)}
+    places: dict[str, dict[int, int]] = {}
+    for (model_id, layer), label in zip(_keys(rows), rows["group"].to_pylist(), strict=True):
+        if (number := numbers.get(repr(label))) is not None:
+            places.setdefault(model_id, {})[layer] = number
+    count = partial(
+        joint_histogram, basis=groups.basis, components=components, low=groups.low, high=groups.high, bins=cells
+    )
+    counts = np.zeros((len(groups.labels), cells, cells), np.int64)
+    kernel = groups.basis.kernel
+    files = store.filter_files(kernel, sorted(places))
+    work = _Counted(count, places)
+    for found in scan(files, kernel, work, layers=places, resources=store.resources, progress=progress):
+        for number, here in found:
+            counts[number] += here
+    return counts
 
 
 def summed(grouping: Grouping, rows: pa.Table, fitted: FittedBasis, histograms: Histograms) -> Groups:

@@ -135,25 +135,15 @@ def sizes_text(kernel: str | Sequence[str] | None) -> str:
     return "spatial" if kernel is None else kernel if isinstance(kernel, str) else ", ".join(kernel)
 
 
-def cells_of(db: Statistics, groups: Groups, components: tuple[int, int], cells: int) -> npt.NDArray[np.float64]:
+def cells_of(db: Statistics, groups: Groups, components: tuple[int, int], cells: int) -> npt.NDArray[np.int64]:
     """The filters of groups by two of their coefficients: (groups, cells of the first, cells of the second).
 
-    Every selected filter is projected.
+    Every filter of the groups is read and projected.
     """
-    question, low = groups.grouping, groups.low
-    step = (groups.high - low) / cells
-    places = [f"CAST(floor((c{number} - {low!r}) / {step!r}) AS INTEGER)" for number in components]
-    papers = "" if question.all_layers else "AND papers_layer"
-    rows = frame_of(
-        db,
-        f'WITH grouped AS (SELECT model_id, layer, {expression(question.by, "by")} AS "group" FROM facts WHERE stored '
-        f"AND kernel = {literal(question.kernel)} AND {condition(question.where)} {papers}) "
-        f'SELECT "group", {places[0]} AS x, {places[1]} AS y, count(*) AS filters '
-        f"FROM coefficients_{question.kernel} JOIN grouped USING (model_id, layer) "
-        'WHERE "group" IS NOT NULL GROUP BY ALL',
-    )
-    place = {label: number for number, label in enumerate(groups.labels)}
-    rows = rows[rows["x"].between(0, cells - 1) & rows["y"].between(0, cells - 1) & rows["group"].isin(place)]
-    counts = np.zeros((len(groups.labels), cells, cells))
-    counts[rows["group"].map(place).to_numpy(dtype=int), rows["x"], rows["y"]] = rows["filters"]
-    return counts
+    db._require_filters()
+
+    def counted() -> npt.NDArray[np.int64]:
+        rows = groupings.selection(db._connect("facts"), groups.grouping, moments=False)
+        return groupings.joint_counts(db.storage, groups, rows, components, cells, db._scanned)
+
+    return db._undisturbed(counted)

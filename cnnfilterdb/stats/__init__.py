@@ -23,7 +23,7 @@ from cnnfilterdb.stats.descriptors import DESCRIPTORS, DescriptorSums, dct_energ
 from cnnfilterdb.stats.difference import WeightDifference, weight_difference
 from cnnfilterdb.stats.divergence import METRICS, kl_shift, kl_shift_components, paired_shift
 from cnnfilterdb.stats.forest import Forest, forest
-from cnnfilterdb.stats.histogram import Histogram, histograms
+from cnnfilterdb.stats.histogram import Histogram, histograms, joint_histogram
 from cnnfilterdb.stats.moments import Moments, unpacked
 from cnnfilterdb.stats.partition import (
     Dispersion,
@@ -131,6 +131,7 @@ __all__ = [
     "histograms",
     "is_quantised",
     "isotropy",
+    "joint_histogram",
     "kernel_rank",
     "kl_shift",
     "kl_shift_components",

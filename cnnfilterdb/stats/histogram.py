@@ -14,7 +14,10 @@ from cnnfilterdb.stats.basis import Basis
 if TYPE_CHECKING:
     from cnnfilterdb.stats.compiled import Columns
 
-__all__ = ["Histogram", "histograms"]
+__all__ = ["Histogram", "histograms", "joint_histogram"]
+
+#: Filters that are projected at once, so that they stay in the processor's cache.
+_BLOCK = 1 << 13
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,3 +89,39 @@ def histograms(columns: Columns, basis: Basis, ranges: Sequence[tuple[float, flo
         Histogram(float(low), float(high), counts[i], below[i], above[i], len(columns[0]))
         for i, (low, high) in enumerate(ranges)
     ]
+
+
+def joint_histogram(
+    columns: Columns, basis: Basis, components: tuple[int, int], low: float, high: float, bins: int
+) -> npt.NDArray[np.int64]:
+    """Counts of filters by two of their coefficients, over one range for both.
+
+    Args:
+        columns: k float32 arrays (n,), the weights of n filters.
+        basis: The basis.
+        components: Numbers of the two components.
+        low: Left edge of the first bin.
+        high: Right edge of the last bin, which belongs to it.
+        bins: Number of bins of each component.
+
+    Returns:
+        (bins of the first component, bins of the second); filters outside the range are not counted.
+
+    >>> from cnnfilterdb.stats import Moments
+    >>> filters = np.random.default_rng(0).normal(size=(100, 9)).astype(np.float32)
+    >>> basis = Basis.fit(Moments.of(filters), "3x3")
+    >>> joint_histogram(list(filters.T), basis, (0, 1), -4.0, 4.0, 2).sum().item()
+    100
+    """
+    chosen = list(components)
+    rotation, offsets = basis.components[chosen], basis.offsets[chosen, None]
+    counts = np.zeros(bins * bins, np.int64)
+    for start in range(0, len(columns[0]), _BLOCK):
+        block = np.array([column[start : start + _BLOCK] for column in columns], np.float64)
+        peak = np.abs(block).max(axis=0)
+        peak[peak == 0] = 1.0  # zeros stay zeros
+        block /= peak
+        place = (rotation @ block - offsets - low) * (bins / (high - low))
+        first, second = place[:, ((place >= 0) & (place <= bins)).all(axis=0)].astype(np.int64).clip(max=bins - 1)
+        counts += np.bincount(first * bins + second, minlength=bins * bins)
+    return counts.reshape(bins, bins)

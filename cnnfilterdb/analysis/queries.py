@@ -127,7 +127,7 @@ def translated(error: duckdb.Error | UnicodeDecodeError, kind: type[CnnFilterDbE
     return kind(one_line(error))
 
 
-def unreachable(error: duckdb.Error) -> RemoteError | None:
+def unreachable(error: Exception) -> RemoteError | None:
     """The RemoteError that a Python file system raised inside DuckDB, recovered from DuckDB's message, or None."""
     traceback, found, message = str(error).rpartition(f"{RemoteError.__name__}: ")
     return RemoteError(message.partition("\n")[0]) if found and "Traceback" in traceback else None

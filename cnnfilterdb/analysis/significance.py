@@ -71,13 +71,16 @@ class Labelled:
         return None if within is None else self.codes(within)[1]
 
 
-def labelled(connection: duckdb.DuckDBPyConnection, models: Groups, expressions: Sequence[str]) -> Labelled:
+def labelled(
+    connection: duckdb.DuckDBPyConnection, models: Groups, expressions: Sequence[str], *, unknown: bool = False
+) -> Labelled:
     """Look up the labels of models, and leave out the models without one.
 
     Args:
         connection: With the views of the database.
         models: Groups by ``model_id``.
         expressions: SQL expressions that have one value per model.
+        unknown: Keep the models without one; their label is None.
 
     Raises:
         SelectionError: An expression differs between the layers of a model, or no model has a label.
@@ -89,7 +92,7 @@ def labelled(connection: duckdb.DuckDBPyConnection, models: Groups, expressions:
     unlabelled: dict[str, int] = {}
     kept = []
     for place, model_id in enumerate(models.labels):
-        missing = [text for text in wanted if found[text].get(model_id) is None]
+        missing = [text for text in wanted if found[text].get(model_id) is None and not unknown]
         for text in missing[:1]:
             unlabelled[text] = unlabelled.get(text, 0) + 1
         if not missing:

@@ -266,8 +266,6 @@ class Explorer:
         by = FACETS.get(colour, colour)
         extra = facts if columns else self._db._table(f"SELECT model_id, {by} AS {colour} FROM models")
         colours = dict(zip(extra["model_id"].to_pylist(), extra[colour].to_pylist(), strict=True))
-        if any(colours.get(key) is None for key in frame.index):
-            by = f"coalesce(({by})::VARCHAR, 'unknown')"  # the figure leaves out models without a value
         return {
             "models": frame.index.tolist(),
             "x": frame["x0"].tolist(),

@@ -367,7 +367,7 @@ class Figures:
         """The models as points whose distances approach the shifts between them, coloured by group.
 
         Args:
-            by: Expression with one value per model.
+            by: Expression with one value per model; models for which it is NULL are drawn grey.
             metric: A symmetric metric of :meth:`Reader.kl_shift`.
             title: Title of the figure.
             ax: Where to draw; by default on a new figure.

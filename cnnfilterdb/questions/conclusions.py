@@ -188,7 +188,7 @@ class Conclusions(Statistics):
         """Place the models in a plane so that their distances approach their shifts (classical scaling).
 
         Args:
-            by: Expressions with one value per model that become columns, such as ``"domain"``.
+            by: Expressions with one value per model that become columns, such as ``"domain"``; NULL becomes None.
             dimensions: Number of coordinates.
             metric: A symmetric metric of :meth:`Reader.kl_shift`.
             weights: As in :meth:`Reader.kl_shift`.
@@ -210,7 +210,8 @@ class Conclusions(Statistics):
         custom/scans         1.7 -0.1  medical ct
         """
         names = [by] if isinstance(by, str) else list(by)
-        data = self._labelled("embed", tuple(names), options, metric, weights, names[0] if names else "model_id")
+        by = names[0] if names else "model_id"
+        data = self._labelled("embed", names, options, metric, weights, by, unknown=True)
         return significance.embedding_frame(data, weights, metric, dimensions)
 
     def neighbour_purity(
@@ -260,8 +261,13 @@ class Conclusions(Statistics):
         metric: str,
         weights: ComponentWeights,
         by: str,
+        *,
+        unknown: bool = False,
     ) -> significance.Labelled:
-        """One histogram per model with the labels of some expressions, without the models of small groups of ``by``."""
+        """One histogram per model with the labels of some expressions, without the models of small groups of ``by``.
+
+        Models that an expression is NULL for are left out too, unless ``unknown``.
+        """
         check_options(question, options, GroupOptions)
         check_measure(metric, weights, options.get("kernel", "3x3"))
         if not by:
@@ -270,7 +276,7 @@ class Conclusions(Statistics):
         least = options.pop("min_models", 1)
         models = self.groups("model_id", **options)
         wanted = names_of("by", [text for text in expressions if text is not None])
-        data = significance.labelled(self._connect("facts"), models, wanted)
+        data = significance.labelled(self._connect("facts"), models, wanted, unknown=unknown)
         if least <= 1:
             return data
         if by not in data.labels:

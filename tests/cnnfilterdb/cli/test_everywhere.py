@@ -11,9 +11,9 @@ from safetensors.numpy import save_file
 
 import cnnfilterdb
 from cnnfilterdb.cli import cli, ingesting
+from cnnfilterdb.database.reader import Reader
 from cnnfilterdb.ingest import sources
 from cnnfilterdb.publish.hub import Released
-from cnnfilterdb.reader import Reader
 from cnnfilterdb.testing import no_network
 
 #: A line of each verb that ends well. ROOT is a folder with a weight file, a database, a release, and the

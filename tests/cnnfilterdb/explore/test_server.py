@@ -385,7 +385,7 @@ def test_the_map_is_the_embedding(served, db, drawn):
     for given in (answer, by_size):
         (points, labels), _ = drawn(given["command"], "model_map")
         np.testing.assert_allclose(np.abs(points), np.abs(np.column_stack([given["x"], given["y"]])), atol=1e-6)
-        assert labels == ["unknown" if colour is None else colour for colour in given["colour"]]
+        assert [None if pd.isna(label) else label for label in labels] == given["colour"]
     # SQL gives the distances.
     shift = db.kl_shift("model_id", balance="models")
     for first, second, value in db.sql(answer["sql"]).fetchall():

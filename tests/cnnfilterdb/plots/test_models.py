@@ -189,6 +189,16 @@ def test_maps_and_spreads_of_a_database_hold_its_shifts(sample):
     assert drawn[round(row - 0.17, 2)] == pytest.approx(np.median(within))
 
 
+def test_models_without_a_value_are_on_the_map_in_grey(sample):
+    natural = int((sample.models()["domain"] == "natural").sum())
+    by = "nullif(domain, 'natural')"
+    placed = sample.embed(by=by)
+    assert placed[by].isna().sum() == natural
+    assert placed[["x0", "x1"]].equals(sample.embed()[["x0", "x1"]])
+    texts = [text.get_text() for text in sample.plot.map(by).axes[0].get_legend().get_texts()]
+    assert texts[-1] == f"unknown ({natural})"
+
+
 @pytest.mark.parametrize("kind", ["map", "spread", "phenotypes"])
 def test_command_line(sample_path, tmp_path, monkeypatch, capsys, kind):
     target = tmp_path / f"{kind}.png"

@@ -300,6 +300,9 @@ def _filled(counts: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 def _summary(
     observed: npt.NDArray[np.float64], null: npt.NDArray[np.float64]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    as_large = (null >= observed - np.maximum(_EQUAL * np.abs(observed), _ROUNDING)).sum(axis=0)
-    p = (as_large + 1) / (len(null) + 1)
-    return p, null.mean(axis=0), np.quantile(null, 0.95, axis=0)
+    """p, mean and 95th percentile of the shifts by chance, (n,) each; those equal to the observed one become that."""
+    equal = np.abs(null - observed) <= np.maximum(_EQUAL * np.abs(observed), _ROUNDING)
+    np.copyto(null, observed, where=equal)
+    p = ((null >= observed).sum(axis=0) + 1) / (len(null) + 1)
+    # Equal numbers do not always have themselves as their mean.
+    return p, np.where(equal.all(axis=0), observed, null.mean(axis=0)), np.quantile(null, 0.95, axis=0)

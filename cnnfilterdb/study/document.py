@@ -260,12 +260,21 @@ def _size(picture: Picture) -> list[int]:
 
 
 def _paragraphs(texts: Sequence[str]) -> list[str]:
-    return [line for text in texts for line in (markdown.text(text), "")]
+    return [line for text in texts for line in (_marked(text), "")]
+
+
+def _marked(text: str) -> str:
+    """A paragraph as Markdown, in which what stands between backticks is code."""
+    found = ""
+    for place, part in enumerate(re.split(r"`([^`]+)`", text)):
+        shown = markdown.code(part) if place % 2 else markdown.text(part)
+        found += shown if place % 2 else f"{' ' * part.startswith(' ')}{shown}{' ' * part.endswith(' ')}"
+    return found
 
 
 def _markdown(block: Block, figures: str) -> list[str]:
     if isinstance(block, str):
-        return [markdown.text(block), ""]
+        return [_marked(block), ""]
     if isinstance(block, Picture):
         path = f"{figures}/{block.name}.png" if figures else f"{block.name}.png"
         return [f"![{markdown.text(block.alternative)}]({path})", "", f"*{markdown.text(block.caption)}*", ""]

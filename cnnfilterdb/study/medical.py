@@ -14,7 +14,7 @@ from cnnfilterdb.core.errors import SelectionError
 from cnnfilterdb.core.reports import Progress, counted
 from cnnfilterdb.study import drawing
 from cnnfilterdb.study.document import Block, Claim, Picture, Rows, Section, Study, number, probability
-from cnnfilterdb.study.outliers import Outliers, find_outliers, properties
+from cnnfilterdb.study.outliers import FEW_OUTLIERS, Outliers, find_outliers, properties
 from cnnfilterdb.study.paper import paper_section
 from cnnfilterdb.study.question import (
     ALIKE,
@@ -229,15 +229,17 @@ def _answer(answered: Answered, factors: Factors | None, outliers: Outliers | No
             "are siblings from one origin, which are not independent."
         )
     if outliers is not None:
-        found = len(outliers.found)
-        explained_ones = int((outliers.found["reasons"] != "none of these").sum())
+        found, reasons = len(outliers.found), outliers.explained
         second.append(
             f"{found} of {int(outliers.frame['medical'].sum())} medical models "
-            f"{'is an outlier' if found == 1 else 'are outliers'}"
-            + (f"; {explained_ones} stand{'s' if explained_ones == 1 else ''} apart by a property of the network, "
-               f"such as its "
-               "size or the sparsity of its kernels." if found else ".")
-        )  # fmt: skip
+            f"{'is an outlier' if found == 1 else 'are outliers'}."
+        )
+        if found:
+            second.append(
+                f"{reasons} of {found} {'has' if reasons == 1 else 'have'} an unusual property, such as the size of "
+                "the network or the sparsity of its kernels, and so have "
+                f"{100 * outliers.usual_share():.0f} % of the models that are no outliers."
+            )
     return [*texts, *([" ".join(second)] if second else [])]
 
 
@@ -326,14 +328,15 @@ def _claims(
             )
         )
     if outliers is not None:
-        found_models = outliers.found
-        explained_ones = int((found_models["reasons"] != "none of these").sum())
+        found_count = len(outliers.found)
         claims.append(
             Claim(
                 "Medical outliers are due to the network (size, sparsity, binary kernels, ...), not to the images",
-                OPEN if found_models.empty else f"{explained_ones} of {len(found_models)} have such a property",
+                OPEN if found_count < FEW_OUTLIERS else f"{outliers.explained} of {found_count} have such a property",
                 "Properties outside of the middle 90 % of other models.",
-                f"{100 * outliers.share():.0f} % of the medical models are outliers, 5 % of the others",
+                f"{100 * outliers.share():.0f} % of the medical models are outliers, 5 % of the others; such a "
+                f"property: {outliers.explained} of {found_count} outliers, "
+                f"{100 * outliers.usual_share():.0f} % of the models that are none",
             )
         )
     asked = [row for row in variants.rows if row[8] is not None]

@@ -16,7 +16,7 @@ from cnnfilterdb.study.sample import Sample
 if TYPE_CHECKING:
     from cnnfilterdb.questions.conclusions import Conclusions
 
-__all__ = ["PROPERTIES", "Outliers", "find_outliers", "properties"]
+__all__ = ["FEW_OUTLIERS", "PROPERTIES", "Outliers", "find_outliers", "properties"]
 
 #: Properties of a model that may set it apart: column -> name, and the words for a low and a high value.
 PROPERTIES: dict[str, tuple[str, str, str]] = {
@@ -31,6 +31,12 @@ PROPERTIES: dict[str, tuple[str, str, str]] = {
 
 #: Those of them that are whole numbers.
 _COUNTS = ("filters", "layers")
+
+#: What stands for the reasons of a model that has none of the properties.
+_NO_REASON = "none of these"
+
+#: With fewer outliers than this, nothing can be said of what they have in common.
+FEW_OUTLIERS = 3
 
 #: Models that the figure of outliers shows.
 _SHOWN = 25
@@ -62,6 +68,16 @@ class Outliers:
         """Share of the medical models that are outliers; by definition 5 % of the others are."""
         medical = self.frame[self.frame["medical"]]
         return float(medical["outlier"].mean())
+
+    @property
+    def explained(self) -> int:
+        """Number of the medical outliers that have a property outside of the middle 90 % of the others."""
+        return int((self.found["reasons"] != _NO_REASON).sum())
+
+    def usual_share(self) -> float:
+        """Share of the models that are no outliers, medical or not, that have such a property."""
+        rest = self.frame[~self.frame["outlier"]]
+        return float((rest["reasons"] != _NO_REASON).mean())
 
     def table(self) -> Rows:
         """The medical outliers, with their properties."""
@@ -162,7 +178,7 @@ def find_outliers(models: Sample, facts: pd.DataFrame, permutations: int) -> Out
             for word in ([low_word] if row[name] < ends[name][0] else [high_word] if row[name] > ends[name][1] else [])
             if word
         )
-        or "none of these"
+        or _NO_REASON
         for _, row in frame.iterrows()
     ]
     rng = np.random.default_rng(0)

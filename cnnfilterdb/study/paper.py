@@ -18,7 +18,7 @@ from cnnfilterdb import catalog, plots, stats
 from cnnfilterdb.core.errors import SelectionError
 from cnnfilterdb.core.sqltext import literal
 from cnnfilterdb.study.document import Block, Picture, Rows, Section, number, probability
-from cnnfilterdb.study.outliers import Outliers
+from cnnfilterdb.study.outliers import FEW_OUTLIERS, Outliers
 from cnnfilterdb.study.question import DIFFERS, OPEN, Answered
 from cnnfilterdb.study.sample import Sample
 
@@ -190,11 +190,10 @@ def _statements(
             "The outliers come from the processing in some architectures.", "CompNet (binary), ResNet-50 (sparse)",
             "too few models" if outliers is None else
             f"{len(outliers.found)} of {int(outliers.frame['medical'].sum())} medical models are outliers; size, "
-            f"sparsity, "
-            f"binary, quantised, repetitive or depthwise kernels set "
-            f"{int((outliers.found['reasons'] != 'none of these').sum())} apart",
-            OPEN if outliers is None or not len(outliers.found) else
-            "for all of them" if (outliers.found["reasons"] != "none of these").all() else "for some of them",
+            f"sparsity, binary, quantised, repetitive or depthwise kernels set {outliers.explained} apart, and "
+            f"{100 * outliers.usual_share():.0f} % of the models that are none",
+            OPEN if outliers is None or len(outliers.found) < FEW_OUTLIERS else
+            f"for {outliers.explained} of {len(outliers.found)}",
         ]
     )  # fmt: skip
     share = _largest_share(db)

@@ -2,9 +2,11 @@
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -13,6 +15,8 @@ from cnnfilterdb import catalog
 from cnnfilterdb.core.errors import SelectionError
 from cnnfilterdb.study.document import Rows
 from cnnfilterdb.study.drawing import places
+from cnnfilterdb.study.medical import _answer, _claims
+from cnnfilterdb.study.outliers import FEW_OUTLIERS, Outliers
 from cnnfilterdb.study.paper import _second_figure, present
 from cnnfilterdb.study.question import ALIKE, DIFFERS, OPEN, main_question
 from cnnfilterdb.study.sample import read_sample
@@ -286,3 +290,32 @@ def test_names_in_the_plane_touch_nothing():
         assert not any(box.overlaps(other) for other in boxes[:number])
         assert not any(box.contains(*point) for point in points)
         assert 0 <= box.x0 < box.x1 <= figure.bbox.width
+
+
+@pytest.mark.parametrize("far", [1, FEW_OUTLIERS])
+def test_a_property_of_outliers_says_little_unless_other_models_lack_it(different, far):
+    """Of ten medical and ten other models, a quarter of those that are no outliers are sparse, and one outlier."""
+    outlier = np.arange(20) < far
+    reasons = np.where(np.arange(20) % 4 == 0, "sparse kernels", "none of these")
+    medical = np.arange(20) < 10
+    outliers = Outliers(pd.DataFrame({"medical": medical, "outlier": outlier, "reasons": reasons}), 0.1, 0.2, {})
+    assert (len(outliers.found), outliers.explained) == (far, 1)
+    share = np.mean(reasons[far:] == "sparse kernels")
+    assert outliers.usual_share() == pytest.approx(share)
+    _, answered = main_question(read_sample(different, is_medical, balance="models"), 19)
+    nothing = Rows("", (), [[None] * 7 + [0.0, 0.5]])
+    claims = _claims(answered, None, None, None, outliers, nothing)
+    (claim,) = (one for one in claims if one.text.startswith("Medical outliers"))
+    assert claim.verdict == (OPEN if far < FEW_OUTLIERS else "1 of 3 have such a property")
+    assert claim.effect.endswith(f"1 of {far} outliers, {100 * share:.0f} % of the models that are none")
+    said = " ".join(_answer(answered, None, outliers))
+    counted = "1 of 10 medical models is an outlier" if far == 1 else "3 of 10 medical models are outliers"
+    assert f"{counted}. 1 of {far} has an unusual property" in said
+    assert f"so have {100 * share:.0f} % of the models that are no outliers." in said
+
+
+def test_code_in_a_paragraph_is_code_in_every_format(difference):
+    text = "Run `cnnfilterdb ingest --collection a_b` on 2 * 3 models."
+    study = replace(difference, answer=[text])
+    assert "Run `cnnfilterdb ingest --collection a_b` on 2 \\* 3 models." in study.to_markdown()
+    assert "<code>cnnfilterdb ingest --collection a_b</code>" in study.to_html()

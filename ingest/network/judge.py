@@ -63,9 +63,12 @@ Where witnesses contradict each other or say nothing, the kernels are left out, 
 
 **What TensorFlow and Keras leave open.** Their names and classes say more than those of other programs, so less has to
 be judged. A parameter of four axes in a class that is not known is a convolution if a name contains ``conv``, or if its
-bias is as long as one of the last two axes (:func:`shows_convolution`). A layer that is named as a transposed one is
-transposed unless its bias contradicts (:func:`transposed_order`). Keras 1 wrote (out, in, h, w) or (h, w, in, out):
-the one that more biases fit is taken (:func:`order_of_biases`).
+bias is as long as one of the last two axes (:func:`shows_convolution`). A layer that is named as a transposed or as a
+depthwise one is that unless its bias contradicts (:func:`transposed_order`, :func:`is_depthwise`); a bias as long as
+the product of the last two axes shows a depthwise one. Checkpoints of Keras 3 call the kernels of all other layers
+``_kernel``, so that one that is called ``kernel`` is either of them, which the layer before it may decide
+(:func:`odd_form`). Keras 1 wrote (out, in, h, w) or (h, w, in, out): the one that more biases fit is taken
+(:func:`order_of_biases`).
 
 Whether a layer is grouped, depthwise or transposed is decided after that, from the same evidence, by
 :func:`~cnnfilterdb.ingest.network.extract.layers_from_tensors`.
@@ -93,11 +96,13 @@ __all__ = [
     "UNCLEAR",
     "Layout",
     "is_adapter",
+    "is_depthwise",
     "is_floating",
     "is_recurrent",
     "layout_of",
     "natural",
     "objection",
+    "odd_form",
     "order_of_biases",
     "scope_of",
     "separator_of",
@@ -264,6 +269,50 @@ def transposed_order(scope: str, shape: tuple[int, ...], bias: tuple[int, ...] |
     if bias == (last,) and third != last:
         return "hwio" if _FLAX_TRANSPOSED.search(scope) else "plain"
     return "hwoi" if bias is None or bias == (third,) else None
+
+
+def is_depthwise(scope: str, shape: tuple[int, ...], bias: tuple[int, ...] | None) -> bool:
+    """Whether a kernel of TensorFlow is (h, w, channels, multiplier), that of a depthwise layer.
+
+    Args:
+        scope: Name of the layer.
+        shape: Shape of the kernel.
+        bias: Shape of its bias; None where there is none.
+
+    >>> is_depthwise("dw", (3, 3, 8, 2), (16,)), is_depthwise("depthwise", (3, 3, 8, 2), (2,))
+    (True, False)
+    """
+    height, width, channels, multiplier = shape
+    if bias is not None and bias[:1] not in ((channels,), (multiplier,)):
+        return bias == (channels * multiplier,)
+    named = "depthwise" in scope.rpartition("/")[2].lower()
+    return named and (multiplier == 1 or (bias is None and max(height, width) > 1 and multiplier < channels))
+
+
+def odd_form(
+    scope: str, shape: tuple[int, ...], bias: tuple[int, ...] | None, before: int | None
+) -> Literal["depthwise", "transposed"] | None:
+    """What a kernel of Keras 3 is that is known not to be that of a plain convolution; None where nothing shows it.
+
+    Args:
+        scope: Name of the layer.
+        shape: Shape of the kernel: (h, w, channels, multiplier) or (h, w, out, in).
+        bias: Shape of its bias; None where there is none.
+        before: Outputs of the layer before it; None where that is not known.
+
+    >>> odd_form("a", (3, 3, 8, 2), None, 8), odd_form("a", (3, 3, 8, 2), (8,), 8), odd_form("a", (3, 3, 8, 2), None, 4)
+    ('depthwise', 'transposed', None)
+    """
+    third, last = shape[2:]
+    if is_depthwise(scope, shape, bias):
+        return "depthwise"
+    if _TRANSPOSED.search(scope) is not None:
+        return "transposed"
+    if last == 1:
+        return "depthwise"
+    if bias is not None:
+        return "transposed" if bias == (third,) else None
+    return None if third == last or before not in (third, last) else "depthwise" if before == third else "transposed"
 
 
 def order_of_biases(pairs: Iterable[tuple[tuple[int, ...], tuple[int, ...]]]) -> Layout | None:

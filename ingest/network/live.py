@@ -100,7 +100,7 @@ def _copied(value: Any) -> npt.NDArray[np.generic]:
         if value.is_floating_point():
             value = value.float()
         return np.array(value.numpy())
-    array = np.array(value)
+    array = np.array(np.asarray(value))  # __array__ of some libraries does not know the argument copy
     if array.dtype.kind not in "biufc" and not array.dtype.name.startswith(("bf", "float")):
         raise TypeError(f"{type(value).__name__} gives no numbers")
     return (

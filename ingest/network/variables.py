@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -19,7 +19,7 @@ from cnnfilterdb.ingest.network.axes import unique_names
 from cnnfilterdb.ingest.network.composition import parameters
 from cnnfilterdb.ingest.network.extract import ConvFacts, layers_from_tensors
 from cnnfilterdb.ingest.network.folding import EPSILON_KERAS, EPSILON_TORCH
-from cnnfilterdb.ingest.network.judge import separator_of, transposed_order
+from cnnfilterdb.ingest.network.judge import is_depthwise, odd_form, separator_of, transposed_order
 from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Tensor
 
 __all__ = ["is_training_state", "layers_from_variables"]
@@ -44,8 +44,11 @@ _TRAINING = re.compile(
     r"Adagrad|Adadelta|Ftrl|sgd|keras_api|metrics|loss_scale|beta\d_power|save_counter|global_step|local_step|biased)"
     r"(?:/|:|$)"
 )
+_ODD = (
+    "a kernel of a depthwise or a transposed layer, neither bias nor neighbours show which; save the model as a .keras "
+    "file"
+)
 _STANDARDISED = re.compile(r"standardi[sz]ed", re.IGNORECASE)
-_ONE_PER_CHANNEL = re.compile(r"depthwise", re.IGNORECASE)
 
 
 def is_training_state(name: str) -> bool:
@@ -58,7 +61,7 @@ def is_training_state(name: str) -> bool:
 
 
 def layers_from_variables(
-    variables: Sequence[Tensor], *, ordered: bool, layout: str = "HWIO"
+    variables: Sequence[Tensor], *, ordered: bool, layout: str = "HWIO", odd: Collection[str] = ()
 ) -> tuple[tuple[ConvLayer, ...], tuple[Skipped, ...], int]:
     """Find the two-dimensional convolution layers among variables.
 
@@ -67,6 +70,7 @@ def layers_from_variables(
         ordered: Whether they are in the order in which the network was built.
         layout: ``HWIO``, as TensorFlow stores a kernel (``HWOI`` in a transposed layer, (h, w, in, multiplier) in a
             depthwise one), or ``OIHW``, as Chainer and PyTorch do.
+        odd: Names of kernels that are known not to be those of plain convolutions.
 
     Returns:
         The layers in the order of the variables, what looked like one but was left out, and the number of parameters.
@@ -77,14 +81,25 @@ def layers_from_variables(
     ('stem', (8, 1, 3, 3), 'conv', 72)
     """
     kernels = Counter(_split(v.name)[0] for v in variables if _split(v.name)[1] in _KERNELS | _DEPTHWISE)
+    biases = {scope: v.shape for v in variables for scope, leaf in [_split(v.name)] if leaf in ("bias", "biases", "b")}
     tensors: list[Tensor] = []
+    unclear: list[Skipped] = []
+    before: int | None = None  # outputs of the kernel before
     holders: dict[str, str] = {}
     names: dict[str, str] = {}
     facts: dict[str, ConvFacts] = {}
     for variable in variables:
         scope, leaf = _split(variable.name)
         dotted = scope.replace("/", ".")
-        depthwise = leaf in _DEPTHWISE or (layout == "HWIO" and leaf in _KERNELS and _is_depthwise(variable, scope))
+        bias = biases.get(scope)
+        # Keras 3 calls the kernel of a depthwise layer as that of any other
+        kernel = leaf in _KERNELS and layout == "HWIO" and len(variable.shape) == 4
+        form = odd_form(scope, variable.shape, bias, before) if kernel and variable.name in odd else ""
+        if form is None:
+            unclear.append(Skipped(variable.name, _ODD))
+            before = None
+            continue
+        depthwise = leaf in _DEPTHWISE or form == "depthwise" or (kernel and is_depthwise(scope, variable.shape, bias))
         if leaf in _KERNELS or depthwise:
             if kernels[scope] > 1:  # the halves of a separable convolution
                 dotted = variable.name.replace("/", ".")
@@ -93,8 +108,11 @@ def layers_from_variables(
             names[dotted or "weight"] = scope if scope and kernels[scope] == 1 else variable.name
             tensor = variable
             if len(variable.shape) == 4 and layout == "HWIO":
-                facts[dotted], axes = _facts(variable, variables, scope, leaf, depthwise)
+                facts[dotted], axes = _facts(variable, bias, scope, leaf, depthwise)
+                if form == "transposed":
+                    facts[dotted] = replace(facts[dotted], transposed=True, groups=1)
                 tensor = _to_oihw(variable, axes, depthwise)
+                before = tensor.shape[1 if facts[dotted].transposed else 0]
             tensors.append(replace(tensor, name=name))
         elif leaf in _OTHERS:
             tensors.append(replace(variable, name=f"{dotted}.{_OTHERS[leaf]}" if dotted else _OTHERS[leaf]))
@@ -108,7 +126,7 @@ def layers_from_variables(
     )
     return (
         tuple(named),
-        tuple(replace(entry, name=holders.get(entry.name, entry.name)) for entry in skipped),
+        (*unclear, *(replace(entry, name=holders.get(entry.name, entry.name)) for entry in skipped)),
         parameters(tensors),
     )
 
@@ -123,21 +141,14 @@ def _split(name: str) -> tuple[str, str]:
     return (scope, leaf) if separator != "_" or leaf in _KERNELS or leaf in _OTHERS else ("", name)
 
 
-def _is_depthwise(variable: Tensor, scope: str) -> bool:
-    # Keras 3 calls the kernel of a depthwise layer as that of any other
-    last = scope.rpartition("/")[2]
-    return len(variable.shape) == 4 and _ONE_PER_CHANNEL.search(last) is not None and variable.shape[3] == 1
-
-
 def _facts(
-    variable: Tensor, variables: Sequence[Tensor], scope: str, leaf: str, depthwise: bool
+    variable: Tensor, bias: tuple[int, ...] | None, scope: str, leaf: str, depthwise: bool
 ) -> tuple[ConvFacts, tuple[int, int, int, int]]:
     """What names say about a layer, unless its bias contradicts, and the axes that convert HWIO to PyTorch's order."""
     if depthwise:
         return ConvFacts(transposed=False, groups=variable.shape[2]), (2, 3, 0, 1)
     if leaf.startswith("pointwise"):
         return ConvFacts(transposed=False, groups=1), (3, 2, 0, 1)
-    bias = next((v.shape for v in variables if _split(v.name) in ((scope, "bias"), (scope, "b"))), None)
     order = transposed_order(scope, variable.shape, bias)
     if order is not None:
         return ConvFacts(transposed=order != "plain", groups=1), (2, 3, 0, 1) if order == "hwio" else (3, 2, 0, 1)

@@ -42,6 +42,8 @@ _SAVED_MODEL = "saved_model.pb"
 _DATA = re.compile(r".\.data-\d{5}-of-\d{5}$")
 # What a frozen graph adds to the name of a variable
 _READ = re.compile(r"(?:/(?:read|resource|ReadVariableOp|Identity))+$")
+# Lists of the layers of a model of Keras 2 and of Keras 3
+_OBJECTS = re.compile(r"(?:^|/)(?:layer_with_weights-\d|_operations/\d)")
 _AVERAGE = "/ExponentialMovingAverage"
 # The first node of a GraphDef: a message, in it a name and the name of an operation
 _GRAPH = re.compile(
@@ -275,11 +277,14 @@ def _by_name(
         variables.append((path, key, replace(average or tensor, name=name if "/" in name else path)))
     variables.sort(key=lambda entry: natural(entry[0]))
     # Objects of Keras are in the order of its layers; the names of a graph are in alphabetical order
-    ordered = any(path.startswith("layer_with_weights-") for path, _, _ in variables)
-    found, skipped, count = layers_from_variables([tensor for _, _, tensor in variables], ordered=ordered)
+    ordered = any(_OBJECTS.search(path) for path, _, _ in variables)
+    # Keras 3 keeps the kernel of a plain convolution as _kernel, those of depthwise and transposed ones as kernel
+    third = any(path.endswith("/_kernel") for path, _, _ in variables)
+    odd = {tensor.name for path, _, tensor in variables if third and path.endswith("/kernel")}
+    found, skipped, count = layers_from_variables([tensor for _, _, tensor in variables], ordered=ordered, odd=odd)
     if taken:
         rest = [tensor for _, key, tensor in variables if key not in taken]
-        found, skipped, _ = layers_from_variables(rest, ordered=False)
+        found, skipped, _ = layers_from_variables(rest, ordered=False, odd=odd)
     return found, skipped, count
 
 

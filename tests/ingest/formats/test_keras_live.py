@@ -1,6 +1,7 @@
 """Models of Keras in memory: as the same models in files, and the layers that only memory has."""
 
 import math
+import os
 import subprocess
 import sys
 
@@ -16,7 +17,7 @@ from cnnfilterdb.ingest.formats.keras.live import weights_from_keras
 @pytest.fixture(scope="module")
 def keras():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("KERAS_BACKEND", "torch")
+        patch.setenv("KERAS_BACKEND", os.environ.get("KERAS_BACKEND", "torch"))  # jax and tensorflow pass, too
         yield pytest.importorskip("keras")
 
 

@@ -399,6 +399,11 @@ def test_names_that_identify_a_layer(tmp_path):
         b"conv1d/kernel": zeros((3, 4, 4)),
         b"deconv/bias": zeros(5),
         b"deconv/kernel": zeros((3, 3, 5, 7)),
+        b"depthwise_conv2d/kernel": zeros((3, 3, 6, 2)),
+        b"depthwise_like/bias": zeros(2),
+        b"depthwise_like/kernel": zeros((3, 3, 6, 2)),
+        b"keras3/bias": zeros(12),
+        b"keras3/kernel": zeros((3, 3, 6, 2)),
         b"mobile/depthwise_weights": zeros((3, 3, 6, 1)),
         b"other": zeros((3, 3, 2, 2)),
         b"sep/depthwise_kernel": zeros((3, 3, 6, 2)),
@@ -412,6 +417,9 @@ def test_names_that_identify_a_layer(tmp_path):
     stated = {layer.name: (layer.kind, layer.shape) for layer in weights.layers}
     assert stated == {
         "deconv": ("transposed", (5, 7, 3, 3)),
+        "depthwise_conv2d": ("depthwise", (12, 1, 3, 3)),
+        "depthwise_like": (None, (2, 6, 3, 3)),
+        "keras3": ("depthwise", (12, 1, 3, 3)),
         "mobile": ("depthwise", (6, 1, 3, 3)),
         "sep/depthwise_kernel": ("depthwise", (12, 1, 3, 3)),
         "sep/pointwise_kernel": ("conv", (9, 12, 1, 1)),
@@ -419,6 +427,38 @@ def test_names_that_identify_a_layer(tmp_path):
     }
     assert {entry.name for entry in weights.skipped} == {"conv1d/kernel", "other", "volume/kernel"}
     assert weights.parameters == sum(array.size for array in arrays.values())
+
+
+def test_kernels_of_keras_3_that_are_not_those_of_plain_convolutions(tmp_path):
+    """Keras 3 keeps the kernel of a plain convolution as _kernel, that of a depthwise or a transposed one as kernel."""
+    rng = np.random.default_rng(0)
+    shapes = {
+        "1/_kernel": (3, 3, 3, 8),
+        "2/kernel": (3, 3, 8, 2),
+        "3/kernel": (2, 2, 12, 16),
+        "4/kernel": (3, 3, 12, 1),
+    }
+    shapes |= {"5/kernel": (3, 3, 5, 7), "6/_kernel": (3, 3, 5, 4)}
+    arrays = {part: rng.standard_normal(shape).astype("<f4") for part, shape in shapes.items()}
+    entries = [
+        (f"m/_operations/{part}/.ATTRIBUTES/VARIABLE_VALUE".encode(), 1, array.shape, array.tobytes())
+        for part, array in sorted(arrays.items())
+    ]
+    weights = formats.read(checkpoint(tmp_path, entries))
+    expected = {
+        "1": ("conv", arrays["1/_kernel"].transpose(3, 2, 0, 1)),
+        "2": ("depthwise", arrays["2/kernel"].transpose(2, 3, 0, 1).reshape(16, 1, 3, 3)),
+        "3": ("transposed", arrays["3/kernel"].transpose(2, 3, 0, 1)),
+        "4": ("depthwise", arrays["4/kernel"].transpose(2, 3, 0, 1)),
+        "6": (None, arrays["6/_kernel"].transpose(3, 2, 0, 1)),
+    }
+    assert [layer.name.rpartition("/")[2] for layer in weights.layers] == list(expected)
+    for layer, (kind, kernel) in zip(weights.layers, expected.values(), strict=True):
+        assert layer.kind == kind
+        assert np.array_equal(layer.read(), kernel)
+    (left_out,) = weights.skipped
+    assert left_out.name.endswith("5/kernel")
+    assert "a depthwise or a transposed layer" in left_out.reason
 
 
 # ---------------------------------------------------------------------------------------------------------------------

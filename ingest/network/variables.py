@@ -136,7 +136,8 @@ def _split(name: str) -> tuple[str, str]:
     name = re.sub(r":\d+$", "", name)
     separator = separator_of(name)
     scope, _, leaf = name.rpartition(separator)
-    plain = re.sub(r"_\d+$", "", leaf)  # kernel_1: TensorFlow has numbered what would have had one name
+    # kernel_1: TensorFlow has numbered what would have had one name; _kernel: an attribute of Keras 3
+    plain = re.sub(r"^_(?=kernel$)|_\d+$", "", leaf)
     leaf = plain if plain in _KERNELS or plain in _DEPTHWISE or plain in _OTHERS else leaf
     return (scope, leaf) if separator != "_" or leaf in _KERNELS or leaf in _OTHERS else ("", name)
 

@@ -51,6 +51,8 @@ _START = (
 )
 # Functions of a layer, which stay in the child
 _READ, _BATCH_NORM = "read", "batch_norm"
+# What the system says when there is no memory left for a module that a reader imports
+_NO_MODULE = "failed to map segment"
 # Files that name other files of a model: the size of the model is that of its folder.
 _IN_SEVERAL_FILES = (".json", ".index", ".pb", ".onnx", ".metadata")
 # The same, with folders below
@@ -154,7 +156,7 @@ class IsolatedReader:
             # The child was given an absolute path.
             if above := str(self._path.absolute()).removesuffix(str(self._path)):
                 message = message.replace(above, "")
-            if name == "MemoryError":
+            if name == "MemoryError" or _NO_MODULE in message:
                 self._stop()
                 raise self._too_large()
             kind = getattr(errors, name, None)

@@ -58,7 +58,8 @@ def forest(distances: npt.NDArray[np.float64], evidence: npt.NDArray[np.float64]
     # Ranks in place of distances: the tree depends on nothing else, and a distance of 0 would be no edge at all.
     ranks = np.empty(len(first))
     ranks[np.lexsort((second, first, distances[first, second]))] = np.arange(1, len(first) + 1)
-    shortest = minimum_spanning_tree(coo_array((ranks, (first, second)), shape=(count, count)).tocsr()).tocoo()
+    edges = first.astype(np.int32), second.astype(np.int32)  # SciPy before 1.17 takes no others
+    shortest = minimum_spanning_tree(coo_array((ranks, edges), shape=(count, count)).tocsr()).tocoo()
     neighbours: list[list[int]] = [[] for _ in range(count)]
     for u, v in zip(shortest.coords[0].tolist(), shortest.coords[1].tolist(), strict=True):
         neighbours[u].append(v)

@@ -79,13 +79,13 @@ def _index(group: h5py.Group, name: str, encoding: str) -> dict[str, npt.NDArray
     index = {}
     for number in range(int(group.attrs["axis1_nlevels"])):
         level, codes = group[f"axis1_level{number}"], group[f"axis1_label{number}"][...]
-        labels = pd.Index(_labels(level, name, encoding))
+        labels = pd.Series(_labels(level, name, encoding))
         if len(codes) and not -1 <= codes.min() <= codes.max() < len(labels):
             raise ValueError(
                 f"level {number} of its index has {len(labels)} values and a row with number {codes.max()}"
             )
-        # -1 means a missing value, which only some types of NumPy have: `take` chooses one that does
-        index[_text(level.attrs["name"])] = labels.take(codes, allow_fill=True, fill_value=np.nan).to_numpy()
+        # -1 means a missing value, which only some types of NumPy have: `reindex` chooses one that does
+        index[_text(level.attrs["name"])] = labels.reindex(codes).to_numpy()
     return index
 
 

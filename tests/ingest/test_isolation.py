@@ -54,7 +54,7 @@ def test_a_file_reads_as_it_does_in_this_process(reader, net):
 
 
 def test_batch_normalisations_are_folded_alike(reader, tmp_path):
-    import torch
+    torch = pytest.importorskip("torch")
 
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU()).eval()
     with torch.no_grad():

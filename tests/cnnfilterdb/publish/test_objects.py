@@ -39,6 +39,7 @@ def place(store, request):
 @pytest.fixture(scope="module")
 def built(sample_path, tmp_path_factory):
     """The part that is put: its folder and manifest."""
+    pytest.importorskip("s3fs")
     kept = {}
 
     class Keep(ObjectFolder):

@@ -286,11 +286,14 @@ def partition_frame(
     frame.insert(0, "factor", [*factors, "residual", "total"])
     for column in ("omega2", "f", "p"):
         frame[column] = frame[column].astype("Float64")
+    strata = data.strata(within)
+    held = [strata is not None and stats.held_fixed(levels, strata) for levels in codes] + [False, False]
     frame["remark"] = [
-        "" if term.f is None or term.f > 0 or term.p != 1
+        "cannot be tested: it has one value within each stratum" if constant
+        else "" if term.f is None or term.f > 0 or term.p != 1
         else "determined by the other factors" if term.df == 0
         else "as many levels as models: nothing is left to test against"
-        for term in terms
+        for term, constant in zip(terms, held, strict=True)
     ]  # fmt: skip
     frame.attrs |= how_computed(data, metric, permutations) | {"within": within, "marginal": marginal}
     return frame

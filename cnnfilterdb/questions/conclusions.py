@@ -119,7 +119,9 @@ class Conclusions(Statistics):
         Returns:
             One row per factor, then ``residual`` and ``total``: ``factor``, ``df``, ``ss``, ``r2``, ``omega2`` (r2
             without the share that as many levels explain by chance), ``f``, ``p`` and a ``remark`` for a factor that
-            the others determine. ``attrs["unlabelled"]`` is the number of models left out because a factor is NULL.
+            without the share that as many levels explain by chance), ``f``, ``p`` and a ``remark`` for a factor that
+            the others determine, or that does not vary within the strata. ``attrs["unlabelled"]`` is the number of
+            models left out because a factor is NULL.
 
         Raises:
             SelectionError: An argument that cannot be answered, a factor with one value, or one that splits models.

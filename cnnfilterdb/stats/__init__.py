@@ -33,6 +33,7 @@ from cnnfilterdb.stats.partition import (
     dispersion,
     embedding,
     gower,
+    held_fixed,
     neighbour_purity,
     partition,
 )
@@ -128,6 +129,7 @@ __all__ = [
     "first_layer_profile",
     "forest",
     "gower",
+    "held_fixed",
     "histograms",
     "is_quantised",
     "isotropy",

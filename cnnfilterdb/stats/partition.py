@@ -25,6 +25,7 @@ __all__ = [
     "dispersion",
     "embedding",
     "gower",
+    "held_fixed",
     "neighbour_purity",
     "partition",
 ]
@@ -138,6 +139,19 @@ def gower(shifts: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return centred
 
 
+def held_fixed(levels: npt.NDArray[np.int64], strata: npt.NDArray[np.int64]) -> bool:
+    """Whether a factor has one level in each stratum, so that exchanges within strata cannot test it.
+
+    Args:
+        levels: Number of the level of each model, (m,).
+        strata: Number of the stratum of each model, (m,).
+
+    >>> held_fixed(np.array([0, 0, 1]), np.array([5, 5, 7])), held_fixed(np.array([0, 1, 1]), np.array([5, 5, 7]))
+    (True, False)
+    """
+    return len(np.unique(np.stack([strata, levels]), axis=1)[0]) == len(np.unique(strata))
+
+
 def partition(
     shifts: npt.NDArray[np.float64],
     factors: Sequence[npt.NDArray[np.int64]],
@@ -150,7 +164,8 @@ def partition(
     """Permutational multivariate analysis of variance (Anderson, 2001; McArdle and Anderson, 2001).
 
     With H the projection on the indicator columns of some factors, the sum of squares that they explain is tr(H G). A
-    factor is tested by permuting the models, all factors together, as ``adonis2`` of the R package vegan does.
+    factor is tested by permuting the models, all factors together, as ``adonis2`` of the R package vegan does; p is 1
+    for a factor with one value in each stratum (:func:`held_fixed`).
 
     Args:
         shifts: Shifts between models, (m, m), symmetric.
@@ -202,7 +217,9 @@ def partition(
         found = _f(squares(centred[np.ix_(order, order)]), df, total, df_residual)
         as_large += found >= f - _EQUAL * np.abs(f)
     testable = (df > 0) & (df_residual > 0) & (total > 0)
-    p = np.where(testable, (as_large + 1) / (permutations + 1), 1.0)
+    # F of a factor that no exchange changes would vary with the residual alone, which says nothing of the factor.
+    exchanged = np.array([not held_fixed(levels, strata) for levels in factors])
+    p = np.where(testable & exchanged, (as_large + 1) / (permutations + 1), 1.0)
     residual = total - float(observed[-1])
     mean_residual = residual / max(1, df_residual)
     terms = [

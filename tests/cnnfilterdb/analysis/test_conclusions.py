@@ -100,6 +100,15 @@ def test_a_factor_that_another_determines(db):
     assert found["p"].iloc[:2].tolist() == [1, 1]
 
 
+def test_a_factor_that_strata_hold_fixed_cannot_be_tested(db):
+    found = db.variance_explained(["family", "domain"], within="family", permutations=19).set_index("factor")
+    assert found["remark"].to_dict() == {
+        "family": "cannot be tested: it has one value within each stratum", "domain": "", "residual": "", "total": "",
+    }  # fmt: skip
+    assert found.loc["family", "p"] == 1
+    assert found.loc["domain", "p"] < 1
+
+
 def test_dispersion_embedding_and_purity(db):
     spread = db.dispersion_test("domain", permutations=99)
     assert spread["models"].to_dict() == {"ct": 3, "natural": 3}

@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 import cnnfilterdb
 from cnnfilterdb import catalog
 from cnnfilterdb.core.errors import SelectionError
-from cnnfilterdb.study.document import Rows
+from cnnfilterdb.study.document import Rows, Section
 from cnnfilterdb.study.drawing import places
 from cnnfilterdb.study.medical import _answer, _claims
 from cnnfilterdb.study.outliers import FEW_OUTLIERS, Outliers
@@ -316,6 +316,6 @@ def test_a_property_of_outliers_says_little_unless_other_models_lack_it(differen
 
 def test_code_in_a_paragraph_is_code_in_every_format(difference):
     text = "Run `cnnfilterdb ingest --collection a_b` on 2 * 3 models."
-    study = replace(difference, answer=[text])
+    study = replace(difference, sections=[Section("run", "Run", [text])])
     assert "Run `cnnfilterdb ingest --collection a_b` on 2 \\* 3 models." in study.to_markdown()
     assert "<code>cnnfilterdb ingest --collection a_b</code>" in study.to_html()

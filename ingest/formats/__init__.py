@@ -16,7 +16,7 @@ from typing import Protocol, TypeVar
 
 from cnnfilterdb.catalog.entries import FORMATS
 from cnnfilterdb.core.errors import CnnFilterDbError, WeightFileError
-from cnnfilterdb.core.reports import escaped
+from cnnfilterdb.core.reports import counted, escaped
 from cnnfilterdb.ingest.formats import limits
 from cnnfilterdb.ingest.formats.companions import leads_out
 from cnnfilterdb.ingest.formats.recognised import described_file, described_folder, described_text
@@ -147,10 +147,14 @@ def main_file(path: Path) -> Path:
     files = sorted(one for one in path.iterdir() if one.is_file() and is_weight_file(one))
     if len(files) == 1 and not leads_out(path, files[0]):
         return files[0]
-    listed = ", ".join(file.name for file in files[:2])
-    what = f"{len(files)} weight files ({listed}, ...)" if files else "no weight file"
+    models = sorted(one for one in path.iterdir() if any((one / name).is_file() for name in _MAIN_FILES))
+    for found, kind in ((files, "weight file"), (models, "model")):
+        if found:
+            names = ", ".join([*(one.name for one in found[:2]), *(["..."] if len(found) > 2 else [])])
+            remedy = f"pass {found[0]}" if len(found) == 1 else "pass one"
+            raise WeightFileError(f"{path}: a folder of {counted(len(found), kind)}, {names}; {remedy}")
     raise WeightFileError(
-        f"{path}: a folder of {what}; expected one model, such as a SavedModel or one weight file: pass a file in it"
+        f"{path}: a folder of no weight file; expected one model, such as a SavedModel or one weight file"
     )
 
 

@@ -21,6 +21,8 @@ _GAIN = (
     "may be the gain, or the direction, of a kernel with weight normalisation: a list without names does not show it; "
     "save the arrays with names"
 )
+_OUTPUT = re.compile(r":\d+$")
+_VALUE = re.compile(r"[./](?:raw_)?value$|:\d+$")
 _TORCH_NAME = re.compile(r"(?:^|\.)\w*weight(?:_\w+)?$")
 
 
@@ -43,11 +45,9 @@ def layers_from_arrays(
         The layers, and what looked like one but was left out. The layout is decided by
         :mod:`cnnfilterdb.ingest.network.judge`.
     """
-    plain = [
-        replace(tensor, name=re.sub(r":\d+$", "", tensor.name))  # the number of an output of TensorFlow
-        for tensor in tensors
-        if not is_training_state(tensor.name)
-    ]
+    # The number of an output of TensorFlow, or the attribute in which NNX of Flax keeps the array of a variable
+    end = _VALUE if all(_VALUE.search(one.name) for one in tensors if len(one.shape) == 4) else _OUTPUT
+    plain = [replace(tensor, name=end.sub("", tensor.name)) for tensor in tensors if not is_training_state(tensor.name)]
     named = _caffe_names(plain)
     layers, skipped = _judged(named, ordered, declared, assumed)
     given = {new.name: old.name for old, new in zip(plain, named, strict=True)}

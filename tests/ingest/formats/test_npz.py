@@ -126,6 +126,17 @@ def test_networks_of_caffe_as_a_pickled_dictionary(tmp_path, pickled):
     assert [layer.shape for layer in formats.read(tmp_path / "net.npz").layers] == [(8, 3, 3, 3), (8, 8, 3, 3)]
 
 
+@pytest.mark.parametrize("end", ["/value", ".value", "/raw_value"])
+def test_variables_of_nnx_keep_their_array_in_an_attribute(saved, end):
+    first, second, bias = array(3, 3, 3, 8), array(3, 3, 8, 16), array(16)
+    arrays = {"a/kernel": first, "b/bias": bias, "b/kernel": second}
+    weights = saved({f"{name}{end}": value for name, value in arrays.items()})
+    assert [layer.name for layer in weights.layers] == ["a", "b"]
+    for layer, kernel in zip(weights.layers, (first, second), strict=True):
+        assert np.array_equal(layer.read(), kernel.transpose(3, 2, 0, 1))
+    assert weights.contents == {"kernels": (2, first.size + second.size), "vectors": (1, 16)}
+
+
 def test_layout_that_nothing_proves_is_left_open(saved):
     weights = saved({"a/kernel": array(3, 3, 3, 3), "b/kernel": array(5, 5, 5, 5)})
     assert weights.layers == ()

@@ -99,7 +99,16 @@ def test_a_folder_of_one_weight_file_is_that_model(tmp_path):
     np.savez(tmp_path / "net.npz", **{"a.weight": np.ones((8, 3, 3, 3)), "b.weight": np.ones((8, 8, 3, 3))})
     assert len(formats.read(tmp_path).layers) == 2
     np.savez(tmp_path / "other.npz", **{"a.weight": np.ones((8, 3, 3, 3))})
-    with pytest.raises(WeightFileError, match=r"a folder of 2 weight files \(net\.npz, other\.npz, \.\.\.\)"):
+    with pytest.raises(WeightFileError, match=r"a folder of 2 weight files, net\.npz, other\.npz; pass one"):
+        formats.read(tmp_path)
+
+
+def test_a_folder_of_checkpoints_names_them(tmp_path):
+    """As Orbax keeps the steps of a training."""
+    for step in ("100", "200", "300"):
+        (tmp_path / step).mkdir()
+        (tmp_path / step / "manifest.ocdbt").write_bytes(b"")
+    with pytest.raises(WeightFileError, match=r"a folder of 3 models, 100, 200, \.\.\.; pass one$"):
         formats.read(tmp_path)
 
 

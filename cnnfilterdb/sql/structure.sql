@@ -110,12 +110,14 @@ CREATE OR REPLACE MACRO centroid_x(w, kernel := '3x3') AS
     / nullif(list_sum(list_transform(w, lambda x: abs(x::DOUBLE))), 0) - (kernel_width(kernel) - 1) / 2;
 
 -- The centre of a kernel, w, in the vertical direction; see centroid_x.
+-- Source: arXiv 2401.14469
 -- Example: SELECT avg(centroid_y(w)) AS y FROM filters_3x3
 CREATE OR REPLACE MACRO centroid_y(w, kernel := '3x3') AS
     list_sum(list_transform(range(len(w)), lambda i: abs(w[i + 1]::DOUBLE) * (i // kernel_width(kernel))))
     / nullif(list_sum(list_transform(w, lambda x: abs(x::DOUBLE))), 0) - (kernel_height(kernel) - 1) / 2;
 
 -- The spread of a kernel, w, in the horizontal direction: the variance of the position of its absolute weights.
+-- Source: arXiv 2401.14469
 -- Example: SELECT avg(spread_x(w)) AS x FROM filters_3x3
 CREATE OR REPLACE MACRO spread_x(w, kernel := '3x3') AS
     list_sum(list_transform(range(len(w)), lambda i: abs(w[i + 1]::DOUBLE) * pow(i % kernel_width(kernel), 2)))
@@ -123,6 +125,7 @@ CREATE OR REPLACE MACRO spread_x(w, kernel := '3x3') AS
     - pow(centroid_x(w, kernel := kernel) + (kernel_width(kernel) - 1) / 2, 2);
 
 -- The spread of a kernel, w, in the vertical direction; see spread_x.
+-- Source: arXiv 2401.14469
 -- Example: SELECT avg(spread_y(w)) AS y FROM filters_3x3
 CREATE OR REPLACE MACRO spread_y(w, kernel := '3x3') AS
     list_sum(list_transform(range(len(w)), lambda i: abs(w[i + 1]::DOUBLE) * pow(i // kernel_width(kernel), 2)))

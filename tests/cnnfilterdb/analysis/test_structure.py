@@ -1,8 +1,11 @@
 """Structure of kernels asked of a database: SQL against Python, and both against the filters themselves."""
 
+from itertools import combinations
+
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.ndimage import center_of_mass
 
 import cnnfilterdb
 from cnnfilterdb import stats
@@ -52,6 +55,35 @@ def test_spatial_correlation(db, kernel):
         moments = db.moments(where=f"domain = '{domain}'", kernel=kernel)
         expected = stats.spatial_correlation(moments.covariance, height, width)
         np.testing.assert_allclose(rows["correlation"].to_numpy().reshape(height, width), expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("kernel", ["3x3", "5x5"])
+def test_centre_and_spread_of_kernels(db, kernel):
+    """The centre of mass that SciPy finds, and the variance of positions with absolute weights as their frequencies."""
+    call = f"(w, kernel := '{kernel}')"
+    rows = db.sql(
+        f"SELECT w, centroid_x{call}, centroid_y{call}, spread_x{call}, spread_y{call} FROM filters_{kernel} LIMIT 50"
+    ).fetchall()
+    height, width = kernel_shape(kernel)
+    assert len(rows) == 50
+    for w, *found in rows:
+        size = np.abs(np.array(w, float)).reshape(height, width)
+        y, x = center_of_mass(size)
+        places = [np.average((np.arange(n) - at) ** 2, weights=size.sum(axis=axis))
+                  for n, at, axis in ((width, x, 0), (height, y, 1))]  # fmt: skip
+        np.testing.assert_allclose(found, [x - (width - 1) / 2, y - (height - 1) / 2, *places], rtol=1e-6, atol=1e-9)
+    zeros = db.sql(f"SELECT centroid_x(w), spread_y(w) FROM (SELECT [0.0 FOR i IN range({height * width})] AS w)")
+    assert zeros.fetchall() == [(None, None)]
+
+
+def test_the_pattern_of_a_kernel_holds_the_most_weight(db):
+    """Of all ways to keep four weights, that with the largest sum of absolute values, as pattern pruning chooses it."""
+    rows = db.sql("SELECT w, top_pattern(w) FROM filters_3x3 LIMIT 40").fetchall()
+    assert len(rows) == 40
+    for w, pattern in rows:
+        best = max(combinations(range(9), 4), key=lambda kept: sum(abs(w[i]) for i in kept))
+        assert pattern == list(best)
+    assert db.sql("SELECT top_pattern([1.0, -1, 1, 1, 1], weights := 2)").fetchall() == [([0, 1],)]  # ties: the first
 
 
 def test_subspace_overlap(db):

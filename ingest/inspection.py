@@ -87,7 +87,7 @@ class Comparison:
             compared with), ``sparsity_percentile``, ``variance_entropy_percentile`` and ``orthogonality_percentile``
             (0 to 100: the share of them below it, ties counting half).
         models: The nearest models by ascending ``shift``, with ``domain``, ``family``, ``architecture`` and the number
-            of ``filters``.
+            of ``filters``; no rows if the database has no distributions of these kernels.
         reference: What the layers and the models are compared with, in words.
     """
 
@@ -208,11 +208,12 @@ class Inspection:
             family: Compare with layers of this family only, such as ``ResNet``. In any case a layer is compared with
                 layers of its kernel size.
             kernel: Kernel size of the distribution shift to each model, in the stored basis; by default the one with
-                the most kernels here. Transposed and dead layers are left out, as in :meth:`Reader.kl_shift`.
+                the most kernels here, and no models are listed if the database has no distributions of that size.
+                Transposed and dead layers are left out, as in :meth:`Reader.kl_shift`.
             top: How many of the nearest models are listed.
 
         Raises:
-            SelectionError: No layer of that family, or no layer or basis of that kernel size.
+            SelectionError: No layer of that family, or no layer or basis of the kernel size that was given.
 
         >>> import cnnfilterdb
         >>> db = cnnfilterdb.example()
@@ -226,9 +227,18 @@ class Inspection:
         """
         if top < 1:
             raise SelectionError(f"top: {top} given; expected at least 1")
+        import pandas as pd
+
+        if not self.layers["stored"].any():
+            raise SelectionError(f"{self.name}: no layer with spatial kernels to compare")
         layers, reference = self._percentiles(db, family)
-        models, basis = self._nearest(db, kernel, top)
-        return Comparison(layers, models, (reference, basis))
+        try:
+            models, nearest = self._nearest(db, kernel, top)
+        except SelectionError as error:
+            if kernel is not None:
+                raise
+            models, nearest = pd.DataFrame(columns=[*_NEAREST]), f"no nearest models: {error}"
+        return Comparison(layers, models, (reference, nearest))
 
     def _percentiles(self, db: Database, family: str | None) -> tuple[pd.DataFrame, str]:
         stored = self.layers[self.layers["stored"]]
@@ -284,12 +294,13 @@ class Inspection:
         facts = db.sql("SELECT model_id, domain, family, architecture FROM models").df()
         models = models.reset_index().merge(facts, on="model_id", how="left", sort=False)
         return (
-            models[["model_id", "shift", "domain", "family", "architecture", "filters"]],
+            models[[*_NEAREST]],
             f"nearest of {len(groups.labels):,} models by symmetric KL divergence of {kernel} kernels, "
             f"basis {groups.basis_id}",
         )
 
 
+_NEAREST = ("model_id", "shift", "domain", "family", "architecture", "filters")
 #: Columns that a person sees first.
 SHOWN = ("layer_name", "kind", "kernel", "in_channels", "out_channels", "groups", "filters", "conv_depth_norm",
          "sparsity", "variance_entropy", "variance_entropy_norm", "orthogonality", "levels", "labels")  # fmt: skip

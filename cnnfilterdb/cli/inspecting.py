@@ -70,6 +70,8 @@ def inspect(
             if chosen:
                 raise
             why = str(error)
+    if nearest_only and comparison is not None and comparison.models.empty:
+        raise SelectionError(comparison.reference[-1])
     layers = found.layers
     people = rows.for_people()
     if people:
@@ -100,10 +102,10 @@ def inspect(
         return
     if not nearest_only:
         percentiles = comparison.layers.drop(columns=["layer_name", "kernel"]).set_index("layer")
-        emit(layers.join(percentiles), rows)
+        emit(layers.join(percentiles.round(1) if people else percentiles), rows)
     if people:
         _print_reference(comparison, nearest_only)
-    if people or nearest_only:
+    if nearest_only or (people and not comparison.models.empty):
         emit(comparison.models, replace(rows, limit=0))  # --top says how many
 
 
@@ -114,4 +116,5 @@ def _print_reference(comparison: Comparison, nearest_only: bool) -> None:
         remark("")
         remark(percentiles)
     remark(nearest)
-    remark("")
+    if not comparison.models.empty:
+        remark("")

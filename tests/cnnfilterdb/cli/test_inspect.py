@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -119,4 +120,12 @@ def test_what_cannot_be_compared_is_still_described(run, tmp_path):
     status, out, _ = run("inspect", path)
     assert status == 0
     assert "5x5" in out
-    assert "\n\nnot compared with other models: the reference corpus has the statistics of 3x3 filters" in out
+    percentiles, nearest = out.splitlines()[-2:]
+    assert re.fullmatch("percentiles among [1-9][0-9]* layers of the same kernel sizes", percentiles)
+    assert nearest.startswith("no nearest models: the reference corpus has the statistics of 3x3 filters, not the filt")
+    status, out, err = run("inspect", path, "--nearest")
+    assert (status, out, err) == (1, "", f"error: {nearest}\n")
+    save_file({"a.weight": np.ones((4, 4, 1, 1), np.float32)}, path)
+    status, out, _ = run("inspect", path)
+    assert status == 0
+    assert out.endswith(f"\n\nnot compared with other models: {path}: no layer with spatial kernels to compare\n")

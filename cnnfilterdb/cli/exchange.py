@@ -28,8 +28,8 @@ from cnnfilterdb.core.errors import DatabaseError
 from cnnfilterdb.core.reports import counted
 
 if TYPE_CHECKING:
+    from cnnfilterdb import LeftOut, Manifest
     from cnnfilterdb.core.reports import TransferReport
-    from cnnfilterdb.release.manifest import LeftOut, Manifest
 
 __all__ = ["export", "merge", "publish", "pull", "push", "releases"]
 

@@ -28,8 +28,8 @@ from cnnfilterdb.core.paths import MARKER
 from cnnfilterdb.core.reports import counted, read_of
 
 if TYPE_CHECKING:
+    from cnnfilterdb import FilterDB
     from cnnfilterdb.core.reports import IngestReport
-    from cnnfilterdb.database.filterdb import FilterDB
     from cnnfilterdb.ingest.pipeline import Forecast
 
 __all__ = ["add", "demo", "import_", "ingest"]

@@ -16,8 +16,7 @@ from cnnfilterdb.cli.output import FORMATS, QUIET, Output, log_as
 from cnnfilterdb.core.errors import NotADatabaseError, SelectionError
 
 if TYPE_CHECKING:
-    from cnnfilterdb.database.filterdb import FilterDB
-    from cnnfilterdb.database.reader import Reader
+    from cnnfilterdb import FilterDB, Reader
 
     ParamType = click.ParamType[Any]
 else:

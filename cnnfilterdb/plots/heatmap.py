@@ -172,7 +172,7 @@ def heatmap(
         figure = root_figure(ax)
         cell = height_of(ax) / groups
         step = named_rows(cell * np.sin(np.pi / 4), size)
-    # A matrix of zeros (a single group) still needs a range of colours.
+    # Matplotlib needs a range of colours for zeros, too.
     norm = Normalize(0.0, top or 1.0)
     image = _draw_cells(ax, values, norm)
     row_labels(ax, list(range(groups)), names, notes, size, heading=heading, step=step)
@@ -189,8 +189,10 @@ def heatmap(
     ax.tick_params(axis="x", length=0, pad=3)
     if annotate is not False and (annotate or groups <= _ANNOTATED):
         _draw_numbers(ax, values, norm, cell, least=0.0 if annotate else _LEGIBLE)
-    if bar is not None:
+    if bar is not None and top > 0:
         colour_bar(bar, image, label=label, extend="max" if largest > top else "neither")
+    elif bar is not None:  # one group, or equal ones: a single colour needs no scale
+        bar.remove()
     return figure
 
 

@@ -99,6 +99,11 @@ def test_colours_run_from_zero_to_the_largest_shift(published):
     assert heatmap(published, vmax=0.5).axes[0].images[0].norm.vmax == 0.5
 
 
+def test_one_group_has_one_colour_and_no_scale():
+    figure = heatmap(pd.DataFrame([[0.0]], ["only"], ["only"]))
+    assert [len(axes.images) for axes in figure.axes] == [1]
+
+
 @pytest.mark.parametrize("groups", [1, 2, 8, 16, 40])
 def test_layout_is_legible_whatever_the_groups_are_named(assert_legible, long_labels, groups):
     values = random_shifts(groups)

@@ -9,6 +9,8 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,13 +71,13 @@ def explored_path(sample_path: Path, tmp_path_factory: pytest.TempPathFactory) -
     return path
 
 
-@pytest.fixture(scope="session")
-def served(explored_path: Path):
-    """The explorer of that database, on loopback."""
-    with socket.create_server(("127.0.0.1", 0)) as listener, cnnfilterdb.open(explored_path, read_only=True) as db:
+@contextmanager
+def serving(path: Path, memory: str = "256MB") -> Iterator[Served]:
+    """The explorer of a database, on loopback."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, cnnfilterdb.open(path, read_only=True) as db:
         port = listener.getsockname()[1]
         hosts = frozenset({f"127.0.0.1:{port}", f"localhost:{port}"})
-        app = application(db, token=TOKEN, hosts=hosts, shown=str(explored_path), seconds=600, memory="256MB")
+        app = application(db, token=TOKEN, hosts=hosts, shown=str(path), seconds=600, memory=memory)
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", ws="none", timeout_graceful_shutdown=1))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
@@ -83,6 +85,13 @@ def served(explored_path: Path):
         while not server.started and time.monotonic() < end:
             time.sleep(0.02)
         assert server.started
-        yield Served(f"http://127.0.0.1:{port}", explored_path)
+        yield Served(f"http://127.0.0.1:{port}", path)
         server.should_exit = True
         thread.join(10)
+
+
+@pytest.fixture(scope="session")
+def served(explored_path: Path):
+    """The explorer of that database."""
+    with serving(explored_path) as running:
+        yield running

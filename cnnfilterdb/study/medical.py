@@ -236,11 +236,21 @@ def _answer(answered: Answered, factors: Factors | None, outliers: Outliers | No
         )
         if found:
             second.append(
-                f"{reasons} of {found} {'has' if reasons == 1 else 'have'} an unusual property, such as the size of "
-                "the network or the sparsity of its kernels, and so have "
-                f"{100 * outliers.usual_share():.0f} % of the models that are no outliers."
+                f"{_have(reasons, found)} an unusual property, such as the size of the network or the sparsity of its "
+                f"kernels; so have {100 * outliers.usual_share():.0f} % of the models that are no outliers."
             )
     return [*texts, *([" ".join(second)] if second else [])]
+
+
+def _have(some: int, of: int) -> str:
+    """The beginning of a sentence on some of a number of things.
+
+    >>> _have(0, 1), _have(1, 1), _have(2, 3)
+    ('It does not have', 'It has', '2 of them have')
+    """
+    if of == 1:
+        return "It has" if some else "It does not have"
+    return f"{some} of them {'has' if some == 1 else 'have'}"
 
 
 _FACTORS = {"medical": "medical or not", "training_dataset": "training data set"}

@@ -136,7 +136,7 @@ def paper_section(
     blocks.append(_statements(db, models, pooled, answered, outliers, here, permutations))
     blocks += _first_figure(db, units, here)
     blocks += _second_figure(db, here)
-    blocks += _third_figure(db, units, here)
+    blocks += _third_figure(db, units, here, permutations)
     if here.missing:
         blocks.append(_missing(here.missing))
     return Section("paper", "The paper of 2022, statement by statement", blocks), here
@@ -335,7 +335,7 @@ def _second_figure(db: Conclusions, here: Present) -> list[Block]:
     return [Picture("figure_2", figure, "Kernels of one layer.", caption)]
 
 
-def _third_figure(db: Conclusions, units: Sample, here: Present) -> list[Block]:
+def _third_figure(db: Conclusions, units: Sample, here: Present, permutations: int) -> list[Block]:
     """Shifts between single models of one architecture, beside the published ones."""
     blocks: list[Block] = []
     stored = set(db.storage.model_ids())
@@ -371,14 +371,20 @@ def _third_figure(db: Conclusions, units: Sample, here: Present) -> list[Block]:
     if 3 <= len(unet) <= 2 * _DRAWN and not any(isinstance(block, Picture) for block in blocks):
         names = [f"{name} ({domain})" for name, domain in zip(_names(unet), unet.facts["domain"], strict=True)]
         matrix = pd.DataFrame(unet.shifts(), index=names, columns=names)
+        tested = ""
+        if 0 < unet.medical.sum() < len(unet):
+            one = unet.contrast("U-Nets for segmentation", permutations=permutations)
+            tested = (
+                f" Their shift from the others is {number(one.shift)} nats, by chance {number(one.chance)} "
+                f"({probability(one.p)})."
+            )
         blocks.append(
             Picture(
                 "figure_3", plots.heatmap(matrix, order="cluster", vmax=0.5), "Shifts between U-Nets of this "
                 "database.",
                 "In place of the paper's figure 3: all U-Nets for segmentation in this database, those of one origin "
                 "and side together, in the colours of the paper (brightest from 0.5 nats). Similar ones stand side "
-                "by "
-                "side; if domain mattered most, medical ones would stand together.",
+                f"by side; if domain mattered most, medical ones would stand together.{tested}",
             )
         )  # fmt: skip
     return blocks

@@ -310,7 +310,7 @@ def test_a_property_of_outliers_says_little_unless_other_models_lack_it(differen
     assert claim.effect.endswith(f"1 of {far} outliers, {100 * share:.0f} % of the models that are none")
     said = " ".join(_answer(answered, None, outliers))
     counted = "1 of 10 medical models is an outlier" if far == 1 else "3 of 10 medical models are outliers"
-    assert f"{counted}. 1 of {far} has an unusual property" in said
+    assert f"{counted}. {'It has' if far == 1 else '1 of them has'} an unusual property" in said
     assert f"so have {100 * share:.0f} % of the models that are no outliers." in said
 
 

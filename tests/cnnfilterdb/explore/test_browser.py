@@ -150,6 +150,27 @@ def test_from_a_model_to_its_kernels(visit):
     opened.ready()
 
 
+def test_from_a_model_to_its_kernels_by_the_keyboard(visit):
+    opened = visit(color_scheme="dark")
+    page = opened.page
+    for link in ("custom/ct-a", "mid"):
+        page.get_by_role("link", name=link).focus()
+        page.keyboard.press("Enter")
+        page.get_by_role("heading", name=link.removeprefix("custom/")).wait_for()
+        opened.ready()
+    picture = page.locator("canvas.kernels")
+    picture.focus()
+    for key in ("ArrowRight", "ArrowDown", "ArrowRight"):
+        page.keyboard.press(key)
+    said = picture.get_attribute("aria-label")
+    page.keyboard.press("Enter")
+    page.get_by_role("heading", name=re.compile("^Kernel out ")).wait_for()
+    out, into = re.findall(r"[0-9]+", page.get_by_role("heading", level=1).inner_text())
+    assert f"out {out}" in said
+    assert f"in {into}" in said
+    assert (int(out), int(into)) != (0, 0)
+
+
 def test_a_weight_beyond_the_colours_has_the_last_colour(visit):
     opened = visit()
     opened.show("layer?model=custom%2Fhostile&layer=0")

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
 __all__ = ["Global", "Object"]
+
+
+# The state of a quantised convolution of PyTorch, in the order of its __getstate__
+_QUANTISED_CLASS = re.compile(r"torch\.(?:ao\.)?nn\.(?:intrinsic\.)?quantized\b")
+_QUANTISED = (
+    *("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "transposed", "output_padding"),
+    *("groups", "padding_mode", "weight", "bias", "scale", "zero_point", "training"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,5 +54,9 @@ class Object:
         if all(part is None or isinstance(part, dict) for part in parts):
             for part in parts:
                 self.attributes.update(part or {})
+        elif _QUANTISED_CLASS.match(self.cls.module) and isinstance(state, tuple) and len(state) == len(_QUANTISED):
+            found = dict(zip(_QUANTISED, state, strict=True))
+            weights = {name: found.pop(name) for name in ("weight", "bias")}
+            self.attributes.update(found | {"_parameters": weights, "_buffers": {}, "_modules": {}})
         else:
             self.state = state

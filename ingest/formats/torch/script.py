@@ -503,7 +503,7 @@ class _Traveller:
 
     def convolution(self, name: str, args: list[Any], keywords: dict[str, Any]) -> _Value:
         weight = self.weight(args[1])
-        packed = args[1].facts if isinstance(args[1], _Value) else None
+        packed = args[1].facts if isinstance(args[1], _Value) else _packed_facts(args[1])
         depth = self.depth([*args, *keywords.values()])
         if depth is None or (weight is None and self.depth([args[1]]) is None):
             # A convolution of constants, or with a weight that is not known: it may be any
@@ -558,6 +558,21 @@ class _Traveller:
     def unknown(self, values: Iterable[Any]) -> _Value:
         """A value computed from some values."""
         return _Value(self.depth(values))
+
+
+def _packed_facts(value: Any) -> ConvFacts | None:
+    """What the packed weight of a quantised layer states in front of it, in a frozen network; None for other values."""
+    settings = first_kernel(value.state, _are_settings) if isinstance(value, Object) else None
+    if settings is None:
+        return None
+    _, *numbers, groups, transposed = (int(number) for number in settings.read())
+    given = {STRIDE: numbers[:2], DILATION: numbers[4:6], GROUPS: groups, TRANSPOSED: transposed % 2 == 1}
+    return conv_facts("", given.get)
+
+
+def _are_settings(value: Any) -> bool:
+    # Dimensions, stride, padding, dilation, padding of the output, groups, whether it is transposed
+    return getattr(value, "dtype", None) == "int16" and getattr(value, "shape", None) == (11,)
 
 
 def first_kernel(value: Any, is_kernel: Callable[[Any], bool], depth: int = 0) -> Any:

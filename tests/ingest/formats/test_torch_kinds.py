@@ -336,29 +336,60 @@ def test_parts_of_distributed_tensors_are_reported(tmp_path):
         distributed.destroy_process_group()
 
 
-def test_frozen_quantised_networks_keep_all_their_layers(tmp_path):
+class Quantised(nn.Module):
+    """A network that PyTorch quantises."""
+
+    def __init__(self):
+        from torch.ao import quantization
+
+        super().__init__()
+        self.quant, self.dequant = quantization.QuantStub(), quantization.DeQuantStub()
+        self.c1, self.c2, self.c3 = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 3, stride=2), nn.Conv2d(6, 6, 3, groups=6)
+        self.up = nn.ConvTranspose2d(6, 4, 2, groups=2)
+
+    def forward(self, x):
+        return self.dequant(self.up(self.c3(self.c2(self.c1(self.quant(x))))))
+
+
+@pytest.fixture
+def quantised():
+    """The network after quantisation, and its weights with outputs first."""
     from torch.ao import quantization
 
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.quant, self.dequant = quantization.QuantStub(), quantization.DeQuantStub()
-            self.c1, self.c2, self.c3 = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 3), nn.Conv2d(6, 6, 3, groups=6)
-
-        def forward(self, x):
-            return self.dequant(self.c3(self.c2(self.c1(self.quant(x)))))
-
     torch.manual_seed(0)
-    net = Net().eval()
+    net = Quantised().eval()
     net.qconfig = quantization.get_default_qconfig("fbgemm")
+    net.up.qconfig = quantization.default_qconfig
     quantization.prepare(net, inplace=True)
     net(torch.randn(1, 3, 16, 16))
     quantization.convert(net, inplace=True)
+    *plain, up = (one.weight().dequantize().numpy() for one in (net.c1, net.c2, net.c3, net.up))
+    return net, [*plain, np.concatenate([part.swapaxes(0, 1) for part in np.split(up, 2)])]
+
+
+def test_frozen_quantised_networks_keep_all_their_layers(quantised, tmp_path):
+    net, weights = quantised
     torch.jit.save(torch.jit.freeze(torch.jit.script(net)), str(tmp_path / "a.pt"))
     layers = formats.read(tmp_path / "a.pt").layers
-    assert [layer.conv_depth for layer in layers] == [0, 1, 2]
-    for layer, module in zip(layers, (net.c1, net.c2, net.c3), strict=True):
-        np.testing.assert_array_equal(layer.read(), module.weight().dequantize().numpy())
+    assert [layer.conv_depth for layer in layers] == [0, 1, 2, 3]
+    for layer, weight in zip(layers, weights, strict=True):
+        np.testing.assert_array_equal(layer.read(), weight)
+
+
+def test_whole_quantised_modules(quantised, tmp_path):
+    net, weights = quantised
+    torch.save(net, tmp_path / "a.pt")
+    found = formats.read(tmp_path / "a.pt")
+    facts = [(layer.name, layer.kind, layer.groups, layer.stride) for layer in found.layers]
+    assert facts == [
+        ("c1", "conv", 1, (1, 1)),
+        ("c2", "conv", 1, (2, 2)),
+        ("c3", "depthwise", 6, (1, 1)),
+        ("up", "transposed", 2, (1, 1)),
+    ]
+    for layer, weight in zip(found.layers, weights, strict=True):
+        np.testing.assert_array_equal(layer.read(), weight)
+    assert found.skipped == ()
 
 
 @pytest.mark.parametrize("new", [True, False])

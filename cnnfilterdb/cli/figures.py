@@ -191,6 +191,8 @@ def _refuse_unused(ctx: click.Context, kind: str) -> None:
 @db_option
 def report(by: str, metric: str, title: str | None, output: Path, path: Path, **options: Any) -> None:
     """Write one self-contained HTML page about the database."""
+    if output.suffix.lower() not in {".html", ".htm"}:
+        raise click.UsageError(f"{output}: the suffix {output.suffix!r} is not that of a page; expected .html or .htm")
     by, _ = named(by)
     db = open_reader(path)
     command = shlex.join(["cnnfilterdb", *sys.argv[1:], *_from_environment(path)])

@@ -62,6 +62,7 @@ WRONG = [
     (["models", "-o", "none/m.csv"], SAMPLE, 2, "none/m.csv: its folder does not exist"),
     (["plot", "ridge", "-o", "x.foo"], SAMPLE, 2, "the suffix '.foo' is not a picture format"),
     (["plot", "ridge", "-o", "none/x.png"], SAMPLE, 2, "none/x.png: its folder does not exist"),
+    (["report", "-o", "x.pdf"], SAMPLE, 2, "the suffix '.pdf' is not that of a page; expected .html or .htm"),
     (["report", "-o", "none/x.html"], SAMPLE, 2, "none/x.html: its folder does not exist"),
     (["plot", "filters", "--model", "ustom"], SAMPLE, 1, "near: custom/"),
     (["plot", "filters"], SAMPLE, 2, "plot filters requires --model"),

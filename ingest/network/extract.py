@@ -187,7 +187,8 @@ def layers_from_tensors(
 # ---------------------------------------------------------------------------------------------------------------------
 # The kind of a layer
 
-_TRANSPOSED_NAME = re.compile(r"deconv|transpose|convt(?:rans)?(?![a-z])|trans_?conv|conv_?trans(?!i)|tconv")
+# conv5_mask: of Mask R-CNN, in torchvision and others
+_TRANSPOSED_NAME = re.compile(r"deconv|transpose|convt(?:rans)?(?![a-z])|trans_?conv|conv_?trans(?!i)|tconv|conv5_mask")
 _UPSAMPLING_NAME = re.compile(r"(?:^|[._])up")
 # The left singular vector of spectral normalisation, below the name of a layer
 _LEFT = ("weight_u", "parametrizations.weight.0._u")

@@ -512,6 +512,7 @@ def test_many_bands_are_not_guessed():
         ([("a.weight", 9, 3, 2, 2), ("a.bias", 10)], (None, None)),
         # Names, where these do not
         ([("deconv.weight", 8, 8, 3, 3), ("deconv.bias", 8)], ("transposed", 1)),
+        ([("mask_predictor.conv5_mask.weight", 8, 8, 2, 2), ("mask_predictor.conv5_mask.bias", 8)], ("transposed", 1)),
         ([("decoder.up1.weight", 8, 8, 2, 2), ("decoder.up1.bias", 8)], ("transposed", 1)),
         ([("decoder.up1.weight", 8, 8, 3, 3), ("decoder.up1.bias", 8)], (None, None)),
         ([("up.proj.weight", 64, 1, 4, 4)], ("transposed", None)),

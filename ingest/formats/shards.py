@@ -87,8 +87,9 @@ def shards(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
     files = [path.parent / name for name in names]
     missing = [file.name for file in files if not file.is_file()]
     if missing:
+        are = "is" if len(missing) == 1 else "are"
         raise WeightFileError(
-            f"{path}: {len(missing)} of the {len(files)} shards of the model are missing, first {missing[0]}; "
+            f"{path}: {len(missing)} of the {len(files)} shards of the model {are} missing, first {missing[0]}; "
             "put them beside it"
         )
     return [path if file == path else companion(path, file.name) for file in files]

@@ -96,7 +96,8 @@ def compose(tensor: Tensor, index: Mapping[str, Tensor]) -> Weight | Skipped | N
         vector = tensor.shape[2] * tensor.shape[3] <= 1 and sum(side > 1 for side in tensor.shape) <= 1
         if leaf in _BUFFERS or vector or not is_floating(tensor):
             return None
-        return Skipped(tensor.name, "four dimensions, but its name does not end in weight")
+        why = objection(tensor, index) or "four dimensions, but its name does not end in weight"
+        return Skipped(tensor.name, why)
     if not is_floating(tensor):
         return Skipped(tensor.name, f"elements of type {tensor.dtype}")
     if tensor.parameter is False:

@@ -115,7 +115,9 @@ def layers_from_variables(
                 before = tensor.shape[1 if facts[dotted].transposed else 0]
             tensors.append(replace(tensor, name=name))
         elif leaf in _OTHERS:
-            tensors.append(replace(variable, name=f"{dotted}.{_OTHERS[leaf]}" if dotted else _OTHERS[leaf]))
+            name = f"{dotted}.{_OTHERS[leaf]}" if dotted else _OTHERS[leaf]
+            holders.setdefault(name, variable.name)
+            tensors.append(replace(variable, name=name))
         else:
             tensors.append(variable)
     epsilon = EPSILON_KERAS if layout == "HWIO" else EPSILON_TORCH

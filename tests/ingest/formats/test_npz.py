@@ -137,6 +137,18 @@ def test_variables_of_nnx_keep_their_array_in_an_attribute(saved, end):
     assert weights.contents == {"kernels": (2, first.size + second.size), "vectors": (1, 16)}
 
 
+def test_what_is_left_out_has_the_name_that_it_has_in_the_file(saved):
+    arrays = {
+        "a/kernel": array(3, 3, 3, 8),
+        "a/bias": array(8),
+        "grn/gamma": array(1, 1, 1, 8),
+        "grn/beta": array(1, 1, 1, 8),
+    }
+    weights = saved(arrays)
+    assert [one.name for one in weights.skipped] == ["grn/beta", "grn/gamma"]
+    assert weights.contents == {"kernels": (1, 216), "excluded": (2, 16), "vectors": (1, 8)}
+
+
 def test_layout_that_nothing_proves_is_left_open(saved):
     weights = saved({"a/kernel": array(3, 3, 3, 3), "b/kernel": array(5, 5, 5, 5)})
     assert weights.layers == ()

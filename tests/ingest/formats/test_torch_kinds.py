@@ -123,7 +123,7 @@ def test_names_of_shards(tmp_path, pattern):
     for path in paths:
         assert_holds(formats.read(path), arrays)
     paths[0].unlink()
-    with pytest.raises(WeightFileError, match=f"1 of the 2 shards of the model are missing, first {paths[0].name}"):
+    with pytest.raises(WeightFileError, match=f"1 of the 2 shards of the model is missing, first {paths[0].name}"):
         formats.read(paths[1])
 
 
@@ -195,9 +195,7 @@ def test_shards_of_any_format_are_joined_or_refused(tmp_path, suffix):
     assert_holds(formats.read(first), expected)
     assert_holds(formats.read(second), expected)
     second.unlink()
-    with pytest.raises(
-        WeightFileError, match=r"1 of the 2 shards of the model are missing, first model-00002-of-00002"
-    ):
+    with pytest.raises(WeightFileError, match=r"1 of the 2 shards of the model is missing, first model-00002-of-00002"):
         formats.read(first)
     first.rename(tmp_path / f"fold-1-of-2.{suffix}")
     assert len(formats.read(tmp_path / f"fold-1-of-2.{suffix}").layers) == 1

@@ -198,7 +198,7 @@ def test_gain_of_scaled_standardisation_is_flagged_and_the_stored_weight_kept():
         ((8, 3, 5), "a.weight", "one-dimensional convolution"),
         ((8, 3, 5, 5, 5), "a.weight", "three-dimensional convolution"),
         ((8, 1, 3, 3), "a.filt", "a fixed blur kernel"),
-        ((1, 192, 14, 14), "pos_embed", "its name does not end in weight"),
+        ((1, 192, 14, 14), "pos_embed", "a map of positions or tokens, to judge by its name and shape"),
         ((8, 0, 3, 3), "a.weight", "empty"),
         ((8, 3, 3, 3), "a.parametrizations.weight.original", "an unknown parametrisation"),
         ((8, 3, 3, 3), "a.parametrizations.weight.original1", "gain is missing"),

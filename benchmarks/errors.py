@@ -24,7 +24,7 @@ import numpy.typing as npt
 import cnnfilterdb
 from cnnfilterdb import stats
 
-SIZES = ((8, 8), (20, 20), (8, 30), (50, 50))
+SIZES = ((8, 8), (20, 20), (8, 30))
 STRENGTHS = ((0, 0.0), (0, 0.2), (0, 0.4), (0, 0.8), (2, 0.8), (2, 4.0))
 SAMPLES = 299
 #: Type I errors of the permutation test are counted in this many times as many pairs of groups: it is fast.

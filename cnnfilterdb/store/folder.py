@@ -146,6 +146,8 @@ class Store(Contents):
             raise NotADatabaseError(f"{self.path}: a file, not a database folder; choose another path") from error
         # The folder of locks comes first and the marker last, so a creation that was killed between them can continue.
         if entries and not (paths.LOCKS in entries and entries <= paths.FOLDERS):
+            if os.path.lexists(self.path / paths.MARKER):
+                return  # another process has made it meanwhile
             raise NotADatabaseError(
                 f"{self.path}: a folder with other things in it ({', '.join(sorted(entries)[:3])}), not a database; "
                 "choose an empty or a new one"

@@ -130,8 +130,8 @@ def networks(root: Any, is_tensor: Callable[[Any], bool]) -> tuple[list[Network]
     >>> weight = np.zeros((8, 3, 3, 3))
     >>> checkpoint = {"epoch": 9, "state_dict": {"module.conv.weight": weight}, "optimizer": {"state": [weight]}}
     >>> found, left_out = networks(checkpoint, lambda value: isinstance(value, np.ndarray))
-    >>> [entry.name for network in found for entry in network.entries], left_out
-    (['conv.weight'], [Skipped(name='optimizer', reason='state of the training')])
+    >>> [entry.name for network in found for entry in network.entries], [(one.name, one.reason) for one in left_out]
+    (['conv.weight'], [('optimizer', 'state of the training')])
     """
     finder = _Finder(is_tensor)
     if isinstance(root, Mapping) and root.keys() == {"state", "param_groups"}:

@@ -766,6 +766,22 @@ MANY = """
 """
 
 
+def test_a_database_that_appears_while_its_folder_is_looked_at_is_opened(tmp_path, monkeypatch):
+    """Another process may have made it between the look for its marker and the list of what is in the folder."""
+    path = tmp_path / "db"
+    listed = Path.iterdir
+
+    def late(self):
+        if self == path:
+            monkeypatch.setattr(Path, "iterdir", listed)
+            Store.create(path)
+            (path / "init.sql").touch()
+        return listed(self)
+
+    monkeypatch.setattr(Path, "iterdir", late)
+    assert Store.create(path).model_ids() == []
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_processes_create_and_fill_one_database_together(tmp_path):
     done = run_script(MANY, tmp_path / "db")

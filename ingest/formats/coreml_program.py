@@ -2,7 +2,7 @@
 
 A constant is in the program, or at an offset of ``weights/weight.bin``, after a header of 64 bytes: a mark, the element
 type, the number of bytes and their offset (MILBlob of coremltools 9). Weights that were compressed are operations with
-constants: affine quantisation and palettes are computed here, other kinds are reported.
+constants: affine quantisation, palettes and sparse weights are computed here, other kinds are reported.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Program:
                 shape, _ = _type(fields(message(outputs[0][2][-1]))) if 2 in outputs[0] else ((), 0)
                 own = {key: self._constant(f"{prefix}/{name}/{key}", value) for key, value in attributes.items()}
                 own |= {key: constants[one] for key, one in inputs.items() if one in constants}
-                constants[name] = _computed(kind, name, shape, own)
+                constants[name] = _computed(self.path, kind, name, shape, own)
                 continue
             depth = max((reached.get(one, -1) for one in inputs.values()), default=-1) + 1
             reached |= dict.fromkeys(names, depth)
@@ -217,22 +217,23 @@ def _immediate(value: Fields, dtype: np.dtype[Any]) -> bytes:
     return b""
 
 
-def _computed(kind: str, name: str, shape: tuple[int, ...], given: dict[str, Tensor]) -> Tensor:
+def _computed(path: Path, kind: str, name: str, shape: tuple[int, ...], given: dict[str, Tensor]) -> Tensor:
     """A weight that is computed from compressed constants."""
     given = {key: one for key, one in given.items() if key != "name"}
     parts = tuple(part for one in given.values() for part in one.parts)
     lost = any(one.unreadable for one in given.values())
-    compute = {"constexpr_affine_dequantize": _affine, "constexpr_lut_to_dense": _palette}.get(kind)
+    compute = _COMPUTED.get(kind)
     if compute is None or lost or 0 in shape:
         why = f"a compressed weight ({kind.removeprefix('constexpr_')}), which is not read; convert without compression"
         return Tensor(name, shape, "", lambda: np.zeros(0), unreadable=why, parts=parts)
 
     def read() -> npt.NDArray[Any]:
-        limits.current().allocate(16 * math.prod(shape))
-        values = compute(shape, {key: one.read() for key, one in given.items()})
-        if values.shape != shape:
-            raise MalformedError(f"a compressed weight of shape {values.shape} for {shape}")
-        return values
+        with undamaged(str(path), _WHAT):
+            limits.current().allocate(16 * math.prod(shape))
+            values = compute(shape, {key: one.read() for key, one in given.items()})
+            if values.shape != shape:
+                raise MalformedError(f"a compressed weight of shape {values.shape} for {shape}")
+            return values
 
     return Tensor(name, shape, "qint8" if compute is _affine else "float32", read, parts=parts)
 
@@ -257,3 +258,18 @@ def _palette(shape: tuple[int, ...], given: dict[str, npt.NDArray[Any]]) -> npt.
     width, count = max(int(table.size).bit_length() - 1, 1), math.prod(shape)
     bits = np.unpackbits(given["indices"].reshape(-1), bitorder="little")[: width * count].reshape(count, width)
     return np.asarray(table[bits @ (1 << np.arange(width))].reshape(shape), np.float32)
+
+
+def _sparse(shape: tuple[int, ...], given: dict[str, npt.NDArray[Any]]) -> npt.NDArray[np.float32]:
+    # One bit for each number that is not zero, from the lowest bit of each byte on
+    there = np.unpackbits(given["mask"].reshape(-1), bitorder="little")[: math.prod(shape)].astype(bool)
+    found = np.zeros(math.prod(shape), np.float32)
+    found[there] = given["nonzero_data"].reshape(-1)
+    return found.reshape(shape)
+
+
+_COMPUTED = {
+    "constexpr_affine_dequantize": _affine,
+    "constexpr_lut_to_dense": _palette,
+    "constexpr_sparse_to_dense": _sparse,
+}

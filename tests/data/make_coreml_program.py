@@ -70,16 +70,20 @@ with tempfile.TemporaryDirectory() as folder:
     model = coremltools.models.MLModel(f"{folder}/f32.mlpackage", skip_model_load=True)
     affine = compression.OpLinearQuantizerConfig(mode="linear_symmetric", weight_threshold=1)
     palette = compression.OpPalettizerConfig(nbits=4, weight_threshold=1)
+    pruned = compression.OpThresholdPrunerConfig(threshold=0.5, minimum_sparsity_percentile=0.1, weight_threshold=1)
     for name, method, config in (
         ("q8", compression.linear_quantize_weights, affine),
         ("p4", compression.palettize_weights, palette),
+        ("sparse", compression.prune_weights, pruned),
     ):
         small = method(model, compression.OptimizationConfig(global_config=config))
         small.save(f"{folder}/{name}.mlpackage")
         small = coremltools.models.MLModel(f"{folder}/{name}.mlpackage", skip_model_load=True)
         truth |= {f"{name}/{layer}": weight for layer, weight in read_by_coremltools(small).items()}
     np.savez(f"{folder}/net.npz", **truth)
-    counts = {f"{name}.mlpackage": counted(f"{folder}/{name}.mlpackage") for name in ("f32", "f16", "q8", "p4")}
+    counts = {
+        f"{name}.mlpackage": counted(f"{folder}/{name}.mlpackage") for name in ("f32", "f16", "q8", "p4", "sparse")
+    }
     Path(folder, "counts.json").write_text(json.dumps(counts))
     with zipfile.ZipFile(OUT, "w", zipfile.ZIP_DEFLATED) as archive:
         for file in sorted(Path(folder).rglob("*")):

@@ -55,7 +55,7 @@ def assert_layers(weights, truth, names=KINDS):
 # Core ML
 
 
-@pytest.mark.parametrize("variant", ["f32", "f16", "q8", "p4"])
+@pytest.mark.parametrize("variant", ["f32", "f16", "q8", "p4", "sparse"])
 def test_programs_of_core_ml(tmp_path, variant):
     truth = unzipped("coreml_program.zip", tmp_path)
     expected = {name: truth[f"{'f32' if variant == 'f16' else variant}/{name}"] for name in KINDS}
@@ -360,9 +360,11 @@ def intact(folder):
     for damaged in ("net.pdmodel", "net.pdiparams"):
         home = inside(damaged, "paddle.zip")
         yield home / "net.pdmodel", home / damaged
-    home = inside("coreml", "coreml_program.zip") / "q8.mlpackage" / "Data" / "com.apple.CoreML"
-    for damaged in ("model.mlmodel", "weights/weight.bin"):
-        yield home / "model.mlmodel", home / damaged
+    packages = inside("coreml", "coreml_program.zip")
+    for name in ("q8", "sparse"):
+        home = packages / f"{name}.mlpackage" / "Data" / "com.apple.CoreML"
+        for damaged in ("model.mlmodel", "weights/weight.bin"):
+            yield home / "model.mlmodel", home / damaged
     home = inside("executorch", "executorch.zip")
     for name in ("portable.pte", "segments.pte", "int8.pte", "xnnpack.pte", "xnnpack_int8.pte"):
         yield home / name, home / name

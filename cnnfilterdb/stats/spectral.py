@@ -32,7 +32,7 @@ class LayerSpectrum:
         lambda_max: Largest eigenvalue, half the square of the largest spectral norm of the matrices.
         stable_rank: Sum of the eigenvalues divided by the largest.
         kurtosis: Fourth moment of the weights divided by the square of their variance, less 3: 0 for Gaussian weights.
-        peak_ratio: Largest absolute weight divided by the 99th percentile.
+        peak_ratio: Largest absolute weight divided by the 99th percentile of them (weightlens 0.3.0).
     """
 
     alpha: float | None

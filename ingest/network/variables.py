@@ -38,10 +38,11 @@ _OTHERS = {
     **dict.fromkeys(("moving_variance", "variance", "var", "avg_var", "pop_var"), "running_var"),
 }
 
-# State of the optimiser, which has the shape of the weights, and counters
+# State of the optimiser, which has the shape of the weights, and counters. An optimiser of Keras 3 that keeps averages
+# also lists the weights themselves, and a checkpoint has them under that name alone.
 _TRAINING = re.compile(
-    r"(?:^|/)(?:\.OPTIMIZER_SLOT|_?optimizer|training|Adam(?:_\d+)?|AdamW(?:_\d+)?|Momentum|RMSProp(?:_\d+)?|"
-    r"Adagrad|Adadelta|Ftrl|sgd|keras_api|metrics|loss_scale|beta\d_power|save_counter|global_step|local_step|biased)"
+    r"(?:^|/)(?:\.OPTIMIZER_SLOT|_?optimizer(?!/_trainable_variables/)|training|Adam(?:_\d+)?|AdamW(?:_\d+)?|Momentum|"
+    r"RMSProp(?:_\d+)?|Adagrad|Adadelta|Ftrl|sgd|keras_api|metrics|loss_scale|beta\d_power|save_counter|global_step|local_step|biased)"
     r"(?:/|:|$)"
 )
 _ODD = (
@@ -55,6 +56,8 @@ def is_training_state(name: str) -> bool:
     """Whether a variable belongs to the optimiser or to a metric.
 
     >>> is_training_state("conv/kernel/Adam_1"), is_training_state("conv/kernel")
+    (True, False)
+    >>> is_training_state("optimizer/_variables/0"), is_training_state("optimizer/_trainable_variables/0")
     (True, False)
     """
     return _TRAINING.search(name) is not None

@@ -40,8 +40,8 @@ class ShiftTest:
         shift: Observed shift, (n,).
         null_mean: Mean shift of the permutations, (n,).
         null_high: Their 95th percentile, (n,).
-        p: Probability of a shift at least as large by chance, (b + 1) / (m + 1), (n,); 1 for a pair that cannot be
-            tested, because every permutation of its labels is the observed one.
+        p: Probability of a shift at least as large by chance, (b + 1) / (m + 1), (n,), but at least 1 / arrangements;
+            1 for a pair that cannot be tested, because every permutation of its labels is the observed one.
         arrangements: Number of different ways to exchange the labels, (n,) float64, infinite where
             a float cannot hold it; p cannot be below its inverse.
         null: Shifts of the permutations, (permutations, n); None unless they were to be kept.
@@ -162,6 +162,8 @@ def shift_test(
         found = paired_shift(np.where(swap, b, a), np.where(swap, a, b), weights, low, high, metric=metric)
         null[begin : begin + len(keys)] = found.reshape(len(keys), -1)
     p, mean, upper = _summary(observed, null)
+    # One arrangement is the observed one; that random draws met it too seldom is no evidence.
+    p = np.maximum(p, 1 / arrangements)
     return ShiftTest(first, second, observed, mean, upper, p, arrangements, null if keep_null else None)
 
 

@@ -101,6 +101,19 @@ def test_where_nothing_can_be_exchanged_chance_explains_everything():
         shift_test(counts, np.array([0, 0, 1, 1]), WEIGHTS, *RANGE, permutations=0)
 
 
+def test_p_is_not_below_what_all_arrangements_allow():
+    """Of few random permutations, fewer than expected may be the observed arrangement."""
+    counts = np.concatenate([models(np.random.default_rng(2), 1, tilt=8.0), models(np.random.default_rng(3), 5)])
+    found = [
+        shift_test(counts, np.array([0, 1, 1, 1, 1, 1]), WEIGHTS, *RANGE, permutations=19, seed=seed)
+        for seed in range(20)
+    ]
+    assert {one.arrangements[0] for one in found} == {6}
+    smallest = min(one.p[0] for one in found)
+    assert smallest == pytest.approx(1 / 6)
+    assert any(one.p[0] > 1 / 6 for one in found)
+
+
 def test_p_is_never_zero_and_the_same_seed_gives_the_same_result():
     rng = np.random.default_rng(2)
     counts = np.concatenate([models(rng, 6, tilt=4), models(rng, 6, tilt=-4)])

@@ -55,7 +55,7 @@ _PREFIXES = (
 _INDEX_FILE = re.compile(
     rf"/{paths.INDEX}/[^/'\"]+/({re.escape(paths.BASIS)}|{paths.HISTOGRAMS}/[^/'\"]+\.parquet)"
     rf"|/{re.escape(paths.GATHERED)}/|/{paths.INDEX}/{paths.FINGERPRINTS}/[^/'\"]+\.parquet"
-    r"| is not in the index |Referenced column (bases|histograms|inner_h|h)\."
+    r"| is not in the index |Referenced column (bases|histograms|inner_h|h)\.| from source column sketch"
 )
 
 #: Another table of a database in a message of DuckDB.

@@ -184,7 +184,10 @@ class _Reader:
         with limits.current().nested():
             for _ in range(count):
                 key = self.value()
-                found[key if isinstance(key, str | int) else str(key)] = self.value()
+                # The text of a container in containers can be exponentially longer than the file.
+                if not isinstance(key, str | int):
+                    raise ValueError("a key that is neither a text nor a number")
+                found[key] = self.value()
         return found
 
     def extension(self, size: int) -> Any:
@@ -197,9 +200,11 @@ class _Reader:
         if not isinstance(parts, list) or len(parts) != 3 or not isinstance(parts[2], memoryview):
             raise ValueError("an array that is not (shape, type, bytes)")
         shape, name, stored = parts
+        if not isinstance(name, str):
+            raise ValueError("an array whose type is not a text")
         if not isinstance(shape, list) or not all(type(side) is int and 0 <= side < 1 << 40 for side in shape):
             raise ValueError("an array of an impossible shape")
-        dtype = np.dtype(ml_dtypes.bfloat16) if name in ("bfloat16", "V2") else np.dtype(str(name))
+        dtype = np.dtype(ml_dtypes.bfloat16) if name in ("bfloat16", "V2") else np.dtype(name)
         if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(stored):
             raise ValueError(f"{len(stored):,} bytes for an array of shape {tuple(shape)}")
         return _Array(tuple(shape), dtype, stored)

@@ -278,7 +278,7 @@ def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _rebuilt_sparse(layout: Any, data: Any, *_: Any) -> StoredTensor:
-    name = layout.name if isinstance(layout, Global) else str(layout)
+    name = layout.name if isinstance(layout, Global) else _name(layout)
     if name != "sparse_coo" or len(data) < 3:
         values = next((part for part in data if isinstance(part, StoredTensor)), None)
         shape = next((_sizes(part) for part in reversed(data) if isinstance(part, list | tuple)), ())
@@ -316,7 +316,9 @@ def _rebuilt_from_array(array: Any, *_: Any) -> StoredTensor:
 
 def _rebuilt_subclass(cls: Any, dtype: Any, shape: Any, *_: Any) -> StoredTensor:
     found = StoredTensor(None, _dtype(dtype), 0, _sizes(shape), _strides(_sizes(shape)))
-    found.unreadable = f"a tensor of the class {cls}, whose numbers are not stored as one array; save a plain tensor"
+    found.unreadable = (
+        f"a tensor of the class {_name(cls)}, whose numbers are not stored as one array; save a plain tensor"
+    )
     return found
 
 
@@ -324,7 +326,7 @@ def _persistent_object(meta: Any = None, *_: Any) -> Object:
     # StyleGAN stores each module as its class name, its source code and its attributes
     if not isinstance(meta, dict) or not isinstance(meta.get("state"), dict):
         raise ValueError("a persistent object without a state")
-    return Object(Global("torch_utils.persistence", str(meta.get("class_name"))[:200]), attributes=dict(meta["state"]))
+    return Object(Global("torch_utils.persistence", _name(meta.get("class_name"))), attributes=dict(meta["state"]))
 
 
 def _graph_module(attributes: Any = None, *_: Any) -> Object:
@@ -374,6 +376,15 @@ def _dtype(value: Any) -> str:
     return _ALIASES.get(value.name, value.name)
 
 
+def _layout(name: Any = None, *_: Any) -> Global:
+    return Global("torch", _name(name).rpartition(".")[2])
+
+
+def _name(value: Any) -> str:
+    """A name that a file gives. The text of a container in containers can be exponentially longer than the file."""
+    return str(value)[:200] if isinstance(value, str | Global) else "unknown"
+
+
 CONSTRUCTORS: dict[tuple[str, str], Callable[..., Any]] = {
     ("torch", "Size"): lambda sizes=(): tuple(sizes),
     ("torch", "device"): lambda *args: ":".join(str(arg) for arg in args if isinstance(arg, str | int)),
@@ -386,7 +397,7 @@ CONSTRUCTORS: dict[tuple[str, str], Callable[..., Any]] = {
     ("torch._utils", "_rebuild_meta_tensor_no_storage"): _rebuilt_without_data,
     ("torch._utils", "_rebuild_sparse_tensor"): _rebuilt_sparse,
     ("torch._utils", "_rebuild_sparse_csr_tensor"): _rebuilt_sparse,
-    ("torch.serialization", "_get_layout"): lambda name=None, *_: Global("torch", str(name)[:100].rpartition(".")[2]),
+    ("torch.serialization", "_get_layout"): _layout,
     ("torch.fx.graph_module", "reduce_graph_module"): _graph_module,
     ("torch._utils", "_rebuild_device_tensor_from_numpy"): _rebuilt_from_array,
     ("torch._utils", "_rebuild_device_tensor_from_cpu_tensor"): _parameter,
@@ -422,7 +433,7 @@ def storage_type(value: Any) -> str:
     """
     if isinstance(value, Global) and value.module in _STORAGE_MODULES and value.name in _STORAGES:
         return _STORAGES[value.name]
-    raise ValueError(f"an unknown type of storage ({value})")
+    raise ValueError(f"an unknown type of storage ({_name(value)})")
 
 
 def byte_count(count: Any, dtype: str) -> int:

@@ -142,9 +142,29 @@ def empty_frame(folder):
     return folder / "a.h5"
 
 
+def maps_as_keys(folder):
+    """MessagePack whose keys are maps in maps: the text of each is twice as long as that of the one in it."""
+    key = b"\xa2'\""
+    for _ in range(40):
+        key = b"\x81" + key + b"\x01"
+    path = folder / "a.msgpack"
+    path.write_bytes(b"\x82\xa1a\x01" + key + b"\x01")
+    return path
+
+
+class Layout:
+    """A sparse tensor's layout, whose name is a list of the same list twice, and so on."""
+
+    def __reduce__(self):
+        name = ["torch.strided"]
+        for _ in range(60):
+            name = [name, name]
+        return torch.serialization._get_layout, (name,)
+
+
 @pytest.mark.parametrize(
     "bomb",
-    [one_array, many_arrays, empty_sets, torch_storages, overlapping, empty_frame],
+    [one_array, many_arrays, empty_sets, torch_storages, overlapping, empty_frame, maps_as_keys],
     ids=lambda bomb: bomb.__name__,
 )
 def test_bombs_are_refused(bomb, tmp_path):
@@ -154,6 +174,11 @@ def test_bombs_are_refused(bomb, tmp_path):
 
 def test_a_format_string_of_torchscript_makes_no_text(tmp_path):
     assert run(formatted_text(tmp_path)) == "read"
+
+
+def test_a_name_that_is_a_container_is_not_written_out(tmp_path):
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps({"a.weight": np.ones((4, 2, 3, 3)), "layout": Layout()}))
+    assert run(tmp_path / "a.pkl") == "read"
 
 
 def test_a_hundred_thousand_entries(tmp_path):

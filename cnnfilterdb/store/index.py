@@ -239,7 +239,10 @@ class Index(Bases):
                     with suppress(LockedError):
                         locks.enter_context(self.store.locked(name))
                         free.add(name)
-                # Again, now that they cannot change: another process may have replaced a model while they were read.
+                # Again, now that they cannot change, and from the disk: another process may have replaced a model while
+                # they were read, and an error of the disk may have passed.
+                read_basis.cache_clear()
+                _wrong_empty.cache_clear()
                 damage = self.damage()
                 held = [path for path in damage if _lock_of(path) in free]
                 more = f" and {len(held) - 1} more" if len(held) > 1 else ""

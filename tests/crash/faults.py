@@ -100,8 +100,8 @@ def run(
             name, finish = chooser.choice(ERRORS), shim.disarm
             if kind in ("size", "files"):
                 limit = FEW_FILES if kind == "files" else int(2 ** chooser.uniform(6, 16))
-                name, finish = str(limit), lambda: None
-                begin = partial(limited, resource.RLIMIT_NOFILE if kind == "files" else resource.RLIMIT_FSIZE, limit)
+                what = resource.RLIMIT_NOFILE if kind == "files" else resource.RLIMIT_FSIZE
+                name, begin, finish = str(limit), partial(limited, what, limit), partial(unlimited, what)
                 world = worlds.world(verb)
             else:
                 kinds = "r" if kind == "reads" else ""
@@ -129,7 +129,13 @@ def limited(what: int, limit: int) -> None:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     if what == resource.RLIMIT_NOFILE:
         os.closerange(3, 4096)
-    resource.setrlimit(what, (limit, limit))
+    resource.setrlimit(what, (limit, resource.getrlimit(what)[1]))
+
+
+def unlimited(what: int) -> None:
+    """End a limit, so that what became of the verb can be written down."""
+    hard = resource.getrlimit(what)[1]
+    resource.setrlimit(what, (hard, hard))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """The index: frozen bases, gaps, refits, kills, kernel sizes and variants."""
 
+import errno
+import os
 import shutil
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from cnnfilterdb.core.errors import DatabaseError, SelectionError
 from cnnfilterdb.core.schema import papers_layers
 from cnnfilterdb.stats import Basis, sparse_kernels
 from cnnfilterdb.store import annotations as notes
+from cnnfilterdb.store import index as index_files
 from cnnfilterdb.store.folder import Store
 from cnnfilterdb.store.index import Index
 from cnnfilterdb.store.seals import write_sealed
@@ -72,6 +75,24 @@ def test_histograms_of_a_model_that_was_replaced_while_they_were_checked_are_not
     assert files(copy) == before
     assert not (copy / ".quarantine").exists()
     assert not recwarn.list
+
+
+def test_a_basis_that_cannot_be_read_for_a_moment_is_not_set_aside(copy, monkeypatch):
+    """Superseded bases cannot be fitted again: an error of the disk that passes must not cost them."""
+    before = files(copy)
+    real, failed = index_files.sealed_rows, []
+
+    def once(root, path, schema):
+        if path.endswith("basis.parquet") and "3x3" in path and not failed:
+            failed.append(path)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(root, path, schema)
+
+    index_files.read_basis.cache_clear()
+    monkeypatch.setattr(index_files, "sealed_rows", once)
+    Index(Store.open(copy)).build()
+    assert failed
+    assert files(copy) == before
 
 
 def test_a_second_build_changes_nothing(copy):

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
+    "CHECK",
     "FAILURES",
     "QueryResult",
     "condition",
@@ -64,7 +65,8 @@ _TABLE_FILE = re.compile(rf"/(({paths.MODELS}|{paths.LAYERS})/|filters[/_])[^'\"
 #: What DuckDB says of a damaged file without its name, and of a sound one that cannot be opened.
 _NAMELESS, _SOUND = "TProtocolException", re.compile("Cannot open|No such file|No files found|Permission|Too many open")
 
-_CHECK = "`cnnfilterdb verify` lists all problems"
+#: What to do about a damaged table.
+CHECK = "`cnnfilterdb verify` lists all problems"
 
 #: What a query raises: DuckDB's own error, or one of decoding DuckDB's message, which quotes bytes of a damaged file.
 FAILURES = (duckdb.Error, UnicodeDecodeError)
@@ -119,9 +121,9 @@ def translated(error: duckdb.Error | UnicodeDecodeError, kind: type[CnnFilterDbE
         reason = str(error).partition("\n")[0].removeprefix("Out of Memory Error: ")
         return DatabaseError(f"the query needs more memory ({reason}); give more with memory=, or fewer threads=")
     if isinstance(error, UnicodeDecodeError):
-        return CorruptError(f"a file is damaged: DuckDB quotes text of it that is not UTF-8; {_CHECK}")
+        return CorruptError(f"a file is damaged: DuckDB quotes text of it that is not UTF-8; {CHECK}")
     if _NAMELESS in str(error) or (_TABLE_FILE.search(str(error)) and not _SOUND.search(str(error))):
-        return CorruptError(f"a file is damaged ({one_line(error):.300}); {_CHECK}")
+        return CorruptError(f"a file is damaged ({one_line(error):.300}); {CHECK}")
     if isinstance(error, duckdb.IOException | duckdb.InternalError):
         return DatabaseError(one_line(error))
     return kind(one_line(error))

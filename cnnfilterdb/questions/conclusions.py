@@ -119,7 +119,6 @@ class Conclusions(Statistics):
         Returns:
             One row per factor, then ``residual`` and ``total``: ``factor``, ``df``, ``ss``, ``r2``, ``omega2`` (r2
             without the share that as many levels explain by chance), ``f``, ``p`` and a ``remark`` for a factor that
-            without the share that as many levels explain by chance), ``f``, ``p`` and a ``remark`` for a factor that
             the others determine, or that does not vary within the strata. ``attrs["unlabelled"]`` is the number of
             models left out because a factor is NULL.
 
@@ -190,7 +189,7 @@ class Conclusions(Statistics):
         """Place the models in a plane so that their distances approach their shifts (classical scaling).
 
         Args:
-            by: Expressions with one value per model that become columns, such as ``"domain"``; NULL becomes None.
+            by: Expressions with one value per model that become columns, such as ``"domain"``; NULL is missing.
             dimensions: Number of coordinates.
             metric: A symmetric metric of :meth:`Reader.kl_shift`.
             weights: As in :meth:`Reader.kl_shift`.

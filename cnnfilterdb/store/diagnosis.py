@@ -9,6 +9,7 @@ from typing import Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cnnfilterdb.analysis.queries import CHECK
 from cnnfilterdb.core import paths
 from cnnfilterdb.core.errors import DatabaseError
 from cnnfilterdb.core.reports import first_line, printable
@@ -53,7 +54,7 @@ def first_damage(store: DatabaseFolder) -> str | None:
 def _remedy(root: Path, path: Path) -> str:
     if path.relative_to(root).parts[0] == paths.INDEX:
         return "`cnnfilterdb index` rebuilds it"
-    return "`cnnfilterdb verify` lists all problems"
+    return CHECK
 
 
 def _files(root: Path) -> Iterator[tuple[Path, pa.Schema]]:

@@ -90,7 +90,7 @@ class ObjectFolder:
             for done, file in enumerate(files):
                 if progress:
                     progress("upload", done, len(files))
-                if self._put(file) or self._digest(file.path) == file.sha256:
+                if self._put(file) or self._holds(file):
                     continue
                 if file.path == MARKER and (held := self._manifest()) is not None:
                     return self._same(held, manifest)
@@ -116,14 +116,15 @@ class ObjectFolder:
 
         return RequestBudget.of(file.size).spend(put)
 
-    def _digest(self, path: str) -> str:
-        """SHA-256 of an object."""
-        target = f"{self.root}/{path}"
-        size = RequestBudget.answer().spend(lambda: int(self.filesystem.info(target)["size"]))
+    def _holds(self, file: LocalFile) -> bool:
+        """Whether the object at the path of a file has its content."""
+        target = f"{self.root}/{file.path}"
+        if RequestBudget.answer().spend(lambda: int(self.filesystem.info(target)["size"])) != file.size:
+            return False
         digest = hashlib.sha256()
-        for start in range(0, size, _BLOCK):
-            digest.update(read_range(self.filesystem, target, start, min(size, start + _BLOCK)))
-        return digest.hexdigest()
+        for start in range(0, file.size, _BLOCK):
+            digest.update(read_range(self.filesystem, target, start, min(file.size, start + _BLOCK)))
+        return digest.hexdigest() == file.sha256
 
     def _manifest(self) -> Manifest | None:
         """The manifest of the part that is there; None if there is none."""

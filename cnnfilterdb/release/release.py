@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 __all__ = ["Release", "ReleaseBases", "ReleaseShard"]
 
 _CHUNK = 8 << 20  # bytes fetched at a time
-_SMALL = 1 << 30  # bytes of a file of the small tables, which is read whole
+_SMALL = 1 << 30  # bytes of a file of the small tables, which is read whole, and of a page
 
 
 @dataclass(frozen=True, slots=True)
@@ -435,6 +435,8 @@ class Release(Storage):
                     return None if marker_sealed(content.decode()) else "its checksum is missing or wrong"
                 if expected not in (None, size):
                     return f"{size:,} bytes, expected {expected:,}"
+                if size > _SMALL and expected is None:
+                    return f"{size:,} bytes, expected at most {_SMALL:,}"
                 for start in range(0, size, _CHUNK):
                     digest.update(read_range(self.filesystem, path, start, min(start + _CHUNK, size)))
         except RemoteError as error:

@@ -2,28 +2,26 @@
 
 At best, file systems of fsspec time out on silence: a server that sends a byte every few seconds, or an answer
 without end, keeps them waiting forever or fills the memory. So every request runs under a budget. The deadline holds
-for any file system. The limit of bytes holds for the Hub and for http(s), whose clients can count; others
-are asked for a known number of bytes only.
+for any file system. The limit of bytes holds for the Hub, http(s), S3 and Google Cloud Storage, whose clients
+:mod:`cnnfilterdb.release.meter` counts; others are asked for a known number of bytes only.
 """
 
 from __future__ import annotations
 
 import io
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import ContextVar, copy_context
+from contextvars import copy_context
 from dataclasses import dataclass
-from functools import cache
-from importlib import import_module
 from typing import Any, TypeVar
 
 import fsspec
 
 from cnnfilterdb.core.errors import CnnFilterDbError, MissingExtraError, RemoteError
 from cnnfilterdb.core.reports import printable
+from cnnfilterdb.release.meter import ExceededError, Meter, count_answers_of_the_hub, current, metered_options
 
 __all__ = [
     "ANSWER_BYTES",
@@ -46,12 +44,6 @@ SLOWEST = 32 << 10
 ANSWER_BYTES = 64 << 20
 # Headers and padding of an answer
 _SLACK = 64 << 10
-
-_current: ContextVar[_Meter | None] = ContextVar("_current", default=None)
-
-
-class _Exceeded(OSError):
-    """An answer is larger than expected, or takes too long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,103 +77,29 @@ class RequestBudget:
         Raises:
             OSError: The answer is too large or takes too long.
         """
-        meter = _Meter(self.size, time.monotonic() + self.seconds)
+        meter = Meter(self.size, time.monotonic() + self.seconds)
         outcome: list[_T] = []
         failure: list[BaseException] = []
 
         def run() -> None:
-            _current.set(meter)
+            current.set(meter)
             try:
                 outcome.append(request())
             except BaseException as error:
                 failure.append(error)
+            finally:
+                meter.ended.set()
 
-        _count_answers_of_the_hub()
+        count_answers_of_the_hub()
         thread = threading.Thread(target=copy_context().run, args=(run,), daemon=True, name="cnnfilterdb-request")
         thread.start()
-        thread.join(self.seconds)
-        if thread.is_alive():
-            meter.stop()
-            raise _Exceeded(f"no complete answer within {self.seconds:,.0f} seconds")
+        if not meter.ended.wait(self.seconds):
+            meter.stop(f"no complete answer within {self.seconds:,.0f} seconds")
+        if meter.failure is not None:  # clients wrap it, or try again; each time it fails at once
+            raise ExceededError(meter.failure)
         if failure:
             raise failure[0]
         return outcome[0]
-
-
-class _Meter:
-    """Counts the bytes of the answers to a request."""
-
-    def __init__(self, size: int, deadline: float) -> None:
-        self._size, self._left, self._deadline = size, size, deadline
-
-    def stop(self) -> None:
-        """Make the next bytes fail."""
-        self._left = -1
-
-    def count(self, size: int) -> None:
-        """Bytes that have arrived."""
-        self._left -= size
-        if self._left < 0:
-            raise _Exceeded(f"the answer is larger than the {self._size:,} bytes that were expected")
-        if time.monotonic() > self._deadline:
-            raise _Exceeded("no complete answer in time")
-
-
-def _count_answers_of_the_hub() -> None:
-    """Let the shared client of huggingface_hub count the answers to requests with a budget; it ignores others."""
-    if "huggingface_hub" not in sys.modules:
-        return
-    from huggingface_hub import get_session
-
-    hooks = get_session().event_hooks
-    if _metered not in hooks["response"]:
-        get_session().event_hooks = {**hooks, "response": [*hooks["response"], _metered]}
-
-
-def _metered(response: Any) -> None:
-    meter = _current.get()
-    if meter is not None:
-        library = type(response).__module__.partition(".")[0]
-        response.stream = _stream_class(library)(response.stream, meter)
-
-
-@cache
-def _stream_class(library: str) -> type:
-    """The class of a metered stream for the HTTP library that huggingface_hub uses."""
-    base: type = import_module(library).SyncByteStream
-
-    def __init__(self: Any, stream: Any, meter: _Meter) -> None:
-        self.stream, self.meter = stream, meter
-
-    def __iter__(self: Any) -> Iterator[bytes]:
-        for part in self.stream:
-            self.meter.count(len(part))
-            yield part
-
-    def close(self: Any) -> None:
-        self.stream.close()
-
-    return type("MeteredStream", (base,), {"__init__": __init__, "__iter__": __iter__, "close": close})
-
-
-async def _counting_session(**options: Any) -> Any:
-    """A session of aiohttp whose answers count their bytes."""
-    import aiohttp
-
-    class Counted(aiohttp.ClientResponse):
-        async def read(self) -> bytes:
-            meter = _current.get()
-            if meter is None or self._body is not None:
-                return await super().read()
-            parts = []
-            async for part in self.content.iter_chunked(_SLACK):
-                meter.count(len(part))
-                parts.append(part)
-            self._body = b"".join(parts)
-            return self._body
-
-    options.pop("loop", None)
-    return aiohttp.ClientSession(response_class=Counted, **options)
 
 
 def filesystem_of(location: str, options: Mapping[str, Any]) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -195,10 +113,8 @@ def filesystem_of(location: str, options: Mapping[str, Any]) -> tuple[fsspec.Abs
         MissingExtraError: The package of the file system is not installed.
     """
     protocol = location.partition("://")[0]
-    if protocol in ("http", "https"):  # a client that counts what arrives
-        options = {"get_client": _counting_session, **options}
     try:
-        filesystem, root = fsspec.core.url_to_fs(location, **options)
+        filesystem, root = fsspec.core.url_to_fs(location, **metered_options(protocol, options))
     except ImportError as error:
         hint = "pip install 'cnnfilterdb[s3]'" if protocol == "s3" else f"pip install the package for {protocol}://"
         raise MissingExtraError(f"{location}: {' '.join(str(error).split())}; {hint}") from error
@@ -221,7 +137,7 @@ def read_range(filesystem: fsspec.AbstractFileSystem, path: str, start: int, sto
     with reaching(path):
         data = RequestBudget.of(stop - start).spend(request)
         if len(data) != stop - start:
-            raise _Exceeded(f"{len(data):,} bytes arrived where {stop - start:,} were expected")
+            raise ExceededError(f"{len(data):,} bytes arrived where {stop - start:,} were expected")
     return data
 
 

@@ -7,7 +7,6 @@ import shutil
 import socket
 import threading
 
-import fsspec
 import pandas as pd
 import pytest
 
@@ -16,6 +15,7 @@ from cnnfilterdb.core.errors import NotADatabaseError, PublishError, RemoteError
 from cnnfilterdb.core.paths import MARKER
 from cnnfilterdb.publish import objects
 from cnnfilterdb.publish.objects import ObjectFolder
+from cnnfilterdb.release.remote import filesystem_of
 
 
 class Killed(BaseException):
@@ -25,7 +25,7 @@ class Killed(BaseException):
 @pytest.fixture(scope="module")
 def store(object_store):
     """The file system of an S3 server with a bucket."""
-    filesystem = fsspec.filesystem("s3", **object_store)
+    filesystem, _ = filesystem_of("s3://pushed", object_store)
     filesystem.mkdir("pushed")
     return filesystem
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -248,6 +249,14 @@ def test_verify_finds_what_has_changed(release_path, tmp_path):
     assert messages["filters_3x3/00000.parquet"].startswith("SHA-256 ")
     assert messages["layers/00000.parquet"].startswith("4 bytes, expected ")
     assert messages["bases/00000.parquet"].startswith("not found")
+
+
+def test_a_page_that_is_too_large_is_not_read(release_path, tmp_path):
+    copy = shutil.copytree(release_path, tmp_path / "copy")
+    os.truncate(copy / "init.sql", 1 << 42)  # of nothing: it takes no space
+    (problem,) = cnnfilterdb.open(copy).verify()
+    assert problem.path.as_posix() == "init.sql"
+    assert problem.message == "4,398,046,511,104 bytes, expected at most 1,073,741,824"
 
 
 def test_a_file_that_is_gone_is_one_line(places, release_path):

@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import pickle
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 import cnnfilterdb
 from cnnfilterdb.core.errors import CnnFilterDbError, PublishError, RemoteError
 from cnnfilterdb.publish import repository
 from cnnfilterdb.release import remote
+from cnnfilterdb.release.meter import metered_options
 from cnnfilterdb.release.release import Release
 
 LIMIT = 1 << 20
 
 
 class Server(ThreadingHTTPServer):
-    """Answers every request in one way: it drips, or it never ends."""
+    """Answers every request in one way: it drips, or it never ends, and states no size, a small one or a huge one.
+
+    A request for the facts of a file states a small one, or is answered with a status that makes the client list.
+    """
 
     daemon_threads = True
     mode = "endless"
+    status = 200  # of facts
+    stated = None
     sent = 0
 
     @property
@@ -37,7 +46,7 @@ class Answer(BaseHTTPRequestHandler):
         pass
 
     def do_HEAD(self):
-        self.send_response(200)
+        self.send_response(self.server.status)
         self.send_header("Content-Length", "4096")
         self.send_header("Accept-Ranges", "bytes")
         self.end_headers()
@@ -45,8 +54,8 @@ class Answer(BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(206 if self.headers.get("Range") else 200)
         self.send_header("Content-Type", "application/json")
-        if self.server.mode == "drip":
-            self.send_header("Content-Length", "4096")
+        if stated := self.server.stated or (4096 if self.server.mode == "drip" else None):
+            self.send_header("Content-Length", str(stated))
         else:
             self.send_header("Connection", "close")
         self.end_headers()
@@ -61,7 +70,7 @@ class Answer(BaseHTTPRequestHandler):
         except OSError:
             self.close_connection = True
 
-    do_POST = do_GET
+    do_POST = do_PUT = do_GET
 
 
 @pytest.fixture(params=["drip", "endless"])
@@ -72,9 +81,10 @@ def server(request, monkeypatch, tmp_path):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no-token"))
-    monkeypatch.setattr(remote, "REQUEST_SECONDS", 2.0)
+    seconds = 2.0 if request.param == "drip" else 120.0  # so that only the limit of bytes ends the other one
+    monkeypatch.setattr(remote, "REQUEST_SECONDS", seconds)
     monkeypatch.setattr(remote, "ANSWER_BYTES", LIMIT)
-    monkeypatch.setattr(repository, "REQUEST_SECONDS", 2.0)
+    monkeypatch.setattr(repository, "REQUEST_SECONDS", seconds)
     monkeypatch.setattr(repository, "ANSWER_BYTES", LIMIT)
     monkeypatch.setattr(repository, "_PATIENCE", 0)
     close_session()
@@ -118,6 +128,66 @@ def test_the_hub(server):
     assert "hf://datasets/owner/name" in message
 
 
+@pytest.fixture
+def s3(server, monkeypatch):
+    """Options of a bucket on the server."""
+    s3fs = pytest.importorskip("s3fs")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    s3fs.S3FileSystem.clear_instance_cache()
+    yield {"endpoint_url": server.url, "key": "k", "secret": "s"}
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.mark.parametrize(("status", "stated"), [(200, None), (200, 4096), (200, 1 << 40), (404, None), (404, 1 << 40)])
+def test_object_storage(server, s3, status, stated):
+    """The manifest (its facts are there), and the listing of the bucket (they are not)."""
+    server.status, server.stated = status, stated
+    message = within(server, lambda: cnnfilterdb.open("s3://bucket/release", storage_options=s3), CnnFilterDbError)
+    assert message.startswith(("s3://bucket/release", "bucket/release/cnnfilterdb.json: "))
+    if server.mode == "endless" and stated != 4096:  # of which the client reads no more
+        assert "the answer is larger than the " in message
+
+
+def test_an_answer_that_states_too_large_a_size_is_not_read(server, s3):
+    server.mode, server.stated = "endless", 1 << 40
+    within(server, lambda: cnnfilterdb.open("s3://bucket/release", storage_options=s3), CnnFilterDbError)
+    assert server.sent < 16 * LIMIT
+
+
+def test_an_answer_to_what_is_written_is_limited_too(server, s3):
+    filesystem, _ = remote.filesystem_of("s3://bucket/part", s3)
+    message = within(
+        server,
+        lambda: remote.RequestBudget.of(7).spend(lambda: filesystem.pipe_file("bucket/part/file", b"content")),
+        OSError,
+    )
+    assert "the answer is larger than the " in message or server.mode == "drip"
+
+
+@pytest.mark.parametrize("protocol", ["http", "https", "gs", "gcs", "s3", "s3a"])
+def test_clients_of_the_user_are_kept(protocol):
+    pytest.importorskip("aiohttp")
+    pytest.importorskip("aiobotocore")
+    theirs = {
+        "get_client": object(),
+        "session_kwargs": {"response_class": object(), "trust_env": True},
+        "config_kwargs": {"http_session_cls": object(), "read_timeout": 5},
+    }
+    assert metered_options(protocol, theirs) == theirs
+    settings = {"session_kwargs": {"trust_env": True}, "config_kwargs": {"read_timeout": 5}}
+    ours = metered_options(protocol, settings)
+    assert ours != settings
+    assert ours["session_kwargs"]["trust_env"]
+    assert ours["config_kwargs"]["read_timeout"] == 5
+    assert pickle.loads(pickle.dumps(ours)) == ours  # file systems go to the processes of a scan
+
+
+def test_a_client_without_its_package_is_named_by_the_file_system(monkeypatch):
+    for name in ("aiohttp", "cnnfilterdb.release.metered_aiohttp", "cnnfilterdb.release.metered_s3"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert [metered_options(protocol, {"a": 1}) for protocol in ("http", "gs", "s3", "abfs")] == [{"a": 1}] * 4
+
+
 def test_publishing(server):
     known = repository.DatasetRepository("owner/name", "hf_x", server.url)
     message = within(server, known.refs, PublishError)
@@ -128,7 +198,7 @@ def test_a_range_of_any_file_system(monkeypatch):
     """Whatever a file system does: the deadline holds."""
     monkeypatch.setattr(remote, "REQUEST_SECONDS", 0.5)
 
-    class Silent(fsspec.implementations.memory.MemoryFileSystem):
+    class Silent(MemoryFileSystem):
         cachable = False
 
         def open(self, path, mode="rb", **options):

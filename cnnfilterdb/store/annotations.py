@@ -107,27 +107,35 @@ def stored_facts(root: Path) -> Facts:
 
 def annotation_problems(store: AnnotatedFolder) -> list[Problem]:
     """Problems of the annotations of a database; none if there are none."""
+    try:
+        return list(_problems(store))
+    except CorruptError as error:
+        path = store.path / paths.ANNOTATIONS
+        return [Problem(None, path, str(error).removeprefix(f"{path}: "))]
+
+
+def _problems(store: AnnotatedFolder) -> Iterator[Problem]:
     path, sums = store.path / paths.ANNOTATIONS, store.path / paths.ANNOTATIONS_SUM
     try:
         recorded = read_small(store.path, paths.ANNOTATIONS_SUM) if os.path.lexists(sums) else b""
     except (OSError, DatabaseError) as error:
-        return [Problem(None, sums, f"cannot be read: {error}")]
+        yield Problem(None, sums, f"cannot be read: {error}")
+        return
     text = recorded.decode("ascii", "replace")
     if not os.path.lexists(path):
-        if not recorded or (_SUMS.fullmatch(text) and _digest(path) in text):
-            return []
-        return [Problem(None, path, "is missing; restore it, or drop the annotations with --repair")]
-    found: list[Problem] = []
+        if recorded and not (_SUMS.fullmatch(text) and _digest(path) in text):
+            yield Problem(None, path, "is missing; restore it, or drop the annotations with --repair")
+        return
+    sound = True
     for line, message, row in _rows(store.path):
         if not message and not store.has(row[0]):
             message = f"line {line}: no model {row[0]!r}; correct its key or remove the line"
         if message:
-            known = row[0] if row and store.has(row[0]) else None
-            found.append(Problem(known, path, message))
-    if not found and not (_SUMS.fullmatch(text) and _digest(path) in text):
+            sound = False
+            yield Problem(row[0] if row and store.has(row[0]) else None, path, message)
+    if sound and not (_SUMS.fullmatch(text) and _digest(path) in text):
         message = "its checksum is not the recorded one; if you edited it, `cnnfilterdb verify --repair` accepts it"
-        found.append(Problem(None, path, message))
-    return found
+        yield Problem(None, path, message)
 
 
 def change(store: AnnotatedFolder, apply: Callable[[Facts], object]) -> None:
@@ -174,8 +182,15 @@ def accept(store: AnnotatedFolder) -> None:
 
 
 def _digest(path: Path) -> str:
-    """SHA-256 of the annotations; without a file, that of an empty one."""
-    return sha256(path) if path.exists() else hashlib.sha256().hexdigest()
+    """SHA-256 of the annotations; without a file, that of an empty one.
+
+    Raises:
+        CorruptError: They cannot be read.
+    """
+    try:
+        return sha256(path) if path.exists() else hashlib.sha256().hexdigest()
+    except OSError as error:
+        raise CorruptError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def _sums(*digests: str) -> str:

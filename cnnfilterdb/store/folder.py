@@ -178,9 +178,11 @@ class Store(Contents):
 
     def restore(self) -> None:
         """Write the marker and the files without rows again where they are damaged or missing; see repair."""
-        broken = verify_folder(self.path)
         with self.staging(paths.MARKER) as folder, writing(self.path):
-            names = [problem.path.relative_to(self.path).as_posix() for problem in broken]
+            broken = {problem.path for problem in verify_folder(self.path)}
+            if broken:  # an error of the disk may have passed
+                broken &= {problem.path for problem in verify_folder(self.path)}
+            names = sorted(path.relative_to(self.path).as_posix() for path in broken)
             self.quarantine([name for name in names if Path(name).stem == paths.EMPTY], "damaged files without rows")
             self._write_empty(folder)
             if paths.MARKER in names:

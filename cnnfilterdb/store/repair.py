@@ -10,7 +10,7 @@ from cnnfilterdb.core.reports import Problem, Progress
 from cnnfilterdb.store import annotations as notes
 from cnnfilterdb.store.folder import Store
 from cnnfilterdb.store.index import Index
-from cnnfilterdb.store.verify import FOREIGN, UNREAD
+from cnnfilterdb.store.verify import FOREIGN, UNREAD, verify_models
 
 __all__ = ["repair"]
 
@@ -41,14 +41,20 @@ def repair(store: Store, index: Index, progress: Progress | None = None) -> list
     for problem in store.verify(progress=progress):
         if problem.message in (FOREIGN, UNREAD):  # of the user, perhaps
             left.append(problem)
-        parts = problem.path.relative_to(store.path).parts
-        if parts[0] in _ROWS and paths.is_slug(problem.path.stem):
+        if _is_of_rows(store, problem) and paths.is_slug(problem.path.stem):
             slugs.setdefault(problem.path.stem, problem)
     urls = _urls(store, set(slugs))
     for slug, problem in sorted(slugs.items()):
-        name = problem.model_id or slug
         try:
             with store.locked(slug):
+                # Again, now that it cannot change: another process may have replaced it while it was read, and an error
+                # of the disk may have passed.
+                found = verify_models(store.path, [slug], store.files, store.resources)
+                damage = [one for one in found if _is_of_rows(store, one)]
+                if not damage:
+                    continue
+                problem = damage[0]
+                name = problem.model_id or slug
                 moved = store.quarantine(store.files(slug), f"{name} is damaged")
         except LockedError as error:
             left.append(Problem(problem.model_id, problem.path, str(error)))
@@ -60,17 +66,31 @@ def repair(store: Store, index: Index, progress: Progress | None = None) -> list
     store.restore()
     with suppress(LockedError):
         index.build(progress=progress)
-    for problem in notes.annotation_problems(store):
+    if notes.annotation_problems(store) and (refusal := _refused(store)):
+        (where,) = store.quarantine([paths.ANNOTATIONS], refusal)
+        notes.accept(store)
+        path = store.path / paths.ANNOTATIONS
+        reason = refusal.removeprefix(f"{path}: ")
+        left.append(Problem(None, path, f"{reason}; it is in {where}: correct it and annotate again"))
+    return left
+
+
+def _is_of_rows(store: Store, problem: Problem) -> bool:
+    """Whether a problem is of a file that cannot be computed again."""
+    return problem.path.relative_to(store.path).parts[0] in _ROWS
+
+
+def _refused(store: Store) -> str | None:
+    """Accept annotations that were edited; why not, if they cannot be read."""
+    message = None
+    for _ in range(2):  # an error of the disk may pass
         try:
             notes.accept(store)
         except CorruptError as error:
-            (where,) = store.quarantine([paths.ANNOTATIONS], str(error))
-            notes.accept(store)
-            left.append(
-                Problem(None, problem.path, f"{problem.message}; it is in {where}: correct it and annotate again")
-            )
-        break
-    return left
+            message = str(error)
+        else:
+            return None
+    return message
 
 
 def _urls(store: Store, slugs: set[str]) -> dict[str, str]:

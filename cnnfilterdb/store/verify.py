@@ -243,11 +243,15 @@ class _Check:
                 self._problem(path, "is missing")
                 continue
             target = self._root / path
-            size = target.stat().st_size
-            if size != file["bytes"]:
-                self._problem(path, f"{size:,} bytes, expected {file['bytes']:,}")
-            elif (found := sha256(target)) != file["sha256"]:
-                self._problem(path, f"SHA-256 {found}, expected {file['sha256']}")
+            try:
+                size = target.stat().st_size
+                if size != file["bytes"]:
+                    self._problem(path, f"{size:,} bytes, expected {file['bytes']:,}")
+                elif (found := sha256(target)) != file["sha256"]:
+                    self._problem(path, f"SHA-256 {found}, expected {file['sha256']}")
+            except OSError as error:
+                self._problem(path, f"cannot be read: {error.strerror or error}")
+                continue
             try:
                 rows = pq.read_metadata(target).num_rows
             except (OSError, ValueError, pa.ArrowException):

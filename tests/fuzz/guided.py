@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,7 +123,11 @@ def targets(folder: Path) -> Iterator[Target]:
                 yield Target(name, home, home / file.relative_to(folder / kind), read_database)
 
 
-def fuzzed(name: str, seconds: int, results: Path) -> None:
+#: How targets are read, by the name under which a child process knows it.
+ATTEMPTS = {attempt.__name__: attempt for attempt in (read_weights, read_database)}
+
+
+def fuzzed(target: Target, seconds: int, corpus: Path, results: Path) -> None:
     """In a child process: fuzz one target."""
     import atheris
 
@@ -133,11 +137,8 @@ def fuzzed(name: str, seconds: int, results: Path) -> None:
 
         formats.registered()
     warnings.simplefilter("ignore")
-    place = Path(tempfile.mkdtemp(prefix="cnnfilterdb-fuzz-"))
-    target = next(one for one in targets(place / "targets") if one.name == name)
-    corpus = place / "corpus"
     corpus.mkdir()
-    (corpus / "intact").write_bytes(target.replaced.read_bytes())
+    shutil.copyfile(target.replaced, corpus / "intact")
     results.mkdir(parents=True, exist_ok=True)
     options = [
         f"-max_total_time={seconds}",
@@ -150,35 +151,43 @@ def fuzzed(name: str, seconds: int, results: Path) -> None:
     atheris.Fuzz()
 
 
-def names() -> list[str]:
-    """Names of all targets."""
-    with tempfile.TemporaryDirectory() as folder:
-        return [target.name for target in targets(Path(folder) / "targets")]
+def run(seconds: int, chosen: Sequence[str], keep: Path) -> Iterator[dict[str, object]]:
+    """Fuzz targets, each in a child process: how many inputs, the largest memory in MB, and what failed.
 
-
-def run(seconds: int, chosen: list[str], keep: Path) -> Iterator[dict[str, object]]:
-    """Fuzz targets, each in a child process: how many inputs, the largest memory in MB, and what failed."""
-    for name in chosen:
-        # Linux counts what the parent uses as a child's peak, unless another program starts the child.
-        line = ["sh", "-c", '"$@"; exit $?', "sh", sys.executable, "-P", str(Path(__file__)), "--one", name]
-        line += [str(seconds), str(keep / name)]
-        done = subprocess.run(line, capture_output=True, text=True, timeout=seconds + 300, check=False)
-        lines = (part.removeprefix("stat::").split(":") for part in done.stderr.splitlines() if part[:6] == "stat::")
-        stats = {key: int(value) for key, value in lines}
-        yield {
-            "target": name,
-            "inputs": stats.get("number_of_executed_units", 0),
-            "megabytes": stats.get("peak_rss_mb", 0),
-            "failed": "" if done.returncode == 0 else done.stdout[-2000:] + done.stderr[-1500:],
-        }
+    Args:
+        seconds: For each.
+        chosen: Names of targets; none for all.
+        keep: Folder for inputs that fail.
+    """
+    with tempfile.TemporaryDirectory(prefix="cnnfilterdb-fuzz-") as folder:
+        known = {target.name: target for target in targets(Path(folder) / "targets")}
+        for number, name in enumerate(chosen or known):
+            target = known[name]
+            what = [target.name, str(target.opened), str(target.replaced), target.attempt.__name__]
+            # Linux counts what the parent uses as a child's peak, unless another program starts the child.
+            line = ["sh", "-c", '"$@"; exit $?', "sh", sys.executable, "-P", str(Path(__file__)), "--one", *what]
+            line += [str(seconds), str(Path(folder) / f"corpus{number}"), str(keep / name)]
+            done = subprocess.run(line, capture_output=True, text=True, timeout=seconds + 300, check=False)
+            lines = (
+                part.removeprefix("stat::").split(":") for part in done.stderr.splitlines() if part[:6] == "stat::"
+            )
+            stats = {key: int(value) for key, value in lines}
+            yield {
+                "target": name,
+                "inputs": stats.get("number_of_executed_units", 0),
+                "megabytes": stats.get("peak_rss_mb", 0),
+                "failed": "" if done.returncode == 0 else done.stdout[-2000:] + done.stderr[-1500:],
+            }
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "--one":
-        fuzzed(sys.argv[2], int(sys.argv[3]), Path(sys.argv[4]))
+        name, opened, replaced, attempt, seconds, *folders = sys.argv[2:]
+        one = Target(name, Path(opened), Path(replaced), ATTEMPTS[attempt])
+        fuzzed(one, int(seconds), *map(Path, folders))
     results = []
-    for one in run(int(sys.argv[1]), sys.argv[2:] or names(), Path(".fuzz")):
-        results.append(one)
-        print(json.dumps(one), flush=True)
-    print(f"{sum(int(str(one['inputs'])) for one in results):,} inputs of {len(results)} targets")
-    sys.exit(any(one["failed"] for one in results))
+    for found in run(int(sys.argv[1]), sys.argv[2:], Path(".fuzz")):
+        results.append(found)
+        print(json.dumps(found), flush=True)
+    print(f"{sum(int(str(found['inputs'])) for found in results):,} inputs of {len(results)} targets")
+    sys.exit(any(found["failed"] for found in results))

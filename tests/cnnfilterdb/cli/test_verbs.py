@@ -330,6 +330,12 @@ def test_the_cache_is_listed_and_cleared(run, tmp_path, monkeypatch):
     assert json.loads(run("cache", "list", "--format", "json")[1]) == []
 
 
+@pytest.mark.parametrize("line", [["nosuch"], ["files", "x.pt", "--partial"]])
+def test_a_refused_import_makes_no_database(run, tmp_path, line):
+    assert run("ingest", *line, "--db", tmp_path / "new.db")[0] == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_models_by_conditions_over_layers_and_wildcards(run, sample_path, tmp_path):
     _, out, _ = run("models", "--where", "kernel = '5x5'", "--db", sample_path, "--format", "csv")
     assert pd.read_csv(io.StringIO(out))["name"].tolist() == ["ct-a"]

@@ -8,7 +8,13 @@ import torch
 from safetensors.numpy import save
 from safetensors.torch import save as save_torch
 
-from cnnfilterdb.core.errors import DownloadError, HashMismatchError, UnknownModelError, WeightFileError
+from cnnfilterdb.core.errors import (
+    CnnFilterDbError,
+    DownloadError,
+    HashMismatchError,
+    UnknownModelError,
+    WeightFileError,
+)
 from cnnfilterdb.ingest import formats
 from cnnfilterdb.ingest.fetch.cache import Cache
 from cnnfilterdb.ingest.fetch.hugging_face import HuggingFace
@@ -197,6 +203,19 @@ def test_a_damaged_header_is_reported(hub, source):
     hub.push(REPO, {"model.safetensors": b"<html>not a model</html>"})
     with pytest.raises(WeightFileError, match="not a safetensors file"):
         source(partial=True).resolve(REPO)
+
+
+@pytest.mark.parametrize(
+    "mapped",
+    [{"a": 3, "b": "part.safetensors"}, {"a": ["part.safetensors"]}, {"a": None}, [], 3],
+    ids=["a number", "a list", "nothing", "no map", "a number instead of a map"],
+)
+def test_an_index_of_shards_that_is_none_is_one_line(hub, source, mapped):
+    index = json.dumps({"metadata": {}, "weight_map": mapped, "x": "part.safetensors"})
+    hub.push(REPO, {"model.safetensors.index.json": index.encode(), "part.safetensors": model()})
+    with pytest.raises(CnnFilterDbError) as caught:
+        formats.read(source().resolve(REPO))
+    assert "\n" not in str(caught.value)
 
 
 def test_a_cut_connection_is_resumed(hub, source):

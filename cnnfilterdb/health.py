@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from cnnfilterdb.core import paths
 from cnnfilterdb.core.errors import CnnFilterDbError, DatabaseError
+from cnnfilterdb.core.locks import acquire
 from cnnfilterdb.core.version import package_version
 from cnnfilterdb.core.workers import threads
 
@@ -238,19 +239,19 @@ def _writing(place: Path) -> list[Finding]:
 
 
 def _locks(folder: Path, place: Path) -> Finding:
-    from filelock import FileLock, Timeout
+    from filelock import Timeout
 
     kind = _file_system(place)
     remedy = "let each process write a database of its own (--shard I/N), and merge them"
     target = str(folder / "lock")
     try:
-        with FileLock(target, timeout=5):
+        with acquire(target, 5):
             try:
-                with FileLock(target, timeout=0):
+                with acquire(target, 0):
                     return Finding("locks", "failure", f"{place}: a file was locked twice at a time", remedy)
             except Timeout:
                 pass
-    except (OSError, NotImplementedError, Timeout) as error:
+    except OSError as error:
         return Finding("locks", "failure", f"{place}: cannot lock files ({error})", remedy)
     if kind in _SHARED:
         between = f"check that they hold between nodes ({kind}); if not: {remedy}"

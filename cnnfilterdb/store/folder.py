@@ -36,6 +36,7 @@ from cnnfilterdb.core.errors import (
     UnsafePathError,
     unknown_model,
 )
+from cnnfilterdb.core.locks import acquire
 from cnnfilterdb.core.reports import Problem, Progress, first_line
 from cnnfilterdb.core.schema import (
     FORMAT_VERSION,
@@ -435,19 +436,16 @@ class Store(Contents):
     @contextmanager
     def _locked(self, name: str, what: str, seconds: float | None = None) -> Iterator[None]:
         """Hold the lock of a name; the same process may hold one several times."""
-        from filelock import FileLock, Timeout
+        from filelock import Timeout
 
-        lock = FileLock(self.path / paths.lock_path(name))
         with writing(self.path):
             self._own_folder(paths.LOCKS)
             try:
-                lock.acquire(timeout=LOCK_SECONDS if seconds is None else seconds)
+                held = acquire(self.path / paths.lock_path(name), LOCK_SECONDS if seconds is None else seconds)
             except Timeout as error:
                 raise LockedError(f"{what}: another process is writing it; wait for it and run this again") from error
-        try:
+        with held:
             yield
-        finally:
-            lock.release()
 
     def _busy(self, slug: str) -> bool:
         try:

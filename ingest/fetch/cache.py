@@ -30,11 +30,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Protocol, TypeVar
 
-from filelock import FileLock
-
 from cnnfilterdb.core.caching import cache_folder
 from cnnfilterdb.core.durable import sha256 as sha256_of
 from cnnfilterdb.core.errors import DownloadError, HashMismatchError
+from cnnfilterdb.core.locks import acquire
 from cnnfilterdb.core.paths import PARTS
 
 __all__ = ["ByteProgress", "Cache", "CacheEntry", "Readable", "Trust", "searched", "sha256_of", "writing_cache"]
@@ -340,12 +339,9 @@ class Cache:
         """
         with writing_cache(self.folder):
             (self.folder / "locks").mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.folder / "locks" / f"{key}.lock")
-            lock.acquire()
-        try:
+            held = acquire(self.folder / "locks" / f"{key}.lock", -1)
+        with held:
             yield
-        finally:
-            lock.release()
 
     def entries(self) -> list[CacheEntry]:
         """The files of models in the cache, largest first."""

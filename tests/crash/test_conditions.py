@@ -4,8 +4,11 @@ and several writers at the same time with a reader beside them."""
 from __future__ import annotations
 
 import ctypes
+import errno
+import fcntl
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -100,6 +103,33 @@ def test_what_cannot_be_written_is_refused_in_one_line(read_only, call):
 def test_few_open_files_are_enough(database):
     done = run(READ.format(path=str(database)), lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64)))
     assert (done.returncode, done.stdout) == (0, ANSWER), done.stderr
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_read_and_not_written(database, tmp_path, monkeypatch, code):
+    """As on NFS without its lock daemon: no lock is taken for one that holds, and none is left behind."""
+    path = shutil.copytree(database, tmp_path / "a.db")
+    before = tree(path)
+
+    def flock(descriptor, operation):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with cnnfilterdb.open(path) as db:
+        assert len(db.models()) == 3
+        assert db.kl_shift("domain").shape == (2, 2)
+        assert db.verify() == []
+        for write in (
+            lambda: db.add(weights(9), "z"),
+            lambda: db.remove("custom/m0"),
+            lambda: db.annotate("custom/m0", task="Segmentation"),
+            lambda: db.repair(),
+        ):
+            with pytest.raises(cnnfilterdb.DatabaseError, match=r"the file system cannot lock files .*doctor`"):
+                write()
+    assert {file: content for file, content in tree(path).items() if ".locks" not in file.parts} == {
+        file: content for file, content in before.items() if ".locks" not in file.parts
+    }
 
 
 WRITE = """

@@ -67,14 +67,15 @@ def writing(path: Path, fraction: float) -> dict[str, float]:
     from cnnfilterdb.store.writer import filter_settings, row_group_rows
 
     model = SyntheticModel("sample", "natural", ((512, 512),) * (SAMPLE // 512**2))
-    parts: dict[str, list[Any]] = {name: [] for name in ("layer", "out_channel", "in_channel", *weight_columns("3x3"))}
+    names = ("model_id", "layer", "out_channel", "in_channel", *weight_columns("3x3"))
+    parts: dict[str, list[Any]] = {name: [] for name in names}
     for layer, (outputs, inputs) in enumerate(model.layers):
         first, second = np.divmod(np.arange(outputs * inputs, dtype=np.int32), np.int32(inputs))
-        columns = [np.full(outputs * inputs, layer, np.int32), first, second]
-        columns += list(kernels(model, layer).reshape(-1, 9).T)
+        columns = [pa.repeat("synthetic/sample", outputs * inputs), np.full(outputs * inputs, layer, np.int32)]
+        columns += [first, second, *kernels(model, layer).reshape(-1, 9).T]
         for part, column in zip(parts.values(), columns, strict=True):
-            part.append(column)
-    table = pa.table({name: np.concatenate(part) for name, part in parts.items()})
+            part.append(pa.array(column))
+    table = pa.table({name: pa.chunked_array(part).combine_chunks() for name, part in parts.items()})
     target = path.parent / "sample.parquet"
     found = _timed(
         lambda: pq.write_table(table, target, row_group_size=row_group_rows("3x3"), **filter_settings("3x3"))

@@ -6,6 +6,7 @@ is written, and a model that fails is reported without stopping the others.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
@@ -63,6 +64,10 @@ __all__ = [
 
 #: Downloads that run while a model is written.
 _AHEAD = 4
+
+#: Layers that are read and measured before they are written, and the bytes of all of them: so many that neither waits
+#: for the other where layers differ in size, and two of the largest.
+_LAYERS_AHEAD, _BYTES_AHEAD = 16, 450_000_000
 
 
 class Projector(Protocol):
@@ -217,8 +222,13 @@ def take_in(
 
     with limited(min(threads(), store.resources.threads)), store.writer(model_id, overwrite=overwrite) as writer:
         projector.begin(model_id)
-        # One layer is read and measured while the previous one is written, so that few are in memory at a time.
-        with closing(Threads(1, repeats=False).run(measured, enumerate(chosen))) as layers:
+        # Layers are read and measured while the previous ones are written.
+        budget = min(_BYTES_AHEAD, store.resources.budget or _BYTES_AHEAD)
+        ahead = Threads(1, repeats=False).run(
+            measured, enumerate(chosen), window=_LAYERS_AHEAD, weight=lambda unit: 4 * math.prod(unit[1].shape),
+            budget=budget,
+        )  # fmt: skip
+        with closing(ahead) as layers:
             for _, layer in layers:
                 row, weight = layer.result()
                 filters += 0 if weight is None else row["filters"]

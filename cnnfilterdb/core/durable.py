@@ -13,6 +13,7 @@ import re
 import secrets
 import socket
 from collections.abc import Iterator
+from concurrent.futures import Executor, Future, wait
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from cnnfilterdb.core.errors import DatabaseError
 from cnnfilterdb.core.reports import first_line
 
 __all__ = [
+    "GrowingFile",
     "make_folder",
     "move",
     "replacing",
@@ -152,6 +154,54 @@ def sha256(path: Path) -> str:
     """SHA-256 of the content of a file, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class GrowingFile:
+    """A file that another writes from its beginning to its end, which is hashed and brought to the disk meanwhile.
+
+    Only what follows the last :meth:`grown` is left to do when it is complete.
+
+    Args:
+        path: The file, which exists.
+        aside: Reads it; one thread only.
+    """
+
+    #: Bytes after which what was written is brought to the disk.
+    _STEP = 1 << 25
+
+    def __init__(self, path: Path, aside: Executor) -> None:
+        self._file = path.open("rb", buffering=0)
+        self._aside = aside
+        self._digest = hashlib.sha256()
+        self._flushed = 0
+        self._reads: list[Future[None]] = []
+
+    def grown(self) -> None:
+        """Read what was written since the last time. Errors are raised by :meth:`sha256`."""
+        self._reads.append(self._aside.submit(self._read))
+
+    def _read(self) -> None:
+        buffer = memoryview(bytearray(1 << 20))
+        while count := self._file.readinto(buffer):
+            self._digest.update(buffer[:count])
+        if hasattr(os, "fdatasync") and self._file.tell() - self._flushed >= self._STEP:
+            os.fdatasync(self._file.fileno())
+            self._flushed = self._file.tell()
+
+    def sha256(self) -> str:
+        """The hash of all that was read, in hexadecimal digits.
+
+        Raises:
+            OSError: It could not be read, or not be brought to the disk.
+        """
+        for read in self._reads:
+            read.result()
+        return self._digest.hexdigest()
+
+    def close(self) -> None:
+        """Wait until nothing reads it, and close it."""
+        wait(self._reads)
+        self._file.close()
 
 
 def make_folder(path: Path) -> None:

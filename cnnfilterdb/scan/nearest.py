@@ -58,13 +58,22 @@ def nearest_filters(
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Search:
-    """The filters of the wanted layers among some runs that are most similar to a pattern."""
+    """The filters of the wanted layers among some runs that are most similar to a pattern.
+
+    Attributes:
+        pattern: The pattern.
+        limit: How many are kept.
+        wanted: Layers by model; None for all.
+        least: As many filters as are kept are known to be at least so similar. Threads share it without a lock: one
+            that reads an older, smaller value only does more than it needs to.
+    """
 
     pattern: Pattern
     limit: int
     wanted: Mapping[str, Collection[int]] | None
+    least: float = -np.inf
 
     def of(self, model_ids: Iterable[str]) -> _Search:
         """The same for some models."""
@@ -76,12 +85,14 @@ class _Search:
         found = Nearest(self.limit)
         for wanted, run in joined(runs, self._wanted):
             if wanted:
-                similarity, which = self.pattern.similarity(run.columns)
+                least = max(self.least, found.least)
+                similarity, which = self.pattern.similarity(run.columns, least)
                 # Only candidates get a place, which excludes most of a row group.
-                chosen = found.candidates(similarity)
+                chosen = found.candidates(similarity, least)
                 places = np.empty((len(chosen), 3), np.int64)
                 places[:, 0], places[:, 1], places[:, 2] = run.number, run.row + chosen, which[chosen]
                 found.update(similarity[chosen], places)
+        self.least = max(self.least, found.least)
         return found
 
     def _wanted(self, run: Run) -> bool:

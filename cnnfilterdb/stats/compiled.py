@@ -51,11 +51,15 @@ _BLOCK = 256
 # Filters that one thread sums at a time. The parts do not depend on the machine, so that sums do not either.
 _PART = 32_768
 
-# Rows whose products with all earlier rows one thread sums at a time; and how many of those are read together.
-_PAIRED, _ROWS = 64, 16
+# Rows whose products with all earlier rows one thread sums at a time; how many of those are read together, and how many
+# of their weights. The first two are multiples of three.
+_PAIRED, _ROWS, _COLUMNS = 60, 24, 1536
 
 # Products of weights that take a millisecond or two: with fewer, starting threads takes longer than they save.
 _WORTH_THREADS = 1 << 26
+
+# Shortest filter, after division by its largest weight and centring, whose cosine single precision can tell.
+_SHORT = 0.01
 
 # A coefficient this close to the edge of a bin (in bin widths) is compared with the edge itself, as NumPy does it.
 _NEAR = 1e-9
@@ -469,39 +473,45 @@ def _squares(rows: Any, out: Any) -> None:  # pragma: no cover (compiled)
 
 
 @njit(inline="always")
-def _dots(w: Any, i: int, j: int, tile: Any) -> None:
-    """Products of four rows with four, (4, 4): sixteen sums are kept in registers for eight rows that are read."""
-    x0, x1, x2, x3 = w[i], w[i + 1], w[i + 2], w[i + 3]
-    y0, y1, y2, y3 = w[j], w[j + 1], w[j + 2], w[j + 3]
-    s00 = s01 = s02 = s03 = s10 = s11 = s12 = s13 = np.float32(0)
-    s20 = s21 = s22 = s23 = s30 = s31 = s32 = s33 = np.float32(0)
-    for k in range(w.shape[1]):
-        a, b, c, d = x0[k], x1[k], x2[k], x3[k]
+def _add_dots(w: Any, i: int, j: int, first: int, last: int, tile: Any) -> None:
+    """Add the products of three rows with three, over some columns, to a tile (3, 3).
+
+    Nine sums are kept in registers for six rows that are read; more sums than that do not fit into them.
+    """
+    x0, x1, x2 = w[i, first:last], w[i + 1, first:last], w[i + 2, first:last]
+    y0, y1, y2 = w[j, first:last], w[j + 1, first:last], w[j + 2, first:last]
+    s00 = s01 = s02 = s10 = s11 = s12 = s20 = s21 = s22 = np.float32(0)
+    for k in range(last - first):
+        a, b, c = x0[k], x1[k], x2[k]
         y = y0[k]
-        s00, s10, s20, s30 = s00 + a * y, s10 + b * y, s20 + c * y, s30 + d * y
+        s00, s10, s20 = s00 + a * y, s10 + b * y, s20 + c * y
         y = y1[k]
-        s01, s11, s21, s31 = s01 + a * y, s11 + b * y, s21 + c * y, s31 + d * y
+        s01, s11, s21 = s01 + a * y, s11 + b * y, s21 + c * y
         y = y2[k]
-        s02, s12, s22, s32 = s02 + a * y, s12 + b * y, s22 + c * y, s32 + d * y
-        y = y3[k]
-        s03, s13, s23, s33 = s03 + a * y, s13 + b * y, s23 + c * y, s33 + d * y
-    tile[0, 0], tile[0, 1], tile[0, 2], tile[0, 3] = s00, s01, s02, s03
-    tile[1, 0], tile[1, 1], tile[1, 2], tile[1, 3] = s10, s11, s12, s13
-    tile[2, 0], tile[2, 1], tile[2, 2], tile[2, 3] = s20, s21, s22, s23
-    tile[3, 0], tile[3, 1], tile[3, 2], tile[3, 3] = s30, s31, s32, s33
+        s02, s12, s22 = s02 + a * y, s12 + b * y, s22 + c * y
+    tile[0, 0], tile[0, 1], tile[0, 2] = tile[0, 0] + s00, tile[0, 1] + s01, tile[0, 2] + s02
+    tile[1, 0], tile[1, 1], tile[1, 2] = tile[1, 0] + s10, tile[1, 1] + s11, tile[1, 2] + s12
+    tile[2, 0], tile[2, 1], tile[2, 2] = tile[2, 0] + s20, tile[2, 1] + s21, tile[2, 2] + s22
 
 
 @njit(**_COMPILED, fastmath=_REORDER)
 def _cosines(rows: Any, inverse: Any, first: int, last: int) -> float:  # pragma: no cover (compiled)
-    tile = np.empty((4, 4), np.float32)
+    k = rows.shape[1]
+    tiles = np.empty((_ROWS // 3, 3, 3), np.float32)
     total = 0.0
-    # A few rows at a time, which stay in the second-level cache while the others pass by.
+    # A few rows at a time, which stay in the second-level cache while the others pass by; of long rows, a part at a
+    # time, so that three of them stay in the first-level cache.
     for start in range(0, last, _ROWS):
-        for i in range(max(first, start), last, 4):
-            for j in range(start, min(start + _ROWS, i + 4), 4):
-                _dots(rows, i, j, tile)
-                for p in range(4):
-                    for q in range(4):
+        for i in range(max(first, start), last, 3):
+            stop = min(start + _ROWS, i + 3)
+            tiles[:] = 0
+            for column in range(0, k, _COLUMNS):
+                for j in range(start, stop, 3):
+                    _add_dots(rows, i, j, column, min(column + _COLUMNS, k), tiles[(j - start) // 3])
+            for j in range(start, stop, 3):
+                tile = tiles[(j - start) // 3]
+                for p in range(3):
+                    for q in range(3):
                         if j + q < i + p:
                             total += abs(tile[p, q]) * inverse[i + p] * inverse[j + q]
     return total
@@ -613,14 +623,60 @@ def _forms(filters: Any, matrices: Any, vectors: Any, out: Any) -> None:  # prag
                 out[start + b, q] = found[q, b]
 
 
+@njit(inline="always")
+def _may_be_similar(
+    block: Any, peak: Any, variants: Any, sign: bool, offset: bool, cut: Any, size: int, rough: Any, length: Any,
+    part: Any, top: Any,
+) -> bool:  # fmt: skip
+    """Whether a filter of a block (k, size) may have a cosine of at least ``cut``, in single precision."""
+    k = block.shape[0]
+    length[:size] = 0
+    top[:size] = -np.inf
+    for b in range(size):
+        part[b] = np.float32(1) / peak[b]
+    for j in range(k):
+        for b in range(size):
+            rough[j, b] = block[j, b] * part[b]
+    if offset:
+        part[:size] = 0
+        for j in range(k):
+            for b in range(size):
+                part[b] += rough[j, b]
+        for j in range(k):
+            for b in range(size):
+                rough[j, b] -= part[b] * np.float32(1 / k)
+    for j in range(k):
+        for b in range(size):
+            length[b] = _fma(rough[j, b], rough[j, b], length[b])
+    for v in range(variants.shape[0]):
+        part[:size] = 0
+        for j in range(k):
+            for b in range(size):
+                part[b] = _fma(variants[v, j], rough[j, b], part[b])
+        for b in range(size):
+            value = abs(part[b]) if sign else part[b]
+            top[b] = value if value > top[b] else top[b]
+    unsure = 0
+    for b in range(size):
+        # The inverse of a very large or small weight is less exact than the cut allows for, or infinite; and so is a
+        # direction of which little is left after centring.
+        # All is read before it is compared, or the compiler could not do several filters at once.
+        largest, square, value = peak[b], length[b], top[b]
+        value = value if value > 0 else np.float32(0)
+        sound = largest > np.float32(1e-37) and largest < np.float32(1e37) and square > np.float32(_SHORT * _SHORT)
+        unsure += not (sound and value * value < cut * square)
+    return unsure > 0
+
+
 @njit(**_COMPILED)
 def _similarities(
-    addresses: Any, count: int, variants: Any, sign: bool, offset: bool, best: Any, which: Any
-) -> None:  # pragma: no cover (compiled)
+    addresses: Any, count: int, variants: Any, rough_variants: Any, sign: bool, offset: bool, cut: Any, best: Any,
+    which: Any,
+) -> None:  # pragma: no cover (compiled)  # fmt: skip
     k = addresses.shape[0]
-    block = np.empty((k, _BLOCK), np.float32)
+    block, rough = np.empty((k, _BLOCK), np.float32), np.empty((k, _BLOCK), np.float32)
     weights = np.empty((k, _BLOCK))
-    peak = np.empty(_BLOCK, np.float32)
+    peak, near = np.empty(_BLOCK, np.float32), np.empty((3, _BLOCK), np.float32)
     length = np.empty(_BLOCK)
     part = np.empty(_BLOCK)
     top = np.empty(_BLOCK)
@@ -628,8 +684,14 @@ def _similarities(
     for start in range(0, count, _BLOCK):
         size = min(_BLOCK, count - start)
         _gather(addresses, start, size, block)
-        # Not scaled: in double precision the square of no weight vanishes or overflows.
         _peak_block(block, peak, size)
+        # In single precision first, in a third of the time: few blocks have a filter that is similar enough.
+        if cut > 0 and not _may_be_similar(
+            block, peak, rough_variants, sign, offset, cut, size, rough, near[0], near[1], near[2]
+        ):
+            best[start : start + size] = -np.inf
+            continue
+        # Not scaled: in double precision the square of no weight vanishes or overflows.
         for j in range(k):
             for b in range(size):
                 weights[j, b] = np.float64(block[j, b])
@@ -762,12 +824,25 @@ def extremes(filters: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32],
 
 
 def similarities(
-    columns: Columns, variants: npt.NDArray[np.float64], sign: bool, offset: bool
+    columns: Columns, variants: npt.NDArray[np.float64], sign: bool, offset: bool, least: float = -np.inf
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    """Largest cosine of each filter with any of some unit vectors (v, k), and which of them."""
+    """Largest cosine of each filter with any of some unit vectors (v, k), and which of them.
+
+    Args:
+        columns: k arrays of n weights each.
+        variants: (v, k).
+        sign: Take the absolute value of the cosine.
+        offset: Subtract the mean of each filter first.
+        least: A filter below it may have a cosine of -inf instead, which takes less time.
+    """
     count = len(columns[0])
     best, which = np.empty(count), np.empty(count, np.int64)
-    _similarities(_addresses(columns), count, variants, sign, offset, best, which)
+    k = variants.shape[1]
+    # Twice the largest error of single precision: k + 8 roundings, each of half a unit, of k terms of at most 1.
+    cut = least - 2 * (k + 8) * 2.0**-24 * np.sqrt(k) / _SHORT
+    square = np.float32(cut * abs(cut)) if cut > 0 else np.float32(0)
+    rough = variants.astype(np.float32)
+    _similarities(_addresses(columns), count, variants, rough, sign, offset, square, best, which)
     return best, which
 
 
@@ -837,7 +912,7 @@ def cosines(rows: npt.NDArray[np.float32], inverse: npt.NDArray[np.float64]) -> 
         A function that waits for the sum: with many rows, threads compute it in the meantime.
     """
     n, k = rows.shape
-    rest = -n % 4
+    rest = -n % 3
     if rest:  # rows of zeros
         rows, inverse = np.pad(rows, ((0, rest), (0, 0))), np.pad(inverse, (0, rest))
     rows = _rows(rows)

@@ -97,8 +97,14 @@ class Pattern:
             turned = kept
         return cls(np.stack([variant.ravel() for variant in turned.values()]), tuple(turned), sign, centred)
 
-    def similarity(self, columns: Columns) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-        """Similarity of filters, given as k arrays (n,), to the most similar variant.
+    def similarity(
+        self, columns: Columns, least: float = -np.inf
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+        """Similarity of filters to the most similar variant.
+
+        Args:
+            columns: k float32 arrays (n,), the weights of n filters.
+            least: Filters that are less similar do not matter: they may be given -inf, which takes less time.
 
         Returns:
             (n,) float64 from -1 to 1, -inf for filters without direction, and the number of the variant, (n,); with
@@ -106,7 +112,7 @@ class Pattern:
         """
         from cnnfilterdb.stats import compiled
 
-        return compiled.similarities(columns, self.variants, self.sign, self.centred)
+        return compiled.similarities(columns, self.variants, self.sign, self.centred, least)
 
 
 @dataclass(slots=True, eq=False)
@@ -128,17 +134,18 @@ class Nearest:
         """Similarity that a filter must exceed to be kept; -inf while there is room."""
         return float(self.similarity[-1]) if len(self.similarity) == self.limit else -np.inf
 
-    def candidates(self, similarity: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    def candidates(self, similarity: npt.NDArray[np.float64], least: float = -np.inf) -> npt.NDArray[np.int64]:
         """Which of these filters may be kept: with equals, more than there is room for; of many filters, few.
 
         Args:
             similarity: (n,).
+            least: Of no interest is what is less similar, because others are known.
 
         >>> Nearest(2).candidates(np.array([0.5, 0.9, -np.inf, 0.7, 0.7])).tolist()
         [1, 3, 4]
         """
-        least = self.least
-        if len(similarity) > self.limit:  # a partition takes a fraction of the time of sorting
+        least = max(self.least, least)
+        if least == -np.inf and len(similarity) > self.limit:  # a partition takes a fraction of the time of sorting
             least = max(least, float(np.partition(similarity, -self.limit)[-self.limit]))
         return np.flatnonzero((similarity >= least) & (similarity > -np.inf))
 

@@ -260,8 +260,7 @@ class Store(Contents):
                 try:
                     yield writer
                 finally:
-                    if not writer.committed:
-                        writer.abandon()
+                    writer.close()
 
     def _publish(self, folder: Path) -> None:
         Commit.read(folder).apply(self.path, folder)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cnnfilterdb.core import paths
-from cnnfilterdb.core.durable import sha256, sync, sync_folder, writing
+from cnnfilterdb.core.durable import GrowingFile, sha256, sync, sync_folder, writing
 from cnnfilterdb.core.errors import BadWeightsError
 from cnnfilterdb.core.schema import HISTOGRAMS, LAYERS, MODELS, filter_schema, kernel_name, weight_columns
 from cnnfilterdb.core.version import package_version
@@ -82,32 +84,46 @@ def histogram_settings(table: pa.Table) -> dict[str, Any]:
 
 
 class _Filters:
-    """The Parquet file of one kernel size, to which layers are appended."""
+    """The Parquet file of one kernel size, to which layers are appended.
 
-    def __init__(self, path: Path, kernel: str, model_id: str) -> None:
+    Args:
+        path: The file.
+        kernel: The kernel size.
+        model_id: The model of all its filters.
+        aside: Hashes the file while it is written.
+    """
+
+    def __init__(self, path: Path, kernel: str, model_id: str, aside: ThreadPoolExecutor) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self.rows = 0
-        self._model_id = model_id
-        self._schema = filter_schema(kernel)
         self._limit = row_group_rows(kernel)
+        # Handed over as one entry of a dictionary, the model takes no time to write; as a string in every row, which is
+        # how it is read, a fifth of it. So the schema to read with is not that of what is written.
+        self._model_ids = pa.DictionaryArray.from_arrays(np.zeros(self._limit, np.int8), [model_id])
+        read_as = filter_schema(kernel)
+        number = read_as.get_field_index("model_id")
+        self._schema = read_as.set(number, read_as.field(number).with_type(self._model_ids.type))
         self._pending: list[pa.RecordBatch] = []
         self._pending_rows = 0
-        self._writer = pq.ParquetWriter(path, self._schema, **filter_settings(kernel))
+        self._writer = pq.ParquetWriter(path, self._schema, store_schema=False, **filter_settings(kernel))
+        self._writer.add_key_value_metadata({"ARROW:schema": base64.b64encode(read_as.serialize()).decode()})
+        self._written = GrowingFile(path, aside)
 
     def append(self, layer: int, weight: npt.NDArray[np.float32]) -> None:
         """Append the filters of a weight (out, in / groups, kh, kw)."""
-        in_channels = weight.shape[1]
+        in_channels = np.int32(weight.shape[1])
         kernels = weight.reshape(-1, weight.shape[2] * weight.shape[3])
         start = 0
         while start < len(kernels):
             stop = min(len(kernels), start + self._limit - self._pending_rows)
-            out_channel, in_channel = np.divmod(np.arange(start, stop, dtype=np.int32), np.int32(in_channels))
+            number = np.arange(start, stop, dtype=np.int32)
+            out_channel = number // in_channels
             columns = [
-                pa.repeat(self._model_id, stop - start),
+                self._model_ids.slice(0, stop - start),
                 pa.repeat(pa.scalar(layer, pa.int32()), stop - start),
                 pa.array(out_channel),
-                pa.array(in_channel),
+                pa.array(number - out_channel * in_channels),
                 # One transposed copy, whose rows Arrow then uses without copying.
                 *(pa.array(column) for column in np.ascontiguousarray(kernels[start:stop].T)),
             ]
@@ -122,12 +138,18 @@ class _Filters:
         table = pa.Table.from_batches(self._pending, self._schema)
         self._pending, self._pending_rows = [], 0
         self._writer.write_table(table, row_group_size=self._limit)
+        self._written.grown()
 
-    def close(self) -> None:
-        """Write what is pending and the footer."""
+    def close(self) -> str:
+        """Write what is pending and the footer, wait until all is on the disk, and return the SHA-256 of the file."""
         if self._pending:
             self._flush()
         self._writer.close()
+        self._written.grown()
+        sync(self.path)
+        digest = self._written.sha256()
+        self._written.close()
+        return digest
 
     def abandon(self) -> None:
         """Close the file, whatever is in it."""
@@ -135,6 +157,7 @@ class _Filters:
         # On a full disk the footer cannot be written either; the file is discarded anyway.
         with contextlib.suppress(OSError):
             self._writer.close()
+        self._written.close()
 
 
 class Writer:
@@ -163,6 +186,7 @@ class Writer:
         self.hashes: dict[int, str] = {}
         self._layers: list[pa.RecordBatch] = []
         self._filters: dict[str, _Filters] = {}
+        self._aside = ThreadPoolExecutor(1, thread_name_prefix="hash")
         self._index: dict[str, pa.Table] = {}
 
     def add_layer(self, row: Mapping[str, Any], weight: npt.NDArray[np.float32] | None) -> None:
@@ -197,7 +221,7 @@ class Writer:
         with writing(self._root):
             if kernel not in self._filters:
                 path = self._folder / paths.filters_path(kernel, self._source, self._slug)
-                self._filters[kernel] = _Filters(path, kernel, self.model_id)
+                self._filters[kernel] = _Filters(path, kernel, self.model_id, self._aside)
             self._filters[kernel].append(number, weight)
 
     def _measured(self, row: Mapping[str, Any], weight: npt.NDArray[np.float32]) -> dict[str, Any]:
@@ -249,7 +273,7 @@ class Writer:
             files = [self._close(filters) for _, filters in sorted(self._filters.items())]
             path = paths.layers_path(self._slug)
             write_sealed(pa.Table.from_batches(self._layers, LAYERS), self._folder / path)
-            files.append(self._described(path, len(self._layers)))
+            files.append(self._described(path, len(self._layers), sha256(self._folder / path)))
             moves = [path for kernel in self._filters for path in self._empty(kernel)]
             moves += [file["path"] for file in files]
             for basis_id, table in self._index.items():
@@ -268,13 +292,11 @@ class Writer:
         self.committed = True
 
     def _close(self, filters: _Filters) -> dict[str, Any]:
-        filters.close()
-        sync(filters.path)
-        return self._described(filters.path.relative_to(self._folder).as_posix(), filters.rows)
+        digest = filters.close()
+        return self._described(filters.path.relative_to(self._folder).as_posix(), filters.rows, digest)
 
-    def _described(self, path: str, rows: int) -> dict[str, Any]:
-        file = self._folder / path
-        return {"path": path, "rows": rows, "bytes": file.stat().st_size, "sha256": sha256(file)}
+    def _described(self, path: str, rows: int, digest: str) -> dict[str, Any]:
+        return {"path": path, "rows": rows, "bytes": (self._folder / path).stat().st_size, "sha256": digest}
 
     def _empty(self, kernel: str) -> list[str]:
         """Stage the file without rows of a kernel size that is new to the database."""
@@ -291,10 +313,12 @@ class Writer:
             sync_folder(folder)
         Commit(self.model_id, tuple(moves)).decide(self._folder)
 
-    def abandon(self) -> None:
-        """Close all files."""
-        for filters in self._filters.values():
-            filters.abandon()
+    def close(self) -> None:
+        """Close all files; a model that was not committed is not written."""
+        if not self.committed:
+            for filters in self._filters.values():
+                filters.abandon()
+        self._aside.shutdown()
 
 
 def _batch(schema: pa.Schema, row: Mapping[str, Any]) -> pa.RecordBatch:

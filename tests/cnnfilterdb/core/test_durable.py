@@ -1,9 +1,11 @@
 """The one way to write a file: whole or not at all, one line for every failure, nothing left behind."""
 
 import errno
+import hashlib
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cnnfilterdb.core.durable import replacing, write_text, writing
+from cnnfilterdb.core.durable import GrowingFile, replacing, write_text, writing
 from cnnfilterdb.core.errors import DatabaseError
 from cnnfilterdb.store.seals import sealed, write_sealed
 
@@ -124,3 +126,34 @@ def test_other_bytes_have_no_seal(tmp_path_factory, before, after):
     for content in (before, before + b"cnnfilterdb_sha256" + after):
         path.write_bytes(content)
         assert sealed(path) is not True
+
+
+@pytest.mark.parametrize("parts", [[], [b""], [b"a"], [b"a" * 3_000_000, b"", b"b" * 40_000_000, b"c"]])
+def test_the_hash_of_a_growing_file_is_that_of_its_content(tmp_path, parts):
+    path = tmp_path / "file"
+    with ThreadPoolExecutor(1) as aside, path.open("wb", buffering=0) as file:
+        growing = GrowingFile(path, aside)
+        for part in parts:
+            file.write(part)
+            growing.grown()
+        assert growing.sha256() == hashlib.sha256(b"".join(parts)).hexdigest()
+        growing.close()
+
+
+def test_what_reading_a_growing_file_fails_with_is_raised_at_the_end(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    path.write_bytes(bytes(GrowingFile._STEP))
+
+    def broken(descriptor):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fdatasync", broken, raising=False)
+    with ThreadPoolExecutor(1) as aside:
+        growing = GrowingFile(path, aside)
+        growing.grown()
+        with path.open("ab") as file:
+            file.write(b"more")
+        growing.grown()
+        with pytest.raises(OSError, match="Input/output"):
+            growing.sha256()
+        growing.close()

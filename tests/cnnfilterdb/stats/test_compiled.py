@@ -1,7 +1,14 @@
-"""The compiled loops start wherever Python does."""
+"""The compiled loops start wherever Python does, and their shortcuts change no result."""
 
 import subprocess
 import sys
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+
+from cnnfilterdb.stats import compiled
 
 CODE = """
 from numba.core import caching
@@ -30,3 +37,39 @@ def test_compiled_code_is_kept_where_it_can_be():
 def test_without_a_writable_folder_code_is_compiled_again():
     done = started(True)
     assert (done.stdout, done.stderr) == ("False [-2.0, 0.0] [1.0, 0.5]\n", "")
+
+
+@given(
+    kernels=npst.arrays(
+        np.float32,
+        st.tuples(st.integers(1, 300), st.sampled_from([2, 9, 25])),
+        elements=st.sampled_from([0.0, 1.0, -1.0, 0.5, 1e-38, -3e37, 1e-45, 0.3333, 1 + 2**-20, 3.0]),
+    ),
+    scale=st.sampled_from([1.0, 1e-30, 1e30]),
+    sign=st.booleans(),
+    centred=st.booleans(),
+    least=st.floats(-1, 1),
+    seed=st.integers(0, 5),
+)
+def test_filters_that_are_similar_enough_are_found_by_single_precision(kernels, scale, sign, centred, least, seed):
+    with np.errstate(over="ignore"):
+        kernels = (kernels * np.float32(scale)).clip(-3e38, 3e38)
+    columns = [np.ascontiguousarray(column) for column in kernels.T]
+    variants = np.random.default_rng(seed).normal(size=(2, kernels.shape[1]))
+    variants -= variants.mean(axis=1, keepdims=True) if centred else 0
+    variants /= np.linalg.norm(variants, axis=1, keepdims=True)
+    every, which = compiled.similarities(columns, variants, sign, centred)
+    found, names = compiled.similarities(columns, variants, sign, centred, least)
+    wanted = every >= least
+    np.testing.assert_array_equal(found[wanted], every[wanted])
+    np.testing.assert_array_equal(names[wanted], which[wanted])
+    rest = found[~wanted]
+    assert np.all((rest == every[~wanted]) | (rest == -np.inf))
+
+
+def test_most_filters_are_told_by_single_precision():
+    kernels = np.random.default_rng(0).normal(size=(100_000, 9)).astype(np.float32)
+    columns = [np.ascontiguousarray(column) for column in kernels.T]
+    found, _ = compiled.similarities(columns, np.full((1, 9), 1 / 3), False, False, 0.9)
+    assert np.mean(found == -np.inf) > 0.9
+    assert found.max() > 0.9

@@ -30,7 +30,7 @@ from cnnfilterdb.core.errors import (
     UnknownModelError,
 )
 from cnnfilterdb.core.paths import slug
-from cnnfilterdb.core.schema import FORMAT_VERSION, LAYERS, MODELS, weight_columns
+from cnnfilterdb.core.schema import FORMAT_VERSION, LAYERS, MODELS, filter_schema, weight_columns
 from cnnfilterdb.store import annotations as notes
 from cnnfilterdb.store import contents as contents_module
 from cnnfilterdb.store import folder as store_module
@@ -197,6 +197,14 @@ def test_what_is_written_is_read_back_bit_by_bit(store, write_model):
     assert len(store.filter_files("3x3")) == 2
     assert store.filter_files("9x9") == []
     assert store.verify() == []
+
+
+def test_filters_are_read_with_their_descriptions(store, write_model):
+    """Although they are written with another type of the model, which takes less time."""
+    write_model(store, "custom/a", shapes=[(2, 3, 3, 3)])
+    (path,) = store.filter_files("3x3")
+    assert pq.read_schema(path).equals(filter_schema("3x3"), check_metadata=True)
+    assert pq.read_table(path)["model_id"].to_pylist() == ["custom/a"] * 6
 
 
 def test_special_values_keep_their_bits(store):

@@ -167,7 +167,7 @@ class GrowingFile:
     """
 
     #: Bytes after which what was written is brought to the disk.
-    _STEP = 1 << 25
+    _STEP = 1 << 23
 
     def __init__(self, path: Path, aside: Executor) -> None:
         self._file = path.open("rb", buffering=0)

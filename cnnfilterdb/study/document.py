@@ -19,7 +19,7 @@ from cnnfilterdb.core import markdown
 from cnnfilterdb.plots import to_png
 from cnnfilterdb.plots.style import compact
 
-__all__ = ["Block", "Claim", "Picture", "Rows", "Section", "Study", "number", "probability"]
+__all__ = ["Block", "Claim", "Picture", "Rows", "Section", "Study", "number", "p_value", "probability"]
 
 
 #: Pixels of the page per inch of a figure, as on the page of a report.
@@ -183,7 +183,7 @@ class Study:
         """
         lines = [f"# {self.title}", "", *_paragraphs(self.answer)]
         head = ("Conclusion", "What the models show", "Test", "Effect", "95 % interval", "p")
-        rows = [(one.text, one.verdict, one.test, one.effect, one.interval, _p(one.p)) for one in self.claims]
+        rows = [(one.text, one.verdict, one.test, one.effect, one.interval, p_value(one.p)) for one in self.claims]
         lines += [_markdown_table(head, rows), ""]
         for one in self.opening:
             lines += _markdown(one, figures)
@@ -199,7 +199,7 @@ class Study:
         environment = jinja2.Environment(
             autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
         )
-        environment.filters |= {"cell": _cell, "p": _p, "compact": compact, "prose": _prose}
+        environment.filters |= {"cell": _cell, "p": p_value, "compact": compact, "prose": _prose}
         text = files("cnnfilterdb.study").joinpath("study.html").read_text(encoding="utf-8")
         style = files("cnnfilterdb.plots").joinpath("report.css").read_text(encoding="utf-8")
         return environment.from_string(text).render(study=self, style=style, kind=_kind, source=_source, size=_size)
@@ -223,14 +223,25 @@ def probability(p: float | None) -> str:
     >>> probability(0.0432).replace(chr(160), " ")   # a space that breaks no line
     'p 0.043'
     """
-    return f"p\N{NO-BREAK SPACE}{_p(p)}"
+    return f"p\N{NO-BREAK SPACE}{p_value(p)}"
 
 
-def _p(p: float | None) -> str:
-    return "" if p is None else f"{p:.3f}"
+def p_value(p: float | None) -> str:
+    """A p-value with three decimals, and with more where these would not show on which side of 0.05 it is.
+
+    >>> p_value(0.0432), p_value(0.05), p_value(0.0496), p_value(0.05004), p_value(None)
+    ('0.043', '0.050', '0.0496', '0.05004', '')
+    """
+    if p is None:
+        return ""
+    texts = (f"{p:.{digits}f}" for digits in range(3, 17))
+    return next((text for text in texts if float(text) != 0.05 or p == 0.05), f"{p}")
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any, column: str = "") -> str:
+    """A cell of a table; p-values are recognised by the name of their column."""
+    if isinstance(value, float) and math.isfinite(value) and column.partition(",")[0] == "p":
+        return p_value(value)
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return "–"
     if isinstance(value, bool):
@@ -238,7 +249,7 @@ def _cell(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if hasattr(value, "item"):
-        return _cell(value.item())
+        return _cell(value.item(), column)
     return number(value) if isinstance(value, float) else "".join(c if c.isprintable() else " " for c in str(value))
 
 
@@ -283,5 +294,6 @@ def _markdown(block: Block, figures: str) -> list[str]:
 
 def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return markdown.table(
-        [markdown.text(column) for column in columns], [[markdown.text(_cell(value)) for value in row] for row in rows]
+        [markdown.text(column) for column in columns],
+        [[markdown.text(_cell(value, column)) for value, column in zip(row, columns, strict=True)] for row in rows],
     )

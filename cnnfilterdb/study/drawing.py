@@ -22,6 +22,7 @@ from cnnfilterdb.plots.style import (
     row_labels,
     text_width,
 )
+from cnnfilterdb.study.document import p_value
 from cnnfilterdb.study.sample import Contrast
 
 __all__ = ["against_chance", "factor_bars", "places", "ranked"]
@@ -52,7 +53,7 @@ def against_chance(contrasts: Sequence[Contrast], yardstick: float | None, yards
         colour = MEDICAL if one.p <= 0.05 else INK
         axes.plot([max(one.shift, 1e-4)], [row], "o", markersize=4, color=colour)
         axes.annotate(
-            f"p {one.p:.3f}", (1.0, row), xycoords=("axes fraction", "data"), xytext=(4, 0),
+            f"p {p_value(one.p)}", (1.0, row), xycoords=("axes fraction", "data"), xytext=(4, 0),
             textcoords="offset points", va="center", fontsize=look().small, color=colour, annotation_clip=False,
         )  # fmt: skip
     values = [value for one in contrasts for value in (one.shift, one.chance, one.chance_high) if value > 1e-4]

@@ -13,7 +13,7 @@ from cnnfilterdb import stats
 from cnnfilterdb.core.errors import SelectionError
 from cnnfilterdb.core.reports import Progress, counted
 from cnnfilterdb.study import drawing
-from cnnfilterdb.study.document import Block, Claim, Picture, Rows, Section, Study, number, probability
+from cnnfilterdb.study.document import Block, Claim, Picture, Rows, Section, Study, number, p_value, probability
 from cnnfilterdb.study.outliers import FEW_OUTLIERS, Outliers, find_outliers, properties
 from cnnfilterdb.study.paper import paper_section
 from cnnfilterdb.study.question import (
@@ -356,7 +356,7 @@ def _claims(
             "The answer depends on recipe, measure, weighting, basis, kernel size, untrained or degenerate layers",
             "no" if agreeing == len(asked) else f"in {len(asked) - agreeing} of {len(asked)} variants",
             f"The first test, repeated in {len(asked)} variants.",
-            f"p from {min(row[8] for row in asked):.3f} to {max(row[8] for row in asked):.3f}",
+            f"p from {p_value(min(row[8] for row in asked))} to {p_value(max(row[8] for row in asked))}",
         )
     )
     claims.append(Claim("Pre-training on any images serves medical imaging as well", OPEN,

@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 import cnnfilterdb
 from cnnfilterdb import catalog
 from cnnfilterdb.core.errors import SelectionError
-from cnnfilterdb.study.document import Rows, Section
+from cnnfilterdb.study.document import Claim, Rows, Section
 from cnnfilterdb.study.drawing import places
 from cnnfilterdb.study.medical import _answer, _claims
 from cnnfilterdb.study.outliers import FEW_OUTLIERS, Outliers
@@ -319,3 +319,15 @@ def test_code_in_a_paragraph_is_code_in_every_format(difference):
     study = replace(difference, sections=[Section("run", "Run", [text])])
     assert "Run `cnnfilterdb ingest --collection a_b` on 2 \\* 3 models." in study.to_markdown()
     assert "<code>cnnfilterdb ingest --collection a_b</code>" in study.to_html()
+
+
+@pytest.mark.parametrize(("p", "text"), [(0.0432, "0.043"), (0.05, "0.050"), (0.0496, "0.0496"), (0.05004, "0.05004")])
+def test_a_p_value_shows_on_which_side_of_the_limit_it_is(difference, p, text):
+    rows = Rows("Both in one table.", ("Compared", "Shift", "p", "p, adjusted"), [("a", 0.1996, p, np.float64(p))])
+    claim = Claim("They differ", DIFFERS, p=p)
+    study = replace(difference, claims=[claim], opening=[], sections=[Section("run", "Run", [rows])])
+    markdown, html = study.to_markdown(), study.to_html()
+    assert len(re.findall(rf"(?<= ){re.escape(text)}(?= )", markdown)) == 3
+    assert len(re.findall(rf">{re.escape(text)}<", html)) == 3
+    assert re.search(r"\| +0\.200 \|", markdown)  # a shift is rounded as ever
+    assert study.to_dict()["claims"][0]["p"] == p

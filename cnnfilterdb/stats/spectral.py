@@ -107,8 +107,12 @@ def power_law(values: npt.NDArray[np.float64]) -> tuple[float, float, float] | N
 
 def _eigenvalues(matrix: npt.NDArray[np.float32]) -> _Array:
     """Eigenvalues of the matrix of one position: half the squares of its singular values."""
-    narrow = np.asarray(matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T, np.float64) * np.sqrt(0.5)
-    return np.maximum(np.linalg.eigvalsh(narrow.T @ narrow), 0)
+    narrow = np.array(matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T, np.float64)
+    narrow *= np.sqrt(0.5)
+    gram = narrow.T @ narrow
+    del narrow  # eigvalsh makes a copy of its own
+    values: _Array = np.maximum(np.linalg.eigvalsh(gram), 0)
+    return values
 
 
 def _largest(weight: npt.NDArray[np.float32]) -> tuple[float, float]:

@@ -45,6 +45,11 @@ FINGERPRINT_ENCODING: dict[str, Any] = {
 }
 
 
+#: Bytes of layers in memory for each thread, unless the memory of the process is limited to less: more than most models
+#: need, so that only the largest layers come one after another.
+_LAYERS = 150_000_000
+
+
 class Fingerprints:
     """The fingerprints in a database folder.
 
@@ -114,7 +119,10 @@ class Fingerprints:
     def computed(self, model_ids: Sequence[str]) -> Iterator[tuple[str, pa.Table]]:
         """Compute the rows of models, with the resources of the folder, and write nothing."""
         resources = self.store.resources
-        units = resources.runner.run(_table, self._models(model_ids), weight=_size, budget=resources.budget)
+        runner = resources.runner
+        most = _LAYERS * runner.workers
+        budget = None if runner.remote else min(most, resources.budget or most)
+        units = runner.run(_table, self._models(model_ids), weight=_size, budget=budget)
         with closing(units) as tables:
             for model, future in tables:
                 yield model.model_id, future.result()
@@ -159,7 +167,7 @@ def _table(model: _Model) -> pa.Table:
 
 def _rows(path: Path, model_id: str, kernel: str, layers: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, pre_buffer=False) as file:  # else all of it is read before the first batch
             rows_of = RowCursor(file.iter_batches(PIECE, use_threads=False), kernel)
             for layer in layers:
                 if layer["tensor_sha256"] is None:

@@ -311,7 +311,8 @@ class _Check:
     def _filter_file(self, path: str, kernel: str, layers: pa.Table) -> None:
         import pyarrow.compute as pc
 
-        with pq.ParquetFile(self._root / path) as file:
+        # Not buffered ahead: all of the file would be read before the first batch.
+        with pq.ParquetFile(self._root / path, pre_buffer=False) as file:
             if not file.schema_arrow.equals(filter_schema(kernel)):
                 raise _Damaged("its columns are not those of the schema")
             rows, expected = file.metadata.num_rows, pc.sum(layers["filters"]).as_py()

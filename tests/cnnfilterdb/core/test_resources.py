@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+import time
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 import cnnfilterdb
 from cnnfilterdb.core.errors import DatabaseError, SelectionError
 from cnnfilterdb.core.resources import Resources, parse_size
+from cnnfilterdb.scan.ordered import PIECE, RowCursor
+from cnnfilterdb.store import fingerprints
 
 
 @pytest.mark.parametrize(
@@ -46,6 +51,46 @@ def test_a_query_beyond_the_memory_is_refused_with_a_remedy(sample_path):
         query = "SELECT list(i) FROM range(100_000_000) t(i)"
         with pytest.raises(DatabaseError, match=r"needs more memory \(.*\); give more with memory=, or fewer threads="):
             db.sql(query).fetchall()
+
+
+@pytest.mark.parametrize("work", ["verify", "index"])
+def test_a_large_file_is_read_a_piece_at_a_time(work, tmp_path, monkeypatch):
+    weight = np.random.default_rng(0).normal(size=(16, 65536, 3, 3)).astype(np.float32)
+    with cnnfilterdb.create(tmp_path / "a.db", threads=1) as db:
+        db.add({"a.weight": weight}, "large")
+        db._index.build(fingerprints=False)
+        held, take = [], RowCursor.take
+
+        def counted(self, count):
+            held.append(pa.total_allocated_bytes())
+            return take(self, count)
+
+        monkeypatch.setattr(RowCursor, "take", counted)
+        before = pa.total_allocated_bytes()
+        assert not getattr(db, work)()
+    assert len(held) == weight.size // 9 // PIECE
+    assert max(held) - before < weight.nbytes / 2
+
+
+def test_the_largest_layers_are_in_memory_one_after_another(sample_path, tmp_path, monkeypatch):
+    path = shutil.copytree(sample_path, tmp_path / "a.db")
+    for file in (path / "index/fingerprints").glob("custom-*"):
+        file.unlink()
+    monkeypatch.setattr(fingerprints, "_LAYERS", 1)
+    running, most, table = [], [], fingerprints._table
+
+    def counted(model):
+        running.append(model)
+        most.append(len(running))
+        time.sleep(0.02)
+        running.remove(model)
+        return table(model)
+
+    monkeypatch.setattr(fingerprints, "_table", counted)
+    with cnnfilterdb.open(path, read_only=False, threads=4) as db:
+        db.index()
+        assert db.verify() == []
+    assert most == [1] * 5
 
 
 INDEX = """

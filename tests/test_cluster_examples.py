@@ -62,6 +62,11 @@ def test_an_array_of_tasks_and_its_combination(tmp_path, environment, object_sto
     assert not found[0] & found[1]
     with cnnfilterdb.open("s3://cluster/parts/part-2-of-2", storage_options=object_store) as pushed:
         assert set(pushed.models()["name"]) == found[1]
+    with cnnfilterdb.create(tmp_path / "whole.db") as whole:
+        whole.merge(*parts)
+    for shard in ("1/2", "2/2"):
+        task("index-array.sh", "whole.db", SHARD=shard)
+    assert len(list((tmp_path / "whole.db/index/fingerprints").glob("files-*.parquet"))) == 6
     assert "all counts and hashes are correct" in task("combine.sh", "parts", "whole.db").stdout
     assert len(cnnfilterdb.open(tmp_path / "whole.db").models()) == 6
 

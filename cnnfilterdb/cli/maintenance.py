@@ -58,13 +58,19 @@ def annotate(
 @click.command(short_help="Update bases, histograms and fingerprints.")
 @click.option("--refit", is_flag=True, help="Fit new bases on all models present; older bases are kept.")
 @click.option("--prune", is_flag=True, help="Remove the bases that are no longer in use.")
+@shard_option
 @written_db_option
 @quiet_option
-def index(refit: bool, prune: bool, path: Path, quiet: bool) -> None:
-    """Fit the SVD bases, count the histograms of shifts, and compute the spectra and sketches of layers."""
+def index(refit: bool, prune: bool, shard: str | None, path: Path, quiet: bool) -> None:
+    """Fit the SVD bases, count the histograms of shifts, and compute the spectra and sketches of layers.
+
+    With --shard, spectra and sketches are computed, and histograms in bases that exist; without it, the rest is.
+    """
+    if shard and (refit or prune):
+        raise click.UsageError("--shard fits and removes no bases; leave --refit and --prune out")
     db = open_database(path)
     with progress_bars(quiet) as progress:
-        db.index(refit=refit, prune=prune, progress=progress)
+        db.index(refit=refit, prune=prune, shard=shard, progress=progress)
     for fitted in db.bases():
         ratios = " ".join(f"{ratio:.3f}" for ratio in fitted.basis.explained_variance_ratio[:9])
         remark(f"{fitted.basis_id}: {counted(len(fitted.models), 'model')}, {counted(fitted.layers, 'layer')}, "

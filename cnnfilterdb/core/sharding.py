@@ -46,6 +46,14 @@ class Share:
             raise SelectionError(f"shard: {text!r} given; expected I/N, with I from 1 to N, such as 3/64")
         return cls(int(match[1]), int(match[2]))
 
+    def __str__(self) -> str:
+        """As in the name of a file.
+
+        >>> str(Share(3, 64))
+        '3-of-64'
+        """
+        return f"{self.number}-of-{self.count}"
+
     def has(self, model_id: str) -> bool:
         """Whether a model is in it.
 

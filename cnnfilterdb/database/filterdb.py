@@ -199,12 +199,22 @@ class FilterDB(Imports):
         self._store.remove(*names_given("remove", model_ids))
         self._write_init()
 
-    def index(self, *, refit: bool = False, prune: bool = False, progress: Progress | None = None) -> list[FittedBasis]:
+    def index(
+        self,
+        *,
+        refit: bool = False,
+        prune: bool = False,
+        shard: str | None = None,
+        progress: Progress | None = None,
+    ) -> list[FittedBasis]:
         """Update the index; see :meth:`cnnfilterdb.store.index.Index.build`.
 
         Args:
             refit: Fit new bases on all models that exist now.
             prune: Remove the bases that are not in use afterwards, with their histograms.
+            shard: ``"I/N"``: compute the fingerprints of the I-th of N shares of the models, and their histograms in
+                the bases that exist. Tasks with other shares may do so at the same time; an index without ``shard``
+                fits the bases and adds what is still missing.
             progress: Called with the current step, the amount done and the total.
 
         Returns:
@@ -212,10 +222,16 @@ class FilterDB(Imports):
 
         Raises:
             LockedError: Another process is writing the index.
+            SelectionError: Not a share, or ``refit`` or ``prune`` with one.
 
         >>> db.index()   # it is up to date
         []
         """
+        if (share := Share.of(shard)) is not None:
+            if refit or prune:
+                raise SelectionError("shard: a share fits and removes no bases; leave refit and prune out")
+            self._index.build_share(share, progress=progress)
+            return []
         built = self._index.build(refit=refit, progress=progress)
         if prune:
             self._index.prune()

@@ -27,6 +27,7 @@ from cnnfilterdb.core.durable import move, sync_folder, writing
 from cnnfilterdb.core.errors import CnnFilterDbError, CorruptError, LockedError
 from cnnfilterdb.core.reports import Progress, first_line
 from cnnfilterdb.core.schema import FINGERPRINTS, weight_columns
+from cnnfilterdb.core.sharding import Share
 from cnnfilterdb.scan.ordered import PIECE, RowCursor
 from cnnfilterdb.scan.steady import steady
 from cnnfilterdb.store.folder import Store
@@ -90,18 +91,24 @@ class Fingerprints:
                     found[relative] = wrong
         return found
 
-    def fill(self, progress: Progress | None = None) -> None:
-        """Compute those that are missing; each is moved into place if its model is still the one that was read."""
+    def fill(self, progress: Progress | None = None, *, share: Share | None = None) -> None:
+        """Compute those that are missing; each is moved into place if its model is still the one that was read.
+
+        Args:
+            progress: Called with "fingerprints", the number of models done and of all.
+            share: Those of its models only; several processes may each fill another share.
+        """
         store = self.store
         if not (store.path / paths.fingerprints_path(paths.EMPTY)).exists():  # written before there were fingerprints
             store.restore()
 
         def fill() -> None:
             there = [model_id for model_id in self.missing() if store.has(model_id)]
+            there = there if share is None else share.among(there)
             if not there:
                 return
             stamps = {model_id: store.stamp(store.slug(model_id)) for model_id in there}
-            with store.staging(paths.FINGERPRINTS) as staging:
+            with store.staging(paths.FINGERPRINTS if share is None else f"{paths.FINGERPRINTS}-{share}") as staging:
                 for done, (model_id, table) in enumerate(self.computed(there), 1):
                     slug = store.slug(model_id)
                     part, target = staging / f"{slug}.parquet", store.path / paths.fingerprints_path(slug)

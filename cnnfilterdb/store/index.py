@@ -43,6 +43,7 @@ from cnnfilterdb.core.listing import entries
 from cnnfilterdb.core.recipes import RECIPES
 from cnnfilterdb.core.reports import Progress, first_line
 from cnnfilterdb.core.schema import BASES, HISTOGRAMS, indexable, papers_layers
+from cnnfilterdb.core.sharding import Share
 from cnnfilterdb.scan.steady import steady
 from cnnfilterdb.stats import Basis, Histogram, histograms
 from cnnfilterdb.store.fingerprints import Fingerprints
@@ -209,6 +210,21 @@ class Index(Bases):
             self.fingerprints.fill(progress)
         return [fitted for fitted in built if fitted is not None]
 
+    def build_share(self, share: Share, *, progress: Progress | None = None) -> None:
+        """Add what is missing of the models of a share: histograms in the bases that exist, and fingerprints.
+
+        Several processes may each build another share; :meth:`build` fits the bases and adds the rest.
+
+        Args:
+            share: The share.
+            progress: Called with what is being done, how much is done and how much there is.
+        """
+        self.store.recover_once()
+        for basis_id, model_ids in self.missing().items():
+            if own := share.among(model_ids):
+                self._fill(self.get(basis_id), own, progress, f"{basis_id}-{share}")
+        self.fingerprints.fill(progress, share=share)
+
     def prune(self) -> list[str]:
         """Remove the bases that are not in use, with their histograms.
 
@@ -339,9 +355,18 @@ class Index(Bases):
             with whole(folder / paths.BASIS, staging) as part:
                 write_sealed(basis_table(fitted), part)
 
-    def _fill(self, fitted: FittedBasis, model_ids: Sequence[str], progress: Progress | None) -> None:
-        """Add the histograms of models to a basis; each is moved into place if its model is still the one read."""
-        with self.store.staging(fitted.basis_id) as staging:
+    def _fill(
+        self, fitted: FittedBasis, model_ids: Sequence[str], progress: Progress | None, name: str | None = None
+    ) -> None:
+        """Add the histograms of models to a basis; each is moved into place if its model is still the one read.
+
+        Args:
+            fitted: The basis.
+            model_ids: The models.
+            progress: As in :meth:`build`.
+            name: Under which one process at a time fills it; by default the key of the basis.
+        """
+        with self.store.staging(name or fitted.basis_id) as staging:
 
             def fill() -> None:
                 there = [model_id for model_id in model_ids if self.store.has(model_id)]

@@ -3,7 +3,8 @@
 #
 #     sbatch --dependency=afterok:JOB --cpus-per-task=8 --mem=4G examples/cluster/combine.sh PARTS whole.db
 #
-# The same line resumes. To ask the parts without copying them, repeat --db: cnnfilterdb shift domain --db A --db B
+# The same line resumes. Most of the time goes to `index`, of which index-array.sh does the largest share in an array of
+# tasks. To ask the parts without copying them, repeat --db: cnnfilterdb shift domain --db A --db B
 set -euo pipefail
 
 parts=$1 whole=$2

@@ -18,6 +18,7 @@ import cnnfilterdb
 from cnnfilterdb.analysis.bases import moments_of
 from cnnfilterdb.core.errors import DatabaseError, SelectionError
 from cnnfilterdb.core.schema import papers_layers
+from cnnfilterdb.core.sharding import Share
 from cnnfilterdb.stats import Basis, sparse_kernels
 from cnnfilterdb.store import annotations as notes
 from cnnfilterdb.store import index as index_files
@@ -504,3 +505,48 @@ def test_repair_rebuilds_what_is_derived_and_names_what_is_lost(copy):
         assert db.verify() == db.repair() == []
         assert len(db.models()) == 4
         assert db.kl_shift("domain").shape == (2, 2)
+
+
+def test_shares_of_an_index_are_built_at_the_same_time_and_leave_nothing_to_do(copy):
+    whole = files(copy)
+    derived = [path for path in whole if path.parts[1] == "fingerprints" or "histograms" in path.parts]
+    for path in derived:
+        if "_empty" not in path.stem and not path.stem.startswith("."):
+            (copy / path).unlink()
+    count = 3
+    script = "import sys, cnnfilterdb; cnnfilterdb.FilterDB(sys.argv[1]).index(shard=sys.argv[2])"
+    tasks = [subprocess.Popen([sys.executable, "-c", script, copy, f"{number + 1}/{count}"]) for number in range(count)]
+    assert [task.wait(300) for task in tasks] == [0] * count
+    assert files(copy) == whole
+    steps = []
+    with cnnfilterdb.open(copy, read_only=False) as db:
+        assert db.verify() == []
+        assert db.index(progress=lambda *step: steps.append(step)) == []
+        assert steps == []
+        assert db._index.missing() == {}
+
+
+def test_a_share_of_an_index_is_that_of_its_models(copy):
+    with cnnfilterdb.open(copy, read_only=False) as db:
+        for path in (copy / "index/fingerprints").glob("custom*"):
+            path.unlink()
+        everything = db._index.without_fingerprints()
+        assert len(everything) == 5
+        db.index(shard="1/2")
+        left = db._index.without_fingerprints()
+        assert left == Share(2, 2).among(everything)
+        assert 0 < len(left) < 5
+        for wrong in ({"refit": True}, {"prune": True}):
+            with pytest.raises(SelectionError, match="a share fits and removes no bases"):
+                db.index(shard="1/2", **wrong)
+        with pytest.raises(SelectionError, match="expected I/N"):
+            db.index(shard="3/2")
+
+
+def test_a_share_of_a_database_without_bases_fits_none(copy):
+    shutil.rmtree(copy / "index")
+    with cnnfilterdb.open(copy, read_only=False) as db:
+        db.index(shard="1/1")
+        assert db._index.without_fingerprints() == []
+        assert db._index.bases() == []
+        assert db.index() != []

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from cnnfilterdb.core.durable import sha256
 from cnnfilterdb.core.errors import DatabaseError, PublishError
 from cnnfilterdb.core.paths import MARKER
+from cnnfilterdb.publish.shards import WholeShard
 from cnnfilterdb.release.manifest import Manifest
 
 __all__ = ["LocalFile", "release_files"]
@@ -22,16 +24,31 @@ class LocalFile:
         source: The local file.
         size: Bytes.
         sha256: SHA-256 of the content.
+        elsewhere: The file of another release that has this content, if there is no local file yet.
     """
 
     path: str
     source: Path
     size: int
     sha256: str
+    elsewhere: WholeShard | None = None
+
+    def fetch(self) -> None:
+        """Make sure that there is a local file."""
+        if self.elsewhere is not None and not self.source.exists():
+            self.source.parent.mkdir(parents=True, exist_ok=True)
+            self.elsewhere.copy(self.source)
 
 
-def release_files(folder: Path, manifest: Manifest) -> list[LocalFile]:
+def release_files(
+    folder: Path, manifest: Manifest, elsewhere: Mapping[str, WholeShard] | None = None
+) -> list[LocalFile]:
     """The files of a release folder: those of the manifest in its order, then the pages and the manifest itself.
+
+    Args:
+        folder: The folder.
+        manifest: The manifest of the release.
+        elsewhere: Files that are not in the folder but in another release, by their paths in this one.
 
     Raises:
         PublishError: The folder does not match the manifest.
@@ -47,6 +64,9 @@ def release_files(folder: Path, manifest: Manifest) -> list[LocalFile]:
         }
         files = []
         for file in manifest.files:
+            if elsewhere and file.path in elsewhere:
+                files.append(LocalFile(file.path, folder / file.path, file.bytes, file.sha256, elsewhere[file.path]))
+                continue
             source = found.pop(file.path, None)
             size = source.stat().st_size if source else None
             if source is None or size != file.bytes:

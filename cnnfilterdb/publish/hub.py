@@ -14,7 +14,8 @@ one is sent the server is asked for it by its hash.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,13 @@ from cnnfilterdb.core.errors import PublishError
 from cnnfilterdb.core.paths import MARKER
 from cnnfilterdb.core.reports import Progress
 from cnnfilterdb.publish.files import LocalFile, release_files
-from cnnfilterdb.publish.repository import DatasetRepository, Refused, StoredFile, without_bars
+from cnnfilterdb.publish.repository import DatasetRepository, Refused, StoredFile, hub_endpoint, without_bars
+from cnnfilterdb.publish.shards import WholeShard
 from cnnfilterdb.release.manifest import Manifest, version_of
 
-__all__ = ["Published", "Released", "next_version", "releases", "upload"]
+__all__ = ["Published", "Released", "copied_by", "next_version", "releases", "upload"]
+
+_log = logging.getLogger(__name__)
 
 _MAIN = "main"
 _CARD = "README.md"
@@ -78,6 +82,20 @@ class Released:
     commit: str
 
 
+def copied_by(endpoint: str | None) -> Callable[[WholeShard], bool]:
+    """Which files of other releases a Hub can copy: those that it has.
+
+    Args:
+        endpoint: Address of the Hub; by default as for :func:`upload`.
+    """
+
+    def copies(shard: WholeShard) -> bool:
+        filesystem: Any = shard.there.filesystem
+        return "hf" in getattr(filesystem, "protocol", ()) and filesystem.endpoint.rstrip("/") == hub_endpoint(endpoint)
+
+    return copies
+
+
 def upload(
     folder: Path,
     manifest: Manifest,
@@ -86,6 +104,7 @@ def upload(
     token: str | None = None,
     endpoint: str | None = None,
     private: bool = False,
+    elsewhere: Mapping[str, WholeShard] | None = None,
     progress: Progress | None = None,
 ) -> Published:
     """Publish a release folder as a data set, and tag it.
@@ -100,6 +119,7 @@ def upload(
         token: Token with write access; by default ``HF_TOKEN``, or that of ``hf auth login``.
         endpoint: Address of the Hub; by default the value of ``HF_ENDPOINT``, else the public one.
         private: Create the repository as a private one. An existing one must be private then.
+        elsewhere: Files of the manifest that are not in the folder, because the Hub has them, by their paths.
         progress: Called with "upload", the number of files that have arrived and of all.
 
     Raises:
@@ -108,7 +128,7 @@ def upload(
     """
     repository = DatasetRepository(repo, token, endpoint)
     repository.need_token()
-    files = release_files(folder, manifest)
+    files = release_files(folder, manifest, elsewhere)
     repository.check_token()
     branches, tags = _prepare(repository, private)
     if manifest.tag in tags:
@@ -181,13 +201,56 @@ class _Upload:
         known = _large({self._head: before, base: there})
         missing = [file for file in files if not _is_at(file, there)]
         fresh = [file for file in missing if file.sha256 not in known]
-        operations = _send(repository, fresh, self._branch, len(files), progress)
-        operations += [*_copies(missing, known), *_deletions(files, there)]
         title = f"Files of {self._manifest.tag}"
-        staged = repository.commit(operations, self._branch, base, title, self._is_complete)
+
+        def commit(copied: Mapping[str, Any]) -> tuple[str, int]:
+            to_send = [file for file in fresh if file.path not in copied]
+            for file in to_send:
+                file.fetch()
+            operations = _send(repository, to_send, self._branch, len(files), progress)
+            operations += [*copied.values(), *_copies(missing, known), *_deletions(files, there)]
+            made = repository.commit(operations, self._branch, base, title, self._is_complete)
+            return made, sum(file.size for file in to_send)
+
+        copied = self._copied(fresh)
+        try:
+            staged, sent = commit(copied)
+        except Refused as refused:
+            if not copied or refused.passing:
+                raise
+            _log.warning("%s: the Hub copies no files of other data sets (%s); they are sent", repository.name, refused)
+            staged, sent = commit({})
         arrived = repository.tree(staged)
         _require_complete(f"{repository.name}, branch {self._branch}", files, arrived)
-        return staged, arrived, sum(file.size for file in fresh)
+        return staged, arrived, sent
+
+    def _copied(self, files: Sequence[LocalFile]) -> dict[str, Any]:
+        """Operations by which the Hub copies files from where it has them, by their paths."""
+        from huggingface_hub import CommitOperationCopy
+
+        found: dict[str, Any] = {}
+        trees: dict[tuple[str, str], Mapping[str, StoredFile]] = {}
+        for file in files:
+            if file.elsewhere is None:
+                continue
+            there = file.elsewhere.there
+            place = there.filesystem.resolve_path(there.path)  # type: ignore[union-attr]
+            name, revision = place.repo_id, place.revision
+            if (name, revision) not in trees:
+                try:
+                    trees[name, revision] = self._repository.other(name).tree(revision)
+                except Refused:  # this token does not reach it
+                    trees[name, revision] = {}
+            stored = trees[name, revision].get(place.path_in_repo)
+            if stored is None or not stored.large or stored.digest != file.sha256:
+                continue
+            other: dict[str, str] = {}
+            if name != self._repository.name:
+                if "src_repo_id" not in CommitOperationCopy.__dataclass_fields__:
+                    continue
+                other = {"src_repo_id": name, "src_repo_type": place.repo_type}
+            found[file.path] = CommitOperationCopy(place.path_in_repo, file.path, src_revision=revision, **other)
+        return found
 
     def _release(
         self,

@@ -22,6 +22,7 @@ from cnnfilterdb.core.paths import MARKER
 from cnnfilterdb.core.reports import Progress, counted
 from cnnfilterdb.publish.files import LocalFile, release_files
 from cnnfilterdb.publish.repository import AGAIN
+from cnnfilterdb.publish.shards import WholeShard
 from cnnfilterdb.release.manifest import MANIFEST_BYTES, Manifest
 from cnnfilterdb.release.remote import RequestBudget, filesystem_of, reaching, read_range, status_of
 
@@ -32,6 +33,8 @@ SCHEMES = ("abfs", "abfss", "az", "gcs", "gs", "s3")
 
 _BLOCK = 16 << 20  # bytes that are read at a time
 _PRECONDITION_FAILED = 412
+#: Answers of a server that copies nothing, or not under a condition.
+_COPIES_NOT = frozenset({400, 403, 405, 501})
 _REMEDY = "choose another address, or remove what is there"
 
 
@@ -69,12 +72,27 @@ class ObjectFolder:
             )
         return cls(address.rstrip("/"), *filesystem_of(address.rstrip("/"), options))
 
-    def put(self, folder: Path, manifest: Manifest, progress: Progress | None = None) -> Manifest:
+    def takes(self, shard: WholeShard) -> bool:
+        """Whether the server can copy a file: it has it, reached by the same options, and copies under a condition."""
+        protocol = self.filesystem.protocol
+        return "s3" in ([protocol] if isinstance(protocol, str) else protocol) and (
+            shard.there.filesystem == self.filesystem
+        )
+
+    def put(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        progress: Progress | None = None,
+        *,
+        elsewhere: Mapping[str, WholeShard] | None = None,
+    ) -> Manifest:
         """Put a release there that was built in a folder.
 
         Args:
             folder: The folder.
             manifest: Its manifest.
+            elsewhere: Files that are not in the folder, which the server copies, by their paths.
             progress: Called with "upload", the number of files that are there and of all.
 
         Returns:
@@ -83,7 +101,7 @@ class ObjectFolder:
         Raises:
             PublishError: There is something else at the address, or it cannot be written.
         """
-        files = sorted(release_files(folder, manifest), key=lambda file: file.path == MARKER)
+        files = sorted(release_files(folder, manifest, elsewhere), key=lambda file: file.path == MARKER)
         with _writing(self.address):
             if (held := self._manifest()) is not None:
                 return self._same(held, manifest)
@@ -100,6 +118,10 @@ class ObjectFolder:
     def _put(self, file: LocalFile) -> bool:
         """Put a file, unless there is one at its path."""
         target = f"{self.root}/{file.path}"
+        if file.elsewhere is not None:
+            if (copied := self._copied(file.elsewhere, target)) is not None:
+                return copied
+            file.fetch()
 
         def put() -> bool:
             if self.filesystem.exists(target):  # so that nothing is sent to be refused
@@ -115,6 +137,27 @@ class ObjectFolder:
             return True
 
         return RequestBudget.of(file.size).spend(put)
+
+    def _copied(self, shard: WholeShard, target: str) -> bool | None:
+        """Let the server copy a file, unless there is one at its path; None if the server does not do that."""
+
+        def copy() -> bool | None:
+            if self.filesystem.exists(target):
+                return False
+            try:
+                self.filesystem.cp_file(shard.there.path, target, IfNoneMatch="*")
+            except FileExistsError:
+                return False
+            except Exception as error:
+                status = status_of(error.__cause__ or error)
+                if status == _PRECONDITION_FAILED:
+                    return False
+                if status in _COPIES_NOT or isinstance(error, NotImplementedError | TypeError | ValueError):
+                    return None  # an older client or server
+                raise
+            return True
+
+        return RequestBudget.of(shard.file.bytes).spend(copy)
 
     def _holds(self, file: LocalFile) -> bool:
         """Whether the object at the path of a file has its content."""

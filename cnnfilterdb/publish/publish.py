@@ -9,9 +9,10 @@ from typing import Any
 from cnnfilterdb.core.errors import CorruptError, PublishError
 from cnnfilterdb.core.reports import Progress
 from cnnfilterdb.publish.build import DataSet, build
-from cnnfilterdb.publish.hub import Published, next_version, upload
+from cnnfilterdb.publish.hub import Published, copied_by, next_version, upload
 from cnnfilterdb.publish.objects import ObjectFolder
 from cnnfilterdb.publish.repository import check_repository
+from cnnfilterdb.publish.shards import Elsewhere
 from cnnfilterdb.publish.sources import Query, ReleaseSource
 from cnnfilterdb.release.manifest import Manifest, version_of
 
@@ -54,18 +55,32 @@ def publish(
     version = version or "1.0.0"
     _ready(source, verify=verify, progress=progress)
 
-    def built(target: Path) -> Manifest:
-        address = data_set.address(version)
+    def built(target: Path, elsewhere: Elsewhere | None = None) -> Manifest:
         return build(
-            source, target, version=version, address=address, query=query, data_set=data_set, progress=progress
+            source,
+            target,
+            version=version,
+            address=data_set.address(version),
+            query=query,
+            data_set=data_set,
+            elsewhere=elsewhere,
+            progress=progress,
         )
 
     if folder is not None:
         return built(folder)
+    elsewhere = Elsewhere(copied_by(endpoint))
     with source.staging() as staged:
-        manifest = built(staged / "files")
+        manifest = built(staged / "files", elsewhere)
         return upload(
-            staged / "files", manifest, repo, token=token, endpoint=endpoint, private=private, progress=progress
+            staged / "files",
+            manifest,
+            repo,
+            token=token,
+            endpoint=endpoint,
+            private=private,
+            elsewhere=elsewhere.shards,
+            progress=progress,
         )
 
 
@@ -90,9 +105,18 @@ def push(
     """
     place = ObjectFolder.at(address, storage_options or {})
     _ready(source, verify=verify, progress=progress)
+    elsewhere = Elsewhere(place.takes)
     with source.staging() as staged:
-        manifest = build(source, staged / "files", version="1.0.0", address=address, query=query, progress=progress)
-        return place.put(staged / "files", manifest, progress)
+        manifest = build(
+            source,
+            staged / "files",
+            version="1.0.0",
+            address=address,
+            query=query,
+            elsewhere=elsewhere,
+            progress=progress,
+        )
+        return place.put(staged / "files", manifest, progress, elsewhere=elsewhere.shards)
 
 
 def _ready(source: ReleaseSource, *, verify: bool, progress: Progress | None) -> None:

@@ -24,7 +24,7 @@ from cnnfilterdb.core.reports import printable
 from cnnfilterdb.core.version import package_version
 from cnnfilterdb.release.remote import ANSWER_BYTES, SLOWEST, RequestBudget
 
-__all__ = ["AGAIN", "DatasetRepository", "Refused", "StoredFile", "check_repository", "without_bars"]
+__all__ = ["AGAIN", "DatasetRepository", "Refused", "StoredFile", "check_repository", "hub_endpoint", "without_bars"]
 
 _log = logging.getLogger(__name__)
 
@@ -100,8 +100,7 @@ class DatasetRepository:
 
         check_repository(name)
         self.name = name
-        # Read now, not when something else imported huggingface_hub
-        self.endpoint = (endpoint or os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+        self.endpoint = hub_endpoint(endpoint)
         if not re.match(r"https?://[^/]", self.endpoint):
             raise PublishError(
                 f"{self.endpoint!r} is not the address of a Hub; expected https://...; check HF_ENDPOINT"
@@ -119,6 +118,10 @@ class DatasetRepository:
             library_name="cnnfilterdb",
             library_version=package_version(),
         )
+
+    def other(self, name: str) -> DatasetRepository:
+        """Another repository of the same Hub, reached by the same token."""
+        return DatasetRepository(name, self._token, self.endpoint)
 
     def need_token(self) -> None:
         """Raise an error if there is no token at all; sends no request."""
@@ -328,6 +331,8 @@ class DatasetRepository:
             return Refused(f"{self.name}: {what}", passing=True)
         if type(error).__module__.partition(".")[0] in _CLIENT:
             return Refused(f"{self.name}: the connection to {self.endpoint} broke ({reason}); {AGAIN}", passing=True)
+        if type(error).__name__ == "FileDuplicationError":
+            return Refused(f"{self.name}: {reason}")
         if isinstance(error, OSError | ValueError | RuntimeError):
             # Errors of hf_xet state the answer in their text only
             remedy = "check what the token may do" if re.search(r"\b40[13]\b", reason) else AGAIN
@@ -371,6 +376,12 @@ class DatasetRepository:
 
 def _wait(refused: Refused, attempt: int) -> None:
     time.sleep(min(2.0**attempt, 8.0) if refused.wait is None else min(refused.wait, _LONGEST))
+
+
+def hub_endpoint(endpoint: str | None) -> str:
+    """The address of the Hub: a given one, else the value of ``HF_ENDPOINT`` now, else the public one."""
+    # Not what huggingface_hub read when something else imported it
+    return (endpoint or os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
 
 
 def check_repository(name: str) -> None:

@@ -24,10 +24,21 @@ from cnnfilterdb.core.durable import sha256, writing
 from cnnfilterdb.core.reports import Progress
 from cnnfilterdb.core.schema import release_schema, weight_columns
 from cnnfilterdb.release.manifest import ReleaseFile
+from cnnfilterdb.release.release import ReleaseShard
 from cnnfilterdb.store.fingerprints import FINGERPRINT_ENCODING
 from cnnfilterdb.store.writer import HISTOGRAM_ENCODING, filter_settings
 
-__all__ = ["SIZES", "ModelRows", "TableWriter", "WholeShard", "plain", "plan", "write_filter_shards", "write_shards"]
+__all__ = [
+    "SIZES",
+    "Elsewhere",
+    "ModelRows",
+    "TableWriter",
+    "WholeShard",
+    "plain",
+    "plan",
+    "write_filter_shards",
+    "write_shards",
+]
 
 #: Smallest and largest size of a file of filters before compression, in bytes.
 SIZES = (128 << 20, 512 << 20)
@@ -95,9 +106,11 @@ class TableWriter:
         folder: Folder of the release.
         table: Name of the table.
         most: Size in bytes at which a file always ends.
+        elsewhere: Whole files that are not written, because the target copies them.
     """
 
-    def __init__(self, folder: Path, table: str, most: int = SIZES[1]) -> None:
+    def __init__(self, folder: Path, table: str, most: int = SIZES[1], elsewhere: Elsewhere | None = None) -> None:
+        self._elsewhere = elsewhere
         self._folder = folder
         self._table = table
         self._schema = release_schema(table)
@@ -147,9 +160,10 @@ class TableWriter:
         """Add a whole file of another release."""
         self.end_file()
         path = self._path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shard.copy(path)
         name = path.relative_to(self._folder).as_posix()
+        if self._elsewhere is None or not self._elsewhere.has(name, shard):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shard.copy(path)
         self._files.append(replace(shard.file, path=name, first_model=shard.first, last_model=shard.last))
 
     def close(self) -> list[ReleaseFile]:
@@ -232,12 +246,38 @@ class WholeShard:
         last: Key of its last model.
         file: Its description there.
         copy: Writes it to a path, and compares it with its hash.
+        there: Where it is.
     """
 
     first: str
     last: str
     file: ReleaseFile
     copy: Callable[[Path], None]
+    there: ReleaseShard
+
+
+class Elsewhere:
+    """The whole files of other releases that the target of a release copies itself.
+
+    They are in the manifest, but not in the folder: their content does not pass through this machine.
+
+    Args:
+        takes: Whether the target can copy a file.
+
+    Attributes:
+        shards: These files, by their paths in the new release.
+    """
+
+    def __init__(self, takes: Callable[[WholeShard], bool]) -> None:
+        self._takes = takes
+        self.shards: dict[str, WholeShard] = {}
+
+    def has(self, path: str, shard: WholeShard) -> bool:
+        """Whether the target copies a file to this path, which is then remembered."""
+        if not self._takes(shard):
+            return False
+        self.shards[path] = shard
+        return True
 
 
 def write_filter_shards(
@@ -246,6 +286,7 @@ def write_filter_shards(
     filters: Sequence[ModelRows | WholeShard],
     *,
     sizes: tuple[int, int] = SIZES,
+    elsewhere: Elsewhere | None = None,
     progress: Progress | None = None,
 ) -> list[ReleaseFile]:
     """Write the filters of one kernel size, one row group in memory at a time.
@@ -255,11 +296,12 @@ def write_filter_shards(
         kernel: Kernel size.
         filters: Those of each model, in the order of models.
         sizes: Smallest and largest size of a file before compression, in bytes.
+        elsewhere: Whole files that are not written, because the target copies them.
         progress: Called with the kernel size, the number of models or whole files done and the total.
     """
     row, done = 4 * len(weight_columns(kernel)), 0
     with writing(folder):
-        writer = TableWriter(folder, f"filters_{kernel}", sizes[1])
+        writer = TableWriter(folder, f"filters_{kernel}", sizes[1], elsewhere)
         for whole, group in groupby(filters, key=lambda one: isinstance(one, WholeShard)):
             found = list(group)
             ends = plan(

@@ -162,7 +162,7 @@ class PartsSource(ReleaseSource):
         for storage, shard, groups, chosen in shards:
             first, last = min(groups), max(groups)
             if groups.keys() <= chosen and groups.keys() == {one for one in there if first <= one <= last}:
-                found.append(WholeShard(first, last, shard.file, partial(storage.copy, shard.file)))
+                found.append(WholeShard(first, last, shard.file, partial(storage.copy, shard.file), shard))
             else:
                 found += [_of_shard(shard, kernel, one, numbers) for one, numbers in groups.items() if one in chosen]
         return sorted(found, key=lambda one: one.first)

@@ -197,6 +197,14 @@ class Uploads(Connection):
             raise HubError(404, "", "no such object")
         self.json({})
 
+    def duplicate(self, repo):
+        known, asked = self.reading(repo), json.loads(self.body)
+        self.open_to(known)
+        self.writing(asked["target"]["name"])
+        there = {entry.sha256 for commit in known.commits.values() for entry in commit.entries.values()}
+        absent = [one["sha256"] for one in asked["files"] if one["sha256"] not in there]
+        self.json({"failed": [{"sha256": one, "error": "no such file"} for one in absent]})
+
     def commit(self, repo, revision):
         known = self.writing(repo)
         commit = known.commit(revision, [json.loads(line) for line in self.body.splitlines() if line.strip()])
@@ -272,6 +280,7 @@ ROUTES = (
     ("POST", _API + r"/preupload/(?P<revision>[^/]+)", "preupload"),
     ("POST", rf"/datasets/{REPO}\.git/info/lfs/objects/batch", "batch"),
     ("POST", rf"/api/lfs-verify/{REPO}", "verify"),
+    ("POST", _API + r"/lfs-files/duplicate", "duplicate"),
     ("POST", _API + r"/commit/(?P<revision>[^/]+)", "commit"),
     ("GET", _API + r"/xet-(?P<kind>read|write)-token/(?P<revision>[^/]+)", "xet_token"),
     ("GET", rf"/datasets/{REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "resolve"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
 
@@ -66,6 +67,32 @@ def test_a_node_that_is_killed_midway_loses_and_doubles_nothing(cluster, sample_
         db.index()
     assert there.kl_shift("name").equals(here.kl_shift("name"))
     assert there.nearest(EDGE, top=5).equals(here.nearest(EDGE, top=5))
+
+
+def test_a_node_that_is_killed_while_an_index_is_built_loses_and_doubles_nothing(cluster, tensors, tmp_path):
+    here = cnnfilterdb.create(tmp_path / "here.db", runner="serial")
+    for name, weights in tensors.items():
+        for copy in range(3):
+            here.add({key: value + copy for key, value in weights.items()}, f"{name}-{copy}", domain="natural")
+    shutil.copytree(here.path, tmp_path / "there.db")
+    here.index()
+    second = cluster.add_node(num_cpus=1, object_store_memory=80_000_000)
+    cluster.wait_for_nodes()
+    steps = []
+
+    def kill(step, done, total):
+        if step == "fingerprints" and step not in steps:
+            cluster.remove_node(second, allow_graceful=False)
+        steps.append(step)
+
+    there = cnnfilterdb.open(tmp_path / "there.db", read_only=False, runner="ray")
+    there.index(progress=kill)
+    assert steps.count("fingerprints") == len(tensors) * 3
+    assert there.verify() == []
+    for table in ("histograms", "fingerprints"):
+        query = f"FROM {table} ORDER BY ALL"
+        assert there.sql(query).fetchall() == here.sql(query).fetchall()
+    assert there.kl_shift("name", basis="selection").equals(here.kl_shift("name", basis="selection"))
 
 
 def test_what_a_unit_needs_is_declared(cluster):

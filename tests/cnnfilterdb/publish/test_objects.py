@@ -43,7 +43,7 @@ def built(sample_path, tmp_path_factory):
     kept = {}
 
     class Keep(ObjectFolder):
-        def put(self, folder, manifest, progress=None):
+        def put(self, folder, manifest, progress=None, **options):
             kept["folder"] = shutil.copytree(folder, tmp_path_factory.mktemp("built") / "files")
             kept["manifest"] = manifest
             return manifest

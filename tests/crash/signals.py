@@ -7,6 +7,7 @@ repeated, and leaves what an undisturbed one leaves.
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import signal
@@ -72,6 +73,7 @@ def run(
     chooser, tried = random.Random(seed), Counter[str]()
     chosen = list(verbs or LINES)
     durations: dict[str, float] = {}
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # each command would compile all modules anew
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background, and so in children
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)

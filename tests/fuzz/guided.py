@@ -137,6 +137,7 @@ def fuzzed(target: Target, seconds: int, corpus: Path, results: Path) -> None:
 
         formats.registered()
     warnings.simplefilter("ignore")
+    target.tried(target.replaced.read_bytes())  # what is loaded at the first use is not the time of an input
     corpus.mkdir()
     shutil.copyfile(target.replaced, corpus / "intact")
     results.mkdir(parents=True, exist_ok=True)

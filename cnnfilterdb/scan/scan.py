@@ -6,8 +6,9 @@ Memory is bounded by the row groups in flight, regardless of the size of the dat
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -179,6 +180,23 @@ def _matters(metadata: pq.FileMetaData, group: int, layers: Mapping[str, Collect
     return model_id is None or may_hold(metadata, group, layers.get(model_id, ()))
 
 
+def _announce(path: Path, metadata: pq.FileMetaData, group: int) -> None:
+    """Let the system read a row group from the disk while earlier ones are computed.
+
+    Workers read through a memory map, and would wait for the disk where they could compute.
+    """
+    if not hasattr(os, "posix_fadvise"):
+        return
+    columns = [metadata.row_group(group).column(number) for number in range(metadata.num_columns)]
+    starts = [
+        column.dictionary_page_offset if column.has_dictionary_page else column.data_page_offset for column in columns
+    ]
+    stop = max(start + column.total_compressed_size for start, column in zip(starts, columns, strict=True))
+    # What cannot be opened or read ahead is an error of the worker that needs it.
+    with suppress(OSError, OverflowError), path.open("rb") as file:
+        os.posix_fadvise(file.fileno(), min(starts), stop - min(starts), os.POSIX_FADV_WILLNEED)
+
+
 @dataclass(frozen=True, slots=True)
 class _RowGroup:
     """A row group that is scanned.
@@ -274,6 +292,8 @@ def scan(
                 rows = metadata.row_group(group).num_rows
                 if (isinstance(path, Path) or path.wanted(metadata, group)) and _matters(metadata, group, layers):
                     model_id = constant(metadata, group, "model_id")
+                    if isinstance(path, Path) and not runner.remote:
+                        _announce(path, metadata, group)
                     yield _RowGroup(path, number, group, first, rows, model_id, None if runner.remote else metadata)
                 first += rows
 

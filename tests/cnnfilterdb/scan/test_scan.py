@@ -1,5 +1,6 @@
 """Scans: what they hand over, in which order, how much at a time, and what they say of damaged files."""
 
+import os
 import threading
 import time
 
@@ -72,6 +73,34 @@ def test_row_groups_without_wanted_layers_are_not_read(tmp_path_factory, layers,
     assert set(places(needed)) <= set(places(read)) <= set(places(everything))
     if len(wanted) == 1 or not statistics:
         assert places(read) == places(needed)
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="the system cannot be told what will be read")
+@pytest.mark.parametrize("error", [None, OSError, OverflowError])
+def test_the_system_is_told_which_bytes_will_be_read(tmp_path, monkeypatch, error):
+    path = tmp_path / "m.parquet"
+    weights = write(path, [5, 9, 3], 4)
+    told = []
+
+    def advise(descriptor, start, length, advice):
+        told.append((start, start + length, advice))
+        if error:
+            raise error
+
+    monkeypatch.setattr(os, "posix_fadvise", advise)
+    found = list(scan([path], "3x3", lambda runs: sum(run.filters for run in runs)))
+    assert sum(found) == len(weights)
+    metadata = pq.read_metadata(path)
+    expected = []
+    for group in range(metadata.num_row_groups):
+        columns = [metadata.row_group(group).column(number) for number in range(metadata.num_columns)]
+        starts = [column.dictionary_page_offset or column.data_page_offset for column in columns]
+        stop = starts[-1] + columns[-1].total_compressed_size
+        expected.append((starts[0], stop, os.POSIX_FADV_WILLNEED))
+    assert told == expected
+    # The row groups are all that is between the magic numbers and the footer.
+    assert told[0][0] == 4
+    assert [start for start, _, _ in told[1:]] == [stop for _, stop, _ in told[:-1]]
 
 
 def test_neighbouring_runs_are_joined(tmp_path):

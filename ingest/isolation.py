@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -51,8 +52,8 @@ _START = (
 )
 # Functions of a layer, which stay in the child
 _READ, _BATCH_NORM = "read", "batch_norm"
-# What the system says when there is no memory left for a module that a reader imports
-_NO_MODULE = "failed to map segment"
+# What the system, or the compiler of Python, says when there is no memory left for a module that a reader imports
+_NO_MODULE = re.compile(r"failed to map segment|^field '\w+' is required for \w+$")
 # Files that name other files of a model: the size of the model is that of its folder.
 _IN_SEVERAL_FILES = (".json", ".index", ".pb", ".onnx", ".metadata")
 # The same, with folders below
@@ -156,7 +157,7 @@ class IsolatedReader:
             # The child was given an absolute path.
             if above := str(self._path.absolute()).removesuffix(str(self._path)):
                 message = message.replace(above, "")
-            if name == "MemoryError" or _NO_MODULE in message:
+            if name == "MemoryError" or _NO_MODULE.search(message):
                 self._stop()
                 raise self._too_large()
             kind = getattr(errors, name, None)

@@ -185,6 +185,16 @@ def test_memory_is_limited_for_each_file(net, monkeypatch):
         read(0)
 
 
+@pytest.mark.parametrize(
+    "message", ["field 'target' is required for AnnAssign", "/lib/a.so: failed to map segment from shared object"]
+)
+def test_a_module_for_which_there_is_no_memory_is_a_lack_of_memory(net, monkeypatch, message):
+    answer = json.dumps({"error": ["ValueError", message]})
+    monkeypatch.setattr(isolation, "_START", f"import sys; sys.stdin.readline(); print({answer!r}, flush=True)")
+    with IsolatedReader() as reader, pytest.raises(WeightFileError, match="takes too much memory"):
+        reader.read(net)
+
+
 def test_nothing_is_left_behind(net):
     with IsolatedReader() as reader:
         layers = reader.read(net).layers

@@ -157,16 +157,16 @@ def sha256(path: Path) -> str:
 
 
 class GrowingFile:
-    """A file that another writes from its beginning to its end, which is hashed and brought to the disk meanwhile.
+    """Hashes and flushes a file in a thread while it is written from beginning to end.
 
-    Only what follows the last :meth:`grown` is left to do when it is complete.
+    When the file is complete, only what follows the last :meth:`grown` is left to do.
 
     Args:
         path: The file, which exists.
         aside: Reads it; one thread only.
     """
 
-    #: Bytes after which what was written is brought to the disk.
+    #: Bytes after which what was written is flushed to the disk.
     _STEP = 1 << 23
 
     def __init__(self, path: Path, aside: Executor) -> None:
@@ -192,7 +192,7 @@ class GrowingFile:
         """The hash of all that was read, in hexadecimal digits.
 
         Raises:
-            OSError: It could not be read, or not be brought to the disk.
+            OSError: It could not be read, or not be flushed to the disk.
         """
         for read in self._reads:
             read.result()

@@ -58,7 +58,7 @@ _PAIRED, _ROWS, _COLUMNS = 60, 24, 1536
 # Products of weights that take a millisecond or two: with fewer, starting threads takes longer than they save.
 _WORTH_THREADS = 1 << 26
 
-# Shortest filter, after division by its largest weight and centring, whose cosine single precision can tell.
+# Shortest filter, after division by its largest weight and centring, whose cosine is exact enough in single precision.
 _SHORT = 0.01
 
 # A coefficient this close to the edge of a bin (in bin widths) is compared with the edge itself, as NumPy does it.
@@ -624,6 +624,19 @@ def _forms(filters: Any, matrices: Any, vectors: Any, out: Any) -> None:  # prag
 
 
 @njit(inline="always")
+def _centre_block(rows: Any, part: Any, size: int) -> None:
+    """Subtract from each filter of a block (k, size) its mean."""
+    k = rows.shape[0]
+    part[:size] = 0
+    for j in range(k):
+        for b in range(size):
+            part[b] += rows[j, b]
+    for j in range(k):
+        for b in range(size):
+            rows[j, b] -= part[b] / k
+
+
+@njit(inline="always")
 def _may_be_similar(
     block: Any, peak: Any, variants: Any, sign: bool, offset: bool, cut: Any, size: int, rough: Any, length: Any,
     part: Any, top: Any,
@@ -638,13 +651,7 @@ def _may_be_similar(
         for b in range(size):
             rough[j, b] = block[j, b] * part[b]
     if offset:
-        part[:size] = 0
-        for j in range(k):
-            for b in range(size):
-                part[b] += rough[j, b]
-        for j in range(k):
-            for b in range(size):
-                rough[j, b] -= part[b] * np.float32(1 / k)
+        _centre_block(rough, part, size)
     for j in range(k):
         for b in range(size):
             length[b] = _fma(rough[j, b], rough[j, b], length[b])
@@ -696,13 +703,7 @@ def _similarities(
             for b in range(size):
                 weights[j, b] = np.float64(block[j, b])
         if offset:
-            part[:size] = 0
-            for j in range(k):
-                for b in range(size):
-                    part[b] += weights[j, b]
-            for j in range(k):
-                for b in range(size):
-                    weights[j, b] -= part[b] / k
+            _centre_block(weights, part, size)
         length[:size] = 0
         for j in range(k):
             for b in range(size):

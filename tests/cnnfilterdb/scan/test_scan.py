@@ -75,15 +75,15 @@ def test_row_groups_without_wanted_layers_are_not_read(tmp_path_factory, layers,
         assert places(read) == places(needed)
 
 
-@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="the system cannot be told what will be read")
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="the system has no posix_fadvise")
 @pytest.mark.parametrize("error", [None, OSError, OverflowError])
-def test_the_system_is_told_which_bytes_will_be_read(tmp_path, monkeypatch, error):
+def test_the_system_reads_ahead_all_bytes_of_a_row_group(tmp_path, monkeypatch, error):
     path = tmp_path / "m.parquet"
     weights = write(path, [5, 9, 3], 4)
-    told = []
+    announced = []
 
     def advise(descriptor, start, length, advice):
-        told.append((start, start + length, advice))
+        announced.append((start, start + length, advice))
         if error:
             raise error
 
@@ -97,10 +97,10 @@ def test_the_system_is_told_which_bytes_will_be_read(tmp_path, monkeypatch, erro
         starts = [column.dictionary_page_offset or column.data_page_offset for column in columns]
         stop = starts[-1] + columns[-1].total_compressed_size
         expected.append((starts[0], stop, os.POSIX_FADV_WILLNEED))
-    assert told == expected
+    assert announced == expected
     # The row groups are all that is between the magic numbers and the footer.
-    assert told[0][0] == 4
-    assert [start for start, _, _ in told[1:]] == [stop for _, stop, _ in told[:-1]]
+    assert announced[0][0] == 4
+    assert [start for start, _, _ in announced[1:]] == [stop for _, stop, _ in announced[:-1]]
 
 
 def test_neighbouring_runs_are_joined(tmp_path):

@@ -51,7 +51,7 @@ def test_without_a_writable_folder_code_is_compiled_again():
     least=st.floats(-1, 1),
     seed=st.integers(0, 5),
 )
-def test_filters_that_are_similar_enough_are_found_by_single_precision(kernels, scale, sign, centred, least, seed):
+def test_single_precision_misses_no_filter_that_is_similar_enough(kernels, scale, sign, centred, least, seed):
     with np.errstate(over="ignore"):
         kernels = (kernels * np.float32(scale)).clip(-3e38, 3e38)
     columns = [np.ascontiguousarray(column) for column in kernels.T]
@@ -67,7 +67,7 @@ def test_filters_that_are_similar_enough_are_found_by_single_precision(kernels, 
     assert np.all((rest == every[~wanted]) | (rest == -np.inf))
 
 
-def test_most_filters_are_told_by_single_precision():
+def test_single_precision_excludes_most_filters():
     kernels = np.random.default_rng(0).normal(size=(100_000, 9)).astype(np.float32)
     columns = [np.ascontiguousarray(column) for column in kernels.T]
     found, _ = compiled.similarities(columns, np.full((1, 9), 1 / 3), False, False, 0.9)

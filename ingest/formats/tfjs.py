@@ -36,6 +36,8 @@ from cnnfilterdb.ingest.network.variables import layers_from_variables
 __all__ = ["TfjsFormat"]
 
 _WHAT = "TensorFlow.js model"
+#: Bytes of a shard that are read at a time where the lengths of strings are looked for.
+_BLOCK = 1 << 16
 _DTYPES = by_code(
     {
         "float32": "float32",
@@ -99,12 +101,13 @@ class _Shards:
         for path in set(self.paths):
             limits.current().opened(path.stat().st_size)
         self.ends = list(accumulate(path.stat().st_size for path in self.paths))
+        self.size = self.ends[-1] if self.ends else 0
 
     def read(self, start: int, size: int) -> bytes:
         """Bytes of any place."""
-        if start + size > (self.ends[-1] if self.ends else 0):
+        if start + size > self.size:
             raise WeightFileError(
-                f"{self.model}: its shards hold {self.ends[-1] if self.ends else 0:,} bytes, "
+                f"{self.model}: its shards hold {self.size:,} bytes, "
                 f"weights are expected up to byte {start + size:,}; download them again"
             )
         parts = []
@@ -141,9 +144,14 @@ def _tensors(path: Path, manifest: Sequence[Any]) -> dict[str, Tensor]:
 
 
 def _behind_strings(shards: _Shards, place: int, count: int) -> int:
+    """The place behind so many strings, each of which follows its length; a block of short strings is read at once."""
+    start, block = place, b""
     for _ in range(count):
         limits.current().step()
-        place += 4 + int.from_bytes(shards.read(place, 4), "little")
+        if place + 4 > start + len(block):
+            start, block = place, shards.read(place, max(4, min(_BLOCK, shards.size - place)))
+        length = block[place - start : place - start + 4]
+        place += 4 + int.from_bytes(length, "little")
     return place
 
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from cnnfilterdb.core.errors import WeightFileError
 from cnnfilterdb.ingest import formats
+from cnnfilterdb.ingest.formats import tfjs
 
 QUICK = settings(max_examples=40)
 
@@ -88,7 +89,9 @@ def test_shards_that_are_missing_or_cut_off(model):
         formats.read(path)
 
 
-def test_strings_among_the_weights_are_skipped(model):
+@pytest.mark.parametrize("block", [1, 4, 5, 9, 1 << 16])
+def test_strings_among_the_weights_are_skipped(model, monkeypatch, block):
+    monkeypatch.setattr(tfjs, "_BLOCK", block)
     content = [len(text).to_bytes(4, "little") + text for text in (b"one", b"", b"three")]
 
     def edit(json):

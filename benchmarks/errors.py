@@ -10,12 +10,18 @@ tests of equivalence with p <= 0.05 and the shift itself as tolerance (type I er
 the shares of intervals that end there. Every row draws its own groups. What is within two standard errors, which the
 last line gives, may be chance.
 
-    python -m benchmarks.errors [--db DIR] [--repetitions 1000] [--seed 0]
+With ``--groups``, the populations are those that users compare: the models of two domains, tasks or families of the
+database, for every pair of such groups with at least eight models, and the models of each group alone where the shift
+is 0. A row has the means over the pairs, and the pairs that are covered least and most.
+
+    python -m benchmarks.errors [--db DIR] [--groups] [--repetitions 1000] [--seed 0]
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +38,11 @@ MORE = 8
 COLUMNS = (
     "observed", "unbiased", "covers", "above", "below", "bootstrap", "differ", "equivalent", "below 0.05", "below 0.15",
 )  # fmt: skip
+#: With --groups: sizes of the samples, what they are grouped by, and the fewest models of a group.
+GROUP_SIZES = ((8, 8), (20, 20), (8, 30), (50, 50))
+GROUPINGS = ("domain", "task", "family")
+FEWEST = 8
+GROUP_COLUMNS = ("covers", "least", "most", "above", "below", "differ", "equivalent")
 Array = npt.NDArray[np.float64]
 
 
@@ -50,11 +61,13 @@ def made(seed: int = 0, models: int = 400, components: int = 9, bins: int = 70) 
     return probabilities, weights
 
 
-def stored(path: Path) -> tuple[Array, Array]:
-    """The histograms of the models of a database, and the weights of components."""
+def stored(path: Path) -> tuple[Array, Array, list[Array]]:
+    """The histograms of the models of a database, the weights of components, and which models each grouping joins."""
     with cnnfilterdb.reference() if str(path) == "reference" else cnnfilterdb.open(path) as db:
         groups = db.groups("model_id", balance="models")
-    return groups.counts / groups.counts.sum(axis=-1, keepdims=True), groups.weights
+        labels = db.models().set_index("model_id").loc[list(groups.labels)]
+    numbers = [labels[name].to_numpy() for name in GROUPINGS]
+    return groups.counts / groups.counts.sum(axis=-1, keepdims=True), groups.weights, numbers
 
 
 def main() -> None:
@@ -63,27 +76,76 @@ def main() -> None:
     parser.add_argument("--db", type=Path, help="draw from the models of this database, such as reference")
     parser.add_argument("--repetitions", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0, help="of the draws, and of the made models")
+    parser.add_argument("--groups", action="store_true", help="populations are the groups of the database")
     arguments = parser.parse_args()
-    counts, weights = stored(arguments.db) if arguments.db else made(arguments.seed)
+    if arguments.groups and not arguments.db:
+        parser.error("--groups needs --db, such as --db reference")
+    counts, weights, groupings = stored(arguments.db) if arguments.db else (*made(arguments.seed), [])
+    if arguments.groups:
+        real(counts, weights, groupings, arguments.repetitions, arguments.seed)
+    else:
+        directions(counts, weights, arguments.repetitions, arguments.seed)
+
+
+def directions(counts: Array, weights: Array, repetitions: int, seed: int) -> None:
+    """A row for each size, and for each direction and distance of the populations."""
     coordinates = stats.embedding(stats.kl_shift(counts, weights, -3, 3), 3).coordinates
     coordinates = np.clip(coordinates / coordinates.std(axis=0), -2, 2)
-    names = ("models", "shift", *COLUMNS)
-    print("| " + " | ".join(names) + " |\n|---|" + "--:|" * (len(names) - 1))
+    header("models", "shift", *COLUMNS)
     rows = [(sizes, axis, strength) for sizes in SIZES for axis, strength in STRENGTHS]
     for number, (sizes, axis, strength) in enumerate(rows):
         chances = [np.exp(sign * strength * coordinates[:, axis]) for sign in (1, -1)]
-        rng = np.random.default_rng([arguments.seed, number])
         shares = [chance / chance.sum() for chance in chances]
-        print(row(counts, weights, sizes, shares, arguments.repetitions, rng), flush=True)
-    errors = [100 * np.sqrt(0.05 * 0.95 / number) for number in (arguments.repetitions, MORE * arguments.repetitions)]
+        found = rates(counts, weights, sizes, shares, repetitions, np.random.default_rng([seed, number]))
+        cells = [f"{value:.4f}" for value in found[:3]]
+        cells += ["" if np.isnan(value) else f"{100 * value:.1f} %" for value in found[3:]]
+        print(f"| {sizes[0]}, {sizes[1]} | " + " | ".join(cells) + " |", flush=True)
+    errors = [100 * np.sqrt(0.05 * 0.95 / number) for number in (repetitions, MORE * repetitions)]
     print(f"\nStandard error of 5 % and 95 %: {errors[0]:.1f} %; of `differ` where the shift is 0: {errors[1]:.1f} %.")
 
 
-def row(
+def real(counts: Array, weights: Array, groupings: list[Array], repetitions: int, seed: int) -> None:
+    """A row for each size: pairs of groups that differ, and each group beside itself."""
+    header("models", "populations", "pairs", "shifts", *GROUP_COLUMNS)
+    members = [list(groups(labels)) for labels in groupings]
+    kinds = {
+        "two groups": [pair for grouping in members for pair in combinations(grouping, 2)],
+        "one group": [(group, group) for grouping in members for group in grouping],
+    }
+    for sizes in GROUP_SIZES:
+        for kind, pairs in kinds.items():
+            found = []
+            for number, pair in enumerate(pairs):
+                rng = np.random.default_rng([seed, *sizes, number])
+                found.append(rates(counts, weights, sizes, [group / group.sum() for group in pair], repetitions, rng))
+            shifts, _, _, covers, above, below, _, differ, equivalent, *_ = np.array(found).T
+            shares = [covers.mean(), covers.min(), covers.max(), above.mean(), below.mean(), differ.mean()]
+            cells = [f"{sizes[0]}, {sizes[1]}", kind, str(len(pairs)), ""]
+            cells += [*(f"{100 * share:.1f} %" for share in shares), ""]
+            if kind == "two groups":
+                cells[3] = f"{np.quantile(shifts, 0.1):.3f} to {np.quantile(shifts, 0.9):.3f}"
+                cells[-1] = f"{100 * equivalent.mean():.1f} %"
+            print("| " + " | ".join(cells) + " |", flush=True)
+
+
+def groups(labels: Array) -> Iterator[Array]:
+    """For each label of enough models, which models have it: 1 or 0 for each."""
+    known = [label for label in labels if isinstance(label, str)]
+    for label in sorted(set(known)):
+        if known.count(label) >= FEWEST:
+            yield (labels == label).astype(np.float64)
+
+
+def header(*names: str) -> None:
+    """The first lines of a table."""
+    print("| " + " | ".join(names) + " |\n|---|" + "--:|" * (len(names) - 1), flush=True)
+
+
+def rates(
     counts: Array, weights: Array, sizes: tuple[int, int], chances: list[Array], repetitions: int,
     rng: np.random.Generator,
-) -> str:  # fmt: skip
-    """One row of the table."""
+) -> Array:  # fmt: skip
+    """The shift of two populations, and the means of COLUMNS over pairs of groups drawn from them."""
     means = [np.tensordot(chance, counts, 1)[None] for chance in chances]
     true = float(stats.paired_shift(means[0], means[1], weights, -3, 3)[0])
     labels = np.repeat([0, 1], sizes)
@@ -122,9 +184,7 @@ def row(
     if true == 0:
         more = [differ(drawn(), seed) for seed in range(repetitions, MORE * repetitions)]
         means_of[6] = (means_of[6] + np.sum(more) / repetitions) / MORE
-    cells = [f"{value:.4f}" for value in (true, *means_of[:2])]
-    cells += ["" if np.isnan(value) else f"{100 * value:.1f} %" for value in means_of[2:]]
-    return f"| {sizes[0]}, {sizes[1]} | " + " | ".join(cells) + " |"
+    return np.array([true, *means_of])
 
 
 if __name__ == "__main__":

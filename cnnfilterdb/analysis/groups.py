@@ -6,9 +6,11 @@ range need the filters themselves, which are then scanned once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import duckdb
@@ -17,7 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from cnnfilterdb.analysis.bases import FittedBasis, coefficient_range, ranges
-from cnnfilterdb.analysis.queries import condition, run
+from cnnfilterdb.analysis.queries import batches, condition, run
 from cnnfilterdb.core.errors import SelectionError
 from cnnfilterdb.core.recipes import RECIPES
 from cnnfilterdb.core.sqltext import expression, literal
@@ -208,16 +210,14 @@ def stored(connection: duckdb.DuckDBPyConnection, grouping: Grouping, fitted: Fi
     Raises:
         SelectionError: ``by`` or ``where`` cannot be answered, or selects nothing.
     """
-    table = run(connection, f"FROM group_histograms({_arguments(grouping, fitted.basis_id)})")
-    _check_groups(table, grouping)
-    k, bins = len(fitted.basis.mean), fitted.basis.bins
+    table, counts = _summed(connection, grouping, fitted.basis_id, len(fitted.basis.mean) * fitted.basis.bins)
     return Groups(
         labels=table["group"].to_pylist(),
         models=_array(table["models"]),
         layers=_array(table["layers"]),
         filters=_array(table["filters"]),
         outside=_array(table["outside"]),
-        counts=_lists(table["counts"]).reshape(-1, k, bins),
+        counts=counts.reshape(len(counts), -1, fitted.basis.bins),
         low=table["low"][0].as_py(),
         high=table["high"][0].as_py(),
         weights=np.asarray(table["weights"][0].as_py()),
@@ -227,19 +227,51 @@ def stored(connection: duckdb.DuckDBPyConnection, grouping: Grouping, fitted: Fi
     )
 
 
+def _summed(
+    connection: duckdb.DuckDBPyConnection, grouping: Grouping, basis_id: str | None, width: int, by_model: bool = False
+) -> tuple[pa.Table, npt.NDArray[np.float64]]:
+    """What ``group_histograms`` answers: its rows without the counts, and the counts, (rows, width).
+
+    Adding up arrays takes less time than grouping their numbers in SQL. The layers are read batch by batch, so that
+    memory does not grow with their number.
+    """
+    arguments = f"{_arguments(grouping, basis_id)}, by_model := {by_model}"
+    table = run(connection, f"FROM group_totals({arguments})")
+    _check_groups(table, grouping)
+    counts = np.zeros((table.num_rows, width))
+    filters = np.zeros(table.num_rows)
+    for batch in batches(connection, f"SELECT number, filters, factor, counts FROM group_layers({arguments})", _CHUNK):
+        numbers, rows = _array(batch["number"]) - 1, _lists(batch["counts"]).reshape(-1, width)
+        if numbers.max(initial=0) >= len(counts):
+            raise _unsteady(grouping)
+        filters += np.bincount(numbers, _array(batch["filters"]), len(counts))
+        if grouping.balance != "filters":
+            rows = rows * _array(batch["factor"])[:, None]
+        # The layers of a model follow each other, so that few sums are of few rows.
+        starts = np.flatnonzero(np.diff(numbers, prepend=len(counts)))
+        for start, end in pairwise([*starts.tolist(), len(numbers)]):
+            counts[numbers[start]] += rows[start:end].sum(axis=0)
+    if not np.array_equal(filters, _array(table["filters"])):
+        raise _unsteady(grouping)
+    return table, counts
+
+
+def _unsteady(grouping: Grouping) -> SelectionError:
+    asked = f"by: {grouping.by!r}" + (f", where: {grouping.where!r}" if grouping.where else "")
+    return SelectionError(f"{asked} gave other groups when it was asked again; leave out what is random")
+
+
 def _array(column: pa.Array | pa.ChunkedArray) -> npt.NDArray[Any]:
     """A column of numbers without NULL as an array; to_numpy of pyarrow would import pandas."""
     whole = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     return np.from_dlpack(whole)
 
 
-def _lists(column: pa.ChunkedArray) -> npt.NDArray[Any]:
+def _lists(column: pa.Array) -> npt.NDArray[Any]:
     """The numbers in a column of lists without NULL; flatten would import all of pyarrow.compute."""
-    parts = []
-    for chunk in column.chunks:
-        ends = np.from_dlpack(chunk.offsets)
-        parts.append(np.from_dlpack(chunk.values)[ends[0] : ends[-1]])
-    return np.concatenate(parts)
+    ends = np.from_dlpack(column.offsets)
+    found: npt.NDArray[Any] = np.from_dlpack(column.values)[ends[0] : ends[-1]]
+    return found
 
 
 def by_model(
@@ -253,11 +285,11 @@ def by_model(
     """
     import pyarrow.compute as pc
 
-    table = run(connection, f"FROM group_histograms({_arguments(groups.grouping, groups.basis_id)}, by_model := true)")
+    shape = groups.counts.shape[1:]
+    table, counts = _summed(connection, groups.grouping, groups.basis_id, math.prod(shape), by_model=True)
     known = pa.array(groups.labels, table["group"].type)
     places = pc.fill_null(pc.index_in(table["group"], value_set=known), -1).to_numpy()
-    counts = _lists(table["counts"]).reshape(len(places), *groups.counts.shape[1:])
-    return places[places >= 0], counts[places >= 0]
+    return places[places >= 0], counts.reshape(len(places), *shape)[places >= 0]
 
 
 def selection(

@@ -31,6 +31,7 @@ __all__ = [
     "CHECK",
     "FAILURES",
     "QueryResult",
+    "batches",
     "condition",
     "expression",
     "one_line",
@@ -98,6 +99,18 @@ def run(connection: duckdb.DuckDBPyConnection, query: str) -> pa.Table:
     """
     try:
         return connection.sql(query).to_arrow_table()
+    except FAILURES as error:
+        raise translated(error, SelectionError) from error
+
+
+def batches(connection: duckdb.DuckDBPyConnection, query: str, rows: int) -> Iterator[pa.RecordBatch]:
+    """The same, batch by batch, of at most so many rows, while the query runs.
+
+    Raises:
+        CnnFilterDbError: As :func:`run`, while the batches are read, too.
+    """
+    try:
+        yield from connection.sql(query).to_arrow_reader(rows)
     except FAILURES as error:
         raise translated(error, SelectionError) from error
 

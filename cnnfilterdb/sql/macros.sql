@@ -46,16 +46,16 @@ WHERE facts.stored AND facts.kernel = kernel AND "where" AND "by" IS NOT NULL
   AND (all_layers OR facts.papers_layer)
 GROUP BY ALL ORDER BY ALL;
 
--- The histograms of each group, summed (and balanced), with their numbers of models, layers and filters. If a selected
--- layer is not in the index, an error is raised; rows are never left out. `by_model` gives one row per group and model,
--- balanced within the group.
--- Example: SELECT "group", models, layers, filters, bins, len(counts) AS counts FROM group_histograms(domain)
-CREATE OR REPLACE MACRO group_histograms(
+-- The layers of each group with their histograms, and the factor by which a balanced sum multiplies the counts of each. If
+-- a selected layer is not in the index, an error is raised where its counts are read; rows are never left out. `number`
+-- counts the groups, or with `by_model` groups and models, within which factors are then balanced.
+-- Example: SELECT "group", model_id, layer, filters, round(factor, 3) AS factor FROM group_layers(domain, balance := 'models')
+CREATE OR REPLACE MACRO group_layers(
     "by", "where" := true, recipe := 'cvpr2022', balance := 'filters', kernel := '3x3', basis := NULL, all_layers := false,
-    min_models := 1, min_filters := 1, by_model := false
+    by_model := false
 ) AS TABLE
 WITH chosen AS (
-    SELECT bases.basis_id, bases.bins, bases.explained_variance_ratio
+    SELECT bases.basis_id
     FROM bases
     WHERE bases.kernel = kernel AND bases.basis_id = coalesce(
         basis, (SELECT current_bases.basis_id FROM current_bases WHERE current_bases.kernel = kernel))
@@ -79,51 +79,80 @@ WITH chosen AS (
            -- Millions of counts are summed faster by a number than by the name of a group.
            CAST(dense_rank() OVER (ORDER BY "group", CASE WHEN by_model THEN model_id ELSE '' END) AS UINTEGER) AS number
     FROM selected
-), rows AS (
-    SELECT w.number, w."group", CASE WHEN by_model THEN w.model_id ELSE '' END AS owner, w.model_id, w.layer, w.filters, w.factor,
-           w.member,
-           CASE WHEN h.counts IS NULL
-                THEN error(coalesce(
-                    'layer ' || w.layer || ' of ' || w.model_id || ' is not in the index '
-                        || (SELECT basis_id FROM chosen) || ': run `cnnfilterdb index`',
-                    'no basis ' || basis || ' for ' || kernel || ' kernels; the view bases lists them',
-                    'no basis for ' || kernel || ' kernels; `cnnfilterdb index` fits one in a folder with such filters'))
-                ELSE h.counts END AS counts,
-           h.below, h.above, h.low, h.high
-    -- Histograms of removed models, or of weights that a layer no longer has, match nothing, so they need not be
-    -- filtered out as the view `histograms` does.
-    FROM weighted AS w LEFT JOIN (
-        SELECT * FROM $histograms AS inner_h
-        WHERE inner_h.basis_id = (SELECT basis_id FROM chosen)
-          AND inner_h.recipe = CASE WHEN recipe IN ('cvpr2022', 'medneurips2022') THEN recipe
-                                    ELSE error('recipe: ''' || recipe || ''' is not one of cvpr2022, medneurips2022') END
-    ) AS h USING (model_id, layer, tensor_sha256)
+)
+SELECT w.number, w."group", w.model_id, w.layer, w.filters, w.member, w.factor,
+       CASE WHEN h.counts IS NULL
+            THEN error(coalesce(
+                'layer ' || w.layer || ' of ' || w.model_id || ' is not in the index '
+                    || (SELECT basis_id FROM chosen) || ': run `cnnfilterdb index`',
+                'no basis ' || basis || ' for ' || kernel || ' kernels; the view bases lists them',
+                'no basis for ' || kernel || ' kernels; `cnnfilterdb index` fits one in a folder with such filters'))
+            ELSE h.counts END AS counts,
+       h.below, h.above, h.low, h.high
+-- Histograms of removed models, or of weights that a layer no longer has, match nothing, so they need not be
+-- filtered out as the view `histograms` does.
+FROM weighted AS w LEFT JOIN (
+    SELECT * FROM $histograms AS inner_h
+    WHERE inner_h.basis_id = (SELECT basis_id FROM chosen)
+      AND inner_h.recipe = CASE WHEN recipe IN ('cvpr2022', 'medneurips2022') THEN recipe
+                                ELSE error('recipe: ''' || recipe || ''' is not one of cvpr2022, medneurips2022') END
+) AS h USING (model_id, layer, tensor_sha256);
+
+-- Numbers of models, layers and filters of each group, the range of its histograms and the weights of components.
+-- Example: SELECT "group", models, layers, filters, members, bins FROM group_totals(domain)
+CREATE OR REPLACE MACRO group_totals(
+    "by", "where" := true, recipe := 'cvpr2022', balance := 'filters', kernel := '3x3', basis := NULL, all_layers := false,
+    by_model := false
+) AS TABLE
+WITH chosen AS (
+    SELECT bases.basis_id, bases.bins, bases.explained_variance_ratio
+    FROM bases
+    WHERE bases.kernel = kernel AND bases.basis_id = coalesce(
+        basis, (SELECT current_bases.basis_id FROM current_bases WHERE current_bases.kernel = kernel))
 ), sizes AS (
-    SELECT number, any_value("group") AS "group", any_value(owner) AS owner,
+    SELECT number, any_value("group") AS "group", CASE WHEN by_model THEN any_value(model_id) ELSE '' END AS model_id,
            count(DISTINCT model_id) AS models, count(*) AS layers,
            CAST(sum(filters) AS BIGINT) AS filters, count(DISTINCT member) AS members,
            CAST(sum(list_sum(below) + list_sum(above)) AS BIGINT) AS outside,
            any_value(low) AS low, any_value(high) AS high
-    FROM rows GROUP BY number
-), sums AS (
+    FROM group_layers("by", "where" := "where", recipe := recipe, balance := balance, kernel := kernel, basis := basis,
+                      all_layers := all_layers, by_model := by_model)
+    GROUP BY number
+)
+SELECT number, "group", model_id, models, layers, filters, members, outside, low, high,
+       chosen.basis_id, chosen.bins,
+       CASE recipe WHEN 'cvpr2022' THEN chosen.explained_variance_ratio
+                   ELSE list_transform(chosen.explained_variance_ratio,
+                                       lambda x: 1.0 / len(chosen.explained_variance_ratio)) END AS weights
+FROM sizes, chosen
+ORDER BY number;
+
+-- The histograms of each group, summed (and balanced), with their numbers of models, layers and filters. `by_model` gives
+-- one row per group and model, balanced within the group.
+-- Example: SELECT "group", models, layers, filters, bins, len(counts) AS counts FROM group_histograms(domain)
+CREATE OR REPLACE MACRO group_histograms(
+    "by", "where" := true, recipe := 'cvpr2022', balance := 'filters', kernel := '3x3', basis := NULL, all_layers := false,
+    min_models := 1, min_filters := 1, by_model := false
+) AS TABLE
+WITH sums AS (
     SELECT number, position,
            CASE balance WHEN 'filters' THEN CAST(sum(count) AS DOUBLE) ELSE sum(count * factor) END AS total
     FROM (
-        SELECT number, factor, unnest(counts) AS count, generate_subscripts(counts, 1) AS position FROM rows
+        SELECT number, factor, unnest(counts) AS count, generate_subscripts(counts, 1) AS position
+        FROM group_layers("by", "where" := "where", recipe := recipe, balance := balance, kernel := kernel, basis := basis,
+                          all_layers := all_layers, by_model := by_model)
     )
     GROUP BY number, position
 ), lists AS (
     SELECT number, list(total ORDER BY position) AS counts FROM sums GROUP BY number
+), totals AS (
+    FROM group_totals("by", "where" := "where", recipe := recipe, balance := balance, kernel := kernel, basis := basis,
+                      all_layers := all_layers, by_model := by_model)
 )
-SELECT "group", owner AS model_id, models, layers, filters, members, outside, low, high,
-       chosen.basis_id, chosen.bins,
-       CASE recipe WHEN 'cvpr2022' THEN chosen.explained_variance_ratio
-                   ELSE list_transform(chosen.explained_variance_ratio,
-                                       lambda x: 1.0 / len(chosen.explained_variance_ratio)) END AS weights,
-       counts
-FROM lists JOIN sizes USING (number), chosen
+SELECT totals.* EXCLUDE (number), counts
+FROM totals JOIN lists USING (number)
 WHERE by_model OR (models >= min_models AND filters >= min_filters)
-ORDER BY "group", model_id;
+ORDER BY number;
 
 -- Shares of the coefficients of each group in each bin, one row per component. `share` uses the counts unchanged; in
 -- `p` empty bins get the density that the papers give them, the float32 machine epsilon, before p is scaled to sum to

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from cnnfilterdb.analysis import groups as module
 from cnnfilterdb.analysis.groups import BALANCES, Grouping, by_model
 from cnnfilterdb.core.errors import SelectionError
 from cnnfilterdb.stats import Basis, Moments
@@ -38,13 +39,39 @@ def test_balanced_members_count_the_same(sample):
 
 def test_models_add_up_to_their_groups(sample):
     groups = sample.groups("domain", balance="models")
-    numbers, counts = by_model(sample._connect("group_histograms"), groups)
+    numbers, counts = by_model(sample._connect("group_totals"), groups)
     assert np.bincount(numbers).tolist() == groups.models.tolist()
     for number in range(len(groups.labels)):
         np.testing.assert_allclose(counts[numbers == number].sum(axis=0), groups.counts[number], rtol=1e-12)
     few = groups.at_least(2, 1)
-    numbers, counts = by_model(sample._connect("group_histograms"), few)
+    numbers, counts = by_model(sample._connect("group_totals"), few)
     assert np.bincount(numbers).tolist() == few.models.tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("asked", [{"by": "domain", "where": "random() < 0.5"}, {"by": "random()"}])
+def test_a_random_question_has_no_answer(sample, asked):
+    # A group is asked for twice: its layers and its histograms could be those of different groups.
+    def ask():
+        for _ in range(20):
+            sample.groups(**asked)
+
+    with pytest.raises(SelectionError, match="leave out what is random"):
+        ask()
+
+
+@pytest.mark.parametrize("balance", BALANCES)
+@pytest.mark.parametrize("chunk", [1, 3, 2048])
+def test_groups_are_those_of_sql_however_they_are_read(sample, monkeypatch, balance, chunk):
+    monkeypatch.setattr(module, "_CHUNK", chunk)
+    groups = sample.groups("domain", balance=balance)
+    asked = f"FROM group_histograms(domain, balance := '{balance}'%s) ORDER BY \"group\", model_id"
+    rows = sample.sql(asked % "").df()
+    assert rows["group"].tolist() == groups.labels
+    np.testing.assert_allclose(np.stack(rows["counts"]), groups.counts.reshape(len(rows), -1), rtol=1e-12)
+    numbers, counts = by_model(sample._connect("group_totals"), groups)
+    rows = sample.sql(asked % ", by_model := true").df()
+    assert rows["group"].tolist() == [groups.labels[number] for number in numbers]
+    np.testing.assert_allclose(np.stack(rows["counts"]), counts.reshape(len(rows), -1), rtol=1e-12)
 
 
 def test_small_groups_are_left_out_of_every_array(sample):

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Finding", "doctor"]
 
 _NEEDED = ("duckdb", "pyarrow", "numpy", "numba", "pandas", "fsspec", "huggingface_hub")
-_OPTIONAL = ("torch", "timm", "tables", "ray", "s3fs", "aiohttp", "starlette")
+_OPTIONAL = ("torch", "timm", "tables", "ray", "s3fs", "adlfs", "aiohttp", "starlette")
 
 _LOW_DISK, _NO_DISK = 5_000_000_000, 200_000_000
 _FEW_HANDLES = 1024

@@ -27,7 +27,7 @@ TOOLS = (
 )  # fmt: skip
 #: Modules that are not installed.
 ABSENT = frozenset(
-    {"axe_playwright_python", "datasets", "moto", "playwright", "s3fs", "sphinx", "timm", "torch",
+    {"adlfs", "axe_playwright_python", "datasets", "moto", "playwright", "s3fs", "sphinx", "timm", "torch",
      "torchconvquality", "torchvision"}
 )  # fmt: skip
 

@@ -1,8 +1,8 @@
 """Counts the bytes of answers from other machines, in the clients that let themselves be counted.
 
 A request runs with a meter in its context (see :class:`cnnfilterdb.release.remote.RequestBudget`). The clients of the
-Hub, of http(s), of S3 and of Google Cloud Storage count what they read on that meter, and fail as soon as it is more
-than was expected. Requests without a meter are not limited.
+Hub, of http(s), of S3, of Google Cloud Storage and of Azure count what they read on that meter, and fail as soon as it
+is more than was expected. Requests without a meter are not limited.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
-__all__ = ["ExceededError", "Meter", "count_answers_of_the_hub", "current", "metered_options"]
+__all__ = ["ExceededError", "Meter", "count_answers_of_the_hub", "current", "metered_azure", "metered_options"]
 
 
 class ExceededError(OSError):
@@ -101,6 +101,14 @@ def metered_options(protocol: str, options: Mapping[str, Any]) -> dict[str, Any]
     except ModuleNotFoundError:  # the file system will say what is missing
         return dict(options)
     return found
+
+
+def metered_azure() -> Any:
+    """The file system class of Azure that counts what it reads; None where the package for Azure is not installed."""
+    try:
+        return import_module("cnnfilterdb.release.metered_azure").MeteredAzure
+    except ModuleNotFoundError:
+        return None
 
 
 def _aiohttp() -> Any:

@@ -2,7 +2,7 @@
 
 At best, file systems of fsspec time out on silence: a server that sends a byte every few seconds, or an answer
 without end, keeps them waiting forever or fills the memory. So every request runs under a budget. The deadline holds
-for any file system. The limit of bytes holds for the Hub, http(s), S3 and Google Cloud Storage, whose clients
+for any file system. The limit of bytes holds for the Hub, http(s), S3, Google Cloud Storage and Azure, whose clients
 :mod:`cnnfilterdb.release.meter` counts; others are asked for a known number of bytes only.
 """
 
@@ -21,7 +21,14 @@ import fsspec
 
 from cnnfilterdb.core.errors import CnnFilterDbError, MissingExtraError, RemoteError
 from cnnfilterdb.core.reports import printable
-from cnnfilterdb.release.meter import ExceededError, Meter, count_answers_of_the_hub, current, metered_options
+from cnnfilterdb.release.meter import (
+    ExceededError,
+    Meter,
+    count_answers_of_the_hub,
+    current,
+    metered_azure,
+    metered_options,
+)
 
 __all__ = [
     "ANSWER_BYTES",
@@ -42,6 +49,8 @@ REQUEST_SECONDS = 120.0
 SLOWEST = 32 << 10
 #: Bytes that an answer may have which is not part of a file, such as a listing.
 ANSWER_BYTES = 64 << 20
+# Protocols of addresses on Azure
+_AZURE = ("abfs", "abfss", "az")
 # Headers and padding of an answer
 _SLACK = 64 << 10
 
@@ -113,10 +122,14 @@ def filesystem_of(location: str, options: Mapping[str, Any]) -> tuple[fsspec.Abs
         MissingExtraError: The package of the file system is not installed.
     """
     protocol = location.partition("://")[0]
+    if protocol in _AZURE and (azure := metered_azure()):
+        filesystem, root = azure.at(location, options)
+        return filesystem, root
     try:
         filesystem, root = fsspec.core.url_to_fs(location, **metered_options(protocol, options))
     except ImportError as error:
-        hint = "pip install 'cnnfilterdb[s3]'" if protocol == "s3" else f"pip install the package for {protocol}://"
+        extra = {"s3": "s3", **dict.fromkeys(_AZURE, "azure")}.get(protocol)
+        hint = f"pip install 'cnnfilterdb[{extra}]'" if extra else f"pip install the package for {protocol}://"
         raise MissingExtraError(f"{location}: {' '.join(str(error).split())}; {hint}") from error
     return filesystem, root
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import pickle
 import sys
 import threading
@@ -52,7 +53,10 @@ class Answer(BaseHTTPRequestHandler):
         self.end_headers()
 
     def do_GET(self):
-        self.send_response(206 if self.headers.get("Range") else 200)
+        part_of_azure = self.headers.get("x-ms-range")
+        self.send_response(206 if self.headers.get("Range") or part_of_azure else 200)
+        if part_of_azure:
+            self.send_header("Content-Range", part_of_azure.replace("=", " ") + "/4096")
         self.send_header("Content-Type", "application/json")
         if stated := self.server.stated or (4096 if self.server.mode == "drip" else None):
             self.send_header("Content-Length", str(stated))
@@ -136,6 +140,26 @@ def s3(server, monkeypatch):
     s3fs.S3FileSystem.clear_instance_cache()
     yield {"endpoint_url": server.url, "key": "k", "secret": "s"}
     s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture
+def azure(server):
+    """Options of an account on the server; a key is any 64 bytes."""
+    account = f"http;AccountName=name;AccountKey={base64.b64encode(bytes(64)).decode()}"
+    return {"connection_string": f"DefaultEndpointsProtocol={account};BlobEndpoint={server.url}/name"}
+
+
+@pytest.mark.parametrize("protocol", ["abfs", "az"])
+@pytest.mark.parametrize(("status", "stated"), [(200, None), (200, 1 << 40), (404, None), (404, 1 << 40)])
+def test_azure(server, azure, protocol, status, stated):
+    pytest.importorskip("adlfs")
+    server.status, server.stated = status, stated
+    message = within(
+        server, lambda: cnnfilterdb.open(f"{protocol}://container/release", storage_options=azure), CnnFilterDbError
+    )
+    assert "container/release" in message
+    if server.mode == "endless" and (status, stated) != (200, None):  # which the client does not read to its end
+        assert "the answer is larger than the " in message
 
 
 @pytest.mark.parametrize(("status", "stated"), [(200, None), (200, 4096), (200, 1 << 40), (404, None), (404, 1 << 40)])

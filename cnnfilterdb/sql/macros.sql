@@ -47,8 +47,8 @@ WHERE facts.stored AND facts.kernel = kernel AND "where" AND "by" IS NOT NULL
 GROUP BY ALL ORDER BY ALL;
 
 -- The layers of each group with their histograms, and the factor by which a balanced sum multiplies the counts of each. If
--- a selected layer is not in the index, an error is raised where its counts are read; rows are never left out. `number`
--- counts the groups, or with `by_model` groups and models, within which factors are then balanced.
+-- a selected layer is not in the index, an error is raised; rows are never left out. `number` counts the groups, or with
+-- `by_model` the models of each group.
 -- Example: SELECT "group", model_id, layer, filters, round(factor, 3) AS factor FROM group_layers(domain, balance := 'models')
 CREATE OR REPLACE MACRO group_layers(
     "by", "where" := true, recipe := 'cvpr2022', balance := 'filters', kernel := '3x3', basis := NULL, all_layers := false,
@@ -79,24 +79,26 @@ WITH chosen AS (
            -- Millions of counts are summed faster by a number than by the name of a group.
            CAST(dense_rank() OVER (ORDER BY "group", CASE WHEN by_model THEN model_id ELSE '' END) AS UINTEGER) AS number
     FROM selected
+), joined AS (
+    -- Histograms of removed models, or of weights that a layer no longer has, match nothing, so they need not be
+    -- filtered out as the view `histograms` does.
+    SELECT w.*, h.counts, h.below, h.above, h.low, h.high,
+           coalesce(
+               'layer ' || w.layer || ' of ' || w.model_id || ' is not in the index '
+                   || (SELECT basis_id FROM chosen) || ': run `cnnfilterdb index`',
+               'no basis ' || basis || ' for ' || kernel || ' kernels; the view bases lists them',
+               'no basis for ' || kernel || ' kernels; `cnnfilterdb index` fits one in a folder with such filters'
+           ) AS missing
+    FROM weighted AS w LEFT JOIN (
+        SELECT * FROM $histograms AS inner_h
+        WHERE inner_h.basis_id = (SELECT basis_id FROM chosen)
+          AND inner_h.recipe = CASE WHEN recipe IN ('cvpr2022', 'medneurips2022') THEN recipe
+                                    ELSE error('recipe: ''' || recipe || ''' is not one of cvpr2022, medneurips2022') END
+    ) AS h USING (model_id, layer, tensor_sha256)
 )
-SELECT w.number, w."group", w.model_id, w.layer, w.filters, w.member, w.factor,
-       CASE WHEN h.counts IS NULL
-            THEN error(coalesce(
-                'layer ' || w.layer || ' of ' || w.model_id || ' is not in the index '
-                    || (SELECT basis_id FROM chosen) || ': run `cnnfilterdb index`',
-                'no basis ' || basis || ' for ' || kernel || ' kernels; the view bases lists them',
-                'no basis for ' || kernel || ' kernels; `cnnfilterdb index` fits one in a folder with such filters'))
-            ELSE h.counts END AS counts,
-       h.below, h.above, h.low, h.high
--- Histograms of removed models, or of weights that a layer no longer has, match nothing, so they need not be
--- filtered out as the view `histograms` does.
-FROM weighted AS w LEFT JOIN (
-    SELECT * FROM $histograms AS inner_h
-    WHERE inner_h.basis_id = (SELECT basis_id FROM chosen)
-      AND inner_h.recipe = CASE WHEN recipe IN ('cvpr2022', 'medneurips2022') THEN recipe
-                                ELSE error('recipe: ''' || recipe || ''' is not one of cvpr2022, medneurips2022') END
-) AS h USING (model_id, layer, tensor_sha256);
+SELECT number, "group", model_id, layer, filters, member, factor, counts, below, above, low, high
+FROM joined
+WHERE CASE WHEN low IS NULL THEN error(missing) ELSE true END;
 
 -- Numbers of models, layers and filters of each group, the range of its histograms and the weights of components.
 -- Example: SELECT "group", models, layers, filters, members, bins FROM group_totals(domain)

@@ -154,8 +154,12 @@ def test_sql_refuses_to_leave_out_what_is_not_indexed(sample_path, tmp_path):
     connection = duckdb.connect()
     connection.execute(f"SET VARIABLE cnnfilterdb_path = '{path}'")
     connection.execute((path / "init.sql").read_text())
-    with pytest.raises(duckdb.Error, match="custom/face is not in the index"):
-        connection.sql("FROM kl_shift(domain)").fetchall()
+    for query in (
+        "FROM kl_shift(domain)", "SELECT layers FROM group_totals(domain)", "SELECT count(*) FROM group_layers(domain)",
+        "SELECT counts FROM group_histograms(domain)", "SELECT outside FROM group_histograms(domain)",
+    ):  # fmt: skip
+        with pytest.raises(duckdb.Error, match="custom/face is not in the index"):
+            connection.sql(query).fetchall()
     assert len(db.sql("FROM kl_shift(domain)").df()) == 9  # in Python the gap is filled first
 
 

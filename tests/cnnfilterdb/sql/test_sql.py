@@ -212,7 +212,9 @@ def test_models_without_an_index_are_indexed_before_a_question(tmp_path, tensors
 # ------------------------------------------------------------------------------------------------ wrong questions
 
 
-@pytest.mark.parametrize("macro", ["kl_shift", "kl_shift_components", "shift_metrics", "group_histograms"])
+@pytest.mark.parametrize(
+    "macro", ["kl_shift", "kl_shift_components", "shift_metrics", "group_histograms", "group_totals", "group_layers"]
+)
 @pytest.mark.parametrize(
     ("given", "message"),
     [

@@ -88,7 +88,7 @@ def population_shift(
 
     ``benchmarks/README.md`` has the measured error rates. From 8 models a group, 95 % intervals cover a shift of 0
     in 95 % of cases, and the shifts between the domains, tasks and families of the reference corpus in 95 % on average
-    (92 % with 8 models beside 30; less where a few models are far from the rest of their group). Where populations
+    (93 % with 8 models beside 30; less where a few models are far from the rest of their group). Where populations
     differ only in a direction in which models hardly vary, which so few models cannot tell from others, intervals are
     too wide, and cover the shift in 96 to 99.8 %.
 

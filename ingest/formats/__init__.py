@@ -19,6 +19,7 @@ from cnnfilterdb.core.errors import CnnFilterDbError, WeightFileError
 from cnnfilterdb.core.reports import counted, escaped
 from cnnfilterdb.ingest.formats import limits
 from cnnfilterdb.ingest.formats.companions import leads_out
+from cnnfilterdb.ingest.formats.damage import undamaged
 from cnnfilterdb.ingest.formats.recognised import described_file, described_folder, described_text
 from cnnfilterdb.ingest.formats.shards import separate_shards
 from cnnfilterdb.ingest.network import choices
@@ -233,7 +234,7 @@ def _printable(path: Path, fmt: Format) -> Weights:
 
 
 def _limited(weights: Weights, used: limits.Limits) -> Weights:
-    """The weights of a file, each layer of which is read within its own limits."""
+    """The weights of a file, each layer of which is read within its own limits, and with errors of this package."""
     used.create(len(weights.layers))
     # Many layers may be views of the same bytes
     whole = used.renewed()
@@ -247,7 +248,7 @@ T = TypeVar("T")
 def _limited_layer(layer: ConvLayer, used: limits.Limits) -> ConvLayer:
     def within(read: Callable[[], T]) -> Callable[[], T]:
         def limited() -> T:
-            with limits.active(used.renewed()):
+            with limits.active(used.renewed()), undamaged(f"{used.name}: {layer.name}", "weight"):
                 return read()
 
         return limited

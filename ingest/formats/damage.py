@@ -34,5 +34,8 @@ def undamaged(name: str, what: str) -> Iterator[None]:
         yield
     except CnnFilterDbError:
         raise
+    except MemoryError as error:
+        why = f"takes more memory than there is ({reason_of(error)})"
+        raise WeightFileError(f"{name}: reading this {what} {why}; it may be damaged or malicious") from error
     except Exception as error:
         raise WeightFileError(f"{name}: a damaged {what} ({reason_of(error)}); download it again") from error

@@ -437,23 +437,19 @@ class _Plan:
         if call is None:
             return tensor
         _, scale, zero, axis = call.arguments[:4]
-        by_channel = call.operator.endswith("channel")
+        held = [self.constant(one) for one in (scale, zero)] if call.operator.endswith("channel") else []
+        by_channel = [one for one in held if one is not None]
+        if len(by_channel) < len(held):
+            return "its scales or zero points are computed"
 
         def read() -> npt.NDArray[np.generic]:
             if by_channel:
-                scales, zeros = (self._numbers(one) for one in (scale, zero))
+                scales, zeros = (one.tensor(self.program.path).read() for one in by_channel)
                 return dequantised(tensor.read(), scales, zeros, self.integer(axis))
             return dequantised(tensor.read(), np.array([self.real(scale)]), np.array([self.integer(zero)]), 0)
 
-        held = [self.constant(one) for one in (scale, zero)] if by_channel else []
-        parts = (*tensor.parts, *(part_of(one.data) for one in held if one is not None))
+        parts = (*tensor.parts, *(part_of(one.data) for one in by_channel))
         return replace(tensor, dtype=f"q{tensor.dtype.removeprefix('q')}", read=read, parts=parts)
-
-    def _numbers(self, number: int) -> npt.NDArray[np.generic]:
-        constant = self.constant(number)
-        if constant is None:
-            raise ValueError("scales or zero points that are computed")
-        return constant.tensor(self.program.path).read()
 
     def _normalisation(self, call: _Call) -> BatchNorm | None:
         if call.operator != _NORMALISATION or len(call.arguments) < 7:

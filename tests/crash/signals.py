@@ -107,7 +107,7 @@ def run(
                 kind = "ended by a signal"
                 if said.count("\n") != 1 or not said.startswith("Interrupted"):
                     problem = f"said {said!r}"
-            elif status == -which:
+            elif status == -which or (status == 1 and said.startswith("Fatal Python error: init_")):
                 kind = "ended before it began"  # the interpreter was starting: nothing of this package had run
             else:
                 kind = "had finished"

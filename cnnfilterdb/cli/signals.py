@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _thread
 import contextlib
 import os
 import signal
@@ -15,6 +14,9 @@ __all__ = ["Interrupted", "ending_soon"]
 
 #: Seconds that a command has to end on its own.
 _GRACE = 1.2
+
+#: Seconds after which an interrupt is raised again.
+_LATER = 0.02
 
 #: The message of DuckDB's RuntimeError when a signal interrupts a query.
 _DUCKDB = "Query interrupted"
@@ -39,7 +41,8 @@ def ending_soon(message: str) -> Iterator[None]:
 
     Compiled code may not return to Python before its work is done, and only then would the exception be raised. A
     thread therefore waits a moment after a signal and then ends the process. Databases remain intact at any time.
-    DuckDB detects a signal itself and raises a RuntimeError, which is converted to the exception of that signal.
+    DuckDB detects a signal itself and raises a RuntimeError, which is converted to the exception of that signal. So is
+    an error that the exception became on its way: Python makes a RuntimeError of any that leaves a ``__set_name__``.
 
     Args:
         message: The line to print in that case.
@@ -79,7 +82,10 @@ def ending_soon(message: str) -> Iterator[None]:
     def again(lost: sys.UnraisableHookArgs) -> None:
         """An interrupt during a callback or a destructor, which Python only prints, is raised again."""
         if isinstance(lost.exc_value, Interrupted):
-            _thread.interrupt_main(signal.Signals(lost.exc_value.number))
+            # A little later: what is raised before the hook has returned is lost, too.
+            later = threading.Timer(_LATER, signal.pthread_kill, (threading.get_ident(), lost.exc_value.number))
+            later.daemon = True
+            later.start()
         else:
             former_hook(lost)
 
@@ -88,8 +94,10 @@ def ending_soon(message: str) -> Iterator[None]:
     watcher.start()
     try:
         yield
-    except RuntimeError as error:
-        if str(error) != _DUCKDB:
+    except Exception as error:
+        if (behind := _behind(error)) is not None:
+            raise Interrupted(behind.number) from error
+        if not isinstance(error, RuntimeError) or str(error) != _DUCKDB:
             raise
         started.wait(_GRACE / 2)  # the thread may not have run yet
         raise Interrupted(received[0] if received else signal.SIGINT) from error
@@ -102,3 +110,10 @@ def ending_soon(message: str) -> Iterator[None]:
         sender.close()
         watcher.join(1)
         receiver.close()
+
+
+def _behind(error: BaseException | None) -> Interrupted | None:
+    """The interrupt that an error was raised from, or while handling it."""
+    while error is not None and not isinstance(error, Interrupted):
+        error = error.__cause__ or error.__context__
+    return error

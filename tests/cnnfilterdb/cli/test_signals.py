@@ -1,0 +1,66 @@
+"""A signal ends a command as an interrupt, whatever Python or a library makes of the exception on its way."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from cnnfilterdb.cli.signals import Interrupted, ending_soon
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals are those of POSIX")
+
+
+def inside_the_name_of_a_field(send):
+    """Python makes it a RuntimeError."""
+
+    class Field:
+        def __set_name__(self, owner, name):
+            send()
+
+    class Owner:
+        field = Field()
+
+    return Owner
+
+
+def replaced_while_it_is_handled(send):
+    try:
+        send()
+    finally:
+        raise OSError("tidying up failed")
+
+
+def made_an_error_of_its_own(send):
+    try:
+        send()
+    except BaseException as error:
+        raise ValueError("cannot be read") from error
+
+
+def inside_a_destructor(send):
+    """Python prints it and goes on."""
+
+    class Held:
+        def __del__(self):
+            send()
+
+    Held()
+    time.sleep(30)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "work",
+    [inside_the_name_of_a_field, replaced_while_it_is_handled, made_an_error_of_its_own, inside_a_destructor],
+    ids=lambda work: work.__name__,
+)
+def test_an_interrupt_stays_one(number, work):
+    with pytest.raises(Interrupted) as caught, ending_soon("the process would be ended"):
+        work(lambda: os.kill(os.getpid(), number))
+    assert caught.value.number == number
+
+
+def test_other_errors_are_left_alone():
+    with pytest.raises(RuntimeError, match="of its own"), ending_soon("the process would be ended"):
+        raise RuntimeError("of its own") from ValueError()

@@ -126,12 +126,9 @@ def remove(models: tuple[str, ...], path: Path) -> None:
     \b
       cnnfilterdb remove 'pypi/deepcr/*' custom/mine
     """
-    from cnnfilterdb.store.annotations import matching
-
     db = open_database(path)
-    chosen = matching(models, db.storage.model_ids())
-    db.remove(*chosen)
-    remark(f"removed {counted(len(chosen), 'model')}; {len(db.storage.model_ids()):,} left")
+    gone = db.remove(*models)
+    remark(f"removed {counted(len(gone), 'model')}; {len(db.storage.model_ids()):,} left")
 
 
 @click.command(short_help="List or clear the cache.")

@@ -9,6 +9,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
+from types import FrameType
 
 __all__ = ["Interrupted", "ending_soon"]
 
@@ -53,8 +54,19 @@ def ending_soon(message: str) -> Iterator[None]:
 
     received: list[int] = []
 
-    def interrupt(number: int, frame: object) -> None:
-        raise Interrupted(number)
+    main_thread = threading.get_ident()
+
+    def send_later(number: int) -> None:
+        later = threading.Timer(_LATER, signal.pthread_kill, (main_thread, number))
+        later.daemon = True
+        later.start()
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        # An extension module whose import fails half-way may end the process in its own way.
+        if _importing(frame):
+            send_later(number)
+        else:
+            raise Interrupted(number)
 
     receiver, sender = socket.socketpair()
     sender.setblocking(False)
@@ -82,10 +94,7 @@ def ending_soon(message: str) -> Iterator[None]:
     def again(lost: sys.UnraisableHookArgs) -> None:
         """An interrupt during a callback or a destructor, which Python only prints, is raised again."""
         if isinstance(lost.exc_value, Interrupted):
-            # A little later: what is raised before the hook has returned is lost, too.
-            later = threading.Timer(_LATER, signal.pthread_kill, (threading.get_ident(), lost.exc_value.number))
-            later.daemon = True
-            later.start()
+            send_later(lost.exc_value.number)  # what is raised before the hook has returned is lost, too
         else:
             former_hook(lost)
 
@@ -110,6 +119,13 @@ def ending_soon(message: str) -> Iterator[None]:
         sender.close()
         watcher.join(1)
         receiver.close()
+
+
+def _importing(frame: FrameType | None) -> bool:
+    """Whether a frame runs while a module is imported."""
+    while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
+        frame = frame.f_back
+    return frame is not None
 
 
 def _behind(error: BaseException | None) -> Interrupted | None:

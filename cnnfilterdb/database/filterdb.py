@@ -182,22 +182,30 @@ class FilterDB(Imports):
         self._write_init()
         return report
 
-    def remove(self, *model_ids: str) -> None:
+    def remove(self, *models: str) -> list[str]:
         """Remove models with all their files and annotations: all of them or, after an error, none.
 
         If the process is killed, the next write completes the removal; repeating the call is then not an error.
 
+        Args:
+            models: Keys, or shell-style wildcards.
+
+        Returns:
+            Keys of the models that were removed.
+
         Raises:
-            UnknownModelError: One of them does not exist; nothing is removed then.
+            UnknownModelError: One of them does not exist, or a wildcard matches none; nothing is removed then.
             LockedError: Another process writes one of them; nothing is removed then.
 
         >>> db = cnnfilterdb.example()
         >>> db.remove("custom/scans")
+        ['custom/scans']
         >>> db.models()["name"].tolist()
         ['photos-large', 'photos-small']
         """
-        self._store.remove(*names_given("remove", model_ids))
+        gone = self._store.remove(*names_given("remove", models))
         self._write_init()
+        return gone
 
     def index(
         self,

@@ -23,6 +23,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from cnnfilterdb.core import paths
@@ -266,27 +267,38 @@ class Store(Contents):
         Commit.read(folder).apply(self.path, folder)
         discard(folder)
 
-    def remove(self, *model_ids: str) -> None:
+    def remove(self, *names: str) -> list[str]:
         """Remove models with all their files and annotations: all of them or, after an error, none.
 
         A removal that was killed is finished by the next process that writes. Removing the same models again is not an
         error then.
 
+        Args:
+            names: Keys, or shell-style wildcards.
+
+        Returns:
+            Keys of the models that are gone, those of a finished removal included.
+
         Raises:
-            UnknownModelError: One of them does not exist; nothing is removed then.
+            UnknownModelError: One of them does not exist, or a wildcard matches none; nothing is removed then.
             LockedError: Another process writes one of them; nothing is removed then.
             DatabaseError: A file could not be moved; nothing is removed then.
         """
         with self._locked(_REMOVAL, str(self.path)):
             done = self._recover_removals()
             self.recover_once()
-            chosen = [model_id for model_id in dict.fromkeys(model_ids) if self.has(model_id) or model_id not in done]
-            for model_id in chosen:
-                if not self.has(model_id):
-                    with self._locked(paths.slug(model_id), model_id):  # perhaps it is being written
-                        self.require([model_id])
+            gone, chosen = dict[str, None](), dict[str, None]()
+            for name in names:
+                matches = [name] if self.has(name) else [one for one in self.model_ids() if fnmatchcase(one, name)]
+                finished = [name] if name in done else [one for one in done if fnmatchcase(one, name)]
+                if not matches and not finished:
+                    with self._locked(paths.slug(name), name):  # perhaps it is being written
+                        self.require([name])
+                    matches = [name]
+                chosen |= dict.fromkeys(matches)
+                gone |= dict.fromkeys(finished)
             if not chosen:
-                return
+                return sorted(gone)
             with self._staging(_REMOVAL) as folder, writing(self.path):
                 rows = {model_id: sha256(self.path / paths.models_path(paths.slug(model_id))) for model_id in chosen}
                 removal = Removal(rows)
@@ -296,6 +308,7 @@ class Store(Contents):
                 except (OSError, DatabaseError):
                     undo(self.path, folder, removal)
                     raise
+            return sorted(gone | chosen)
 
     def _finish_removal(self, folder: Path, removal: Removal) -> None:
         for model_id in removal.rows:

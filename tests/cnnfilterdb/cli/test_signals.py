@@ -1,7 +1,9 @@
 """A signal ends a command as an interrupt, whatever Python or a library makes of the exception on its way."""
 
+import importlib
 import os
 import signal
+import sys
 import time
 
 import pytest
@@ -47,6 +49,21 @@ def inside_a_destructor(send):
 
     Held()
     time.sleep(30)
+
+
+def test_an_import_is_finished_first(tmp_path, monkeypatch):
+    (tmp_path / "half_way.py").write_text(
+        "import os, signal, time\nos.kill(os.getpid(), signal.SIGTERM)\ntime.sleep(0.1)\nwhole = True\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def work():
+        importlib.import_module("half_way")
+        time.sleep(30)
+
+    with pytest.raises(Interrupted), ending_soon("the process would be ended"):
+        work()
+    assert sys.modules["half_way"].whole
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -60,6 +60,29 @@ def test_add_models_layers_remove(run, checkpoint, tmp_path):
     assert "no model 'custom/mine'" in err
 
 
+@pytest.mark.parametrize(
+    ("repeated", "says"),
+    [
+        (["custom/ct-b", "custom/face"], "removed 2 models; 3 left\n"),
+        (["custom/face"], "removed 1 model; 3 left\n"),
+        (["custom/ct*", "*/face"], "removed 3 models; 2 left\n"),
+        (["custom/*"], "removed 5 models; 0 left\n"),
+    ],
+)
+def test_a_killed_removal_is_finished_by_the_same_command(run, sample_path, tmp_path, monkeypatch, repeated, says):
+    path = shutil.copytree(sample_path, tmp_path / "copy.db")
+
+    def killed(folder):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("cnnfilterdb.store.folder.discard_removed", killed)
+        assert run("remove", "custom/ct-b", "custom/face", "--db", path)[0] == 130
+    assert run("remove", *repeated, "--db", path) == (0, says, "")
+    assert not list(path.glob(".staging/removal-*"))
+    assert run("remove", *repeated, "--db", path)[0] == 1
+
+
 def test_what_is_left_out_of_a_file_is_listed(run, tmp_path):
     arrays = {"conv.weight": (8, 3, 3, 3), "conv.bias": (8,), "cube.weight": (8, 3, 3, 3, 3)}
     arrays |= {f"bank{number}": (4, 4, 3, 3) for number in range(12)}

@@ -128,8 +128,15 @@ def _importing(frame: FrameType | None) -> bool:
     return frame is not None
 
 
-def _behind(error: BaseException | None) -> Interrupted | None:
+def _behind(error: BaseException) -> Interrupted | None:
     """The interrupt that an error was raised from, or while handling it."""
-    while error is not None and not isinstance(error, Interrupted):
-        error = error.__cause__ or error.__context__
-    return error
+    rest: list[BaseException | None] = [error]
+    seen = set[int]()  # errors that are raised again may be each other's cause
+    while rest:
+        one = rest.pop()
+        if isinstance(one, Interrupted):
+            return one
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            rest += [one.__cause__, one.__context__]
+    return None

@@ -81,3 +81,10 @@ def test_an_interrupt_stays_one(number, work):
 def test_other_errors_are_left_alone():
     with pytest.raises(RuntimeError, match="of its own"), ending_soon("the process would be ended"):
         raise RuntimeError("of its own") from ValueError()
+
+
+def test_errors_that_are_each_others_cause_are_left_alone():
+    first, second = ValueError("first"), OSError("second")
+    first.__cause__, second.__context__ = second, first
+    with pytest.raises(ValueError, match="first"), ending_soon("the process would be ended"):
+        raise first

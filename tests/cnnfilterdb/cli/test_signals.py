@@ -13,6 +13,14 @@ from cnnfilterdb.cli.signals import Interrupted, ending_soon
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals are those of POSIX")
 
 
+@pytest.fixture(autouse=True)
+def heard():
+    """A shell's background job, as the tests may be, ignores SIGINT, and so would the command."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def inside_the_name_of_a_field(send):
     """Python makes it a RuntimeError."""
 

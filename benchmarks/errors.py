@@ -62,12 +62,12 @@ def made(seed: int = 0, models: int = 400, components: int = 9, bins: int = 70) 
 
 
 def stored(path: Path) -> tuple[Array, Array, list[Array]]:
-    """The histograms of the models of a database, the weights of components, and which models each grouping joins."""
+    """The histograms of the models of a database, the weights of components, and the labels of each grouping."""
     with cnnfilterdb.reference() if str(path) == "reference" else cnnfilterdb.open(path) as db:
         groups = db.groups("model_id", balance="models")
         labels = db.models().set_index("model_id").loc[list(groups.labels)]
-    numbers = [labels[name].to_numpy() for name in GROUPINGS]
-    return groups.counts / groups.counts.sum(axis=-1, keepdims=True), groups.weights, numbers
+    groupings = [labels[name].to_numpy() for name in GROUPINGS]
+    return groups.counts / groups.counts.sum(axis=-1, keepdims=True), groups.weights, groupings
 
 
 def main() -> None:

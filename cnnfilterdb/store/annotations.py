@@ -16,7 +16,7 @@ import io
 import os
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -38,6 +38,7 @@ __all__ = [
     "check_fact_names",
     "forget",
     "load_facts",
+    "matches",
     "matching",
     "stored_facts",
 ]
@@ -254,11 +255,20 @@ def matching(patterns: Iterable[str], model_ids: Sequence[str]) -> list[str]:
     """
     found: dict[str, None] = {}
     for pattern in patterns:
-        chosen = [pattern] if pattern in model_ids else [name for name in model_ids if fnmatchcase(name, pattern)]
+        chosen = matches(pattern, model_ids)
         if not chosen:
             raise unknown_model(pattern, model_ids, "the database")
         found |= dict.fromkeys(chosen)
     return list(found)
+
+
+def matches(pattern: str, model_ids: Collection[str]) -> list[str]:
+    """Models that match one pattern: the one of that key, or else those that a shell-style wildcard matches.
+
+    >>> matches("a*", ["ab", "a*"]), matches("a?", ["ab", "a*"]), matches("b", ["ab"])
+    (['a*'], ['ab', 'a*'], [])
+    """
+    return [pattern] if pattern in model_ids else [name for name in model_ids if fnmatchcase(name, pattern)]
 
 
 def _rows(root: Path) -> Iterator[tuple[int, str | None, list[str]]]:

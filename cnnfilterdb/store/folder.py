@@ -23,7 +23,6 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 from cnnfilterdb.core import paths
@@ -289,13 +288,14 @@ class Store(Contents):
             self.recover_once()
             gone, chosen = dict[str, None](), dict[str, None]()
             for name in names:
-                matches = [name] if self.has(name) else [one for one in self.model_ids() if fnmatchcase(one, name)]
-                finished = [name] if name in done else [one for one in done if fnmatchcase(one, name)]
-                if not matches and not finished:
+                # A key needs no table, which may be damaged.
+                there = [name] if self.has(name) else notes.matches(name, self.model_ids())
+                finished = notes.matches(name, done)
+                if not there and not finished:
                     with self._locked(paths.slug(name), name):  # perhaps it is being written
                         self.require([name])
-                    matches = [name]
-                chosen |= dict.fromkeys(matches)
+                    there = [name]
+                chosen |= dict.fromkeys(there)
                 gone |= dict.fromkeys(finished)
             if not chosen:
                 return sorted(gone)

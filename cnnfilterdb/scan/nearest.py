@@ -86,11 +86,11 @@ class _Search:
         for wanted, run in joined(runs, self._wanted):
             if wanted:
                 least = max(self.least, found.least)
-                similarity, which = self.pattern.similarity(run.columns, least)
+                similarity, which, numbers = self.pattern.similarity(run.columns, least)
                 # Only candidates get a place, which excludes most of a row group.
                 chosen = found.candidates(similarity, least)
                 places = np.empty((len(chosen), 3), np.int64)
-                places[:, 0], places[:, 1], places[:, 2] = run.number, run.row + chosen, which[chosen]
+                places[:, 0], places[:, 1], places[:, 2] = run.number, run.row + numbers[chosen], which[chosen]
                 found.update(similarity[chosen], places)
         self.least = max(self.least, found.least)
         return found

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -81,7 +81,8 @@ class FilterFiles(Protocol):
 def open_parquet(file: FilterFile, **options: Any) -> pq.ParquetFile:
     """Open a file of filters; see :class:`pyarrow.parquet.ParquetFile` for the options."""
     if isinstance(file, Path):
-        return pq.ParquetFile(file, memory_map=True, pre_buffer=False, **options)
+        # Not through a memory map: each page of it would be a fault, which takes longer than copying it.
+        return pq.ParquetFile(file, pre_buffer=False, **options)
     return file.open(**options)
 
 
@@ -180,21 +181,49 @@ def _matters(metadata: pq.FileMetaData, group: int, layers: Mapping[str, Collect
     return model_id is None or may_hold(metadata, group, layers.get(model_id, ()))
 
 
-def _announce(path: Path, metadata: pq.FileMetaData, group: int) -> None:
-    """Let the system read a row group from the disk while earlier ones are computed.
+@contextmanager
+def _reading_ahead(path: FilterFile, *, here: bool) -> Iterator[Callable[[pq.FileMetaData, int], None]]:
+    """A function that lets the system read a row group from the disk while earlier ones are computed.
 
-    Workers read through a memory map, and would wait for the disk where they could compute.
+    Workers would wait for the disk where they could compute.
+
+    Args:
+        path: The file.
+        here: Whether the workers are in this process.
     """
-    if not hasattr(os, "posix_fadvise"):
-        return
-    columns = [metadata.row_group(group).column(number) for number in range(metadata.num_columns)]
-    starts = [
-        column.dictionary_page_offset if column.has_dictionary_page else column.data_page_offset for column in columns
-    ]
-    stop = max(start + column.total_compressed_size for start, column in zip(starts, columns, strict=True))
-    # What cannot be opened or read ahead is an error of the worker that needs it.
-    with suppress(OSError, OverflowError), path.open("rb") as file:
-        os.posix_fadvise(file.fileno(), min(starts), stop - min(starts), os.POSIX_FADV_WILLNEED)
+    with ExitStack() as stack:
+        file = None
+        if here and isinstance(path, Path) and hasattr(os, "posix_fadvise"):
+            # What cannot be opened or read ahead is an error of the worker that needs it.
+            with suppress(OSError):
+                file = stack.enter_context(path.open("rb", buffering=0)).fileno()
+
+        def announce(metadata: pq.FileMetaData, group: int) -> None:
+            if file is None:
+                return
+            first = metadata.row_group(group).column(0)
+            last = metadata.row_group(group).column(metadata.num_columns - 1)
+            start, stop = _start(first), _start(last) + last.total_compressed_size
+            with suppress(OSError, OverflowError):
+                if not _in_memory(file, stop - 1):
+                    os.posix_fadvise(file, start, stop - start, os.POSIX_FADV_WILLNEED)
+
+        yield announce
+
+
+def _start(column: pq.ColumnChunkMetaData) -> int:
+    """Where a column of a row group begins in its file."""
+    return int(column.dictionary_page_offset if column.has_dictionary_page else column.data_page_offset)
+
+
+def _in_memory(file: int, place: int) -> bool:
+    """Whether a byte of an open file can be read without waiting for the disk, if the system can say that."""
+    if not hasattr(os, "RWF_NOWAIT"):
+        return False
+    try:
+        return os.preadv(file, [bytearray(1)], place, os.RWF_NOWAIT) == 1
+    except OSError:
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,7 +301,8 @@ def scan(
         kernel: Their kernel size.
         work: Called with the runs of one row group, in a worker; it should release the interpreter lock, as the
             compiled functions of :mod:`cnnfilterdb.stats` do. For a runner beyond this process it can be pickled. If it
-            has a method ``of(model_ids)``, that returns the same for some models only, so that little is sent.
+            has a method ``of(model_ids)``, that returns the same for some models only, so that little is sent. Its
+            FloatingPointError means that weights are damaged.
         layers: The layers of each model that matter; row groups in which none of them can be are not read. The runs of
             the others come whole. None reads all.
         resources: What the scan may use; by default threads, one for each processor.
@@ -288,14 +318,15 @@ def scan(
     def row_groups() -> Iterator[_RowGroup]:
         for number, path in enumerate(files):
             metadata, first = filters_metadata(path, kernel), 0
-            for group in range(metadata.num_row_groups):
-                rows = metadata.row_group(group).num_rows
-                if (isinstance(path, Path) or path.wanted(metadata, group)) and _matters(metadata, group, layers):
-                    model_id = constant(metadata, group, "model_id")
-                    if isinstance(path, Path) and not runner.remote:
-                        _announce(path, metadata, group)
-                    yield _RowGroup(path, number, group, first, rows, model_id, None if runner.remote else metadata)
-                first += rows
+            with _reading_ahead(path, here=not runner.remote) as announce:
+                for group in range(metadata.num_row_groups):
+                    rows = metadata.row_group(group).num_rows
+                    if (isinstance(path, Path) or path.wanted(metadata, group)) and _matters(metadata, group, layers):
+                        announce(metadata, group)
+                        known = None if runner.remote else metadata
+                        model_id = constant(metadata, group, "model_id")
+                        yield _RowGroup(path, number, group, first, rows, model_id, known)
+                    first += rows
 
     units = _units(row_groups(), work, columns, _REMOTE_FILTERS if runner.remote else 1)
 
@@ -355,6 +386,9 @@ def _scanned(unit: _Unit[T]) -> list[tuple[T, int]]:
     found = []
     for place in unit.places:
         runs = _runs(place, unit.columns)
-        found.append((unit.work(runs), sum(run.filters for run in runs)))
+        try:
+            found.append((unit.work(runs), sum(run.filters for run in runs)))
+        except FloatingPointError as error:
+            raise damaged(place.path, f"row group {place.group}: {error}") from error
         del runs  # before the next ones are read
     return found

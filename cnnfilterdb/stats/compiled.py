@@ -64,6 +64,9 @@ _SHORT = 0.01
 # A coefficient this close to the edge of a bin (in bin widths) is compared with the edge itself, as NumPy does it.
 _NEAR = 1e-9
 
+# The rank of a value among the edges of bins if rounding decides what it is.
+_UNSURE = np.uint32(1 << 31)
+
 
 def _cacheable() -> bool:
     """Whether numba can keep compiled code: next to this file, or in the user's cache folder.
@@ -309,128 +312,239 @@ def _layer_sums(
 
 
 @njit(inline="always")
-def _widen(values: Any, size: int, low: Any, high: Any) -> None:
+def _widen_bounds(
+    block: Any, size: int, scaled: Any, peak: Any, components: Any, offsets: Any, out: Any, low: Any, high: Any
+) -> None:
+    """Let bounds reach all coefficients of a block (k, size)."""
+    _scale_block(block, scaled, peak, size)
+    for i in range(block.shape[0]):
+        _project_block(scaled, components, offsets, i, size, out)
+        for b in range(size):
+            low[b] = out[b] if out[b] < low[b] else low[b]
+            high[b] = out[b] if out[b] > high[b] else high[b]
+
+
+@njit(inline="always")
+def _rough_block(block: Any, peak: Any, inverse: Any, rough: Any, size: int) -> bool:
+    """Scale a block (k, size) by inverses, in single precision; whether the error bound holds for these."""
+    unusual = 0
     for b in range(size):
-        low[b] = values[b] if values[b] < low[b] else low[b]
-        high[b] = values[b] if values[b] > high[b] else high[b]
+        inverse[b] = np.float32(1) / peak[b]
+        # The inverse of a very large or small weight is less exact than the error allows for, or infinite.
+        unusual += not (peak[b] > np.float32(1e-37) and peak[b] < np.float32(1e37))
+    for j in range(block.shape[0]):
+        for b in range(size):
+            rough[j, b] = block[j, b] * inverse[b]
+    return unusual == 0
+
+
+@njit(inline="always")
+def _longer(block: Any, peak: Any, excess: Any, size: int, reach: Any) -> int:
+    """How many filters of a block (k, size) are not shorter than a length (squared) when they are scaled.
+
+    Their excess is not below 0.
+    """
+    for b in range(size):
+        excess[b] = block[0, b] * block[0, b]
+    for j in range(1, block.shape[0]):
+        for b in range(size):
+            excess[b] = _fma(block[j, b], block[j, b], excess[b])
+    longer = 0
+    for b in range(size):
+        # Squares of very large or small weights are infinite or zero.
+        usual = peak[b] > np.float32(1e-15) and peak[b] < np.float32(1e15)
+        above = excess[b] - reach * peak[b] * peak[b]
+        excess[b] = above if usual else np.float32(1)
+        longer += not (usual and above < 0)
+    return longer
+
+
+@njit(inline="always")
+def _reach(components: Any, offsets: Any, low: float, high: float) -> Any:
+    """Square of a length: all coefficients of a filter that is shorter are between low and high."""
+    reach = np.inf
+    for i in range(components.shape[0]):
+        square = 0.0
+        for value in components[i]:
+            square += value * value
+        # A coefficient is at most the product of two lengths, less its offset.
+        for bound in (high + offsets[i], -low - offsets[i]):
+            reach = min(reach, bound * bound / square if bound > 0 else 0.0)
+    # Less the errors of single precision, several times over: each of k products and sums is rounded.
+    return np.float32(reach * max(0.0, 1 - 2.0**-21 * (components.shape[0] + 8)))
+
+
+@njit(inline="always")
+def _coefficient(block: Any, peak: Any, b: int, components: Any, offsets: Any, i: int) -> Any:
+    """One coefficient of one filter of a block, to the last bit that of :func:`_project_block`."""
+    found = -offsets[i]
+    for j in range(block.shape[0]):
+        found = _fma(components[i, j], np.float64(np.float32(block[j, b] / peak[b])), found)
+    return found
 
 
 @njit(**_COMPILED)
 def _coefficient_bounds(
-    addresses: Any, count: int, components: Any, offsets: Any, rough_components: Any, rough_offsets: Any, error: float
+    addresses: Any, count: int, components: Any, offsets: Any
 ) -> Any:  # pragma: no cover (compiled)
     k = addresses.shape[0]
-    block = np.empty((k, _BLOCK), np.float32)
-    peak = np.empty(_BLOCK, np.float32)
-    rough, near = np.empty((k, _BLOCK), np.float32), np.empty(_BLOCK, np.float32)
-    least, most = np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.float32)
+    block, chosen = np.empty((k, _BLOCK), np.float32), np.empty((k, _BLOCK), np.float32)
+    peak, excess = np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.float32)
     scaled, out = np.empty((k, _BLOCK)), np.empty(_BLOCK)
     lows, highs = np.full(_BLOCK, np.inf), np.full(_BLOCK, -np.inf)
-    low, high = np.inf, -np.inf
+    filled, reach = 0, np.float32(0)
     for start in range(0, count, _BLOCK):
         size = min(_BLOCK, count - start)
         _gather(addresses, start, size, block)
-        # In single precision first, in half the time: few blocks come near the bounds of those before them.
         _peak_block(block, peak, size)
-        for b in range(size):
-            peak[b] = np.float32(1) / peak[b]
-        for j in range(k):
+        # Few filters are long enough to reach the bounds of those before them. They are collected, and computed once
+        # they fill a block.
+        if _longer(block, peak, excess, size, reach) > 0:
             for b in range(size):
-                rough[j, b] = block[j, b] * peak[b]
-        least[:size] = np.inf
-        most[:size] = -np.inf
-        for i in range(k):
-            _project_block(rough, rough_components, rough_offsets, i, size, near)
-            _widen(near, size, least, most)
-        unsure = 0
-        for b in range(size):
-            inside = least[b] > low + error and most[b] < high - error
-            # The inverse of a very large or small weight is less exact than the error allows for, or infinite.
-            unsure += not (inside and peak[b] > np.float32(1e-37) and peak[b] < np.float32(1e37))
-        if unsure:
-            _scale_block(block, scaled, peak, size)
-            for i in range(k):
-                _project_block(scaled, components, offsets, i, size, out)
-                _widen(out, size, lows, highs)
-            low, high = lows.min(), highs.max()
-    return low, high
+                if not excess[b] < 0:
+                    for j in range(k):
+                        chosen[j, filled] = block[j, b]
+                    filled += 1
+                    if filled == _BLOCK:
+                        _widen_bounds(chosen, filled, scaled, peak, components, offsets, out, lows, highs)
+                        filled = 0
+                        reach = _reach(components, offsets, lows.min(), highs.max())
+    _widen_bounds(chosen, filled, scaled, peak, components, offsets, out, lows, highs)
+    return lows.min(), highs.max()
 
 
 @njit(inline="always")
-def _bin_exactly(values: Any, size: int, edges: Any, factor: float, row: Any, below: Any, above: Any, i: int) -> None:
-    """Count the values of a block by the edges themselves, as ``numpy.histogram`` does."""
+def _place_exactly(value: float, edges: Any, factor: float) -> int:
+    """The place of a value among bins: 0 below, 1 to bins, bins + 1 above, as ``numpy.histogram`` does it."""
     bins = len(edges) - 1
-    for b in range(size):
-        value = values[b]
-        if value < edges[0]:
-            below[i] += 1
-        elif value > edges[bins]:
-            above[i] += 1
-        else:
-            bin_ = min(int((value - edges[0]) * factor), bins - 1)
-            # Bins are closed on the left, the last one on both sides.
-            if value < edges[bin_]:
-                bin_ -= 1
-            elif bin_ < bins - 1 and value >= edges[bin_ + 1]:
-                bin_ += 1
-            row[bin_] += 1
+    if value < edges[0]:
+        return 0
+    if value > edges[bins]:
+        return bins + 1
+    bin_ = min(int((value - edges[0]) * factor), bins - 1)
+    # Bins are closed on the left, the last one on both sides.
+    if value < edges[bin_]:
+        bin_ -= 1
+    elif bin_ < bins - 1 and value >= edges[bin_ + 1]:
+        bin_ += 1
+    return bin_ + 1
 
 
 @njit(inline="always")
-def _count(place: Any, size: int, parts: Any) -> None:
-    """Count the places of a block into four histograms (4, bins).
+def _add_places(values: Any, size: int, low: float, factor: float, margin: float, bins: int, rank: Any) -> Any:
+    """Add the place of each value among bins, as above, to its rank, and return the largest rank.
+
+    It is _UNSURE for a value that is nearer to an edge than a margin (in bin widths): rounding decides there.
+    """
+    lowest, scale = np.float32(low), np.float32(factor)
+    least, most, last = np.float32(margin), np.float32(1 - margin), np.float32(bins + 1.5)
+    largest = np.uint32(0)
+    for b in range(size):
+        t = (values[b] - lowest) * scale + np.float32(1)
+        t = t if t > np.float32(0.5) else np.float32(0.5)
+        t = t if t < last else last
+        place = np.int32(t)
+        rest = t - np.float32(place)
+        found = np.uint32(rank[b] + np.uint32(place)) if rest >= least and rest <= most else _UNSURE
+        rank[b] = found
+        largest = found if found > largest else largest
+    return largest
+
+
+@njit(inline="always")
+def _count(rank: Any, size: int, parts: Any) -> None:
+    """Count the ranks of a block into four histograms (4, ranks).
 
     With a single one, each addition would often wait for the last: most coefficients are in a few bins.
     """
-    quarter = size // 4
+    whole = size - size % 4
     first, second, third, fourth = parts[0], parts[1], parts[2], parts[3]
-    for b in range(quarter):
-        first[place[b]] += np.uint32(1)
-        second[place[b + quarter]] += np.uint32(1)
-        third[place[b + 2 * quarter]] += np.uint32(1)
-        fourth[place[b + 3 * quarter]] += np.uint32(1)
-    for b in range(4 * quarter, size):
-        first[place[b]] += np.uint32(1)
+    for b in range(0, whole, 4):
+        first[rank[b]] += np.uint32(1)
+        second[rank[b + 1]] += np.uint32(1)
+        third[rank[b + 2]] += np.uint32(1)
+        fourth[rank[b + 3]] += np.uint32(1)
+    for b in range(whole, size):
+        first[rank[b]] += np.uint32(1)
+
+
+@njit(inline="always")
+def _by_range(parts: Any, edges: Any) -> Any:
+    """Counts (r, k, bins + 2) by place in each range, of counts (k, 4, ranks + 1) by rank among the edges of all."""
+    ranges, last = edges.shape[0], edges.shape[1] - 1
+    found = np.zeros((ranges, parts.shape[0], last + 2), np.int64)
+    place = np.zeros(ranges, np.int64)
+    for rank in range(parts.shape[2] - 1):
+        following, nearest = -1, np.inf
+        for r in range(ranges):
+            for i in range(parts.shape[0]):
+                for part in range(parts.shape[1]):
+                    found[r, i, place[r]] += np.int64(parts[i, part, rank])
+            if place[r] <= last:
+                edge = edges[r, place[r]]
+                # A value passes the last edge of a range if it is larger, the others if it is equal.
+                edge = np.nextafter(edge, np.inf) if place[r] == last else edge
+                if following < 0 or edge < nearest:
+                    following, nearest = r, edge
+        if following >= 0:
+            place[following] += 1
+    return found
 
 
 @njit(**_COMPILED)
-def _bin_coefficients(
-    addresses: Any, count: int, components: Any, offsets: Any, edges: Any, counts: Any, below: Any, above: Any
-) -> None:  # pragma: no cover (compiled)
+def _count_ranks(
+    addresses: Any,
+    count: int,
+    components: Any,
+    offsets: Any,
+    rough_components: Any,
+    rough_offsets: Any,
+    error: float,
+    edges: Any,
+) -> Any:  # pragma: no cover (compiled)
     k = addresses.shape[0]
     ranges, bins = edges.shape[0], edges.shape[1] - 1
-    parts = np.zeros((ranges, k, 4, bins), np.uint32)
-    block = np.empty((k, _BLOCK), np.float32)
-    scaled = np.empty((k, _BLOCK))
-    peak = np.empty(_BLOCK, np.float32)
-    out = np.empty(_BLOCK)
-    place = np.empty(_BLOCK, np.uint32)
+    ranks = ranges * (bins + 1) + 1
+    # One more, for what is not a number.
+    parts = np.zeros((k, 4, ranks + 1), np.uint32)
+    block, rough = np.empty((k, _BLOCK), np.float32), np.empty((k, _BLOCK), np.float32)
+    peak, inverse, near = np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.float32)
+    rank = np.empty(_BLOCK, np.uint32)
     for start in range(0, count, _BLOCK):
         size = min(_BLOCK, count - start)
         _gather(addresses, start, size, block)
-        _scale_block(block, scaled, peak, size)
+        _peak_block(block, peak, size)
+        usual = _rough_block(block, peak, inverse, rough, size)
         for i in range(k):
-            _project_block(scaled, components, offsets, i, size, out)
+            # In single precision, in half the time: few values are so near an edge that rounding decides.
+            _project_block(rough, rough_components, rough_offsets, i, size, near)
+            if i == 0:
+                # A weight that is not a number makes every coefficient one.
+                missing = 0
+                for b in range(size):
+                    missing += near[b] != near[b]
+                usual = usual and missing == 0
+            rank[:size] = np.uint32(0) if usual else _UNSURE
+            largest = np.uint32(0) if usual else _UNSURE
             for r in range(ranges):
                 low, high = edges[r, 0], edges[r, bins]
                 factor = bins / (high - low)
-                unsure = 0
+                # Single precision rounds the lowest edge and four results, of which the largest is bins + 2.
+                margin = factor * (error + 2.0**-23 * abs(low)) + 2.0**-21 * (bins + 2) + _NEAR
+                if usual:
+                    largest = max(largest, _add_places(near, size, low, factor, margin, bins, rank))
+            if largest >= _UNSURE:
                 for b in range(size):
-                    t = (out[b] - low) * factor
-                    bin_ = np.int32(t)
-                    # Values outside, or so near an edge that rounding decides, are checked again.
-                    rest = t - bin_
-                    unsure += not (rest >= _NEAR and rest <= 1 - _NEAR and t < bins)
-                    place[b] = np.uint32(bin_)
-                if unsure == 0:
-                    _count(place, size, parts[r, i])
-                else:
-                    _bin_exactly(out, size, edges[r], factor, counts[r, i], below[r], above[r], i)
-    for r in range(ranges):
-        for i in range(k):
-            for part in range(4):
-                for j in range(bins):
-                    counts[r, i, j] += parts[r, i, part, j]
+                    if rank[b] >= _UNSURE:
+                        value = _coefficient(block, peak, b, components, offsets, i)
+                        exact = 0
+                        for r in range(ranges):
+                            factor = bins / (edges[r, bins] - edges[r, 0])
+                            if value == value:
+                                exact += _place_exactly(value, edges[r], factor)
+                        rank[b] = np.uint32(exact if value == value else ranks)
+            _count(rank, size, parts[i])
+    return _by_range(parts, edges), parts[:, :, ranks].sum()
 
 
 @njit(**_COMPILED)
@@ -643,43 +757,44 @@ def _may_be_similar(
 ) -> bool:  # fmt: skip
     """Whether a filter of a block (k, size) may have a cosine of at least ``cut``, in single precision."""
     k = block.shape[0]
+    rows = block
+    if offset:
+        for j in range(k):
+            for b in range(size):
+                rough[j, b] = block[j, b]
+        _centre_block(rough, part, size)
+        rows = rough
     length[:size] = 0
     top[:size] = -np.inf
-    for b in range(size):
-        part[b] = np.float32(1) / peak[b]
     for j in range(k):
         for b in range(size):
-            rough[j, b] = block[j, b] * part[b]
-    if offset:
-        _centre_block(rough, part, size)
-    for j in range(k):
-        for b in range(size):
-            length[b] = _fma(rough[j, b], rough[j, b], length[b])
+            length[b] = _fma(rows[j, b], rows[j, b], length[b])
     for v in range(variants.shape[0]):
         part[:size] = 0
         for j in range(k):
             for b in range(size):
-                part[b] = _fma(variants[v, j], rough[j, b], part[b])
+                part[b] = _fma(variants[v, j], rows[j, b], part[b])
         for b in range(size):
             value = abs(part[b]) if sign else part[b]
             top[b] = value if value > top[b] else top[b]
     unsure = 0
     for b in range(size):
-        # The inverse of a very large or small weight is less exact than the cut allows for, or infinite; and so is a
-        # direction of which little is left after centring.
+        # Squares of very large or small weights are infinite or zero, and a direction of which little is left after
+        # centring is less exact than the cut allows for.
         # All is read before it is compared, or the compiler could not do several filters at once.
         largest, square, value = peak[b], length[b], top[b]
         value = value if value > 0 else np.float32(0)
-        sound = largest > np.float32(1e-37) and largest < np.float32(1e37) and square > np.float32(_SHORT * _SHORT)
+        least = np.float32(_SHORT * _SHORT) * largest * largest
+        sound = largest > np.float32(1e-15) and largest < np.float32(1e15) and square > least
         unsure += not (sound and value * value < cut * square)
     return unsure > 0
 
 
 @njit(**_COMPILED)
 def _similarities(
-    addresses: Any, count: int, variants: Any, rough_variants: Any, sign: bool, offset: bool, cut: Any, best: Any,
-    which: Any,
-) -> None:  # pragma: no cover (compiled)  # fmt: skip
+    addresses: Any, count: int, variants: Any, rough_variants: Any, sign: bool, offset: bool, cut: Any, least: float,
+    best: Any, which: Any, place: Any,
+) -> int:  # pragma: no cover (compiled)  # fmt: skip
     k = addresses.shape[0]
     block, rough = np.empty((k, _BLOCK), np.float32), np.empty((k, _BLOCK), np.float32)
     weights = np.empty((k, _BLOCK))
@@ -688,6 +803,7 @@ def _similarities(
     part = np.empty(_BLOCK)
     top = np.empty(_BLOCK)
     names = np.empty(_BLOCK, np.int64)
+    found = 0
     for start in range(0, count, _BLOCK):
         size = min(_BLOCK, count - start)
         _gather(addresses, start, size, block)
@@ -696,7 +812,6 @@ def _similarities(
         if cut > 0 and not _may_be_similar(
             block, peak, rough_variants, sign, offset, cut, size, rough, near[0], near[1], near[2]
         ):
-            best[start : start + size] = -np.inf
             continue
         # Not scaled: in double precision the square of no weight vanishes or overflows.
         for j in range(k):
@@ -727,8 +842,11 @@ def _similarities(
             # After centring, a constant kernel consists of rounding errors, not of a direction.
             largest = np.float64(peak[b])
             directed = length[b] > 1e-24 * largest * largest
-            best[start + b] = top[b] / np.sqrt(length[b] if directed else 1.0) if directed else -np.inf
-            which[start + b] = names[b] if directed else 0
+            value = top[b] / np.sqrt(length[b] if directed else 1.0) if directed else -np.inf
+            if value >= least:
+                best[found], which[found], place[found] = value, names[b] if directed else 0, start + b
+                found += 1
+    return found
 
 
 def _addresses(columns: Columns) -> npt.NDArray[np.uint64]:
@@ -770,15 +888,19 @@ def sums(
     return total, products
 
 
+def _in_single_precision(components: npt.NDArray[np.float64], offsets: npt.NDArray[np.float64]) -> Any:
+    """A basis in single precision, and the largest error of coefficients that are computed with it."""
+    # Twice the largest error: k + 8 roundings, each of half a unit, of sums of this size.
+    largest = float((np.abs(components).sum(axis=1) + np.abs(offsets)).max())
+    error = 2 * (components.shape[1] + 8) * 2.0**-24 * largest
+    return components.astype(np.float32), offsets.astype(np.float32), error
+
+
 def coefficient_bounds(
     columns: Columns, components: npt.NDArray[np.float64], offsets: npt.NDArray[np.float64]
 ) -> tuple[float, float]:
     """Smallest and largest of all coefficients V s - offset of the scaled filters; (inf, -inf) without filters."""
-    rough = components.astype(np.float32), offsets.astype(np.float32)
-    # Twice the largest error of single precision: k + 8 roundings, each of half a unit, of sums of this size.
-    largest = float((np.abs(components).sum(axis=1) + np.abs(offsets)).max())
-    error = 2 * (len(columns) + 8) * 2.0**-24 * largest
-    low, high = _coefficient_bounds(_addresses(columns), len(columns[0]), components, offsets, *rough, error)
+    low, high = _coefficient_bounds(_addresses(columns), len(columns[0]), components, offsets)
     return float(low), float(high)
 
 
@@ -798,12 +920,15 @@ def bin_coefficients(
 
     Returns:
         Counts (r, k, bins), and the numbers of coefficients below and above each range, (r, k) each.
+
+    Raises:
+        FloatingPointError: A coefficient is not a number, because a weight is not finite.
     """
-    ranges, bins, size = edges.shape[0], edges.shape[1] - 1, len(columns)
-    counts = np.zeros((ranges, size, bins), np.int64)
-    below, above = np.zeros((ranges, size), np.int64), np.zeros((ranges, size), np.int64)
-    _bin_coefficients(_addresses(columns), len(columns[0]), components, offsets, edges, counts, below, above)
-    return counts, below, above
+    rough = _in_single_precision(components, offsets)
+    counts, missing = _count_ranks(_addresses(columns), len(columns[0]), components, offsets, *rough, edges)
+    if missing:
+        raise FloatingPointError("weights that are not finite have no coefficients")
+    return counts[:, :, 1:-1], counts[:, :, 0], counts[:, :, -1]
 
 
 def project(
@@ -826,25 +951,26 @@ def extremes(filters: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32],
 
 def similarities(
     columns: Columns, variants: npt.NDArray[np.float64], sign: bool, offset: bool, least: float = -np.inf
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    """Largest cosine of each filter with any of some unit vectors (v, k), and which of them.
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Largest cosine of filters with any of some unit vectors (v, k), which of them, and the numbers of the filters.
 
     Args:
         columns: k arrays of n weights each.
         variants: (v, k).
         sign: Take the absolute value of the cosine.
         offset: Subtract the mean of each filter first.
-        least: A filter below it may have a cosine of -inf instead, which takes less time.
+        least: Filters whose cosine is smaller are left out, which takes less time.
     """
     count = len(columns[0])
-    best, which = np.empty(count), np.empty(count, np.int64)
+    # Pages of which nothing is used take neither time nor memory.
+    best, which, place = np.empty(count), np.empty(count, np.int64), np.empty(count, np.int64)
     k = variants.shape[1]
     # Twice the largest error of single precision: k + 8 roundings, each of half a unit, of k terms of at most 1.
     cut = least - 2 * (k + 8) * 2.0**-24 * np.sqrt(k) / _SHORT
     square = np.float32(cut * abs(cut)) if cut > 0 else np.float32(0)
     rough = variants.astype(np.float32)
-    _similarities(_addresses(columns), count, variants, rough, sign, offset, square, best, which)
-    return best, which
+    found = _similarities(_addresses(columns), count, variants, rough, sign, offset, square, least, best, which, place)
+    return best[:found], which[:found], place[:found]
 
 
 def centred(

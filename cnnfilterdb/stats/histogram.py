@@ -78,6 +78,7 @@ def histograms(columns: Columns, basis: Basis, ranges: Sequence[tuple[float, flo
 
     Raises:
         ValueError: A range is empty, or there are no bins.
+        FloatingPointError: A weight is not finite.
     """
     from cnnfilterdb.stats.compiled import bin_coefficients
 

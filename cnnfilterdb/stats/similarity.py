@@ -99,16 +99,17 @@ class Pattern:
 
     def similarity(
         self, columns: Columns, least: float = -np.inf
-    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Similarity of filters to the most similar variant.
 
         Args:
             columns: k float32 arrays (n,), the weights of n filters.
-            least: Filters that are less similar do not matter: they may be given -inf, which takes less time.
+            least: Filters that are less similar are left out, which takes less time.
 
         Returns:
-            (n,) float64 from -1 to 1, -inf for filters without direction, and the number of the variant, (n,); with
-            ``sign``, a variant whose negative is meant has the number -1 - v.
+            Of m filters, by default all: similarity from -1 to 1, -inf for a filter without direction, (m,) float64;
+            the number of the variant, (m,), with ``sign`` -1 - v for a variant whose negative is meant; and the
+            numbers of the filters, (m,), rising.
         """
         from cnnfilterdb.stats import compiled
 

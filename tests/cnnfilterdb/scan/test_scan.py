@@ -75,6 +75,10 @@ def test_row_groups_without_wanted_layers_are_not_read(tmp_path_factory, layers,
         assert places(read) == places(needed)
 
 
+def nothing_in_memory(descriptor, buffers, place, flags):
+    raise BlockingIOError
+
+
 @pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="the system has no posix_fadvise")
 @pytest.mark.parametrize("error", [None, OSError, OverflowError])
 def test_the_system_reads_ahead_all_bytes_of_a_row_group(tmp_path, monkeypatch, error):
@@ -88,6 +92,7 @@ def test_the_system_reads_ahead_all_bytes_of_a_row_group(tmp_path, monkeypatch, 
             raise error
 
     monkeypatch.setattr(os, "posix_fadvise", advise)
+    monkeypatch.setattr(os, "preadv", nothing_in_memory, raising=False)
     found = list(scan([path], "3x3", lambda runs: sum(run.filters for run in runs)))
     assert sum(found) == len(weights)
     metadata = pq.read_metadata(path)
@@ -101,6 +106,15 @@ def test_the_system_reads_ahead_all_bytes_of_a_row_group(tmp_path, monkeypatch, 
     # The row groups are all that is between the magic numbers and the footer.
     assert announced[0][0] == 4
     assert [start for start, _, _ in announced[1:]] == [stop for _, stop, _ in announced[:-1]]
+
+
+@pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="the system does not say what is in memory")
+def test_what_is_in_memory_is_not_read_ahead(tmp_path, monkeypatch):
+    path = tmp_path / "m.parquet"
+    weights = write(path, [5, 9, 3], 4)  # and read, so that its pages are there
+    path.read_bytes()
+    monkeypatch.setattr(os, "posix_fadvise", lambda *given: pytest.fail(f"was asked to read {given}"))
+    assert sum(scan([path], "3x3", lambda runs: sum(run.filters for run in runs))) == len(weights)
 
 
 def test_neighbouring_runs_are_joined(tmp_path):

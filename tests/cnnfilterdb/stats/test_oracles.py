@@ -104,6 +104,18 @@ def test_range_is_that_of_the_coefficients_at_any_magnitude(seed, count, size, e
     assert basis.coefficient_range(columns(filters)) == (found.min(), found.max())
 
 
+@pytest.mark.parametrize("place", [0, 100, 299, 1999])
+def test_zeros_may_be_at_an_end_of_the_range(place):
+    filters = (1 + 0.1 * np.random.default_rng(0).random((2000, 9))).astype(np.float32)
+    filters[place] = 0
+    basis = Basis.fit(Moments.of(filters), "3x3")
+    found = basis.project(filters)
+    assert basis.coefficient_range(columns(filters)) == (found.min(), found.max())
+    assert found[place].min() == found.min() or found[place].max() == found.max()
+    alone = basis.coefficient_range(columns(filters[place : place + 1]))
+    assert alone == (found[place].min(), found[place].max())
+
+
 def test_several_ranges_at_once_and_both_edges():
     filters = make(3)
     basis = Basis.fit(Moments.of(filters), "3x3")
@@ -111,6 +123,44 @@ def test_several_ranges_at_once_and_both_edges():
     wide, exact = histograms(columns(filters), basis, [(-3, 3), limits], 70)
     assert exact.below.sum() == exact.above.sum() == 0
     np.testing.assert_array_equal(wide.counts, Histogram.of_columns(columns(filters), basis, -3, 3, 70).counts)
+
+
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([1, 255, 700, 3000]),
+    st.sampled_from([2, 9, 25]),
+    st.sampled_from([-44, -41, -39, -37, -20, 0, 37]),
+    st.sampled_from([None, 1, 2, 7]),
+    st.sampled_from([[(-2.0, 2.0)], [(-2.0, 2.0), (-1.0, 1.0)], [(0.25, 0.5), (-3.0, 9.0), (0.25, 0.5)]]),
+    st.sampled_from([1, 8, 70, 5000]),
+)
+@settings(max_examples=100)
+def test_histograms_are_numpys_at_any_magnitude_and_on_edges(seed, count, size, exponent, levels, limits, bins):
+    rng = np.random.default_rng(seed)
+    filters = rng.uniform(-1, 1, (count, size))
+    if levels:  # coefficients are often equal to edges, of several ranges at once
+        filters = np.round(filters * levels) / levels
+        basis = Basis(f"1x{size}", np.zeros(size), np.eye(size), np.ones(size), np.full(size, 1 / size), count)
+    else:
+        basis = Basis.fit(Moments.of(make(seed, 500, size)), f"1x{size}")
+    filters = (filters * 10.0 ** (exponent * rng.integers(0, 2, (count, 1)))).astype(np.float32)
+    coefficients = basis.project(filters)
+    for found, (low, high) in zip(histograms(columns(filters), basis, limits, bins), limits, strict=True):
+        for i in range(size):
+            expected = np.histogram(coefficients[:, i], bins=bins, range=(low, high))[0]
+            np.testing.assert_array_equal(found.counts[i], expected)
+        np.testing.assert_array_equal(found.below, (coefficients < low).sum(axis=0))
+        np.testing.assert_array_equal(found.above, (coefficients > high).sum(axis=0))
+
+
+@pytest.mark.parametrize("weight", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("where", [0, 300, 699])
+def test_weights_that_are_not_finite_are_refused(weight, where):
+    filters = make(3, 700)
+    basis = Basis.fit(Moments.of(filters), "3x3")
+    filters[where, 4] = weight
+    with pytest.raises(FloatingPointError, match="not finite"):
+        histograms(columns(filters), basis, [(-3, 3), (-1, 1)], 70)
 
 
 counts = st.integers(0, 2**32 - 1).map(

@@ -6,6 +6,8 @@ import shutil
 from collections.abc import Callable
 
 import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -68,3 +70,24 @@ def test_damage_of_a_users_own_file_is_not_one_of_the_database(folder, tmp_path)
     (tmp_path / "mine.parquet").write_bytes(b"no Parquet file")
     with cnnfilterdb.open(folder) as db, pytest.raises(cnnfilterdb.QueryError, match=r"mine\.parquet"):
         db.sql(f"FROM '{tmp_path}/mine.parquet'").df()
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_damage(folder, weight):
+    path = next((folder / "filters/kernel=3x3").rglob("*large*.parquet"))
+    sound = path.read_bytes()
+    table = pq.read_table(path)
+    values = table["w4"].to_numpy().copy()
+    values[len(values) // 2] = weight
+    number = table.column_names.index("w4")
+    pq.write_table(table.set_column(number, table.field(number), pa.array(values, pa.float32())), path)
+    try:
+        with (
+            cnnfilterdb.open(folder, read_only=True) as db,
+            pytest.raises(cnnfilterdb.CorruptError, match="not finite") as caught,
+        ):
+            db.kl_shift("domain", basis="selection")
+    finally:
+        path.write_bytes(sound)
+    assert str(path) in str(caught.value)
+    assert "`cnnfilterdb verify`" in str(caught.value)

@@ -21,6 +21,9 @@ from cnnfilterdb.stats import BINS, Basis, Histogram, histograms
 
 __all__ = ["basis_key", "fit", "hashes_of", "model_histograms"]
 
+#: Row groups in flight for each worker: writing the histograms of a model takes as long as counting some of them.
+_AHEAD = 12
+
 
 def basis_key(layers: pa.Table, kernel: str) -> str:
     """The key of the basis that is fitted on some layers: the same layers have the same one everywhere.
@@ -87,7 +90,9 @@ def model_histograms(
     """
     basis = fitted.basis
     project = _Projected(basis, ranges(basis))
-    found = (part for parts in scan(files, basis.kernel, project, resources=resources) for part in parts)
+    resources = resources or Resources.of()
+    window = _AHEAD * resources.runner.workers
+    found = (part for parts in scan(files, basis.kernel, project, resources=resources, window=window) for part in parts)
     # A file, or a row group of a release, belongs to one model, and row groups come in order.
     for model_id, runs in groupby(found, key=itemgetter(0)):
         layers: dict[int, list[Histogram]] = {}

@@ -292,6 +292,7 @@ def scan(
     *,
     layers: Mapping[str, Collection[int]] | None = None,
     resources: Resources | None = None,
+    window: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Generator[T, None, None]:
     """Apply a function to the runs of every row group, where the runner says, and yield its results in order.
@@ -306,6 +307,8 @@ def scan(
         layers: The layers of each model that matter; row groups in which none of them can be are not read. The runs of
             the others come whole. None reads all.
         resources: What the scan may use; by default threads, one for each processor.
+        window: How many row groups may be in flight, those included whose results have not been consumed; by default
+            two for each worker. More keep the workers busy while a result takes its consumer some time.
         progress: Called with the number of filters read since the last call.
 
     Raises:
@@ -334,7 +337,7 @@ def scan(
         return 4 * (len(columns) + 1) * sum(place.rows for place in unit.places)
 
     budget = None if runner.remote else resources.budget
-    with closing(runner.run(_scanned, units, weight=size, budget=budget)) as done:
+    with closing(runner.run(_scanned, units, window=window, weight=size, budget=budget)) as done:
         for _, future in done:
             found = future.result()
             del future  # and with it the results

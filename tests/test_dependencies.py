@@ -74,3 +74,16 @@ def test_every_package_is_shipped():
             parts = path.parent.relative_to(ROOT).parts
             folders.add(".".join(parts if folder == "cnnfilterdb" else ("cnnfilterdb", *parts)))
     assert set(PROJECT["tool"]["setuptools"]["packages"]) == folders
+
+
+def test_versions_that_import_another_http_library_are_not_allowed():
+    from packaging.requirements import Requirement
+
+    (unearth,) = (one for one in map(Requirement, PROJECT["project"]["dependencies"]) if one.name == "unearth")
+    assert not any(old in unearth.specifier for old in ("0.17.0", "0.17.2", "0.18.0"))
+
+
+def test_only_systems_that_are_tested_are_claimed():
+    claimed = [one for one in PROJECT["project"]["classifiers"] if one.startswith("Operating System")]
+    assert claimed == ["Operating System :: MacOS", "Operating System :: POSIX :: Linux"]
+    assert PROJECT["project"]["authors"]

@@ -26,7 +26,7 @@ from cnnfilterdb.analysis.options import (
 from cnnfilterdb.analysis.queries import condition
 from cnnfilterdb.analysis.shifts import ShiftMatrix
 from cnnfilterdb.core import sqltext
-from cnnfilterdb.core.errors import SelectionError
+from cnnfilterdb.core.errors import DamagedIndexError, SelectionError
 from cnnfilterdb.core.schema import kernel_shape
 from cnnfilterdb.questions.tables import Tables, undisturbed
 from cnnfilterdb.stats.arguments import whole_number
@@ -182,7 +182,12 @@ class Statistics(Tables):
         check_histogram(bins, range)
         fitted = self._fitted(basis, kernel) if not isinstance(basis, stats.Basis) and basis != "selection" else None
         if fitted and bins in (None, fitted.basis.bins) and range is None:
-            return self._stored_groups(question, fitted).at_least(min_models, min_filters)
+            try:
+                return self._stored_groups(question, fitted).at_least(min_models, min_filters)
+            except DamagedIndexError:
+                if not self._indexed_elsewhere:
+                    raise
+                # Another process has not come to all models yet: their filters give the same answer.
         self._require_filters()
         rows = groupings.selection(self._connect("facts"), question)
         if fitted:

@@ -71,6 +71,9 @@ class Tables:
 
     progress: Progress | None = None
 
+    # Another process held the locks of the index when this one wanted to bring it up to date.
+    _indexed_elsewhere = False
+
     def __init__(self, storage: Storage, bases: Bases, *, confined: bool = False) -> None:
         self.storage = storage
         self._bases = bases
@@ -462,6 +465,11 @@ class Tables:
 
     def _explained(self, error: CnnFilterDbError) -> CnnFilterDbError:
         """The error to raise for one that names no file: that of the damaged file, or one that names the database."""
+        if self._indexed_elsewhere and isinstance(error, DamagedIndexError):
+            return DatabaseError(
+                f"{self.location}: another process is writing the index, which is not complete yet; wait for it and "
+                "repeat the question"
+            )
         if any(place in str(error) for place in (self.location, *self.storage.places())):
             return error
         if found := self.storage.damage():

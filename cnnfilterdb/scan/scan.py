@@ -7,6 +7,7 @@ Memory is bounded by the row groups in flight, regardless of the size of the dat
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -331,7 +332,8 @@ def scan(
                         yield _RowGroup(path, number, group, first, rows, model_id, known)
                     first += rows
 
-    units = _units(row_groups(), work, columns, _REMOTE_FILTERS if runner.remote else 1)
+    ahead = 0 if runner.remote else _READ_AHEAD
+    units = _units(_delayed(row_groups(), ahead), work, columns, _REMOTE_FILTERS if runner.remote else 1)
 
     def size(unit: _Unit[T]) -> int:
         return 4 * (len(columns) + 1) * sum(place.rows for place in unit.places)
@@ -348,7 +350,24 @@ def scan(
 
 
 #: Filters of a unit that is sent to another process: enough that sending it is little beside scanning them.
-_REMOTE_FILTERS = 1 << 20
+_REMOTE_FILTERS = 1 << 21
+
+#: Row groups that the system reads from the disk before a worker needs them.
+_READ_AHEAD = 16
+
+
+def _delayed(items: Iterable[K], count: int) -> Iterator[K]:
+    """The items, each when so many more were taken from the iterable.
+
+    >>> list(_delayed("abc", 2))
+    ['a', 'b', 'c']
+    """
+    waiting: deque[K] = deque()
+    for item in items:
+        waiting.append(item)
+        if len(waiting) > count:
+            yield waiting.popleft()
+    yield from waiting
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """The command line as a person types it: what it prints and how it exits."""
 
+import errno
 import hashlib
 import io
 import json
@@ -488,6 +489,29 @@ def test_a_grouping_without_a_column_is_explained(run, sample_path):
     status, _, err = run("shift", "1", "--db", sample_path)
     assert status == 0
     assert "warning: 1 names no column, so all filters are in one group; use a column such as domain\n" in err
+
+
+@pytest.mark.parametrize("by", ["'models'", "'group'", "domain || 'filters' AS models", "domain AS \"group\""])
+@pytest.mark.parametrize("form", ["table", "csv", "json", "parquet"])
+def test_groups_may_be_named_like_columns(run, sample_path, tmp_path, by, form):
+    target = tmp_path / f"rows.{form}"
+    line = ["shift", by, "--db", sample_path, "--min-models", 1]
+    status, out, err = run(*line) if form == "table" else run(*line, "-o", target)
+    assert status == 0, err
+    assert out if form == "table" else target.stat().st_size
+    assert "Traceback" not in err
+
+
+def test_a_page_that_cannot_be_written_leaves_nothing(run, sample_path, tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (tmp_path / "report.html").write_text("the old page")
+    monkeypatch.setattr(os, "fsync", full)
+    status, _, err = run("report", "--db", sample_path, "-o", tmp_path / "report.html")
+    assert status == 1
+    assert err.count("\n") == 1
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"report.html": "the old page"}
 
 
 def test_verify_takes_wildcards(run, sample_path):

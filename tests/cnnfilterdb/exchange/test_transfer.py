@@ -245,3 +245,24 @@ def test_merge_takes_releases_too(release_path, two, sample):
 def test_a_database_cannot_be_merged_with_nothing(two, tmp_path):
     with pytest.raises(NotADatabaseError, match="does not exist"):
         two[0].merge(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("not\nexpected"), ConnectionError("lost"), MemoryError()])
+def test_any_exception_fails_one_model_and_the_others_are_copied(release_path, tmp_path, monkeypatch, error):
+    from cnnfilterdb.exchange import transfer
+
+    copy = transfer._copy_model
+
+    def copied(writer, origin, model_id, index):
+        if model_id == "custom/photo-a":
+            raise error
+        return copy(writer, origin, model_id, index)
+
+    monkeypatch.setattr(transfer, "_copy_model", copied)
+    report = pull(release_path, tmp_path / "db")
+    assert (len(report.done), list(report.failed)) == (4, ["custom/photo-a"])
+    said = str(report.failed["custom/photo-a"])
+    assert type(error).__name__ in said
+    assert "\n" not in said
+    monkeypatch.setattr(transfer, "_copy_model", copy)
+    assert list(pull(release_path, tmp_path / "db").done) == ["custom/photo-a"]

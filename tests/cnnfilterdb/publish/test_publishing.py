@@ -235,6 +235,8 @@ def test_a_server_that_fails_while_it_is_asked(hub, published):
             remote.filters,
             lambda: remote.nearest([[1, 0, -1]] * 3),
             lambda: remote.kl_shift("domain", bins=3),
+            lambda: remote.sql("SELECT max(w0) FROM filters_3x3").df(),
+            lambda: remote.sql("SELECT max(w0) FROM filters_3x3").fetchall(),
         ):
             with pytest.raises(RemoteError) as caught:
                 ask()

@@ -9,6 +9,7 @@ from datetime import datetime
 
 import duckdb
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -21,6 +22,7 @@ from cnnfilterdb.core.schema import papers_layers
 from cnnfilterdb.core.sharding import Share
 from cnnfilterdb.stats import Basis, sparse_kernels
 from cnnfilterdb.store import annotations as notes
+from cnnfilterdb.store import folder as store_module
 from cnnfilterdb.store import index as index_files
 from cnnfilterdb.store.folder import Store
 from cnnfilterdb.store.index import Index
@@ -550,3 +552,26 @@ def test_a_share_of_a_database_without_bases_fits_none(copy):
         assert db._index.without_fingerprints() == []
         assert db._index.bases() == []
         assert db.index() != []
+
+
+def test_questions_do_not_fail_while_another_process_indexes(sample_path, tmp_path, monkeypatch):
+    path = shutil.copytree(sample_path, tmp_path / "db")
+    with cnnfilterdb.open(path) as db:
+        expected = db.kl_shift("domain")
+        basis = next(fitted.basis_id for fitted in db.bases() if fitted.basis.kernel == "3x3")
+        for missing in (path / "index" / basis / "histograms").glob("custom-photo-*"):
+            missing.unlink()
+        monkeypatch.setattr(store_module, "LOCK_SECONDS", 0.05)
+        with Store.open(path).staging(basis):
+            found = db.kl_shift("domain")
+            pd.testing.assert_frame_equal(found, expected, rtol=1e-12)
+            assert found.attrs["basis"] == expected.attrs["basis"]
+            for ask in (
+                lambda: db.sql("FROM kl_shift(domain)").df(),
+                lambda: db.kl_shift_intervals("domain", samples=20),
+            ):
+                with pytest.raises(cnnfilterdb.DatabaseError, match="another process is writing the index.*wait") as caught:
+                    ask()
+                assert "\n" not in str(caught.value)
+        assert len(db.sql("FROM kl_shift(domain)").df()) == 9
+        assert db.verify() == []

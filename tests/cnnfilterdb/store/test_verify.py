@@ -183,6 +183,19 @@ def test_missing_files_are_found(full):
     assert f"{HISTOGRAMS}: no basis 3x3-test exists" in text_of(full.verify([B])).replace(slug(B), slug(A))
 
 
+@pytest.mark.parametrize("damage", ["nothing", "text", "cut", "link"])
+def test_a_damaged_basis_is_no_problem_of_the_models_that_are_counted_in_it(full, damage, tmp_path):
+    path = full.path / basis_path("3x3-test")
+    sound = path.read_bytes()
+    path.unlink()
+    if damage == "link":
+        (tmp_path / "elsewhere").write_bytes(sound)
+        path.symlink_to(tmp_path / "elsewhere")
+    else:
+        path.write_bytes({"nothing": b"", "text": b"PAR1 nothing PAR1", "cut": sound[:-9]}[damage])
+    assert [problem.path for problem in full.verify()] == [path]
+
+
 def test_a_file_that_is_no_parquet_is_found(full):
     for path in (FILTERS, LAYERS, HISTOGRAMS, MODELS):
         kept = (full.path / path).read_bytes()

@@ -332,8 +332,11 @@ def scan(
                         yield _RowGroup(path, number, group, first, rows, model_id, known)
                     first += rows
 
-    ahead = 0 if runner.remote else _READ_AHEAD
-    units = _units(_delayed(row_groups(), ahead), work, columns, _REMOTE_FILTERS if runner.remote else 1)
+    if runner.remote:
+        places = list(row_groups())
+        units = _units(places, work, columns, _remote_filters(places, runner.workers))
+    else:
+        units = _units(_delayed(row_groups(), _READ_AHEAD), work, columns, 1)
 
     def size(unit: _Unit[T]) -> int:
         return 4 * (len(columns) + 1) * sum(place.rows for place in unit.places)
@@ -349,11 +352,21 @@ def scan(
                 yield result
 
 
-#: Filters of a unit that is sent to another process: enough that sending it is little beside scanning them.
-_REMOTE_FILTERS = 1 << 21
+#: Filters of a unit that is sent to another process, at least and at most: enough that sending it is little beside
+#: scanning them, and few enough that little is lost with a worker.
+_REMOTE_FILTERS = (1 << 20, 1 << 23)
+
+#: Units for each worker, as far as these limits allow it: with fewer, most workers would wait for the last ones.
+_UNITS = 4
 
 #: Row groups that the system reads from the disk before a worker needs them.
 _READ_AHEAD = 16
+
+
+def _remote_filters(places: Sequence[_RowGroup], workers: int) -> int:
+    """Filters of a unit that is sent to another process."""
+    least, most = _REMOTE_FILTERS
+    return min(max(sum(place.rows for place in places) // (_UNITS * workers), least), most)
 
 
 def _delayed(items: Iterable[K], count: int) -> Iterator[K]:

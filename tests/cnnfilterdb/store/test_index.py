@@ -570,7 +570,7 @@ def test_questions_do_not_fail_while_another_process_indexes(sample_path, tmp_pa
                 lambda: db.sql("FROM kl_shift(domain)").df(),
                 lambda: db.kl_shift_intervals("domain", samples=20),
             ):
-                with pytest.raises(cnnfilterdb.DatabaseError, match="another process is writing the index.*wait") as caught:
+                with pytest.raises(DatabaseError, match=r"another process is writing the index.*wait") as caught:
                     ask()
                 assert "\n" not in str(caught.value)
         assert len(db.sql("FROM kl_shift(domain)").df()) == 9

@@ -491,7 +491,7 @@ def test_a_grouping_without_a_column_is_explained(run, sample_path):
     assert "warning: 1 names no column, so all filters are in one group; use a column such as domain\n" in err
 
 
-@pytest.mark.parametrize("by", ["'models'", "'group'", "domain || 'filters' AS models", "domain AS \"group\""])
+@pytest.mark.parametrize("by", ["'models'", "'group'", "domain || 'filters' AS models", 'domain AS "group"'])
 @pytest.mark.parametrize("form", ["table", "csv", "json", "parquet"])
 def test_groups_may_be_named_like_columns(run, sample_path, tmp_path, by, form):
     target = tmp_path / f"rows.{form}"

@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,7 @@ from cnnfilterdb.core.errors import CorruptError
 from cnnfilterdb.core.resources import Resources
 from cnnfilterdb.core.schema import filter_schema, weight_columns
 from cnnfilterdb.core.workers import threads
+from cnnfilterdb.scan import scan as scanning
 from cnnfilterdb.scan.scan import joined, scan
 
 
@@ -248,3 +250,27 @@ def test_a_damaged_file_is_named(tmp_path, damage):
     with pytest.raises(CorruptError, match=rf"{bad}: .*cnnfilterdb verify") as caught:
         list(scan([good, bad], "3x3", len))
     assert "\n" not in str(caught.value)
+
+
+@given(st.lists(st.integers(1, 131_072), min_size=1, max_size=2000), st.integers(1, 64))
+@settings(max_examples=50)
+def test_work_for_other_processes_is_cut_into_few_units_of_some_size(rows, workers):
+    places = [scanning._RowGroup(Path("m.parquet"), 0, group, 0, count, "m", None) for group, count in enumerate(rows)]
+    units = list(scanning._units(places, len, ["w0"], scanning._remote_filters(places, workers)))
+    assert [place for unit in units for place in unit.places] == places
+    sizes = [sum(place.rows for place in unit.places) for unit in units]
+    assert all(size >= 1 << 20 for size in sizes[:-1])
+    assert max(sizes) < (1 << 23) + 131_072
+    # Each unit may be a row group larger than it had to be.
+    wanted = scanning._remote_filters(places, workers)
+    assert len(units) >= sum(rows) // (wanted + 131_072)
+    assert wanted == 1 << 20 or wanted <= sum(rows) // (4 * workers)
+
+
+@given(st.lists(st.integers()), st.integers(0, 5))
+def test_items_come_in_order_when_more_were_taken(items, count):
+    taken = []
+    delayed = scanning._delayed((taken.append(item) or item for item in items), count)
+    for number, item in enumerate(delayed):
+        assert item == items[number]
+        assert len(taken) == min(number + 1 + count, len(items))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import tempfile
 import time
@@ -85,10 +86,24 @@ def writing(path: Path, fraction: float) -> dict[str, float]:
     return {name: value * share for name, value in found.items()}
 
 
-def reading(path: Path, fraction: float) -> dict[str, float]:
-    """Read the nine columns with pyarrow, in its threads, and keep nothing.
+def forget(path: Path) -> None:
+    """Let the system forget what it has in memory of a database that does not fit into memory.
 
-    They are read once before: every scan that is measured follows another one, too, and finds as much in memory.
+    Otherwise a scan takes the less time the more the work before it happened to leave there.
+    """
+    files = [file for file in path.rglob("*.parquet") if file.is_file()]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if sum(file.stat().st_size for file in files) < memory or not hasattr(os, "posix_fadvise"):
+        return
+    for file in files:
+        with file.open("rb") as opened:
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def reading(path: Path, fraction: float) -> dict[str, float]:
+    """Read the nine columns with pyarrow, in its threads, and keep nothing; the mean of two times, one after another.
+
+    The work that it is compared with scans twice, too, and finds as much in memory.
     """
     import pyarrow.dataset as ds
 
@@ -97,8 +112,9 @@ def reading(path: Path, fraction: float) -> dict[str, float]:
         for _ in files.scanner(columns=[f"w{i}" for i in range(9)]).to_batches():
             pass
 
-    read()
-    return _timed(read)
+    forget(path)
+    found = _timed(lambda: [read(), read()])
+    return {name: value / 2 for name, value in found.items()}
 
 
 def _on_database(action: Callable[[Any], Any]) -> Callable[[Path, float], dict[str, float]]:
@@ -108,6 +124,7 @@ def _on_database(action: Callable[[Any], Any]) -> Callable[[Path, float], dict[s
         with cnnfilterdb.example() as small:
             small.kl_shift("domain", basis="selection")  # loads the compiled loops
             small.nearest(QUERY)
+        forget(path)
         with cnnfilterdb.open(path) as db:
             return _timed(lambda: action(db))
 

@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from cnnfilterdb.analysis.bases import FittedBasis, coefficient_range, ranges
 from cnnfilterdb.analysis.queries import batches, condition, run
-from cnnfilterdb.core.errors import SelectionError
+from cnnfilterdb.core.errors import DamagedIndexError, SelectionError
 from cnnfilterdb.core.recipes import RECIPES
 from cnnfilterdb.core.sqltext import expression, literal
 from cnnfilterdb.scan.scan import FilterFiles, Run, joined, scan
@@ -241,7 +241,7 @@ def _summed(
     counts = np.zeros((table.num_rows, width))
     filters = np.zeros(table.num_rows)
     for batch in batches(connection, f"SELECT number, filters, factor, counts FROM group_layers({arguments})", _CHUNK):
-        numbers, rows = _array(batch["number"]) - 1, _lists(batch["counts"]).reshape(-1, width)
+        numbers, rows = _array(batch["number"]) - 1, _lists(batch["counts"], width)
         if numbers.max(initial=0) >= len(counts):
             raise _unsteady(grouping)
         filters += np.bincount(numbers, _array(batch["filters"]), len(counts))
@@ -251,7 +251,8 @@ def _summed(
         starts = np.flatnonzero(np.diff(numbers, prepend=len(counts)))
         for start, end in pairwise([*starts.tolist(), len(numbers)]):
             counts[numbers[start]] += rows[start:end].sum(axis=0)
-    if not np.array_equal(filters, _array(table["filters"])):
+    # Numbers of filters that no layer has are not added up exactly.
+    if not np.allclose(filters, _array(table["filters"]), rtol=1e-11, atol=0):
         raise _unsteady(grouping)
     return table, counts
 
@@ -267,11 +268,16 @@ def _array(column: pa.Array | pa.ChunkedArray) -> npt.NDArray[Any]:
     return np.from_dlpack(whole)
 
 
-def _lists(column: pa.Array) -> npt.NDArray[Any]:
-    """The numbers in a column of lists without NULL; flatten would import all of pyarrow.compute."""
+def _lists(column: pa.Array, width: int) -> npt.NDArray[Any]:
+    """A column of lists without NULL as an array (rows, width); flatten would import all of pyarrow.compute."""
     ends = np.from_dlpack(column.offsets)
+    if other := set(np.diff(ends).tolist()) - {width}:
+        raise DamagedIndexError(
+            f"the index is damaged (a histogram of {min(other)} counts, expected {width}); `cnnfilterdb index` rebuilds "
+            "it, from the filters"
+        )
     found: npt.NDArray[Any] = np.from_dlpack(column.values)[ends[0] : ends[-1]]
-    return found
+    return found.reshape(-1, width)
 
 
 def by_model(

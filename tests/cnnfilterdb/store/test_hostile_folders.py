@@ -32,7 +32,11 @@ import hostile_harness as harness  # noqa: E402 (beside the package's tests, whi
 
 #: Every fourth case, so that each fault and each place is among them; `make hostile` runs all, each in its own process.
 ALL = os.environ.get("HOSTILE") == "all"
-TRIED = list(hostile.CASES)[:: 1 if ALL else 4]
+TRIED = [
+    name
+    for number, name in enumerate(hostile.CASES)
+    if ALL or number % 4 == 0 or name in {"histograms: counts short", "layers: filters huge"}
+]
 BATCH, PROCESSES = (1 if ALL else 8), 2
 
 

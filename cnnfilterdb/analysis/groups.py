@@ -273,8 +273,8 @@ def _lists(column: pa.Array, width: int) -> npt.NDArray[Any]:
     ends = np.from_dlpack(column.offsets)
     if other := set(np.diff(ends).tolist()) - {width}:
         raise DamagedIndexError(
-            f"the index is damaged (a histogram of {min(other)} counts, expected {width}); `cnnfilterdb index` rebuilds "
-            "it, from the filters"
+            f"the index is damaged (a histogram of {min(other)} counts, expected {width}); `cnnfilterdb index` "
+            "rebuilds it, from the filters"
         )
     found: npt.NDArray[Any] = np.from_dlpack(column.values)[ends[0] : ends[-1]]
     return found.reshape(-1, width)

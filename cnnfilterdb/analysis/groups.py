@@ -19,8 +19,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from cnnfilterdb.analysis.bases import FittedBasis, coefficient_range, ranges
-from cnnfilterdb.analysis.queries import batches, condition, run
-from cnnfilterdb.core.errors import DamagedIndexError, SelectionError
+from cnnfilterdb.analysis.queries import batches, condition, damaged_index, run
+from cnnfilterdb.core.errors import SelectionError
 from cnnfilterdb.core.recipes import RECIPES
 from cnnfilterdb.core.sqltext import expression, literal
 from cnnfilterdb.scan.scan import FilterFiles, Run, joined, scan
@@ -272,10 +272,7 @@ def _lists(column: pa.Array, width: int) -> npt.NDArray[Any]:
     """A column of lists without NULL as an array (rows, width); flatten would import all of pyarrow.compute."""
     ends = np.from_dlpack(column.offsets)
     if other := set(np.diff(ends).tolist()) - {width}:
-        raise DamagedIndexError(
-            f"the index is damaged (a histogram of {min(other)} counts, expected {width}); `cnnfilterdb index` "
-            "rebuilds it, from the filters"
-        )
+        raise damaged_index(f"a histogram of {min(other)} counts, expected {width}")
     found: npt.NDArray[Any] = np.from_dlpack(column.values)[ends[0] : ends[-1]]
     return found.reshape(-1, width)
 

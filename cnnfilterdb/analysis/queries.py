@@ -125,9 +125,7 @@ def translated(error: duckdb.Error | UnicodeDecodeError, kind: type[CnnFilterDbE
     if remote := unreachable(error):
         return remote
     if _INDEX_FILE.search(str(error)):
-        return DamagedIndexError(
-            f"the index is damaged ({one_line(error):.300}); `cnnfilterdb index` rebuilds it, from the filters"
-        )
+        return damaged_index(f"{one_line(error):.300}")
     if isinstance(error, duckdb.HTTPException):
         return RemoteError(one_line(error))
     if isinstance(error, duckdb.OutOfMemoryException):
@@ -140,6 +138,11 @@ def translated(error: duckdb.Error | UnicodeDecodeError, kind: type[CnnFilterDbE
     if isinstance(error, duckdb.IOException | duckdb.InternalError):
         return DatabaseError(one_line(error))
     return kind(one_line(error))
+
+
+def damaged_index(what: str) -> DamagedIndexError:
+    """The error for rows of the index that cannot be used."""
+    return DamagedIndexError(f"the index is damaged ({what}); `cnnfilterdb index` rebuilds it, from the filters")
 
 
 def unreachable(error: Exception) -> RemoteError | None:

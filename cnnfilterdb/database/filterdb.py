@@ -320,7 +320,7 @@ class FilterDB(Imports):
 
     def _ensure_index(self, *, fingerprints: bool = False) -> None:
         """Update the index, if this process may write and no other is doing it."""
-        index, self._indexed_elsewhere = self._index, False
+        index, self._asking.indexed_elsewhere = self._index, False
         if os.access(self._store.path, os.W_OK) and (
             index.unsound() or index.unindexed() or index.missing() or (fingerprints and index.without_fingerprints())
         ):
@@ -332,7 +332,7 @@ class FilterDB(Imports):
         try:
             self._index.build(fingerprints=fingerprints, progress=self.progress)
         except LockedError:
-            self._indexed_elsewhere = True
+            self._asking.indexed_elsewhere = True
             return False
         except DatabaseError as error:  # a full or read-only disk
             warnings.warn(f"the index could not be updated: {error}", stacklevel=2)

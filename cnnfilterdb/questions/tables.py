@@ -71,9 +71,6 @@ class Tables:
 
     progress: Progress | None = None
 
-    # Another process held the locks of the index when this one wanted to bring it up to date.
-    _indexed_elsewhere = False
-
     def __init__(self, storage: Storage, bases: Bases, *, confined: bool = False) -> None:
         self.storage = storage
         self._bases = bases
@@ -462,6 +459,11 @@ class Tables:
             raise
         finally:
             self._asking.now = False
+
+    @property
+    def _indexed_elsewhere(self) -> bool:
+        """Whether another process held the locks of the index when this thread last wanted to bring it up to date."""
+        return getattr(self._asking, "indexed_elsewhere", False)
 
     def _explained(self, error: CnnFilterDbError) -> CnnFilterDbError:
         """The error to raise for one that names no file: that of the damaged file, or one that names the database."""

@@ -308,8 +308,9 @@ def scan(
         layers: The layers of each model that matter; row groups in which none of them can be are not read. The runs of
             the others come whole. None reads all.
         resources: What the scan may use; by default threads, one for each processor.
-        window: How many row groups may be in flight, those included whose results have not been consumed; by default
-            two for each worker. More keep the workers busy while a result takes its consumer some time.
+        window: How many row groups (for a runner beyond this process, units of many) may be in flight, those included
+            whose results have not been consumed; by default two for each worker. More keep the workers busy while a
+            result takes its consumer some time.
         progress: Called with the number of filters read since the last call.
 
     Raises:

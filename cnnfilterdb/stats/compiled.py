@@ -431,6 +431,18 @@ def _place_exactly(value: float, edges: Any, factor: float) -> int:
 
 
 @njit(inline="always")
+def _rank_exactly(value: float, edges: Any) -> Any:
+    """The number of edges, of all ranges, that a value has passed; one more than there are if it is not a number."""
+    ranges, bins = edges.shape[0], edges.shape[1] - 1
+    if value != value:
+        return np.uint32(ranges * (bins + 1) + 1)
+    rank = 0
+    for r in range(ranges):
+        rank += _place_exactly(value, edges[r], bins / (edges[r, bins] - edges[r, 0]))
+    return np.uint32(rank)
+
+
+@njit(inline="always")
 def _add_places(values: Any, size: int, low: float, factor: float, margin: float, bins: int, rank: Any) -> Any:
     """Add the place of each value among bins, as above, to its rank, and return the largest rank.
 
@@ -536,13 +548,7 @@ def _count_ranks(
             if largest >= _UNSURE:
                 for b in range(size):
                     if rank[b] >= _UNSURE:
-                        value = _coefficient(block, peak, b, components, offsets, i)
-                        exact = 0
-                        for r in range(ranges):
-                            factor = bins / (edges[r, bins] - edges[r, 0])
-                            if value == value:
-                                exact += _place_exactly(value, edges[r], factor)
-                        rank[b] = np.uint32(exact if value == value else ranks)
+                        rank[b] = _rank_exactly(_coefficient(block, peak, b, components, offsets, i), edges)
             _count(rank, size, parts[i])
     return _by_range(parts, edges), parts[:, :, ranks].sum()
 

@@ -238,3 +238,22 @@ def test_one_name_means_one_thing():
                 rooms.setdefault(node.name, set()).add(name)
     twice = {name: sorted(found) for name, found in rooms.items() if len(found) > 1 and name not in same}
     assert not twice
+
+
+def test_pyarrow_is_not_asked_for_columns_of_row_groups():
+    # It ends the process if a footer contradicts itself; see cnnfilterdb/core/footers.py.
+    found = []
+    for name, path in sources():
+        tree = parsed(path)
+        safe = {
+            id(node.value)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute) and node.attr in ("num_rows", "num_columns", "total_byte_size")
+        }
+        found += [
+            f"{name}:{node.lineno}"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "row_group"
+            if id(node) not in safe
+        ]
+    assert not found, "\n".join(found)

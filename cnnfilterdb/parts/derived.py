@@ -190,5 +190,5 @@ def _checked(path: Path, schema: pa.Schema, changed: int, inode: int) -> bool:
     """Whether a file is what this package wrote; one that has not changed is not read again."""
     try:
         return bool(sealed(path)) and pq.read_schema(path).equals(schema)
-    except (OSError, pa.ArrowException):
+    except (OSError, ValueError, pa.ArrowException):
         return False

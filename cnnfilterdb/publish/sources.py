@@ -23,7 +23,7 @@ from cnnfilterdb.core.schema import FINGERPRINTS, HISTOGRAMS, filter_schema
 from cnnfilterdb.parts.parts import Parts
 from cnnfilterdb.publish.shards import ModelRows, WholeShard
 from cnnfilterdb.release.release import Release, ReleaseShard, model_of
-from cnnfilterdb.scan.scan import filters_metadata
+from cnnfilterdb.scan.scan import filter_groups, filters_metadata
 from cnnfilterdb.store.folder import Store
 from cnnfilterdb.store.index import Index
 
@@ -231,9 +231,9 @@ def _groups(shard: ReleaseShard, kernel: str) -> dict[str, list[int]]:
     """The row groups of each model of a shard."""
     metadata = filters_metadata(shard, kernel)
     found: dict[str, list[int]] = {}
-    for group in range(metadata.num_row_groups):
-        if metadata.row_group(group).num_rows:
-            found.setdefault(model_of(metadata, group, str(shard)), []).append(group)
+    for number, group in enumerate(filter_groups(shard, metadata)):
+        if group.rows:
+            found.setdefault(model_of(group, str(shard)), []).append(number)
     return found
 
 

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cnnfilterdb.core.errors import CnnFilterDbError, CorruptError
+from cnnfilterdb.core.footers import row_groups
 from cnnfilterdb.core.reports import first_line
 from cnnfilterdb.core.schema import release_schema
 from cnnfilterdb.release.manifest import ReleaseFile
@@ -56,15 +57,13 @@ def check_footer(shard: pq.ParquetFile, file: ReleaseFile, where: str) -> None:
         )
     if metadata.num_rows != file.rows:
         raise CorruptError(f"{where}: {metadata.num_rows:,} rows, expected {file.rows:,}; {_REMEDY}")
-    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    if any(group.num_rows < 0 for group in groups) or sum(group.num_rows for group in groups) != file.rows:
+    groups = row_groups(metadata)
+    if any(group.rows < 0 for group in groups) or sum(group.rows for group in groups) != file.rows:
         raise CorruptError(f"{where}: its row groups do not add up to {file.rows:,} rows; {_REMEDY}")
     values = unpacked = 0
     for group in groups:
-        for number in range(group.num_columns):
-            column = group.column(number)
-            values += max(column.num_values, group.num_rows)
-            unpacked += column.total_uncompressed_size
+        values += sum(max(chunk.values, group.rows) for chunk in group.chunks)
+        unpacked += sum(chunk.unpacked for chunk in group.chunks)
     limit = unpacked_limit(file)
     needed = max(8 * values, unpacked)
     if needed > limit:
@@ -74,7 +73,7 @@ def check_footer(shard: pq.ParquetFile, file: ReleaseFile, where: str) -> None:
         )
     if file.table.startswith("filters_"):
         row = 4 * (len(expected) - 4)
-        largest = max((group.num_rows for group in groups), default=0)
+        largest = max((group.rows for group in groups), default=0)
         if largest > 1 and largest * row > _GROUP:
             raise CorruptError(f"{where}: a row group of {largest:,} filters; expected smaller ones; {_REMEDY}")
 

@@ -38,6 +38,7 @@ from cnnfilterdb.core.errors import (
     SelectionError,
     unknown_model,
 )
+from cnnfilterdb.core.footers import RowGroup
 from cnnfilterdb.core.paths import MARKER
 from cnnfilterdb.core.reports import Problem, Progress
 from cnnfilterdb.core.schema import kernel_order, marker_sealed
@@ -47,7 +48,7 @@ from cnnfilterdb.release.footers import open_shard
 from cnnfilterdb.release.manifest import MANIFEST_BYTES, OPTIONAL_TABLES, TABLES, Manifest, ReleaseFile, version_of
 from cnnfilterdb.release.remote import RangeFile, RequestBudget, filesystem_of, reaching, read_range
 from cnnfilterdb.release.tables import SmallTables
-from cnnfilterdb.scan.scan import constant
+from cnnfilterdb.scan.scan import only_model
 from cnnfilterdb.scan.steady import Snapshot
 
 if TYPE_CHECKING:
@@ -107,16 +108,16 @@ class ReleaseShard:
         self.footers[self.path] = shard.metadata
         return shard
 
-    def wanted(self, metadata: pq.FileMetaData, group: int) -> bool:
+    def wanted(self, group: RowGroup) -> bool:
         """Whether a row group belongs to a model that was asked for."""
-        return self.models is None or model_of(metadata, group, str(self)) in self.models
+        return self.models is None or model_of(group, str(self)) in self.models
 
 
-def model_of(metadata: pq.FileMetaData, group: int, where: str) -> str:
+def model_of(group: RowGroup, where: str) -> str:
     """The model of a row group of filters, by its statistics: in a release each row group is of one model."""
-    model_id: str | None = constant(metadata, group, "model_id")
+    model_id = only_model(group)
     if model_id is None:
-        raise CorruptError(f"{where}: row group {group} is not of one model; ask its publisher to rebuild it")
+        raise CorruptError(f"{where}: a row group is not of one model; ask its publisher to rebuild it")
     return model_id
 
 

@@ -20,17 +20,19 @@ import pyarrow.parquet as pq
 
 from cnnfilterdb.core import paths
 from cnnfilterdb.core.errors import CorruptError
+from cnnfilterdb.core.footers import RowGroup
 from cnnfilterdb.core.reports import first_line
 from cnnfilterdb.core.schema import filter_schema, weight_columns
 from cnnfilterdb.scan.scan import (
     FilterFile,
     FilterFiles,
     Shard,
-    constant,
     damaged,
     failures,
+    filter_groups,
     filters_metadata,
     may_hold,
+    only_model,
     open_parquet,
 )
 
@@ -59,12 +61,12 @@ def filters_of(storage: FilterFiles, kernel: str, layers: Mapping[str, Collectio
 
     runner = storage.resources.runner
 
-    def row_groups() -> Iterator[_Place]:
-        for model_id, path, metadata, group in _in_order(storage.filter_files(kernel, sorted(layers)), kernel, layers):
+    def places() -> Iterator[_Place]:
+        files = storage.filter_files(kernel, sorted(layers))
+        for model_id, path, metadata, number, group in _in_order(files, kernel, layers):
             chosen = layers[model_id]
-            if may_hold(metadata, group, chosen):
-                rows = metadata.row_group(group).num_rows
-                yield _Place(path, None if runner.remote else metadata, group, rows, kernel, chosen)
+            if may_hold(group, chosen):
+                yield _Place(path, None if runner.remote else metadata, number, group.rows, kernel, chosen)
 
     def size(place: _Place) -> int:
         return 4 * len(names) * place.rows
@@ -72,7 +74,7 @@ def filters_of(storage: FilterFiles, kernel: str, layers: Mapping[str, Collectio
     # Whole tables come back, so that few may wait, even where there are many workers.
     window = 2 * min(runner.workers, storage.resources.threads)
     budget = storage.resources.budget
-    with closing(runner.run(_read, row_groups(), window=window, weight=size, budget=budget)) as tables:
+    with closing(runner.run(_read, places(), window=window, weight=size, budget=budget)) as tables:
         for _, future in tables:
             table = future.result()
             del future  # and with it the table, once it has been used
@@ -159,10 +161,10 @@ class RowCursor:
         return models, keys, weights
 
 
-_RowGroup = tuple[str, FilterFile, pq.FileMetaData, int]
+_Found = tuple[str, FilterFile, pq.FileMetaData, int, RowGroup]
 
 
-def _in_order(files: Sequence[FilterFile], kernel: str, layers: Mapping[str, Collection[int]]) -> Iterator[_RowGroup]:
+def _in_order(files: Sequence[FilterFile], kernel: str, layers: Mapping[str, Collection[int]]) -> Iterator[_Found]:
     """The row groups of models, with their keys, sorted by them.
 
     The files of a folder are sorted here; those of a release are in order, and are opened one after the other. Where
@@ -175,17 +177,17 @@ def _in_order(files: Sequence[FilterFile], kernel: str, layers: Mapping[str, Col
         if not isinstance(file, Path):
             origins.setdefault(file.origin, []).append(file)
 
-    def of_files() -> Iterator[_RowGroup]:
+    def of_files() -> Iterator[_Found]:
         for path in sorted(own, key=own.__getitem__):
             metadata = filters_metadata(path, kernel)
-            for group in range(metadata.num_row_groups):
-                yield own[path], path, metadata, group
+            for number, group in enumerate(filter_groups(path, metadata)):
+                yield own[path], path, metadata, number, group
 
-    def of_shards(shards: list[Shard]) -> Iterator[_RowGroup]:
+    def of_shards(shards: list[Shard]) -> Iterator[_Found]:
         for shard in shards:
             metadata = filters_metadata(shard, kernel)
-            for group in range(metadata.num_row_groups):
-                if (model_id := constant(metadata, group, "model_id")) in layers and shard.wanted(metadata, group):
-                    yield model_id, shard, metadata, group
+            for number, group in enumerate(filter_groups(shard, metadata)):
+                if (model_id := only_model(group)) in layers and shard.wanted(group):
+                    yield model_id, shard, metadata, number, group
 
     yield from merge(of_files(), *map(of_shards, origins.values()), key=itemgetter(0))

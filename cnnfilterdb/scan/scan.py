@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cnnfilterdb.core.errors import CnnFilterDbError, CorruptError, RemoteError
+from cnnfilterdb.core.footers import RowGroup, row_groups
 from cnnfilterdb.core.reports import first_line
 from cnnfilterdb.core.resources import Resources
 from cnnfilterdb.core.schema import filter_schema, weight_columns
@@ -30,12 +31,13 @@ __all__ = [
     "FilterFiles",
     "Run",
     "Shard",
-    "constant",
     "damaged",
     "failures",
+    "filter_groups",
     "filters_metadata",
     "joined",
     "may_hold",
+    "only_model",
     "open_parquet",
     "scan",
 ]
@@ -58,7 +60,7 @@ class Shard(Protocol):
             **options: Those of :class:`pyarrow.parquet.ParquetFile`.
         """
 
-    def wanted(self, metadata: pq.FileMetaData, group: int) -> bool:
+    def wanted(self, group: RowGroup) -> bool:
         """Whether a row group is of a requested model."""
 
 
@@ -102,6 +104,27 @@ def filters_metadata(file: FilterFile, kernel: str) -> pq.FileMetaData:
     if not same:
         raise damaged(file, f"its columns are not those of {kernel} filters")
     return opened.metadata
+
+
+def filter_groups(file: FilterFile, metadata: pq.FileMetaData) -> list[RowGroup]:
+    """The row groups of a file of filters.
+
+    Args:
+        file: The file.
+        metadata: Its footer, as :func:`filters_metadata` returns it.
+
+    Raises:
+        CorruptError: One does not have all columns.
+        RemoteError: The same of a remote file.
+    """
+    try:
+        return row_groups(metadata)
+    except pa.ArrowInvalid as error:
+        raise damaged(file, f"cannot be read ({first_line(error)})") from error
+
+
+#: Columns of filters by their place; :func:`filters_metadata` has compared all of them.
+_MODEL_ID, _LAYER = 0, 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,66 +178,60 @@ def joined(runs: Iterable[Run], key: Callable[[Run], K]) -> Iterator[tuple[K, Ru
         yield found, replace(neighbours[0], within=rows)
 
 
-def constant(metadata: pq.FileMetaData, group: int, column: str) -> Any:
-    """The value that all rows of a row group share, by its statistics; None if these do not show one."""
-    names = metadata.schema.names
-    statistics = metadata.row_group(group).column(names.index(column)).statistics if column in names else None
-    if statistics is None or not statistics.has_min_max or statistics.min != statistics.max:
+def only_model(group: RowGroup) -> str | None:
+    """The model of all rows of a row group of filters, by its statistics; None if these do not show that."""
+    chunk = group.chunks[_MODEL_ID]
+    if chunk.lowest is None or chunk.lowest != chunk.highest:
         return None
-    return statistics.min
+    return chunk.lowest.decode(errors="replace")
 
 
-def may_hold(metadata: pq.FileMetaData, group: int, layers: Collection[int]) -> bool:
-    """Whether some of these layers may be in a row group, by its smallest and largest layer."""
-    names = metadata.schema.names
-    statistics = metadata.row_group(group).column(names.index("layer")).statistics if "layer" in names else None
-    if statistics is None or not statistics.has_min_max:
+def may_hold(group: RowGroup, layers: Collection[int]) -> bool:
+    """Whether some of these layers may be in a row group of filters, by its smallest and largest layer."""
+    chunk = group.chunks[_LAYER]
+    if chunk.lowest is None or chunk.highest is None:
         return True
-    low, high = statistics.min, statistics.max
+    low, high = (int.from_bytes(value, "little", signed=True) for value in (chunk.lowest, chunk.highest))
     return any(low <= layer <= high for layer in layers)
 
 
-def _matters(metadata: pq.FileMetaData, group: int, layers: Mapping[str, Collection[int]] | None) -> bool:
-    """Whether some of these layers of the models may be in a row group."""
-    if layers is None:
-        return True
-    model_id = constant(metadata, group, "model_id")
-    return model_id is None or may_hold(metadata, group, layers.get(model_id, ()))
+def _matters(file: FilterFile, group: RowGroup, layers: Mapping[str, Collection[int]] | None) -> bool:
+    """Whether a row group is of a requested model, and some of these layers of the models may be in it."""
+    if not isinstance(file, Path) and not file.wanted(group):
+        return False
+    model_id = None if layers is None else only_model(group)
+    return layers is None or model_id is None or may_hold(group, layers.get(model_id, ()))
 
 
 @contextmanager
-def _reading_ahead(path: FilterFile, *, here: bool) -> Iterator[Callable[[pq.FileMetaData, int], None]]:
-    """A function that lets the system read a row group from the disk while earlier ones are computed.
+def _reading_ahead(path: FilterFile, rows: int, *, here: bool) -> Iterator[Callable[[int, int], None]]:
+    """A function that lets the system read some rows from the disk while earlier ones are computed.
 
-    Workers would wait for the disk where they could compute.
+    Workers would wait for the disk where they could compute. All rows take about the same space, so those before and
+    after them need not be known.
 
     Args:
         path: The file.
+        rows: Number of its rows.
         here: Whether the workers are in this process.
     """
     with ExitStack() as stack:
-        file = None
+        file, size = None, 0
         if here and isinstance(path, Path) and hasattr(os, "posix_fadvise"):
             # What cannot be opened or read ahead is an error of the worker that needs it.
             with suppress(OSError):
                 file = stack.enter_context(path.open("rb", buffering=0)).fileno()
+                size = os.fstat(file).st_size
 
-        def announce(metadata: pq.FileMetaData, group: int) -> None:
-            if file is None:
+        def announce(first: int, count: int) -> None:
+            if file is None or not rows:
                 return
-            first = metadata.row_group(group).column(0)
-            last = metadata.row_group(group).column(metadata.num_columns - 1)
-            start, stop = _start(first), _start(last) + last.total_compressed_size
+            start, stop = size * first // rows, size * (first + count) // rows
             with suppress(OSError, OverflowError):
                 if not _in_memory(file, stop - 1):
                     os.posix_fadvise(file, start, stop - start, os.POSIX_FADV_WILLNEED)
 
         yield announce
-
-
-def _start(column: pq.ColumnChunkMetaData) -> int:
-    """Where a column of a row group begins in its file."""
-    return int(column.dictionary_page_offset if column.has_dictionary_page else column.data_page_offset)
 
 
 def _in_memory(file: int, place: int) -> bool:
@@ -237,7 +254,7 @@ class _RowGroup:
         group: Its number in the file.
         first: The row with which it begins.
         rows: Number of its rows.
-        model_id: The model that all of it is of; None if its statistics do not show that.
+        model_id: The model that all of it is of; None if that is not known before it is read.
         metadata: The footer of the file; None if it is to be read again.
     """
 
@@ -254,8 +271,12 @@ def _runs(place: _RowGroup, columns: Sequence[str]) -> list[Run]:
     # A file of a folder belongs to one model, and so does a row group of a release.
     model_id, path = place.model_id, place.path
     names = ["layer", *columns] if model_id is not None else ["model_id", "layer", *columns]
+    # As one entry of a dictionary, the model takes no time to read.
+    options: dict[str, Any] = {} if model_id is not None else {"read_dictionary": ["model_id"]}
+    if place.metadata is not None:
+        options["metadata"] = place.metadata
     try:
-        file = open_parquet(path) if place.metadata is None else open_parquet(path, metadata=place.metadata)
+        file = open_parquet(path, **options)
         table = file.read_row_group(place.group, columns=names, use_threads=False)
     except failures(path) as error:
         raise damaged(path, f"row group {place.group} cannot be read ({first_line(error)})") from error
@@ -275,8 +296,11 @@ def _runs(place: _RowGroup, columns: Sequence[str]) -> list[Run]:
 
 
 def failures(path: FilterFile) -> tuple[type[Exception], ...]:
-    """What reading a file may raise; remote file systems have their own errors."""
-    return (OSError, pa.ArrowException) if isinstance(path, Path) else (Exception,)
+    """What reading a file may raise; remote file systems have their own errors.
+
+    Names of columns that are not text, and columns that are no longer there, have those of Python.
+    """
+    return (OSError, ValueError, KeyError, pa.ArrowException) if isinstance(path, Path) else (Exception,)
 
 
 def damaged(path: FilterFile, what: str) -> CnnFilterDbError:
@@ -323,13 +347,16 @@ def scan(
     def row_groups() -> Iterator[_RowGroup]:
         for number, path in enumerate(files):
             metadata, first = filters_metadata(path, kernel), 0
-            with _reading_ahead(path, here=not runner.remote) as announce:
-                for group in range(metadata.num_row_groups):
+            known = None if runner.remote else metadata
+            # Of a file that is read here and whole, there is no need to know more than the numbers of rows.
+            plain = isinstance(path, Path) and layers is None and not runner.remote
+            groups = [None] * metadata.num_row_groups if plain else filter_groups(path, metadata)
+            with _reading_ahead(path, metadata.num_rows, here=not runner.remote) as announce:
+                for group, facts in enumerate(groups):
                     rows = metadata.row_group(group).num_rows
-                    if (isinstance(path, Path) or path.wanted(metadata, group)) and _matters(metadata, group, layers):
-                        announce(metadata, group)
-                        known = None if runner.remote else metadata
-                        model_id = constant(metadata, group, "model_id")
+                    if facts is None or _matters(path, facts, layers):
+                        announce(first, rows)
+                        model_id = None if facts is None else only_model(facts)
                         yield _RowGroup(path, number, group, first, rows, model_id, known)
                     first += rows
 

@@ -272,7 +272,7 @@ class Contents(Storage):
             gathered = self.listed(()).get(kind) if slugs is None else None
             try:
                 return read_rows(self.path, map(self.path.joinpath, gathered or files), schema, columns or schema.names)
-            except (OSError, pa.ArrowException, CorruptError) as error:
+            except (OSError, ValueError, pa.ArrowException, CorruptError) as error:
                 if gathered and self.doubt(CorruptError(str(error))):
                     continue
                 if isinstance(error, CorruptError):

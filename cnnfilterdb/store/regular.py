@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from cnnfilterdb.core import paths
 from cnnfilterdb.core.errors import CorruptError
+from cnnfilterdb.core.footers import row_groups
 from cnnfilterdb.core.listing import entries
 
 __all__ = ["check_regular", "check_size", "read_small", "regular_files", "require_regular"]
@@ -120,11 +121,9 @@ def check_size(file: pq.ParquetFile, path: Path) -> None:
         CorruptError: It would take too much memory.
     """
     values = unpacked = 0
-    for number in range(file.metadata.num_row_groups):
-        group = file.metadata.row_group(number)
-        columns = [group.column(place) for place in range(group.num_columns)]
-        values += sum(max(column.num_values, group.num_rows) for column in columns)
-        unpacked += sum(column.total_uncompressed_size for column in columns)
+    for group in row_groups(file.metadata):
+        values += sum(max(chunk.values, group.rows) for chunk in group.chunks)
+        unpacked += sum(chunk.unpacked for chunk in group.chunks)
     size = path.stat().st_size
     if max(8 * values, unpacked) > _GROUND + _GROWTH * size:
         raise CorruptError(

@@ -32,7 +32,7 @@ def read_rows(root: Path, files: Iterable[Path], schema: pa.Schema, columns: Seq
 
     Raises:
         DatabaseError: A file is not a regular one inside the folder, or would take too much memory.
-        OSError: A file cannot be read; or :class:`pyarrow.ArrowException`.
+        OSError: A file cannot be read; or ValueError, or :class:`pyarrow.ArrowException`.
     """
     import pyarrow.dataset as ds
 
@@ -54,7 +54,7 @@ def damaged_file(root: Path, files: Iterable[Path], schema: pa.Schema, error: Ex
     for file in files:
         try:
             read_rows(root, [file], schema, schema.names)
-        except (OSError, pa.ArrowException) as found:
+        except (OSError, ValueError, pa.ArrowException) as found:
             reason = first_line(found)
             return CorruptError(f"{file}: cannot be read ({reason}); remove the model and import it again")
     return CorruptError(f"a table could not be read a moment ago ({error}); try again")

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import cnnfilterdb
+from cnnfilterdb.core.footers import row_groups
 from cnnfilterdb.core.paths import UNFINISHED
 from cnnfilterdb.core.schema import (
     BASES,
@@ -67,12 +68,12 @@ def groups(folder, files):
     for path in files:
         data = (folder / path).read_bytes()
         metadata = pq.ParquetFile(folder / path).metadata
-        for number in range(metadata.num_row_groups):
+        for number, facts in enumerate(row_groups(metadata)):
             group = metadata.row_group(number)
             columns = [group.column(i) for i in range(group.num_columns)]
             start = min(column.dictionary_page_offset or column.data_page_offset for column in columns)
             body = data[start : start + sum(column.total_compressed_size for column in columns)]
-            found[model_of(metadata, number, "here"), group.num_rows] = hashlib.sha256(body).hexdigest()
+            found[model_of(facts, "here"), group.num_rows] = hashlib.sha256(body).hexdigest()
     return found
 
 
@@ -96,7 +97,7 @@ def test_a_row_group_is_of_one_model(many, tmp_path):
     files = written(many, tmp_path / "out")
     for path, file in files.items():
         metadata = pq.ParquetFile(tmp_path / "out" / path).metadata
-        models = [model_of(metadata, number, "here") for number in range(metadata.num_row_groups)]
+        models = [model_of(group, "here") for group in row_groups(metadata)]
         assert (models[0], models[-1]) == (file.first_model, file.last_model)
         assert metadata.row_group(0).column(4).has_offset_index
         assert not metadata.row_group(0).column(4).has_dictionary_page

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import groupby
@@ -73,7 +73,7 @@ def model_histograms(
     fitted: FittedBasis,
     hashes: Mapping[tuple[str, int], str],
     resources: Resources | None = None,
-) -> Iterator[tuple[str, pa.Table]]:
+) -> Generator[tuple[str, pa.Table], None, None]:
     """Count the coefficients of every layer of some files.
 
     Args:

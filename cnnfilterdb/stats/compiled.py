@@ -141,13 +141,41 @@ def _scale_block(block: Any, scaled: Any, peak: Any, size: int) -> None:
 
 
 @njit(inline="always")
+def _part(addresses: Any, j: int, start: int, size: int) -> Any:
+    """Part of a column, where it is."""
+    # From the start of the part: an index that might be negative would keep loops over it from vector instructions.
+    return carray(_float32_at(addresses[j] + np.uint64(4 * start)), (size,))
+
+
+@njit(inline="always")
 def _gather(addresses: Any, start: int, size: int, block: Any) -> None:
+    """Copy a part of all columns to a block (k, size)."""
     for j in range(addresses.shape[0]):
-        # From the start of the block: an index that might be negative would keep the copy from vector instructions.
-        column = carray(_float32_at(addresses[j] + np.uint64(4 * start)), (size,))
-        row = block[j]
+        column, row = _part(addresses, j, start, size), block[j]
         for b in range(size):
             row[b] = column[b]
+
+
+@njit(inline="always")
+def _peaks(addresses: Any, start: int, size: int, peak: Any) -> None:
+    """What :func:`_peak_block` finds, of a part of the columns that was not copied; three of them at a time."""
+    k = addresses.shape[0]
+    peak[:size] = 0
+    for j in range(0, k - k % 3, 3):
+        first, second = _part(addresses, j, start, size), _part(addresses, j + 1, start, size)
+        third = _part(addresses, j + 2, start, size)
+        for b in range(size):
+            x, y, z = abs(first[b]), abs(second[b]), abs(third[b])
+            value = x if x > y else y
+            value = value if value > z else z
+            peak[b] = value if value > peak[b] else peak[b]
+    for j in range(k - k % 3, k):
+        column = _part(addresses, j, start, size)
+        for b in range(size):
+            value = abs(column[b])
+            peak[b] = value if value > peak[b] else peak[b]
+    for b in range(size):
+        peak[b] = peak[b] if peak[b] > 0 else np.float32(1)
 
 
 @njit(inline="always")
@@ -325,30 +353,37 @@ def _widen_bounds(
 
 
 @njit(inline="always")
-def _rough_block(block: Any, peak: Any, inverse: Any, rough: Any, size: int) -> bool:
-    """Scale a block (k, size) by inverses, in single precision; whether the error bound holds for these."""
+def _scale_roughly(addresses: Any, start: int, size: int, peak: Any, inverse: Any, rough: Any) -> bool:
+    """Scale a part of the columns by inverses, in single precision; whether the error bound holds for these."""
     unusual = 0
     for b in range(size):
         inverse[b] = np.float32(1) / peak[b]
         # The inverse of a very large or small weight is less exact than the error allows for, or infinite.
         unusual += not (peak[b] > np.float32(1e-37) and peak[b] < np.float32(1e37))
-    for j in range(block.shape[0]):
+    for j in range(addresses.shape[0]):
+        column, row = _part(addresses, j, start, size), rough[j]
         for b in range(size):
-            rough[j, b] = block[j, b] * inverse[b]
+            row[b] = column[b] * inverse[b]
     return unusual == 0
 
 
 @njit(inline="always")
-def _longer(block: Any, peak: Any, excess: Any, size: int, reach: Any) -> int:
-    """How many filters of a block (k, size) are not shorter than a length (squared) when they are scaled.
+def _longer(addresses: Any, start: int, size: int, peak: Any, excess: Any, reach: Any) -> int:
+    """How many filters of a part of the columns are not shorter than a length (squared) when they are scaled.
 
     Their excess is not below 0.
     """
-    for b in range(size):
-        excess[b] = block[0, b] * block[0, b]
-    for j in range(1, block.shape[0]):
+    k = addresses.shape[0]
+    excess[:size] = 0
+    for j in range(0, k - k % 3, 3):
+        first, second = _part(addresses, j, start, size), _part(addresses, j + 1, start, size)
+        third = _part(addresses, j + 2, start, size)
         for b in range(size):
-            excess[b] = _fma(block[j, b], block[j, b], excess[b])
+            excess[b] = _fma(third[b], third[b], _fma(second[b], second[b], _fma(first[b], first[b], excess[b])))
+    for j in range(k - k % 3, k):
+        column = _part(addresses, j, start, size)
+        for b in range(size):
+            excess[b] = _fma(column[b], column[b], excess[b])
     longer = 0
     for b in range(size):
         # Squares of very large or small weights are infinite or zero.
@@ -375,11 +410,12 @@ def _reach(components: Any, offsets: Any, low: float, high: float) -> Any:
 
 
 @njit(inline="always")
-def _coefficient(block: Any, peak: Any, b: int, components: Any, offsets: Any, i: int) -> Any:
-    """One coefficient of one filter of a block, to the last bit that of :func:`_project_block`."""
+def _coefficient(addresses: Any, row: int, peak: Any, components: Any, offsets: Any, i: int) -> Any:
+    """One coefficient of one filter of the columns, to the last bit that of :func:`_project_block`."""
     found = -offsets[i]
-    for j in range(block.shape[0]):
-        found = _fma(components[i, j], np.float64(np.float32(block[j, b] / peak[b])), found)
+    for j in range(addresses.shape[0]):
+        scaled = np.float32(_part(addresses, j, row, 1)[0] / peak)
+        found = _fma(components[i, j], np.float64(scaled), found)
     return found
 
 
@@ -388,22 +424,21 @@ def _coefficient_bounds(
     addresses: Any, count: int, components: Any, offsets: Any
 ) -> Any:  # pragma: no cover (compiled)
     k = addresses.shape[0]
-    block, chosen = np.empty((k, _BLOCK), np.float32), np.empty((k, _BLOCK), np.float32)
+    chosen = np.empty((k, _BLOCK), np.float32)
     peak, excess = np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.float32)
     scaled, out = np.empty((k, _BLOCK)), np.empty(_BLOCK)
     lows, highs = np.full(_BLOCK, np.inf), np.full(_BLOCK, -np.inf)
     filled, reach = 0, np.float32(0)
     for start in range(0, count, _BLOCK):
         size = min(_BLOCK, count - start)
-        _gather(addresses, start, size, block)
-        _peak_block(block, peak, size)
+        _peaks(addresses, start, size, peak)
         # Few filters are long enough to reach the bounds of those before them. They are collected, and computed once
         # they fill a block.
-        if _longer(block, peak, excess, size, reach) > 0:
+        if _longer(addresses, start, size, peak, excess, reach) > 0:
             for b in range(size):
                 if not excess[b] < 0:
                     for j in range(k):
-                        chosen[j, filled] = block[j, b]
+                        chosen[j, filled] = _part(addresses, j, start + b, 1)[0]
                     filled += 1
                     if filled == _BLOCK:
                         _widen_bounds(chosen, filled, scaled, peak, components, offsets, out, lows, highs)
@@ -443,21 +478,22 @@ def _rank_exactly(value: float, edges: Any) -> Any:
 
 
 @njit(inline="always")
-def _add_places(values: Any, size: int, low: float, factor: float, margin: float, bins: int, rank: Any) -> Any:
+def _add_places(values: Any, size: int, factor: float, shift: float, margin: float, bins: int, rank: Any) -> Any:
     """Add the place of each value among bins, as above, to its rank, and return the largest rank.
 
-    It is _UNSURE for a value that is nearer to an edge than a margin (in bin widths): rounding decides there.
+    A value is in the bins that it has as a multiple of the factor, and shifted. Its rank is _UNSURE if it is nearer to
+    an edge than a margin (in bin widths): rounding decides there.
     """
-    lowest, scale = np.float32(low), np.float32(factor)
-    least, most, last = np.float32(margin), np.float32(1 - margin), np.float32(bins + 1.5)
+    slope, start, half = np.float32(factor), np.float32(shift), np.float32(0.5)
+    sure, last = np.float32(0.5 - margin), np.float32(bins + 1.5)
     largest = np.uint32(0)
     for b in range(size):
-        t = (values[b] - lowest) * scale + np.float32(1)
-        t = t if t > np.float32(0.5) else np.float32(0.5)
+        t = _fma(values[b], slope, start)
+        t = t if t > half else half
         t = t if t < last else last
         place = np.int32(t)
-        rest = t - np.float32(place)
-        found = np.uint32(rank[b] + np.uint32(place)) if rest >= least and rest <= most else _UNSURE
+        from_middle = abs(t - half - np.float32(place))
+        found = np.uint32(rank[b] + np.uint32(place)) if from_middle <= sure else _UNSURE
         rank[b] = found
         largest = found if found > largest else largest
     return largest
@@ -519,14 +555,13 @@ def _count_ranks(
     ranks = ranges * (bins + 1) + 1
     # One more, for what is not a number.
     parts = np.zeros((k, 4, ranks + 1), np.uint32)
-    block, rough = np.empty((k, _BLOCK), np.float32), np.empty((k, _BLOCK), np.float32)
+    rough = np.empty((k, _BLOCK), np.float32)
     peak, inverse, near = np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.float32)
     rank = np.empty(_BLOCK, np.uint32)
     for start in range(0, count, _BLOCK):
         size = min(_BLOCK, count - start)
-        _gather(addresses, start, size, block)
-        _peak_block(block, peak, size)
-        usual = _rough_block(block, peak, inverse, rough, size)
+        _peaks(addresses, start, size, peak)
+        usual = _scale_roughly(addresses, start, size, peak, inverse, rough)
         for i in range(k):
             # In single precision, in half the time: few values are so near an edge that rounding decides.
             _project_block(rough, rough_components, rough_offsets, i, size, near)
@@ -541,14 +576,18 @@ def _count_ranks(
             for r in range(ranges):
                 low, high = edges[r, 0], edges[r, bins]
                 factor = bins / (high - low)
-                # Single precision rounds the lowest edge and four results, of which the largest is bins + 2.
-                margin = factor * (error + 2.0**-23 * abs(low)) + 2.0**-21 * (bins + 2) + _NEAR
+                shift = 1 - low * factor
+                # Single precision rounds the factor, the shift and two sums of at most bins + 2, by half a unit each; a
+                # product is no larger than such a sum and the shift together. All of it twice over.
+                margin = factor * error + 2.0**-21 * (bins + 2 + abs(shift)) + _NEAR
                 if usual:
-                    largest = max(largest, _add_places(near, size, low, factor, margin, bins, rank))
+                    largest = max(largest, _add_places(near, size, factor, shift, margin, bins, rank))
             if largest >= _UNSURE:
                 for b in range(size):
                     if rank[b] >= _UNSURE:
-                        rank[b] = _rank_exactly(_coefficient(block, peak, b, components, offsets, i), edges)
+                        rank[b] = _rank_exactly(
+                            _coefficient(addresses, start + b, peak[b], components, offsets, i), edges
+                        )
             _count(rank, size, parts[i])
     return _by_range(parts, edges), parts[:, :, ranks].sum()
 

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -42,6 +42,7 @@ from cnnfilterdb.core.errors import CnnFilterDbError, CorruptError, LockedError
 from cnnfilterdb.core.listing import entries
 from cnnfilterdb.core.recipes import RECIPES
 from cnnfilterdb.core.reports import Progress, first_line
+from cnnfilterdb.core.runners import Threads
 from cnnfilterdb.core.schema import BASES, HISTOGRAMS, indexable, papers_layers
 from cnnfilterdb.core.sharding import Share
 from cnnfilterdb.scan.steady import steady
@@ -59,6 +60,9 @@ __all__ = [
 ]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+#: Models whose histograms may wait for the thread that writes them.
+_WRITTEN_BEHIND = 8
 
 _IDENTITY = ("model_id", "layer", "kernel", "stored", "tensor_sha256")
 
@@ -392,16 +396,23 @@ class Index(Bases):
         stamps = {model_id: self.store.stamp(self.store.slug(model_id)) for model_id in model_ids}
         hashes = hashes_of(self.store.layers(model_ids, columns=_IDENTITY))
         files = self.store.filter_files(kernel, model_ids)
-        for number, (model_id, table) in enumerate(model_histograms(files, fitted, hashes, self.store.resources), 1):
+
+        def write(found: tuple[str, pa.Table]) -> Path:
+            model_id, table = found
             if model_id not in stamps:
                 raise CorruptError(f"{model_id}: changed during the scan of its filters; try again")
-            slug = self.store.slug(model_id)
-            path = staging / f"{slug}.parquet"
+            path = staging / f"{self.store.slug(model_id)}.parquet"
             with writing(self.path):
                 write_sealed(table, path, **histogram_settings(table))
-            yield slug, stamps[model_id], path
-            if progress:
-                progress(f"histograms of {kernel}", number, len(files))
+            return path
+
+        # In a thread of its own, so that counting does not wait for the disk.
+        tables = model_histograms(files, fitted, hashes, self.store.resources)
+        with closing(tables), closing(Threads(1, repeats=False).run(write, tables, window=_WRITTEN_BEHIND)) as written:
+            for number, ((model_id, _), path) in enumerate(written, 1):
+                yield self.store.slug(model_id), stamps[model_id], path.result()
+                if progress:
+                    progress(f"histograms of {kernel}", number, len(files))
 
 
 def _lock_of(path: str) -> str:

@@ -187,7 +187,8 @@ def _in_order(files: Sequence[FilterFile], kernel: str, layers: Mapping[str, Col
         for shard in shards:
             metadata = filters_metadata(shard, kernel)
             for number, group in enumerate(filter_groups(shard, metadata)):
-                if (model_id := only_model(group)) in layers and shard.wanted(group):
+                model_id = only_model(group)
+                if model_id is not None and model_id in layers and shard.wanted(group):
                     yield model_id, shard, metadata, number, group
 
     yield from merge(of_files(), *map(of_shards, origins.values()), key=itemgetter(0))

@@ -210,6 +210,8 @@ def main() -> None:
         found = WORK[arguments.work][0](arguments.folder / "made.db", arguments.fraction)
         print(json.dumps({"peak_gb": peak_gb(), **found}))
         return
+    if arguments.folder:
+        arguments.folder.mkdir(parents=True, exist_ok=True)
     models = corpus(arguments.fraction)
     total = sum(model.filters for model in models)
     with tempfile.TemporaryDirectory(dir=arguments.folder, prefix="full-scale-") as scratch:

@@ -185,33 +185,52 @@ class Bases(ABC):
         return known[basis_id]
 
 
+#: Share of the filters that are read before any are left out, at least, and their number: of those layers whose longest
+#: filters are longest, and which are therefore likely to have the smallest and the largest coefficient.
+_FIRST_SHARE, _FIRST = 1 / 128, 1 << 17
+
+
 def coefficient_range(
     store: FilterFiles, basis: Basis, layers: pa.Table, progress: Progress | None = None
 ) -> tuple[float, float]:
     """Smallest and largest coefficient of some layers in a basis, over all components; scans their filters.
 
+    Layers without a filter that is long enough to widen the range (:meth:`cnnfilterdb.Basis.reach`) are not read.
     Half a unit wider on both sides if they coincide, as ``numpy.histogram`` does.
 
     Args:
         store: The folder.
         basis: The basis.
-        layers: Rows of the layers table, of which ``model_id``, ``layer`` and ``filters`` are read.
+        layers: Rows of the layers table; ``model_id``, ``layer``, ``filters`` and ``scaled_norm_max`` are read.
         progress: Called with what is being done, the filters done and the filters in all.
     """
-    import pyarrow.compute as pc
-
-    chosen: dict[str, set[int]] = {}
-    for model_id, layer in zip(layers["model_id"].to_pylist(), layers["layer"].to_pylist(), strict=True):
-        chosen.setdefault(model_id, set()).add(layer)
-    total, done = pc.sum(layers["filters"]).as_py(), 0
-    low, high = np.inf, -np.inf
-    files = store.filter_files(basis.kernel, sorted(chosen))
-    for found in scan(files, basis.kernel, _Extremes(basis, chosen), layers=chosen, resources=store.resources):
-        low, high = min(low, found[0]), max(high, found[1])
-        done += found[2]
-        if progress:
-            progress(f"range of {basis.kernel}", done, total)
+    sizes = layers["filters"].to_numpy()
+    total = int(sizes.sum())
+    norms = layers["scaled_norm_max"].fill_null(np.inf).to_numpy()
+    norms = np.where(norms >= 0, norms, np.inf)  # what is not a number is not known
+    order = np.argsort(-norms, kind="stable")
+    first = int(np.searchsorted(np.cumsum(sizes[order]), max(_FIRST_SHARE * total, _FIRST))) + 1
+    low, high, done = np.inf, -np.inf, 0
+    for rows in (order[:first], order[first:]):
+        if low <= high:
+            rows = rows[norms[rows] >= basis.reach(low, high)]
+        chosen = _by_model(layers.select(["model_id", "layer"]).take(rows))
+        files = store.filter_files(basis.kernel, sorted(chosen)) if chosen else []
+        for found in scan(files, basis.kernel, _Extremes(basis, chosen), layers=chosen, resources=store.resources):
+            low, high = min(low, found[0]), max(high, found[1])
+            done += found[2]
+            if progress:
+                progress(f"range of {basis.kernel}", done, total)
+    if progress:
+        progress(f"range of {basis.kernel}", total, total)
     return (low, high) if low < high else (low - 0.5, high + 0.5)
+
+
+def _by_model(layers: pa.Table) -> dict[str, set[int]]:
+    found: dict[str, set[int]] = {}
+    for model_id, layer in zip(layers["model_id"].to_pylist(), layers["layer"].to_pylist(), strict=True):
+        found.setdefault(model_id, set()).add(layer)
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -298,7 +298,7 @@ def by_model(
 def selection(
     connection: duckdb.DuckDBPyConnection, grouping: Grouping, *, variant: str = "all", moments: bool = True
 ) -> pa.Table:
-    """The layers of a grouping: group, model_id, layer, tensor_sha256, filters and moments; one row per layer.
+    """The layers of a grouping, one row each: group, model_id, layer, tensor_sha256, filters, scaled_norm_max, moments.
 
     Args:
         connection: With the views of the database.
@@ -313,7 +313,7 @@ def selection(
     by, where = expression(grouping.by, "by"), condition(grouping.where)
     table = run(
         connection,
-        f'SELECT {by} AS "group", model_id, layer, tensor_sha256, {family}filters{sums} '
+        f'SELECT {by} AS "group", model_id, layer, tensor_sha256, {family}filters, scaled_norm_max{sums} '
         f"FROM facts WHERE stored AND kernel = {literal(grouping.kernel)} AND {where} {papers} "
         'AND "group" IS NOT NULL ORDER BY "group", model_id, layer',
     )

@@ -52,7 +52,7 @@ __all__ = [
 ]
 
 #: Version of the folder layout. A reader refuses any other: newer folders need a newer package, older ones an import.
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 #: Kernels with more weights than this (32 x 32) are counted, not stored: they are patch embeddings, not filters.
 MAX_KERNEL_WEIGHTS = 1024
@@ -65,7 +65,7 @@ MAX_INDEXED_WEIGHTS = 121
 def marker_text(known: Mapping[str, Any]) -> str:
     """The text of ``cnnfilterdb.json``, of a database or a release, with a SHA-256 of its contents.
 
-    >>> marker_sealed(marker_text({"format_version": 2})), marker_sealed('{"format_version": 2}')
+    >>> marker_sealed(marker_text({"format_version": 3})), marker_sealed('{"format_version": 3}')
     (True, False)
     """
     rest = {key: value for key, value in known.items() if key != "sha256"}
@@ -287,6 +287,7 @@ LAYERS = pa.schema(
         _field("isotropy", pa.float64(), "p-value of independent random weights; NULL with too few kernels to decide"),
         _field("binary_filters", pa.int64(), "kernels whose weights are of one magnitude (binary_residual <= 0.01)"),
         _field("levels", pa.int32(), "largest number of different weights in an output channel; NULL above 256"),
+        _field("scaled_norm_max", pa.float64(), "largest norm of a scaled kernel"),
         _field("raw_mean", pa.list_(pa.float64()), "mean of the raw kernels, one value per weight"),
         _field("raw_variance", pa.list_(pa.float64()), "variance of the raw kernels (n in the denominator), likewise"),
         _field("scaled_mean", pa.list_(pa.float64()), "mean of the scaled kernels, one value per weight"),
@@ -374,6 +375,7 @@ UNITS = {
     **dict.fromkeys(["variance_entropy", "variance_entropy_clean", "variance_entropy_scaled"], "base 10"),
     **dict.fromkeys(["norm_l1", "norm_l2", "raw_mean", "w0"], "unit of the weights"),
     **dict.fromkeys(["scaled_mean", "nonsparse_mean", "mean", "low", "high"], "scaled weights"),
+    "scaled_norm_max": "scaled weights",
     **dict.fromkeys(["scaled_scatter", "nonsparse_scatter", "explained_variance"], "scaled weights, squared"),
     **dict.fromkeys(["alpha", "stable_rank", "kurtosis", "peak_ratio"], "ratio"),
     "alpha_ks": "0 to 1",

@@ -40,7 +40,7 @@ __all__ = ["CommonBases"]
 
 #: Columns that say which layers there are, and which a basis is fitted on.
 _IDENTITY = ("model_id", "layer", "kernel", "kind", "dead", "stored", "filters", "tensor_sha256")
-_MOMENTS = (*_IDENTITY, "scaled_mean", "scaled_scatter")
+_MOMENTS = (*_IDENTITY, "scaled_norm_max", "scaled_mean", "scaled_scatter")
 
 #: Layers whose histograms are in one file, unless a model has more.
 _CHUNK = 1024

@@ -56,6 +56,7 @@ _RANGES: Mapping[str, tuple[float, float]] = MappingProxyType(
         "isotropy": (0, 1),
         "binary_filters": (0, _MOST_FILTERS),
         "levels": (1, 256),
+        "scaled_norm_max": (0, math.sqrt(MAX_KERNEL_WEIGHTS) * (1 + 1e-6)),
     }
 )
 
@@ -215,7 +216,7 @@ class SmallTables:
             if not ((low <= values) & (values <= high)).all():
                 self._refuse("layers", f"{column} that is not a number from {low:g} to {high:g}")
         stored = table.filter(table["stored"])
-        for column in ("sparsity", "norm_l1", "norm_l2", "binary_filters"):
+        for column in ("sparsity", "norm_l1", "norm_l2", "binary_filters", "scaled_norm_max"):
             if stored[column].null_count:
                 self._refuse("layers", f"{column} of a stored layer is missing")
         if (stored["binary_filters"].to_numpy() > stored["filters"].to_numpy()).any():

@@ -146,6 +146,20 @@ class Basis:
 
         return compiled.coefficient_bounds(columns, self.components, self.offsets)
 
+    def reach(self, low: float, high: float) -> float:
+        """The norm that a scaled filter has at least if one of its coefficients is below ``low`` or above ``high``.
+
+        A coefficient, less its offset, is the inner product of the filter and a component, so that it is at most the
+        product of their norms.
+
+        >>> basis = Basis.fit(Moments.of(np.eye(4, dtype=np.float32)), "2x2")
+        >>> round(basis.reach(-2.0, 2.0), 3)
+        1.5
+        """
+        bounds = np.minimum(high + self.offsets, -low - self.offsets) / np.linalg.norm(self.components, axis=1)
+        # Less the errors of double precision, in the norms of filters too.
+        return max(0.0, float(bounds.min()) * (1 - 1e-9))
+
 
 def _signed(components: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Give each component the sign that makes its largest loading positive.

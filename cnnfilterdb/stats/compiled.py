@@ -33,6 +33,7 @@ __all__ = [
     "forms",
     "layer_sums",
     "levels",
+    "longest",
     "power_law_tail",
     "project",
     "similarities",
@@ -312,15 +313,20 @@ def _layer_sums(
     work = np.empty((k, _BLOCK))
     peak = np.empty(_BLOCK, np.float32)
     length, square = np.empty(_BLOCK), np.empty(_BLOCK)
-    norm, energy, binary = 0.0, 0.0, 0
+    norm, energy, binary, longest = 0.0, 0.0, 0, 0.0
     for start in range(0, n, _BLOCK):
         size = min(_BLOCK, n - start)
         _load_block(filters, start, size, block)
         _peak_block(block, peak, size)
+        square[:size] = 0
         for j in range(k):
             for b in range(size):
-                work[j, b] = np.float64(np.float32(block[j, b] / peak[b])) - scaled_shift[j]
+                value = np.float64(np.float32(block[j, b] / peak[b]))
+                work[j, b] = value - scaled_shift[j]
+                square[b] += value * value
         _accumulate(work, size, scaled_total, scaled_products)
+        for b in range(size):
+            longest = square[b] if square[b] > longest else longest
         length[:size] = 0
         square[:size] = 0
         for j in range(k):
@@ -336,7 +342,26 @@ def _layer_sums(
             binary += (square[b] > 0) and (k * square[b] - length[b] * length[b] <= tolerance * k * square[b])
             # A filter of zeros was scaled by 1.
             peaks[start + b] = peak[b] if square[b] > 0 else np.float32(0)
-    return total, products, scaled_total, scaled_products, norm, energy, binary
+    return total, products, scaled_total, scaled_products, norm, energy, binary, longest
+
+
+@njit(**_COMPILED, fastmath=_REORDER)
+def _longest(filters: Any) -> float:  # pragma: no cover (compiled)
+    n, k = filters.shape
+    block, scaled = np.empty((k, _BLOCK), np.float32), np.empty((k, _BLOCK))
+    peak, square = np.empty(_BLOCK, np.float32), np.empty(_BLOCK)
+    longest = 0.0
+    for start in range(0, n, _BLOCK):
+        size = min(_BLOCK, n - start)
+        _load_block(filters, start, size, block)
+        _scale_block(block, scaled, peak, size)
+        square[:size] = 0
+        for j in range(k):
+            for b in range(size):
+                square[b] += scaled[j, b] * scaled[j, b]
+        for b in range(size):
+            longest = square[b] if square[b] > longest else longest
+    return float(np.sqrt(longest))
 
 
 @njit(inline="always")
@@ -1038,6 +1063,7 @@ def layer_sums(
     float,
     float,
     int,
+    float,
 ]:
     """Everything that the quality of a layer needs from its filters (n, k), in one pass.
 
@@ -1049,7 +1075,8 @@ def layer_sums(
 
     Returns:
         The :func:`sums` of the raw filters, those of the scaled ones, the largest absolute weight of each filter (n,),
-        the sum of all absolute weights, that of all squares, and the number of binary kernels.
+        the sum of all absolute weights, that of all squares, the number of binary kernels, and the largest norm of a
+        scaled filter.
     """
     rows = _rows(filters)
     peaks = np.empty(len(rows), np.float32)
@@ -1061,9 +1088,23 @@ def layer_sums(
     if len(parts) == 1:
         found = measure(parts[0])
     else:
-        found = [sum(values) for values in zip(*_pool(threads()).map(measure, parts), strict=True)]
-    total, products, scaled_total, scaled_products, norm, energy, binary = found
-    return (total, products), (scaled_total, scaled_products), peaks, float(norm), float(energy), int(binary)
+        *sums, longest = zip(*_pool(threads()).map(measure, parts), strict=True)
+        found = *map(sum, sums), max(longest)
+    total, products, scaled_total, scaled_products, norm, energy, binary, square = found
+    return (
+        (total, products),
+        (scaled_total, scaled_products),
+        peaks,
+        float(norm),
+        float(energy),
+        int(binary),
+        float(np.sqrt(square)),
+    )
+
+
+def longest(filters: npt.NDArray[np.float32]) -> float:
+    """Largest norm of the scaled filters (n, k); 0 without filters."""
+    return float(_longest(_rows(filters)))
 
 
 def squares(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

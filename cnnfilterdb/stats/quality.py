@@ -30,6 +30,7 @@ __all__ = [
     "looks_untrained",
     "norms",
     "orthogonality",
+    "scaled_norm_max",
     "sparse_kernels",
     "sparsity",
     "statistics_row",
@@ -315,6 +316,7 @@ class LayerStatistics:
         isotropy: Agreement with independent random weights, a p-value.
         binary_filters: Number of kernels with weights of one magnitude.
         levels: Largest number of different weights in an output channel; None above 256.
+        scaled_norm_max: Largest norm of a scaled kernel, which bounds its coefficients in any basis.
     """
 
     moments: Moments
@@ -331,6 +333,7 @@ class LayerStatistics:
     isotropy: float | None
     binary_filters: int
     levels: int | None
+    scaled_norm_max: float
 
 
 def _defined(value: float) -> float | None:
@@ -355,7 +358,9 @@ def layer_statistics(weight: npt.NDArray[np.float32]) -> LayerStatistics:
     filters = weight.reshape(n, k)
     apart = _orthogonality(weight)  # runs in threads while the rest is computed
     raw_shift, shift = first_filter(filters, scale=False), first_filter(filters, scale=True)
-    raw_sums, sums, peaks, norm_l1, energy, binary = compiled.layer_sums(filters, raw_shift, shift, BINARY_TOLERANCE)
+    raw_sums, sums, peaks, norm_l1, energy, binary, norm_max = compiled.layer_sums(
+        filters, raw_shift, shift, BINARY_TOLERANCE
+    )
     raw, moments = Moments.from_sums(n, raw_shift, *raw_sums), Moments.from_sums(n, shift, *sums)
     sparse = _small(peaks, SPARSITY_THRESHOLD, "cvpr2022")
     dropped = int(np.count_nonzero(sparse))
@@ -381,7 +386,19 @@ def layer_statistics(weight: npt.NDArray[np.float32]) -> LayerStatistics:
         isotropy=_isotropy(raw, spectra[0]),
         binary_filters=binary,
         levels=levels(weight),
+        scaled_norm_max=norm_max,
     )
+
+
+def scaled_norm_max(filters: npt.NDArray[np.float32]) -> float:
+    """Largest norm of filters (n, k) after each is divided by its largest absolute weight; 0 without filters.
+
+    >>> scaled_norm_max(np.array([[2, -2], [0, 3], [0, 0]], np.float32))
+    1.4142135623730951
+    """
+    from cnnfilterdb.stats import compiled
+
+    return compiled.longest(filters)
 
 
 def statistics_row(statistics: LayerStatistics) -> dict[str, Any]:
@@ -399,6 +416,7 @@ def statistics_row(statistics: LayerStatistics) -> dict[str, Any]:
         "isotropy": statistics.isotropy,
         "binary_filters": statistics.binary_filters,
         "levels": statistics.levels,
+        "scaled_norm_max": statistics.scaled_norm_max,
         "raw_mean": statistics.raw.mean,
         "raw_variance": statistics.raw.scatter.diagonal() / statistics.raw.count,
         "scaled_mean": moments.mean,

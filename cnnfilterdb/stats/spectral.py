@@ -107,11 +107,14 @@ def power_law(values: npt.NDArray[np.float64]) -> tuple[float, float, float] | N
 
 def _eigenvalues(matrix: npt.NDArray[np.float32]) -> _Array:
     """Eigenvalues of the matrix of one position: half the squares of its singular values."""
+    from scipy.linalg import eigvalsh
+
     narrow = np.array(matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T, np.float64)
     narrow *= np.sqrt(0.5)
     gram = narrow.T @ narrow
-    del narrow  # eigvalsh makes a copy of its own
-    values: _Array = np.maximum(np.linalg.eigvalsh(gram), 0)
+    del narrow
+    # Row by row it is symmetric, so that its transpose is the order in which LAPACK takes it, without a copy.
+    values: _Array = np.maximum(eigvalsh(gram.T, overwrite_a=True, check_finite=False, driver="evd"), 0)
     return values
 
 

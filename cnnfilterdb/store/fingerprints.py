@@ -48,7 +48,7 @@ FINGERPRINT_ENCODING: dict[str, Any] = {
 
 #: Bytes of layers in memory for each thread, unless the memory of the process is limited to less: more than most models
 #: need, so that only the largest layers come one after another.
-_LAYERS = 150_000_000
+_LAYERS = 120_000_000
 
 
 class Fingerprints:

@@ -43,7 +43,7 @@ from cnnfilterdb.core.schema import (
     weight_columns,
 )
 from cnnfilterdb.scan.ordered import PIECE, RowCursor
-from cnnfilterdb.stats import Moments
+from cnnfilterdb.stats import Moments, scaled_norm_max
 from cnnfilterdb.store.regular import check_size, read_small, require_regular
 from cnnfilterdb.store.rows import WITHOUT_ROWS
 from cnnfilterdb.store.seals import sealed, text_sealed
@@ -299,6 +299,7 @@ class _Check:
                 "out_channels",
                 "filters",
                 "tensor_sha256",
+                "scaled_norm_max",
                 "scaled_mean",
                 "scaled_scatter",
             ]
@@ -330,7 +331,7 @@ class _Check:
         in_channels = max(1, count // max(1, out_channels))
         models: set[str] = set()
         ordered, finite = count == out_channels * in_channels, True
-        digest, moments = hashlib.sha256(), None
+        digest, moments, norm_max = hashlib.sha256(), None, 0.0
         for start, found, keys, weights in rows_of.pieces(count):
             models |= found
             out_channel, in_channel = np.divmod(np.arange(start, start + len(weights)), in_channels)
@@ -340,8 +341,10 @@ class _Check:
             digest.update(weights.data)
             finite = finite and bool(np.isfinite(weights).all())
             if finite:
-                part = Moments.of(weights.astype(np.float32, copy=False))
+                kernels = weights.astype(np.float32, copy=False)
+                part = Moments.of(kernels)
                 moments = part if moments is None else moments.merge(part)
+                norm_max = max(norm_max, scaled_norm_max(kernels))
         if models != {self.model_id}:
             self._problem(path, f"{where} belongs to {', '.join(sorted(models - {self.model_id or ''}))}")
         if not ordered:
@@ -352,7 +355,10 @@ class _Check:
         if not finite:
             self._problem(path, f"{where} contains NaN or infinite weights")
         elif moments is not None and (layer["scaled_mean"] is not None or layer["scaled_scatter"] is not None):
-            for column, value in (("scaled_mean", moments.mean), ("scaled_scatter", moments.packed())):
+            known = {"scaled_mean": moments.mean, "scaled_scatter": moments.packed()}
+            if layer["scaled_norm_max"] is not None:  # otherwise it is unknown, and never used
+                known["scaled_norm_max"] = np.asarray(norm_max)
+            for column, value in known.items():
                 if not _close(layer[column], value):
                     self._problem(paths.layers_path(self._slug), f"{where}: {column} is not that of its filters")
 
@@ -418,9 +424,9 @@ class _Check:
                 self._problem(path, f"{where}: {row['filters']:,} filters, the layer has {filters[row['layer']]:,}")
 
 
-def _close(found: list[float] | None, expected: npt.NDArray[np.float64]) -> bool:
-    if found is None or len(found) != expected.size:
+def _close(found: Any, expected: npt.NDArray[np.float64]) -> bool:
+    if found is None or np.size(found) != expected.size:
         return False
-    difference = np.abs(np.asarray(found) - expected.ravel())
+    difference = np.abs(np.ravel(found) - expected.ravel())
     # The comparison is false for NaN.
     return bool((difference <= TOLERANCE * np.abs(expected).max(initial=0.0)).all())

@@ -16,7 +16,7 @@ from cnnfilterdb.cli import main
 from cnnfilterdb.core.paths import basis_path
 from cnnfilterdb.core.recipes import RECIPES
 from cnnfilterdb.core.schema import HISTOGRAMS
-from cnnfilterdb.stats import Basis, Moments
+from cnnfilterdb.stats import Basis, Moments, scaled_norm_max
 from cnnfilterdb.store.folder import Store
 from cnnfilterdb.store.seals import write_sealed
 
@@ -99,8 +99,10 @@ def write_model() -> Callable[..., list[np.ndarray]]:
                     row |= {"kernel": "1x1", "kernel_h": 1, "kernel_w": 1, "out_channels": out_channels}
                     writer.add_layer(row, None)
                     continue
-                moments = Moments.of(weight.reshape(-1, height * width))
+                filters = weight.reshape(-1, height * width)
+                moments = Moments.of(filters)
                 row |= {"scaled_mean": moments.mean, "scaled_scatter": moments.packed()}
+                row["scaled_norm_max"] = scaled_norm_max(filters)
                 writer.add_layer(row, weight)
                 if (height, width) == (3, 3):
                     counted[number] = out_channels * in_channels

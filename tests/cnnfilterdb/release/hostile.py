@@ -440,6 +440,9 @@ for _name, _column, _value in (
     ("a probability of 2", "isotropy", 2.0),
     ("more binary filters than filters", "binary_filters", 10**9),
     ("no levels", "levels", 0),
+    ("a norm that no scaled filter has", "scaled_norm_max", 99.0),
+    ("a scaled norm that is not a number", "scaled_norm_max", float("nan")),
+    ("no scaled norm", "scaled_norm_max", None),
     ("no stride", "stride_h", 0),
     ("a negative dilation", "dilation_w", -3),
     ("a depth beyond 1", "conv_depth_norm", 1.01),
@@ -453,6 +456,7 @@ for _column in ("sparsity", "orthogonality", "variance_entropy", "isotropy"):
     case(f"layers: {_column} of other filters", partial=True)(layer_cell(_column, 0.123))
 case("layers: a norm of other filters", partial=True)(layer_cell("norm_l1", lambda value: value * 1.001))
 case("layers: levels of other filters", partial=True)(layer_cell("levels", 2))
+case("layers: a scaled norm of other filters", partial=True)(layer_cell("scaled_norm_max", 1.0))
 
 
 @case("layers: one less")

@@ -222,8 +222,8 @@ def test_a_missing_package_is_named():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 99}, "written in format 99, this version reads format 2; upgrade cnnfilterdb"),
-        ({"format_version": 1}, "written in format 1, this version reads format 2; publish it again"),
+        ({"format_version": 99}, "written in format 99, this version reads format 3; upgrade cnnfilterdb"),
+        ({"format_version": 1}, "written in format 1, this version reads format 3; publish it again"),
         ({"files": [{"path": "x"}]}, "not the manifest of a release"),
         ({"layout": "folder"}, "the marker of a database folder, not of a release"),
     ],

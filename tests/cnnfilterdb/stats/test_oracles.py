@@ -8,7 +8,16 @@ from scipy.stats import entropy
 from sklearn.decomposition import PCA
 
 from cnnfilterdb.core.errors import SelectionError
-from cnnfilterdb.stats import Basis, Histogram, Moments, histograms, kl_shift, kl_shift_components, probabilities
+from cnnfilterdb.stats import (
+    Basis,
+    Histogram,
+    Moments,
+    histograms,
+    kl_shift,
+    kl_shift_components,
+    probabilities,
+    scaled_norm_max,
+)
 
 
 def scaled(filters):
@@ -102,6 +111,20 @@ def test_range_is_that_of_the_coefficients_at_any_magnitude(seed, count, size, e
     filters = filters.astype(np.float32)
     found = basis.project(filters)
     assert basis.coefficient_range(columns(filters)) == (found.min(), found.max())
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([2, 9, 25]), st.floats(-3, 3), st.floats(0, 4))
+def test_a_filter_beyond_a_range_is_at_least_as_long_as_it_must_be(seed, size, low, width):
+    rng = np.random.default_rng(seed)
+    basis = Basis.fit(Moments.of(make(seed, 300, size)), f"1x{size}")
+    # Some along the components, which are the shortest that reach a coefficient.
+    filters = np.concatenate([rng.uniform(-1, 1, (200, size)), basis.components, -basis.components]).astype(np.float32)
+    norms = np.linalg.norm(scaled(filters), axis=1)
+    found = basis.project(filters)
+    beyond = (found.min(axis=1) < low) | (found.max(axis=1) > low + width)
+    assert (norms[beyond] >= basis.reach(low, low + width)).all()
+    longest = max((scaled_norm_max(filters[row : row + 1]) for row in range(len(filters))), default=0)
+    assert longest == pytest.approx(norms.max(), rel=1e-12)
 
 
 @pytest.mark.parametrize("place", [0, 100, 299, 1999])

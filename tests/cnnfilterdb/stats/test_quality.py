@@ -22,6 +22,7 @@ from cnnfilterdb.stats import (
     looks_untrained,
     norms,
     orthogonality,
+    scaled_norm_max,
     sparse_kernels,
     sparsity,
     variance_entropy,
@@ -252,6 +253,8 @@ def test_layers_of_many_kernels(shape):
     assert found.sparsity == (len(filters) - len(kept)) / len(filters)
     assert (found.norm_l1, found.norm_l2) == pytest.approx(norms(weight), rel=1e-12)
     assert found.binary_filters == (binary_residual(filters) <= 0.01).sum()
+    longest = np.linalg.norm(filters / np.abs(filters).max(axis=1, keepdims=True), axis=1).max()
+    assert found.scaled_norm_max == scaled_norm_max(filters) == pytest.approx(longest, rel=1e-6)
     theirs = tcq.orthogonality(torch.from_numpy(weight).double())
     same(found.orthogonality, theirs, 1e-6)
 

@@ -232,6 +232,8 @@ for _table, _column, _name, _value in (
     ("layers", "scaled_mean", "not numbers", [float("nan")] * 9),
     ("layers", "scaled_scatter", "short", [1.0]),
     ("layers", "scaled_scatter", "missing", None),
+    ("layers", "scaled_norm_max", "0", 0.0),
+    ("layers", "scaled_norm_max", "not a number", float("nan")),
     ("filters", "w0", "not a number", float("nan")),
     ("filters", "layer", "unknown", 999),
     ("basis", "bins", "0", 0),

@@ -148,7 +148,7 @@ def test_open_refuses_another_format_and_a_damaged_marker(store):
         with pytest.raises(DatabaseError) as caught:
             method(store.path)
         assert str(caught.value) == (
-            f"{store.path}: written in format 1, this version reads format 2; ingest its models again into a new folder"
+            f"{store.path}: written in format 1, this version reads format 3; ingest its models again into a new folder"
         )
     for text in ("", "{}", "[]", '{"format_version": "one"}'):
         marker.write_text(text)

@@ -133,6 +133,7 @@ def test_a_changed_weight_is_found_though_all_hashes_of_files_agree(full, value)
         (LAYERS, "tensor_sha256", 0, "0" * 64, "expected 0000"),
         (LAYERS, "scaled_mean", 0, lambda mean: [mean[0] + 1e-8, *mean[1:]], "scaled_mean is not that of its filters"),
         (LAYERS, "scaled_scatter", 2, lambda scatter: scatter[:-1], "scaled_scatter is not that of its filters"),
+        (LAYERS, "scaled_norm_max", 0, lambda norm: norm * 0.9, "scaled_norm_max is not that of its filters"),
         (LAYERS, "layer", 1, 7, "not numbered from 0"),
         (LAYERS, "model_id", 1, B, "layers of a model other than"),
         (LAYERS, "kernel_h", 1, 3, "kernel is not kernel_h x kernel_w"),

@@ -231,7 +231,8 @@ def _skip(footer: bytes, place: int, kind: int) -> int:
 
 # What is read of each struct, by the numbers of parquet.thrift: of Statistics max_value (5) and min_value (6), beside
 # is_max_value_exact (7) and is_min_value_exact (8); of ColumnMetaData num_values (5), total_uncompressed_size (6) and
-# statistics (12); of ColumnChunk meta_data (3); of RowGroup columns (1) and num_rows (3); of FileMetaData row_groups (4).
+# statistics (12); of ColumnChunk meta_data (3); of RowGroup columns (1) and num_rows (3); of FileMetaData
+# row_groups (4).
 _STATISTICS = partial(_struct, readers={5: _bytes, 6: _bytes})
 _COLUMN = partial(_struct, readers={3: partial(_struct, readers={5: _number, 6: _number, 12: _STATISTICS})})
 _GROUP = partial(_struct, readers={1: partial(_list, reader=_COLUMN), 3: _number})

@@ -269,7 +269,7 @@ class Contents(Storage):
             # With the file without rows, there is a table even if there are no models.
             place = paths.models_path if kind == paths.MODELS else paths.layers_path
             files = [self.path / place(slug) for slug in (paths.EMPTY, *sorted(chosen))]
-            gathered = self.listed(()).get(kind) if slugs is None else None
+            gathered = self.listed(()).get(kind) if chosen == committed.keys() else None
             try:
                 return read_rows(self.path, map(self.path.joinpath, gathered or files), schema, columns or schema.names)
             except (OSError, ValueError, pa.ArrowException, CorruptError) as error:

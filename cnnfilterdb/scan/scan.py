@@ -123,6 +123,9 @@ def filter_groups(file: FilterFile, metadata: pq.FileMetaData) -> list[RowGroup]
         raise damaged(file, f"cannot be read ({first_line(error)})") from error
 
 
+#: How the column of models is read: as one entry of a dictionary, it takes little time.
+_BY_DICTIONARY: Mapping[str, Any] = {"read_dictionary": ["model_id"]}
+
 #: Columns of filters by their place; :func:`filters_metadata` has compared all of them.
 _MODEL_ID, _LAYER = 0, 1
 
@@ -267,12 +270,21 @@ class _RowGroup:
     metadata: pq.FileMetaData | None
 
 
+def _first_model(path: FilterFile, metadata: pq.FileMetaData) -> str | None:
+    """The model of the first row group of a file, which in a folder is that of all of them."""
+    try:
+        file = open_parquet(path, metadata=metadata, **_BY_DICTIONARY)
+        column = file.read_row_group(0, columns=["model_id"], use_threads=False)["model_id"]
+        return column[0].as_py() if len(column) else None
+    except failures(path) as error:
+        raise damaged(path, f"row group 0 cannot be read ({first_line(error)})") from error
+
+
 def _runs(place: _RowGroup, columns: Sequence[str]) -> list[Run]:
     # A file of a folder belongs to one model, and so does a row group of a release.
     model_id, path = place.model_id, place.path
     names = ["layer", *columns] if model_id is not None else ["model_id", "layer", *columns]
-    # As one entry of a dictionary, the model takes no time to read.
-    options: dict[str, Any] = {} if model_id is not None else {"read_dictionary": ["model_id"]}
+    options: dict[str, Any] = {} if model_id is not None else dict(_BY_DICTIONARY)
     if place.metadata is not None:
         options["metadata"] = place.metadata
     try:
@@ -348,15 +360,16 @@ def scan(
         for number, path in enumerate(files):
             metadata, first = filters_metadata(path, kernel), 0
             known = None if runner.remote else metadata
-            # Of a file that is read here and whole, there is no need to know more than the numbers of rows.
+            # Of a file that is read here and whole, its model and the numbers of rows are all that is needed.
             plain = isinstance(path, Path) and layers is None and not runner.remote
             groups = [None] * metadata.num_row_groups if plain else filter_groups(path, metadata)
+            own = _first_model(path, metadata) if plain and metadata.num_row_groups > 1 else None
             with _reading_ahead(path, metadata.num_rows, here=not runner.remote) as announce:
                 for group, facts in enumerate(groups):
                     rows = metadata.row_group(group).num_rows
                     if facts is None or _matters(path, facts, layers):
                         announce(first, rows)
-                        model_id = None if facts is None else only_model(facts)
+                        model_id = own if facts is None else only_model(facts)
                         yield _RowGroup(path, number, group, first, rows, model_id, known)
                     first += rows
 

@@ -274,8 +274,8 @@ def _first_model(path: FilterFile, metadata: pq.FileMetaData) -> str | None:
     """The model of the first row group of a file, which in a folder is that of all of them."""
     try:
         file = open_parquet(path, metadata=metadata, **_BY_DICTIONARY)
-        column = file.read_row_group(0, columns=["model_id"], use_threads=False)["model_id"]
-        return column[0].as_py() if len(column) else None
+        rows = next(file.iter_batches(1, row_groups=[0], columns=["model_id"], use_threads=False), None)
+        return None if rows is None else rows["model_id"][0].as_py()
     except failures(path) as error:
         raise damaged(path, f"row group 0 cannot be read ({first_line(error)})") from error
 

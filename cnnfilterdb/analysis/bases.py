@@ -17,7 +17,7 @@ from cnnfilterdb.core.paths import is_basis_id
 from cnnfilterdb.core.recipes import RECIPES, Recipe
 from cnnfilterdb.core.reports import Progress, counted, first_line
 from cnnfilterdb.core.schema import BASES, HISTOGRAMS, indexable, is_model_id, kernel_shape, storable
-from cnnfilterdb.scan.scan import FilterFiles, Run, joined, scan
+from cnnfilterdb.scan.scan import FilterFiles, Run, grouped_layers, joined, scan
 from cnnfilterdb.stats import Basis, Histogram, Moments
 
 __all__ = [
@@ -214,7 +214,8 @@ def coefficient_range(
     for rows in (order[:first], order[first:]):
         if low <= high:
             rows = rows[norms[rows] >= basis.reach(low, high)]
-        chosen = _by_model(layers.select(["model_id", "layer"]).take(rows))
+        keys = (layers[name].take(rows).to_pylist() for name in ("model_id", "layer"))
+        chosen = grouped_layers(zip(*keys, strict=True))
         files = store.filter_files(basis.kernel, sorted(chosen)) if chosen else []
         for found in scan(files, basis.kernel, _Extremes(basis, chosen), layers=chosen, resources=store.resources):
             low, high = min(low, found[0]), max(high, found[1])
@@ -224,13 +225,6 @@ def coefficient_range(
     if progress:
         progress(f"range of {basis.kernel}", total, total)
     return (low, high) if low < high else (low - 0.5, high + 0.5)
-
-
-def _by_model(layers: pa.Table) -> dict[str, set[int]]:
-    found: dict[str, set[int]] = {}
-    for model_id, layer in zip(layers["model_id"].to_pylist(), layers["layer"].to_pylist(), strict=True):
-        found.setdefault(model_id, set()).add(layer)
-    return found
 
 
 @dataclass(frozen=True, slots=True)

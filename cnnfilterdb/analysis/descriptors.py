@@ -13,7 +13,7 @@ import pyarrow as pa
 from cnnfilterdb.analysis.queries import condition, run
 from cnnfilterdb.core.schema import filter_schema, kernel_shape, weight_columns
 from cnnfilterdb.core.sqltext import literal
-from cnnfilterdb.scan.scan import FilterFiles, Run, scan
+from cnnfilterdb.scan.scan import FilterFiles, Run, grouped_layers, scan
 from cnnfilterdb.stats import DESCRIPTORS, DescriptorSums, descriptors
 
 if TYPE_CHECKING:
@@ -79,10 +79,7 @@ def of_layers(
         f"WHERE stored AND kernel = {literal(kernel)} AND {condition(where)} ORDER BY model_id, layer",
     ).to_pandas()
     keys = list(zip(chosen["model_id"], chosen["layer"], strict=True))
-    wanted: dict[str, set[int]] = {}
-    for model_id, layer in keys:
-        wanted.setdefault(model_id, set()).add(layer)
-
+    wanted = grouped_layers(keys)
     sums: dict[tuple[str, int], DescriptorSums] = {}
     files = store.filter_files(kernel, sorted(wanted))
     for found in scan(files, kernel, _Description(kernel, wanted), layers=wanted, resources=store.resources):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-__all__ = ["ColumnChunk", "RowGroup", "row_groups", "stated_rows"]
+__all__ = ["ColumnChunk", "RowGroup", "row_groups", "stated_rows", "unpacked_bytes"]
 
 _MAGIC = b"PAR1"
 # Bytes at the end of a file that are read at once; a footer is smaller unless there are many row groups
@@ -61,12 +61,11 @@ def stated_rows(path: str | os.PathLike[str], schema: pa.Schema) -> int | None:
     footer = tail[len(tail) - 8 - length :]
     if not footer.startswith(beginning):
         return None
-    number = 0
-    for place, byte in enumerate(footer[len(beginning) : len(beginning) + _VARINT]):
-        number |= (byte & 0x7F) << (7 * place)
-        if byte < 0x80:
-            return None if number & 1 else number >> 1  # zigzag: odd numbers are negative
-    return None
+    try:
+        number, _ = _number(footer[len(beginning) : len(beginning) + _VARINT], 0)
+    except IndexError:  # it does not end
+        return None
+    return None if number < 0 else number
 
 
 @cache
@@ -133,6 +132,15 @@ def row_groups(metadata: pq.FileMetaData) -> list[RowGroup]:
     if any(len(group.chunks) != metadata.num_columns for group in found):
         raise pa.ArrowInvalid("a row group without some of the columns")
     return found
+
+
+def unpacked_bytes(groups: Iterable[RowGroup]) -> int:
+    """Bytes that row groups take in memory by what their footer states: 8 for each value, or their pages."""
+    values = unpacked = 0
+    for group in groups:
+        values += sum(max(chunk.values, group.rows) for chunk in group.chunks)
+        unpacked += sum(chunk.unpacked for chunk in group.chunks)
+    return max(8 * values, unpacked)
 
 
 def _chunk(column: dict[int, Any]) -> ColumnChunk:

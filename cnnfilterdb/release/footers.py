@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cnnfilterdb.core.errors import CnnFilterDbError, CorruptError
-from cnnfilterdb.core.footers import row_groups
+from cnnfilterdb.core.footers import row_groups, unpacked_bytes
 from cnnfilterdb.core.reports import first_line
 from cnnfilterdb.core.schema import release_schema
 from cnnfilterdb.release.manifest import ReleaseFile
@@ -60,12 +60,8 @@ def check_footer(shard: pq.ParquetFile, file: ReleaseFile, where: str) -> None:
     groups = row_groups(metadata)
     if any(group.rows < 0 for group in groups) or sum(group.rows for group in groups) != file.rows:
         raise CorruptError(f"{where}: its row groups do not add up to {file.rows:,} rows; {_REMEDY}")
-    values = unpacked = 0
-    for group in groups:
-        values += sum(max(chunk.values, group.rows) for chunk in group.chunks)
-        unpacked += sum(chunk.unpacked for chunk in group.chunks)
     limit = unpacked_limit(file)
-    needed = max(8 * values, unpacked)
+    needed = unpacked_bytes(groups)
     if needed > limit:
         raise CorruptError(
             f"{where}: a file of {file.bytes:,} bytes that unpacks to {needed:,}; at most {limit:,} are accepted; "
@@ -79,7 +75,7 @@ def check_footer(shard: pq.ParquetFile, file: ReleaseFile, where: str) -> None:
 
 
 def open_shard(content: Any, file: ReleaseFile, where: str, **options: Any) -> pq.ParquetFile:
-    """Open a shard and check its footer.
+    """Open a shard and check its footer, unless that is given: it is one of an earlier call.
 
     Args:
         content: The file, as :class:`pyarrow.parquet.ParquetFile` takes it.
@@ -92,7 +88,8 @@ def open_shard(content: Any, file: ReleaseFile, where: str, **options: Any) -> p
     """
     with _reading(where):
         shard = pq.ParquetFile(content, **options)
-        check_footer(shard, file, where)
+        if options.get("metadata") is None:  # one that is known was checked: this is called for each row group
+            check_footer(shard, file, where)
     return shard
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cnnfilterdb.core.schema import weight_columns
-from cnnfilterdb.scan.scan import FilterFile, FilterFiles, Run, joined, open_parquet, scan
+from cnnfilterdb.scan.scan import FilterFile, FilterFiles, Run, grouped_layers, joined, open_parquet, scan
 from cnnfilterdb.stats import Nearest, Pattern
 
 __all__ = ["nearest_filters"]
@@ -38,13 +38,8 @@ def nearest_filters(
         In decreasing order of similarity: ``similarity``, ``variant`` (what was done to the given kernel; ``negated``
         for a negative multiple), and the row of the filters table.
     """
-    model_ids = None if layers is None else sorted({model_id for model_id, _ in layers})
-    files = store.filter_files(kernel, model_ids)
-    wanted: dict[str, set[int]] | None = None if layers is None else {}
-    for model_id, layer in layers or ():
-        if wanted is not None:
-            wanted.setdefault(model_id, set()).add(layer)
-
+    wanted = None if layers is None else grouped_layers(layers)
+    files = store.filter_files(kernel, None if wanted is None else sorted(wanted))
     best = Nearest(limit)
     search = _Search(pattern, limit, wanted)
     for found in scan(files, kernel, search, layers=wanted, resources=store.resources, progress=progress):

@@ -35,6 +35,7 @@ __all__ = [
     "failures",
     "filter_groups",
     "filters_metadata",
+    "grouped_layers",
     "joined",
     "may_hold",
     "only_model",
@@ -204,6 +205,18 @@ def _matters(file: FilterFile, group: RowGroup, layers: Mapping[str, Collection[
         return False
     model_id = None if layers is None else only_model(group)
     return layers is None or model_id is None or may_hold(group, layers.get(model_id, ()))
+
+
+def grouped_layers(keys: Iterable[tuple[str, int]]) -> dict[str, set[int]]:
+    """The layers of each model, as :func:`scan` takes them.
+
+    >>> grouped_layers([("a", 0), ("b", 2), ("a", 1)])
+    {'a': {0, 1}, 'b': {2}}
+    """
+    found: dict[str, set[int]] = {}
+    for model_id, layer in keys:
+        found.setdefault(model_id, set()).add(layer)
+    return found
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from cnnfilterdb.core import paths
 from cnnfilterdb.core.errors import CorruptError
-from cnnfilterdb.core.footers import row_groups
+from cnnfilterdb.core.footers import row_groups, unpacked_bytes
 from cnnfilterdb.core.listing import entries
 
 __all__ = ["check_regular", "check_size", "read_small", "regular_files", "require_regular"]
@@ -120,12 +120,8 @@ def check_size(file: pq.ParquetFile, path: Path) -> None:
     Raises:
         CorruptError: It would take too much memory.
     """
-    values = unpacked = 0
-    for group in row_groups(file.metadata):
-        values += sum(max(chunk.values, group.rows) for chunk in group.chunks)
-        unpacked += sum(chunk.unpacked for chunk in group.chunks)
     size = path.stat().st_size
-    if max(8 * values, unpacked) > _GROUND + _GROWTH * size:
+    if unpacked_bytes(row_groups(file.metadata)) > _GROUND + _GROWTH * size:
         raise CorruptError(
             f"{path}: {file.metadata.num_rows:,} rows in {size:,} bytes, more than a file of that size may have; "
             "remove the model and import it again"

@@ -51,12 +51,12 @@ def test_the_range_is_that_of_all_filters(database, data):
     basis = Basis.fit(Moments.of(np.random.default_rng(seed).normal(size=(90, 9)).astype(np.float32)), "3x3")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bases, "_FIRST", data.draw(st.sampled_from([1, 60, 10**6]), "filters at first"))
-        told = []
-        found = coefficient_range(database._store, basis, rows, lambda *step: told.append(step))
+        steps = []
+        found = coefficient_range(database._store, basis, rows, lambda *step: steps.append(step))
     assert found == brute(database, basis, rows)
-    done = [step[1] for step in told]
+    done = [step[1] for step in steps]
     assert done == sorted(done)
-    assert told[-1][1:] == (sum(rows["filters"].to_pylist()),) * 2
+    assert steps[-1][1:] == (sum(rows["filters"].to_pylist()),) * 2
 
 
 def test_layers_whose_filters_are_too_short_are_not_read(database, monkeypatch):

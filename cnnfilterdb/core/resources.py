@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +13,7 @@ from cnnfilterdb.core.errors import SelectionError
 from cnnfilterdb.core.runners import KINDS, Given, Processes, Runner, Serial, Threads
 from cnnfilterdb.core.workers import threads as processors
 
-__all__ = ["LEAST_MEMORY", "Resources", "parse_size", "runner_of"]
+__all__ = ["LEAST_MEMORY", "Resources", "parse_size", "release_memory", "runner_of"]
 
 #: The least memory that can be kept.
 LEAST_MEMORY = 400_000_000
@@ -114,6 +116,18 @@ class Resources:
             pa.set_memory_pool(pa.jemalloc_memory_pool())
         else:
             pa.set_memory_pool(pa.system_memory_pool())
+
+
+def release_memory() -> None:
+    """Return freed memory to the system, before work that needs much of it.
+
+    Allocators keep what was freed for what they will allocate; those of Arrow and of C each have their own.
+    """
+    import pyarrow as pa
+
+    pa.default_memory_pool().release_unused()
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):  # of glibc
+        trim(0)
 
 
 def runner_of(given: Any, workers: int) -> Runner:

@@ -26,6 +26,7 @@ from cnnfilterdb.core import paths
 from cnnfilterdb.core.durable import move, sync_folder, writing
 from cnnfilterdb.core.errors import CnnFilterDbError, CorruptError, LockedError
 from cnnfilterdb.core.reports import Progress, first_line
+from cnnfilterdb.core.resources import release_memory
 from cnnfilterdb.core.schema import FINGERPRINTS, weight_columns
 from cnnfilterdb.core.sharding import Share
 from cnnfilterdb.scan.ordered import PIECE, RowCursor
@@ -107,6 +108,7 @@ class Fingerprints:
             there = there if share is None else share.among(there)
             if not there:
                 return
+            release_memory()  # of the scans before: a large layer takes more than they did
             stamps = {model_id: store.stamp(store.slug(model_id)) for model_id in there}
             with store.staging(paths.FINGERPRINTS if share is None else f"{paths.FINGERPRINTS}-{share}") as staging:
                 for done, (model_id, table) in enumerate(self.computed(there), 1):

@@ -19,7 +19,7 @@ from cnnfilterdb.core.reports import Progress
 from cnnfilterdb.core.version import package_version
 from cnnfilterdb.publish import card
 from cnnfilterdb.publish.licenses import decide
-from cnnfilterdb.publish.shards import SIZES, Elsewhere, write_filter_shards, write_shards
+from cnnfilterdb.publish.shards import SIZES, Absent, write_filter_shards, write_shards
 from cnnfilterdb.publish.sources import Query, ReleaseSource
 from cnnfilterdb.release.manifest import LeftOut, Manifest
 
@@ -67,7 +67,7 @@ def build(
     query: Query,
     data_set: DataSet | None = None,
     sizes: tuple[int, int] = SIZES,
-    elsewhere: Elsewhere | None = None,
+    absent: Absent | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
     """Write a release.
@@ -82,7 +82,7 @@ def build(
         query: Answers SQL over the views of the database.
         data_set: What it is published in; without one it has all models, and no card.
         sizes: Smallest and largest size of a file of filters, in bytes.
-        elsewhere: Files of filters that are not written, because the target copies them.
+        absent: Takes files of filters that are not needed in the folder.
         progress: Called with the current step, the amount done and the total.
 
     Raises:
@@ -107,7 +107,7 @@ def build(
     files = write_shards(folder, "models", [models]) + write_shards(folder, "layers", [layers])
     for kernel in kernels:
         filters = source.filters(kernel, chosen)
-        files += write_filter_shards(folder, kernel, filters, sizes=sizes, elsewhere=elsewhere, progress=progress)
+        files += write_filter_shards(folder, kernel, filters, sizes=sizes, absent=absent, progress=progress)
     files += write_shards(folder, "histograms", source.histograms(bases, chosen))
     files += write_shards(folder, "bases", [basis_table(fitted) for fitted in bases])
     files += write_shards(folder, "fingerprints", source.fingerprints(chosen))

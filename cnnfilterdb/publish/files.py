@@ -9,7 +9,7 @@ from pathlib import Path
 from cnnfilterdb.core.durable import sha256
 from cnnfilterdb.core.errors import DatabaseError, PublishError
 from cnnfilterdb.core.paths import MARKER
-from cnnfilterdb.publish.shards import WholeShard
+from cnnfilterdb.publish.shards import KEPT, BuiltShard, WholeShard
 from cnnfilterdb.release.manifest import Manifest
 
 __all__ = ["LocalFile", "release_files"]
@@ -24,31 +24,36 @@ class LocalFile:
         source: The local file.
         size: Bytes.
         sha256: SHA-256 of the content.
-        elsewhere: The file of another release that has this content, if there is no local file yet.
+        absent: Where its content comes from, if there is no local file before it is fetched.
     """
 
     path: str
     source: Path
     size: int
     sha256: str
-    elsewhere: WholeShard | None = None
+    absent: WholeShard | BuiltShard | None = None
 
     def fetch(self) -> None:
         """Make sure that there is a local file."""
-        if self.elsewhere is not None and not self.source.exists():
+        if self.absent is not None and not self.source.exists():
             self.source.parent.mkdir(parents=True, exist_ok=True)
-            self.elsewhere.copy(self.source)
+            self.absent.copy(self.source)
+
+    def forget(self) -> None:
+        """Remove a local file that was fetched, and is large, now that it was sent."""
+        if self.absent is not None and self.size >= KEPT:
+            self.source.unlink(missing_ok=True)
 
 
 def release_files(
-    folder: Path, manifest: Manifest, elsewhere: Mapping[str, WholeShard] | None = None
+    folder: Path, manifest: Manifest, absent: Mapping[str, WholeShard | BuiltShard] | None = None
 ) -> list[LocalFile]:
     """The files of a release folder: those of the manifest in its order, then the pages and the manifest itself.
 
     Args:
         folder: The folder.
         manifest: The manifest of the release.
-        elsewhere: Files that are not in the folder but in another release, by their paths in this one.
+        absent: Where files come from that are not in the folder, by their paths in the release.
 
     Raises:
         PublishError: The folder does not match the manifest.
@@ -64,8 +69,8 @@ def release_files(
         }
         files = []
         for file in manifest.files:
-            if elsewhere and file.path in elsewhere:
-                files.append(LocalFile(file.path, folder / file.path, file.bytes, file.sha256, elsewhere[file.path]))
+            if absent and file.path in absent:
+                files.append(LocalFile(file.path, folder / file.path, file.bytes, file.sha256, absent[file.path]))
                 continue
             source = found.pop(file.path, None)
             size = source.stat().st_size if source else None

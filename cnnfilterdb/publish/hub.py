@@ -25,7 +25,7 @@ from cnnfilterdb.core.paths import MARKER
 from cnnfilterdb.core.reports import Progress
 from cnnfilterdb.publish.files import LocalFile, release_files
 from cnnfilterdb.publish.repository import DatasetRepository, Refused, StoredFile, hub_endpoint, without_bars
-from cnnfilterdb.publish.shards import WholeShard
+from cnnfilterdb.publish.shards import BuiltShard, WholeShard
 from cnnfilterdb.release.manifest import Manifest, version_of
 
 __all__ = ["Published", "Released", "copied_by", "next_version", "releases", "upload"]
@@ -104,7 +104,7 @@ def upload(
     token: str | None = None,
     endpoint: str | None = None,
     private: bool = False,
-    elsewhere: Mapping[str, WholeShard] | None = None,
+    absent: Mapping[str, WholeShard | BuiltShard] | None = None,
     progress: Progress | None = None,
 ) -> Published:
     """Publish a release folder as a data set, and tag it.
@@ -119,7 +119,7 @@ def upload(
         token: Token with write access; by default ``HF_TOKEN``, or that of ``hf auth login``.
         endpoint: Address of the Hub; by default the value of ``HF_ENDPOINT``, else the public one.
         private: Create the repository as a private one. An existing one must be private then.
-        elsewhere: Files of the manifest that are not in the folder, because the Hub has them, by their paths.
+        absent: Where files of the manifest come from that are not in the folder, by their paths.
         progress: Called with "upload", the number of files that have arrived and of all.
 
     Raises:
@@ -128,7 +128,7 @@ def upload(
     """
     repository = DatasetRepository(repo, token, endpoint)
     repository.need_token()
-    files = release_files(folder, manifest, elsewhere)
+    files = release_files(folder, manifest, absent)
     repository.check_token()
     branches, tags = _prepare(repository, private)
     if manifest.tag in tags:
@@ -205,8 +205,6 @@ class _Upload:
 
         def commit(copied: Mapping[str, Any]) -> tuple[str, int]:
             to_send = [file for file in fresh if file.path not in copied]
-            for file in to_send:
-                file.fetch()
             operations = _send(repository, to_send, self._branch, len(files), progress)
             operations += [*copied.values(), *_copies(missing, known), *_deletions(files, there)]
             made = repository.commit(operations, self._branch, base, title, self._is_complete)
@@ -231,9 +229,9 @@ class _Upload:
         found: dict[str, Any] = {}
         trees: dict[tuple[str, str], Mapping[str, StoredFile]] = {}
         for file in files:
-            if file.elsewhere is None:
+            if not isinstance(file.absent, WholeShard):
                 continue
-            there = file.elsewhere.there
+            there = file.absent.there
             place = there.filesystem.resolve_path(there.path)  # type: ignore[union-attr]
             name, revision = place.repo_id, place.revision
             if (name, revision) not in trees:
@@ -377,7 +375,11 @@ def _send(
     for batch in _batches(files):
         if progress:
             progress("upload", total - len(files) + len(operations), total)
+        for file in batch:
+            file.fetch()
         operations += repository.send({file.path: file.source for file in batch}, branch)
+        for file in batch:
+            file.forget()
     if progress:
         progress("upload", total, total)
     return operations

@@ -22,7 +22,7 @@ from cnnfilterdb.core.paths import MARKER
 from cnnfilterdb.core.reports import Progress, counted
 from cnnfilterdb.publish.files import LocalFile, release_files
 from cnnfilterdb.publish.repository import AGAIN
-from cnnfilterdb.publish.shards import WholeShard
+from cnnfilterdb.publish.shards import BuiltShard, WholeShard
 from cnnfilterdb.release.manifest import MANIFEST_BYTES, Manifest
 from cnnfilterdb.release.remote import RequestBudget, filesystem_of, reaching, read_range, status_of
 
@@ -85,14 +85,14 @@ class ObjectFolder:
         manifest: Manifest,
         progress: Progress | None = None,
         *,
-        elsewhere: Mapping[str, WholeShard] | None = None,
+        absent: Mapping[str, WholeShard | BuiltShard] | None = None,
     ) -> Manifest:
         """Put a release there that was built in a folder.
 
         Args:
             folder: The folder.
             manifest: Its manifest.
-            elsewhere: Files that are not in the folder, which the server copies, by their paths.
+            absent: Where files come from that are not in the folder, by their paths.
             progress: Called with "upload", the number of files that are there and of all.
 
         Returns:
@@ -101,7 +101,7 @@ class ObjectFolder:
         Raises:
             PublishError: There is something else at the address, or it cannot be written.
         """
-        files = sorted(release_files(folder, manifest, elsewhere), key=lambda file: file.path == MARKER)
+        files = sorted(release_files(folder, manifest, absent), key=lambda file: file.path == MARKER)
         with _writing(self.address):
             if (held := self._manifest()) is not None:
                 return self._same(held, manifest)
@@ -118,14 +118,13 @@ class ObjectFolder:
     def _put(self, file: LocalFile) -> bool:
         """Put a file, unless there is one at its path."""
         target = f"{self.root}/{file.path}"
-        if file.elsewhere is not None:
-            if (copied := self._copied(file.elsewhere, target)) is not None:
-                return copied
-            file.fetch()
+        if isinstance(file.absent, WholeShard) and (copied := self._copied(file.absent, target)) is not None:
+            return copied
+        if RequestBudget.answer().spend(lambda: bool(self.filesystem.exists(target))):
+            return False  # nothing is built or sent to be refused
+        file.fetch()
 
         def put() -> bool:
-            if self.filesystem.exists(target):  # so that nothing is sent to be refused
-                return False
             try:
                 self.filesystem.put_file(str(file.source), target, mode="create")
             except FileExistsError:
@@ -136,7 +135,9 @@ class ObjectFolder:
                 return False
             return True
 
-        return RequestBudget.of(file.size).spend(put)
+        done = RequestBudget.of(file.size).spend(put)
+        file.forget()
+        return done
 
     def _copied(self, shard: WholeShard, target: str) -> bool | None:
         """Let the server copy a file, unless there is one at its path; None if the server does not do that."""

@@ -12,7 +12,7 @@ from cnnfilterdb.publish.build import DataSet, build
 from cnnfilterdb.publish.hub import Published, copied_by, next_version, upload
 from cnnfilterdb.publish.objects import ObjectFolder
 from cnnfilterdb.publish.repository import check_repository
-from cnnfilterdb.publish.shards import Elsewhere
+from cnnfilterdb.publish.shards import Absent
 from cnnfilterdb.publish.sources import Query, ReleaseSource
 from cnnfilterdb.release.manifest import Manifest, version_of
 
@@ -55,7 +55,7 @@ def publish(
     version = version or "1.0.0"
     _ready(source, verify=verify, progress=progress)
 
-    def built(target: Path, elsewhere: Elsewhere | None = None) -> Manifest:
+    def built(target: Path, absent: Absent | None = None) -> Manifest:
         return build(
             source,
             target,
@@ -63,15 +63,15 @@ def publish(
             address=data_set.address(version),
             query=query,
             data_set=data_set,
-            elsewhere=elsewhere,
+            absent=absent,
             progress=progress,
         )
 
     if folder is not None:
         return built(folder)
-    elsewhere = Elsewhere(copied_by(endpoint))
+    absent = Absent(copied_by(endpoint))
     with source.staging() as staged:
-        manifest = built(staged / "files", elsewhere)
+        manifest = built(staged / "files", absent)
         return upload(
             staged / "files",
             manifest,
@@ -79,7 +79,7 @@ def publish(
             token=token,
             endpoint=endpoint,
             private=private,
-            elsewhere=elsewhere.shards,
+            absent=absent.shards,
             progress=progress,
         )
 
@@ -105,7 +105,7 @@ def push(
     """
     place = ObjectFolder.at(address, storage_options or {})
     _ready(source, verify=verify, progress=progress)
-    elsewhere = Elsewhere(place.takes)
+    absent = Absent(place.takes)
     with source.staging() as staged:
         manifest = build(
             source,
@@ -113,10 +113,10 @@ def push(
             version="1.0.0",
             address=address,
             query=query,
-            elsewhere=elsewhere,
+            absent=absent,
             progress=progress,
         )
-        return place.put(staged / "files", manifest, progress, elsewhere=elsewhere.shards)
+        return place.put(staged / "files", manifest, progress, absent=absent.shards)
 
 
 def _ready(source: ReleaseSource, *, verify: bool, progress: Progress | None) -> None:

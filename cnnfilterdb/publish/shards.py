@@ -20,8 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cnnfilterdb.core import paths
-from cnnfilterdb.core.durable import sha256, writing
-from cnnfilterdb.core.reports import Progress
+from cnnfilterdb.core.durable import replacing, sha256, writing
+from cnnfilterdb.core.errors import PublishError
+from cnnfilterdb.core.reports import Progress, first_line
 from cnnfilterdb.core.schema import release_schema, weight_columns
 from cnnfilterdb.release.manifest import ReleaseFile
 from cnnfilterdb.release.release import ReleaseShard
@@ -29,8 +30,10 @@ from cnnfilterdb.store.fingerprints import FINGERPRINT_ENCODING
 from cnnfilterdb.store.writer import HISTOGRAM_ENCODING, filter_settings
 
 __all__ = [
+    "KEPT",
     "SIZES",
-    "Elsewhere",
+    "Absent",
+    "BuiltShard",
     "ModelRows",
     "TableWriter",
     "WholeShard",
@@ -42,6 +45,10 @@ __all__ = [
 
 #: Smallest and largest size of a file of filters before compression, in bytes.
 SIZES = (128 << 20, 512 << 20)
+
+#: Bytes from which a file is not kept until the release is sent, but built again then. The Hub takes files of less than
+#: 10 MB with the commit, where they must still be there.
+KEPT = 32 << 20
 
 # Rows per row group. Rows of layers contain moments and rows of histograms contain counts, so both are wide.
 _ROWS = {"models": 4096, "layers": 4096, "histograms": 1024, "bases": 64, "fingerprints": 4096}
@@ -99,6 +106,30 @@ def _rank(model_id: str) -> bytes:
     return hashlib.sha256(model_id.encode()).digest()
 
 
+class _RowGroups:
+    """A file of a table, written row group by row group.
+
+    Args:
+        path: Its path.
+        table: Name of the table.
+
+    Attributes:
+        rows: Number of rows so far.
+    """
+
+    def __init__(self, path: Path, table: str) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.rows = 0
+        self._schema = release_schema(table)
+        self._writer = pq.ParquetWriter(path, self._schema, **_settings(table))
+        self.close = self._writer.close
+
+    def add(self, rows: pa.Table) -> None:
+        """Append rows as one row group."""
+        self._writer.write_table(rows.cast(self._schema), row_group_size=max(1, rows.num_rows))
+        self.rows += rows.num_rows
+
+
 class TableWriter:
     """Writes the files of one table.
 
@@ -106,62 +137,58 @@ class TableWriter:
         folder: Folder of the release.
         table: Name of the table.
         most: Size in bytes at which a file always ends.
-        elsewhere: Whole files that are not written, because the target copies them.
+        absent: Takes files that are not needed in the folder.
     """
 
-    def __init__(self, folder: Path, table: str, most: int = SIZES[1], elsewhere: Elsewhere | None = None) -> None:
-        self._elsewhere = elsewhere
+    def __init__(self, folder: Path, table: str, most: int = SIZES[1], absent: Absent | None = None) -> None:
+        self._absent = absent
         self._folder = folder
         self._table = table
-        self._schema = release_schema(table)
         self._most = most
         self._files: list[ReleaseFile] = []
-        self._writer: pq.ParquetWriter | None = None
-        self._rows = 0
-        self._models: list[str] = []
+        self._writer: _RowGroups | None = None
+        self._groups: list[tuple[ModelRows, int]] = []
 
-    def add(self, rows: pa.Table, model_id: str | None = None) -> None:
-        """Append rows as one row group.
-
-        Args:
-            rows: The rows.
-            model_id: Their model; None if they are of several.
-        """
+    def add(self, rows: pa.Table) -> None:
+        """Append rows as one row group."""
         if self._writer is None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._writer = pq.ParquetWriter(self._path, self._schema, **_settings(self._table))
-        self._writer.write_table(rows.cast(self._schema), row_group_size=max(1, rows.num_rows))
-        self._rows += rows.num_rows
-        if model_id is not None:
-            self._models.append(model_id)
+            self._writer = _RowGroups(self._path, self._table)
+        self._writer.add(rows)
         if self._path.stat().st_size >= self._most:
             self.end_file()
+
+    def add_model(self, model: ModelRows) -> None:
+        """Append the filters of a model, in their row groups."""
+        for number, rows in enumerate(model.read(range(model.groups))):
+            self._groups.append((model, number))
+            self.add(rows)
 
     def end_file(self) -> None:
         """End the file, if one is open; rows that follow go into another."""
         if self._writer is None:
             return
         self._writer.close()
-        path = self._path
-        self._files.append(
-            ReleaseFile(
-                path=path.relative_to(self._folder).as_posix(),
-                table=self._table,
-                rows=self._rows,
-                bytes=path.stat().st_size,
-                sha256=sha256(path),
-                first_model=self._models[0] if self._models else None,
-                last_model=self._models[-1] if self._models else None,
-            )
+        path, groups = self._path, self._groups
+        file = ReleaseFile(
+            path=path.relative_to(self._folder).as_posix(),
+            table=self._table,
+            rows=self._writer.rows,
+            bytes=path.stat().st_size,
+            sha256=sha256(path),
+            first_model=groups[0][0].model_id if groups else None,
+            last_model=groups[-1][0].model_id if groups else None,
         )
-        self._writer, self._rows, self._models = None, 0, []
+        if self._absent is not None and groups and self._absent.takes_built(BuiltShard(file, groups)):
+            path.unlink()
+        self._files.append(file)
+        self._writer, self._groups = None, []
 
     def copy(self, shard: WholeShard) -> None:
         """Add a whole file of another release."""
         self.end_file()
         path = self._path
         name = path.relative_to(self._folder).as_posix()
-        if self._elsewhere is None or not self._elsewhere.has(name, shard):
+        if self._absent is None or not self._absent.takes_whole(name, shard):
             path.parent.mkdir(parents=True, exist_ok=True)
             shard.copy(path)
         self._files.append(replace(shard.file, path=name, first_model=shard.first, last_model=shard.last))
@@ -173,7 +200,7 @@ class TableWriter:
             The files.
         """
         if self._writer is None and not self._files:
-            self.add(self._schema.empty_table())
+            self.add(release_schema(self._table).empty_table())
         self.end_file()
         return self._files
 
@@ -224,12 +251,16 @@ class ModelRows:
     Attributes:
         model_id: Its key.
         rows: Their number.
-        read: Yields them, a row group at a time.
+        groups: Number of their row groups.
+        read: Yields row groups, by their numbers.
+        local: Whether they can be read twice at no cost: not through a network.
     """
 
     model_id: str
     rows: int
-    read: Callable[[], Iterator[pa.Table]]
+    groups: int
+    read: Callable[[Sequence[int]], Iterator[pa.Table]]
+    local: bool = True
 
     @property
     def first(self) -> str:
@@ -256,27 +287,78 @@ class WholeShard:
     there: ReleaseShard
 
 
-class Elsewhere:
-    """The whole files of other releases that the target of a release copies itself.
-
-    They are in the manifest, but not in the folder: their content does not pass through this machine.
-
-    Args:
-        takes: Whether the target can copy a file.
+@dataclass(frozen=True)
+class BuiltShard:
+    """A file of filters that was built and not kept.
 
     Attributes:
-        shards: These files, by their paths in the new release.
+        file: Its description.
+        groups: Its row groups: each a model, and the number of the row group in that.
+    """
+
+    file: ReleaseFile
+    groups: Sequence[tuple[ModelRows, int]]
+
+    def copy(self, path: Path) -> None:
+        """Build it again.
+
+        Args:
+            path: Where to write it.
+
+        Raises:
+            PublishError: Its models are not what they were.
+        """
+        with replacing(path) as part:
+            writer = _RowGroups(part, self.file.table)
+            for rows in self._rows():
+                writer.add(rows)
+            writer.close()
+            if sha256(part) != self.file.sha256:
+                raise self._changed(f"SHA-256 is no longer {self.file.sha256}")
+
+    def _rows(self) -> Iterator[pa.Table]:
+        for model_id, groups in groupby(self.groups, key=lambda group: group[0].model_id):
+            found = list(groups)
+            try:
+                yield from found[0][0].read([number for _, number in found])
+            except (OSError, ValueError, pa.ArrowException) as error:
+                raise self._changed(f"{model_id} cannot be read ({first_line(error)})") from error
+
+    def _changed(self, what: str) -> PublishError:
+        return PublishError(
+            f"{self.file.path}: {what}: a model was changed while the release was published; publish it again"
+        )
+
+
+class Absent:
+    """The files of filters of a release that are not in its folder, so that it takes little space.
+
+    Those of other releases that the target copies itself do not pass through this machine. Those that were built are
+    built again, one after the other, when they are sent.
+
+    Args:
+        takes: Whether the target can copy a file of another release.
+
+    Attributes:
+        shards: These files, by their paths in the release.
     """
 
     def __init__(self, takes: Callable[[WholeShard], bool]) -> None:
         self._takes = takes
-        self.shards: dict[str, WholeShard] = {}
+        self.shards: dict[str, WholeShard | BuiltShard] = {}
 
-    def has(self, path: str, shard: WholeShard) -> bool:
+    def takes_whole(self, path: str, shard: WholeShard) -> bool:
         """Whether the target copies a file to this path, which is then remembered."""
         if not self._takes(shard):
             return False
         self.shards[path] = shard
+        return True
+
+    def takes_built(self, shard: BuiltShard) -> bool:
+        """Whether a file can be built again, which is then remembered: it is large, and all of it is at hand."""
+        if shard.file.bytes < KEPT or not all(model.local for model, _ in shard.groups):
+            return False
+        self.shards[shard.file.path] = shard
         return True
 
 
@@ -286,7 +368,7 @@ def write_filter_shards(
     filters: Sequence[ModelRows | WholeShard],
     *,
     sizes: tuple[int, int] = SIZES,
-    elsewhere: Elsewhere | None = None,
+    absent: Absent | None = None,
     progress: Progress | None = None,
 ) -> list[ReleaseFile]:
     """Write the filters of one kernel size, one row group in memory at a time.
@@ -296,12 +378,12 @@ def write_filter_shards(
         kernel: Kernel size.
         filters: Those of each model, in the order of models.
         sizes: Smallest and largest size of a file before compression, in bytes.
-        elsewhere: Whole files that are not written, because the target copies them.
+        absent: Takes files that are not needed in the folder.
         progress: Called with the kernel size, the number of models or whole files done and the total.
     """
     row, done = 4 * len(weight_columns(kernel)), 0
     with writing(folder):
-        writer = TableWriter(folder, f"filters_{kernel}", sizes[1], elsewhere)
+        writer = TableWriter(folder, f"filters_{kernel}", sizes[1], absent)
         for whole, group in groupby(filters, key=lambda one: isinstance(one, WholeShard)):
             found = list(group)
             ends = plan(
@@ -311,8 +393,7 @@ def write_filter_shards(
                 if isinstance(one, WholeShard):
                     writer.copy(one)
                 else:
-                    for rows in one.read():
-                        writer.add(rows, one.model_id)
+                    writer.add_model(one)
                     if number in ends:
                         writer.end_file()
                 done += 1

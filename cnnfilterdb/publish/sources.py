@@ -217,14 +217,15 @@ def _of_folder(store: Store, kernel: str, model_ids: Sequence[str]) -> Iterator[
     files = {path.stem: path for path in store.filter_files(kernel, model_ids)}
     for model_id in sorted(model_ids):
         if path := files.get(store.slug(model_id)):
-            yield ModelRows(model_id, pq.read_metadata(path).num_rows, partial(_row_groups, path))
+            metadata = pq.read_metadata(path)
+            yield ModelRows(model_id, metadata.num_rows, metadata.num_row_groups, partial(_row_groups, path))
 
 
-def _row_groups(path: Path) -> Iterator[pa.Table]:
+def _row_groups(path: Path, numbers: Sequence[int]) -> Iterator[pa.Table]:
     # Not mapped: for a database larger than the memory, all pages would count as in use.
     with pq.ParquetFile(path, pre_buffer=False) as file:
-        for group in range(file.metadata.num_row_groups):
-            yield file.read_row_group(group)
+        for number in numbers:
+            yield file.read_row_group(number)
 
 
 def _groups(shard: ReleaseShard, kernel: str) -> dict[str, list[int]]:
@@ -240,9 +241,10 @@ def _groups(shard: ReleaseShard, kernel: str) -> dict[str, list[int]]:
 def _of_shard(shard: ReleaseShard, kernel: str, model_id: str, groups: Sequence[int]) -> ModelRows:
     metadata = filters_metadata(shard, kernel)
 
-    def read() -> Iterator[pa.Table]:
+    def read(numbers: Sequence[int]) -> Iterator[pa.Table]:
         file = shard.open()
-        for group in groups:
-            yield file.read_row_group(group, columns=filter_schema(kernel).names)
+        for number in numbers:
+            yield file.read_row_group(groups[number], columns=filter_schema(kernel).names)
 
-    return ModelRows(model_id, sum(metadata.row_group(group).num_rows for group in groups), read)
+    rows = sum(metadata.row_group(group).num_rows for group in groups)
+    return ModelRows(model_id, rows, len(groups), read, local=False)

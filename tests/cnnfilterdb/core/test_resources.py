@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import shutil
 import subprocess
 import sys
@@ -102,6 +103,28 @@ status = open("/proc/self/status").read()
 peak, code = (int(re.search(rf"{name}:\\s+(\\d+)", status)[1]) for name in ("VmHWM", "RssFile"))
 print(1024 * (peak - code))
 """
+
+
+FREED = """
+import numpy as np
+from cnnfilterdb.core.resources import release_memory
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+
+blocks = [np.ones(10_000) for _ in range(2_000)]  # small enough to be taken from what the allocator keeps
+last = blocks[-1]
+del blocks
+before = resident()
+release_memory()
+print(before - resident())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="asks the allocator of glibc")
+def test_freed_memory_is_returned():
+    done = subprocess.run([sys.executable, "-P", "-c", FREED], capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 100_000_000
 
 
 @pytest.mark.thorough

@@ -160,7 +160,10 @@ class Contents(Storage):
         Raises:
             UnknownModelError: One of them does not exist.
         """
-        return self._table(paths.LAYERS, LAYERS, self._chosen(model_ids), columns)
+        if model_ids is not None:
+            model_ids = list(model_ids)
+            self.require(model_ids)
+        return self._table(paths.LAYERS, LAYERS, model_ids, columns)
 
     def kernels(self) -> list[str]:
         """Kernel sizes of which a committed model has filters, by number of weights, then by name; no other folders."""
@@ -260,20 +263,27 @@ class Contents(Storage):
         return {paths.slug(model_id) for model_id in chosen}
 
     def _table(
-        self, kind: str, schema: pa.Schema, slugs: Iterable[str] | None = None, columns: Sequence[str] | None = None
+        self, kind: str, schema: pa.Schema, model_ids: Iterable[str] | None = None, columns: Sequence[str] | None = None
     ) -> pa.Table:
         """One table of the committed models; read again if a model is removed or replaced meanwhile."""
+        own = None if model_ids is None else {paths.slug(model_id): model_id for model_id in model_ids}
+        alone = False
         while True:
             committed = self._committed()
-            chosen = committed.keys() if slugs is None else committed.keys() & set(slugs)
+            chosen = committed.keys() if own is None else committed.keys() & own.keys()
             # With the file without rows, there is a table even if there are no models.
             place = paths.models_path if kind == paths.MODELS else paths.layers_path
             files = [self.path / place(slug) for slug in (paths.EMPTY, *sorted(chosen))]
-            gathered = self.listed(()).get(kind) if chosen == committed.keys() else None
+            # The rows of most models are read sooner from the few files that have those of all.
+            gathered = None if alone or 2 * len(chosen) <= len(committed) else self.listed(()).get(kind)
+            only = None if own is None or gathered is None else [own[slug] for slug in chosen]
+            names = columns or schema.names
             try:
-                return read_rows(self.path, map(self.path.joinpath, gathered or files), schema, columns or schema.names)
+                return read_rows(self.path, map(self.path.joinpath, gathered or files), schema, names, only)
             except (OSError, ValueError, pa.ArrowException, CorruptError) as error:
-                if gathered and self.doubt(CorruptError(str(error))):
+                if gathered is not None:
+                    self.doubt(CorruptError(str(error)))
+                    alone = True
                     continue
                 if isinstance(error, CorruptError):
                     raise

@@ -27,8 +27,21 @@ WITHOUT_ROWS = {
 }
 
 
-def read_rows(root: Path, files: Iterable[Path], schema: pa.Schema, columns: Sequence[str]) -> pa.Table:
+def read_rows(
+    root: Path,
+    files: Iterable[Path],
+    schema: pa.Schema,
+    columns: Sequence[str],
+    model_ids: Sequence[str] | None = None,
+) -> pa.Table:
     """Rows of Parquet files of a database, sorted by the keys that the table has.
+
+    Args:
+        root: The folder of the database.
+        files: The files.
+        schema: Their columns.
+        columns: The columns to read.
+        model_ids: The rows of these models only.
 
     Raises:
         DatabaseError: A file is not a regular one inside the folder, or would take too much memory.
@@ -45,7 +58,8 @@ def read_rows(root: Path, files: Iterable[Path], schema: pa.Schema, columns: Seq
             check_size(opened, file)
     keys = [name for name in ("model_id", "layer") if name in schema.names]
     dataset = ds.dataset([str(file) for file in files], schema=schema, format="parquet")
-    table = dataset.to_table(columns=list(dict.fromkeys([*keys, *columns])))
+    wanted = None if model_ids is None else ds.field("model_id").isin(model_ids)
+    table = dataset.to_table(columns=list(dict.fromkeys([*keys, *columns])), filter=wanted)
     return table.sort_by([(key, "ascending") for key in keys]).select(list(columns))
 
 

@@ -8,6 +8,8 @@ import tempfile
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 
 import cnnfilterdb
 from cnnfilterdb.core import paths
-from cnnfilterdb.store import gathered
+from cnnfilterdb.store import contents, gathered
 from cnnfilterdb.store.folder import Store
 
 QUESTIONS = {
@@ -145,6 +147,38 @@ def test_a_change_is_seen_at_once(path, change, gather, monkeypatch):
         assert db.verify() == []
 
 
+def test_the_layers_of_most_models_come_from_the_copies(path, monkeypatch):
+    read, opened = contents.read_rows, []
+
+    def counted(root, files, *arguments):
+        files = list(files)
+        opened.append(len(files))
+        return read(root, files, *arguments)
+
+    monkeypatch.setattr(contents, "read_rows", counted)
+    with cnnfilterdb.open(path) as db:
+        ids = db.storage.model_ids()
+        expected = db.storage.layers()
+        for chosen, few in ((ids[1:], True), (ids[:1], False), ([], False)):
+            opened.clear()
+            rows = db.storage.layers(chosen, columns=["layer", "layer_name"])
+            keep = pc.is_in(expected["model_id"], pa.array(chosen, pa.string()))
+            assert rows.equals(expected.filter(keep).select(["layer", "layer_name"]))
+            assert opened == [2 if few else len(chosen) + 1]
+
+
+def test_another_model_whose_rows_are_damaged_does_not_matter(path):
+    with cnnfilterdb.open(path) as db:
+        ids = db.storage.model_ids()
+        db.add(weights(0), "late", new_words=True)
+        expected = db.storage.layers(ids)
+        (path / paths.layers_path(paths.slug("custom/late"))).write_bytes(b"no Parquet")
+    with cnnfilterdb.open(path) as db:
+        assert db.storage.layers(ids).equals(expected)
+        with pytest.raises(cnnfilterdb.CorruptError, match="late"):
+            db.storage.layers([*ids, "custom/late"])
+
+
 @settings(max_examples=12)
 @given(st.lists(st.tuples(st.sampled_from(["add", "remove", "replace"]), st.integers(0, 5)), max_size=6))
 def test_any_sequence_of_changes(changes):
@@ -168,6 +202,9 @@ def test_any_sequence_of_changes(changes):
                 }
                 assert found == expected
                 assert set(db.models()["name"]) == set(present)
+                most = sorted(present)[: -(-2 * len(present) // 3)]
+                rows = db.storage.layers([f"custom/{name}" for name in most], columns=["tensor_sha256"])
+                assert rows["tensor_sha256"].to_pylist() == [expected[name] for name in most]
 
 
 def test_a_copied_folder_is_not_trusted_and_gathered_again(path, tmp_path):

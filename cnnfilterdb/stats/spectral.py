@@ -106,21 +106,16 @@ def power_law(values: npt.NDArray[np.float64]) -> tuple[float, float, float] | N
 
 
 def _eigenvalues(matrix: npt.NDArray[np.float32]) -> _Array:
-    """Eigenvalues of the matrix of one position: half the squares of its singular values."""
-    from scipy.linalg import eigvalsh
-    from scipy.linalg.blas import dsyrk
+    """Eigenvalues of the matrix of one position: half the squares of its singular values.
 
-    narrow = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
-    size = narrow.shape[1]
-    if not size:
-        return np.empty(0)
-    gram = np.zeros((size, size), order="F")  # its lower triangle
-    rows = max(1, _BLOCK // size)
-    for start in range(0, len(narrow), rows):
-        part = np.array(narrow[start : start + rows], np.float64, order="C")
-        gram = dsyrk(0.5, part.T, beta=1.0, c=gram, lower=1, overwrite_c=1)
-    values: _Array = eigvalsh(gram, lower=True, overwrite_a=True, check_finite=False, driver="evd")
-    return np.maximum(values, 0)
+    By NumPy, which lets other threads work meanwhile, as the functions of SciPy for this do not.
+    """
+    narrow = np.array(matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T, np.float64)
+    narrow *= np.sqrt(0.5)
+    gram = narrow.T @ narrow
+    del narrow
+    values: _Array = np.maximum(np.linalg.eigvalsh(gram), 0)
+    return values
 
 
 def _largest(weight: npt.NDArray[np.float32]) -> tuple[float, float]:

@@ -1,4 +1,7 @@
-"""Spectra of layers against WeightWatcher, powers laws and what has no spectrum."""
+"""Spectra of layers against WeightWatcher, power laws and what has no spectrum."""
+
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -99,3 +102,25 @@ def test_the_peak_ratio_is_that_of_the_percentile(values):
     high = np.quantile(np.abs(values.astype(np.float64)), 0.99)
     found = layer_spectrum(values.reshape(1, -1, 1, 1)).peak_ratio
     assert found == (pytest.approx(np.abs(values.astype(np.float64)).max() / high) if high > 0 else None)
+
+
+def test_other_threads_work_meanwhile():
+    """One long call that holds the interpreter lock would leave the other processors without work."""
+    weight = np.random.default_rng(0).normal(size=(1200, 1200, 1, 1)).astype(np.float32)
+    pauses, done = [], threading.Event()
+
+    def tick():
+        last = time.perf_counter()
+        while not done.wait(0.001):
+            now = time.perf_counter()
+            pauses.append(now - last)
+            last = now
+
+    ticking = threading.Thread(target=tick)
+    ticking.start()
+    start = time.perf_counter()
+    layer_spectrum(weight)
+    took = time.perf_counter() - start
+    done.set()
+    ticking.join()
+    assert max(pauses) < took / 2

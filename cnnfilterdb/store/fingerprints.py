@@ -157,11 +157,21 @@ class _Model:
 
 
 def _size(model: _Model) -> int:
-    """Bytes of the largest layer: one is in memory at a time."""
+    """Bytes of the largest layer, as one is in memory at a time: its kernels, and two matrices of its spectrum."""
     return max(
-        (4 * len(weight_columns(kernel)) * row["filters"] for kernel, rows in model.layers.items() for row in rows),
+        (
+            4 * len(weight_columns(kernel)) * row["filters"] + 16 * _narrow(row["filters"], row["out_channels"]) ** 2
+            for kernel, rows in model.layers.items()
+            for row in rows
+        ),
         default=0,
     )
+
+
+def _narrow(filters: int, out_channels: int | None) -> int:
+    """The smaller side of the matrix of a position."""
+    rows = out_channels or 1
+    return min(rows, filters // rows)
 
 
 def _table(model: _Model) -> pa.Table:

@@ -201,11 +201,11 @@ class Reader(Lineage):
         """Publish a release on the Hugging Face Hub.
 
         The database is verified and its index is updated; several parts become one release, in which shards of releases
-        are copied as they are where possible. The release is built, uploaded so that readers see it
-        completely or not at all, and tagged. Files that are already on the Hub are not sent again, so repeating the
-        call resumes an interrupted upload. Large files are built again when they are sent, so that an upload needs
-        little disk space, whatever the size of the database. Models whose licence does not permit redistribution, or
-        that state none, are left out and listed in the release.
+        are copied as they are where possible. The release is built, uploaded so that readers see it completely or not
+        at all, and tagged. Files that are already on the Hub are not sent again, so repeating the call resumes an
+        interrupted upload. Large files of filters are built again when they are sent, so that an upload needs space on
+        the disk for about 2 GB of them at a time. Models whose licence does not permit redistribution, or that state
+        none, are left out and listed in the release.
 
         Args:
             repo: Data set to publish to, ``owner/name``; it is created if it does not exist.

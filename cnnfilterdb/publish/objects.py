@@ -120,11 +120,14 @@ class ObjectFolder:
         target = f"{self.root}/{file.path}"
         if isinstance(file.absent, WholeShard) and (copied := self._copied(file.absent, target)) is not None:
             return copied
-        if RequestBudget.answer().spend(lambda: bool(self.filesystem.exists(target))):
-            return False  # nothing is built or sent to be refused
-        file.fetch()
+        if file.absent is not None:
+            if RequestBudget.answer().spend(lambda: bool(self.filesystem.exists(target))):
+                return False  # nothing is built to be refused
+            file.fetch()
 
         def put() -> bool:
+            if self.filesystem.exists(target):  # so that nothing is sent to be refused, or twice
+                return False
             try:
                 self.filesystem.put_file(str(file.source), target, mode="create")
             except FileExistsError:

@@ -122,12 +122,15 @@ class _RowGroups:
         self.rows = 0
         self._schema = release_schema(table)
         self._writer = pq.ParquetWriter(path, self._schema, **_settings(table))
-        self.close = self._writer.close
 
     def add(self, rows: pa.Table) -> None:
         """Append rows as one row group."""
         self._writer.write_table(rows.cast(self._schema), row_group_size=max(1, rows.num_rows))
         self.rows += rows.num_rows
+
+    def close(self) -> None:
+        """Write the footer."""
+        self._writer.close()
 
 
 class TableWriter:

@@ -52,9 +52,9 @@ _BLOCK = 256
 # Filters that one thread sums at a time. The parts do not depend on the machine, so that sums do not either.
 _PART = 32_768
 
-# Rows whose products with all earlier rows one thread sums at a time; how many of those are read together, and how many
-# of their weights. The first two are multiples of three.
-_PAIRED, _ROWS, _COLUMNS = 60, 24, 1536
+# Rows that BLAS multiplies with as many others at a time: of so many it takes a quarter of a second per hundred billion
+# products, and what it returns is a megabyte.
+_ROWS = 512
 
 # Products of weights that take a millisecond or two: with fewer, starting threads takes longer than they save.
 _WORTH_THREADS = 1 << 26
@@ -656,48 +656,14 @@ def _squares(rows: Any, out: Any) -> None:  # pragma: no cover (compiled)
         out[row] = total
 
 
-@njit(inline="always")
-def _add_dots(w: Any, i: int, j: int, first: int, last: int, tile: Any) -> None:
-    """Add the products of three rows with three, over some columns, to a tile (3, 3).
-
-    Nine sums are kept in registers for six rows that are read; more sums than that do not fit into them.
-    """
-    x0, x1, x2 = w[i, first:last], w[i + 1, first:last], w[i + 2, first:last]
-    y0, y1, y2 = w[j, first:last], w[j + 1, first:last], w[j + 2, first:last]
-    s00 = s01 = s02 = s10 = s11 = s12 = s20 = s21 = s22 = np.float32(0)
-    for k in range(last - first):
-        a, b, c = x0[k], x1[k], x2[k]
-        y = y0[k]
-        s00, s10, s20 = s00 + a * y, s10 + b * y, s20 + c * y
-        y = y1[k]
-        s01, s11, s21 = s01 + a * y, s11 + b * y, s21 + c * y
-        y = y2[k]
-        s02, s12, s22 = s02 + a * y, s12 + b * y, s22 + c * y
-    tile[0, 0], tile[0, 1], tile[0, 2] = tile[0, 0] + s00, tile[0, 1] + s01, tile[0, 2] + s02
-    tile[1, 0], tile[1, 1], tile[1, 2] = tile[1, 0] + s10, tile[1, 1] + s11, tile[1, 2] + s12
-    tile[2, 0], tile[2, 1], tile[2, 2] = tile[2, 0] + s20, tile[2, 1] + s21, tile[2, 2] + s22
-
-
 @njit(**_COMPILED, fastmath=_REORDER)
-def _cosines(rows: Any, inverse: Any, first: int, last: int) -> float:  # pragma: no cover (compiled)
-    k = rows.shape[1]
-    tiles = np.empty((_ROWS // 3, 3, 3), np.float32)
+def _absolute(products: Any, rows: Any, columns: Any, lower: bool) -> float:  # pragma: no cover (compiled)
     total = 0.0
-    # A few rows at a time, which stay in the second-level cache while the others pass by; of long rows, a part at a
-    # time, so that three of them stay in the first-level cache.
-    for start in range(0, last, _ROWS):
-        for i in range(max(first, start), last, 3):
-            stop = min(start + _ROWS, i + 3)
-            tiles[:] = 0
-            for column in range(0, k, _COLUMNS):
-                for j in range(start, stop, 3):
-                    _add_dots(rows, i, j, column, min(column + _COLUMNS, k), tiles[(j - start) // 3])
-            for j in range(start, stop, 3):
-                tile = tiles[(j - start) // 3]
-                for p in range(3):
-                    for q in range(3):
-                        if j + q < i + p:
-                            total += abs(tile[p, q]) * inverse[i + p] * inverse[j + q]
+    for i in range(products.shape[0]):
+        found = 0.0
+        for j in range(i if lower else products.shape[1]):
+            found += abs(products[i, j]) * columns[j]
+        total += found * rows[i]
     return total
 
 
@@ -1125,17 +1091,15 @@ def cosines(rows: npt.NDArray[np.float32], inverse: npt.NDArray[np.float64]) -> 
         A function that waits for the sum: with many rows, threads compute it in the meantime.
     """
     n, k = rows.shape
-    rest = -n % 3
-    if rest:  # rows of zeros
-        rows, inverse = np.pad(rows, ((0, rest), (0, 0))), np.pad(inverse, (0, rest))
     rows = _rows(rows)
 
-    def part(first: int) -> float:
-        return float(_cosines(rows, inverse, first, min(first + _PAIRED, len(rows))))
+    def part(block: tuple[int, int]) -> float:
+        first, second = (slice(start, start + _ROWS) for start in block)
+        products = rows[first] @ rows[second].T
+        return float(_absolute(products, inverse[first], inverse[second], first == second))
 
-    # The last rows have the most partners, so they come first.
-    parts = range(0, len(rows), _PAIRED)[::-1]
-    found = _pool(threads()).map(part, parts) if n * n * k > _WORTH_THREADS else map(part, parts)
+    blocks = [(i, j) for i in range(0, n, _ROWS) for j in range(0, i + 1, _ROWS)]
+    found = _pool(threads()).map(part, blocks) if n * n * k > _WORTH_THREADS else map(part, blocks)
     return partial(sum, found)
 
 

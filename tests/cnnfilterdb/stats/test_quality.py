@@ -289,7 +289,7 @@ def test_orthogonality_of_known_layers():
     assert orthogonality(zeros) == pytest.approx(tcq.orthogonality(torch.from_numpy(zeros)), abs=1e-7)
 
 
-@pytest.mark.parametrize("shape", [(2100, 1, 2, 3), (301, 90, 3, 3), (67, 5, 1, 7)])
+@pytest.mark.parametrize("shape", [(2100, 1, 2, 3), (301, 90, 3, 3), (67, 5, 1, 7), (512, 4, 3, 3), (513, 4, 3, 3)])
 def test_orthogonality_of_many_filters(shape):
     weight = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     weight[[0, shape[0] // 2]] = 0

@@ -86,7 +86,7 @@ def build(path: Path, models: Iterable[SyntheticModel]) -> dict[str, float]:
                 kernels(model, number).tofile(file)
             file.flush()
             os.fsync(file.fileno())  # or the import would wait for it
-        facts = ModelFacts(domain=model.domain, license="CC0-1.0")
+        facts = partial(ModelFacts, domain=model.domain, license="CC0-1.0")
         start, used = time.perf_counter(), time.process_time()
         take_in(db._store, Weights("synthetic", None, tuple(layers)), source="synthetic", name=model.name, facts=facts,
                 projector=Projection(db._index))  # fmt: skip

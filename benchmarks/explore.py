@@ -49,7 +49,7 @@ def build(path: Path, models: int = MODELS, layers: int = LAYERS) -> None:
         )
         take_in(
             db._store, Weights("synthetic", None, made), source="synthetic", name=f"model-{number:03}",
-            facts=ModelFacts(**words), projector=Projection(db._index),
+            facts=partial(ModelFacts, **words), projector=Projection(db._index),
         )  # fmt: skip
     db.index()
 

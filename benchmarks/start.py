@@ -79,7 +79,7 @@ def build(path: Path, models: int) -> None:
         )
         take_in(
             db._store, Weights("synthetic", None, layers), source="synthetic", name=f"model-{number:05}",
-            facts=ModelFacts(**facts), projector=Projection(db._index),
+            facts=partial(ModelFacts, **facts), projector=Projection(db._index),
         )  # fmt: skip
     db.index()
     db.close()

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -181,13 +181,12 @@ def _import(task: _Task) -> _Outcome:
     try:
         source = _source(task.run, task.source, task.options, task.patterns)
         path = pipeline.weight_path(source.resolve(task.name, None))
-        facts = source.describe(task.name)
         filters = pipeline.take_in(
             store,
             source.enrich(task.name, _reader(source.isolated)(path)),
             source=task.source,
             name=pipeline.stored_name(task.name, fold_bn=task.fold_bn),
-            facts=facts,
+            facts=partial(source.describe, task.name),
             projector=Projection(Index(store)),
             overwrite=task.overwrite,
             fold_bn=task.fold_bn,

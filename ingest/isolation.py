@@ -47,6 +47,9 @@ _GROWTH = 8
 SECONDS = 120.0
 _BYTES_PER_SECOND = 5 << 20
 
+#: Bytes of a layer that the child can send before they are read.
+_PIPE = 1 << 20
+
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from cnnfilterdb.ingest.isolation import serve; serve()"
 )
@@ -192,6 +195,7 @@ class IsolatedReader:
                     f"{sys.executable}: cannot be started to read weight files ({error.strerror or error}); "
                     "set CNNFILTERDB_ISOLATION=off to read them in the main process"
                 ) from error
+            _widen(self._child.stdout)
         return self._child
 
     def _stop(self) -> None:
@@ -289,6 +293,14 @@ def _weights(described: dict[str, Any], array: Callable[[int, str], Any]) -> Wei
     skipped = tuple(Skipped(name, reason) for name, reason in described.pop("skipped"))
     contents = {what: (tensors, numbers) for what, (tensors, numbers) in described.pop("contents").items()}
     return Weights(**described, layers=tuple(layers), skipped=skipped, contents=contents)
+
+
+def _widen(pipe: IO[bytes] | None) -> None:
+    """Let a pipe hold a megabyte, if the system can do that and allows it: both sides then wait less often."""
+    with suppress(ImportError, AttributeError, OSError):
+        import fcntl
+
+        fcntl.fcntl(pipe.fileno(), fcntl.F_SETPIPE_SZ, _PIPE)  # type: ignore[union-attr]
 
 
 def _exactly(stream: IO[bytes], count: int) -> bytearray:

@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
 from pathlib import Path
 from types import TracebackType
@@ -360,7 +360,7 @@ def import_models(
             dataset.weights(name),
             source=source,
             name=name,
-            facts=dataset.describe(name),
+            facts=partial(dataset.describe, name),
             projector=projector(),
             overwrite=overwrite,
             origin=f"{dataset.path}: {name}",

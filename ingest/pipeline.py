@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, astuple, dataclass
 from functools import partial
@@ -169,7 +170,7 @@ def take_in(
     *,
     source: str,
     name: str,
-    facts: ModelFacts,
+    facts: Callable[[], ModelFacts],
     projector: Projector,
     overwrite: bool = False,
     origin: str | None = None,
@@ -183,7 +184,8 @@ def take_in(
         weights: Its layers.
         source: Name of the source.
         name: Name of the model in it.
-        facts: What else is known about the model.
+        facts: Says what else is known about the model. It is called in a thread, so that a file is hashed while its
+            layers are written.
         projector: Adds its histograms.
         overwrite: Replace a model of the same name.
         origin: Name of the weights in error messages; the model id by default.
@@ -220,7 +222,12 @@ def take_in(
         projector.add(number, layer.kernel, weight.reshape(row["filters"], -1))
         return row, weight
 
-    with limited(min(threads(), store.resources.threads)), store.writer(model_id, overwrite=overwrite) as writer:
+    with (
+        limited(min(threads(), store.resources.threads)),
+        store.writer(model_id, overwrite=overwrite) as writer,
+        ThreadPoolExecutor(1, thread_name_prefix="facts") as aside,
+    ):
+        described = aside.submit(facts)
         projector.begin(model_id)
         # Layers are read and measured while the previous ones are written.
         budget = min(_BYTES_AHEAD, store.resources.budget or _BYTES_AHEAD)
@@ -240,17 +247,17 @@ def take_in(
                 "import it as a control with --allow-untrained (allow_untrained=True)"
             )
         projector.finish(writer)
-        known = asdict(facts)
-        original = {f"file: {name}": text for name, text in weights.metadata.items()} | (facts.original or {})
+        about = described.result()
+        original = {f"file: {name}": text for name, text in weights.metadata.items()} | (about.original or {})
         if weights.contents:
             original[CONTENTS] = as_text(weights.contents)
         writer.commit(
-            known
+            asdict(about)
             | {
                 "original": original or None,
                 "source": source,
                 "name": name,
-                "framework": facts.framework or weights.framework,
+                "framework": about.framework or weights.framework,
                 "file_format": weights.format,
                 "parameters": weights.parameters,
                 "untrained": untrained,
@@ -325,7 +332,6 @@ def ingest(
     """
     source = as_source(source)
     observer = observer or Observer()
-    pinned = {model.name for model in catalog.models() if model.source == source.name and model.pinned}
     run = IngestRun(store, observer, overwrite=overwrite)
     cancelled = threading.Event()
 
@@ -348,6 +354,8 @@ def ingest(
         many = _AHEAD if store.resources.runner.workers > 1 else 1
         downloads = Threads(many, repeats=False).run(resolve, wanted, window=2 * many if many > 1 else 1)
         with reader_of_files(isolated=bool(wanted) and source.isolated) as read, closing(downloads):
+            # Read while the child process starts
+            pinned = {model.name for model in catalog.models() if model.source == source.name and model.pinned}
             try:
                 for name, download in downloads:
                     if run.skipped(key(name)):
@@ -355,13 +363,12 @@ def ingest(
 
                     def work(name: str = name, resolved: Callable[[], Path] = download.result) -> int:
                         path = weight_path(resolved())
-                        facts = source.describe(name)
                         return take_in(
                             store,
                             source.enrich(name, read(path)),
                             source=source.name,
                             name=stored_name(name, fold_bn=fold_bn),
-                            facts=facts,
+                            facts=partial(source.describe, name),
                             projector=projector,
                             overwrite=overwrite,
                             fold_bn=fold_bn,
@@ -399,7 +406,7 @@ def _read_isolated(reader: isolation.IsolatedReader, path: Path, **asked: Any) -
 @contextmanager
 def weights_given(
     weights: Any, method: str = "add", *, network: str | None = None, merge_adapters: bool | float = False
-) -> Iterator[tuple[Weights, str | None, dict[str, Any]]]:
+) -> Iterator[tuple[Weights, str | None, Callable[[], ModelFacts]]]:
     """Open what a user gives in the place of weights: a weight file, tensors by name, or a module.
 
     Args:
@@ -409,7 +416,7 @@ def weights_given(
         merge_adapters: Whether LoRA adapters are merged, or their scale.
 
     Yields:
-        The layers, a name for messages, and facts about the file.
+        The layers, a name for messages, and a function that says what is known about the file: it hashes it.
 
     Raises:
         SelectionError: It is none of these.
@@ -419,16 +426,16 @@ def weights_given(
         path = formats.main_file(weight_path(Path(weights)))
         with reader_of_files() as read:
             layers = read(path, network=network, merge_adapters=merge_adapters)
-            facts = get("files").describe(str(path))
-            yield layers, str(path), {"weights_sha256": facts.weights_sha256, "url": facts.url}
+            yield layers, str(path), partial(get("files").describe, str(path))
     elif is_keras(weights):
         from cnnfilterdb.ingest.formats.keras.live import weights_from_keras  # only they need h5py
 
         with choices.choosing(choices.of(network, merge_adapters)):
             found = choices.applied(weights_from_keras(weights, method), f"the model {type(weights).__name__}")
-        yield found.printable(), None, {}
+        yield found.printable(), None, ModelFacts
     else:
-        yield memory.weights_in_memory(weights, method, network=network, merge_adapters=merge_adapters), None, {}
+        found = memory.weights_in_memory(weights, method, network=network, merge_adapters=merge_adapters)
+        yield found, None, ModelFacts
 
 
 def weight_path(path: Path) -> Path:

@@ -11,7 +11,7 @@ from cnnfilterdb import catalog
 from cnnfilterdb.analysis.options import names_of
 from cnnfilterdb.core.errors import SelectionError
 from cnnfilterdb.core.reports import IngestReport, Observer
-from cnnfilterdb.core.schema import GivenFacts, ModelFacts, check_fact_types
+from cnnfilterdb.core.schema import GivenFacts, check_fact_types
 from cnnfilterdb.database.reader import Reader
 from cnnfilterdb.store import annotations as notes
 from cnnfilterdb.store.folder import Store
@@ -143,7 +143,7 @@ class Imports(Reader):
                 read,
                 source="custom",
                 name=name,
-                facts=ModelFacts(**{**own, **facts}),
+                facts=lambda: own().updated(**facts),
                 projector=Projection(self._index),
                 overwrite=overwrite,
                 origin=origin,

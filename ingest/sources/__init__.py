@@ -62,6 +62,8 @@ class Source:
     def describe(self, name: str) -> ModelFacts:
         """What is known about a model before its weights are read; no network. Unknown facts are None.
 
+        An import calls it in a thread of its own, once the file is there, while the layers are read.
+
         Raises:
             UnknownModelError: No such model exists.
         """

@@ -296,3 +296,9 @@ def test_a_file_is_read_in_a_child_process(sample, tmp_path, monkeypatch):
     monkeypatch.setenv("CNNFILTERDB_ISOLATION", "off")
     with pytest.raises(AssertionError, match="read in this process"):
         cnnfilterdb.inspect(tmp_path / "mine.safetensors")
+
+
+def test_a_file_is_not_hashed_to_inspect_it(tmp_path, monkeypatch):
+    save_file(arrays(), tmp_path / "a.safetensors")
+    monkeypatch.setattr("cnnfilterdb.ingest.sources.files.sha256_of", None)
+    assert len(cnnfilterdb.inspect(tmp_path / "a.safetensors").layers) == 4

@@ -3,6 +3,7 @@
 import errno
 import os
 import pickle
+import threading
 import time
 import zipfile
 
@@ -15,6 +16,7 @@ from cnnfilterdb.core.errors import BadWeightsError, DownloadError, NoConvolutio
 from cnnfilterdb.core.schema import ModelFacts
 from cnnfilterdb.ingest import pipeline
 from cnnfilterdb.ingest.fetch.cache import writing_cache
+from cnnfilterdb.ingest.network.layers import ConvLayer, Weights
 
 
 class FolderSource:
@@ -209,15 +211,46 @@ def test_models_that_another_run_imports_are_skipped(folder, tmp_path, monkeypat
     db, other = cnnfilterdb.create(tmp_path / "a.db"), cnnfilterdb.create(tmp_path / "a.db")
 
     class Meanwhile(FolderSource):
-        def describe(self, name):
+        def enrich(self, name, weights):
             if name == "good-1.safetensors":  # the other run is faster
                 pipeline.ingest(other._store, FolderSource(folder), [name], projector=_projector(other))
-            return super().describe(name)
+            return weights
 
     with other._store.writer("test/good-2.safetensors"):  # the other run is at it
         report = pipeline.ingest(db._store, Meanwhile(folder), names, projector=_projector(db))
     assert (report.done, report.failed) == ({}, [])
     assert report.skipped == ["test/good-1.safetensors", "test/good-2.safetensors"]
+    assert db.verify() == []
+
+
+def _one_layer(read):
+    return Weights("synthetic", None, (ConvLayer("conv", (8, 8, 3, 3), read, "float32"),))
+
+
+def test_a_model_is_described_while_its_layers_are_read(tmp_path):
+    db, reading = cnnfilterdb.create(tmp_path / "a.db"), threading.Event()
+
+    def read():
+        reading.set()
+        return np.random.default_rng(0).normal(size=(8, 8, 3, 3)).astype(np.float32)
+
+    def facts():
+        return ModelFacts(domain="natural" if reading.wait(20) else "none is read before this is known")
+
+    pipeline.take_in(db._store, _one_layer(read), source="a", name="b", facts=facts, projector=_projector(db))
+    assert db.models().domain.tolist() == ["natural"]
+
+
+def test_a_model_that_cannot_be_described_is_not_written(tmp_path):
+    db = cnnfilterdb.create(tmp_path / "a.db")
+
+    def facts():
+        raise DownloadError("b: cannot be read")
+
+    weights = _one_layer(lambda: np.ones((8, 8, 3, 3), np.float32))
+    with pytest.raises(DownloadError, match="b: cannot be read"):
+        pipeline.take_in(db._store, weights, source="a", name="b", facts=facts, projector=_projector(db))
+    assert len(db.models()) == 0
     assert db.verify() == []
 
 

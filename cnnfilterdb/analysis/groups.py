@@ -50,8 +50,8 @@ T = TypeVar("T")
 #: What may have the same weight within a group.
 BALANCES = ("filters", "layers", "models", "families")
 
-#: Histograms of layers that are added up at a time.
-_CHUNK = 2048
+#: Histograms of layers that are added up at a time: so few that their memory is used again and again.
+_CHUNK = 512
 
 
 @dataclass(frozen=True, slots=True)

@@ -272,11 +272,12 @@ def _listed_places(listed: Mapping[str, Iterable[str]]) -> dict[str, str]:
         if kind == paths.HISTOGRAMS:
             by_kernel.setdefault(basis_id.partition("-")[0], []).append(table)
     if by_kernel:
-        parts = [f"[{literal(f'/{paths.histograms_path(paths.EMPTY, paths.EMPTY)}')}]"]
-        parts += [
+        parts = [
             f"CASE WHEN coalesce(kernel = {literal(kernel)}, true) THEN {files(tables)} ELSE [] END"
             for kernel, tables in by_kernel.items()
         ]
+        # By the first file DuckDB estimates the rows: were it the one without rows, a join would copy all histograms.
+        parts.append(f"[{literal(f'/{paths.histograms_path(paths.EMPTY, paths.EMPTY)}')}]")
         found["histogram_files"] = every.format(f"flatten([{', '.join(parts)}])")
     return found
 

@@ -276,7 +276,18 @@ def _chunk(root: Path, path: str, inode: int, changed: int) -> Chunk | None:
         return None
     if any(_stamp(root / table) != stamp for table, (stamp, _) in states.items()):
         return None  # nor is it kept in memory
+    # DuckDB takes the columns, and how many rows to expect, from the first file: that of histograms is a copy.
+    if not all(_is_of_histograms(root / file) for table, file in tables.items() if paths.HISTOGRAMS in table):
+        return None
     return Chunk(place.rpartition("/")[2], members, tables, covered, states)
+
+
+def _is_of_histograms(path: Path) -> bool:
+    """Whether a file has the columns of histograms."""
+    try:
+        return bool(pq.read_schema(path).equals(HISTOGRAMS))
+    except (OSError, ValueError, pa.ArrowException):
+        return False
 
 
 def _numbers(values: Any) -> Stamp:

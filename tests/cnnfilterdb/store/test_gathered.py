@@ -253,6 +253,33 @@ def test_damage_is_never_an_error_of_a_question(path, damage, table):
         assert_same(answers(db), expected)
 
 
+OTHER_COLUMNS = {
+    "the same": lambda table: table,
+    "without counts": lambda table: table.drop_columns(["counts"]),
+    "without a key": lambda table: table.drop_columns(["model_id"]),
+    "text": lambda table: table.set_column(table.column_names.index("low"), "low", [["low"] * table.num_rows]),
+    "numbers": lambda table: table.set_column(table.column_names.index("counts"), "counts", [range(table.num_rows)]),
+    "one more": lambda table: table.append_column("above_all", [["more"] * table.num_rows]),
+}
+
+
+@pytest.mark.parametrize("change", OTHER_COLUMNS)
+def test_a_copy_with_other_columns_is_never_an_error_of_a_question(path, change):
+    """One that its list of members describes, as a stranger's may."""
+    expected = plain_answers(path)
+    (file,) = path.glob(f"{paths.GATHERED}/*/histograms-3x3-*.parquet")
+    pq.write_table(OTHER_COLUMNS[change](pq.read_table(file)), file)
+    (listed,) = chunks(path)
+    content = json.loads(listed.read_text())
+    content["files"][file.name][:2] = [gathered._stamp(file), hashlib.sha256(file.read_bytes()).hexdigest()]
+    listed.write_text(json.dumps(content))
+    with cnnfilterdb.open(path, read_only=True) as db:
+        assert len(db.storage.gathered.chunks()) == (change == "the same")
+        for name, ask in QUESTIONS.items():
+            pd.testing.assert_frame_equal(ask(db), expected[name], obj=name)
+            pd.testing.assert_frame_equal(ask(db), expected[name], obj=f"{name}, again")
+
+
 def test_verify_finds_a_changed_copy(path):
     file = path / chunk_table(path, "layers")
     overwrite(file, lambda content: content[:40] + bytes([content[40] ^ 1]) + content[41:])

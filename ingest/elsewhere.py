@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from cnnfilterdb.core.errors import CnnFilterDbError, IngestError, LockedError, 
 from cnnfilterdb.core.reports import Failure, IngestReport, Observer
 from cnnfilterdb.core.runners import Demand
 from cnnfilterdb.ingest import pipeline, sources
-from cnnfilterdb.ingest.network.layers import Weights
+from cnnfilterdb.ingest.isolation import FileReader
 from cnnfilterdb.store.folder import Store
 from cnnfilterdb.store.index import Index, Projection
 
@@ -122,7 +122,6 @@ def ingest_elsewhere(
     report, given = run.report, tuple(options.items())
     token = secrets.token_hex(8)
     keys = {name: f"{source}/{pipeline.stored_name(name, fold_bn=fold_bn)}" for name in names}
-    order = {key: number for number, key in enumerate(keys.values())}
     with pipeline.attach_report(report):
         tasks = [
             _Task(
@@ -151,9 +150,7 @@ def ingest_elsewhere(
                     if not _record(report, observer, task.model_id, outcome):
                         break
         finally:
-            report.done = dict(sorted(report.done.items(), key=lambda item: order[item[0]]))
-            report.skipped.sort(key=order.__getitem__)
-            report.failed.sort(key=lambda failure: order[failure.model_id])
+            report.sort(keys.values())
     return report
 
 
@@ -227,9 +224,9 @@ def _source(run: str, name: str, options: tuple[tuple[str, Any], ...], patterns:
 _readers = threading.local()
 
 
-def _reader(isolated: bool) -> Callable[..., Weights]:
+def _reader(isolated: bool) -> FileReader:
     """Reads weight files; the child process that does it is started once for a worker, and ends with it."""
-    known: dict[bool, Callable[..., Weights]] = _readers.__dict__.setdefault("known", {})
+    known: dict[bool, FileReader] = _readers.__dict__.setdefault("known", {})
     if isolated not in known:
-        known[isolated] = ExitStack().enter_context(pipeline.reader_of_files(isolated=isolated))
+        known[isolated] = FileReader(isolated=isolated).__enter__()
     return known[isolated]

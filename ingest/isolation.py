@@ -37,7 +37,7 @@ from cnnfilterdb.core.errors import CnnFilterDbError, IngestError, WeightFileErr
 from cnnfilterdb.ingest import formats
 from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Weights
 
-__all__ = ["IsolatedReader", "enabled", "serve"]
+__all__ = ["FileReader", "IsolatedReader", "enabled", "serve"]
 
 #: Bytes of memory that a file may take to read, besides a multiple of its size.
 MEMORY = 1 << 30
@@ -69,6 +69,41 @@ def enabled() -> bool:
     return os.environ.get("CNNFILTERDB_ISOLATION", "").strip().lower() not in {"off", "0", "no", "false"}
 
 
+class FileReader:
+    """Reads weight files; a context manager. The layers of a file can be read until the next file is, or the end.
+
+    Args:
+        isolated: Read them in a child process, because anybody may have made them, unless that is switched off. Files
+            of a format that code outside this package registered are read in this process, because a child does not
+            know it.
+    """
+
+    def __init__(self, *, isolated: bool = True) -> None:
+        self._child = IsolatedReader() if isolated and enabled() else None
+
+    def __enter__(self) -> FileReader:
+        if self._child is not None:
+            self._child.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._child is not None:
+            self._child.__exit__(kind, error, trace)
+
+    def __call__(self, path: Path, *, network: str | None = None, merge_adapters: bool | float = False) -> Weights:
+        """Read a file; see :func:`cnnfilterdb.ingest.formats.read`."""
+        here = self._child is None or formats.known_here_only(path)
+        read = formats.read if here or self._child is None else self._child.read
+        return read(path, network=network, merge_adapters=merge_adapters)
+
+    def kill(self) -> None:
+        """End what a child process reads, from any thread."""
+        if self._child is not None:
+            self._child.kill()
+
+
 class IsolatedReader:
     """Reads weight files in a child process; a context manager.
 
@@ -98,6 +133,12 @@ class IsolatedReader:
         """Start the child now, so that it is ready when the first file is."""
         with self._lock:
             self._started()
+
+    def kill(self) -> None:
+        """End the child, from any thread; what is being read then fails."""
+        child = self._child
+        if child is not None:
+            child.kill()
 
     def read(self, path: Path, *, network: str | None = None, merge_adapters: bool | float = False) -> Weights:
         """Read a weight file of any known format; its layers can be read until the next file is.

@@ -10,9 +10,9 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, astuple, dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,7 +34,9 @@ from cnnfilterdb.core.runners import Threads
 from cnnfilterdb.core.schema import ModelFacts
 from cnnfilterdb.core.sharding import Share
 from cnnfilterdb.core.workers import limited, threads
-from cnnfilterdb.ingest import formats, isolation
+from cnnfilterdb.ingest import formats
+from cnnfilterdb.ingest.importers import EndedError, Importers, until
+from cnnfilterdb.ingest.isolation import FileReader
 from cnnfilterdb.ingest.measurement import measure
 from cnnfilterdb.ingest.network import choices, memory
 from cnnfilterdb.ingest.network.contents import CONTENTS, as_text
@@ -56,19 +58,18 @@ __all__ = [
     "forecast",
     "in_share",
     "ingest",
-    "reader_of_files",
     "stored_name",
     "take_in",
     "weight_path",
     "weights_given",
 ]
 
-#: Downloads that run while a model is written.
-_AHEAD = 4
+#: Downloads that run while models are imported, and models that are imported at a time, at most.
+_AHEAD, _AT_A_TIME = 4, 4
 
 #: Layers that are read and measured before they are written, and the bytes of all of them: so many that neither waits
 #: for the other where layers differ in size, and two of the largest.
-_LAYERS_AHEAD, _BYTES_AHEAD = 16, 450_000_000
+_LAYERS_AHEAD, BYTES_AHEAD = 16, 450_000_000
 
 
 class Projector(Protocol):
@@ -116,18 +117,21 @@ class IngestRun:
             self._skip(model_id)
         return present
 
-    def record(self, model_id: str, work: Callable[[], int]) -> None:
+    def record(self, model_id: str, work: Callable[[], int | None]) -> None:
         """Import a model, and record the outcome. Any exception fails this model only.
 
         Args:
             model_id: Its key.
-            work: Imports it and returns the number of stored filters.
+            work: Imports it and returns the number of stored filters, or None if it is skipped.
 
         Raises:
             StoppedError: The disk is full or read-only, so that every further model would fail too.
         """
         try:
             filters = work()
+            if filters is None:
+                self._skip(model_id)
+                return
         except Exception as error:
             if not self._overwrite and (isinstance(error, LockedError) or self._store.has(model_id)):
                 self._skip(model_id)
@@ -176,6 +180,7 @@ def take_in(
     origin: str | None = None,
     fold_bn: bool = False,
     allow_untrained: bool = True,
+    ahead: int = BYTES_AHEAD,
 ) -> int:
     """Write one model into the store, completely or not at all.
 
@@ -192,6 +197,7 @@ def take_in(
         fold_bn: Fold the batch normalisations that are known to follow into the kernels
             (:mod:`cnnfilterdb.ingest.network.folding`); ``name`` should be a :func:`stored_name` then.
         allow_untrained: Import it, and flag it, when all its kernels look like random initialisation.
+        ahead: Bytes of the layers that are read before they are written.
 
     Returns:
         The number of stored filters.
@@ -230,12 +236,12 @@ def take_in(
         described = aside.submit(facts)
         projector.begin(model_id)
         # Layers are read and measured while the previous ones are written.
-        budget = min(_BYTES_AHEAD, store.resources.budget or _BYTES_AHEAD)
-        ahead = Threads(1, repeats=False).run(
+        budget = min(ahead, store.resources.budget or ahead)
+        measuring = Threads(1, repeats=False).run(
             measured, enumerate(chosen), window=_LAYERS_AHEAD, weight=lambda unit: 4 * math.prod(unit[1].shape),
             budget=budget,
         )  # fmt: skip
-        with closing(ahead) as layers:
+        with closing(measuring) as layers:
             for _, layer in layers:
                 row, weight = layer.result()
                 filters += 0 if weight is None else row["filters"]
@@ -292,16 +298,12 @@ def in_share(source: str, names: Sequence[str], shard: str | None, *, fold_bn: b
     return [name for name in names if share is None or share.has(f"{source}/{stored_name(name, fold_bn=fold_bn)}")]
 
 
-class _CancelledError(BaseException):
-    """Ends a download in a worker thread after the run has ended."""
-
-
 def ingest(
     store: Store,
     source: Any,
     names: Sequence[str],
     *,
-    projector: Projector,
+    projector: Callable[[], Projector],
     overwrite: bool = False,
     observer: Observer | None = None,
     fold_bn: bool = False,
@@ -309,17 +311,17 @@ def ingest(
 ) -> IngestReport:
     """Import models from a source into the store.
 
-    A model that is already present is skipped before anything is downloaded, and so is one that another process imports
-    at the same time. A model that fails, with any exception, is reported without stopping the others. One whose
-    weights look untrained fails too, unless the catalog pins the hash of its file: then the file was reviewed, and the
-    model is only flagged. A full disk ends the run. Untrusted files are read in a child process
-    (:mod:`cnnfilterdb.ingest.isolation`).
+    Several are imported at a time, or one after another if memory is limited. A model that is present is skipped
+    before anything is downloaded, and so is one that another process imports at the same time. A model that fails, with
+    any exception, is reported without stopping the others. One whose weights look untrained fails too, unless the
+    catalog pins the hash of its file: then the file was reviewed, and the model is only flagged. A full disk ends the
+    run. Untrusted files are read in child processes (:mod:`cnnfilterdb.ingest.isolation`).
 
     Args:
         store: Where to write.
         source: Their :class:`~cnnfilterdb.ingest.sources.Source`.
         names: Their names in the source.
-        projector: Adds their histograms in existing bases.
+        projector: Makes what adds the histograms of a model in existing bases.
         overwrite: Import models again that are already present.
         observer: Receives progress events.
         fold_bn: Store kernels with folded batch normalisations, under the name with
@@ -327,80 +329,68 @@ def ingest(
         allow_untrained: Import models whose weights look like random initialisation.
 
     Returns:
-        The outcome of each model. An exception that leaves this function, such as KeyboardInterrupt, has it as its
-        attribute ``report``.
+        The outcome of each model, in the order of the names. An exception that leaves this function, such as
+        KeyboardInterrupt, has it as its attribute ``report``.
     """
     source = as_source(source)
     observer = observer or Observer()
     run = IngestRun(store, observer, overwrite=overwrite)
-    cancelled = threading.Event()
+    ended, enriching = threading.Event(), threading.Lock()
 
     def key(name: str) -> str:
         return f"{source.name}/{stored_name(name, fold_bn=fold_bn)}"
 
+    @cache
+    def pinned() -> set[str]:
+        return {model.name for model in catalog.models() if model.source == source.name and model.pinned}
+
     def resolve(name: str) -> Path:
         def progress(done: int, total: int | None) -> None:
-            if cancelled.is_set():
-                raise _CancelledError
+            if ended.is_set():
+                raise EndedError
             observer.downloading(key(name), done, total)
 
-        if cancelled.is_set():
-            raise _CancelledError
+        if ended.is_set():
+            raise EndedError
         path: Path = source.resolve(name, progress)
         return path
 
+    def work(name: str, path: Path, read: FileReader, projecting: Projector) -> int | None:
+        if not overwrite and store.has(key(name)):
+            return None
+        reviewed = name in pinned()  # read while a child process starts
+        weights = read(weight_path(path))
+        with enriching:
+            weights = source.enrich(name, weights)
+        return take_in(
+            store,
+            until(ended, weights),
+            source=source.name,
+            name=stored_name(name, fold_bn=fold_bn),
+            facts=partial(source.describe, name),
+            projector=projecting,
+            overwrite=overwrite,
+            fold_bn=fold_bn,
+            allow_untrained=allow_untrained or reviewed,
+            ahead=BYTES_AHEAD // count,
+        )
+
     with attach_report(run.report):
-        wanted = run.wanted({name: key(name) for name in names})
-        many = _AHEAD if store.resources.runner.workers > 1 else 1
+        names_of = {name: key(name) for name in names}
+        wanted = run.wanted(names_of)
+        alone = store.resources.runner.workers == 1
+        many = 1 if alone else _AHEAD
+        limited_memory = alone or store.resources.budget is not None
+        count = 1 if limited_memory else max(1, min(threads(), store.resources.threads, _AT_A_TIME, len(wanted)))
         downloads = Threads(many, repeats=False).run(resolve, wanted, window=2 * many if many > 1 else 1)
-        with reader_of_files(isolated=bool(wanted) and source.isolated) as read, closing(downloads):
-            # Read while the child process starts
-            pinned = {model.name for model in catalog.models() if model.source == source.name and model.pinned}
-            try:
-                for name, download in downloads:
-                    if run.skipped(key(name)):
-                        continue
-
-                    def work(name: str = name, resolved: Callable[[], Path] = download.result) -> int:
-                        path = weight_path(resolved())
-                        return take_in(
-                            store,
-                            source.enrich(name, read(path)),
-                            source=source.name,
-                            name=stored_name(name, fold_bn=fold_bn),
-                            facts=partial(source.describe, name),
-                            projector=projector,
-                            overwrite=overwrite,
-                            fold_bn=fold_bn,
-                            allow_untrained=allow_untrained or name in pinned,
-                        )
-
-                    run.record(key(name), work)
-            except StoppedError:
-                pass
-            finally:
-                cancelled.set()
+        importers = Importers(count, downloads, work, projector, isolated=bool(wanted) and source.isolated, ended=ended)
+        try:
+            with closing(downloads), closing(importers.run(len(wanted))) as outcomes, suppress(StoppedError):
+                for name, outcome in outcomes:
+                    run.record(key(name), outcome.result)
+        finally:
+            run.report.sort(names_of.values())
     return run.report
-
-
-@contextmanager
-def reader_of_files(*, isolated: bool = True) -> Iterator[Callable[..., Weights]]:
-    """A function that reads weight files; the layers of one can be read until the next one is, or the block ends.
-
-    Args:
-        isolated: Read them in a child process, because anybody may have made them, unless that is switched off
-            (:mod:`cnnfilterdb.ingest.isolation`). Files of a format that code outside this package registered are read
-            in this process, because a child does not know it.
-    """
-    reading = isolation.IsolatedReader() if isolated and isolation.enabled() else nullcontext()
-    with reading as reader:
-        if reader is not None:
-            reader.start()
-        yield formats.read if reader is None else partial(_read_isolated, reader)
-
-
-def _read_isolated(reader: isolation.IsolatedReader, path: Path, **asked: Any) -> Weights:
-    return formats.read(path, **asked) if formats.known_here_only(path) else reader.read(path, **asked)
 
 
 @contextmanager
@@ -424,7 +414,7 @@ def weights_given(
     """
     if isinstance(weights, str | Path):
         path = formats.main_file(weight_path(Path(weights)))
-        with reader_of_files() as read:
+        with FileReader() as read:
             layers = read(path, network=network, merge_adapters=merge_adapters)
             yield layers, str(path), partial(get("files").describe, str(path))
     elif is_keras(weights):

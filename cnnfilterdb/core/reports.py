@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -86,6 +86,13 @@ class IngestReport:
     skipped: list[str] = field(default_factory=list)
     failed: list[Failure] = field(default_factory=list)
     stopped: str | None = None
+
+    def sort(self, model_ids: Iterable[str]) -> None:
+        """Put the outcomes in the order of these models."""
+        order = {model_id: number for number, model_id in enumerate(model_ids)}
+        self.done = dict(sorted(self.done.items(), key=lambda item: order[item[0]]))
+        self.skipped.sort(key=order.__getitem__)
+        self.failed.sort(key=lambda failure: order[failure.model_id])
 
     def __str__(self) -> str:
         """One line of counts.

@@ -92,7 +92,7 @@ class Imports(Reader):
 
             report = ingest_elsewhere(self._store, source, given, patterns, chosen, **options)
         else:
-            report = pipeline.ingest(self._store, origin, chosen, projector=Projection(self._index), **options)
+            report = pipeline.ingest(self._store, origin, chosen, projector=lambda: Projection(self._index), **options)
         self._write_init()
         return report
 

@@ -90,7 +90,7 @@ class Source:
         """Add to the layers of a file what the source knows about the model and the file does not state.
 
         Order and depth from the architecture, layers that are never executed, ... Called after :meth:`resolve`; by
-        default the layers are not changed.
+        default the layers are not changed. Called for one model at a time.
         """
         return weights
 

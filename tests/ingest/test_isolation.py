@@ -9,10 +9,9 @@ from safetensors.numpy import save_file
 
 from cnnfilterdb.core.errors import UnsafeFileError, WeightFileError
 from cnnfilterdb.ingest import formats, isolation
-from cnnfilterdb.ingest.isolation import IsolatedReader
+from cnnfilterdb.ingest.isolation import FileReader, IsolatedReader
 from cnnfilterdb.ingest.network.folding import folded
 from cnnfilterdb.ingest.network.layers import ConvLayer, Weights
-from cnnfilterdb.ingest.pipeline import reader_of_files
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +115,7 @@ def test_a_format_that_only_this_process_knows_is_read_in_it(net, monkeypatch):
 
     raw = net.with_name("a.raw")
     raw.write_bytes(b"RAWKERN")
-    with reader_of_files() as read:
+    with FileReader() as read:
         assert [layer.read().shape for layer in read(raw).layers] == [(8, 8, 3, 3)]
         # All others are still read in the child, also those that it would take from a format of the package
         monkeypatch.setattr(formats, "read", None)

@@ -55,7 +55,7 @@ class Importers(Generic[T]):
         self._tools: SimpleQueue[tuple[FileReader, T]] = SimpleQueue()
 
     def run(self, models: int) -> Generator[tuple[str, Future[int | None]], None, None]:
-        """Import so many models. If the generator is closed before its end, so is what is being imported.
+        """Import so many models. Closing the generator before its end gives up what is being imported.
 
         Yields:
             The name of a model and what became of it, as it is done.

@@ -94,8 +94,8 @@ class FileReader:
 
     def __call__(self, path: Path, *, network: str | None = None, merge_adapters: bool | float = False) -> Weights:
         """Read a file; see :func:`cnnfilterdb.ingest.formats.read`."""
-        here = self._child is None or formats.known_here_only(path)
-        read = formats.read if here or self._child is None else self._child.read
+        child = None if formats.known_here_only(path) else self._child
+        read = formats.read if child is None else child.read
         return read(path, network=network, merge_adapters=merge_adapters)
 
     def kill(self) -> None:

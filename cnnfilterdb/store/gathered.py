@@ -21,6 +21,7 @@ import json
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -248,9 +249,10 @@ def stamp_of(status: os.stat_result) -> Stamp:
 
 def _stamp(path: Path) -> Stamp | None:
     try:
-        return stamp_of(path.lstat())
+        status = path.lstat()
     except OSError:
         return None
+    return stamp_of(status) if stat.S_ISREG(status.st_mode) else None  # a pipe would be read for ever
 
 
 @lru_cache(maxsize=256)

@@ -253,6 +253,28 @@ def test_damage_is_never_an_error_of_a_question(path, damage, table):
         assert_same(answers(db), expected)
 
 
+def list_again(path, file, digest):
+    """Write the state of a file into the list of members."""
+    (listed,) = chunks(path)
+    content = json.loads(listed.read_text())
+    content["files"][file.name][:2] = [gathered.stamp_of(file.lstat()), digest]
+    listed.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("table", ["models", "histograms-3x3-*"])
+@pytest.mark.parametrize("make", [os.mkfifo, lambda file: file.symlink_to("/dev/zero")])
+def test_only_regular_files_are_read(path, table, make):
+    """A pipe would be read for ever."""
+    expected = plain_answers(path)
+    (file,) = path.glob(f"{paths.GATHERED}/*/{table}.parquet")
+    file.unlink()
+    make(file)
+    list_again(path, file, "")
+    with cnnfilterdb.open(path, read_only=True) as db:
+        assert db.storage.gathered.chunks() == []
+        assert_same(answers(db), expected)
+
+
 OTHER_COLUMNS = {
     "the same": lambda table: table,
     "without counts": lambda table: table.drop_columns(["counts"]),
@@ -269,10 +291,7 @@ def test_a_copy_with_other_columns_is_never_an_error_of_a_question(path, change)
     expected = plain_answers(path)
     (file,) = path.glob(f"{paths.GATHERED}/*/histograms-3x3-*.parquet")
     pq.write_table(OTHER_COLUMNS[change](pq.read_table(file)), file)
-    (listed,) = chunks(path)
-    content = json.loads(listed.read_text())
-    content["files"][file.name][:2] = [gathered._stamp(file), hashlib.sha256(file.read_bytes()).hexdigest()]
-    listed.write_text(json.dumps(content))
+    list_again(path, file, hashlib.sha256(file.read_bytes()).hexdigest())
     with cnnfilterdb.open(path, read_only=True) as db:
         assert len(db.storage.gathered.chunks()) == (change == "the same")
         for name, ask in QUESTIONS.items():

@@ -46,14 +46,24 @@ class SyntheticModel:
         return sum(outputs * inputs for outputs, inputs in self.layers)
 
 
+#: Kernels that are made at a time, so that making them takes less memory than importing them.
+_PIECE = 1 << 18
+
+
 def kernels(model: SyntheticModel, layer: int) -> npt.NDArray[np.float32]:
     """The weight of one layer, (outputs, inputs, 3, 3): the same numbers whenever it is asked for."""
+    return np.concatenate(list(_pieces(model, layer))).reshape(*model.layers[layer], 3, 3)
+
+
+def _pieces(model: SyntheticModel, layer: int) -> Iterator[npt.NDArray[np.float32]]:
+    """The kernels of a layer, some rows at a time."""
     outputs, inputs = model.layers[layer]
     domain = list(model.domain.encode())
     mixing = np.eye(9) + 0.3 * np.random.default_rng(domain).normal(size=(9, 9))
     rng = np.random.default_rng([*model.name.encode(), layer])
-    weight = rng.standard_normal((outputs * inputs, 9), np.float32) @ mixing.astype(np.float32)
-    return weight.reshape(outputs, inputs, 3, 3)
+    for start in range(0, outputs * inputs, _PIECE):
+        count = min(_PIECE, outputs * inputs - start)
+        yield rng.standard_normal((count, 9), np.float32) @ mixing.astype(np.float32)
 
 
 def build(path: Path, models: Iterable[SyntheticModel]) -> dict[str, float]:
@@ -83,7 +93,8 @@ def build(path: Path, models: Iterable[SyntheticModel]) -> dict[str, float]:
             for number, channels in enumerate(model.layers):
                 shape = (*channels, 3, 3)
                 layers.append(ConvLayer(f"layer{number}", shape, partial(read, plain, file.tell(), shape)))
-                kernels(model, number).tofile(file)
+                for piece in _pieces(model, number):
+                    piece.tofile(file)
             file.flush()
             os.fsync(file.fileno())  # or the import would wait for it
         facts = partial(ModelFacts, domain=model.domain, license="CC0-1.0")

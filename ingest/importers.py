@@ -15,16 +15,13 @@ from typing import Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from cnnfilterdb.ingest.allowance import EndedError
 from cnnfilterdb.ingest.isolation import FileReader
 from cnnfilterdb.ingest.network.layers import ConvLayer, Weights
 
-__all__ = ["EndedError", "Importers", "until"]
+__all__ = ["Importers", "until"]
 
 T = TypeVar("T")
-
-
-class EndedError(BaseException):
-    """Ends what a thread does after the run has ended."""
 
 
 class Importers(Generic[T]):

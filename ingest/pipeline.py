@@ -35,7 +35,8 @@ from cnnfilterdb.core.schema import ModelFacts
 from cnnfilterdb.core.sharding import Share
 from cnnfilterdb.core.workers import limited, threads
 from cnnfilterdb.ingest import formats
-from cnnfilterdb.ingest.importers import EndedError, Importers, until
+from cnnfilterdb.ingest.allowance import Allowance, EndedError, Held
+from cnnfilterdb.ingest.importers import Importers, until
 from cnnfilterdb.ingest.isolation import FileReader
 from cnnfilterdb.ingest.measurement import measure
 from cnnfilterdb.ingest.network import choices, memory
@@ -69,7 +70,7 @@ _AHEAD, _AT_A_TIME = 4, 4
 
 #: Layers that are read and measured before they are written, and the bytes of all of them: so many that neither waits
 #: for the other where layers differ in size, and two of the largest.
-_LAYERS_AHEAD, BYTES_AHEAD = 16, 450_000_000
+_LAYERS_AHEAD, _BYTES_AHEAD = 16, 450_000_000
 
 
 class Projector(Protocol):
@@ -180,7 +181,7 @@ def take_in(
     origin: str | None = None,
     fold_bn: bool = False,
     allow_untrained: bool = True,
-    ahead: int = BYTES_AHEAD,
+    allowance: Allowance | None = None,
 ) -> int:
     """Write one model into the store, completely or not at all.
 
@@ -197,7 +198,7 @@ def take_in(
         fold_bn: Fold the batch normalisations that are known to follow into the kernels
             (:mod:`cnnfilterdb.ingest.network.folding`); ``name`` should be a :func:`stored_name` then.
         allow_untrained: Import it, and flag it, when all its kernels look like random initialisation.
-        ahead: Bytes of the layers that are read before they are written.
+        allowance: Bytes of layers that may be in memory, if other models are imported at the same time.
 
     Returns:
         The number of stored filters.
@@ -219,8 +220,12 @@ def take_in(
     filters = 0
     seen: list[LayerStatistics] = []
 
+    def size(layer: ConvLayer) -> int:
+        return 4 * math.prod(layer.shape)
+
     def measured(numbered: tuple[int, ConvLayer]) -> tuple[dict[str, Any], npt.NDArray[np.float32] | None]:
         number, layer = numbered
+        held.take(size(layer))
         row, weight, statistics = measure(layer, origin)
         if statistics is None:
             return row, None
@@ -236,16 +241,14 @@ def take_in(
         described = aside.submit(facts)
         projector.begin(model_id)
         # Layers are read and measured while the previous ones are written.
-        budget = min(ahead, store.resources.budget or ahead)
-        measuring = Threads(1, repeats=False).run(
-            measured, enumerate(chosen), window=_LAYERS_AHEAD, weight=lambda unit: 4 * math.prod(unit[1].shape),
-            budget=budget,
-        )  # fmt: skip
-        with closing(measuring) as layers:
-            for _, layer in layers:
-                row, weight = layer.result()
+        measuring = Threads(1, repeats=False).run(measured, enumerate(chosen), window=_LAYERS_AHEAD)
+        with closing(measuring) as layers, Held(allowance or _allowance(store)) as held:
+            for (_, layer), found in layers:
+                row, weight = found.result()
                 filters += 0 if weight is None else row["filters"]
                 writer.add_layer(row, weight)
+                del found, weight  # before the next one is read
+                held.give_back(size(layer))
         untrained = looks_untrained(seen)
         if untrained and not allow_untrained:
             raise BadWeightsError(
@@ -271,6 +274,10 @@ def take_in(
             }
         )
     return filters
+
+
+def _allowance(store: Store) -> Allowance:
+    return Allowance(min(_BYTES_AHEAD, store.resources.budget or _BYTES_AHEAD))
 
 
 def stored_name(name: str, *, fold_bn: bool) -> str:
@@ -335,7 +342,7 @@ def ingest(
     source = as_source(source)
     observer = observer or Observer()
     run = IngestRun(store, observer, overwrite=overwrite)
-    ended, enriching = threading.Event(), threading.Lock()
+    ended, enriching, allowance = threading.Event(), threading.Lock(), _allowance(store)
 
     def key(name: str) -> str:
         return f"{source.name}/{stored_name(name, fold_bn=fold_bn)}"
@@ -372,7 +379,7 @@ def ingest(
             overwrite=overwrite,
             fold_bn=fold_bn,
             allow_untrained=allow_untrained or reviewed,
-            ahead=BYTES_AHEAD // count,
+            allowance=allowance,
         )
 
     with attach_report(run.report):

@@ -37,7 +37,7 @@ from cnnfilterdb.core.workers import limited, threads
 from cnnfilterdb.ingest import formats
 from cnnfilterdb.ingest.allowance import Allowance, EndedError, Held
 from cnnfilterdb.ingest.importers import Importers, until
-from cnnfilterdb.ingest.isolation import FileReader
+from cnnfilterdb.ingest.isolation import FileReader, enabled
 from cnnfilterdb.ingest.measurement import measure
 from cnnfilterdb.ingest.network import choices, memory
 from cnnfilterdb.ingest.network.contents import CONTENTS, as_text
@@ -318,8 +318,8 @@ def ingest(
 ) -> IngestReport:
     """Import models from a source into the store.
 
-    Several are imported at a time, or one after another if memory is limited. A model that is present is skipped
-    before anything is downloaded, and so is one that another process imports at the same time. A model that fails, with
+    Several are imported at a time if child processes read them and memory is not limited. A model that is present is
+    skipped before anything is downloaded, and so is one that another process imports at the same time. A model that fails, with
     any exception, is reported without stopping the others. One whose weights look untrained fails too, unless the
     catalog pins the hash of its file: then the file was reviewed, and the model is only flagged. A full disk ends the
     run. Untrusted files are read in child processes (:mod:`cnnfilterdb.ingest.isolation`).
@@ -387,8 +387,9 @@ def ingest(
         wanted = run.wanted(names_of)
         alone = store.resources.runner.workers == 1
         many = 1 if alone else _AHEAD
-        limited_memory = alone or store.resources.budget is not None
-        count = 1 if limited_memory else max(1, min(threads(), store.resources.threads, _AT_A_TIME, len(wanted)))
+        # In this process, readers and what a source adds may change what other threads use, as PyTorch does.
+        together = source.isolated and enabled() and store.resources.budget is None and not alone
+        count = max(1, min(threads(), store.resources.threads, _AT_A_TIME, len(wanted))) if together else 1
         downloads = Threads(many, repeats=False).run(resolve, wanted, window=2 * many if many > 1 else 1)
         importers = Importers(count, downloads, work, projector, isolated=bool(wanted) and source.isolated, ended=ended)
         try:

@@ -319,10 +319,10 @@ def ingest(
     """Import models from a source into the store.
 
     Several are imported at a time if child processes read them and memory is not limited. A model that is present is
-    skipped before anything is downloaded, and so is one that another process imports at the same time. A model that fails, with
-    any exception, is reported without stopping the others. One whose weights look untrained fails too, unless the
-    catalog pins the hash of its file: then the file was reviewed, and the model is only flagged. A full disk ends the
-    run. Untrusted files are read in child processes (:mod:`cnnfilterdb.ingest.isolation`).
+    skipped before anything is downloaded, and so is one that another process imports at the same time. A model that
+    fails, with any exception, is reported without stopping the others. One whose weights look untrained fails too,
+    unless the catalog pins the hash of its file: then the file was reviewed, and the model is only flagged. A full
+    disk ends the run. Untrusted files are read in child processes (:mod:`cnnfilterdb.ingest.isolation`).
 
     Args:
         store: Where to write.

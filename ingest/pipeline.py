@@ -383,8 +383,8 @@ def ingest(
         )
 
     with attach_report(run.report):
-        names_of = {name: key(name) for name in names}
-        wanted = run.wanted(names_of)
+        keys = {name: key(name) for name in names}
+        wanted = run.wanted(keys)
         alone = store.resources.runner.workers == 1
         many = 1 if alone else _AHEAD
         # In this process, readers and what a source adds may change what other threads use, as PyTorch does.
@@ -397,7 +397,7 @@ def ingest(
                 for name, outcome in outcomes:
                     run.record(key(name), outcome.result)
         finally:
-            run.report.sort(names_of.values())
+            run.report.sort(keys.values())
     return run.report
 
 

@@ -62,7 +62,7 @@ class Source:
     def describe(self, name: str) -> ModelFacts:
         """What is known about a model before its weights are read; no network. Unknown facts are None.
 
-        An import calls it in a thread of its own, once the file is there, while the layers are read.
+        An import calls it from several threads, each with another name, once the file is there.
 
         Raises:
             UnknownModelError: No such model exists.

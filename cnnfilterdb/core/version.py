@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 __all__ = ["package_version"]
 
 
+@cache
 def package_version() -> str:
     """Version of the installed package; ``0`` if it runs from a checkout that is not installed."""
     try:

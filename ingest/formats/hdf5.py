@@ -88,10 +88,11 @@ def member(group: Any, name: str, path: Path | str) -> Any:
 
 
 def _linked(group: Any, key: str, name: str, path: Path | str) -> Any:
-    link = group.get(key, getlink=True) if isinstance(group, h5py.Group) else None
-    if link is None:
+    # The same as `group.get(key, getlink=True)`, which takes several times as long
+    links, raw = group.id.links if isinstance(group, h5py.Group) else None, key.encode("utf-8", "surrogateescape")
+    if links is None or not links.exists(raw):
         raise WeightFileError(f"{path}: lists {name!r} but does not contain it; download the file again")
-    if not isinstance(link, h5py.HardLink):
+    if links.get_info(raw).type != h5py.h5l.TYPE_HARD:
         raise WeightFileError(f"{path}: {name!r} is a link to another file or object; refused")
     return group[key]
 

@@ -50,6 +50,13 @@ class Stream(Protocol):
         """Bytes up to and with the next newline."""
 
 
+class _Untold:
+    """A stream that does not tell its position, which :mod:`pickletools` would ask for at every opcode."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.read, self.readline = stream.read, stream.readline
+
+
 class _Opaque:
     """Stands in for a dict key whose hash would have to be computed by content."""
 
@@ -237,7 +244,7 @@ class _Machine:
         unpaid = 0
         self.stream = stream
         # pickletools decodes opcodes and their arguments, and checks the lengths
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):  # type: ignore[arg-type]
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(_Untold(stream))):  # type: ignore[arg-type]
             if count > MAX_OPCODES:
                 raise WeightFileError(f"{self.name}: a pickle of more than {MAX_OPCODES:,} opcodes; not a weight file")
             if opcode.name == "STOP":

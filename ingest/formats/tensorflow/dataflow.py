@@ -334,6 +334,7 @@ class Dataflow:
     def restored(self) -> dict[int, str]:
         """Variables by the key under which the graph itself restores them from a checkpoint."""
         keys: dict[int, str] = {}
+        listed: dict[int, tuple[str, ...]] = {}  # one list names all variables
         for step in self._steps:
             if step.op not in ("Assign", "AssignVariableOp") or len(step.inputs) < 2:
                 continue
@@ -343,9 +344,10 @@ class Dataflow:
             inputs = self._steps[value[0]].inputs
             names = self.holder(inputs[1]) if len(inputs) > 1 else None
             if names is not None and self.op(names[0]) == "Const" and self.op(variable[0]) in _VARIABLES:
-                strings = self.node(names[0]).strings()
-                if value[1] < len(strings):
-                    keys[variable[0]] = strings[value[1]]
+                if names[0] not in listed:
+                    listed[names[0]] = self.node(names[0]).strings()
+                if value[1] < len(listed[names[0]]):
+                    keys[variable[0]] = listed[names[0]][value[1]]
         return keys
 
     # -----------------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 
 from cnnfilterdb.ingest.formats import limits
 from cnnfilterdb.ingest.formats.blob import Blob
@@ -41,18 +42,38 @@ class TorchArchive:
     def member(self, member: str) -> Blob:
         """The bytes of a member; a compressed one is read into memory."""
         size, info = self.size(member), self.infos[member]
-        if info.compress_type != zipfile.ZIP_STORED:
-            limits.current().allocate(size)
-            with self.blob.stream() as stream, zipfile.ZipFile(stream) as archive, archive.open(info) as file:
-                data = file.read(size + 1)
-            if len(data) != size:
-                raise ValueError(f"member {member} does not have the size that it announces")
-            return Blob.of(data)
+        if info.compress_type == zipfile.ZIP_STORED:
+            return self.blob.part(self._start(info), size)
+        limits.current().allocate(size)
+        data = self._inflated(info) if info.compress_type == zipfile.ZIP_DEFLATED else self._unpacked(info)
+        if len(data) != size:
+            raise ValueError(f"member {member} does not have the size that it announces")
+        return Blob.of(data)
+
+    def _start(self, info: zipfile.ZipInfo) -> int:
+        """Place of the first byte of a member: its name and padding are between its header and its bytes."""
         header = self.blob.part(info.header_offset, 30).read()
         if not header.startswith(ZIP):
-            raise ValueError(f"member {member} has no header")
-        # Name and padding are between the header and the bytes
-        start = (
-            info.header_offset + 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
-        )
-        return self.blob.part(start, size)
+            raise ValueError(f"member {info.filename} has no header")
+        lengths = header[26:28], header[28:30]
+        return info.header_offset + 30 + sum(int.from_bytes(length, "little") for length in lengths)
+
+    def _inflated(self, info: zipfile.ZipInfo) -> bytes:
+        """The bytes of a deflated member, and no more than one beyond those that are announced.
+
+        PyTorch deflates the sources of a TorchScript network. For each of hundreds, `zipfile` would read the list of
+        all members again.
+        """
+        limits.current().allocate(info.compress_size)
+        packed = self.blob.part(self._start(info), info.compress_size).read()
+        try:
+            data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, info.file_size + 1)
+        except zlib.error as error:
+            raise ValueError(f"member {info.filename} is damaged: {error}") from error
+        if zlib.crc32(data) != info.CRC:
+            raise ValueError(f"member {info.filename} is damaged: its checksum is wrong")
+        return data
+
+    def _unpacked(self, info: zipfile.ZipInfo) -> bytes:
+        with self.blob.stream() as stream, zipfile.ZipFile(stream) as archive, archive.open(info) as file:
+            return file.read(info.file_size + 1)

@@ -465,6 +465,23 @@ def test_archives_that_were_compressed_later(tmp_path):
     assert_same(read(path), net.state_dict())
 
 
+@pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_archives_that_were_compressed_later_and_damaged(tmp_path, compression):
+    net = network()
+    path = save(net.state_dict(), tmp_path / "net.pt")
+    rewrite(path, lambda name, data: data, compression)
+    assert_same(read(path), net.state_dict())
+    with zipfile.ZipFile(path) as archive:
+        infos = [info for info in archive.infolist() if "/data/" in info.filename and info.compress_size > 80]
+    damaged = bytearray(path.read_bytes())
+    for info in infos:
+        damaged[info.header_offset + 30 + len(info.filename) + info.compress_size // 2] ^= 0x55
+    path.write_bytes(damaged)
+    for layer in read(path).layers:
+        with pytest.raises(WeightFileError, match=r"net\.pt"):
+            layer.read()
+
+
 @pytest.mark.parametrize("inner", LAYOUTS)
 @pytest.mark.parametrize("outer", ["zip", "zip deflated", "tar"])
 def test_a_checkpoint_in_an_archive(tmp_path, inner, outer):

@@ -3,10 +3,11 @@
 The readers of :mod:`cnnfilterdb.ingest.formats` have their own limits. Anything that these miss, in this package or in
 a library, ends the child process and becomes one failed model; the run continues with a new child.
 
-The child describes the layers of a file as JSON and sends the weights of a layer when they are requested, as bytes
-through a pipe, so that memory stays bounded by the largest layer as it does without a child. Nothing that it sends is
-unpickled or executed. It is started by ``subprocess``, so no memory is shared by fork and every platform is supported;
-on systems without a limit for address space (macOS, Windows) only the time limit applies.
+The child describes the layers of a file as JSON, and the weights of a layer when they are requested: as bytes through a
+pipe or, where they are stored as they are used, as their place in the file, from which this process then reads them. So
+memory stays bounded by the largest layer as it does without a child. Nothing that it sends is unpickled or executed. It
+is started by ``subprocess``, so no memory is shared by fork and every platform is supported; on systems without a limit
+for address space (macOS, Windows) only the time limit applies.
 
 ``CNNFILTERDB_ISOLATION=off`` reads every file in the main process.
 """
@@ -23,6 +24,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -35,6 +37,7 @@ import numpy.typing as npt
 from cnnfilterdb.core import errors
 from cnnfilterdb.core.errors import CnnFilterDbError, IngestError, WeightFileError
 from cnnfilterdb.ingest import formats
+from cnnfilterdb.ingest.formats import mapping
 from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Weights
 
 __all__ = ["FileReader", "IsolatedReader", "enabled", "serve"]
@@ -47,6 +50,9 @@ _GROWTH = 8
 SECONDS = 120.0
 _BYTES_PER_SECOND = 5 << 20
 
+#: Seconds between two looks at whether an answer is late.
+_WATCHED = 0.2
+
 #: Bytes of a layer that the child can send before they are read.
 _PIPE = 1 << 20
 
@@ -55,6 +61,7 @@ _START = (
 )
 # Functions of a layer, which stay in the child
 _READ, _BATCH_NORM = "read", "batch_norm"
+_NOTHING: npt.NDArray[np.uint8] = np.empty(0, np.uint8)
 # What the system, or the compiler of Python, says when there is no memory left for a module that a reader imports
 _NO_MODULE = re.compile(r"failed to map segment|^field '\w+' is required for \w+$")
 # Files that name other files of a model: the size of the model is that of its folder.
@@ -104,6 +111,14 @@ class FileReader:
             self._child.kill()
 
 
+@dataclass(slots=True)
+class _Limit:
+    """When an answer has to be there, and whether the child was ended because it was not."""
+
+    until: float
+    exceeded: bool = False
+
+
 class IsolatedReader:
     """Reads weight files in a child process; a context manager.
 
@@ -119,6 +134,7 @@ class IsolatedReader:
         self._path = Path()
         self._left = 0.0
         self._opened = 0
+        self._limit: _Limit | None = None
 
     def __enter__(self) -> IsolatedReader:
         return self
@@ -164,24 +180,34 @@ class IsolatedReader:
             answer, data = self._ask({what: layer})
         if answer["dtype"] is None:
             return None
-        array: npt.NDArray[np.float32] = np.frombuffer(data, answer["dtype"]).reshape(answer["shape"])
+        if "file" in answer:
+            data = self._stored(answer["file"], answer["start"], answer["length"])
+        array: npt.NDArray[np.float32] = data.view(answer["dtype"]).reshape(answer["shape"])
         return array
 
-    def _ask(self, request: Mapping[str, Any]) -> tuple[dict[str, Any], bytearray]:
+    def _stored(self, name: str, start: int, length: int) -> npt.NDArray[np.uint8]:
+        """Bytes of the file that is open, or of one beside it: its numbers are stored as they are used."""
+        path = self._path.absolute().parent / Path(name).name
+        shorter = WeightFileError(f"{path}: became shorter while it was read; pass it when it is complete")
+        try:
+            size = path.stat().st_size if path.is_file() else 0
+            if not 0 <= start <= start + length <= size:
+                raise shorter
+            with path.open("rb", buffering=0) as file:
+                file.seek(start)
+                return _exactly(file, length)
+        except EOFError:
+            raise shorter from None
+        except OSError as error:
+            raise WeightFileError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+    def _ask(self, request: Mapping[str, Any]) -> tuple[dict[str, Any], npt.NDArray[np.uint8]]:
         """One request and its answer, with the bytes that follow it."""
         child = self._started()
         assert child.stdin is not None
         assert child.stdout is not None
-        late = threading.Event()
-
-        def kill() -> None:
-            late.set()
-            child.kill()
-
         began = time.monotonic()
-        timer = threading.Timer(max(self._left, 0.0), kill)
-        timer.daemon = True
-        timer.start()
+        limit = self._limit = _Limit(began + max(self._left, 0.0))
         try:
             child.stdin.write(json.dumps(request).encode() + b"\n")
             child.stdin.flush()
@@ -189,12 +215,12 @@ class IsolatedReader:
             answer: dict[str, Any] = json.loads(line) if line.endswith(b"\n") else {}
             data = _exactly(child.stdout, answer.get("bytes", 0))
         except (OSError, ValueError, EOFError):
-            answer, data = {}, bytearray()
+            answer, data = {}, _NOTHING
         except BaseException:
             self._stop()  # its answer would be mistaken for that to the next request
             raise
         finally:
-            timer.cancel()
+            self._limit = None
             self._left -= time.monotonic() - began
         if "error" in answer:
             name, message = answer["error"]
@@ -211,7 +237,7 @@ class IsolatedReader:
             raise WeightFileError(f"{self._path}: cannot be read ({name}: {message})")
         if not answer:
             self._stop()
-            if late.is_set():
+            if limit.exceeded:
                 raise WeightFileError(f"{self._path}: reading it takes too long; it may be damaged or malicious")
             raise self._too_large()
         return answer, data
@@ -237,7 +263,18 @@ class IsolatedReader:
                     "set CNNFILTERDB_ISOLATION=off to read them in the main process"
                 ) from error
             _widen(self._child.stdout)
+            threading.Thread(target=self._watch, args=(self._child,), name="watch", daemon=True).start()
         return self._child
+
+    def _watch(self, child: subprocess.Popen[bytes]) -> None:
+        """End a child whose answer is late. One thread for all answers: starting one takes as long as a small layer."""
+        while child.poll() is None:
+            limit = self._limit
+            if limit is not None and time.monotonic() > limit.until:
+                limit.exceeded = True
+                child.kill()
+                return
+            time.sleep(_WATCHED)
 
     def _stop(self) -> None:
         child, self._child = self._child, None
@@ -252,9 +289,11 @@ class IsolatedReader:
 
 def serve() -> None:
     """Run the child: answer requests from standard input until it is closed."""
+    mapping.enable()
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # output of a library must not get between the answers
     layers: tuple[ConvLayer, ...] = ()
+    path = Path()
     for line in iter(requests.readline, b""):
         request = json.loads(line)
         data: bytes | memoryview = b""
@@ -262,9 +301,11 @@ def serve() -> None:
         try:
             if "open" in request:
                 layers = ()
+                mapping.forget()
                 _limit_memory(request["memory"])
                 asked = {key: request[key] for key in ("network", "merge_adapters")}
-                weights = formats.read(Path(request["open"]), **asked)
+                path = Path(request["open"])
+                weights = formats.read(path, **asked)
                 layers = weights.layers
                 answer = {"weights": _described(weights)}
             else:
@@ -273,8 +314,13 @@ def serve() -> None:
                 answer = {"dtype": None, "shape": None}
                 if array is not None:
                     array = np.ascontiguousarray(array)
-                    data = array.tobytes() if array.size == 0 else array.data.cast("B")
-                    answer = {"dtype": array.dtype.str, "shape": array.shape, "bytes": array.nbytes}
+                    answer = {"dtype": array.dtype.str, "shape": array.shape}
+                    stored = mapping.stored_at(array)
+                    if stored is not None and stored[0].parent == path.parent:
+                        answer |= {"file": stored[0].name, "start": stored[1], "length": array.nbytes}
+                    else:
+                        answer["bytes"] = array.nbytes
+                        data = array.tobytes() if array.size == 0 else array.data.cast("B")
             text = json.dumps(answer).encode()
         except BaseException as error:  # any exception is an answer
             layers = layers if isinstance(error, Exception) else ()
@@ -344,16 +390,16 @@ def _widen(pipe: IO[bytes] | None) -> None:
         fcntl.fcntl(pipe.fileno(), fcntl.F_SETPIPE_SZ, _PIPE)  # type: ignore[union-attr]
 
 
-def _exactly(stream: IO[bytes], count: int) -> bytearray:
+def _exactly(stream: Any, count: int) -> npt.NDArray[np.uint8]:
     """Read a number of bytes from a stream.
 
     Raises:
         EOFError: It ends too early.
     """
-    data = bytearray(count)
-    view, done = memoryview(data), 0
+    data = np.empty(count, np.uint8)  # not filled with zeros first, as a bytearray is
+    view, done = memoryview(data.data), 0
     while done < count:
-        got = stream.readinto(view[done:])  # type: ignore[attr-defined]
+        got = stream.readinto(view[done:])
         if not got:
             raise EOFError
         done += got

@@ -12,6 +12,7 @@ from cnnfilterdb.core.errors import BadWeightsError
 from cnnfilterdb.core.schema import MAX_KERNEL_WEIGHTS
 from cnnfilterdb.ingest.network.layers import ConvLayer
 from cnnfilterdb.stats import LayerStatistics, layer_statistics, statistics_row
+from cnnfilterdb.stats.arguments import are_finite
 
 __all__ = ["Measured", "measure"]
 
@@ -93,8 +94,8 @@ def _checked(layer: ConvLayer, origin: str) -> npt.NDArray[np.float32]:
             f"{origin}: layer {layer.name} was announced as float32 {layer.shape}, "
             f"read as {weight.dtype} {weight.shape}"
         )
-    bad = weight.size - int(np.count_nonzero(np.isfinite(weight)))
-    if bad:
+    if not are_finite(weight):
+        bad = weight.size - int(np.count_nonzero(np.isfinite(weight)))
         raise BadWeightsError(
             f"{origin}: layer {layer.name} has {bad:,} NaN or infinite weights of {weight.size:,}; "
             "the checkpoint is damaged or the training diverged"

@@ -21,6 +21,7 @@ from cnnfilterdb.core.durable import GrowingFile, sha256, sync, sync_folder, wri
 from cnnfilterdb.core.errors import BadWeightsError
 from cnnfilterdb.core.schema import HISTOGRAMS, LAYERS, MODELS, filter_schema, kernel_name, weight_columns
 from cnnfilterdb.core.version import package_version
+from cnnfilterdb.stats.arguments import are_finite
 from cnnfilterdb.store.commits import Commit
 from cnnfilterdb.store.seals import write_sealed
 
@@ -41,6 +42,9 @@ _COMPRESSION = "lz4"
 ROW_GROUP_ROWS = 128 * 1024
 #: Row groups of large kernels have fewer rows, so that the buffers of a writer and of a scan stay small.
 ROW_GROUP_BYTES = 16 * 1024 * 1024
+
+#: Weights that are transposed at a time.
+_CACHED = 1 << 14
 
 _KEYS = ["model_id", "layer", "out_channel", "in_channel"]
 
@@ -104,8 +108,10 @@ class _Filters:
         read_as = filter_schema(kernel)
         number = read_as.get_field_index("model_id")
         self._schema = read_as.set(number, read_as.field(number).with_type(self._model_ids.type))
-        self._pending: list[pa.RecordBatch] = []
-        self._pending_rows = 0
+        # A row group is collected here; what of it is never filled takes no memory.
+        self._pending = 0
+        self._keys = np.empty((3, self._limit), np.int32)
+        self._weights = np.empty((len(weight_columns(kernel)), self._limit), np.float32)
         self._writer = pq.ParquetWriter(path, self._schema, store_schema=False, **filter_settings(kernel))
         self._writer.add_key_value_metadata({"ARROW:schema": base64.b64encode(read_as.serialize()).decode()})
         self._written = GrowingFile(path, aside)
@@ -116,28 +122,32 @@ class _Filters:
         kernels = weight.reshape(-1, weight.shape[2] * weight.shape[3])
         start = 0
         while start < len(kernels):
-            stop = min(len(kernels), start + self._limit - self._pending_rows)
+            stop = min(len(kernels), start + self._limit - self._pending)
+            layers, out_channel, in_channel = self._keys[:, self._pending : self._pending + stop - start]
             number = np.arange(start, stop, dtype=np.int32)
-            out_channel = number // in_channels
-            columns = [
-                self._model_ids.slice(0, stop - start),
-                pa.repeat(pa.scalar(layer, pa.int32()), stop - start),
-                pa.array(out_channel),
-                pa.array(number - out_channel * in_channels),
-                # One transposed copy, whose rows Arrow then uses without copying.
-                *(pa.array(column) for column in np.ascontiguousarray(kernels[start:stop].T)),
-            ]
-            self._pending.append(pa.RecordBatch.from_arrays(columns, schema=self._schema))
-            self._pending_rows += stop - start
+            layers[:] = layer
+            np.floor_divide(number, in_channels, out=out_channel)
+            np.subtract(number, out_channel * in_channels, out=in_channel)
+            self._transpose(kernels[start:stop])
+            self._pending += stop - start
             start = stop
-            if self._pending_rows == self._limit:
+            if self._pending == self._limit:
                 self._flush()
         self.rows += len(kernels)
 
+    def _transpose(self, kernels: npt.NDArray[np.float32]) -> None:
+        """Kernels (n, k) as columns, after those that are pending."""
+        columns = self._weights[:, self._pending : self._pending + len(kernels)]
+        # In parts that stay in the cache: twice as fast as in one.
+        rows = max(1, _CACHED // kernels.shape[1])
+        for start in range(0, len(kernels), rows):
+            columns[:, start : start + rows] = kernels[start : start + rows].T
+
     def _flush(self) -> None:
-        table = pa.Table.from_batches(self._pending, self._schema)
-        self._pending, self._pending_rows = [], 0
-        self._writer.write_table(table, row_group_size=self._limit)
+        filled = [pa.array(column[: self._pending]) for column in (*self._keys, *self._weights)]
+        columns = [self._model_ids.slice(0, self._pending), *filled]
+        self._writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=self._schema), row_group_size=self._limit)
+        self._pending = 0
         self._written.grown()
 
     def close(self) -> str:
@@ -153,7 +163,6 @@ class _Filters:
 
     def abandon(self) -> None:
         """Close the file, whatever is in it."""
-        self._pending = []
         # On a full disk the footer cannot be written either; the file is discarded anyway.
         with contextlib.suppress(OSError):
             self._writer.close()
@@ -229,7 +238,7 @@ class Writer:
             raise ValueError(
                 f"{self.model_id}: expected a float32 weight of four axes, got {weight.dtype} {weight.shape}"
             )
-        if not np.isfinite(weight).all():
+        if not are_finite(weight):
             raise BadWeightsError(f"{self.model_id}: layer {row.get('layer_name')} contains NaN or infinite weights")
         out_channels, in_channels, height, width = weight.shape
         measured = {

@@ -5,19 +5,31 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, BinaryIO
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from cnnfilterdb.ingest.formats import mapping
 
 __all__ = ["Blob"]
 
 
+# Bytes that are requested without a look at how many are left: pickles are read in a few at a time.
+_FEW = 1 << 12
+#: Bytes that are read at once instead of as a stream.
+_SHORT = 1 << 22
+
+
 class _Window(io.BufferedReader):
-    """A stream that never asks the system for more bytes than exist, whatever size is requested."""
+    """A stream that never allocates many more bytes than exist, whatever size is requested."""
 
     def __init__(self, file: io.RawIOBase, size: int) -> None:
         super().__init__(file)
         self._size = size
 
     def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and 0 <= size <= _FEW:
+            return super().read(size)
         left = max(self._size - self.tell(), 0)
         return super().read(left if size is None or size < 0 else min(size, left))
 
@@ -61,11 +73,18 @@ class Blob:
         open: Opens the file.
         start: Position of the first byte in it.
         size: Their number.
+        path: The file, if it is one.
     """
 
     open: Callable[[], BinaryIO]
     start: int
     size: int
+    path: Path | None = None
+
+    @classmethod
+    def of_file(cls, path: Path) -> Blob:
+        """The bytes of a file."""
+        return cls(cast("Callable[[], BinaryIO]", partial(path.open, "rb")), 0, path.stat().st_size, path)
 
     @classmethod
     def of(cls, data: bytes) -> Blob:
@@ -98,6 +117,16 @@ class Blob:
             raise ValueError("has become shorter while it was read")
         return data
 
+    def buffer(self) -> bytes | memoryview:
+        """All of the bytes, which may be mapped; see :func:`cnnfilterdb.ingest.formats.mapping.part`.
+
+        Raises:
+            ValueError: The file has become shorter.
+        """
+        return self.read() if self.path is None else mapping.part(self.path, self.start, self.size)
+
     def stream(self) -> BinaryIO:
         """The bytes as a file; close it after use."""
+        if self.size <= _SHORT:
+            return io.BytesIO(self.read())
         return _Window(_Part(self.open(), self.start, self.size), self.size)

@@ -17,13 +17,13 @@ from cnnfilterdb.core.errors import WeightFileError
 from cnnfilterdb.ingest.formats import limits, register
 from cnnfilterdb.ingest.formats.damage import undamaged
 from cnnfilterdb.ingest.formats.explicit import explicit_layer, explicit_weights
+from cnnfilterdb.ingest.formats.mapping import mapped
 from cnnfilterdb.ingest.formats.protobuf import (
     Field,
     Fields,
     MalformedError,
     fields,
     integers,
-    mapped,
     message,
     text_of,
 )
@@ -152,6 +152,6 @@ def _reader(path: Path, name: str, blob: memoryview, shape: tuple[int, ...]) -> 
             )
             if len(content) != width * math.prod(shape):
                 raise MalformedError(f"{name}: {len(content):,} bytes for shape {shape}")
-            return np.frombuffer(content, dtype).reshape(shape).astype(np.float32)
+            return np.frombuffer(content, dtype).reshape(shape).astype(np.float32, copy=False)
 
     return read

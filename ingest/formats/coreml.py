@@ -15,7 +15,8 @@ from cnnfilterdb.ingest.formats.coreml_network import NeuralNetwork
 from cnnfilterdb.ingest.formats.coreml_program import Program
 from cnnfilterdb.ingest.formats.damage import undamaged
 from cnnfilterdb.ingest.formats.explicit import explicit_weights
-from cnnfilterdb.ingest.formats.protobuf import Fields, fields, mapped, message
+from cnnfilterdb.ingest.formats.mapping import mapped
+from cnnfilterdb.ingest.formats.protobuf import Fields, fields, message
 from cnnfilterdb.ingest.network.layers import Weights
 
 __all__ = ["CoremlFormat"]

@@ -21,7 +21,8 @@ from cnnfilterdb.ingest.formats.companions import companion
 from cnnfilterdb.ingest.formats.damage import undamaged
 from cnnfilterdb.ingest.formats.dtypes import by_code
 from cnnfilterdb.ingest.formats.explicit import explicit_layer
-from cnnfilterdb.ingest.formats.protobuf import Fields, MalformedError, fields, integers, mapped, message, text_of
+from cnnfilterdb.ingest.formats.mapping import mapped
+from cnnfilterdb.ingest.formats.protobuf import Fields, MalformedError, fields, integers, message, text_of
 from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Tensor
 
 __all__ = ["Program"]

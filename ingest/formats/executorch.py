@@ -25,7 +25,7 @@ from cnnfilterdb.ingest.formats.damage import undamaged
 from cnnfilterdb.ingest.formats.dtypes import by_code
 from cnnfilterdb.ingest.formats.explicit import explicit_layer, explicit_weights
 from cnnfilterdb.ingest.formats.flatbuffer import Table
-from cnnfilterdb.ingest.formats.protobuf import mapped
+from cnnfilterdb.ingest.formats.mapping import mapped
 from cnnfilterdb.ingest.formats.xnnpack import Found, XnnpackGraph, dequantised, part_of
 from cnnfilterdb.ingest.network.axes import unique_names
 from cnnfilterdb.ingest.network.composition import parameters

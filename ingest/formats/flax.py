@@ -20,7 +20,7 @@ import numpy.typing as npt
 from cnnfilterdb.core.errors import WeightFileError
 from cnnfilterdb.ingest.formats import limits, register
 from cnnfilterdb.ingest.formats.damage import undamaged
-from cnnfilterdb.ingest.formats.protobuf import mapped
+from cnnfilterdb.ingest.formats.mapping import mapped
 from cnnfilterdb.ingest.network.contents import contents_of
 from cnnfilterdb.ingest.network.judge import natural
 from cnnfilterdb.ingest.network.layers import Skipped, Tensor, Weights

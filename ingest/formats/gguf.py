@@ -20,7 +20,7 @@ from cnnfilterdb.core.errors import WeightFileError
 from cnnfilterdb.ingest.formats import limits, register
 from cnnfilterdb.ingest.formats.damage import undamaged
 from cnnfilterdb.ingest.formats.dtypes import by_code
-from cnnfilterdb.ingest.formats.protobuf import mapped
+from cnnfilterdb.ingest.formats.mapping import mapped
 from cnnfilterdb.ingest.network.composition import parameters
 from cnnfilterdb.ingest.network.contents import contents_of
 from cnnfilterdb.ingest.network.extract import layers_from_tensors

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from cnnfilterdb.ingest.formats import limits, register
 from cnnfilterdb.ingest.formats.damage import undamaged
 from cnnfilterdb.ingest.formats.dtypes import by_code
-from cnnfilterdb.ingest.formats.protobuf import mapped
+from cnnfilterdb.ingest.formats.mapping import mapped
 from cnnfilterdb.ingest.network.contents import contents_of
 from cnnfilterdb.ingest.network.layers import Skipped, Tensor, Weights
 from cnnfilterdb.ingest.network.variables import layers_from_variables

@@ -22,7 +22,7 @@ from cnnfilterdb.ingest.formats.companions import companion
 from cnnfilterdb.ingest.formats.damage import undamaged
 from cnnfilterdb.ingest.formats.dtypes import by_code
 from cnnfilterdb.ingest.formats.explicit import explicit_layer, explicit_weights
-from cnnfilterdb.ingest.formats.protobuf import mapped
+from cnnfilterdb.ingest.formats.mapping import mapped
 from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Tensor, Weights
 
 __all__ = ["NcnnFormat"]
@@ -196,7 +196,9 @@ class _Numbers:
         self._skip(-(-math.prod(shape) * dtype.itemsize // 4) * 4)
 
         def read() -> npt.NDArray[np.generic]:
-            return np.frombuffer(self.data, dtype, math.prod(shape), start).reshape(shape).astype(np.float32)
+            return (
+                np.frombuffer(self.data, dtype, math.prod(shape), start).reshape(shape).astype(np.float32, copy=False)
+            )
 
         trained = not name.endswith(_STATISTICS)
         self.stored.append(Tensor(name, shape, dtype.name, read, parameter=trained))

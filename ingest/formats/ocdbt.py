@@ -57,7 +57,7 @@ def stored_values(manifest: Path) -> dict[str, Blob]:
         if name not in opened:
             path = companion(manifest, name)
             limits.current().opened(path.stat().st_size)
-            opened[name] = Blob(lambda: path.open("rb"), 0, path.stat().st_size)
+            opened[name] = Blob.of_file(path)
         return opened[name].part(start, size)
 
     root = _Place(files[numbers[-1]], offsets[-1], sizes[-1])

@@ -20,7 +20,8 @@ from cnnfilterdb.ingest.formats import limits, register
 from cnnfilterdb.ingest.formats.damage import undamaged
 from cnnfilterdb.ingest.formats.dtypes import by_code
 from cnnfilterdb.ingest.formats.explicit import explicit_layer, explicit_weights
-from cnnfilterdb.ingest.formats.protobuf import Fields, MalformedError, fields, integers, mapped, message, text_of
+from cnnfilterdb.ingest.formats.mapping import mapped
+from cnnfilterdb.ingest.formats.protobuf import Fields, MalformedError, fields, integers, message, text_of
 from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Tensor, Weights
 
 __all__ = ["PaddleFormat"]
@@ -142,7 +143,7 @@ def _reader(path: Path, content: memoryview, dtype: np.dtype[Any], shape: tuple[
     def read() -> npt.NDArray[np.float32]:
         with undamaged(str(path), _WHAT):
             limits.current().allocate(4 * math.prod(shape))
-            return np.frombuffer(content, dtype).reshape(shape).astype(np.float32)
+            return np.frombuffer(content, dtype).reshape(shape).astype(np.float32, copy=False)
 
     return read
 

@@ -9,13 +9,10 @@ Wire format: https://protobuf.dev/programming-guides/encoding.
 
 from __future__ import annotations
 
-import mmap
 import struct
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import TypeAlias
 
-from cnnfilterdb.core.errors import WeightFileError
 from cnnfilterdb.ingest.formats import limits
 
 __all__ = [
@@ -25,7 +22,6 @@ __all__ = [
     "fields",
     "float32s",
     "integers",
-    "mapped",
     "message",
     "text_of",
     "varint",
@@ -39,19 +35,6 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 class MalformedError(ValueError):
     """The bytes are not a message."""
-
-
-def mapped(path: Path) -> memoryview:
-    """A file as memory-mapped bytes.
-
-    Raises:
-        WeightFileError: It cannot be opened, or is empty.
-    """
-    try:
-        with path.open("rb") as file:
-            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    except (OSError, ValueError) as error:
-        raise WeightFileError(f"{path}: cannot be read: {error}") from error
 
 
 def fields(data: memoryview, wanted: Iterable[int] | None = None) -> Fields:

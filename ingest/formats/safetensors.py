@@ -27,6 +27,7 @@ import numpy.typing as npt
 from cnnfilterdb.ingest.formats import limits, register
 from cnnfilterdb.ingest.formats.damage import undamaged
 from cnnfilterdb.ingest.formats.dtypes import by_code
+from cnnfilterdb.ingest.formats.mapping import part
 from cnnfilterdb.ingest.formats.shards import is_index, shards
 from cnnfilterdb.ingest.network.arrays import layers_from_arrays
 from cnnfilterdb.ingest.network.checkpoint import networks
@@ -100,13 +101,11 @@ class _Stored:
             if dtype is None:
                 raise ValueError(f"elements of type {self.dtype} cannot be read")
             limits.current().allocate(self.stop - self.start + 4 * math.prod(self.shape))
-            with self.path.open("rb") as file:
-                file.seek(self.start)
-                data = file.read(self.stop - self.start)
+            data = part(self.path, self.start, self.stop - self.start)
             array: npt.NDArray[Any] = np.frombuffer(data, dtype).reshape(self.shape)
             if self.dtype.startswith(("F", "BF")):
                 with np.errstate(over="ignore"):  # what float32 cannot represent becomes infinite, and is refused later
-                    return array.astype(np.float32)
+                    return array.astype(np.float32, copy=False)
             return np.ascontiguousarray(array)
 
 

@@ -19,7 +19,7 @@ from cnnfilterdb.ingest.formats import limits, register
 from cnnfilterdb.ingest.formats.damage import undamaged
 from cnnfilterdb.ingest.formats.dtypes import by_code
 from cnnfilterdb.ingest.formats.flatbuffer import Table
-from cnnfilterdb.ingest.formats.protobuf import mapped
+from cnnfilterdb.ingest.formats.mapping import mapped
 from cnnfilterdb.ingest.formats.tensorflow.dataflow import layer_name
 from cnnfilterdb.ingest.network.axes import Pair, turned, unique_names
 from cnnfilterdb.ingest.network.contents import contents_of

@@ -111,7 +111,7 @@ def _files(path: Path) -> dict[str, Blob]:
             real = companion(path, name)
             limits.current().opened(real.stat().st_size)
             limits.current().create()
-            found[name] = Blob(partial(_opened, real), 0, real.stat().st_size)
+            found[name] = Blob.of_file(real)
     return found
 
 

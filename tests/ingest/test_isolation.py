@@ -5,6 +5,8 @@ import threading
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from cnnfilterdb.core.errors import UnsafeFileError, WeightFileError
@@ -68,6 +70,98 @@ def test_batch_normalisations_are_folded_alike(reader, tmp_path):
     assert [layer.batch_norm is None for layer in there] == [layer.batch_norm is None for layer in here]
     for one, other in zip(here, there, strict=True):
         np.testing.assert_array_equal(folded(other).read(), folded(one).read())
+
+
+def answers_of(reader, monkeypatch):
+    """The answers that a reader gets from its child from now on."""
+    answers, ask = [], reader._ask
+
+    def recorded(request):
+        answer, data = ask(request)
+        answers.append(answer)
+        return answer, data
+
+    monkeypatch.setattr(reader, "_ask", recorded)
+    return answers
+
+
+def saved(kind, folder, weight):
+    """A file in which a weight is stored as it is used, unless its numbers are converted."""
+    if kind.startswith("torch"):
+        torch = pytest.importorskip("torch")
+        path = folder / "net.pt"
+        torch.save({"a.weight": torch.from_numpy(weight)}, path, _use_new_zipfile_serialization=kind == "torch zip")
+    elif kind == "shards":
+        path = folder / "model.safetensors.index.json"
+        shard = "model-00001-of-00001.safetensors"
+        save_file({"a.weight": weight}, folder / shard)
+        path.write_text(json.dumps({"metadata": {}, "weight_map": {"a.weight": shard}}))
+    else:
+        path = folder / "net.safetensors"
+        save_file({"a.weight": weight}, path)
+    return path
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("kind", ["safetensors", "shards", "torch zip", "torch legacy"])
+def test_weights_that_are_stored_as_they_are_used_are_read_from_the_file(reader, tmp_path, monkeypatch, kind, dtype):
+    weight = np.random.default_rng(0).normal(size=(8, 4, 3, 3)).astype(dtype)
+    path = saved(kind, tmp_path, weight)
+    answers = answers_of(reader, monkeypatch)
+    (layer,) = reader.read(path).layers
+    found = layer.read()
+    np.testing.assert_array_equal(found, weight.astype(np.float32))
+    assert found.flags.writeable
+    stored = dtype == np.float32
+    assert ("file" in answers[-1], "bytes" in answers[-1]) == (stored, not stored)
+
+
+@given(st.data())
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_views_of_storages_are_the_tensors_that_pytorch_loads(reader, tmp_path, data):
+    torch = pytest.importorskip("torch")
+    sides = st.integers(1, 4)
+    storage = torch.arange(4096, dtype=torch.float32)
+    state = {}
+    for number in range(data.draw(st.integers(1, 3))):
+        shape = [data.draw(sides) + 1, data.draw(sides), 3, data.draw(st.integers(2, 3))]
+        strides = [data.draw(st.integers(0, 40)) for _ in shape] if data.draw(st.booleans()) else None
+        if strides is None:
+            strides = torch.empty(shape).stride()
+        state[f"{number}.weight"] = torch.as_strided(storage, shape, strides, data.draw(st.integers(0, 99)))
+    path = tmp_path / "net.pt"
+    torch.save(state, path, _use_new_zipfile_serialization=data.draw(st.booleans()))
+    found = {f"{layer.name}.weight": layer.read() for layer in reader.read(path).layers}
+    for name, weight in torch.load(path).items():
+        if name in found:
+            np.testing.assert_array_equal(found[name], weight.numpy())
+    assert found
+
+
+def test_a_file_that_becomes_shorter_while_it_is_read(net):
+    with IsolatedReader() as reader:
+        layers = reader.read(net).layers
+        layers[0].read()
+        os.truncate(net, 1000)
+        for layer in layers[:2]:
+            with pytest.raises(WeightFileError, match=r"net\.safetensors: became shorter while it was read"):
+                layer.read()
+
+
+def test_a_child_can_only_name_files_beside_the_one_that_is_open(net, tmp_path):
+    secret = tmp_path / "secret.txt"
+    secret.write_bytes(b"password")
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    with IsolatedReader() as reader:
+        reader.read(net.rename(inner / net.name))
+        for name in (str(secret), "../secret.txt"):
+            with pytest.raises(WeightFileError, match="became shorter"):
+                reader._stored(name, 0, 8)
+        size = (inner / net.name).stat().st_size
+        for start, length in ((-1, 4), (0, size + 1), (size, 1), (4, -1)):
+            with pytest.raises(WeightFileError, match="became shorter"):
+                reader._stored(net.name, start, length)
 
 
 def test_errors_are_those_of_the_readers(reader, tmp_path, net):

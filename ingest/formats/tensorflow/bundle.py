@@ -28,7 +28,8 @@ import numpy.typing as npt
 from cnnfilterdb.core.errors import WeightFileError
 from cnnfilterdb.ingest.formats import limits
 from cnnfilterdb.ingest.formats.companions import companion
-from cnnfilterdb.ingest.formats.protobuf import MalformedError, fields, integers, mapped, message, text_of, varint
+from cnnfilterdb.ingest.formats.mapping import mapped
+from cnnfilterdb.ingest.formats.protobuf import MalformedError, fields, integers, message, text_of, varint
 from cnnfilterdb.ingest.formats.tensorflow.graphdef import (
     DTYPES,
     array,

@@ -26,7 +26,8 @@ from cnnfilterdb.core.errors import WeightFileError
 from cnnfilterdb.ingest.formats import register
 from cnnfilterdb.ingest.formats.companions import companion
 from cnnfilterdb.ingest.formats.damage import undamaged
-from cnnfilterdb.ingest.formats.protobuf import fields, mapped, message
+from cnnfilterdb.ingest.formats.mapping import mapped
+from cnnfilterdb.ingest.formats.protobuf import fields, message
 from cnnfilterdb.ingest.formats.tensorflow.bundle import MAGIC, Bundle, first_version, prefix_of
 from cnnfilterdb.ingest.formats.tensorflow.dataflow import Dataflow, dataflow_layers
 from cnnfilterdb.ingest.formats.tensorflow.graphdef import definition, meta_graphs

@@ -500,10 +500,6 @@ class TorchFormat:
             return _placed(weights, stored, checkpoint.journey)
 
 
-def _opened(path: Path) -> BinaryIO:
-    return path.open("rb")
-
-
 def _open_all(path: Path) -> _Checkpoint:
     """A file, or all files of the model that it belongs to."""
     if path.name == METADATA:
@@ -514,7 +510,7 @@ def _open_all(path: Path) -> _Checkpoint:
         size = file.stat().st_size
         if file != path:
             limits.current().opened(size)
-        opened.append(_open(Blob(partial(_opened, file), 0, size), str(file)))
+        opened.append(_open(Blob.of_file(file), str(file)))
     if len(opened) == 1:
         return opened[0]
     root: dict[Any, Any] = {}
@@ -531,7 +527,7 @@ def _open_distributed(path: Path) -> _Checkpoint:
     def unpickled(blob: Blob, name: str) -> Any:
         return _open(blob, name, 1).root
 
-    metadata = _open(Blob(partial(_opened, path), 0, path.stat().st_size), str(path)).root
+    metadata = _open(Blob.of_file(path), str(path)).root
     return _Checkpoint("torch-distributed", distributed_content(metadata, path, unpickled))
 
 
@@ -576,7 +572,7 @@ def _named(file: str, name: str, value: Any, parameter: bool | None) -> Tensor:
     def read() -> npt.NDArray[np.generic]:
         with undamaged(f"{file}: {name}", "PyTorch file"):
             array: npt.NDArray[np.generic] = value.read()
-            return array.astype(np.float32) if array.dtype.kind == "f" else array
+            return array.astype(np.float32, copy=False) if array.dtype.kind == "f" else array
 
     dtype = value.dtype if isinstance(value, StoredTensor) else value.dtype.name
     unreadable = value.unreadable if isinstance(value, StoredTensor) else None

@@ -56,7 +56,7 @@ def distributed_content(metadata: Any, path: Path, unpickled: Callable[[Blob, st
         if file not in blobs:
             real = companion(path, file)
             limits.current().opened(real.stat().st_size)
-            blobs[file] = Blob(lambda: real.open("rb"), 0, real.stat().st_size)
+            blobs[file] = Blob.of_file(real)
         return blobs[file].part(start, length)
 
     root: dict[Any, Any] = {}

@@ -86,7 +86,7 @@ class TensorStorage:
         """Some of its bytes."""
         if self.blob is None:
             raise ValueError(f"storage {self.key} is missing")
-        return np.frombuffer(self.blob().part(self.start + start, size).read(), np.uint8)
+        return np.frombuffer(self.blob().part(self.start + start, size).buffer(), np.uint8)
 
 
 @dataclass(eq=False, slots=True)

@@ -10,6 +10,7 @@ import torch
 import torchconvquality as tcq
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from cnnfilterdb.core.errors import SelectionError
 from cnnfilterdb.stats import (
@@ -27,6 +28,7 @@ from cnnfilterdb.stats import (
     sparsity,
     variance_entropy,
 )
+from cnnfilterdb.stats.arguments import are_finite
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -433,3 +435,12 @@ def test_real_layers_of_a_resnet_against_torchconvquality(record_property):
         print(f"{name}: largest difference {difference:.1e}")
     assert largest["sparsity"] == 0
     assert max(largest.values()) < 1e-9
+
+
+@given(
+    arrays(np.float32, st.integers(0, 40), elements=st.floats(width=32, allow_nan=True, allow_infinity=True)),
+    st.floats(width=32),
+)
+def test_finite_weights_are_told_from_others(weights, large):
+    weights = np.append(weights, np.float32(large))
+    assert are_finite(weights) == bool(np.isfinite(weights).all())

@@ -22,7 +22,7 @@ from cnnfilterdb.analysis.bases import FittedBasis, coefficient_range, ranges
 from cnnfilterdb.analysis.queries import batches, condition, damaged_index, run
 from cnnfilterdb.core.errors import SelectionError
 from cnnfilterdb.core.recipes import RECIPES
-from cnnfilterdb.core.sqltext import expression, literal
+from cnnfilterdb.core.sqltext import check_repeatable, expression, literal
 from cnnfilterdb.scan.scan import FilterFiles, Run, joined, scan
 from cnnfilterdb.stats import Basis, Histogram, balance_weights, joint_histogram
 
@@ -67,7 +67,7 @@ class Grouping:
         all_layers: Include transposed and dead layers, which the papers leave out.
 
     Raises:
-        SelectionError: ``by`` or ``where`` is not a SQL expression; an unknown recipe or balance.
+        SelectionError: ``by`` or ``where`` is not a SQL expression, or random; an unknown recipe or balance.
     """
 
     by: str
@@ -80,6 +80,8 @@ class Grouping:
     def __post_init__(self) -> None:
         expression(self.by, "by")
         condition(self.where)
+        check_repeatable(self.by, "by")
+        check_repeatable(self.where or "", "where")
         if self.recipe not in RECIPES:
             raise SelectionError(f"recipe: {self.recipe!r} is not one of {', '.join(RECIPES)}")
         if self.balance not in BALANCES:
@@ -210,56 +212,105 @@ def stored(connection: duckdb.DuckDBPyConnection, grouping: Grouping, fitted: Fi
     Raises:
         SelectionError: ``by`` or ``where`` cannot be answered, or selects nothing.
     """
-    table, counts = _summed(connection, grouping, fitted.basis_id, len(fitted.basis.mean) * fitted.basis.bins)
+    sums = _summed(connection, grouping, fitted.basis_id, len(fitted.basis.mean) * fitted.basis.bins)
     return Groups(
-        labels=table["group"].to_pylist(),
-        models=_array(table["models"]),
-        layers=_array(table["layers"]),
-        filters=_array(table["filters"]),
-        outside=_array(table["outside"]),
-        counts=counts.reshape(len(counts), -1, fitted.basis.bins),
-        low=table["low"][0].as_py(),
-        high=table["high"][0].as_py(),
-        weights=np.asarray(table["weights"][0].as_py()),
+        labels=sums.labels,
+        models=sums.models,
+        layers=sums.layers,
+        filters=sums.filters,
+        outside=sums.outside,
+        counts=sums.counts.reshape(len(sums.counts), -1, fitted.basis.bins),
+        low=sums.low,
+        high=sums.high,
+        weights=recipe_weights(grouping.recipe, fitted.basis),
         basis=fitted.basis,
         basis_id=fitted.basis_id,
         grouping=grouping,
     )
 
 
+class _Sums:
+    """What the layers of each group add up to; groups are numbered from 0.
+
+    Attributes:
+        kind: Type of the labels.
+        labels: The groups.
+        models: Number of models, (g,).
+        layers: Number of layers, (g,).
+        filters: Number of filters, (g,).
+        outside: Number of coefficients outside the range, (g,).
+        counts: Histograms, (g, width).
+        low: Left edge of the range.
+        high: Right edge.
+    """
+
+    def __init__(self, width: int) -> None:
+        self.counts = np.zeros((0, width))
+        self.layers, self.filters, self.outside = (np.zeros(0, np.int64) for _ in range(3))
+        self.low = self.high = math.nan
+        self._labels: dict[int, Any] = {}
+        self.kind = pa.null()
+        self._models: set[tuple[int, str]] = set()
+
+    @property
+    def labels(self) -> list[Any]:
+        return [self._labels[number] for number in range(len(self.layers))]
+
+    @property
+    def models(self) -> npt.NDArray[np.int64]:
+        return np.bincount([number for number, _ in self._models], minlength=len(self.layers))
+
+    def add(self, batch: pa.RecordBatch, *, balanced: bool) -> None:
+        """Add some layers. Those of a model follow each other, so that few sums are of few rows."""
+        numbers = _array(batch["number"]).astype(np.int64) - 1
+        self._grow(int(numbers.max()) + 1)
+        self._models.update(zip(numbers.tolist(), batch["model_id"].to_pylist(), strict=True))
+        if not self._labels:
+            self.kind = batch["group"].type
+            self.low, self.high = batch["low"][0].as_py(), batch["high"][0].as_py()
+        rows = _lists(batch["counts"], self.counts.shape[1])
+        if balanced:
+            rows = rows * _array(batch["factor"])[:, None]
+        filters, outside = _array(batch["filters"]), _array(batch["outside"])
+        starts = np.flatnonzero(np.diff(numbers, prepend=-1))
+        for start, end in pairwise([*starts.tolist(), len(numbers)]):
+            number = numbers[start]
+            if number not in self._labels:
+                self._labels[number] = batch["group"][start].as_py()
+            self.counts[number] += rows[start:end].sum(axis=0)
+            self.layers[number] += end - start
+            self.filters[number] += filters[start:end].sum()
+            self.outside[number] += outside[start:end].sum()
+
+    def _grow(self, groups: int) -> None:
+        """Make room for as many groups. Their order is unknown, so that this seldom happens twice."""
+        more = groups - len(self.layers)
+        if more > 0:
+            self.counts = np.concatenate([self.counts, np.zeros((more, self.counts.shape[1]))])
+            self.layers, self.filters, self.outside = (
+                np.concatenate([sums, np.zeros(more, np.int64)]) for sums in (self.layers, self.filters, self.outside)
+            )
+
+
 def _summed(
     connection: duckdb.DuckDBPyConnection, grouping: Grouping, basis_id: str | None, width: int, by_model: bool = False
-) -> tuple[pa.Table, npt.NDArray[np.float64]]:
-    """What ``group_histograms`` answers: its rows without the counts, and the counts, (rows, width).
+) -> _Sums:
+    """What ``group_histograms`` answers.
 
     Adding up arrays takes less time than grouping their numbers in SQL. The layers are read batch by batch, so that
     memory does not grow with their number.
     """
-    arguments = f"{_arguments(grouping, basis_id)}, by_model := {by_model}"
-    table = run(connection, f"FROM group_totals({arguments})")
-    _check_groups(table, grouping)
-    counts = np.zeros((table.num_rows, width))
-    filters = np.zeros(table.num_rows)
-    for batch in batches(connection, f"SELECT number, filters, factor, counts FROM group_layers({arguments})", _CHUNK):
-        numbers, rows = _array(batch["number"]) - 1, _lists(batch["counts"], width)
-        if numbers.max(initial=0) >= len(counts):
-            raise _unsteady(grouping)
-        filters += np.bincount(numbers, _array(batch["filters"]), len(counts))
-        if grouping.balance != "filters":
-            rows = rows * _array(batch["factor"])[:, None]
-        # The layers of a model follow each other, so that few sums are of few rows.
-        starts = np.flatnonzero(np.diff(numbers, prepend=len(counts)))
-        for start, end in pairwise([*starts.tolist(), len(numbers)]):
-            counts[numbers[start]] += rows[start:end].sum(axis=0)
-    # Numbers of filters that no layer has are not added up exactly.
-    if not np.allclose(filters, _array(table["filters"]), rtol=1e-11, atol=0):
-        raise _unsteady(grouping)
-    return table, counts
-
-
-def _unsteady(grouping: Grouping) -> SelectionError:
-    asked = f"by: {grouping.by!r}" + (f", where: {grouping.where!r}" if grouping.where else "")
-    return SelectionError(f"{asked} gave other groups when it was asked again; leave out what is random")
+    query = f"""
+        SELECT number, "group", model_id, filters, factor, counts, low, high,
+               CAST(list_sum(below) + list_sum(above) AS BIGINT) AS outside
+        FROM group_layers({_arguments(grouping, basis_id)}, by_model := {by_model})"""
+    sums = _Sums(width)
+    for batch in batches(connection, query, _CHUNK):
+        _check_kind(batch, grouping)
+        sums.add(batch, balanced=grouping.balance != "filters")
+    if not len(sums.layers):
+        raise empty(grouping)
+    return sums
 
 
 def _array(column: pa.Array | pa.ChunkedArray) -> npt.NDArray[Any]:
@@ -289,10 +340,10 @@ def by_model(
     import pyarrow.compute as pc
 
     shape = groups.counts.shape[1:]
-    table, counts = _summed(connection, groups.grouping, groups.basis_id, math.prod(shape), by_model=True)
-    known = pa.array(groups.labels, table["group"].type)
-    places = pc.fill_null(pc.index_in(table["group"], value_set=known), -1).to_numpy()
-    return places[places >= 0], counts.reshape(len(places), *shape)[places >= 0]
+    sums = _summed(connection, groups.grouping, groups.basis_id, math.prod(shape), by_model=True)
+    labels, known = (pa.array(some, sums.kind) for some in (sums.labels, groups.labels))
+    places = pc.fill_null(pc.index_in(labels, value_set=known), -1).to_numpy()
+    return places[places >= 0], sums.counts.reshape(len(places), *shape)[places >= 0]
 
 
 def selection(
@@ -317,14 +368,14 @@ def selection(
         f"FROM facts WHERE stored AND kernel = {literal(grouping.kernel)} AND {where} {papers} "
         'AND "group" IS NOT NULL ORDER BY "group", model_id, layer',
     )
-    _check_groups(table, grouping)
+    if not table.num_rows:
+        raise empty(grouping)
+    _check_kind(table, grouping)
     return table
 
 
-def _check_groups(table: pa.Table, grouping: Grouping) -> None:
-    """Refuse an answer without groups, and groups that are lists or structs, which have no order and no name."""
-    if not table.num_rows:
-        raise empty(grouping)
+def _check_kind(table: pa.Table | pa.RecordBatch, grouping: Grouping) -> None:
+    """Refuse groups that are lists or structs, which have no order and no name."""
     kind = table.schema.field("group").type
     if pa.types.is_nested(kind):
         raise SelectionError(

@@ -69,6 +69,14 @@ _NAMELESS, _SOUND = "TProtocolException", re.compile("Cannot open|No such file|N
 #: What to do about a damaged table.
 CHECK = "`cnnfilterdb verify` lists all problems"
 
+#: Classes of DuckDB's errors by how their texts begin.
+_KINDS: dict[str, type[duckdb.Error]] = {
+    "HTTP Error:": duckdb.HTTPException,
+    "INTERNAL Error:": duckdb.InternalError,
+    "IO Error:": duckdb.IOException,
+    "Out of Memory Error:": duckdb.OutOfMemoryException,
+}
+
 #: What a query raises: DuckDB's own error, or one of decoding DuckDB's message, which quotes bytes of a damaged file.
 FAILURES = (duckdb.Error, UnicodeDecodeError)
 
@@ -113,6 +121,9 @@ def batches(connection: duckdb.DuckDBPyConnection, query: str, rows: int) -> Ite
         yield from connection.sql(query).to_arrow_reader(rows)
     except FAILURES as error:
         raise translated(error, SelectionError) from error
+    except (OSError, pa.ArrowException) as error:  # DuckDB's, while batches are read: Arrow hands over only its text
+        kind = next((kind for name, kind in _KINDS.items() if name in str(error)), duckdb.Error)
+        raise translated(kind(str(error)), SelectionError) from error
 
 
 def translated(error: duckdb.Error | UnicodeDecodeError, kind: type[CnnFilterDbError]) -> CnnFilterDbError:

@@ -12,7 +12,7 @@ import duckdb
 
 from cnnfilterdb.core.errors import QueryError, SelectionError
 
-__all__ = ["check_confined", "expression", "identifier", "is_constant", "literal"]
+__all__ = ["check_confined", "check_repeatable", "expression", "identifier", "is_constant", "literal"]
 
 #: How a subquery may begin after a bracket.
 _SUBQUERY = frozenset(
@@ -22,9 +22,12 @@ _SUBQUERY = frozenset(
 #: Functions that look at, or change, more than the row that they are given.
 _FUNCTIONS = frozenset(
     {"columns", "current_setting", "currval", "getenv", "glob", "nextval", "pg_sleep", "query", "query_table",
-     "sleep_ms", "sniff_csv", "write_log"}
+     "setseed", "setval", "sleep_ms", "sniff_csv", "write_log"}
 )  # fmt: skip
 _PREFIXES = ("duckdb_", "json_execute", "parquet_", "pragma_", "read_")
+
+#: Functions that give something else at each call.
+_RANDOM = frozenset({"gen_random_uuid", "random", "uuid", "uuidv4", "uuidv7"})
 
 #: Statements that write files; DuckDB also allows them inside queries.
 _WRITING = frozenset({"attach", "copy", "export", "secret"})
@@ -104,6 +107,23 @@ def expression(text: str, argument: str = "expression") -> str:
     if tokens[-1][1] == "*":
         raise SelectionError(f"{what} names several columns; name one, such as domain")
     return bracketed
+
+
+def check_repeatable(text: str, argument: str) -> None:
+    """Refuse an expression that gives something else at each call: what depends on it is asked for more than once.
+
+    Raises:
+        SelectionError: It calls such a function.
+
+    >>> check_repeatable("hash(model_id) % 2 = 0", "where")
+    """
+    for (kind, token), (_, following) in pairwise(_tokens(text)):
+        name = token.strip('"').lower()
+        if following == "(" and kind in _NAMES and name in _RANDOM:
+            raise SelectionError(
+                f"{argument}: {text!r} calls {name}(), which gives something else each time; leave out what is random, "
+                "or choose by a hash: hash(model_id) % 2 = 0"
+            )
 
 
 def is_constant(text: str) -> bool:

@@ -209,7 +209,7 @@ class Statistics(Tables):
 
     def _stored_groups(self, question: Grouping, fitted: FittedBasis) -> Groups:
         """Groups from the stored histograms of a basis."""
-        return groupings.stored(self._connect("group_totals"), question, fitted)
+        return groupings.stored(self._connect("group_layers"), question, fitted)
 
     @undisturbed
     def kl_shift(
@@ -359,7 +359,7 @@ class Statistics(Tables):
             if options.get(name) is not None:
                 raise SelectionError(f"kl_shift_intervals: leave out {name}; intervals come from stored histograms")
         frame = shifts.intervals(
-            self._connect("group_totals"),
+            self._connect("group_layers"),
             self.groups(by, **options),
             weights,
             metric,

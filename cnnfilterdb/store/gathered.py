@@ -328,10 +328,11 @@ def _write(path: Path, rows: Iterator[pa.Table], table: str) -> None:
     """Write a table, if it has rows. Histograms have row groups of one recipe each, of which a query reads one."""
     writer: pq.ParquetWriter | None = None
     histograms = _schema(table) is HISTOGRAMS
-    options = {"compression": "zstd", "write_page_checksum": True} | (HISTOGRAM_ENCODING if histograms else {})
+    # Counts take a quarter less time to read with LZ4, which makes their file a quarter larger.
+    options = {"compression": "lz4", **HISTOGRAM_ENCODING} if histograms else {"compression": "zstd"}
     try:
         for part in rows:
-            writer = writer or pq.ParquetWriter(path, part.schema, **options)
+            writer = writer or pq.ParquetWriter(path, part.schema, write_page_checksum=True, **options)
             for recipe in part["recipe"].unique() if histograms else [None]:
                 writer.write_table(part if recipe is None else part.filter(pa.compute.equal(part["recipe"], recipe)))
     finally:

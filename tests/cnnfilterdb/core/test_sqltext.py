@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cnnfilterdb.core.errors import QueryError, SelectionError
-from cnnfilterdb.core.sqltext import check_confined, expression, literal
+from cnnfilterdb.core.sqltext import check_confined, check_repeatable, expression, literal
 
 
 @pytest.mark.parametrize(
@@ -112,3 +112,25 @@ def test_confined_sql_has_no_statement_that_writes(query):
 @pytest.mark.parametrize("query", ["FROM models", "SELECT 'COPY', \"copy\" -- copy", "EXPLAIN SELECT 1", "", "SHOW"])
 def test_other_confined_sql_is_not_refused(query):
     check_confined(query)
+
+
+#: Functions that DuckDB calls volatile and that are the same for every row, or fail.
+HARMLESS = {
+    "current_connection_id", "current_query", "current_query_id", "current_transaction_id", "error", "stats",
+    "vector_type",
+}  # fmt: skip
+
+
+def test_every_function_that_changes_by_itself_is_refused():
+    query = "SELECT DISTINCT function_name FROM duckdb_functions() WHERE stability = 'VOLATILE'"
+    names = {name for (name,) in duckdb.connect().sql(query).fetchall()}
+    assert "random" in names
+    for name in names - HARMLESS:
+        for text in (f"{name}()", f"1 + {name.upper()} ()", f'"{name}"(1)'):
+            with pytest.raises(SelectionError, match=f"calls {name}"):
+                check_repeatable(expression(text, "by"), "by")
+
+
+@pytest.mark.parametrize("text", ["random", "'random()'", "hash(model_id) % 2 = 0", "random || uuid"])
+def test_names_and_texts_are_not_calls(text):
+    check_repeatable(text, "by")

@@ -232,6 +232,9 @@ def stored(connection: duckdb.DuckDBPyConnection, grouping: Grouping, fitted: Fi
 class _Sums:
     """What the layers of each group add up to; groups are numbered from 0.
 
+    Args:
+        width: Number of counts of a histogram.
+
     Attributes:
         kind: Type of the labels.
         labels: The groups.
@@ -245,8 +248,8 @@ class _Sums:
     """
 
     def __init__(self, width: int) -> None:
-        self.counts = np.zeros((0, width))
-        self.layers, self.filters, self.outside = (np.zeros(0, np.int64) for _ in range(3))
+        self._counts = np.zeros((0, width))
+        self._layers, self._filters, self._outside = (np.zeros(0, np.int64) for _ in range(3))
         self.low = self.high = math.nan
         self._labels: dict[int, Any] = {}
         self.kind = pa.null()
@@ -254,11 +257,27 @@ class _Sums:
 
     @property
     def labels(self) -> list[Any]:
-        return [self._labels[number] for number in range(len(self.layers))]
+        return [self._labels[number] for number in range(len(self._labels))]
 
     @property
     def models(self) -> npt.NDArray[np.int64]:
-        return np.bincount([number for number, _ in self._models], minlength=len(self.layers))
+        return np.bincount([number for number, _ in self._models], minlength=len(self._labels))
+
+    @property
+    def layers(self) -> npt.NDArray[np.int64]:
+        return self._layers[: len(self._labels)]
+
+    @property
+    def filters(self) -> npt.NDArray[np.int64]:
+        return self._filters[: len(self._labels)]
+
+    @property
+    def outside(self) -> npt.NDArray[np.int64]:
+        return self._outside[: len(self._labels)]
+
+    @property
+    def counts(self) -> npt.NDArray[np.float64]:
+        return self._counts[: len(self._labels)]
 
     def add(self, batch: pa.RecordBatch, *, balanced: bool) -> None:
         """Add some layers. Those of a model follow each other, so that few sums are of few rows."""
@@ -268,7 +287,7 @@ class _Sums:
         if not self._labels:
             self.kind = batch["group"].type
             self.low, self.high = batch["low"][0].as_py(), batch["high"][0].as_py()
-        rows = _lists(batch["counts"], self.counts.shape[1])
+        rows = _lists(batch["counts"], self._counts.shape[1])
         if balanced:
             rows = rows * _array(batch["factor"])[:, None]
         filters, outside = _array(batch["filters"]), _array(batch["outside"])
@@ -277,19 +296,18 @@ class _Sums:
             number = numbers[start]
             if number not in self._labels:
                 self._labels[number] = batch["group"][start].as_py()
-            self.counts[number] += rows[start:end].sum(axis=0)
-            self.layers[number] += end - start
-            self.filters[number] += filters[start:end].sum()
-            self.outside[number] += outside[start:end].sum()
+            self._counts[number] += rows[start:end].sum(axis=0)
+            self._layers[number] += end - start
+            self._filters[number] += filters[start:end].sum()
+            self._outside[number] += outside[start:end].sum()
 
     def _grow(self, groups: int) -> None:
-        """Make room for as many groups. Their order is unknown, so that this seldom happens twice."""
-        more = groups - len(self.layers)
-        if more > 0:
-            self.counts = np.concatenate([self.counts, np.zeros((more, self.counts.shape[1]))])
-            self.layers, self.filters, self.outside = (
-                np.concatenate([sums, np.zeros(more, np.int64)]) for sums in (self.layers, self.filters, self.outside)
-            )
+        """Make room for as many groups, or for twice as many as before: their number is known at the end only."""
+        if groups > len(self._counts):
+            room = max(groups, 2 * len(self._counts))
+            self._counts.resize((room, self._counts.shape[1]), refcheck=False)
+            for sums in (self._layers, self._filters, self._outside):
+                sums.resize(room, refcheck=False)
 
 
 def _summed(
@@ -308,7 +326,7 @@ def _summed(
     for batch in batches(connection, query, _CHUNK):
         _check_kind(batch, grouping)
         sums.add(batch, balanced=grouping.balance != "filters")
-    if not len(sums.layers):
+    if not sums.labels:
         raise empty(grouping)
     return sums
 

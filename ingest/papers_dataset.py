@@ -46,7 +46,7 @@ from cnnfilterdb.core.workers import threads
 from cnnfilterdb.ingest import formats
 from cnnfilterdb.ingest.formats import frame, hdf5, limits
 from cnnfilterdb.ingest.network.layers import ConvLayer, Skipped, Weights
-from cnnfilterdb.ingest.pipeline import IngestRun, Projector, StoppedError, attach_report, take_in
+from cnnfilterdb.ingest.pipeline import IngestRun, Projector, StoppedError, allowance_of, attach_report, take_in
 from cnnfilterdb.store.folder import Store
 
 __all__ = ["Edition", "Override", "ReleasedDataset", "import_models", "overrides"]
@@ -353,6 +353,7 @@ def import_models(
     """
     source = dataset.edition.source
     run = IngestRun(store, observer or Observer(), overwrite=overwrite)
+    allowance = allowance_of(store)
 
     def import_one(name: str) -> int:
         return take_in(
@@ -364,6 +365,7 @@ def import_models(
             projector=projector(),
             overwrite=overwrite,
             origin=f"{dataset.path}: {name}",
+            allowance=allowance,
         )
 
     with attach_report(run.report):

@@ -55,6 +55,7 @@ __all__ = [
     "IngestRun",
     "Projector",
     "StoppedError",
+    "allowance_of",
     "attach_report",
     "forecast",
     "in_share",
@@ -242,7 +243,7 @@ def take_in(
         projector.begin(model_id)
         # Layers are read and measured while the previous ones are written.
         measuring = Threads(1, repeats=False).run(measured, enumerate(chosen), window=_LAYERS_AHEAD)
-        with closing(measuring) as layers, Held(allowance or _allowance(store)) as held:
+        with closing(measuring) as layers, Held(allowance or allowance_of(store)) as held:
             for (_, layer), found in layers:
                 row, weight = found.result()
                 filters += 0 if weight is None else row["filters"]
@@ -276,7 +277,8 @@ def take_in(
     return filters
 
 
-def _allowance(store: Store) -> Allowance:
+def allowance_of(store: Store) -> Allowance:
+    """The bytes of layers that all models that are imported at the same time may hold together."""
     return Allowance(min(_BYTES_AHEAD, store.resources.budget or _BYTES_AHEAD))
 
 
@@ -342,7 +344,7 @@ def ingest(
     source = as_source(source)
     observer = observer or Observer()
     run = IngestRun(store, observer, overwrite=overwrite)
-    ended, enriching, allowance = threading.Event(), threading.Lock(), _allowance(store)
+    ended, enriching, allowance = threading.Event(), threading.Lock(), allowance_of(store)
 
     def key(name: str) -> str:
         return f"{source.name}/{stored_name(name, fold_bn=fold_bn)}"

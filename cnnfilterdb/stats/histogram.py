@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -82,14 +83,20 @@ def histograms(columns: Columns, basis: Basis, ranges: Sequence[tuple[float, flo
     """
     from cnnfilterdb.stats.compiled import bin_coefficients
 
-    if bins < 1 or not all(low < high for low, high in ranges):
-        raise ValueError(f"at least 1 bin and ranges with low < high are needed, not {bins} bins in {list(ranges)}")
-    edges = np.stack([np.linspace(low, high, bins + 1) for low, high in ranges])
+    edges = _edges(tuple((float(low), float(high)) for low, high in ranges), bins)
     counts, below, above = bin_coefficients(columns, basis.components, basis.offsets, edges)
     return [
         Histogram(float(low), float(high), counts[i], below[i], above[i], len(columns[0]))
         for i, (low, high) in enumerate(ranges)
     ]
+
+
+@lru_cache(maxsize=64)  # the same for every layer
+def _edges(ranges: tuple[tuple[float, float], ...], bins: int) -> npt.NDArray[np.float64]:
+    """The edges of the bins of each range, (ranges, bins + 1)."""
+    if bins < 1 or not all(low < high for low, high in ranges):
+        raise ValueError(f"at least 1 bin and ranges with low < high are needed, not {bins} bins in {list(ranges)}")
+    return np.stack([np.linspace(low, high, bins + 1) for low, high in ranges])
 
 
 def joint_histogram(

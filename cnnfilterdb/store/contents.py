@@ -19,8 +19,8 @@ from cnnfilterdb.core.listing import entries
 from cnnfilterdb.core.schema import LAYERS, MODELS, kernel_order, kernel_shape, storable
 from cnnfilterdb.store.commits import files_of, rows_set_aside
 from cnnfilterdb.store.diagnosis import first_damage
-from cnnfilterdb.store.gathered import Gathered, Stamp, stamp_of
-from cnnfilterdb.store.regular import check_regular, regular_files
+from cnnfilterdb.store.gathered import Gathered
+from cnnfilterdb.store.regular import Stamp, check_regular, regular_files, stamp_of
 from cnnfilterdb.store.rows import damaged_file, read_rows
 
 __all__ = ["Contents"]

@@ -18,7 +18,6 @@ next writer gathers it again.
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import shutil
 import stat
@@ -38,10 +37,10 @@ from cnnfilterdb.core.errors import CnnFilterDbError, CorruptError, DatabaseErro
 from cnnfilterdb.core.listing import entries
 from cnnfilterdb.core.reports import first_line
 from cnnfilterdb.core.schema import FINGERPRINTS, HISTOGRAMS, LAYERS, MODELS
-from cnnfilterdb.store.regular import check_size, read_small, require_regular
+from cnnfilterdb.store.regular import Stamp, check_size, read_small, require_regular, stamp_of
 from cnnfilterdb.store.writer import HISTOGRAM_ENCODING
 
-__all__ = ["LEAST", "Chunk", "Gathered", "Stamp", "stamp_of"]
+__all__ = ["LEAST", "Chunk", "Gathered"]
 
 #: Models that are read one by one before they are gathered.
 LEAST = 64
@@ -52,8 +51,6 @@ _LARGEST = 8 << 20
 # Models of a folder at most; rows and bytes of a row group, about
 _MOST, _ROWS, _BYTES = 4096, 20_000, 16 << 20
 
-#: What identifies a file that is replaced as a whole: inode, time of the last change in ns, and size.
-Stamp = tuple[int, int, int]
 #: The stamp of the models row of each present model, by the name of its files.
 Stamps = Mapping[str, Stamp]
 
@@ -240,11 +237,6 @@ def _schema(table: str) -> pa.Schema:
 def _stems(root: Path, place: Callable[[str], str]) -> set[str]:
     """The stems of the files of a table."""
     return {path.rpartition("/")[2].removesuffix(".parquet") for path, _, _ in entries(root, place("*"))}
-
-
-def stamp_of(status: os.stat_result) -> Stamp:
-    """The stamp of a file by its status."""
-    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def _stamp(path: Path) -> Stamp | None:

@@ -19,13 +19,22 @@ from cnnfilterdb.core.errors import CorruptError
 from cnnfilterdb.core.footers import row_groups, unpacked_bytes
 from cnnfilterdb.core.listing import entries
 
-__all__ = ["check_regular", "check_size", "read_small", "regular_files", "require_regular"]
+__all__ = ["Stamp", "check_regular", "check_size", "read_small", "regular_files", "require_regular", "stamp_of"]
 
 #: Largest marker, ``init.sql`` or file of annotations that is read, in bytes.
 _MOST = 64 << 20
 # Bytes that a table may take in memory for each byte of its file, and in any case. Counts of dead layers are all alike.
 _GROWTH = 1000
 _GROUND = 64 << 20
+
+
+#: What identifies a file that is replaced as a whole: inode, time of the last change in ns, and size.
+Stamp = tuple[int, int, int]
+
+
+def stamp_of(status: os.stat_result) -> Stamp:
+    """The stamp of a file by its status."""
+    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def require_regular(root: Path, path: Path, seen: set[Path] | None = None) -> os.stat_result:

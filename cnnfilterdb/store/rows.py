@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache, lru_cache
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,7 +13,7 @@ from cnnfilterdb.core import paths
 from cnnfilterdb.core.errors import CorruptError
 from cnnfilterdb.core.reports import first_line
 from cnnfilterdb.core.schema import BASES, FINGERPRINTS, HISTOGRAMS, LAYERS, MODELS
-from cnnfilterdb.store.regular import check_size, require_regular
+from cnnfilterdb.store.regular import Stamp, check_size, require_regular, stamp_of
 from cnnfilterdb.store.seals import sealed
 
 __all__ = ["WITHOUT_ROWS", "damaged_file", "read_rows", "sealed_rows"]
@@ -50,17 +51,29 @@ def read_rows(
     import pyarrow.dataset as ds
 
     files = list(files)
+    folders, check = set[Path](), _checks(schema)
     for file in files:
-        require_regular(root, file)
-        with pq.ParquetFile(file) as opened:
-            if not opened.schema_arrow.equals(schema):
-                raise CorruptError(f"{file}: its columns are not those of the schema; import the model again")
-            check_size(opened, file)
+        require_regular(root, file, folders)
+        check(file, stamp_of(file.stat()))
     keys = [name for name in ("model_id", "layer") if name in schema.names]
     dataset = ds.dataset([str(file) for file in files], schema=schema, format="parquet")
     wanted = None if model_ids is None else ds.field("model_id").isin(model_ids)
     table = dataset.to_table(columns=list(dict.fromkeys([*keys, *columns])), filter=wanted)
     return table.sort_by([(key, "ascending") for key in keys]).select(list(columns))
+
+
+@cache
+def _checks(schema: pa.Schema) -> Callable[[Path, Stamp], None]:
+    """A function that checks the footer of a file, once for each of its stamps: that takes longer than to read it."""
+
+    @lru_cache(maxsize=1 << 16)
+    def check(file: Path, stamp: Stamp) -> None:
+        with pq.ParquetFile(file) as opened:
+            if not opened.schema_arrow.equals(schema):
+                raise CorruptError(f"{file}: its columns are not those of the schema; import the model again")
+            check_size(opened, file)
+
+    return check
 
 
 def damaged_file(root: Path, files: Iterable[Path], schema: pa.Schema, error: Exception) -> CorruptError:

@@ -61,7 +61,6 @@ _START = (
 )
 # Functions of a layer, which stay in the child
 _READ, _BATCH_NORM = "read", "batch_norm"
-_NOTHING: npt.NDArray[np.uint8] = np.empty(0, np.uint8)
 # What the system, or the compiler of Python, says when there is no memory left for a module that a reader imports
 _NO_MODULE = re.compile(r"failed to map segment|^field '\w+' is required for \w+$")
 # Files that name other files of a model: the size of the model is that of its folder.
@@ -215,7 +214,7 @@ class IsolatedReader:
             answer: dict[str, Any] = json.loads(line) if line.endswith(b"\n") else {}
             data = _exactly(child.stdout, answer.get("bytes", 0))
         except (OSError, ValueError, EOFError):
-            answer, data = {}, _NOTHING
+            answer, data = {}, np.empty(0, np.uint8)
         except BaseException:
             self._stop()  # its answer would be mistaken for that to the next request
             raise

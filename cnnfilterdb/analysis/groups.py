@@ -248,11 +248,11 @@ class _Sums:
     """
 
     def __init__(self, width: int) -> None:
-        self._counts = np.zeros((0, width))
-        self._layers, self._filters, self._outside = (np.zeros(0, np.int64) for _ in range(3))
+        self.counts = np.zeros((0, width))
+        self.layers, self.filters, self.outside = (np.zeros(0, np.int64) for _ in range(3))
         self.low = self.high = math.nan
-        self._labels: dict[int, Any] = {}
         self.kind = pa.null()
+        self._labels: dict[int, Any] = {}
         self._models: set[tuple[int, str]] = set()
 
     @property
@@ -263,31 +263,16 @@ class _Sums:
     def models(self) -> npt.NDArray[np.int64]:
         return np.bincount([number for number, _ in self._models], minlength=len(self._labels))
 
-    @property
-    def layers(self) -> npt.NDArray[np.int64]:
-        return self._layers[: len(self._labels)]
-
-    @property
-    def filters(self) -> npt.NDArray[np.int64]:
-        return self._filters[: len(self._labels)]
-
-    @property
-    def outside(self) -> npt.NDArray[np.int64]:
-        return self._outside[: len(self._labels)]
-
-    @property
-    def counts(self) -> npt.NDArray[np.float64]:
-        return self._counts[: len(self._labels)]
-
     def add(self, batch: pa.RecordBatch, *, balanced: bool) -> None:
         """Add some layers. Those of a model follow each other, so that few sums are of few rows."""
         numbers = _array(batch["number"]).astype(np.int64) - 1
-        self._grow(int(numbers.max()) + 1)
+        if (groups := int(numbers.max()) + 1) > len(self.counts):
+            self.resize(max(groups, 2 * len(self.counts)))  # how many there are is known at the end only
         self._models.update(zip(numbers.tolist(), batch["model_id"].to_pylist(), strict=True))
         if not self._labels:
             self.kind = batch["group"].type
             self.low, self.high = batch["low"][0].as_py(), batch["high"][0].as_py()
-        rows = _lists(batch["counts"], self._counts.shape[1])
+        rows = _lists(batch["counts"], self.counts.shape[1])
         if balanced:
             rows = rows * _array(batch["factor"])[:, None]
         filters, outside = _array(batch["filters"]), _array(batch["outside"])
@@ -296,18 +281,16 @@ class _Sums:
             number = numbers[start]
             if number not in self._labels:
                 self._labels[number] = batch["group"][start].as_py()
-            self._counts[number] += rows[start:end].sum(axis=0)
-            self._layers[number] += end - start
-            self._filters[number] += filters[start:end].sum()
-            self._outside[number] += outside[start:end].sum()
+            self.counts[number] += rows[start:end].sum(axis=0)
+            self.layers[number] += end - start
+            self.filters[number] += filters[start:end].sum()
+            self.outside[number] += outside[start:end].sum()
 
-    def _grow(self, groups: int) -> None:
-        """Make room for as many groups, or for twice as many as before: their number is known at the end only."""
-        if groups > len(self._counts):
-            room = max(groups, 2 * len(self._counts))
-            self._counts.resize((room, self._counts.shape[1]), refcheck=False)
-            for sums in (self._layers, self._filters, self._outside):
-                sums.resize(room, refcheck=False)
+    def resize(self, groups: int) -> None:
+        """Hold as many groups."""
+        self.counts.resize((groups, self.counts.shape[1]), refcheck=False)
+        for sums in (self.layers, self.filters, self.outside):
+            sums.resize(groups, refcheck=False)
 
 
 def _summed(
@@ -326,8 +309,9 @@ def _summed(
     for batch in batches(connection, query, _CHUNK):
         _check_kind(batch, grouping)
         sums.add(batch, balanced=grouping.balance != "filters")
-    if not sums.labels:
+    if not len(sums.counts):
         raise empty(grouping)
+    sums.resize(len(sums.labels))
     return sums
 
 

@@ -122,7 +122,7 @@ def batches(connection: duckdb.DuckDBPyConnection, query: str, rows: int) -> Ite
     except FAILURES as error:
         raise translated(error, SelectionError) from error
     except (OSError, pa.ArrowException) as error:  # DuckDB's, while batches are read: Arrow hands over only its text
-        kind = next((kind for name, kind in _KINDS.items() if name in str(error)), duckdb.Error)
+        kind = next((kind for name, kind in _KINDS.items() if str(error).startswith(name)), duckdb.Error)
         raise translated(kind(str(error)), SelectionError) from error
 
 

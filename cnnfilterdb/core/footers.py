@@ -228,18 +228,7 @@ def _skip(footer: bytes, place: int, kind: int) -> int:
         length, place = _unsigned(footer, place)
         return place + length
     if kind == 12:
-        while head := footer[place]:
-            place += 1
-            if head < 16:
-                _, place = _unsigned(footer, place)
-            kind = head & 15
-            if 3 < kind < 7:  # an integer, as most fields are
-                while footer[place] > 0x7F:
-                    place += 1
-                place += 1
-            elif kind > 2:
-                place = _skip(footer, place, kind)
-        return place + 1
+        return _struct(footer, place, {})[1]
     if kind in (9, 10):
         count, kind, place = _size(footer, place)
         for _ in range(count):

@@ -97,10 +97,10 @@ def expression(text: str, argument: str = "expression") -> str:
             raise SelectionError(f"{what} is not a SQL expression: {message.partition(': ')[2] or message}") from error
     tokens = list(_tokens(text))
     for (kind, token), (next_kind, following) in pairwise([*tokens, (duckdb.token_type.operator, "")]):
-        name = token.strip('"').lower()
+        name = _called(kind, token, following)
         if token == "(" and next_kind == duckdb.token_type.keyword and following.lower() in _SUBQUERY:
             raise SelectionError(f"{what} contains a subquery; an expression uses the columns of the row only")
-        if following == "(" and kind in _NAMES and (name in _FUNCTIONS or name.startswith(_PREFIXES)):
+        if name in _FUNCTIONS or name.startswith(_PREFIXES):
             raise SelectionError(f"{what} calls {name}(), which an expression over columns may not use")
         if token == ";" or (token.startswith(("$", "?")) and kind != duckdb.token_type.string_const):
             raise SelectionError(f"{what} contains {token}; expected one SQL expression without parameters")
@@ -118,12 +118,16 @@ def check_repeatable(text: str, argument: str) -> None:
     >>> check_repeatable("hash(model_id) % 2 = 0", "where")
     """
     for (kind, token), (_, following) in pairwise(_tokens(text)):
-        name = token.strip('"').lower()
-        if following == "(" and kind in _NAMES and name in _RANDOM:
+        if (name := _called(kind, token, following)) in _RANDOM:
             raise SelectionError(
                 f"{argument}: {text!r} calls {name}(), which gives something else each time; leave out what is random, "
                 "or choose by a hash: hash(model_id) % 2 = 0"
             )
+
+
+def _called(kind: duckdb.token_type, token: str, following: str) -> str:
+    """The function that a token calls, in lower case; empty if it calls none."""
+    return token.strip('"').lower() if following == "(" and kind in _NAMES else ""
 
 
 def is_constant(text: str) -> bool:

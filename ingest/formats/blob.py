@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TypeVar
 
 from cnnfilterdb.ingest.formats import mapping
 
 __all__ = ["Blob"]
+
+T = TypeVar("T", bytes, memoryview)
 
 
 # Bytes that are requested without a look at how many are left: pickles are read in a few at a time.
@@ -84,7 +85,7 @@ class Blob:
     @classmethod
     def of_file(cls, path: Path) -> Blob:
         """The bytes of a file."""
-        return cls(cast("Callable[[], BinaryIO]", partial(path.open, "rb")), 0, path.stat().st_size, path)
+        return cls(lambda: path.open("rb"), 0, path.stat().st_size, path)
 
     @classmethod
     def of(cls, data: bytes) -> Blob:
@@ -112,18 +113,21 @@ class Blob:
         """
         with self.open() as file:
             file.seek(self.start)
-            data = file.read(self.size)
+            return self._whole(file.read(self.size))
+
+    def _whole(self, data: T) -> T:
         if len(data) != self.size:
             raise ValueError("has become shorter while it was read")
         return data
 
     def buffer(self) -> bytes | memoryview:
-        """All of the bytes, which may be mapped; see :func:`cnnfilterdb.ingest.formats.mapping.part`.
+        """All of the bytes; those of a file are mapped where :mod:`cnnfilterdb.ingest.formats.mapping` is enabled.
 
         Raises:
             ValueError: The file has become shorter.
         """
-        return self.read() if self.path is None else mapping.part(self.path, self.start, self.size)
+        content = None if self.path is None or not self.size else mapping.kept(self.path)
+        return self.read() if content is None else self._whole(content[self.start : self.start + self.size])
 
     def stream(self) -> BinaryIO:
         """The bytes as a file; close it after use."""

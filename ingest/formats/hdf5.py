@@ -18,7 +18,7 @@ import h5py
 from cnnfilterdb.core.errors import WeightFileError
 from cnnfilterdb.ingest.formats import limits
 
-__all__ = ["check_heaps", "guard", "guard_dataset", "member", "texts"]
+__all__ = ["check_heaps", "guard", "guard_dataset", "link_type", "member", "texts"]
 
 _MAX_OBJECTS = 1_000_000
 _BYTES_PER_OBJECT = 1024  # of memory, for a group or a dataset that is remembered
@@ -87,12 +87,21 @@ def member(group: Any, name: str, path: Path | str) -> Any:
     return group
 
 
+def link_type(group: h5py.Group, key: str) -> int | None:
+    """How a name in a group is linked, one of the types of :mod:`h5py.h5l`; None without such a name.
+
+    It takes a part of the time of ``group.get(key, getlink=True)``.
+    """
+    name = key.encode("utf-8", "surrogateescape")
+    links = group.id.links
+    return links.get_info(name).type if links.exists(name) else None
+
+
 def _linked(group: Any, key: str, name: str, path: Path | str) -> Any:
-    # The same as `group.get(key, getlink=True)`, which takes several times as long
-    links, raw = group.id.links if isinstance(group, h5py.Group) else None, key.encode("utf-8", "surrogateescape")
-    if links is None or not links.exists(raw):
+    kind = link_type(group, key) if isinstance(group, h5py.Group) else None
+    if kind is None:
         raise WeightFileError(f"{path}: lists {name!r} but does not contain it; download the file again")
-    if links.get_info(raw).type != h5py.h5l.TYPE_HARD:
+    if kind != h5py.h5l.TYPE_HARD:
         raise WeightFileError(f"{path}: {name!r} is a link to another file or object; refused")
     return group[key]
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from cnnfilterdb.core.errors import WeightFileError
 
-__all__ = ["enable", "forget", "mapped", "part", "stored_at"]
+__all__ = ["enable", "forget", "kept", "mapped", "stored_at"]
 
 _paths: WeakKeyDictionary[mmap.mmap, Path] = WeakKeyDictionary()
 _enabled = False
@@ -39,32 +39,19 @@ def mapped(path: Path) -> memoryview:
 
 
 def enable() -> None:
-    """Let :func:`part` map files, in a process that may end when a file becomes shorter while it is read."""
+    """Let parts of files be mapped, in a process that may end when a file becomes shorter while it is read."""
     global _enabled
     _enabled = True
 
 
 _mapped_once = cache(mapped)
-#: Unmap the files of :func:`part` of which nothing is in use.
+#: Unmap the files of :func:`kept` of which nothing is in use.
 forget = _mapped_once.cache_clear
 
 
-def part(path: Path, start: int, size: int) -> bytes | memoryview:
-    """Some bytes of a file: mapped where that is enabled, otherwise in memory.
-
-    Raises:
-        OSError: It cannot be read.
-        ValueError: It is shorter.
-    """
-    if _enabled and size:
-        data: bytes | memoryview = _mapped_once(path)[start : start + size]
-    else:
-        with path.open("rb") as file:
-            file.seek(start)
-            data = file.read(size)
-    if len(data) != size:
-        raise ValueError(f"ends before byte {start + size:,}: truncated, or it became shorter while it was read")
-    return data
+def kept(path: Path) -> memoryview | None:
+    """A file as :func:`mapped`, the same until :func:`forget`; None where that is not enabled."""
+    return _mapped_once(path) if _enabled else None
 
 
 def stored_at(array: npt.NDArray[Any]) -> tuple[Path, int] | None:

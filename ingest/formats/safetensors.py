@@ -25,9 +25,9 @@ import numpy as np
 import numpy.typing as npt
 
 from cnnfilterdb.ingest.formats import limits, register
+from cnnfilterdb.ingest.formats.blob import Blob
 from cnnfilterdb.ingest.formats.damage import undamaged
 from cnnfilterdb.ingest.formats.dtypes import by_code
-from cnnfilterdb.ingest.formats.mapping import part
 from cnnfilterdb.ingest.formats.shards import is_index, shards
 from cnnfilterdb.ingest.network.arrays import layers_from_arrays
 from cnnfilterdb.ingest.network.checkpoint import networks
@@ -101,7 +101,7 @@ class _Stored:
             if dtype is None:
                 raise ValueError(f"elements of type {self.dtype} cannot be read")
             limits.current().allocate(self.stop - self.start + 4 * math.prod(self.shape))
-            data = part(self.path, self.start, self.stop - self.start)
+            data = Blob(lambda: self.path.open("rb"), self.start, self.stop - self.start, self.path).buffer()
             array: npt.NDArray[Any] = np.frombuffer(data, dtype).reshape(self.shape)
             if self.dtype.startswith(("F", "BF")):
                 with np.errstate(over="ignore"):  # what float32 cannot represent becomes infinite, and is refused later

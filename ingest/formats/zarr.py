@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -113,10 +113,6 @@ def _files(path: Path) -> dict[str, Blob]:
             limits.current().create()
             found[name] = Blob.of_file(real)
     return found
-
-
-def _opened(path: Path) -> BinaryIO:
-    return path.open("rb")
 
 
 def _names(metadata: Path) -> dict[str, str]:

@@ -34,7 +34,7 @@ from cnnfilterdb.ingest.formats import limits
 from cnnfilterdb.ingest.formats.blob import Blob
 from cnnfilterdb.ingest.formats.companions import companion
 from cnnfilterdb.ingest.formats.damage import undamaged
-from cnnfilterdb.ingest.formats.hdf5 import check_heaps, guard, guard_dataset, member, texts
+from cnnfilterdb.ingest.formats.hdf5 import check_heaps, guard, guard_dataset, link_type, member, texts
 from cnnfilterdb.ingest.formats.keras.config import LayerNode
 from cnnfilterdb.ingest.network.layers import Tensor
 
@@ -463,7 +463,7 @@ class _Source:
             group = stack.pop()
             for name in group:
                 limits.current().step()
-                if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                if link_type(group, name) != h5py.h5l.TYPE_HARD:
                     continue
                 try:
                     node = group[name]

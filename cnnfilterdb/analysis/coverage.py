@@ -8,7 +8,7 @@ from typing import Any
 
 import duckdb
 
-from cnnfilterdb.analysis.groups import Grouping
+from cnnfilterdb.analysis.grouping import Grouping
 from cnnfilterdb.analysis.queries import condition, expression, run
 from cnnfilterdb.core.reports import counted
 from cnnfilterdb.core.sqltext import is_constant, literal

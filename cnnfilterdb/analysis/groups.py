@@ -6,11 +6,9 @@ range need the filters themselves, which are then scanned once.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import duckdb
@@ -19,10 +17,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from cnnfilterdb.analysis.bases import FittedBasis, coefficient_range, ranges
-from cnnfilterdb.analysis.queries import batches, condition, damaged_index, run
+from cnnfilterdb.analysis.grouping import Grouping
+from cnnfilterdb.analysis.queries import condition, run
+from cnnfilterdb.analysis.sums import StoredHistograms
 from cnnfilterdb.core.errors import SelectionError
 from cnnfilterdb.core.recipes import RECIPES
-from cnnfilterdb.core.sqltext import check_repeatable, expression, literal
+from cnnfilterdb.core.sqltext import expression, literal
 from cnnfilterdb.scan.scan import FilterFiles, Run, joined, scan
 from cnnfilterdb.stats import Basis, Histogram, balance_weights, joint_histogram
 
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from cnnfilterdb.stats.compiled import Columns
 
 __all__ = [
-    "BALANCES",
-    "Grouping",
     "Groups",
     "Histograms",
     "by_model",
@@ -47,45 +45,8 @@ __all__ = [
 K = TypeVar("K")
 T = TypeVar("T")
 
-#: What may have the same weight within a group.
-BALANCES = ("filters", "layers", "models", "families")
-
-#: Histograms of layers that are added up at a time: so few that their memory is used again and again.
+#: Histograms of layers that are added up at a time.
 _CHUNK = 512
-
-
-@dataclass(frozen=True, slots=True)
-class Grouping:
-    """Which filters are grouped, and how.
-
-    Attributes:
-        by: SQL expression over the columns of the view ``facts``.
-        where: SQL condition over the same columns; None keeps all rows.
-        kernel: Kernel size.
-        recipe: Name of the recipe.
-        balance: What has the same weight within a group; one of :data:`BALANCES`.
-        all_layers: Include transposed and dead layers, which the papers leave out.
-
-    Raises:
-        SelectionError: ``by`` or ``where`` is not a SQL expression, or random; an unknown recipe or balance.
-    """
-
-    by: str
-    where: str | None = None
-    kernel: str = "3x3"
-    recipe: str = "cvpr2022"
-    balance: str = "filters"
-    all_layers: bool = False
-
-    def __post_init__(self) -> None:
-        expression(self.by, "by")
-        condition(self.where)
-        check_repeatable(self.by, "by")
-        check_repeatable(self.where or "", "where")
-        if self.recipe not in RECIPES:
-            raise SelectionError(f"recipe: {self.recipe!r} is not one of {', '.join(RECIPES)}")
-        if self.balance not in BALANCES:
-            raise SelectionError(f"balance: {self.balance!r} is not one of {', '.join(BALANCES)}")
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -197,22 +158,13 @@ class Histograms:
     high: float
 
 
-def _arguments(grouping: Grouping, basis_id: str | None) -> str:
-    return (
-        f'{expression(grouping.by, "by")}, "where" := {condition(grouping.where)}, '
-        f"recipe := {literal(grouping.recipe)}, "
-        f"balance := {literal(grouping.balance)}, kernel := {literal(grouping.kernel)}, "
-        f"basis := {literal(basis_id) if basis_id else 'NULL'}, all_layers := {grouping.all_layers}"
-    )
-
-
-def stored(connection: duckdb.DuckDBPyConnection, grouping: Grouping, fitted: FittedBasis) -> Groups:
+def stored(histograms: StoredHistograms, grouping: Grouping, fitted: FittedBasis) -> Groups:
     """Groups from the index.
 
     Raises:
         SelectionError: ``by`` or ``where`` cannot be answered, or selects nothing.
     """
-    sums = _summed(connection, grouping, fitted.basis_id, len(fitted.basis.mean) * fitted.basis.bins)
+    sums = histograms.sums(grouping)
     return Groups(
         labels=sums.labels,
         models=sums.models,
@@ -229,110 +181,7 @@ def stored(connection: duckdb.DuckDBPyConnection, grouping: Grouping, fitted: Fi
     )
 
 
-class _Sums:
-    """What the layers of each group add up to; groups are numbered from 0.
-
-    Args:
-        width: Number of counts of a histogram.
-
-    Attributes:
-        kind: Type of the labels.
-        labels: The groups.
-        models: Number of models, (g,).
-        layers: Number of layers, (g,).
-        filters: Number of filters, (g,).
-        outside: Number of coefficients outside the range, (g,).
-        counts: Histograms, (g, width).
-        low: Left edge of the range.
-        high: Right edge.
-    """
-
-    def __init__(self, width: int) -> None:
-        self.counts = np.zeros((0, width))
-        self.layers, self.filters, self.outside = (np.zeros(0, np.int64) for _ in range(3))
-        self.low = self.high = math.nan
-        self.kind = pa.null()
-        self._labels: dict[int, Any] = {}
-        self._models: set[tuple[int, str]] = set()
-
-    @property
-    def labels(self) -> list[Any]:
-        return [self._labels[number] for number in range(len(self._labels))]
-
-    @property
-    def models(self) -> npt.NDArray[np.int64]:
-        return np.bincount([number for number, _ in self._models], minlength=len(self._labels))
-
-    def add(self, batch: pa.RecordBatch, *, balanced: bool) -> None:
-        """Add some layers. Those of a model follow each other, so that few sums are of few rows."""
-        numbers = _array(batch["number"]).astype(np.int64) - 1
-        if (groups := int(numbers.max()) + 1) > len(self.counts):
-            self.resize(max(groups, 2 * len(self.counts)))  # how many there are is known at the end only
-        self._models.update(zip(numbers.tolist(), batch["model_id"].to_pylist(), strict=True))
-        if not self._labels:
-            self.kind = batch["group"].type
-            self.low, self.high = batch["low"][0].as_py(), batch["high"][0].as_py()
-        rows = _lists(batch["counts"], self.counts.shape[1])
-        if balanced:
-            rows = rows * _array(batch["factor"])[:, None]
-        filters, outside = _array(batch["filters"]), _array(batch["outside"])
-        starts = np.flatnonzero(np.diff(numbers, prepend=-1))
-        for start, end in pairwise([*starts.tolist(), len(numbers)]):
-            number = numbers[start]
-            if number not in self._labels:
-                self._labels[number] = batch["group"][start].as_py()
-            self.counts[number] += rows[start:end].sum(axis=0)
-            self.layers[number] += end - start
-            self.filters[number] += filters[start:end].sum()
-            self.outside[number] += outside[start:end].sum()
-
-    def resize(self, groups: int) -> None:
-        """Hold as many groups."""
-        self.counts.resize((groups, self.counts.shape[1]), refcheck=False)
-        for sums in (self.layers, self.filters, self.outside):
-            sums.resize(groups, refcheck=False)
-
-
-def _summed(
-    connection: duckdb.DuckDBPyConnection, grouping: Grouping, basis_id: str | None, width: int, by_model: bool = False
-) -> _Sums:
-    """What ``group_histograms`` answers.
-
-    Adding up arrays takes less time than grouping their numbers in SQL. The layers are read batch by batch, so that
-    memory does not grow with their number.
-    """
-    query = f"""
-        SELECT number, "group", model_id, filters, factor, counts, low, high,
-               CAST(list_sum(below) + list_sum(above) AS BIGINT) AS outside
-        FROM group_layers({_arguments(grouping, basis_id)}, by_model := {by_model})"""
-    sums = _Sums(width)
-    for batch in batches(connection, query, _CHUNK):
-        _check_kind(batch, grouping)
-        sums.add(batch, balanced=grouping.balance != "filters")
-    if not len(sums.counts):
-        raise empty(grouping)
-    sums.resize(len(sums.labels))
-    return sums
-
-
-def _array(column: pa.Array | pa.ChunkedArray) -> npt.NDArray[Any]:
-    """A column of numbers without NULL as an array; to_numpy of pyarrow would import pandas."""
-    whole = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    return np.from_dlpack(whole)
-
-
-def _lists(column: pa.Array, width: int) -> npt.NDArray[Any]:
-    """A column of lists without NULL as an array (rows, width); flatten would import all of pyarrow.compute."""
-    ends = np.from_dlpack(column.offsets)
-    if other := set(np.diff(ends).tolist()) - {width}:
-        raise damaged_index(f"a histogram of {min(other)} counts, expected {width}")
-    found: npt.NDArray[Any] = np.from_dlpack(column.values)[ends[0] : ends[-1]]
-    return found.reshape(-1, width)
-
-
-def by_model(
-    connection: duckdb.DuckDBPyConnection, groups: Groups
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+def by_model(histograms: StoredHistograms, groups: Groups) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
     """The histograms of the models of some groups of the index, balanced as the groups are.
 
     Returns:
@@ -341,11 +190,10 @@ def by_model(
     """
     import pyarrow.compute as pc
 
-    shape = groups.counts.shape[1:]
-    sums = _summed(connection, groups.grouping, groups.basis_id, math.prod(shape), by_model=True)
+    sums = histograms.sums(groups.grouping, by_model=True)
     labels, known = (pa.array(some, sums.kind) for some in (sums.labels, groups.labels))
     places = pc.fill_null(pc.index_in(labels, value_set=known), -1).to_numpy()
-    return places[places >= 0], sums.counts.reshape(len(places), *shape)[places >= 0]
+    return places[places >= 0], sums.counts.reshape(len(places), *groups.counts.shape[1:])[places >= 0]
 
 
 def selection(
@@ -371,18 +219,9 @@ def selection(
         'AND "group" IS NOT NULL ORDER BY "group", model_id, layer',
     )
     if not table.num_rows:
-        raise empty(grouping)
-    _check_kind(table, grouping)
+        raise grouping.empty()
+    grouping.check_kind(table)
     return table
-
-
-def _check_kind(table: pa.Table | pa.RecordBatch, grouping: Grouping) -> None:
-    """Refuse groups that are lists or structs, which have no order and no name."""
-    kind = table.schema.field("group").type
-    if pa.types.is_nested(kind):
-        raise SelectionError(
-            f"by: each value of {grouping.by!r} is a {kind}; group by a text, number or date, such as domain"
-        )
 
 
 def scanned(
@@ -579,10 +418,3 @@ def _members(rows: pa.Table, balance: str) -> Sequence[Any]:
     if balance == "models":
         return list(rows["model_id"].to_pylist())
     return _keys(rows)
-
-
-def empty(grouping: Grouping) -> SelectionError:
-    """The error for a grouping without filters."""
-    by = "" if grouping.by == "true" else f" by {grouping.by}"
-    where = f" where {grouping.where}" if grouping.where else ""
-    return SelectionError(f"no {grouping.kernel} filters{by}{where}; `cnnfilterdb layers` lists what is stored")

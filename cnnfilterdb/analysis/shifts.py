@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import duckdb
 import numpy as np
 import numpy.typing as npt
 
 from cnnfilterdb import stats
 from cnnfilterdb.analysis.groups import Groups, by_model
 from cnnfilterdb.analysis.options import ComponentWeights
+from cnnfilterdb.analysis.sums import StoredHistograms
 from cnnfilterdb.core.errors import SelectionError
 from cnnfilterdb.core.schema import kernel_shape
 
@@ -153,7 +153,7 @@ def nearest_rows(shifts: pd.DataFrame, group: Any, top: int) -> pd.DataFrame:
 
 
 def intervals(
-    connection: duckdb.DuckDBPyConnection,
+    histograms: StoredHistograms,
     groups: Groups,
     weights: ComponentWeights,
     metric: str,
@@ -165,7 +165,7 @@ def intervals(
     """The long frame of :meth:`Reader.kl_shift_intervals`.
 
     Args:
-        connection: With the macros of the database.
+        histograms: Those of the basis of the groups.
         groups: Groups of a stored basis.
         weights: Of the components.
         metric: One of :data:`~cnnfilterdb.stats.METRICS`.
@@ -176,7 +176,7 @@ def intervals(
     import pandas as pd
 
     chosen = component_weights(weights, groups)
-    numbers, counts = by_model(connection, groups)
+    numbers, counts = by_model(histograms, groups)
     found = stats.bootstrap_shift(
         counts, numbers, chosen, groups.low, groups.high, metric=metric, samples=samples, level=level, seed=seed
     )

@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cnnfilterdb import stats
-from cnnfilterdb.analysis.groups import Grouping, Groups
+from cnnfilterdb.analysis.grouping import Grouping
+from cnnfilterdb.analysis.groups import Groups
 from cnnfilterdb.analysis.options import ComponentWeights
 from cnnfilterdb.analysis.queries import condition, run
 from cnnfilterdb.analysis.shifts import component_weights

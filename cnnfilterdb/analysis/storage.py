@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -17,7 +18,26 @@ from cnnfilterdb.sql import Definition
 if TYPE_CHECKING:
     import duckdb
 
-__all__ = ["Storage"]
+__all__ = ["Storage", "Totals"]
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """The files from which questions about whole models are answered, as they are in a basis.
+
+    Attributes:
+        totals: Files with histograms of whole models.
+        layers: The layers of all other models.
+        histograms: The histograms of these layers; at least one file, perhaps without rows.
+    """
+
+    totals: tuple[str, ...]
+    layers: tuple[str, ...]
+    histograms: tuple[str, ...]
+
+    def within(self, folder: str) -> Totals:
+        """The same files, if their paths are relative to a folder."""
+        return Totals(*(tuple(f"{folder}/{file}" for file in files) for files in astuple(self)))
 
 
 class Storage(ABC):
@@ -92,6 +112,10 @@ class Storage(ABC):
             tables: Of ``models``, ``layers``, ``histograms`` and ``fingerprints``.
         """
         return {table: {} for table in tables}
+
+    def totals(self, basis_id: str) -> Totals | None:
+        """The files that have the histograms of whole models in a basis; None if there are none."""
+        return None
 
     def doubt(self, error: Exception) -> bool:
         """Stop using copies of tables that an error names; True if asking again may help."""

@@ -58,6 +58,7 @@ __all__ = [
     "PARTS",
     "QUARANTINE",
     "STAGING",
+    "TOTALS",
     "UNFINISHED",
     "bases_pattern",
     "basis_folder",
@@ -92,6 +93,7 @@ __all__ = [
     "shard_table",
     "shards_pattern",
     "slug",
+    "totals_table",
 ]
 
 #: The file that makes a folder a database, or a release.
@@ -138,6 +140,9 @@ COMMIT = "commit.json"
 #: Names, in the folder of a basis, of the basis and of the folder of its histograms.
 BASIS = "basis.parquet"
 HISTOGRAMS = "histograms"
+
+#: Name of the tables of the histograms of whole models, which are among the copies only.
+TOTALS = "totals"
 
 #: Name, in the folder of the index, of the folder of fingerprints; no basis has such a key.
 FINGERPRINTS = "fingerprints"
@@ -282,6 +287,15 @@ def histograms_table(basis_id: str) -> str:
     return f"{HISTOGRAMS}-{basis_id}"
 
 
+def totals_table(basis_id: str) -> str:
+    """Name of the table of the histograms of whole models in a basis.
+
+    >>> totals_table("3x3-0a1b2c3d")
+    'totals-3x3-0a1b2c3d'
+    """
+    return f"{TOTALS}-{basis_id}"
+
+
 def is_gathered_table(name: str) -> bool:
     """Whether a text is the name of a small table.
 
@@ -289,7 +303,7 @@ def is_gathered_table(name: str) -> bool:
     (True, True, False)
     """
     kind, _, basis_id = name.partition("-")
-    return name in (MODELS, LAYERS, FINGERPRINTS) or (kind == HISTOGRAMS and is_basis_id(basis_id))
+    return name in (MODELS, LAYERS, FINGERPRINTS) or (kind in (HISTOGRAMS, TOTALS) and is_basis_id(basis_id))
 
 
 def lock_path(name: str) -> str:

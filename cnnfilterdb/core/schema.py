@@ -29,6 +29,7 @@ __all__ = [
     "MAX_KERNEL_WEIGHTS",
     "MODELS",
     "PAPERS_LAYER",
+    "TOTALS",
     "UNITS",
     "AnnotatedFacts",
     "GivenFacts",
@@ -336,6 +337,21 @@ HISTOGRAMS = pa.schema(
         _field("counts", pa.list_(pa.int64()), "counts, component by component, bins values each", nullable=False),
         _field("below", pa.list_(pa.int64()), "per component, coefficients left of the range", nullable=False),
         _field("above", pa.list_(pa.int64()), "per component, coefficients right of the range", nullable=False),
+    ]
+)
+
+TOTALS = pa.schema(
+    [
+        _field("basis_id", pa.string(), "key of the basis", nullable=False),
+        _field("model_id", pa.string(), "key of the model", nullable=False),
+        _field("recipe", pa.string(), "recipe that sets the range", nullable=False),
+        _field("papers_layer", pa.bool_(), "whether of its layers that the papers would have read", nullable=False),
+        _field("low", pa.float64(), "left edge of the first bin", nullable=False),
+        _field("high", pa.float64(), "right edge of the last bin", nullable=False),
+        _field("layers", pa.int64(), "layers counted", nullable=False),
+        _field("filters", pa.int64(), "filters counted", nullable=False),
+        _field("outside", pa.int64(), "coefficients outside the range", nullable=False),
+        _field("counts", pa.list_(pa.int64()), "counts, component by component, bins values each", nullable=False),
     ]
 )
 

@@ -5,14 +5,14 @@ A ``by`` or ``where`` is one expression, and confined SQL writes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import pairwise
 
 import duckdb
 
 from cnnfilterdb.core.errors import QueryError, SelectionError
 
-__all__ = ["check_confined", "check_repeatable", "expression", "identifier", "is_constant", "literal"]
+__all__ = ["check_confined", "check_repeatable", "expression", "identifier", "is_constant", "literal", "uses_only"]
 
 #: How a subquery may begin after a bracket.
 _SUBQUERY = frozenset(
@@ -28,6 +28,12 @@ _PREFIXES = ("duckdb_", "json_execute", "parquet_", "pragma_", "read_")
 
 #: Functions that give something else at each call.
 _RANDOM = frozenset({"gen_random_uuid", "random", "uuid", "uuidv4", "uuidv7"})
+
+#: Words of expressions that are about the row alone.
+_PLAIN = frozenset(
+    {"and", "between", "case", "else", "end", "false", "ilike", "in", "is", "like", "not", "null", "or", "then", "true",
+     "when"}
+)  # fmt: skip
 
 #: Statements that write files; DuckDB also allows them inside queries.
 _WRITING = frozenset({"attach", "copy", "export", "secret"})
@@ -137,6 +143,24 @@ def is_constant(text: str) -> bool:
     (True, True, False, False)
     """
     return all(kind not in _NAMES or token.lower() in ("true", "false", "null") for kind, token in _tokens(text))
+
+
+def uses_only(text: str, columns: Collection[str]) -> bool:
+    """Whether an expression certainly uses some columns only, each row for itself.
+
+    It is False for all but plain expressions: no window, type or other name of a table is looked into.
+
+    >>> [uses_only(text, {"a"}) for text in ("lower(a) LIKE 'x%' AND a <> 'b'", "a || b", "rank() OVER (ORDER BY a)")]
+    [True, False, False]
+    """
+    tokens = [*_tokens(text), (duckdb.token_type.operator, "")]
+    return all(
+        kind not in _NAMES
+        or bool(_called(kind, token, following))
+        or token.lower() in _PLAIN
+        or token.strip('"').lower() in columns
+        for (kind, token), (_, following) in pairwise(tokens)
+    )
 
 
 def check_confined(query: str) -> None:

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from cnnfilterdb import stats
 from cnnfilterdb.analysis import shifts
-from cnnfilterdb.analysis.groups import BALANCES
+from cnnfilterdb.analysis.grouping import BALANCES
 from cnnfilterdb.analysis.queries import condition
 from cnnfilterdb.core import schema, sqltext
 from cnnfilterdb.core.errors import CnnFilterDbError, SelectionError, unknown_model

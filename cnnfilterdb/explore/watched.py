@@ -14,7 +14,8 @@ import numpy.typing as npt
 from cnnfilterdb.analysis import groups as groupings
 from cnnfilterdb.analysis.bases import FittedBasis
 from cnnfilterdb.analysis.connection import Connection
-from cnnfilterdb.analysis.groups import Grouping, Groups, Histograms
+from cnnfilterdb.analysis.grouping import Grouping
+from cnnfilterdb.analysis.groups import Groups, Histograms
 from cnnfilterdb.core.schema import PAPERS_LAYER
 from cnnfilterdb.core.sqltext import literal
 from cnnfilterdb.explore.jobs import current

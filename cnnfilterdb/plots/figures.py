@@ -13,8 +13,7 @@ import numpy as np
 import pandas as pd
 
 from cnnfilterdb import plots
-from cnnfilterdb.analysis import groups as groupings
-from cnnfilterdb.analysis.groups import Grouping
+from cnnfilterdb.analysis.grouping import Grouping
 from cnnfilterdb.analysis.options import GroupOptions, ShiftOptions
 from cnnfilterdb.analysis.significance import how_computed, model_shifts, tested
 from cnnfilterdb.core.errors import SelectionError, unknown_model
@@ -306,7 +305,7 @@ class Figures:
             if np.isfinite(values).all():
                 maps.setdefault(label, {})[str(size)] = (values, int(rows["filters"].sum()))
         if not maps:
-            raise groupings.empty(Grouping(by, where, sizes_text(kernel)))
+            raise Grouping(by, where, sizes_text(kernel)).empty()
         caption = caption_by_size(
             f"Variance of each weight of {counted(len(maps), 'group')} by {by}", frame, where, all_layers,
             "Below each: its number of kernels, in units of the variance of all weights of their layer",

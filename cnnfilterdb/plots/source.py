@@ -11,7 +11,8 @@ import pandas as pd
 
 from cnnfilterdb.analysis import groups as groupings
 from cnnfilterdb.analysis.bases import moments_of
-from cnnfilterdb.analysis.groups import Grouping, Groups
+from cnnfilterdb.analysis.grouping import Grouping
+from cnnfilterdb.analysis.groups import Groups
 from cnnfilterdb.analysis.queries import condition, expression, run
 from cnnfilterdb.core.errors import SelectionError
 from cnnfilterdb.core.sqltext import literal
@@ -74,7 +75,7 @@ def layer_measures(
         f'AND {condition(where)} {papers} AND "group" IS NOT NULL',
     )
     if frame.empty:
-        raise groupings.empty(Grouping(by, where, kernel))
+        raise Grouping(by, where, kernel).empty()
     chosen = _large_enough(frame, by, min_models, min_filters)
     measures = chosen.drop(columns=["model_id", "filters"]).rename(columns={"group": by})
     measures.attrs["sizes"] = sizes_of(chosen)
@@ -126,7 +127,7 @@ def layers_by_size(
         f'{papers} AND "group" IS NOT NULL ORDER BY ALL',
     )
     if frame.empty:
-        raise groupings.empty(Grouping(by, where, sizes_text(kernel)))
+        raise Grouping(by, where, sizes_text(kernel)).empty()
     return _large_enough(frame, by, min_models, min_filters)
 
 

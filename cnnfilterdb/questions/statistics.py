@@ -14,7 +14,8 @@ from cnnfilterdb.analysis import descriptors, shifts
 from cnnfilterdb.analysis import groups as groupings
 from cnnfilterdb.analysis.bases import FittedBasis, moments_of
 from cnnfilterdb.analysis.coverage import coverage
-from cnnfilterdb.analysis.groups import Grouping, Groups
+from cnnfilterdb.analysis.grouping import Grouping
+from cnnfilterdb.analysis.groups import Groups
 from cnnfilterdb.analysis.options import (
     BasisChoice,
     ComponentWeights,
@@ -25,6 +26,7 @@ from cnnfilterdb.analysis.options import (
 )
 from cnnfilterdb.analysis.queries import condition
 from cnnfilterdb.analysis.shifts import ShiftMatrix
+from cnnfilterdb.analysis.sums import StoredHistograms
 from cnnfilterdb.core import sqltext
 from cnnfilterdb.core.errors import DamagedIndexError, SelectionError
 from cnnfilterdb.core.schema import kernel_shape
@@ -209,7 +211,12 @@ class Statistics(Tables):
 
     def _stored_groups(self, question: Grouping, fitted: FittedBasis) -> Groups:
         """Groups from the stored histograms of a basis."""
-        return groupings.stored(self._connect("group_layers"), question, fitted)
+        return groupings.stored(self._histograms_in(fitted.basis_id, fitted.basis), question, fitted)
+
+    def _histograms_in(self, basis_id: str, basis: stats.Basis) -> StoredHistograms:
+        """The stored histograms of a basis."""
+        width, totals = len(basis.mean) * basis.bins, self.storage.totals(basis_id)
+        return StoredHistograms(self._connect("group_layers"), basis_id, width, totals)
 
     @undisturbed
     def kl_shift(
@@ -358,9 +365,11 @@ class Statistics(Tables):
         for name in ("bins", "range"):
             if options.get(name) is not None:
                 raise SelectionError(f"kl_shift_intervals: leave out {name}; intervals come from stored histograms")
+        found = self.groups(by, **options)
+        assert found.basis_id
         frame = shifts.intervals(
-            self._connect("group_layers"),
-            self.groups(by, **options),
+            self._histograms_in(found.basis_id, found.basis),
+            found,
             weights,
             metric,
             samples=samples,
@@ -444,7 +453,7 @@ class Statistics(Tables):
         )
         frame = self._frame(query).set_index("group")
         if frame.empty:
-            raise groupings.empty(question)
+            raise question.empty()
         frame.index.name = by
         frame.attrs["coverage"] = coverage(self._connect("facts"), question).attrs()
         return frame

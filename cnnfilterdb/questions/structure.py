@@ -9,7 +9,7 @@ import numpy as np
 from cnnfilterdb import stats
 from cnnfilterdb.analysis import groups as groupings
 from cnnfilterdb.analysis import structure
-from cnnfilterdb.analysis.groups import Grouping
+from cnnfilterdb.analysis.grouping import Grouping
 from cnnfilterdb.analysis.queries import condition
 from cnnfilterdb.core import sqltext
 from cnnfilterdb.core.errors import SelectionError
@@ -281,5 +281,5 @@ class Structure(Conclusions):
             f"kernel := {sqltext.literal(kernel)}, all_layers := {bool(all_layers)})"
         )
         if frame.empty:
-            raise groupings.empty(question)
+            raise question.empty()
         return frame

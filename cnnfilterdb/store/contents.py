@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from cnnfilterdb import sql
-from cnnfilterdb.analysis.storage import Storage
+from cnnfilterdb.analysis.storage import Storage, Totals
 from cnnfilterdb.core import paths
 from cnnfilterdb.core.errors import CorruptError, unknown_model
 from cnnfilterdb.core.listing import entries
@@ -98,6 +98,11 @@ class Contents(Storage):
             warnings.warn(
                 f"{others[0]}{more}: is no file of the database, and is not read; move it elsewhere", stacklevel=5
             )
+
+    def totals(self, basis_id: str) -> Totals | None:
+        """The files that have the histograms of whole models in a basis, as absolute paths; None if there are none."""
+        found = self.gathered.totals(self._stamps(), basis_id)
+        return None if found is None else found.within(self.location)
 
     def doubt(self, error: Exception) -> bool:
         """Stop using gathered tables that an error names."""

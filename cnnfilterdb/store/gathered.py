@@ -4,6 +4,7 @@
 
     .gathered/<name>/models.parquet, layers.parquet, fingerprints.parquet
     .gathered/<name>/histograms-<basis id>.parquet
+    .gathered/<name>/totals-<basis id>.parquet   histograms of whole models (:mod:`cnnfilterdb.store.totals`)
     .gathered/<name>/members.json          the models, each with the stamp of its models row; these files
 
 They are copies, made by writers, and can be deleted at any time. A query uses them only if the models row of every
@@ -18,6 +19,7 @@ next writer gathers it again.
 from __future__ import annotations
 
 import json
+import math
 import secrets
 import shutil
 import stat
@@ -31,13 +33,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cnnfilterdb.analysis.storage import Totals
 from cnnfilterdb.core import paths
 from cnnfilterdb.core.durable import sha256, sync, sync_folder, writing
 from cnnfilterdb.core.errors import CnnFilterDbError, CorruptError, DatabaseError
 from cnnfilterdb.core.listing import entries
+from cnnfilterdb.core.recipes import RECIPES
 from cnnfilterdb.core.reports import first_line
-from cnnfilterdb.core.schema import FINGERPRINTS, HISTOGRAMS, LAYERS, MODELS
+from cnnfilterdb.core.schema import FINGERPRINTS, HISTOGRAMS, LAYERS, MODELS, TOTALS
 from cnnfilterdb.store.regular import Stamp, check_size, read_small, require_regular, stamp_of
+from cnnfilterdb.store.totals import TotalsFile
 from cnnfilterdb.store.writer import HISTOGRAM_ENCODING
 
 __all__ = ["LEAST", "Chunk", "Gathered"]
@@ -95,16 +100,16 @@ class Gathered:
     # ------------------------------------------------------------------------------------------------ read
 
     def chunks(self) -> list[Chunk]:
-        """All folders whose files are as they were written, the largest first."""
-        found = []
+        """All folders whose files are as they were written, the largest first, and of equal ones the newest."""
+        found = list[tuple[int, int, Chunk]]()
         for path, entry, linked in entries(self._root, paths.members_path("*")):
             with suppress(OSError):
                 status = entry.stat(follow_symlinks=False)
                 wrong = linked or status.st_size > _LARGEST
                 chunk = None if wrong else _chunk(self._root, path, status.st_ino, status.st_mtime_ns)
                 if chunk and all(_stamp(self._root / table) == stamp for table, (stamp, _) in chunk.states.items()):
-                    found.append(chunk)
-        return sorted(found, key=lambda chunk: (-len(chunk.members), chunk.name))
+                    found.append((len(chunk.members), status.st_mtime_ns, chunk))
+        return [chunk for *_, chunk in sorted(found, key=lambda one: one[:2], reverse=True)]
 
     def current(self, stamps: Stamps) -> list[Chunk]:
         """Those of which every model is the one that was copied, and in no larger one of them."""
@@ -141,6 +146,29 @@ class Gathered:
             found[table] |= {chunk.tables[table]: len(chunk.members) for chunk in gathered}
         return found
 
+    def totals(self, stamps: Stamps, basis_id: str) -> Totals | None:
+        """The files that questions about whole models read, relative to the database; None if nothing is gathered.
+
+        Args:
+            stamps: As in :meth:`files`.
+            basis_id: Key of the basis.
+        """
+        table = paths.totals_table(basis_id)
+        gathered = [chunk for chunk in self.current(stamps) if table in chunk.tables]
+        if not gathered:
+            return None
+        own = sorted(set(filter(paths.is_slug, stamps)).difference(*(chunk.covered[table] for chunk in gathered)))
+        place = partial(paths.histograms_path, basis_id)
+        there = _stems(self._root, place) if own else set()
+        return Totals(
+            totals=tuple(chunk.tables[table] for chunk in gathered),
+            layers=tuple(map(paths.layers_path, own)),
+            histograms=(
+                *(place(slug) for slug in own if slug in there),
+                paths.histograms_path(paths.EMPTY, paths.EMPTY),
+            ),
+        )
+
     def damage(self, stamps: Stamps) -> dict[str, str]:
         """What is wrong with the files that queries use: path, relative to the database -> what was found."""
         return {
@@ -164,6 +192,7 @@ class Gathered:
                 or (there(of) & chunk.members.keys()) <= covered
                 for table, of in tables.items()
             )
+            and all(paths.totals_table(basis_id) in chunk.tables for basis_id in _bases_in(chunk.tables))
         ]
         own = set(filter(paths.is_slug, stamps)).difference(*(chunk.members for chunk in kept))
         if len(own) < LEAST:
@@ -194,12 +223,7 @@ class Gathered:
                 part = slugs[start : start + _MOST]
                 place = staging / secrets.token_hex(8)
                 place.mkdir()
-                files = {}
-                for table, of in tables.items():
-                    path, covered = place / f"{table}.parquet", list[int]()
-                    _write(path, _rows(self._root, map(of, part), _schema(table), covered), table)
-                    if covered:
-                        files[path.name] = (_stamp(path), sha256(path), covered)
+                files = self._copy(part, tables, place)
                 members = place / paths.MEMBERS
                 members.write_text(json.dumps({"members": {slug: stamps[slug] for slug in part}, "files": files}))
                 sync(members)
@@ -208,6 +232,30 @@ class Gathered:
                 sync_folder(self._root / paths.GATHERED)
             self._doubted = False
             self.tidy(stamps)
+
+    def _copy(
+        self, slugs: Sequence[str], tables: Mapping[str, Callable[[str], str]], place: Path
+    ) -> dict[str, tuple[Stamp | None, str, list[int]]]:
+        """Write the tables of some models into a folder: name of each file -> its stamp, hash and models."""
+        files = {}
+
+        def wrote(path: Path, covered: list[int]) -> None:
+            sync(path)
+            files[path.name] = (_stamp(path), sha256(path), covered)
+
+        for table, of in tables.items():
+            path, covered = place / f"{table}.parquet", list[int]()
+            rows = _rows(self._root, map(of, slugs), _schema(table), covered)
+            if basis_ids := _bases_in([table]):
+                totals = TotalsFile(place, basis_ids[0])
+                # Counts take a quarter less time to read with LZ4, which makes their file a quarter larger.
+                if _write(path, map(_by_recipe, totals.added(rows)), compression="lz4", **HISTOGRAM_ENCODING):
+                    wrote(path, covered)
+                    without = totals.without()
+                    wrote(totals.path, [number for number, slug in enumerate(slugs) if slug not in without])
+            elif _write(path, ([part] for part in rows), compression="zstd"):
+                wrote(path, covered)
+        return files
 
     def tidy(self, stamps: Stamps) -> None:
         """Remove the folders that no query uses: their models are in a larger one, were replaced, or are gone."""
@@ -227,6 +275,12 @@ def _tables(bases: Iterable[str]) -> dict[str, Callable[[str], str]]:
         paths.FINGERPRINTS: paths.fingerprints_path,
     }
     return tables | {paths.histograms_table(basis_id): partial(paths.histograms_path, basis_id) for basis_id in bases}
+
+
+def _bases_in(tables: Iterable[str]) -> list[str]:
+    """Keys of the bases whose histograms are among some tables."""
+    named = (table.partition("-") for table in tables)
+    return [basis_id for kind, _, basis_id in named if kind == paths.HISTOGRAMS]
 
 
 def _schema(table: str) -> pa.Schema:
@@ -270,16 +324,21 @@ def _chunk(root: Path, path: str, inode: int, changed: int) -> Chunk | None:
         return None
     if any(_stamp(root / table) != stamp for table, (stamp, _) in states.items()):
         return None  # nor is it kept in memory
-    # DuckDB takes the columns, and how many rows to expect, from the first file: that of histograms is a copy.
-    if not all(_is_of_histograms(root / file) for table, file in tables.items() if paths.HISTOGRAMS in table):
-        return None
+    # DuckDB takes the columns, and how many rows to expect, from the first file: those are copies.
+    for table, file in tables.items():
+        kind = table.partition("-")[0]
+        if kind == paths.HISTOGRAMS and not _has(root / file, HISTOGRAMS):
+            return None
+        if kind == paths.TOTALS and not _has(root / file, TOTALS, 2 * len(RECIPES) * len(members)):
+            return None
     return Chunk(place.rpartition("/")[2], members, tables, covered, states)
 
 
-def _is_of_histograms(path: Path) -> bool:
-    """Whether a file has the columns of histograms."""
+def _has(path: Path, schema: pa.Schema, most: float = math.inf) -> bool:
+    """Whether a file has the columns of a table, and states no more rows than it can have."""
     try:
-        return bool(pq.read_schema(path).equals(HISTOGRAMS))
+        with pq.ParquetFile(path) as file:
+            return bool(file.schema_arrow.equals(schema) and file.metadata.num_rows <= most)
     except (OSError, ValueError, pa.ArrowException):
         return False
 
@@ -316,19 +375,23 @@ def _rows(root: Path, files: Iterable[str], schema: pa.Schema, there: list[int])
         yield pa.concat_tables(pending).combine_chunks()
 
 
-def _write(path: Path, rows: Iterator[pa.Table], table: str) -> None:
-    """Write a table, if it has rows. Histograms have row groups of one recipe each, of which a query reads one."""
+def _by_recipe(histograms: pa.Table) -> Iterator[pa.Table]:
+    """Row groups of histograms, of one recipe each, of which a query reads one."""
+    import pyarrow.compute as pc
+
+    for recipe in histograms["recipe"].unique():
+        yield histograms.filter(pc.equal(histograms["recipe"], recipe))
+
+
+def _write(path: Path, parts: Iterable[Iterable[pa.Table]], **options: Any) -> bool:
+    """Write a table, given as parts of row groups; False if it has no rows, and so no file."""
     writer: pq.ParquetWriter | None = None
-    histograms = _schema(table) is HISTOGRAMS
-    # Counts take a quarter less time to read with LZ4, which makes their file a quarter larger.
-    options = {"compression": "lz4", **HISTOGRAM_ENCODING} if histograms else {"compression": "zstd"}
     try:
-        for part in rows:
-            writer = writer or pq.ParquetWriter(path, part.schema, write_page_checksum=True, **options)
-            for recipe in part["recipe"].unique() if histograms else [None]:
-                writer.write_table(part if recipe is None else part.filter(pa.compute.equal(part["recipe"], recipe)))
+        for part in parts:
+            for rows in part:
+                writer = writer or pq.ParquetWriter(path, rows.schema, write_page_checksum=True, **options)
+                writer.write_table(rows)
     finally:
         if writer:
             writer.close()
-    if writer:
-        sync(path)
+    return writer is not None

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from cnnfilterdb.analysis import groups as module
-from cnnfilterdb.analysis.groups import BALANCES, Grouping, by_model
+from cnnfilterdb.analysis import sums
+from cnnfilterdb.analysis.grouping import BALANCES, Grouping
+from cnnfilterdb.analysis.groups import by_model
 from cnnfilterdb.core.errors import SelectionError
 from cnnfilterdb.stats import Basis, Moments
 
@@ -39,12 +40,12 @@ def test_balanced_members_count_the_same(sample):
 
 def test_models_add_up_to_their_groups(sample):
     groups = sample.groups("domain", balance="models")
-    numbers, counts = by_model(sample._connect("group_layers"), groups)
+    numbers, counts = by_model(sample._histograms_in(groups.basis_id, groups.basis), groups)
     assert np.bincount(numbers).tolist() == groups.models.tolist()
     for number in range(len(groups.labels)):
         np.testing.assert_allclose(counts[numbers == number].sum(axis=0), groups.counts[number], rtol=1e-12)
     few = groups.at_least(2, 1)
-    numbers, counts = by_model(sample._connect("group_layers"), few)
+    numbers, counts = by_model(sample._histograms_in(few.basis_id, few.basis), few)
     assert np.bincount(numbers).tolist() == few.models.tolist() == [2, 2]
 
 
@@ -58,13 +59,13 @@ def test_a_random_question_has_no_answer(sample, asked):
 @pytest.mark.parametrize("balance", BALANCES)
 @pytest.mark.parametrize("chunk", [1, 3, 2048])
 def test_groups_are_those_of_sql_however_they_are_read(sample, monkeypatch, balance, chunk):
-    monkeypatch.setattr(module, "_CHUNK", chunk)
+    monkeypatch.setattr(sums, "_CHUNK", chunk)
     groups = sample.groups("domain", balance=balance)
     asked = f"FROM group_histograms(domain, balance := '{balance}'%s) ORDER BY \"group\", model_id"
     rows = sample.sql(asked % "").df()
     assert rows["group"].tolist() == groups.labels
     np.testing.assert_allclose(np.stack(rows["counts"]), groups.counts.reshape(len(rows), -1), rtol=1e-12)
-    numbers, counts = by_model(sample._connect("group_layers"), groups)
+    numbers, counts = by_model(sample._histograms_in(groups.basis_id, groups.basis), groups)
     rows = sample.sql(asked % ", by_model := true").df()
     assert rows["group"].tolist() == [groups.labels[number] for number in numbers]
     np.testing.assert_allclose(np.stack(rows["counts"]), counts.reshape(len(rows), -1), rtol=1e-12)

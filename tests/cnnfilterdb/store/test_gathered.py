@@ -24,6 +24,8 @@ QUESTIONS = {
     "models": lambda db: db.models(),
     "layers": lambda db: db.layers(),
     "shift": lambda db: db.kl_shift("name"),
+    "depth": lambda db: db.kl_shift("layer"),
+    "balanced": lambda db: db.kl_shift("domain", balance="models", all_layers=True, recipe="medneurips2022"),
     "5x5": lambda db: db.kl_shift("name", kernel="5x5"),
     "sql": lambda db: db.sql("SELECT model_id, layer, recipe, counts FROM histograms ORDER BY ALL").df(),
     "fingerprints": lambda db: db.sql("SELECT model_id, layer, kurtosis FROM fingerprints ORDER BY ALL").df(),
@@ -240,7 +242,7 @@ def overwrite(file, change):
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("damage", DAMAGE)
-@pytest.mark.parametrize("table", ["models", "layers", "histograms-3x3-*", "members"])
+@pytest.mark.parametrize("table", ["models", "layers", "histograms-3x3-*", "totals-3x3-*", "members"])
 def test_damage_is_never_an_error_of_a_question(path, damage, table):
     expected = plain_answers(path)
     (file,) = path.glob(f"{paths.GATHERED}/*/{table}.*")
@@ -261,7 +263,7 @@ def list_again(path, file, digest):
     listed.write_text(json.dumps(content))
 
 
-@pytest.mark.parametrize("table", ["models", "histograms-3x3-*"])
+@pytest.mark.parametrize("table", ["models", "histograms-3x3-*", "totals-3x3-*"])
 @pytest.mark.parametrize("make", [os.mkfifo, lambda file: file.symlink_to("/dev/zero")])
 def test_only_regular_files_are_read(path, table, make):
     """A pipe would be read for ever."""
@@ -285,11 +287,12 @@ OTHER_COLUMNS = {
 }
 
 
+@pytest.mark.parametrize("table", ["histograms", "totals"])
 @pytest.mark.parametrize("change", OTHER_COLUMNS)
-def test_a_copy_with_other_columns_is_never_an_error_of_a_question(path, change):
+def test_a_copy_with_other_columns_is_never_an_error_of_a_question(path, change, table):
     """One that its list of members describes, as a stranger's may."""
     expected = plain_answers(path)
-    (file,) = path.glob(f"{paths.GATHERED}/*/histograms-3x3-*.parquet")
+    (file,) = path.glob(f"{paths.GATHERED}/*/{table}-3x3-*.parquet")
     pq.write_table(OTHER_COLUMNS[change](pq.read_table(file)), file)
     list_again(path, file, hashlib.sha256(file.read_bytes()).hexdigest())
     with cnnfilterdb.open(path, read_only=True) as db:
@@ -345,6 +348,37 @@ def test_links_are_not_followed(path, tmp_path):
         db.index()
         assert len(db._store.listed()) > 2
     assert len(list(elsewhere.glob("*/*"))) > 3  # nothing was removed there
+
+
+@pytest.mark.parametrize("name", ["0", "z"])
+def test_an_index_that_comes_later_is_gathered(sample_path, tmp_path, few, name):
+    """Whatever the folder is called that it replaces."""
+    path = tmp_path / "db"
+    shutil.copytree(sample_path, path)
+    shutil.rmtree(path / paths.INDEX)
+    with cnnfilterdb.open(path) as db:
+        db._store.gather()
+        (members,) = chunks(path)
+        members.parent.rename(path / paths.gathered_folder(name))
+        db.index()
+        (members,) = chunks(path)
+        assert len(list(members.parent.glob("histograms-*"))) == len(list(members.parent.glob("totals-*"))) > 1
+        db._store.gather()
+        assert chunks(path) == [members]
+
+
+def test_a_folder_without_totals_is_gathered_again(path):
+    """One of an earlier version."""
+    (members,) = chunks(path)
+    content = json.loads(members.read_text())
+    content["files"] = {name: state for name, state in content["files"].items() if not name.startswith("totals-")}
+    members.write_text(json.dumps(content))
+    with cnnfilterdb.open(path) as db:
+        basis_id = db._bases.current()["3x3"].basis_id
+        assert db.storage.totals(basis_id) is None
+        assert_same(answers(db), plain_answers(path))
+        db._store.gather()
+        assert db.storage.totals(basis_id).layers == ()
 
 
 def test_few_models_are_not_gathered(sample_path, tmp_path):

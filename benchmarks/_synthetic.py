@@ -12,15 +12,19 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from cnnfilterdb.core.schema import ModelFacts
+from cnnfilterdb.ingest.fetch.cache import sha256_of
+from cnnfilterdb.ingest.sources import Source, register
 
 #: Layers and models of the papers' dataset, release v1.0.0.
 LAYER_COUNT, MODEL_COUNT = 21_436, 647
@@ -46,8 +50,9 @@ class SyntheticModel:
         return sum(outputs * inputs for outputs, inputs in self.layers)
 
 
-#: Kernels that are made at a time, so that making them takes less memory than importing them.
-_PIECE = 1 << 18
+#: Kernels that are made at a time, so that making them takes less memory than importing them, and bytes of the files
+#: that are imported at a time.
+_PIECE, _BATCH = 1 << 18, 4_000_000_000
 
 
 def kernels(model: SyntheticModel, layer: int) -> npt.NDArray[np.float32]:
@@ -66,45 +71,87 @@ def _pieces(model: SyntheticModel, layer: int) -> Iterator[npt.NDArray[np.float3
         yield rng.standard_normal((count, 9), np.float32) @ mixing.astype(np.float32)
 
 
-def build(path: Path, models: Iterable[SyntheticModel]) -> dict[str, float]:
-    """Import the models into a new database; histograms are left to `index`, as with any first import.
+@register
+class SyntheticSource(Source):
+    """The models as safetensors files in a folder, as :func:`write_files` leaves them."""
 
-    The kernels of a model are written to a plain file first, from which they are read as from one of weights. That is
-    not part of the import.
+    name = "synthetic"
 
-    Returns:
-        ``seconds`` of the imports, and those of the processors, ``cpu``.
-    """
-    import cnnfilterdb
-    from cnnfilterdb.core.schema import ModelFacts
-    from cnnfilterdb.ingest.network.layers import ConvLayer, Weights
-    from cnnfilterdb.ingest.pipeline import take_in
-    from cnnfilterdb.store.index import Projection
+    def __init__(self, *, folder: Path) -> None:
+        self._folder = folder
+        self._domains: dict[str, str] = json.loads((folder / "domains.json").read_text())
 
-    def read(file: Path, start: int, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-        return np.fromfile(file, np.float32, math.prod(shape), offset=start).reshape(shape)
+    def list(self, patterns: Sequence[str] = ()) -> Sequence[str]:
+        """All of them."""
+        return [*self._domains]
 
-    db = cnnfilterdb.create(path)
-    spent = {"seconds": 0.0, "cpu": 0.0}
-    plain = path.with_suffix(".weights")
+    def describe(self, name: str) -> ModelFacts:
+        """What is known of one."""
+        digest = sha256_of(self.resolve(name))
+        return ModelFacts(domain=self._domains[name], license="CC0-1.0", weights_sha256=digest)
+
+    def resolve(self, name: str, progress: object = None) -> Path:
+        """Its file."""
+        return self._folder / f"{name}.safetensors"
+
+
+def write_files(folder: Path, models: Sequence[SyntheticModel]) -> None:
+    """Write models as safetensors files, a piece at a time; the library that does so needs each as a whole in memory."""
+    (folder / "domains.json").write_text(json.dumps({model.name: model.domain for model in models}))
     for model in models:
-        layers = []
-        with plain.open("wb") as file:
-            for number, channels in enumerate(model.layers):
-                shape = (*channels, 3, 3)
-                layers.append(ConvLayer(f"layer{number}", shape, partial(read, plain, file.tell(), shape)))
+        header, end = {}, 0
+        for number, channels in enumerate(model.layers):
+            start, end = end, end + 36 * math.prod(channels)
+            header[f"layer{number}.weight"] = {"dtype": "F32", "shape": [*channels, 3, 3], "data_offsets": [start, end]}
+        text = json.dumps(header).encode()
+        with (folder / f"{model.name}.safetensors").open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for number in range(len(model.layers)):
                 for piece in _pieces(model, number):
                     piece.tofile(file)
             file.flush()
             os.fsync(file.fileno())  # or the import would wait for it
-        facts = partial(ModelFacts, domain=model.domain, license="CC0-1.0")
-        start, used = time.perf_counter(), time.process_time()
-        take_in(db._store, Weights("synthetic", None, tuple(layers)), source="synthetic", name=model.name, facts=facts,
-                projector=Projection(db._index))  # fmt: skip
-        spent["seconds"] += time.perf_counter() - start
-        spent["cpu"] += time.process_time() - used
-    plain.unlink(missing_ok=True)
+
+
+def _batches(models: Iterable[SyntheticModel]) -> Iterator[list[SyntheticModel]]:
+    """Models whose files are there at the same time."""
+    batch: list[SyntheticModel] = []
+    for model in models:
+        batch.append(model)
+        if sum(36 * one.filters for one in batch) >= _BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def build(path: Path, models: Iterable[SyntheticModel]) -> dict[str, float]:
+    """Import the models into a new database; histograms are left to `index`, as with any first import.
+
+    Their safetensors files are written before, some gigabytes at a time. That is not part of the import.
+
+    Returns:
+        ``seconds`` of the imports, and those of the processors, ``cpu``, with the child processes that read the files.
+    """
+    import cnnfilterdb
+
+    db = cnnfilterdb.create(path)
+    spent = {"seconds": 0.0, "cpu": 0.0}
+    for batch in _batches(models):
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            write_files(Path(folder), batch)
+            start, used = time.perf_counter(), _processor_seconds()
+            report = db.ingest("synthetic", folder=Path(folder), allow_untrained=True)
+            spent["seconds"] += time.perf_counter() - start
+            spent["cpu"] += _processor_seconds() - used
+            assert len(report.done) == len(batch), str(report)
     return spent
+
+
+def _processor_seconds() -> float:
+    """Those of this process and of its children that have ended."""
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + ended.ru_utime + ended.ru_stime
 
 
 def peak_gb() -> float:

@@ -187,7 +187,7 @@ WORK: dict[str, tuple[Callable[[Path, float], dict[str, float]], bool]] = {
     "quality": (_again(lambda db: db.quality("domain")), False),
 }
 LABELS = {
-    "ingest": "import, from a plain file of each model",
+    "ingest": "`ingest`, from a safetensors file of each model",
     "writing": "pyarrow writes the same columns, from memory",
     "reading": "pyarrow reads the nine columns",
     "index": "`index`: basis and histograms, two scans",

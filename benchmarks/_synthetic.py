@@ -96,7 +96,7 @@ class SyntheticSource(Source):
 
 
 def write_files(folder: Path, models: Sequence[SyntheticModel]) -> None:
-    """Write models as safetensors files, a piece at a time; the library that does so needs each as a whole in memory."""
+    """Write models as safetensors files, a piece at a time; the library for that needs each as a whole in memory."""
     (folder / "domains.json").write_text(json.dumps({model.name: model.domain for model in models}))
     for model in models:
         header, end = {}, 0

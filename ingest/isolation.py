@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import mmap
 import os
 import re
 import subprocess
@@ -55,6 +56,9 @@ _WATCHED = 0.2
 
 #: Bytes of a layer that the child can send before they are read.
 _PIPE = 1 << 20
+
+# Bytes from which on memory comes from the system: with fewer, asking it takes longer than the rest
+_MAPPED = 1 << 20
 
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from cnnfilterdb.ingest.isolation import serve; serve()"
@@ -395,7 +399,7 @@ def _exactly(stream: Any, count: int) -> npt.NDArray[np.uint8]:
     Raises:
         EOFError: It ends too early.
     """
-    data = np.empty(count, np.uint8)  # not filled with zeros first, as a bytearray is
+    data = _memory(count)
     view, done = memoryview(data.data), 0
     while done < count:
         got = stream.readinto(view[done:])
@@ -403,6 +407,15 @@ def _exactly(stream: Any, count: int) -> npt.NDArray[np.uint8]:
             raise EOFError
         done += got
     return data
+
+
+def _memory(count: int) -> npt.NDArray[np.uint8]:
+    """Memory that is not filled with zeros first, as a bytearray is.
+
+    Much of it comes from the system and goes back there at once. What the C library frees, it keeps for each of the
+    many threads of an import: with the number of models that grew to a gigabyte.
+    """
+    return np.empty(count, np.uint8) if count < _MAPPED else np.frombuffer(mmap.mmap(-1, count), np.uint8)
 
 
 def _size(path: Path) -> int:

@@ -253,6 +253,8 @@ class Gathered:
                     wrote(path, covered)
                     without = totals.without()
                     wrote(totals.path, [number for number, slug in enumerate(slugs) if slug not in without])
+                else:
+                    totals.path.unlink()
             elif _write(path, ([part] for part in rows), compression="zstd"):
                 wrote(path, covered)
         return files

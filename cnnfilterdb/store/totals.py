@@ -22,7 +22,10 @@ from cnnfilterdb.store.writer import HISTOGRAM_ENCODING
 __all__ = ["TotalsFile"]
 
 #: The columns of the layers table that are needed.
-_COLUMNS = ["model_id", "layer", "tensor_sha256", "kernel", "stored", "kind", "dead"]
+_COLUMNS = ["model_id", "layer", "tensor_sha256", "filters", "kernel", "stored", "kind", "dead"]
+
+#: What tells a layer of a model: its number, the hash of its weight, and its filters.
+_Layer = tuple[int, str, int]
 
 # Bytes of the rows that are in memory at most, about; they become one row group per recipe
 _BYTES = 16 << 20
@@ -48,9 +51,9 @@ class TotalsFile:
         self.path = folder / f"{paths.totals_table(basis_id)}.parquet"
         layers = pq.read_table(folder / f"{paths.LAYERS}.parquet", columns=_COLUMNS)
         mine = layers.filter(pc.and_(layers["stored"], pc.equal(layers["kernel"], basis_id.partition("-")[0])))
-        self._layers: dict[str, set[tuple[int, str]]] = {}
+        self._layers: dict[str, list[_Layer]] = {}
         for model_id, layer in _keys(mine):
-            self._layers.setdefault(model_id, set()).add(layer)
+            self._layers.setdefault(model_id, []).append(layer)
         self._papers = set(_keys(papers_layers(mine)))
         self._writer = pq.ParquetWriter(
             self.path, TOTALS, compression="lz4", write_page_checksum=True, **HISTOGRAM_ENCODING
@@ -73,24 +76,23 @@ class TotalsFile:
             self._writer.close()
 
     def _add(self, part: pa.Table) -> None:
-        columns = [_matrix(part[name]) for name in ("counts", "below", "above")]
-        counts, below, above = columns
+        counts, below, above = (_matrix(part[name]) for name in ("counts", "below", "above"))
         if counts is None or below is None or above is None:
             return  # what is wrong is told by those who read the file itself
-        rows: dict[str, dict[str, list[int]]] = {}
         keys = _keys(part)
+        rows: dict[str, dict[str, list[int]]] = {}
         for row, ((model_id, _), recipe) in enumerate(zip(keys, part["recipe"].to_pylist(), strict=True)):
             rows.setdefault(model_id, {}).setdefault(recipe, []).append(row)
         chosen: list[tuple[list[int], bool]] = []
         for model_id, by_recipe in rows.items():
-            layers = self._layers.get(model_id)
-            found = [sorted(keys[row][1] for row in by_recipe.get(recipe, [])) for recipe in RECIPES]
-            if layers and all(one == sorted(layers) for one in found):
-                self._without.discard(model_id)
-                for recipe in RECIPES:
-                    of_papers = [row for row in by_recipe[recipe] if keys[row] in self._papers]
-                    others = [row for row in by_recipe[recipe] if keys[row] not in self._papers]
-                    chosen += [(some, papers) for some, papers in ((of_papers, True), (others, False)) if some]
+            layers = sorted(self._layers.get(model_id, []))
+            if any(sorted(keys[row][1] for row in by_recipe.get(recipe, [])) != layers for recipe in RECIPES):
+                continue
+            self._without.discard(model_id)
+            for recipe in RECIPES:
+                for papers in (True, False):
+                    some = [row for row in by_recipe[recipe] if (keys[row] in self._papers) == papers]
+                    chosen += [(some, papers)] if some else []
         if chosen:
             self._rows.append(_summed(part, chosen, counts, below.sum(axis=1) + above.sum(axis=1)))
         if sum(table.nbytes for table in self._rows) >= _BYTES:
@@ -106,10 +108,10 @@ class TotalsFile:
         self._rows = []
 
 
-def _keys(rows: pa.Table) -> list[tuple[str, tuple[int, str]]]:
-    """The model of each row, and what identifies the weight of its layer."""
-    model_ids, layers, hashes = (rows[name].to_pylist() for name in ("model_id", "layer", "tensor_sha256"))
-    return list(zip(model_ids, zip(layers, hashes, strict=True), strict=True))
+def _keys(rows: pa.Table) -> list[tuple[str, _Layer]]:
+    """The model and the layer of each row."""
+    model_ids, *layers = (rows[name].to_pylist() for name in ("model_id", "layer", "tensor_sha256", "filters"))
+    return list(zip(model_ids, zip(*layers, strict=True), strict=True))
 
 
 def _matrix(column: pa.ChunkedArray) -> npt.NDArray[np.int64] | None:

@@ -1,12 +1,16 @@
 """Layers of several models keep to one allowance, and no model waits for ever."""
 
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 import cnnfilterdb
 from cnnfilterdb.core.errors import BadWeightsError
@@ -78,3 +82,34 @@ def test_a_large_model_that_fails_in_between_does_not_wait_for_itself(tmp_path, 
                 projector=Projection(db._index),
             )  # fmt: skip
         assert len(db.models()) == 0
+
+
+_AGAIN = """
+import sys
+import cnnfilterdb
+
+def resident():
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("VmRSS")) / 1e3
+
+with cnnfilterdb.create(sys.argv[2]) as db:
+    for _ in range(4):
+        report = db.ingest("files", [sys.argv[1]], allow_untrained=True, overwrite=True)
+        assert len(report.done) == 12, report
+        print(resident())
+"""
+
+
+@pytest.mark.thorough
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs the memory of a process as Linux tells it")
+def test_memory_does_not_grow_with_the_number_of_models(tmp_path):
+    """What threads free goes back to the system."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "files").mkdir()
+    for number in range(12):
+        channels = rng.integers(200, 850, 4).tolist()
+        layers = {f"a{i}.weight": rng.standard_normal((n, n, 3, 3), np.float32) for i, n in enumerate(channels)}
+        save_file(layers, tmp_path / "files" / f"m{number}.safetensors")
+    command = [sys.executable, "-c", _AGAIN, tmp_path / "files", tmp_path / "db"]
+    megabytes = [float(line) for line in subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout.split()]
+    assert max(megabytes) < megabytes[0] + 100

@@ -70,8 +70,8 @@ __all__ = [
 _AHEAD, _AT_A_TIME = 4, 4
 
 #: Layers that are read and measured before they are written, and the bytes of all of them: so many that neither waits
-#: for the other where layers differ in size, and two of the largest.
-_LAYERS_AHEAD, _BYTES_AHEAD = 16, 450_000_000
+#: for the other where layers differ in size, and one of the largest beside others.
+_LAYERS_AHEAD, _BYTES_AHEAD = 16, 300_000_000
 
 
 class Projector(Protocol):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -34,13 +34,14 @@ class StoredHistograms:
         connection: With the macro ``group_layers``.
         basis_id: Key of the basis.
         width: Number of counts of a histogram, for all components together.
-        totals: Where the histograms of whole models are; None if there are those of layers only.
+        totals: Says, given the key of a basis, where the histograms of whole models are; None if there are those of
+            layers only.
     """
 
     connection: duckdb.DuckDBPyConnection
     basis_id: str
     width: int
-    totals: Totals | None = None
+    totals: Callable[[str], Totals | None]
 
     def sums(self, grouping: Grouping, *, by_model: bool = False) -> Sums:
         """The sums of each group, or with ``by_model`` of the models in each.
@@ -51,8 +52,8 @@ class StoredHistograms:
         Raises:
             SelectionError: ``by`` or ``where`` cannot be answered, or selects nothing.
         """
-        if self.totals and grouping.of_models:
-            query = _of_models(grouping, self.basis_id, self.totals, by_model)
+        if grouping.of_models and (totals := self.totals(self.basis_id)):
+            query = _of_models(grouping, self.basis_id, totals, by_model)
         else:
             query = f"""
                 SELECT number, "group", model_id, 1::BIGINT AS layers, filters, factor, counts, low, high,

@@ -342,16 +342,10 @@ HISTOGRAMS = pa.schema(
 
 TOTALS = pa.schema(
     [
-        _field("basis_id", pa.string(), "key of the basis", nullable=False),
-        _field("model_id", pa.string(), "key of the model", nullable=False),
-        _field("recipe", pa.string(), "recipe that sets the range", nullable=False),
+        *map(HISTOGRAMS.field, ("basis_id", "model_id", "recipe", "low", "high", "filters", "counts")),
         _field("papers_layer", pa.bool_(), "whether of its layers that the papers would have read", nullable=False),
-        _field("low", pa.float64(), "left edge of the first bin", nullable=False),
-        _field("high", pa.float64(), "right edge of the last bin", nullable=False),
         _field("layers", pa.int64(), "layers counted", nullable=False),
-        _field("filters", pa.int64(), "filters counted", nullable=False),
         _field("outside", pa.int64(), "coefficients outside the range", nullable=False),
-        _field("counts", pa.list_(pa.int64()), "counts, component by component, bins values each", nullable=False),
     ]
 )
 

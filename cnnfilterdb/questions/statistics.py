@@ -215,8 +215,8 @@ class Statistics(Tables):
 
     def _histograms_in(self, basis_id: str, basis: stats.Basis) -> StoredHistograms:
         """The stored histograms of a basis."""
-        width, totals = len(basis.mean) * basis.bins, self.storage.totals(basis_id)
-        return StoredHistograms(self._connect("group_layers"), basis_id, width, totals)
+        width = len(basis.mean) * basis.bins
+        return StoredHistograms(self._connect("group_layers"), basis_id, width, self.storage.totals)
 
     @undisturbed
     def kl_shift(

@@ -24,7 +24,7 @@ __all__ = ["TotalsFile"]
 #: The columns of the layers table that are needed.
 _COLUMNS = ["model_id", "layer", "tensor_sha256", "filters", "kernel", "stored", "kind", "dead"]
 
-#: What tells a layer of a model: its number, the hash of its weight, and its filters.
+#: What identifies a layer of a model: its number, the hash of its weight, and its number of filters.
 _Layer = tuple[int, str, int]
 
 # Bytes of the rows that are in memory at most, about; they become one row group per recipe
@@ -78,7 +78,7 @@ class TotalsFile:
     def _add(self, part: pa.Table) -> None:
         counts, below, above = (_matrix(part[name]) for name in ("counts", "below", "above"))
         if counts is None or below is None or above is None:
-            return  # what is wrong is told by those who read the file itself
+            return  # a question reads the file of the model instead, and reports the damage
         keys = _keys(part)
         rows: dict[str, dict[str, list[int]]] = {}
         for row, ((model_id, _), recipe) in enumerate(zip(keys, part["recipe"].to_pylist(), strict=True)):

@@ -101,7 +101,7 @@ with cnnfilterdb.create(sys.argv[2]) as db:
 
 
 @pytest.mark.thorough
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs the memory of a process as Linux tells it")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc/self/status of Linux")
 def test_memory_does_not_grow_with_the_number_of_models(tmp_path):
     """What threads free goes back to the system."""
     rng = np.random.default_rng(0)
